@@ -1,0 +1,30 @@
+"""One exception for everything a user can get wrong, and ways to word it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that says what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a registry.
+
+    >>> print(unknown("method", "fedplora", ["fed_plora", "hlora"]))
+    Unknown method 'fedplora'; did you mean 'fed_plora'? Known: fed_plora, hlora.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return InputError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def raise_all(what: str, problems: Iterable[str]) -> None:
+    """Raise one `InputError` that lists every problem found; return if there is none."""
+    problems = list(problems)
+    if problems:
+        raise InputError(f"{what}: " + "; ".join(problems) + ".")
