@@ -61,7 +61,8 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
         raise unknown(kind, name, registry)
     factory = registry[name]
     parameters = inspect.signature(factory).parameters
-    accepted = [key for key in parameters if key not in given]
+    only = inspect.Parameter.KEYWORD_ONLY
+    accepted = [key for key, p in parameters.items() if p.kind is only and key not in given]
     for key in options:
         if key not in accepted:
             raise unknown(f"option of {kind} {name!r}:", key, accepted or ["(none)"])

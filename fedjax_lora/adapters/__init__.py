@@ -1,0 +1,44 @@
+"""LoRA as pure functions over trees: where adapters go, their factors, and how they are applied."""
+
+from fedjax_lora.adapters.attach import apply, low_rank_term
+from fedjax_lora.adapters.factors import (
+    delta,
+    deltas,
+    factor_mask,
+    init,
+    keep,
+    merge,
+    prefix_mask,
+    spread,
+    truncate,
+    uniform_gain,
+)
+from fedjax_lora.adapters.template import (
+    PRESETS,
+    SCALES,
+    Site,
+    Template,
+    make_template,
+    parameter_count,
+)
+
+__all__ = [
+    "PRESETS",
+    "SCALES",
+    "Site",
+    "Template",
+    "apply",
+    "delta",
+    "deltas",
+    "factor_mask",
+    "init",
+    "keep",
+    "low_rank_term",
+    "make_template",
+    "merge",
+    "parameter_count",
+    "prefix_mask",
+    "spread",
+    "truncate",
+    "uniform_gain",
+]

@@ -1,0 +1,110 @@
+"""Federated LoRA methods by name, and how to add one.
+
+A rule that averages components needs one function, the weights of each client's components. This
+one lets the client with the most examples decide:
+
+>>> import jax.numpy as jnp
+>>> from fedjax_lora import methods
+>>> def biggest(template):
+...     '''The factors of the client with the most examples.'''
+...     def weigh(cohort, start, result):
+...         chosen = jnp.arange(cohort.weight.shape[0]) == jnp.argmax(cohort.weight)
+...         own = chosen[:, None] & methods.owners(cohort, template.rank)
+...         return own.astype(jnp.float32)
+...     return methods.averaging(template, weigh)
+>>> methods.METHODS["biggest"] = methods.Entry(biggest, paper="an example")
+>>> methods.summary("biggest")
+'The factors of the client with the most examples.'
+>>> _ = methods.METHODS.pop("biggest")
+
+Now ``method="biggest"`` works in a config, and the property tests take it up. Anything else is a
+`Method` record of its own; see `fedjax_lora.methods.stacking` for a short one.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fedjax_lora import specs
+from fedjax_lora.adapters import Template
+from fedjax_lora.methods.averaging import (
+    averaging,
+    combine,
+    fedit,
+    hetlora,
+    keep_unowned,
+    masked_mean,
+    owner_shares,
+    owners,
+    replication,
+    shares,
+    zero_padding,
+)
+from fedjax_lora.methods.base import (
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    truncated_start,
+)
+from fedjax_lora.methods.plora import fed_plora
+from fedjax_lora.methods.products import flexlora, hlora
+from fedjax_lora.methods.stacking import flora
+
+
+class Entry(NamedTuple):
+    """A row of the registry."""
+
+    factory: Callable[..., Method]
+    paper: str
+
+
+METHODS: dict[str, Entry] = {
+    "fedit": Entry(fedit, "arXiv 2305.05644"),
+    "zero_padding": Entry(zero_padding, "arXiv 2406.17477"),
+    "hetlora": Entry(hetlora, "arXiv 2401.06432"),
+    "masked_mean": Entry(masked_mean, "arXiv 2408.08699"),
+    "replication": Entry(replication, "arXiv 2406.17477"),
+    "fed_plora": Entry(fed_plora, "arXiv 2602.16936"),
+    "hlora": Entry(hlora, "arXiv 2503.00813"),
+    "flexlora": Entry(flexlora, "arXiv 2402.11505"),
+    "flora": Entry(flora, "arXiv 2409.05976"),
+}
+
+
+def make(spec: str, template: Template) -> Method:
+    """The method named by a spec such as ``"replication(inner='uniform')"``.
+
+    Raises:
+      InputError: unknown method or option.
+    """
+    factories = {name: entry.factory for name, entry in METHODS.items()}
+    return specs.build(spec, factories, "method", template=template)
+
+
+def summary(name: str) -> str:
+    """The first line of a method's docstring."""
+    return (inspect.getdoc(METHODS[name].factory) or "").split("\n", maxsplit=1)[0]
+
+
+__all__ = [
+    "METHODS",
+    "Cohort",
+    "Entry",
+    "Method",
+    "Outcome",
+    "Server",
+    "Start",
+    "Traffic",
+    "averaging",
+    "combine",
+    "keep_unowned",
+    "make",
+    "owner_shares",
+    "owners",
+    "shares",
+    "summary",
+    "truncated_start",
+]

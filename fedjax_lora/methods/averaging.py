@@ -1,0 +1,252 @@
+"""Methods that average factors component by component.
+
+All of them compute, for component `j` of either factor, ``sum_k w[k, j] * x_k[j]`` and differ only
+in the weights `w`. With ``p_k`` the share of client `k` and ``own[k, j] = (j < r_k)``:
+
+==================  =============================================================
+FedIT               ``p_k`` (all ranks equal)
+zero padding        ``p_k * own``: what one of `K` clients owns becomes `1/K` of it
+HetLoRA             ``own * ||delta_k||_F / sum_k ||delta_k||_F``
+masked mean (RBLA)  ``p_k * own / sum_k p_k * own``
+replication         missing components are first filled from those who have them
+==================  =============================================================
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from fedjax_lora import adapters, lowrank, trees
+from fedjax_lora.adapters import Template
+from fedjax_lora.methods.base import (
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    need_equal_ranks,
+    plain_server,
+    symmetric_traffic,
+    truncated_start,
+)
+from fedjax_lora.types import Adapter, Array, LoRA
+
+Weights = Literal["examples", "uniform"]
+
+
+def shares(weight: Array, kind: Weights = "examples") -> Array:
+    """Weights of the cohort, zero for absent clients, summing to one over the others: ``[c]``."""
+    if kind == "uniform":
+        weight = (weight > 0).astype(weight.dtype)
+    return trees.safe_divide(weight, jnp.sum(weight), jnp.zeros(()))
+
+
+def owners(cohort: Cohort, most: int) -> Array:
+    """Which present client has which component: ``bool[c, R]``."""
+    return adapters.prefix_mask(cohort.rank, most) & (cohort.weight > 0)[:, None]
+
+
+def combine(result: Adapter, weight: Array | Mapping[str, Array]) -> Adapter:
+    """``sum_k weight[k, j] * component j of client k``, both factors.
+
+    Args:
+      result: ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
+      weight: ``[c, R]``, or ``[c, (L,) R]`` per path. Clients of weight 0 have no influence, even
+        if they are not finite.
+    """
+
+    def total(x: Array, w: Array) -> Array:
+        return jnp.sum(jnp.where(w != 0, w * x, 0), axis=0)
+
+    def site(path: str, pair: LoRA) -> LoRA:
+        w = weight[path] if isinstance(weight, Mapping) else weight
+        w = w.reshape(w.shape[0], *(1,) * (pair.a.ndim - 1 - w.ndim), *w.shape[1:])
+        return LoRA(total(pair.a, w[..., None, :]), total(pair.b, w[..., :, None]))
+
+    return {path: site(path, pair) for path, pair in result.items()}
+
+
+def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array]) -> Adapter:
+    """``new`` where a component has an owner, the old value bit for bit elsewhere.
+
+    Args:
+      new: the aggregate, ``[(L,) i, R]`` and ``[(L,) R, o]``.
+      old: the server's adapter.
+      owned: ``bool[R]``, or ``bool[(L,) R]`` per path.
+    """
+
+    def site(path: str, n: LoRA, o: LoRA) -> LoRA:
+        mask = owned[path] if isinstance(owned, Mapping) else owned
+        mask = mask.reshape((1,) * (n.a.ndim - 1 - mask.ndim) + mask.shape)
+        return LoRA(
+            jnp.where(mask[..., None, :], n.a, o.a), jnp.where(mask[..., :, None], n.b, o.b)
+        )
+
+    return {path: site(path, new[path], old[path]) for path in new}
+
+
+def averaging(
+    template: Template,
+    weigh: Callable[[Cohort, Start, Adapter], Array | Mapping[str, Array]],
+    **fields: Any,
+) -> Method:
+    """A method that averages with the weights returned by ``weigh``, ``[c, R]`` or per path.
+
+    Components that no present client owns keep the server's value.
+    """
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        mean = combine(result, weigh(cohort, start, result))
+        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        adapter = keep_unowned(mean, server.adapter, owned)
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    return Method(
+        init=plain_server,
+        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        aggregate=aggregate,
+        traffic=symmetric_traffic(template),
+        **fields,
+    )
+
+
+def _padded_mean(template: Template, weights: Weights, **fields: Any) -> Method:
+    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
+        share = shares(cohort.weight, weights)
+        return jnp.where(owners(cohort, template.rank), share[:, None], 0.0)
+
+    return averaging(template, weigh, **fields)
+
+
+def zero_padding(template: Template, *, weights: Weights = "examples") -> Method:
+    """Factors padded with zeros to rank `R`, then averaged: dilutes what few clients own.
+
+    Component `j` is multiplied by the weight share of the clients that own it; with one owner among
+    `K` equal clients by ``1/K`` in each factor, ``1/K**2`` in the product.
+
+    The baseline of Byun & Lee, arXiv 2406.17477, and of most later work.
+    """
+    return _padded_mean(template, weights)
+
+
+def fedit(template: Template, *, weights: Weights = "examples") -> Method:
+    """Plain averaging of both factors; all clients have one rank.
+
+    ``a = sum_k p_k a_k``, ``b = sum_k p_k b_k``. Its product differs from the mean of the products
+    by the covariance ``sum_k p_k (a_k - a)(b_k - b)``.
+
+    Zhang et al., "Towards Building the Federated GPT", arXiv 2305.05644.
+    """
+    check = need_equal_ranks("fedit", "a heterogeneous method such as 'zero_padding'")
+    return _padded_mean(template, weights, check=check)
+
+
+def masked_mean(template: Template, *, weights: Weights = "examples") -> Method:
+    """RBLA: each component averaged over the clients that own it.
+
+    ``x[j] = sum_k p_k own[k, j] x_k[j] / sum_k p_k own[k, j]``.
+
+    "RBLA: Rank-Based LoRA Aggregation", arXiv 2408.08699.
+    """
+
+    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
+        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
+
+    return averaging(template, weigh)
+
+
+def owner_shares(weight: Array, owned: Array, kind: Weights) -> Array:
+    """Weights that sum to one over the owners of each component, 0 where there are none.
+
+    Args:
+      weight: ``[c]``.
+      owned: ``bool[c, ..., R]``.
+      kind: by number of examples, or equal.
+    """
+    share = shares(weight, kind)
+    mass = jnp.where(owned, trees.expand(share, owned), 0.0)
+    return trees.safe_divide(mass, jnp.sum(mass, axis=0, keepdims=True), jnp.zeros_like(mass))
+
+
+def hetlora(template: Template, *, norm: Literal["client", "layer"] = "client") -> Method:
+    """HetLoRA's sparsity-weighted averaging of zero-padded factors.
+
+    ``w_k = ||delta_k||_F / sum_k ||delta_k||_F`` with ``delta_k`` the client's adapter after
+    training at its own scale (its value, not its change); if all are zero, equal weights. The tail
+    penalty and self-pruning of the paper are not part of this rule.
+
+    Args:
+      template: the sites.
+      norm: one weight per client from the norm over all layers together, or one per layer. The
+        paper does not say; the default keeps the layers of one client together.
+
+    Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
+    arXiv 2401.06432.
+    """
+
+    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:
+        present = cohort.weight > 0
+        squares = {
+            path: lowrank.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
+            for path, pair in result.items()
+        }
+        if norm == "client":
+            total = sum(jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values())
+            squares = {path: trees.expand(total, x) for path, x in squares.items()}
+
+        def weights(square: Array) -> Array:  # [c, (L or 1)]
+            size = jnp.where(trees.expand(present, square), jnp.sqrt(square), 0.0)
+            equal = jnp.broadcast_to(trees.expand(shares(cohort.weight, "uniform"), size), size.shape)
+            return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
+
+        owned = adapters.spread(template, owners(cohort, template.rank))
+        return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
+
+    return averaging(template, weigh)
+
+
+def replication(
+    template: Template,
+    *,
+    donors: Literal["owners", "highest"] = "owners",
+    inner: Literal["outer", "uniform"] = "outer",
+    weights: Weights = "examples",
+) -> Method:
+    """Replication padding: missing components are filled with the high-rank clients' mean.
+
+    ``fill[j] = sum_{k in H_j} q_k x_k[j] / sum_{k in H_j} q_k`` over the donors ``H_j``; a client
+    without component `j` is padded with ``fill[j]``; then ``x[j] = sum_k p_k padded_k[j]``. With
+    ``inner="outer"`` (``q = p``) and two rank levels this equals the masked mean exactly.
+
+    Nobody in the cohort owns component `j` (a third of the rounds with 10 of 100 clients and 10 %
+    of them high-rank): the paper does not say; the server's value stays, since a zero would erase
+    what earlier rounds learned.
+
+    Args:
+      template: the sites.
+      donors: who fills component `j` if there are more than two ranks, which the paper does not
+        treat: all its owners, or only the clients of the cohort's highest rank.
+      inner: weights among the donors: those of the outer mean, or equal. The paper weighs by the
+        number of high-rank clients in a way that is not public.
+      weights: weights of the outer mean.
+
+    Byun & Lee, "Towards Federated Low-Rank Adaptation of Language Models with Rank Heterogeneity",
+    arXiv 2406.17477.
+    """
+
+    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
+        share = shares(cohort.weight, weights)
+        own = owners(cohort, template.rank)
+        giver = own
+        if donors == "highest":
+            present = jnp.where(cohort.weight > 0, cohort.rank, 0)
+            giver = own & (cohort.rank == jnp.max(present))[:, None]
+        kind = "uniform" if inner == "uniform" else weights
+        fill = owner_shares(cohort.weight, giver, kind)  # [c, R], weights of the filling mean
+        missing = jnp.sum(jnp.where(own, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
+        return jnp.where(own, share[:, None], 0.0) + missing[None] * fill
+
+    return averaging(template, weigh)

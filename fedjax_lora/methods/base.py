@@ -1,0 +1,146 @@
+"""What a federated LoRA method is: a record of pure functions over one cohort.
+
+A factory ``my_method(template, *, option=...)`` returns a `Method`. Everything traced has static
+shapes: every adapter is stored at the maximum rank `R`, ranks and choices are data. A round is ::
+
+    start  = method.broadcast(server, clients, cohort)                   # what each client begins with
+    result = ... local training from start.adapter where start.trainable ...
+    server, clients, rank = method.aggregate(server, clients, cohort, start, result)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import adapters, trees
+from fedjax_lora.adapters import Template
+from fedjax_lora.errors import InputError
+from fedjax_lora.types import Adapter, Array, Gain, Kernels, Key
+
+FLOAT_BYTES = 4
+INDEX_BYTES = 4
+
+
+class Server(NamedTuple):
+    """What the server carries from round to round."""
+
+    adapter: Adapter  # the global adapter, [(L,) i, R] and [(L,) R, o], read at the server's scale
+    kernels: Kernels  # base kernels the method has changed; {} for most
+    state: Any = ()  # the method's own
+
+
+class Cohort(NamedTuple):
+    """This round's clients. A weight of 0 means absent: no influence on anything."""
+
+    id: Array  # int32[c]
+    rank: Array  # int32[c]
+    weight: Array  # float32[c], number of training examples
+    scale: Array  # float32[c], multiplier of each client's adapter
+    round: Array  # int32[], from 0
+    key: Key  # of this round
+
+
+class Start(NamedTuple):
+    """What each client begins the round with."""
+
+    adapter: Adapter  # [c, (L,) i, R], zero at inactive components
+    gain: Gain  # [c, (L,) R], 0 at inactive components
+    trainable: Adapter  # booleans that broadcast against the factors
+
+
+class Outcome(NamedTuple):
+    """What a round leaves behind."""
+
+    server: Server
+    clients: Any  # the method's own state of each client in the cohort, [c, ...]
+    rank: Array  # int32[c], the clients' ranks from now on
+
+
+class Traffic(NamedTuple):
+    """Bytes of one round, per client, as a real client would send and receive them."""
+
+    up: np.ndarray  # int64[c]
+    down: np.ndarray  # int64[c]
+
+
+def no_check(rank: np.ndarray) -> None:
+    """Accept any ranks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A rule for one round. All functions but ``traffic`` and ``check`` are traced.
+
+    Attributes:
+      init: ``(adapter, kernels) -> Server`` from a fresh global adapter and the base kernels at the
+        adapted sites.
+      broadcast: ``(server, clients, cohort) -> Start``.
+      aggregate: ``(server, clients, cohort, start, result) -> Outcome``, where ``result`` is the
+        clients' adapters after local training, ``[c, ...]``.
+      traffic: ``rank int[c] -> Traffic`` of the adapters (the head is not the method's business).
+      init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
+      penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
+      check: raises `InputError` if the method cannot take these ranks.
+    """
+
+    init: Callable[[Adapter, Kernels], Server]
+    broadcast: Callable[[Server, Any, Cohort], Start]
+    aggregate: Callable[[Server, Any, Cohort, Start, Adapter], Outcome]
+    traffic: Callable[[np.ndarray], Traffic]
+    init_clients: Callable[[int], Any] = lambda count: ()
+    penalty: Callable[[Adapter, Array], Array] | None = None
+    check: Callable[[np.ndarray], None] = no_check
+
+
+def plain_server(adapter: Adapter, kernels: Kernels) -> Server:
+    """A server that holds a global adapter and leaves the base alone."""
+    return Server(adapter, {})
+
+
+def client_gain(template: Template, cohort: Cohort, components: Array | Gain) -> Gain:
+    """Each client's scale at the given components, 0 elsewhere: ``[c, (L,) R]`` per path."""
+    active = adapters.spread(template, components)
+    return {
+        path: jnp.where(mask, trees.expand(cohort.scale, mask), 0.0)
+        for path, mask in active.items()
+    }
+
+
+def per_client(tree: Any) -> Any:
+    """A leading axis of one, which broadcasts over the cohort."""
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def truncated_start(template: Template, server: Server, cohort: Cohort) -> Start:
+    """Each client begins with the first `r` components of the global adapter and trains them."""
+    active = adapters.prefix_mask(cohort.rank, template.rank)  # [c, R]
+    mask = adapters.factor_mask(adapters.spread(template, active))
+    start = adapters.keep(per_client(server.adapter), mask)
+    return Start(start, client_gain(template, cohort, active), mask)
+
+
+def symmetric_traffic(template: Template) -> Callable[[np.ndarray], Traffic]:
+    """Each client receives and sends its own `r` components."""
+
+    def traffic(rank: np.ndarray) -> Traffic:
+        size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
+        return Traffic(up=size, down=size)
+
+    return traffic
+
+
+def need_equal_ranks(name: str, instead: str) -> Callable[[np.ndarray], None]:
+    """A check for methods that are defined for one rank only."""
+
+    def check(rank: np.ndarray) -> None:
+        if len(set(rank.tolist())) > 1:
+            raise InputError(
+                f"Method {name!r} needs clients of one rank, got ranks "
+                f"{sorted(set(rank.tolist()))}; choose ranks 'fixed(rank=...)', or {instead}."
+            )
+
+    return check

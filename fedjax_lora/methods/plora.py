@@ -1,0 +1,129 @@
+"""Fed-PLoRA: LoRA as parallel one-rank modules, of which each client trains a few per round."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import adapters
+from fedjax_lora.adapters import Template
+from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    INDEX_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    client_gain,
+    per_client,
+    plain_server,
+)
+from fedjax_lora.types import Adapter, Array, Gain, Key
+
+Selection = Literal["random", "prefix", "round_robin"]
+
+
+def select(
+    rank: Array, most: int, *, selection: Selection, key: Key, ids: Array, round: Array
+) -> Array:
+    """Which `r` of the `R` modules each client trains this round: ``bool[c, R]``.
+
+    ``random`` draws them uniformly without repetition from (key, client id); ``prefix`` takes the
+    first `r`; ``round_robin`` takes `r` in a row, moving on by `r` every round, from a position
+    that differs between clients.
+    """
+    place = jnp.broadcast_to(jnp.arange(most)[None], (rank.shape[0], most))
+    if selection == "random":
+        score = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (most,)))(ids)
+        place = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
+    elif selection == "round_robin":
+        place = (place - ((round + ids) * rank)[:, None]) % most
+    return place < rank[:, None]
+
+
+def fed_plora(
+    template: Template,
+    *,
+    selection: Selection = "random",
+    indices: Literal["global", "layer"] = "global",
+    weights: Weights = "uniform",
+) -> Method:
+    """Fed-PLoRA with Select-N-Fold: all `R` modules act, each client trains `r` of them.
+
+    Client `k` draws a set ``K_k`` of ``r_k`` of the `R` modules, folds the others into its frozen
+    weight, ``W + sum_{j not in K_k} s a_j b_j``, and trains those in ``K_k``; module `j` becomes the
+    mean over the clients that trained it, and keeps its value bit for bit if nobody did. Folding is
+    done here as *active but not trainable*, the same function without a copy of the base. Every
+    client begins at the global model, so there is no initialisation noise.
+
+    The identity needs one scale for all clients; under a per-client rule such as ``alpha/r`` the
+    server's scale is used, since a client holds all `R` modules.
+
+    Args:
+      template: the sites.
+      selection: how the modules are chosen, see `select`. The paper draws them at random.
+      indices: one set for all layers, or one per layer and site. The paper does not say; one set
+        costs `r` indices of traffic and lets modules of different layers train together.
+      weights: of the mean over a module's owners. The paper's bound is written with equal ones.
+
+    Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
+    """
+
+    def choose(cohort: Cohort) -> Gain:
+        def one(key: Key) -> Array:
+            return select(
+                cohort.rank,
+                template.rank,
+                selection=selection,
+                key=key,
+                ids=cohort.id,
+                round=cohort.round,
+            )
+
+        if indices == "global":
+            return adapters.spread(template, one(cohort.key))
+        masks = {}
+        for n, site in enumerate(template.sites):
+            key = jax.random.fold_in(cohort.key, n)
+            layers = len(site.layers or (True,))
+            drawn = [one(jax.random.fold_in(key, layer)) for layer in range(layers)]
+            masks[site.path] = jnp.stack(drawn, axis=1) if site.stack else drawn[0]
+        return adapters.spread(template, masks)
+
+    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+        count = cohort.rank.shape[0]
+        everything = jnp.ones((count, template.rank), bool)
+        at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale))
+        start = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
+        )
+        gain = client_gain(template, at_server_scale, everything)
+        return Start(start, gain, adapters.factor_mask(choose(cohort)))
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        trained = choose(cohort)
+        present = cohort.weight > 0
+        owned = {
+            path: mask & present.reshape(-1, *(1,) * (mask.ndim - 1))
+            for path, mask in trained.items()
+        }
+        weight = {path: owner_shares(cohort.weight, mask, weights) for path, mask in owned.items()}
+        kept = {path: jnp.any(mask, axis=0) for path, mask in owned.items()}
+        adapter = keep_unowned(combine(result, weight), server.adapter, kept)
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    sets = sum(s.adapted for s in template.sites) if indices == "layer" else 1
+
+    def traffic(rank: np.ndarray) -> Traffic:
+        rank = rank.astype(np.int64)
+        one = template.component_size * FLOAT_BYTES
+        up = rank * (one + sets * INDEX_BYTES)
+        return Traffic(up=up, down=np.full_like(up, template.rank * one))
+
+    return Method(init=plain_server, broadcast=broadcast, aggregate=aggregate, traffic=traffic)

@@ -1,0 +1,92 @@
+"""Pytree arithmetic that no library offers under these names."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora.types import Array
+
+Tree = TypeVar("Tree")
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one dictionary with ``/``-joined paths.
+
+    >>> flat({"x": {"kernel": 1, "bias": 2}})
+    {'x/kernel': 1, 'x/bias': 2}
+    """
+    leaves = {}
+    for name, child in params.items():
+        if isinstance(child, Mapping):
+            leaves |= {f"{name}/{path}": leaf for path, leaf in flat(child).items()}
+        else:
+            leaves[name] = child
+    return leaves
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`.
+
+    >>> nested({"x/kernel": 1, "x/bias": 2})
+    {'x': {'kernel': 1, 'bias': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+def replace(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` with the leaves at the given ``/``-joined paths exchanged; nothing is copied."""
+    return nested(flat(params) | dict(leaves))
+
+
+def expand(weight: Array, like: Array) -> Array:
+    """Append axes of size one to ``weight`` until it broadcasts against ``like``."""
+    return weight.reshape(weight.shape + (1,) * (like.ndim - weight.ndim))
+
+
+def safe_divide(numerator: Array, denominator: Array, otherwise: Array) -> Array:
+    """``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, otherwise, numerator / jnp.where(zero, 1, denominator))
+
+
+def weighted_mean(stack: Tree, weight: Array, otherwise: Tree) -> Tree:
+    """The mean over a leading client axis; ``otherwise`` if all weights are 0.
+
+    Clients with weight 0 have no influence, even if their values are not finite.
+
+    Args:
+      stack: leaves ``[c, ...]``.
+      weight: ``[c]``, not negative; they need not sum to one.
+      otherwise: leaves ``[...]``.
+    """
+
+    def mean(x: Array, old: Array) -> Array:
+        w = expand(weight, x).astype(x.dtype)
+        total = jnp.sum(jnp.where(w > 0, w * x, 0), axis=0)
+        return safe_divide(total, jnp.sum(w, axis=0), old)
+
+    return jax.tree.map(mean, stack, otherwise)
+
+
+def where(mask: Array, new: Tree, old: Tree) -> Tree:
+    """``new`` where the mask of the leading axis is true, else ``old``, for every leaf."""
+    return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), new, old)
+
+
+def square_norm(tree: Any) -> Array:
+    """The sum of squares of all entries of all leaves."""
+    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def size_bytes(tree: Any) -> int:
+    """Bytes of all leaves; leaves may be abstract."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

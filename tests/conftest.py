@@ -1,0 +1,41 @@
+"""Strict JAX, eight CPU devices, and one helper for the tests that want real data."""
+
+import os
+import pathlib
+
+# Before jax is imported: eight devices to shard over. One BLAS thread and one pool thread are a
+# second belt against the batched-LAPACK deadlock of jaxlib 0.10.2 on a CPU.
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests of the real data folder, visibly, where it is absent."""
+    if not SHARED.is_dir():
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """The folder of real data and models beside the checkout."""
+    return SHARED
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A random key."""
+    return jax.random.key(0)
