@@ -18,8 +18,9 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 def square_norm(pair: LoRA) -> Array:
     """``||a @ b||_F^2`` from two ``k x k`` Gram matrices: ``tr((a^T a)(b b^T))``, ``[...]``."""
-    gram_a = matmul(pair.a.mT, pair.a)
-    gram_b = matmul(pair.b, pair.b.mT)
+    a, b = (x.astype(jnp.float32) for x in pair)
+    gram_a = matmul(a.mT, a)
+    gram_b = matmul(b, b.mT)
     return jnp.maximum(jnp.sum(gram_a * gram_b, axis=(-2, -1)), 0.0)
 
 

@@ -8,7 +8,7 @@ that has it: the options of a choice *are* the keyword arguments of its factory.
 import ast
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fedjax_lora.errors import InputError, unknown
 
@@ -29,7 +29,7 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
     shape = f"{kind} {spec!r} is not written as name or name(option=value, ...)"
     try:
         node = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise InputError(f"{shape}; check the brackets and quotes.") from error
     if isinstance(node, ast.Name):
         return node.id, {}
@@ -37,9 +37,11 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
         raise InputError(f"{shape}.")
     if node.args or any(keyword.arg is None for keyword in node.keywords):
         raise InputError(f"{shape}: every option needs its name.")
+    if len({keyword.arg for keyword in node.keywords}) < len(node.keywords):
+        raise InputError(f"{shape}: an option is given twice.")
     try:
         options = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{shape}: option values must be literals.") from error
     return node.func.id, options
 
@@ -54,7 +56,8 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
       **given: arguments supplied by the caller, not open to the spec.
 
     Raises:
-      InputError: unknown name, unknown option, or a missing required option.
+      InputError: unknown name, unknown option, a value that is not among an option's literals, or
+        a missing required option.
     """
     name, options = parse(spec, kind)
     if name not in registry:
@@ -66,6 +69,12 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
     for key in options:
         if key not in accepted:
             raise unknown(f"option of {kind} {name!r}:", key, accepted or ["(none)"])
+        choices = get_args(parameters[key].annotation)
+        if get_origin(parameters[key].annotation) is Literal and options[key] not in choices:
+            raise InputError(
+                f"Option {key} of {kind} {name!r} is one of {', '.join(map(repr, choices))}, "
+                f"got {options[key]!r}."
+            )
     required = inspect.Parameter.empty
     missing = [key for key in accepted if parameters[key].default is required and key not in options]
     if missing:

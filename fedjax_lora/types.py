@@ -43,3 +43,19 @@ Gain = dict[str, Array]
 
 Kernels = dict[str, Array]
 """Base kernels by path, ``[..., i, o]``: those a method has changed."""
+
+
+class Trained(NamedTuple):
+    """What a client trains (or its gradient, its mask, ...)."""
+
+    adapter: Adapter
+    head: Any  # parameters of the task head, a nested dictionary
+
+
+class Batches(NamedTuple):
+    """Which examples each client sees at each local step."""
+
+    index: Any  # int32[c, s, n], rows of the data set
+    valid: Any  # bool[c, s, n], false where a batch is not full
+    steps: Any  # int32[c], steps the client takes
+    bucket: Any  # int32[c, s], which of the length buckets the step's examples fit into

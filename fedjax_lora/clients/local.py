@@ -1,0 +1,132 @@
+"""Local training: every client of a wave takes its own steps on its own examples.
+
+The loop over steps is outside and the `vmap` over clients inside, so that the number of iterations
+is what the wave's busiest client needs (a traced number: no compilation per cohort) and every step
+is padded only to the length its own batch needs. Clients that are done keep their values.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lora import trees
+from fedjax_lora.clients.objective import Objective
+from fedjax_lora.types import Adapter, Array, Batches, Gain, Key, Params, Trained
+
+Penalty = Callable[[Adapter, Array], Array]
+
+
+class Clients(NamedTuple):
+    """Everything a cohort's local training needs, every leaf with a leading client axis."""
+
+    params: Trained  # values at the start
+    gain: Gain
+    trainable: Trained  # booleans that broadcast against params
+    rank: Array  # int32[c]
+    batches: Batches
+    key: Key  # [c]
+
+
+class Report(NamedTuple):
+    """What a client tells about its training."""
+
+    loss: Array  # float32[c], mean over the examples it saw, with the parameters of that step
+    examples: Array  # float32[c], examples seen, counting repetitions
+
+
+Train = Callable[[Params, Any, Clients, Array], tuple[Trained, Report]]
+
+
+def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
+    """The gain of trained components, and of those that act but are fixed (folded)."""
+
+    def trained(path: str) -> Array:
+        a, b = trainable[path]
+        return jnp.any(a, axis=-2) | jnp.any(b, axis=-1)
+
+    masks = {path: trained(path) for path in gain}
+    return (
+        {path: jnp.where(masks[path], g, 0) for path, g in gain.items()},
+        {path: jnp.where(masks[path], 0, g) for path, g in gain.items()},
+    )
+
+
+def make_training(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    penalty: Penalty | None = None,
+    split_gains: bool = False,
+) -> Train:
+    """Local training of a wave of clients.
+
+    Args:
+      objective: the task.
+      optimizer: any optax optimizer of learning rate 1; the learning rate is an argument of the
+        returned function, so trying another one compiles nothing.
+      penalty: a method's addition to the loss, ``(adapter, rank) -> float32[]``.
+      split_gains: tell the objective which components are fixed (LoRA dropout needs it).
+
+    Returns:
+      ``train(base, data, clients, learning_rate) -> (Trained [w, ...], Report [w])``.
+    """
+
+    def loss_of(trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key):
+        gain, fixed = client.gain, None
+        if split_gains:
+            gain, fixed = split_gain(client.gain, client.trainable.adapter)
+        loss = objective.loss(base, trained, gain, fixed, batch, valid, key)
+        extra = jnp.zeros(()) if penalty is None else penalty(trained.adapter, client.rank)
+        return loss + extra, loss
+
+    def one_client(base, data, step, length, rate, client, params, opt_state):  # noqa: ANN001
+        valid = client.batches.valid[step]
+        batch = objective.take(data, client.batches.index[step], length)
+        key = jax.random.fold_in(client.key, step)
+        (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            params, base, client, batch, valid, key
+        )
+        hold = lambda tree: jax.tree.map(  # noqa: E731
+            lambda x, m: jnp.where(m, x, 0), tree, client.trainable
+        )
+        updates, new_state = optimizer.update(hold(grads), opt_state, params)
+        new = optax.apply_updates(params, hold(jax.tree.map(lambda u: rate * u, updates)))
+        going = step < client.batches.steps
+        count = jnp.where(going, jnp.sum(valid).astype(jnp.float32), 0.0)
+        params, opt_state = trees.where(going, (new, new_state), (params, opt_state))
+        return params, opt_state, Report(jnp.where(going, loss * count, 0.0), count)
+
+    def train(base: Params, data: Any, clients: Clients, rate: Array) -> tuple[Trained, Report]:
+        def step(t: Array, carry: tuple) -> tuple:
+            params, opt_state, total = carry
+
+            def of_length(length: int) -> Callable[[], tuple]:
+                def run() -> tuple:
+                    each = lambda *args: one_client(base, data, t, length, rate, *args)  # noqa: E731
+                    return jax.vmap(each)(clients, params, opt_state)
+
+                return run
+
+            bucket = jnp.max(
+                jnp.where(t < clients.batches.steps, clients.batches.bucket[:, t], 0)
+            )
+            params, opt_state, new = jax.lax.switch(
+                bucket, [of_length(length) for length in objective.lengths]
+            )
+            return params, opt_state, jax.tree.map(jnp.add, total, new)
+
+        count = clients.rank.shape[0]
+        start = (
+            clients.params,
+            jax.vmap(optimizer.init)(clients.params),
+            Report(jnp.zeros(count), jnp.zeros(count)),
+        )
+        last = jnp.max(clients.batches.steps)
+        params, _, total = jax.lax.fori_loop(0, last, step, start)
+        mean = trees.safe_divide(total.loss, total.examples, jnp.zeros(()))
+        return params, total._replace(loss=mean)
+
+    return train

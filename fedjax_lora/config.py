@@ -1,0 +1,263 @@
+"""A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
+
+The options that choose code (``method``, ``ranks``, ``partition``, ``optimizer``, ``schedule``) are
+strings that read like calls, see `fedjax_lora.specs`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fedjax_lora.errors import InputError, raise_all, unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned."""
+
+    task: str = "docstrings"
+    """Task by name (`fedjax-lora tasks` lists them), or file(train='a.csv', test='b.csv', text='text', label='label')."""
+    data_dir: str | None = None
+    """Folder with the task's files; without it they come from the Hugging Face hub."""
+    train_examples: int | None = None
+    """Use this many training examples, drawn from the seed; all by default."""
+    validation_examples: int = 0
+    """Take this many examples out of the training data for validation."""
+    test_examples: int | None = None
+    """Use this many test examples; all by default."""
+    max_length: int = 64
+    """Cut texts to this many tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is adapted."""
+
+    model: str = "minilm"
+    """Model by name (`fedjax-lora models` lists them), checkpoint folder, or hub id."""
+    layers: int | None = None
+    """Keep only the first so many layers of the encoder."""
+    pooling: Literal["family", "mean"] = "family"
+    """What the classifier reads: as the model family does, or the mean of all tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the base's computation; adapters and their optimizer stay float32."""
+    dropout: float | None = 0.0
+    """Dropout rate of the base in training; None takes the checkpoint's own."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Where adapters go and how they are scaled."""
+
+    targets: str = "attention-qv"
+    """Layers to adapt: attention-qv, attention, all-linear, or a regular expression on their path."""
+    alpha: float | None = None
+    """LoRA's alpha; by default the largest rank, hence scale 1 under alpha/R."""
+    scale: Literal["alpha/R", "alpha/r", "alpha/sqrt(R)", "alpha/sqrt(r)"] = "alpha/R"
+    """Multiplier of an adapter: R is the largest rank of the federation, r the client's own."""
+    lora_layers: tuple[int, ...] | None = None
+    """Adapt only these layers (counted from 0)."""
+    lora_init: Literal["kaiming", "gaussian"] = "kaiming"
+    """Initial values of the first factor; the second is zero."""
+    lora_dropout: float = 0.0
+    """Dropout rate on the input of the trained components."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """Who takes part, and how they are aggregated."""
+
+    method: str = "fed_plora"
+    """Federated method, for example fed_plora or "replication(inner='uniform')"."""
+    clients: int = 50
+    """Clients in the federation."""
+    cohort: int = 10
+    """Clients drawn each round."""
+    rounds: int = 20
+    """Rounds of the run."""
+    partition: str = "dirichlet(alpha=0.5)"
+    """How the training examples are divided: iid, dirichlet, shards, quantity, natural, quality."""
+    min_examples: int = 2
+    """Every client has at least this many examples."""
+    ranks: str = "tiers(ranks=[2, 4, 8, 16])"
+    """Who has which rank: fixed(rank=8), tiers(ranks=[...], shares=[...]), random, table, by_quality."""
+    heads: Literal["average", "frozen", "local"] = "average"
+    """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """What a client does in a round."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    optimizer: str = "adamw(weight_decay=0.0)"
+    """Any optax optimizer with its options; its state starts afresh each round."""
+    schedule: str = "constant"
+    """Learning rate over the rounds: constant, linear, cosine, warmup_cosine, exponential."""
+    clip: float | None = 1.0
+    """Clip each gradient to this global norm; None for no clipping."""
+    batch: int = 16
+    """Examples in a local batch."""
+    epochs: int = 1
+    """Passes over a client's examples in a round."""
+    max_steps: int | None = None
+    """Stop a client after this many steps in a round."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How the run is computed; nothing here changes what is computed beyond rounding."""
+
+    mode: Literal["vmap", "loop", "sharded"] = "vmap"
+    """Clients together on one device, one after another, or spread over all devices."""
+    wave: int | None = None
+    """Clients trained at once per device; by default one on a CPU and all on an accelerator."""
+    devices: int | None = None
+    """Devices used by mode sharded; all by default."""
+    eval_every: int = 1
+    """Evaluate the global model after every so many rounds, and after the last."""
+    eval_batch: int = 64
+    """Examples in an evaluation batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, completely: the same config gives the same numbers."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    federation: FederationConfig = dataclasses.field(default_factory=FederationConfig)
+    local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        raise_all("This run is impossible", _problems(self))
+
+
+def _problems(config: RunConfig) -> list[str]:
+    data, fed, local = config.data, config.federation, config.local
+    at_least = [
+        ("clients", fed.clients, 1),
+        ("cohort", fed.cohort, 1),
+        ("rounds", fed.rounds, 1),
+        ("min_examples", fed.min_examples, 1),
+        ("batch", local.batch, 1),
+        ("epochs", local.epochs, 1),
+        ("max_steps", local.max_steps, 1),
+        ("max_length", data.max_length, 4),
+        ("train_examples", data.train_examples, 1),
+        ("test_examples", data.test_examples, 1),
+        ("validation_examples", data.validation_examples, 0),
+        ("layers", config.model.layers, 1),
+        ("wave", config.execution.wave, 1),
+        ("devices", config.execution.devices, 1),
+        ("eval_every", config.execution.eval_every, 1),
+        ("eval_batch", config.execution.eval_batch, 1),
+        ("seed", config.seed, 0),
+    ]
+    problems = [
+        f"{name} must be at least {low}, got {value}"
+        for name, value, low in at_least
+        if value is not None and value < low
+    ]
+    if fed.cohort > fed.clients:
+        problems.append(f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients")
+    positive = [
+        ("learning_rate", local.learning_rate),
+        ("clip", local.clip),
+        ("alpha", config.lora.alpha),
+    ]
+    problems += [
+        f"{name} must be above 0, got {value}"
+        for name, value in positive
+        if value is not None and not value > 0
+    ]
+    rates = [("dropout", config.model.dropout), ("lora_dropout", config.lora.lora_dropout)]
+    problems += [
+        f"{name} must be in [0, 1), got {value}"
+        for name, value in rates
+        if value is not None and not 0 <= value < 1
+    ]
+    return problems
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as nested dictionaries of JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`; fields that are missing take their defaults.
+
+    Raises:
+      InputError: an unknown field, or a value of the wrong type.
+    """
+    groups = {field.name: field for field in dataclasses.fields(RunConfig)}
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in groups:
+            raise unknown("config field", name, groups)
+        made[name] = value if name == "seed" else _group(name, groups[name].type, value)
+    return _checked(RunConfig, "seed", made)
+
+
+def _group(name: str, kind: Any, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"Config field {name!r} must hold a group of options, got {values!r}.")
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            raise unknown(f"option in config group {name!r}:", key, known)
+    return _checked(kind, name, dict(values))
+
+
+def _checked(kind: Any, where: str, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if isinstance(value, list):
+            values[key] = value = tuple(value)
+        if not _fits(value, hints[key]):
+            raise InputError(f"Config option {where}.{key} cannot be {value!r}.")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(x, args[0]) for x in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def load(path: str | pathlib.Path) -> RunConfig:
+    """Read a config from a JSON file.
+
+    Raises:
+      InputError: no such file, not JSON, or not a config.
+    """
+    try:
+        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Config file {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"Config file {path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"Config file {path} must hold a JSON object.")
+    return from_dict(values)

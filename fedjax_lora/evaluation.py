@@ -1,0 +1,42 @@
+"""Predictions of a global model over a data set, padded to as few lengths as training uses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_lora.clients.objective import Objective
+from fedjax_lora.types import Gain, Params, Trained
+
+Predict = Callable[[Params, Any, Trained, Gain], np.ndarray]
+
+
+def make_predict(objective: Objective, *, batch: int) -> Predict:
+    """A function ``(base, data, trained, gain) -> float32[E, C]``, one compilation per length.
+
+    Examples are sorted by length, so that a batch holds little padding; the result is in the order
+    of the data.
+    """
+
+    @jax.jit(static_argnames="length")
+    def outputs(base, data, trained, gain, index, *, length):  # noqa: ANN001, ANN202
+        return objective.outputs(base, trained, gain, objective.take(data, index, length))
+
+    def predict(base: Params, data: Any, trained: Trained, gain: Gain) -> np.ndarray:
+        length = np.asarray(data.length)
+        order = np.argsort(length, kind="stable")
+        parts = []
+        for at in range(0, len(order), batch):
+            rows = order[at : at + batch]
+            fits = int(np.searchsorted(objective.lengths, length[rows].max()))
+            index = np.resize(rows, batch).astype(np.int32)  # a short last batch repeats its rows
+            size = objective.lengths[fits]
+            parts.append((rows, outputs(base, data, trained, gain, index, length=size)))
+        first = np.asarray(parts[0][1])
+        result = np.zeros((len(order), *first.shape[1:]), first.dtype)
+        for rows, out in parts:
+            result[rows] = np.asarray(out)[: len(rows)]
+        return result
+
+    return predict

@@ -1,0 +1,83 @@
+"""The host's side of a federation: who has which examples and ranks, and each round's plan.
+
+Every choice is drawn from (seed, round, client id), never from a running generator, so any round
+can be planned without the ones before it and a resumed run plans what the first one would have.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_lora.data import batches
+from fedjax_lora.errors import InputError
+from fedjax_lora.rounds import Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Federation:
+    """All clients and how they train; makes plans."""
+
+    members: Sequence[np.ndarray]  # per client, its rows of the training data
+    length: np.ndarray  # int[E], tokens of each example
+    buckets: tuple[int, ...]
+    cohort: int  # clients drawn per round
+    padded: int  # cohort size with absent clients added
+    batch: int
+    epochs: int
+    max_steps: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
+            raise InputError(f"Clients {empty[:10]} have no training examples; ask for fewer clients.")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the client with the most, to which all plans are padded."""
+        most = max(len(own) for own in self.members)
+        return batches.local_steps(
+            most, batch=self.batch, epochs=self.epochs, most=self.max_steps
+        )
+
+    def sample(self, round: int) -> np.ndarray:
+        """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
+        rng = np.random.default_rng([self.seed, 0, round])
+        return rng.choice(len(self.members), size=self.cohort, replace=False)
+
+    def plan(self, round: int, rank: np.ndarray, rate: float) -> Plan:
+        """What happens in a round.
+
+        Clients are ordered by their number of steps, so that those trained together in a wave have
+        about as many. Absent clients (to fill waves and devices) come last, with id `N`.
+
+        Args:
+          round: counted from 0.
+          rank: ``int[N]``, ranks of all clients.
+          rate: learning rate of the round.
+        """
+        ids = self.sample(round)
+        size = np.array([len(self.members[k]) for k in ids])
+        ids = ids[np.argsort(-size, kind="stable")]
+        absent = self.padded - len(ids)
+        members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
+        rngs = [np.random.default_rng([self.seed, 1, round, k]) for k in ids]
+        work = batches.client_batches(
+            members,
+            self.length,
+            self.buckets,
+            batch=self.batch,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            padded_steps=self.steps,
+            rngs=rngs + rngs[:1] * absent,
+        )
+        fill = np.full(absent, len(self.members))
+        return Plan(
+            id=np.concatenate([ids, fill]).astype(np.int32),
+            rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
+            weight=np.array([len(own) for own in members], np.float32),
+            batches=work,
+            rate=np.float32(rate),
+            round=np.int32(round),
+        )
