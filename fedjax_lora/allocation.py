@@ -93,5 +93,7 @@ def allocate(
         spec, ALLOCATIONS, "rank allocation", clients=clients, rng=rng, quality=quality
     )
     if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1:
-        raise InputError(f"Rank allocation {spec!r} gives ranks that are not integers of at least 1.")
+        raise InputError(
+            f"Rank allocation {spec!r} gives ranks that are not integers of at least 1."
+        )
     return ranks.astype(np.int32)

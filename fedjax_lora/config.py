@@ -20,7 +20,8 @@ class DataConfig:
     """What is learned."""
 
     task: str = "docstrings"
-    """Task by name (`fedjax-lora tasks` lists them), or file(train='a.csv', test='b.csv', text='text', label='label')."""
+    """Task by name (`fedjax-lora tasks` lists them), or your files:
+    file(train='a.csv', test='b.csv', text='text', label='label')."""
     data_dir: str | None = None
     """Folder with the task's files; without it they come from the Hugging Face hub."""
     train_examples: int | None = None
@@ -56,7 +57,7 @@ class LoraConfig:
     """Where adapters go and how they are scaled."""
 
     targets: str = "attention-qv"
-    """Layers to adapt: attention-qv, attention, all-linear, or a regular expression on their path."""
+    """Layers to adapt: attention-qv, attention, all-linear, or a regular expression on paths."""
     alpha: float | None = None
     """LoRA's alpha; by default the largest rank, hence scale 1 under alpha/R."""
     scale: Literal["alpha/R", "alpha/r", "alpha/sqrt(R)", "alpha/sqrt(r)"] = "alpha/R"
@@ -86,7 +87,8 @@ class FederationConfig:
     min_examples: int = 2
     """Every client has at least this many examples."""
     ranks: str = "tiers(ranks=[2, 4, 8, 16])"
-    """Who has which rank: fixed(rank=8), tiers(ranks=[...], shares=[...]), random, table, by_quality."""
+    """Who has which rank: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]),
+    random(low=2, high=8), table(ranks=[...]), by_quality(low=5, high=20)."""
     heads: Literal["average", "frozen", "local"] = "average"
     """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
 
@@ -107,6 +109,8 @@ class LocalConfig:
     """Examples in a local batch."""
     epochs: int = 1
     """Passes over a client's examples in a round."""
+    group_by_length: bool = False
+    """Batch texts of about the same length: less padding, less random batches."""
     max_steps: int | None = None
     """Stop a client after this many steps in a round."""
 
@@ -223,12 +227,12 @@ def _group(name: str, kind: Any, values: Any) -> Any:
 
 def _checked(kind: Any, where: str, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
-    for key, value in values.items():
-        if isinstance(value, list):
-            values[key] = value = tuple(value)
-        if not _fits(value, hints[key]):
-            raise InputError(f"Config option {where}.{key} cannot be {value!r}.")
-    return kind(**values)
+    made = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+    raise_all(
+        "Config options of the wrong kind",
+        [f"{where}.{key} cannot be {x!r}" for key, x in made.items() if not _fits(x, hints[key])],
+    )
+    return kind(**made)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -20,7 +20,7 @@ def make_predict(objective: Objective, *, batch: int) -> Predict:
     """
 
     @jax.jit(static_argnames="length")
-    def outputs(base, data, trained, gain, index, *, length):  # noqa: ANN001, ANN202
+    def outputs(base, data, trained, gain, index, *, length):
         return objective.outputs(base, trained, gain, objective.take(data, index, length))
 
     def predict(base: Params, data: Any, trained: Trained, gain: Gain) -> np.ndarray:

@@ -26,19 +26,20 @@ class Federation:
     batch: int
     epochs: int
     max_steps: int | None
+    by_length: bool
     seed: int
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
-            raise InputError(f"Clients {empty[:10]} have no training examples; ask for fewer clients.")
+            raise InputError(
+                f"Clients {empty[:10]} have no training examples; ask for fewer clients."
+            )
 
     @property
     def steps(self) -> int:
         """Steps of the client with the most, to which all plans are padded."""
         most = max(len(own) for own in self.members)
-        return batches.local_steps(
-            most, batch=self.batch, epochs=self.epochs, most=self.max_steps
-        )
+        return batches.local_steps(most, batch=self.batch, epochs=self.epochs, most=self.max_steps)
 
     def sample(self, round: int) -> np.ndarray:
         """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
@@ -71,6 +72,7 @@ class Federation:
             max_steps=self.max_steps,
             padded_steps=self.steps,
             rngs=rngs + rngs[:1] * absent,
+            by_length=self.by_length,
         )
         fill = np.full(absent, len(self.members))
         return Plan(

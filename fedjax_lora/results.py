@@ -34,10 +34,10 @@ def environment() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """``config.json``, ``metrics.jsonl``, ``timing.jsonl``, ``summary.json``, ``figures/``, ``adapter/``.
+    """Config, metrics, timing, summary, figures and adapter of one run.
 
-    A round's numbers and its times are in two files, so that ``metrics.jsonl`` is the same, byte for
-    byte, whenever the same config runs on the same kind of machine.
+    A round's numbers and its times are in two files, so that ``metrics.jsonl`` is the same, byte
+    for byte, whenever the same config runs on the same kind of machine.
     """
 
     path: pathlib.Path
@@ -60,17 +60,19 @@ class RunFolder:
                 (folder.path / name).unlink(missing_ok=True)
             folder.write("config.json", configs.to_dict(config))
         except OSError as error:
-            raise InputError(f"Output folder {path} cannot be written: {error.strerror}.") from error
+            raise InputError(
+                f"Output folder {path} cannot be written: {error.strerror}."
+            ) from error
         return folder
 
     def _check_contents(self, config: RunConfig, overwrite: bool) -> None:
         present = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
-        if not present or overwrite and "config.json" in present:
+        if not present or (overwrite and "config.json" in present):
             return
         if "config.json" not in present:
             raise InputError(
-                f"Output folder {self.path} holds other files ({', '.join(present[:3])}) and no run; "
-                "choose a new or empty folder with --out."
+                f"Output folder {self.path} holds other files ({', '.join(present[:3])}) and no "
+                "run; choose a new or empty folder with --out."
             )
         try:
             held = json.loads((self.path / "config.json").read_text(encoding="utf-8"))

@@ -128,7 +128,9 @@ def make_round(
         head = mine.head
         if heads != "local":
             head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
-        learns = jax.tree.map(lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), heads != "frozen"), head)
+        learns = jax.tree.map(
+            lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), heads != "frozen"), head
+        )
         training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
         keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
         clients = Clients(

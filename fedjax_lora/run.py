@@ -19,10 +19,12 @@ from fedjax_lora import (
     clients,
     data,
     evaluation,
+    export,
     methods,
     metrics,
     models,
     optimizers,
+    plots,
     rounds,
     trees,
 )
@@ -136,7 +138,8 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
-    lengths = length_buckets(assets.train.ids.shape[1], int(assets.train.length.min()))
+    longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
+    lengths = length_buckets(assets.train.length, longest=longest)
     objective = clients.text_classification(
         assets.model.module,
         lengths,
@@ -149,6 +152,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         optimizers.optimizer(local.optimizer, clip=local.clip),
         penalty=method.penalty,
         split_gains=lora.lora_dropout > 0,
+        rows=clients.row_buckets(local.batch),
     )
     federation = Federation(
         members=parts.indices,
@@ -159,6 +163,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
+        by_length=local.group_by_length,
         seed=config.seed,
     )
     round_fn = rounds.make_round(
@@ -195,13 +200,9 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
 
 
-def _make_evaluate(config, assets, template, objective, base, place):  # noqa: ANN001, ANN202
+def _make_evaluate(config, assets, template, objective, base, place):
     task = assets.task.task
-    longest = max(x.ids.shape[1] for x in (assets.test, assets.validation) if x is not None)
-    lengths = tuple(sorted({*objective.lengths, *length_buckets(longest)}))
-    predict = evaluation.make_predict(
-        objective._replace(lengths=lengths), batch=config.execution.eval_batch
-    )
+    predict = evaluation.make_predict(objective, batch=config.execution.eval_batch)
     splits = {"": assets.test} | (
         {} if assets.validation is None else {"validation_": assets.validation}
     )
@@ -254,7 +255,9 @@ def run(
     history = []
     for t in range(fed.rounds):
         clock = time.perf_counter()
-        plan = federation.plan(t, rank, config.local.learning_rate * float(schedule(t)))
+        plan = federation.plan(
+            t, rank, config.local.learning_rate * float(jnp.asarray(schedule(t)))
+        )
         traffic = experiment.method.traffic(plan.rank[plan.weight > 0])
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         present = plan.weight > 0
@@ -280,8 +283,36 @@ def run(
     summary = summarise(experiment, history, time.perf_counter() - began)
     if folder:
         folder.write("summary.json", summary)
+        leave(folder, experiment, state, history, summary)
     return Result(
         config, experiment.template, state, rank, history, summary, folder.path if folder else None
+    )
+
+
+def leave(
+    folder: RunFolder,
+    experiment: Experiment,
+    state: FederatedState,
+    history: list[dict[str, Any]],
+    summary: dict[str, Any],
+) -> None:
+    """Write the figure and the global adapter of a finished run."""
+    config, assets = experiment.config, experiment.assets
+    plots.history(
+        history,
+        folder.path / "figures" / "accuracy.png",
+        metric=assets.task.task.metric,
+        title=f"{config.data.task}: {config.federation.method}",
+        majority=summary.get("majority_accuracy"),
+    )
+    trained, _ = global_model(state, experiment.template)
+    export.save_adapter(
+        folder.path / "adapter",
+        assets.model,
+        config.model.model,
+        experiment.template,
+        state,
+        trained,
     )
 
 
@@ -295,13 +326,17 @@ def summarise(
     summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
     if not task.regression:
         summary["majority_accuracy"] = float(np.bincount(labels).max() / len(labels))
-    return summary | {
-        "rounds": len(history),
-        "train_examples": len(assets.train.label),
-        "test_examples": len(labels),
-        "train_test_overlap": assets.task.overlap,
-        "up_bytes": sum(r["up_bytes"] for r in history),
-        "down_bytes": sum(r["down_bytes"] for r in history),
-        "seconds": seconds,
-        "base_sha256": assets.model.fingerprint,
-    } | environment()
+    return (
+        summary
+        | {
+            "rounds": len(history),
+            "train_examples": len(assets.train.label),
+            "test_examples": len(labels),
+            "train_test_overlap": assets.task.overlap,
+            "up_bytes": sum(r["up_bytes"] for r in history),
+            "down_bytes": sum(r["down_bytes"] for r in history),
+            "seconds": seconds,
+            "base_sha256": assets.model.fingerprint,
+        }
+        | environment()
+    )

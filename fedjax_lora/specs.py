@@ -76,7 +76,9 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
                 f"got {options[key]!r}."
             )
     required = inspect.Parameter.empty
-    missing = [key for key in accepted if parameters[key].default is required and key not in options]
+    missing = [
+        key for key in accepted if parameters[key].default is required and key not in options
+    ]
     if missing:
         raise InputError(f"{kind} {name!r} needs the option {', '.join(missing)}: {name}(...).")
     return factory(**given, **options)

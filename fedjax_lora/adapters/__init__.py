@@ -21,10 +21,13 @@ from fedjax_lora.adapters.template import (
     make_template,
     parameter_count,
 )
+from fedjax_lora.types import Adapter, Gain
 
 __all__ = [
     "PRESETS",
     "SCALES",
+    "Adapter",
+    "Gain",
     "Site",
     "Template",
     "apply",

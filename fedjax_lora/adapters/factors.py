@@ -135,7 +135,9 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain, *, sign: int 
     _check_kernels(params, adapter)
     base = trees.flat(params)
     new = {
-        kernels[path]: (base[kernels[path]] + sign * d).astype(base[kernels[path]].dtype)
+        kernels[path]: (base[kernels[path]].astype(d.dtype) + sign * d).astype(
+            base[kernels[path]].dtype
+        )
         for path, d in deltas(adapter, gain).items()
     }
     return trees.replace(params, new)

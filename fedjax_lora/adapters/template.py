@@ -65,6 +65,8 @@ class Template:
 
     def scale(self, rank: Any) -> Any:
         """The multiplier of an adapter of this rank (a number, or an array of ranks)."""
+        if isinstance(rank, jax.Array):
+            rank = rank.astype(jnp.float32)
         return SCALES[self.scale_rule](self.alpha, rank, self.rank)
 
     @property
@@ -163,7 +165,9 @@ def _site(path: str, shape: tuple, stacked: str, layers: Sequence[int] | None) -
         depth = shape[0]
         picked = range(depth) if layers is None else layers
         if bad := [x for x in picked if not 0 <= x < depth]:
-            raise InputError(f"Layers {bad} do not exist in {path}, which has layers 0..{depth - 1}.")
+            raise InputError(
+                f"Layers {bad} do not exist in {path}, which has layers 0..{depth - 1}."
+            )
         chosen = tuple(x in picked for x in range(depth))
     return Site(path, int(shape[-2]), int(shape[-1]), chosen)
 
@@ -186,4 +190,3 @@ def parameter_count(template: Template, rank: int) -> int:
     [138240, 193536, 552960]
     """
     return rank * template.component_size
-

@@ -9,7 +9,7 @@ from fedjax_lora.clients.cohort import (
     execute,
     padded_size,
 )
-from fedjax_lora.clients.local import Clients, Report, make_training
+from fedjax_lora.clients.local import Clients, Report, make_training, row_buckets
 from fedjax_lora.clients.objective import Objective, TokenBatch, text_classification
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "execute",
     "make_training",
     "padded_size",
+    "row_buckets",
     "text_classification",
 ]

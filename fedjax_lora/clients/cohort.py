@@ -77,10 +77,10 @@ def one_by_one(train: Train) -> Train:
     single = jax.jit(train)
 
     def run(base: Any, data: Any, clients: Clients, rate: jax.Array) -> Any:
-        parts = [
-            single(base, data, jax.tree.map(lambda x: x[k : k + 1], clients), rate)
-            for k in range(clients.rank.shape[0])
-        ]
+        def client(k: int) -> Clients:
+            return jax.tree.map(lambda x: x[k : k + 1], clients)
+
+        parts = [single(base, data, client(k), rate) for k in range(clients.rank.shape[0])]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
     return run

@@ -2,10 +2,11 @@
 
 The loop over steps is outside and the `vmap` over clients inside, so that the number of iterations
 is what the wave's busiest client needs (a traced number: no compilation per cohort) and every step
-is padded only to the length its own batch needs. Clients that are done keep their values.
+is padded only to the length and, roughly, the number of examples its own batches need. Clients that
+are done keep their values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,15 @@ class Report(NamedTuple):
 Train = Callable[[Params, Any, Clients, Array], tuple[Trained, Report]]
 
 
+def row_buckets(batch: int) -> tuple[int, ...]:
+    """Batch sizes to compile: a client's last batch is often at most half full.
+
+    >>> row_buckets(16)
+    (8, 16)
+    """
+    return (batch // 2, batch) if batch >= 4 else (batch,)
+
+
 def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
     """The gain of trained components, and of those that act but are fixed (folded)."""
 
@@ -60,6 +70,7 @@ def make_training(
     *,
     penalty: Penalty | None = None,
     split_gains: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> Train:
     """Local training of a wave of clients.
 
@@ -69,12 +80,15 @@ def make_training(
         returned function, so trying another one compiles nothing.
       penalty: a method's addition to the loss, ``(adapter, rank) -> float32[]``.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
+      rows: batch sizes to compile, ascending, see `row_buckets`; only the full one by default.
 
     Returns:
       ``train(base, data, clients, learning_rate) -> (Trained [w, ...], Report [w])``.
     """
 
-    def loss_of(trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key):
+    def loss_of(
+        trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key
+    ):
         gain, fixed = client.gain, None
         if split_gains:
             gain, fixed = split_gain(client.gain, client.trainable.adapter)
@@ -82,9 +96,10 @@ def make_training(
         extra = jnp.zeros(()) if penalty is None else penalty(trained.adapter, client.rank)
         return loss + extra, loss
 
-    def one_client(base, data, step, length, rate, client, params, opt_state):  # noqa: ANN001
-        valid = client.batches.valid[step]
-        batch = objective.take(data, client.batches.index[step], length)
+    def one_client(base, data, step, shape, rate, client, params, opt_state):
+        size, length = shape
+        valid = client.batches.valid[step, :size]
+        batch = objective.take(data, client.batches.index[step, :size], length)
         key = jax.random.fold_in(client.key, step)
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, base, client, batch, valid, key
@@ -103,18 +118,22 @@ def make_training(
         def step(t: Array, carry: tuple) -> tuple:
             params, opt_state, total = carry
 
-            def of_length(length: int) -> Callable[[], tuple]:
+            def of_shape(shape: tuple[int, int]) -> Callable[[], tuple]:
                 def run() -> tuple:
-                    each = lambda *args: one_client(base, data, t, length, rate, *args)  # noqa: E731
+                    each = lambda *args: one_client(base, data, t, shape, rate, *args)  # noqa: E731
                     return jax.vmap(each)(clients, params, opt_state)
 
                 return run
 
-            bucket = jnp.max(
-                jnp.where(t < clients.batches.steps, clients.batches.bucket[:, t], 0)
-            )
+            work = clients.batches
+            going = t < work.steps
+            long = jnp.max(jnp.where(going, work.bucket[:, t], 0))
+            full = jnp.max(jnp.sum(work.valid[:, t], axis=1))  # valid rows come first
+            sizes = rows or (work.valid.shape[-1],)
+            wide = jnp.searchsorted(jnp.asarray(sizes), full).astype(long.dtype)
+            shapes = [(size, length) for size in sizes for length in objective.lengths]
             params, opt_state, new = jax.lax.switch(
-                bucket, [of_length(length) for length in objective.lengths]
+                wide * len(objective.lengths) + long, [of_shape(shape) for shape in shapes]
             )
             return params, opt_state, jax.tree.map(jnp.add, total, new)
 

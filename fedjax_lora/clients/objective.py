@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -99,6 +98,8 @@ def text_classification(
             each = jnp.square(logits[:, 0] - batch.label)
         else:
             each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+        return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(
+            jnp.float32
+        )
 
     return Objective(loss, forward, take_tokens, tuple(lengths))

@@ -7,17 +7,17 @@ import numpy as np
 from fedjax_lora.types import Batches
 
 
-def length_buckets(longest: int, shortest: int = 1, *, most: int = 3) -> tuple[int, ...]:
-    """A few lengths that batches are padded to, multiples of 8 but for the longest.
+def length_buckets(length: np.ndarray, *, longest: int, most: int = 2) -> tuple[int, ...]:
+    """A few lengths that batches are padded to: quantiles of the examples' lengths.
 
-    >>> length_buckets(64, most=3)
-    (32, 48, 64)
-    >>> length_buckets(64, shortest=40)
-    (48, 64)
+    Multiples of 8, but for the longest, which is as given.
+
+    >>> length_buckets(np.array([10, 11, 12, 30, 60, 61]), longest=61, most=3)
+    (16, 32, 61)
     """
-    fractions = [longest * (most + 1 + n) // (2 * most) for n in range(most)]
-    rounded = {min(longest, -(-x // 8) * 8) for x in fractions}
-    return tuple(sorted(x for x in rounded | {longest} if x >= min(shortest, longest)))
+    quantiles = np.quantile(length, np.arange(1, most) / most, method="higher")
+    rounded = {min(longest, -(-int(q) // 8) * 8) for q in quantiles}
+    return tuple(sorted(rounded | {longest}))
 
 
 def local_steps(examples: int, *, batch: int, epochs: int = 1, most: int | None = None) -> int:
@@ -36,6 +36,7 @@ def client_batches(
     max_steps: int | None = None,
     padded_steps: int,
     rngs: Sequence[np.random.Generator],
+    by_length: bool = False,
 ) -> Batches:
     """Shuffled batches of one round, padded to ``padded_steps`` so that shapes never change.
 
@@ -50,6 +51,8 @@ def client_batches(
       max_steps: stop after this many steps.
       padded_steps: `s` of the result.
       rngs: one generator per client.
+      by_length: batch examples of about the same length together (less padding, but the batches
+        are less random); their order stays random.
     """
     count = len(members)
     index = np.zeros((count, padded_steps, batch), np.int32)
@@ -57,13 +60,22 @@ def client_batches(
     steps = np.zeros(count, np.int32)
     for k, (own, rng) in enumerate(zip(members, rngs, strict=True)):
         steps[k] = local_steps(len(own), batch=batch, epochs=epochs, most=max_steps)
-        per_epoch = -(-len(own) // batch)
-        for s in range(steps[k]):
-            if s % per_epoch == 0:
-                order = rng.permutation(own)
-            rows = order[(s % per_epoch) * batch :][:batch]
+        sort_by = length if by_length else None
+        chunks = [rows for _ in range(epochs) for rows in _epoch(own, batch, rng, sort_by)]
+        for s, rows in enumerate(chunks[: steps[k]]):
             index[k, s, : len(rows)] = rows
             valid[k, s, : len(rows)] = True
     longest = np.where(valid, length[index], 0).max(axis=2)
     bucket = np.searchsorted(np.asarray(buckets), longest).astype(np.int32)
     return Batches(index, valid, steps, bucket)
+
+
+def _epoch(
+    own: np.ndarray, batch: int, rng: np.random.Generator, length: np.ndarray | None
+) -> list[np.ndarray]:
+    """One permutation of the examples, cut into batches; sorted by ``length`` before the cut."""
+    order = rng.permutation(own)
+    if length is not None:
+        order = order[np.argsort(length[order], kind="stable")]
+    chunks = [order[at : at + batch] for at in range(0, len(order), batch)]
+    return chunks if length is None else [chunks[k] for k in rng.permutation(len(chunks))]

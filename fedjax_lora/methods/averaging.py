@@ -194,12 +194,15 @@ def hetlora(template: Template, *, norm: Literal["client", "layer"] = "client") 
             for path, pair in result.items()
         }
         if norm == "client":
-            total = sum(jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values())
+            each = [jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values()]
+            total = jnp.sum(jnp.stack(each), axis=0)
             squares = {path: trees.expand(total, x) for path, x in squares.items()}
 
         def weights(square: Array) -> Array:  # [c, (L or 1)]
             size = jnp.where(trees.expand(present, square), jnp.sqrt(square), 0.0)
-            equal = jnp.broadcast_to(trees.expand(shares(cohort.weight, "uniform"), size), size.shape)
+            equal = jnp.broadcast_to(
+                trees.expand(shares(cohort.weight, "uniform"), size), size.shape
+            )
             return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
 
         owned = adapters.spread(template, owners(cohort, template.rank))

@@ -3,7 +3,7 @@
 A factory ``my_method(template, *, option=...)`` returns a `Method`. Everything traced has static
 shapes: every adapter is stored at the maximum rank `R`, ranks and choices are data. A round is ::
 
-    start  = method.broadcast(server, clients, cohort)                   # what each client begins with
+    start  = method.broadcast(server, clients, cohort)
     result = ... local training from start.adapter where start.trainable ...
     server, clients, rank = method.aggregate(server, clients, cohort, start, result)
 """

@@ -55,10 +55,10 @@ def fed_plora(
     """Fed-PLoRA with Select-N-Fold: all `R` modules act, each client trains `r` of them.
 
     Client `k` draws a set ``K_k`` of ``r_k`` of the `R` modules, folds the others into its frozen
-    weight, ``W + sum_{j not in K_k} s a_j b_j``, and trains those in ``K_k``; module `j` becomes the
-    mean over the clients that trained it, and keeps its value bit for bit if nobody did. Folding is
-    done here as *active but not trainable*, the same function without a copy of the base. Every
-    client begins at the global model, so there is no initialisation noise.
+    weight, ``W + sum_{j not in K_k} s a_j b_j``, and trains those in ``K_k``; module `j` becomes
+    the mean over the clients that trained it, and keeps its value bit for bit if nobody did.
+    Folding is done here as *active but not trainable*, the same function without a copy of the
+    base. Every client begins at the global model, so there is no initialisation noise.
 
     The identity needs one scale for all clients; under a per-client rule such as ``alpha/r`` the
     server's scale is used, since a client holds all `R` modules.

@@ -42,7 +42,8 @@ def flora(
     """
 
     def init_server(adapter: Adapter, kernels: Kernels) -> Server:
-        return Server(adapter, kernels)
+        # What is learnt is in the kernels: between rounds the adapter is always zero.
+        return Server(jax.tree.map(jnp.zeros_like, adapter), kernels)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
         fresh = adapters.init(template, jax.random.fold_in(cohort.key, 0), method=init)
@@ -57,8 +58,7 @@ def flora(
             stacks = weighted_stack(pair, start.gain[path], share)
             kernel = server.kernels[path]
             kernels[path] = kernel + lowrank.matmul(*stacks).astype(kernel.dtype)
-        nothing = jax.tree.map(jnp.zeros_like, server.adapter)
-        return Outcome(Server(nothing, kernels), clients, cohort.rank)
+        return Outcome(server._replace(kernels=kernels), clients, cohort.rank)
 
     def traffic(rank: np.ndarray) -> Traffic:
         size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES

@@ -1,0 +1,1 @@
+"""Experiments: each folder is one question, its config, its results and its figures."""

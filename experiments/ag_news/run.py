@@ -1,0 +1,49 @@
+"""Run the comparison; see `experiments.ag_news`."""
+
+import functools
+import re
+
+import tyro
+
+from experiments.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
+from experiments.queue import run_once
+from fedjax_lora.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.run import Assets, load_assets
+
+
+def slug(method: str) -> str:
+    """A method spec as part of a file name."""
+    return re.sub(r"\W+", "_", method).strip("_")
+
+
+def best_rate(method: str, data_dir: str, assets: Assets) -> float:
+    """The learning rate with the highest validation accuracy; the smaller one if equal."""
+    scores = {}
+    for rate in RATES:
+        config = tuning_config(method, rate=rate, data_dir=data_dir)
+        path = RESULTS / "tuning" / f"{slug(method)}-{rate:g}.json"
+        record = run_once(path, config, assets)
+        scores[rate] = record["history"][-1]["validation_accuracy"]
+    return max(RATES, key=lambda rate: (scores[rate], -rate))
+
+
+def main(data_dir: str, seeds: int = len(SEEDS)) -> None:
+    """Tune and run every method.
+
+    Args:
+      data_dir: folder that holds ag_news/.
+      seeds: how many seeds, from 0.
+    """
+    keep_compiled_programs()
+    load = functools.partial(load_assets, cache_dir=str(cache_dir() / "tokens"))
+    short = load(tuning_config("fed_plora", rate=RATES[0], data_dir=data_dir))
+    for seed in SEEDS[:seeds]:
+        assets = load(get_config("fed_plora", rate=RATES[0], seed=seed, data_dir=data_dir))
+        for method in METHODS.values():
+            rate = best_rate(method, data_dir, short)
+            config = get_config(method, rate=rate, seed=seed, data_dir=data_dir)
+            run_once(RESULTS / "runs" / f"{slug(method)}-seed{seed}.json", config, assets)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

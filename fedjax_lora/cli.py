@@ -1,0 +1,196 @@
+"""The command line: ``fedjax-lora run``, ``methods``, ``models``, ``tasks``."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedjax_lora import __version__
+from fedjax_lora.config import RunConfig
+from fedjax_lora.config import load as load_config
+from fedjax_lora.errors import InputError, unknown
+
+USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
+
+Federated LoRA fine-tuning of one language model with clients of different ranks.
+
+commands:
+  run       run a config; without options the demo on the standard library's docstrings
+  methods   the federated methods, with their papers
+  models    the pretrained models known by name
+  tasks     the tasks known by name
+
+fedjax-lora COMMAND --help lists a command's options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run one config to its end and write a result folder."""
+
+    config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
+    """JSON file with a config (a result folder has one); other options override it."""
+    out: pathlib.Path | None = None
+    """Result folder; by default runs/TASK-METHOD-seedSEED."""
+    overwrite: bool = False
+    """Replace the run that the result folder holds."""
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
+
+
+def default_out(config: RunConfig) -> pathlib.Path:
+    """Where a run goes that was not told where."""
+    words = (config.data.task, config.federation.method, f"seed{config.seed}")
+    return pathlib.Path("runs") / "-".join(re.sub(r"\W+", "_", word).strip("_") for word in words)
+
+
+def run_command(args: Sequence[str]) -> None:
+    """``fedjax-lora run``."""
+    options = tyro.cli(
+        RunOptions, args=args, prog="fedjax-lora run", default=RunOptions(run=_given_config(args))
+    )
+    # Imported here: the other commands and --help should not wait for JAX.
+    from fedjax_lora.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.run import load_assets, run
+
+    keep_compiled_programs()
+    config = options.run
+    out = options.out or default_out(config)
+    console = Console(highlight=False)
+    console.print(f"{config.data.task}: {config.federation.method}, loading ...")
+    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+    with _progress(console) as progress:
+        bar = progress.add_task("rounds", total=config.federation.rounds)
+        print_row = _row_printer(console, assets.task.task.metric)
+
+        def on_round(record: dict[str, Any]) -> None:
+            print_row(record)
+            progress.advance(bar)
+
+        result = run(config, out=out, overwrite=options.overwrite, assets=assets, on_round=on_round)
+    _print_summary(console, result.summary, assets.task.task.metric, out)
+
+
+def _given_config(args: Sequence[str]) -> RunConfig:
+    """The config that ``--config`` names, read before the other options override it."""
+    for at, word in enumerate(args):
+        if word == "--config" and at + 1 < len(args):
+            return load_config(args[at + 1])
+        if word.startswith("--config="):
+            return load_config(word.removeprefix("--config="))
+    return RunConfig()
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
+    console.print(
+        f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
+        f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
+    )
+
+    def number(record: dict[str, Any], name: str) -> str:
+        return f"{record[name]:.4f}" if name in record else "-"
+
+    def print_row(record: dict[str, Any]) -> None:
+        seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
+        console.print(
+            f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "
+            f"{record['train_loss']:>10.4f}  {seconds:>7.1f}  "
+            f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
+        )
+        if record["rejected"]:
+            console.print(f"       rejected non-finite updates of clients {record['rejected']}")
+
+    return print_row
+
+
+def _print_summary(
+    console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
+) -> None:
+    line = f"{metric} {summary[metric]:.4f}"
+    if "majority_accuracy" in summary:
+        line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
+    console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
+    if summary["train_test_overlap"]:
+        console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")
+    console.print(f"results in {out}")
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def methods_command(args: Sequence[str]) -> None:
+    """``fedjax-lora methods``."""
+    from fedjax_lora import methods
+
+    rows = [(name, methods.summary(name), e.paper) for name, e in methods.METHODS.items()]
+    _print_table("Federated methods", ("name", "what it does", "paper"), rows)
+
+
+def models_command(args: Sequence[str]) -> None:
+    """``fedjax-lora models``."""
+    from fedjax_lora.models import MODELS
+
+    rows = [(name, m.summary, m.url) for name, m in MODELS.items()]
+    _print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
+
+
+def tasks_command(args: Sequence[str]) -> None:
+    """``fedjax-lora tasks``."""
+    from fedjax_lora.data import TASKS
+
+    rows = [(name, t.summary, t.metric, t.url) for name, t in TASKS.items()]
+    _print_table("Tasks; also file(...)", ("name", "what", "metric", "source"), rows)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": run_command,
+    "methods": methods_command,
+    "models": models_command,
+    "tasks": tasks_command,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2 for bad input)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--version"], ["-V"]):
+        print(__version__)
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    # datasets and transformers warn about things no user of a command line can act on.
+    warnings.filterwarnings("ignore", category=UserWarning)
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        COMMANDS[words[0]](words[1:])
+    except InputError as error:
+        print(f"fedjax-lora: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedjax-lora: stopped", file=sys.stderr)
+        return 130
+    return 0

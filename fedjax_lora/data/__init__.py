@@ -1,0 +1,23 @@
+"""Tasks, tokens and who has which examples; NumPy and `datasets` only."""
+
+from fedjax_lora.data.dealers import PARTITIONS
+from fedjax_lora.data.load import load
+from fedjax_lora.data.partition import Partition, class_counts, partition
+from fedjax_lora.data.records import Split, Task, TaskData
+from fedjax_lora.data.tasks import TASKS, find
+from fedjax_lora.data.tokens import Tokens, encode
+
+__all__ = [
+    "PARTITIONS",
+    "TASKS",
+    "Partition",
+    "Split",
+    "Task",
+    "TaskData",
+    "Tokens",
+    "class_counts",
+    "encode",
+    "find",
+    "load",
+    "partition",
+]

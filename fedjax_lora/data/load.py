@@ -1,0 +1,161 @@
+"""A task's examples: from the hub, from files or built in, cut to size, labels as numbers.
+
+Nothing is dropped silently: rows skipped for a known defect are counted in `TaskData.skipped`, and
+test texts that also occur in the training set stay, are counted in `TaskData.overlap`, and are
+for the caller to report (AG News has such texts by nature).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fedjax_lora.data.records import Split, Table, Task, TaskData
+from fedjax_lora.data.sources import read_task
+from fedjax_lora.data.tasks import find
+from fedjax_lora.errors import InputError, raise_all
+
+
+def load(
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    train_examples: int | None = None,
+    validation_examples: int = 0,
+    test_examples: int | None = None,
+    seed: int = 0,
+) -> TaskData:
+    """Load the task that `spec` names.
+
+    Subsets are drawn without replacement, depend on `seed` alone and keep the source's order; the
+    validation set is drawn from the training examples and disjoint from `train`.
+
+    Args:
+      spec: a name in `TASKS`, or `"file(train='a.csv', ...)"`.
+      data_dir: a folder of task folders; without it a task comes from the Hugging Face hub.
+      train_examples: size of the training set; all by default.
+      validation_examples: size of the validation set.
+      test_examples: size of the test set; all by default.
+      seed: chooses the subsets.
+
+    Raises:
+      InputError: unknown task, absent or broken data, or more examples asked for than exist.
+    """
+    task = find(spec)
+    _check_sizes(train_examples, validation_examples, test_examples)
+    train_table, test_table = read_task(task, data_dir)
+    stated = task.classes or train_table.classes
+    classes = () if task.regression else stated or _ordered(map(str, train_table.labels))
+    codes = _group_codes(train_table, test_table)
+    index = {name: i for i, name in enumerate(classes)}
+    if stated:  # then a source may also give a class by its number
+        index = {str(i): i for i in range(len(classes))} | index
+    whole, tests = (_split(table, index, codes) for table in (train_table, test_table))
+
+    _check_available(task, len(whole.texts), train_examples, validation_examples, "training")
+    _check_available(task, len(tests.texts), test_examples, 0, "test")
+    order = np.random.default_rng([seed, 0]).permutation(len(whole.texts))
+    rest = order[validation_examples:]
+    train = _take(whole, rest if train_examples is None else rest[:train_examples])
+    validation = _take(whole, order[:validation_examples]) if validation_examples else None
+    order = np.random.default_rng([seed, 1]).permutation(len(tests.texts))
+    test = _take(tests, order[:test_examples])
+    skipped = train_table.skipped + test_table.skipped
+    return TaskData(task, classes, train, validation, test, count_overlap(train, test), skipped)
+
+
+def count_overlap(train: Split, test: Split) -> int:
+    """Count the examples of `test` whose text (pairs: both texts) also occurs in `train`.
+
+    Texts that differ only in case and white space count as the same.
+    """
+    seen = set(_keys(train))
+    return sum(key in seen for key in _keys(test))
+
+
+def _keys(split: Split) -> list[Any]:
+    texts, pairs = (
+        [" ".join(text.casefold().split()) for text in column or ()]
+        for column in (split.texts, split.pairs)
+    )
+    return texts if split.pairs is None else list(zip(texts, pairs, strict=True))
+
+
+def _check_sizes(train: int | None, validation: int, test: int | None) -> None:
+    raise_all(
+        "Sizes of the data",
+        [f"train_examples is {train}, must be at least 1"] * (train is not None and train < 1)
+        + [f"validation_examples is {validation}, must not be negative"] * (validation < 0)
+        + [f"test_examples is {test}, must be at least 1"] * (test is not None and test < 1),
+    )
+
+
+def _check_available(
+    task: Task, there: int, wanted: int | None, validation: int, kind: str
+) -> None:
+    needed = (1 if wanted is None else wanted) + validation
+    if needed > there:
+        also = f" and {validation} validation" if validation else ""
+        raise InputError(
+            f"Task {task.name!r} has {there} {kind} examples, but {needed - validation}{also} "
+            "are asked for; ask for fewer."
+        )
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, whole numbers in their order, anything else by the alphabet."""
+    ordered = sorted(set(names))
+    numbers = all(name.removeprefix("-").isdecimal() for name in ordered)
+    return tuple(sorted(ordered, key=int) if numbers else ordered)
+
+
+def _group_codes(train: Table, test: Table) -> dict[str, int] | None:
+    """A code for each group; those of the training set are 0, 1, ... without gaps."""
+    if train.groups is None or test.groups is None:
+        return None
+    names = (*_ordered(train.groups), *_ordered(set(test.groups) - set(train.groups)))
+    return {name: code for code, name in enumerate(names)}
+
+
+def _split(table: Table, index: dict[str, int], codes: dict[str, int] | None) -> Split:
+    labels = _classes(table, index) if index else _scores(table)
+    groups = None
+    if codes is not None and table.groups is not None:
+        groups = np.array([codes[name] for name in table.groups], np.int32)
+    return Split(table.texts, table.pairs, labels, groups)
+
+
+def _scores(table: Table) -> np.ndarray:
+    values = []
+    for row, label in zip(table.rows, table.labels, strict=True):
+        try:
+            values.append(float(label))
+        except (TypeError, ValueError):
+            values.append(float("nan"))
+        if not np.isfinite(values[-1]):
+            raise InputError(f"{table.where} row {row}: the score is {label!r}, not a number.")
+    return np.array(values, np.float32)
+
+
+def _classes(table: Table, index: dict[str, int]) -> np.ndarray:
+    found = [index.get(str(label), -1) for label in table.labels]
+    if -1 in found:
+        bad = found.index(-1)
+        names = list(index)[-max(index.values()) - 1 :]  # without the numbers
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise InputError(
+            f"{table.where} row {table.rows[bad]}: the label {table.labels[bad]!r} is not one of "
+            f"the {len(names)} classes ({shown}); correct it or remove the row."
+        )
+    return np.array(found, np.int32)
+
+
+def _take(split: Split, index: np.ndarray) -> Split:
+    """The examples at `index`, in the source's order."""
+    index = np.sort(index)
+    return Split(
+        [split.texts[i] for i in index],
+        None if split.pairs is None else [split.pairs[i] for i in index],
+        split.labels[index],
+        None if split.groups is None else split.groups[index],
+    )

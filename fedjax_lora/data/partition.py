@@ -1,0 +1,98 @@
+"""Who has which examples: a training set dealt to clients.
+
+Every example goes to exactly one client. A client with fewer than `min_examples` then gets
+examples, drawn at random, from whichever client is the largest at that moment.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_lora import specs
+from fedjax_lora.data.dealers import PARTITIONS, need_classes
+from fedjax_lora.errors import InputError
+
+
+class Partition(NamedTuple):
+    """Examples of each of `N` clients.
+
+    Attributes:
+      indices: `N` ascending `int64` arrays that together hold every example exactly once.
+      quality: `bool[N]`, which clients have a balanced mix (`quality` only), else None.
+    """
+
+    indices: tuple[np.ndarray, ...]
+    quality: np.ndarray | None = None
+
+
+def partition(
+    spec: str,
+    labels: np.ndarray,
+    *,
+    clients: int,
+    seed: int,
+    min_examples: int = 1,
+    groups: np.ndarray | None = None,
+) -> Partition:
+    """Deal examples to clients.
+
+    Args:
+      spec: a name in `PARTITIONS`, with options.
+      labels: `int[E]` class indices (or scores, for ways that do not look at classes).
+      clients: number of clients `N`.
+      seed: the partition depends on it and the arguments alone.
+      min_examples: every client gets at least so many.
+      groups: `int[E]` natural client of each example, for `natural`.
+
+    Raises:
+      InputError: unknown way or option, or a request that cannot be met.
+    """
+    dealer = specs.build(spec, PARTITIONS, "partition")
+    labels = np.asarray(labels)
+    if clients < 1 or min_examples < 0:
+        raise InputError(
+            f"{clients} clients with at least {min_examples} examples each: ask for at least one "
+            "client and a minimum that is not negative."
+        )
+    if clients * min_examples > len(labels):
+        raise InputError(
+            f"{clients} clients with at least {min_examples} examples each need "
+            f"{clients * min_examples} examples, but there are {len(labels)}; ask for fewer."
+        )
+    if groups is not None and len(groups) != len(labels):
+        raise InputError(
+            f"There are {len(groups)} group codes for {len(labels)} labels; pass both."
+        )
+    rng = np.random.default_rng(seed)
+    deal = dealer(labels, groups, clients, rng)
+    members = [np.flatnonzero(deal.owner == client) for client in range(clients)]
+    _level(members, min_examples, rng)
+    return Partition(tuple(np.sort(part) for part in members), deal.quality)
+
+
+def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Count each client's examples of each class: `int64[N, C]`."""
+    labels = need_classes(labels, "class_counts")
+    return np.stack([np.bincount(labels[part], minlength=classes) for part in partition.indices])
+
+
+def _level(members: list[np.ndarray], minimum: int, rng: np.random.Generator) -> None:
+    """Move examples to clients below `minimum`, one at a time from the largest; in place.
+
+    It ends: each move closes one of at most `N * minimum` gaps, and while a gap is open the
+    largest client has more than `minimum`, since all examples are at least `N * minimum`.
+    """
+    sizes = np.array([len(part) for part in members])
+    spare: dict[int, Any] = {}
+    for client in np.flatnonzero(sizes < minimum):
+        gained = []
+        while sizes[client] < minimum:
+            largest = int(sizes.argmax())
+            if largest not in spare:
+                spare[largest] = list(rng.permutation(members[largest]))
+            gained.append(spare[largest].pop())
+            sizes[largest] -= 1
+            sizes[client] += 1
+        members[client] = np.concatenate([members[client], np.array(gained, np.int64)])
+    for client, kept in spare.items():
+        members[client] = np.array(kept, np.int64)

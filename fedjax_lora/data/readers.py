@@ -1,0 +1,195 @@
+"""Files on disk -> `Table`: named columns of a user's file, and the official forms of the tasks.
+
+Comma- and tab-separated files are read with the standard library's `csv` and not with the `csv`
+builder of `datasets`: the builder (pandas) turns the text "NA" or "null" into a missing value,
+fills short rows without a word, and cannot say in which row a file is broken.
+"""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from fedjax_lora.data.records import Table
+from fedjax_lora.errors import InputError, raise_all, unknown
+
+FORMATS = ("csv", "tsv", "jsonl", "parquet")
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open plain, .gz or .xz text as UTF-8, with or without BOM, line ends untouched.
+
+    Raises:
+      InputError: the file is absent, damaged or not UTF-8; also while it is being read.
+    """
+    opener = _OPENERS.get(path.suffix, open)
+    try:
+        with opener(path, "rb") as raw:
+            yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # pyright: ignore
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); convert it to UTF-8.") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path} cannot be read ({error}); check the file.") from error
+
+
+def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    r"""Yield (row number, fields) of a delimited file; blank lines are counted but not yielded.
+
+    Args:
+      path: the file.
+      delimiter: `","` or `"\t"`.
+      quoted: whether double quotes enclose fields; otherwise they are text.
+    """
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    row = 0
+    with open_text(path) as stream:
+        try:
+            for row, fields in enumerate(
+                csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True), start=1
+            ):
+                if fields:
+                    yield row, fields
+        except csv.Error as error:
+            raise InputError(
+                f"{path} row {row + 1} is not well-formed ({error}); check its quotes."
+            ) from error
+
+
+def check_width(path: Path, row: int, fields: Sequence[str], width: int) -> None:
+    """Refuse a row with a missing or an extra field."""
+    if len(fields) != width:
+        raise InputError(
+            f"{path} row {row} has {len(fields)} fields where {width} are expected; "
+            "check its delimiters and quotes."
+        )
+
+
+def read_named(
+    path: Path,
+    *,
+    text: str,
+    label: str,
+    pair: str | None = None,
+    group: str | None = None,
+    format: str | None = None,
+) -> Table:
+    """Read named columns of a csv, tsv, jsonl or parquet file (.gz and .xz too).
+
+    csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE).
+
+    Args:
+      path: the file.
+      text: name of the text column.
+      label: name of the label column.
+      pair: name of the second text's column.
+      group: name of the column that says which natural client an example belongs to.
+      format: one of `FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: no such file, column or format; a broken row; a missing value.
+    """
+    format = format or _ending(path)
+    if format not in FORMATS:
+        raise unknown(f"file format (of {path})", format, FORMATS)
+    names = [name for name in (text, label, pair, group) if name is not None]
+    columns, rows = _COLUMNS[format](path, names)
+    for name, column in columns.items():
+        _refuse_missing(path, name, column, rows)
+    return Table(
+        where=str(path),
+        texts=[str(value) for value in columns[text]],
+        labels=columns[label],
+        rows=rows,
+        pairs=[str(value) for value in columns[pair]] if pair else None,
+        groups=[str(value) for value in columns[group]] if group else None,
+    )
+
+
+def _ending(path: Path) -> str:
+    name = path.with_suffix("") if path.suffix in _OPENERS else path
+    return {"txt": "tsv"}.get(name.suffix.lstrip("."), name.suffix.lstrip("."))
+
+
+def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int]) -> None:
+    for row, value in zip(rows, column, strict=True):
+        if value is None or value != value or isinstance(value, dict | list):
+            raise InputError(
+                f"{path} row {row}: column {name!r} holds {value!r}, not a text or number; "
+                "fill it or remove the row."
+            )
+
+
+def _check_header(path: Path, names: Sequence[str], header: Sequence[str]) -> None:
+    known = f"(columns: {', '.join(map(str, header))})"
+    problems = [f"no column {name!r} {known}" for name in names if name not in header]
+    problems += [f"column {name!r} occurs twice" for name in names if header.count(name) > 1]
+    raise_all(str(path), problems)
+
+
+def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool):
+    rows = read_rows(path, delimiter=delimiter, quoted=quoted)
+    _, header = next(rows, (1, []))
+    _check_header(path, names, header)
+    places = [header.index(name) for name in names]
+    numbers, kept = [], []
+    for number, fields in rows:
+        check_width(path, number, fields, len(header))
+        numbers.append(number)
+        kept.append([fields[place] for place in places])
+    columns = {name: [fields[i] for fields in kept] for i, name in enumerate(names)}
+    return columns, numbers
+
+
+def _jsonl(path: Path, names: Sequence[str]):
+    numbers, kept = [], []
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path} row {number} is not JSON ({error}); fix it.") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{path} row {number} is not a JSON object; write one per line.")
+            _check_header(Path(f"{path} row {number}"), names, list(record))
+            numbers.append(number)
+            kept.append(record)
+    return {name: [record[name] for record in kept] for name in names}, numbers
+
+
+def _parquet(path: Path, names: Sequence[str]):
+    import pyarrow  # comes with datasets; only this format needs it
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise InputError(f"{path} cannot be read (no such file); check the path.")
+    data = path.read_bytes()
+    try:
+        if path.suffix in _OPENERS:
+            data = {".gz": gzip, ".xz": lzma}[path.suffix].decompress(data)
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+    except (pyarrow.ArrowInvalid, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path} is not a parquet file ({error}); check it.") from error
+    _check_header(path, names, file.schema_arrow.names)
+    table = file.read(columns=list(names))
+    return {name: table.column(name).to_pylist() for name in names}, range(1, table.num_rows + 1)
+
+
+def _csv(path: Path, names: Sequence[str]):
+    return _delimited(path, names, delimiter=",", quoted=True)
+
+
+def _tsv(path: Path, names: Sequence[str]):
+    return _delimited(path, names, delimiter="\t", quoted=False)
+
+
+_COLUMNS = {"csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "parquet": _parquet}

@@ -1,0 +1,175 @@
+"""A Hugging Face checkpoint folder as a parameter tree."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import trees
+from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.models import fresh, names
+from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.tensors import Tensor, open_tensors
+
+# What a checkpoint may hold beside the model: heads of pretraining and of other tasks, a pooler
+# that the config does not use, and index buffers that old versions saved.
+_OTHER_PARTS = re.compile(
+    r"embeddings\.(position_ids|token_type_ids)$"
+    r"|(cls|lm_head|predictions|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
+    r"|(pooler|classifier|pre_classifier)\."
+)
+
+
+class Checkpoint(NamedTuple):
+    """What was read.
+
+    Attributes:
+      params: ``{'encoder': ..., 'head': ...}``, float32.
+      new_params: paths, joined by ``/``, of parameters that the checkpoint does not have.
+    """
+
+    params: dict[str, Any]
+    new_params: tuple[str, ...]
+
+
+class _Slot(NamedTuple):
+    """The place of one stored tensor in the parameter tree.
+
+    Attributes:
+      path: of the parameter.
+      layer: index into its layer axis; None if it has none.
+      name: of the stored tensor, without the base prefix.
+      shape: that the stored tensor must have.
+    """
+
+    path: str
+    layer: int | None
+    name: str
+    shape: tuple[int, ...]
+
+
+def read(
+    folder: Path, config: EncoderConfig, *, key: jax.Array, stored_layers: int | None = None
+) -> Checkpoint:
+    """Read the parameters of a `SequenceClassifier` from a checkpoint, tensor by tensor.
+
+    A head that is absent, belongs to another task or has another number of labels is newly
+    initialised from `key`, and so is an absent pooler.
+
+    Args:
+      folder: holds the weights.
+      config: what to read; fewer `layers` than are stored reads the first ones only.
+      key: for newly initialised parameters.
+      stored_layers: how many layers the checkpoint has; `config.layers` if None.
+
+    Raises:
+      InputError: missing and unexpected tensors and wrong shapes, all of them in one message.
+    """
+    shapes = fresh.shapes(config)
+    stored = _bare_names(open_tensors(folder), config)
+    slots = list(_slots(config, shapes, range(config.layers)))
+    cut = _slots(config, shapes, range(config.layers, stored_layers or config.layers))
+    new = _new_paths(config, slots, stored)
+    slots = [slot for slot in slots if slot.path not in new]
+    raise_all(
+        f"The weights in {folder} are not those of the {config.family} in its config.json",
+        [*_misfits(slots, stored), *_unexpected([*slots, *cut], stored)],
+    )
+    values = _assemble(slots, stored, shapes) | fresh.draw(config, new, key)
+    return Checkpoint(trees.nested(values), tuple(sorted(new)))
+
+
+def _bare_names(tensors: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """Tensors by name without the base prefix, and with the old spelling of LayerNorm's."""
+    bare = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(f"{config.traits.prefix}.")
+        short = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", short))
+        if short in bare:
+            raise InputError(f"Tensor {name!r} is stored twice, under two spellings of its name.")
+        bare[short] = tensor
+    return bare
+
+
+def _slots(
+    config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]], layers: range
+) -> Iterator[_Slot]:
+    """Where each stored tensor of these layers goes, and each that belongs to no layer."""
+    prefix = f"{config.traits.prefix}."
+    for path, shape in shapes.items():
+        stacked = names.is_stacked(config, path)
+        one = shape[1:] if stacked else shape
+        one = one[::-1] if path.endswith("/kernel") else one
+        for layer in layers if stacked else (None,):
+            yield _Slot(path, layer, names.hf_name(config, path, layer).removeprefix(prefix), one)
+
+
+def _new_paths(
+    config: EncoderConfig, slots: Collection[_Slot], stored: Mapping[str, Tensor]
+) -> set[str]:
+    """Parameters to initialise: the whole head if it is another task's, the pooler if absent."""
+    head = [slot for slot in slots if slot.path.startswith("head/")]
+    pooler = [slot for slot in slots if slot.path.startswith("encoder/pooler/")]
+    new = [] if _has_head(config, head, stored) else head
+    if not any(slot.name in stored for slot in pooler):
+        new = new + pooler
+    return {slot.path for slot in new}
+
+
+def _has_head(config: EncoderConfig, head: Collection[_Slot], stored: Mapping[str, Tensor]) -> bool:
+    """Whether the stored head is this model's: same pooling, same task, same labels."""
+    # A head for another task can have the same names and shapes; the class name tells.
+    classes = config.architectures
+    if classes and not any(name.endswith("ForSequenceClassification") for name in classes):
+        return False
+    found = [slot for slot in head if slot.name in stored]
+    outputs = [
+        slot for slot in found if slot.path.startswith(("head/classifier/", "head/out_proj/"))
+    ]
+    same_labels = all(stored[slot.name].shape[:1] == (config.num_labels,) for slot in outputs)
+    return config.pooling == "family" and bool(found) and same_labels
+
+
+def _misfits(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
+    """Tensors that are missing, have the wrong shape, or hold no floating-point numbers."""
+    missing = sorted(slot.name for slot in slots if slot.name not in stored)
+    if missing:
+        yield f"missing {', '.join(missing)}"
+    for slot in slots:
+        tensor = stored.get(slot.name)
+        if tensor is not None and tensor.shape != slot.shape:
+            yield f"{slot.name} is stored as {tensor.shape} but must be {slot.shape}"
+        if tensor is not None and not tensor.floating:
+            yield f"{slot.name} is stored as {tensor.dtype}, not as floating-point numbers"
+
+
+def _unexpected(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
+    known = {slot.name for slot in slots}
+    extra = sorted(name for name in stored if name not in known and not _OTHER_PARTS.match(name))
+    if extra:
+        yield f"unexpected {', '.join(extra)}"
+
+
+def _assemble(
+    slots: Collection[_Slot],
+    stored: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, jax.Array]:
+    """Parameters by path; one parameter at a time is in memory twice."""
+    parts: dict[str, list[_Slot]] = {}
+    for slot in slots:
+        parts.setdefault(slot.path, []).append(slot)
+    values = {}
+    for path, slots_of_path in parts.items():
+        value = np.empty(shapes[path], np.float32)
+        for slot in slots_of_path:
+            tensor = stored[slot.name].read()
+            value[... if slot.layer is None else slot.layer] = (
+                tensor.T if path.endswith("/kernel") else tensor
+            )
+        values[path] = jnp.asarray(value)
+    return values

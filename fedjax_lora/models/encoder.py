@@ -1,0 +1,226 @@
+"""One Flax module for the BERT, RoBERTa, DistilBERT and ALBERT encoders.
+
+Every projection is a plain `nn.Dense`, and the layers are one scanned module, so that code
+outside can find each product by its module path (``encoder/layers/attention/query``) and can
+give any module its own variables, in any collection, with a leading layer axis.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_lora.errors import InputError
+from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.config import EncoderConfig
+
+Tokens = Int[Array | np.ndarray, "n t"]
+Mask = Bool[Array | np.ndarray, "n t"]
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of a batch.
+
+    Attributes:
+      hidden: the last layer's states, in the compute dtype.
+      pooled: one float32 vector per text, by the config's pooling.
+    """
+
+    hidden: Float[Array, "n t h"]
+    pooled: Float[Array, "n h"]
+
+
+def dense(config: EncoderConfig, features: int, name: str, dtype: str | None = None) -> nn.Dense:
+    """A projection in the compute dtype of the config, or in another one."""
+    return nn.Dense(features, name=name, dtype=dtype or config.dtype)
+
+
+def _normalise(config: EncoderConfig, x: Array) -> Array:
+    """LayerNorm in float32, whatever comes in; the compute dtype goes out."""
+    # The fast variance E[x^2] - E[x]^2 cancels; PyTorch computes the exact one.
+    norm = nn.LayerNorm(
+        name="norm", epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False
+    )
+    return norm(x.astype(jnp.float32)).astype(config.dtype)
+
+
+class Embeddings(nn.Module):
+    """Token, position and token-type rows, added and normalised."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, input_ids: Tokens, token_types: Tokens | None
+    ) -> Float[Array, "n t {self.config.embedding_size}"]:
+        """Embeddings in the compute dtype."""
+        config = self.config
+        x = self._table("word", config.vocab_size)(input_ids)
+        x = x + self._table("position", config.max_positions)(_positions(config, input_ids))
+        if config.type_vocab:
+            types = jnp.zeros_like(input_ids) if token_types is None else token_types
+            x = x + self._table("token_type", config.type_vocab)(types)
+        x = _normalise(config, x)
+        return nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(x)
+
+    def _table(self, name: str, rows: int) -> nn.Embed:
+        return nn.Embed(rows, self.config.embedding_size, name=name, dtype=jnp.float32)
+
+
+def _positions(config: EncoderConfig, input_ids: Tokens) -> Int[Array, "_n t"]:
+    """Rows of the position table, with a batch axis of 1 where every text has the same."""
+    if not config.traits.padded_positions:
+        return jnp.arange(input_ids.shape[1])[None]
+    real = (jnp.asarray(input_ids) != config.pad_token_id).astype(jnp.int32)
+    return jnp.cumsum(real, axis=1, dtype=jnp.int32) * real + config.pad_token_id
+
+
+class Attention(nn.Module):
+    """Self-attention with its residual connection and LayerNorm."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"]
+    ) -> Float[Array, "n t h"]:
+        """New states; `mask` says which tokens may be attended to."""
+        config = self.config
+        split = (*x.shape[:-1], config.heads, config.hidden // config.heads)
+        query, key, value = (
+            dense(config, config.hidden, name)(x).reshape(split)
+            for name in ("query", "key", "value")
+        )
+        if config.attention_dropout and not self.deterministic:
+            mixed = self._mix_with_dropout(query, key, value, mask)
+        else:
+            # It promotes bfloat16 to float32 inside, which strict promotion rules would refuse.
+            with jax.numpy_dtype_promotion("standard"):
+                mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        y = dense(config, config.hidden, "output")(mixed.reshape(x.shape))
+        if config.traits.attention_output_dropout:
+            y = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(y)
+        return _normalise(config, x + y)
+
+    def _mix_with_dropout(self, query: Array, key: Array, value: Array, mask: Array) -> Array:
+        """Attention with its weights spelled out, because dropout applies to them."""
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).astype(value.dtype)
+        weights = nn.Dropout(self.config.attention_dropout, deterministic=False)(weights)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+
+class FeedForward(nn.Module):
+    """Two projections around an activation, with residual connection and LayerNorm."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
+        """New states."""
+        config = self.config
+        y = dense(config, config.intermediate, "intermediate")(x)
+        y = dense(config, config.hidden, "output")(ACTIVATIONS[config.activation](y))
+        if config.traits.feed_forward_dropout:
+            y = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(y)
+        return _normalise(config, x + y)
+
+
+class Layer(nn.Module):
+    """One encoder layer in the form `nn.scan` wants: carry in, carry and no output out."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"]
+    ) -> tuple[Float[Array, "n t h"], None]:
+        """New states."""
+        x = Attention(self.config, self.deterministic, name="attention")(x, mask)
+        return FeedForward(self.config, self.deterministic, name="feed_forward")(x), None
+
+
+def _scanned(config: EncoderConfig) -> Any:
+    """`Layer` repeated: every collection has a leading layer axis, or is shared by all layers."""
+    layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+    options: dict[str, Any] = {"length": config.layers, "unroll": _unroll(config)}
+    if config.traits.shared_layers:
+        options |= {"variable_broadcast": True, "split_rngs": {"params": False, True: True}}
+    else:
+        options |= {"variable_axes": {True: 0}, "split_rngs": {True: True}}
+    return nn.scan(layer, in_axes=cast(int, nn.broadcast), **options)
+
+
+def _unroll(config: EncoderConfig) -> int:
+    """Layers per loop step: a CPU runs a third faster without a loop, accelerators want one."""
+    if config.scan_unroll is not None:
+        return min(config.scan_unroll, config.layers)
+    return config.layers if jax.default_backend() == "cpu" else 1
+
+
+class Encoder(nn.Module):
+    """Embeddings, layers and pooling of a frozen or trained base model."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        token_types: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Encoded:
+        """Encode a batch.
+
+        Args:
+          input_ids: token ids.
+          attention_mask: True for tokens, False for padding.
+          token_types: segment of each token; None means all 0. Ignored by DistilBERT, which has
+            no segments.
+          deterministic: False applies dropout, with keys from the ``dropout`` stream.
+
+        Raises:
+          InputError: texts longer than the position table, or a mask that is not boolean.
+        """
+        config = self.config
+        _check(config, input_ids, attention_mask)
+        x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_types)
+        if config.traits.factorised:
+            x = dense(config, config.hidden, "projection")(x)
+        mask = jnp.asarray(attention_mask)[:, None, None, :]
+        x, _ = _scanned(config)(config, deterministic, name="layers")(x, mask)
+        return Encoded(hidden=x, pooled=self._pool(x, jnp.asarray(attention_mask)))
+
+    def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:
+        if self.config.pooling == "mean":
+            weight = mask.astype(jnp.float32)[:, :, None]
+            total = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1)
+            return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+        first = hidden[:, 0].astype(jnp.float32)
+        if self.config.has_pooler:
+            return jnp.tanh(
+                dense(self.config, self.config.hidden, "pooler", dtype="float32")(first)
+            )
+        return first
+
+
+def _check(config: EncoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:
+    if input_ids.shape[1] > config.max_tokens:
+        raise InputError(
+            f"The texts have {input_ids.shape[1]} tokens but this {config.family} model takes at "
+            f"most {config.max_tokens}; truncate them."
+        )
+    if attention_mask.dtype != jnp.bool_:
+        raise InputError(
+            f"attention_mask must be boolean, not {attention_mask.dtype}; pass mask != 0."
+        )

@@ -1,0 +1,95 @@
+"""Classification heads, as Hugging Face puts them on each family, and the whole classifier."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.encoder import Encoder, Mask, Tokens, dense
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer: BERT, ALBERT, and every mean-pooled encoder."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Logits."""
+        pooled = nn.Dropout(self.config.head_dropout, deterministic=self.deterministic)(pooled)
+        return _dense(self.config, self.config.num_labels, "classifier")(pooled)
+
+
+class DenseTanhHead(nn.Module):
+    """RoBERTa: a tanh layer between two dropouts, then the output layer."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Logits."""
+        config = self.config
+        x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(pooled)
+        x = jnp.tanh(_dense(config, config.hidden, "dense")(x))
+        x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(x)
+        return _dense(config, config.num_labels, "out_proj")(x)
+
+
+class PreClassifierHead(nn.Module):
+    """DistilBERT: a ReLU layer, dropout, then the output layer."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Logits."""
+        config = self.config
+        x = jax.nn.relu(_dense(config, config.hidden, "pre_classifier")(pooled))
+        x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(x)
+        return _dense(config, config.num_labels, "classifier")(x)
+
+
+HEADS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {
+        "linear": LinearHead,
+        "dense_tanh": DenseTanhHead,
+        "pre_classifier": PreClassifierHead,
+    }
+)
+
+
+def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
+    # A head is one vector per text: float32 costs nothing and keeps the logits exact.
+    return dense(config, features, name, dtype="float32")
+
+
+class SequenceClassifier(nn.Module):
+    """An encoder with a head; parameters are ``{'encoder': ..., 'head': ...}``.
+
+    `load` and `random_params` make them; ``init`` would not follow Hugging Face's initialisation.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        token_types: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "n labels"]:
+        """Float32 logits of a batch; the arguments are those of `Encoder`."""
+        encoded = Encoder(self.config, name="encoder")(
+            input_ids, attention_mask, token_types, deterministic=deterministic
+        )
+        head = HEADS[self.config.head](self.config, deterministic, name="head")
+        return head(encoded.pooled)

@@ -1,0 +1,77 @@
+"""A very small random model: for tests, examples and for timing everything but the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from fedjax_lora import trees
+from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.fresh import random_params
+from fedjax_lora.models.heads import SequenceClassifier
+from fedjax_lora.models.pretrained import Pretrained, fingerprint
+
+# Where a family's shape differs from BERT's.
+_OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
+    "albert": {"embedding_size": 16},
+    "distilbert": {"type_vocab": 0},
+    "roberta": {"type_vocab": 1, "max_positions": 66, "pad_token_id": 1},
+}
+
+
+def tiny(
+    *,
+    num_labels: int = 4,
+    layers: int = 2,
+    family: str = "bert",
+    pooling: str = "family",
+    dropout: float = 0.0,
+    vocab_size: int = 128,
+    key: jax.Array | None = None,
+) -> Pretrained:
+    """A random encoder of hidden width 32 with 4 heads, for texts of up to 64 tokens.
+
+    Args:
+      num_labels: width of the logits.
+      layers: number of layers.
+      family: a key of `families.FAMILIES`.
+      pooling: ``family`` or ``mean``.
+      dropout: every dropout rate.
+      vocab_size: valid token ids are ``0 .. vocab_size - 1``; 0 is padding (1 for RoBERTa).
+      key: for the parameters; ``jax.random.key(0)`` if None.
+
+    Raises:
+      InputError: an option out of range.
+    """
+    sizes: dict[str, Any] = {
+        "type_vocab": 2,
+        "max_positions": 64,
+        "pad_token_id": 0,
+        "embedding_size": 32,
+    }
+    config = EncoderConfig(
+        family=family,
+        vocab_size=vocab_size,
+        hidden=32,
+        layers=layers,
+        heads=4,
+        intermediate=64,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        head_dropout=dropout,
+        initializer_range=0.2,  # at this width 0.02 would make every output nearly the same
+        num_labels=num_labels,
+        pooling=pooling,
+        **{**sizes, **_OTHER_SIZES.get(family, {})},
+    )
+    params = random_params(config, jax.random.key(0) if key is None else key)
+    paths = tuple(sorted(trees.flat(params)))
+    return Pretrained(
+        module=SequenceClassifier(config),
+        params=params,
+        config=config,
+        tokenizer=None,
+        fingerprint=fingerprint("tiny", params, paths),
+        folder=None,
+        new_params=paths,
+    )
