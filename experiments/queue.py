@@ -5,9 +5,9 @@ import pathlib
 import time
 from typing import Any
 
-import fedjax_lora.run
 from fedjax_lora import config as configs
 from fedjax_lora.config import RunConfig
+from fedjax_lora.runs import run
 
 
 def run_once(path: pathlib.Path, config: RunConfig, assets: Any) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def run_once(path: pathlib.Path, config: RunConfig, assets: Any) -> dict[str, An
         return json.loads(path.read_text())
     clock = time.perf_counter()
     print(f"{path.name} ...", flush=True)
-    result = fedjax_lora.run.run(config, assets=assets)
+    result = run(config, assets=assets)
     saved = configs.to_dict(config)
     saved["data"]["data_dir"] = None  # where the files lay is nobody's business
     record = {"config": saved, "history": result.history, "summary": result.summary}

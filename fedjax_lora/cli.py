@@ -57,7 +57,8 @@ def run_command(args: Sequence[str]) -> None:
     )
     # Imported here: the other commands and --help should not wait for JAX.
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.run import load_assets, run
+    from fedjax_lora.experiment import load_assets
+    from fedjax_lora.runs import run
 
     keep_compiled_programs()
     config = options.run

@@ -29,7 +29,7 @@ def save_adapter(
       name: what it was loaded as: an alias, a folder or a hub id.
       template: where the adapters are.
       state: the last state.
-      trained: the global adapter and head, see `fedjax_lora.run.global_model`.
+      trained: the global adapter and head, see `fedjax_lora.experiment.global_model`.
     """
     adapter = jax.device_get(trained.adapter)
     if state.server.kernels:

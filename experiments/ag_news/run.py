@@ -8,7 +8,7 @@ import tyro
 from experiments.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
 from experiments.queue import run_once
 from fedjax_lora.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.run import Assets, load_assets
+from fedjax_lora.experiment import Assets, load_assets
 
 
 def slug(method: str) -> str:

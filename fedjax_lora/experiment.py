@@ -1,13 +1,7 @@
-"""One run from its config: load, divide, train round by round, evaluate, write down.
+"""What a run needs before its first round, built from its config."""
 
-`run` is the page that knows all parts; `prepare` builds them.
-"""
-
-import dataclasses
-import pathlib
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +13,10 @@ from fedjax_lora import (
     clients,
     data,
     evaluation,
-    export,
     methods,
     metrics,
     models,
     optimizers,
-    plots,
     rounds,
     trees,
 )
@@ -33,7 +25,6 @@ from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
-from fedjax_lora.results import RunFolder, environment
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.types import Params, Trained
 
@@ -62,19 +53,6 @@ class Experiment(NamedTuple):
     state: FederatedState
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    config: RunConfig
-    template: Template
-    state: FederatedState
-    rank: np.ndarray  # int32[N], at the end
-    history: list[dict[str, Any]]  # one record per round, as in metrics.jsonl
-    summary: dict[str, Any]
-    out: pathlib.Path | None
 
 
 def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
@@ -222,121 +200,3 @@ def _make_evaluate(config, assets, template, objective, base, place):
         return scores
 
     return evaluate
-
-
-def run(
-    config: RunConfig,
-    *,
-    out: str | pathlib.Path | None = None,
-    overwrite: bool = False,
-    assets: Assets | None = None,
-    on_round: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> Result:
-    """Run a config to its end.
-
-    Args:
-      config: what to run.
-      out: folder for the results; None writes nothing.
-      overwrite: replace the run that ``out`` holds.
-      assets: data and model loaded before, to share between runs.
-      on_round: called with each round's numbers and times.
-
-    Raises:
-      InputError: anything wrong with the input, in one sentence.
-    """
-    folder = None if out is None else RunFolder.create(out, config, overwrite=overwrite)
-    began = time.perf_counter()
-    experiment = prepare(config, assets)
-    federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
-    fed, how = config.federation, config.execution
-    schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)
-    key = jax.random.key(config.seed)
-    head_bytes = trees.size_bytes(state.head) if fed.heads == "average" else 0
-    history = []
-    for t in range(fed.rounds):
-        clock = time.perf_counter()
-        plan = federation.plan(
-            t, rank, config.local.learning_rate * float(jnp.asarray(schedule(t)))
-        )
-        traffic = experiment.method.traffic(plan.rank[plan.weight > 0])
-        state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
-        present = plan.weight > 0
-        rank[plan.id[present]] = np.asarray(seen.rank)[present]
-        record = {
-            "round": t + 1,
-            "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
-            "examples": int(np.sum(seen.examples)),
-            "up_bytes": int(traffic.up.sum() + present.sum() * head_bytes),
-            "down_bytes": int(traffic.down.sum() + present.sum() * head_bytes),
-            "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
-        }
-        times = {"round": t + 1, "train_seconds": time.perf_counter() - clock}
-        if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
-            clock = time.perf_counter()
-            record |= experiment.evaluate(state)
-            times["eval_seconds"] = time.perf_counter() - clock
-        history.append(record)
-        if folder:
-            folder.append("metrics.jsonl", record)
-            folder.append("timing.jsonl", times)
-        on_round(record | times)
-    summary = summarise(experiment, history, time.perf_counter() - began)
-    if folder:
-        folder.write("summary.json", summary)
-        leave(folder, experiment, state, history, summary)
-    return Result(
-        config, experiment.template, state, rank, history, summary, folder.path if folder else None
-    )
-
-
-def leave(
-    folder: RunFolder,
-    experiment: Experiment,
-    state: FederatedState,
-    history: list[dict[str, Any]],
-    summary: dict[str, Any],
-) -> None:
-    """Write the figure and the global adapter of a finished run."""
-    config, assets = experiment.config, experiment.assets
-    plots.history(
-        history,
-        folder.path / "figures" / "accuracy.png",
-        metric=assets.task.task.metric,
-        title=f"{config.data.task}: {config.federation.method}",
-        majority=summary.get("majority_accuracy"),
-    )
-    trained, _ = global_model(state, experiment.template)
-    export.save_adapter(
-        folder.path / "adapter",
-        assets.model,
-        config.model.model,
-        experiment.template,
-        state,
-        trained,
-    )
-
-
-def summarise(
-    experiment: Experiment, history: list[dict[str, Any]], seconds: float
-) -> dict[str, Any]:
-    """The numbers of a whole run."""
-    task, assets = experiment.assets.task.task, experiment.assets
-    labels = assets.test.label
-    summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
-    if not task.regression:
-        summary["majority_accuracy"] = float(np.bincount(labels).max() / len(labels))
-    return (
-        summary
-        | {
-            "rounds": len(history),
-            "train_examples": len(assets.train.label),
-            "test_examples": len(labels),
-            "train_test_overlap": assets.task.overlap,
-            "up_bytes": sum(r["up_bytes"] for r in history),
-            "down_bytes": sum(r["down_bytes"] for r in history),
-            "seconds": seconds,
-            "base_sha256": assets.model.fingerprint,
-        }
-        | environment()
-    )
