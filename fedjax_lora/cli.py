@@ -52,10 +52,13 @@ def default_out(config: RunConfig) -> pathlib.Path:
 
 def run_command(args: Sequence[str]) -> None:
     """``fedjax-lora run``."""
-    options = tyro.cli(
-        RunOptions, args=args, prog="fedjax-lora run", default=RunOptions(run=_given_config(args))
-    )
-    # Imported here: the other commands and --help should not wait for JAX.
+    default = RunOptions(run=_given_config(args))
+    execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
+
+
+def execute(options: RunOptions) -> None:
+    """Run a config, telling the terminal about it."""
+    # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.experiment import load_assets
     from fedjax_lora.runs import run

@@ -107,7 +107,9 @@ def make_training(
         hold = lambda tree: jax.tree.map(  # noqa: E731
             lambda x, m: jnp.where(m, x, 0), tree, client.trainable
         )
-        updates, new_state = optimizer.update(hold(grads), opt_state, params)
+        # optax itself is written for JAX's standard promotion (its bias correction is f32 ** i32).
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new_state = optimizer.update(hold(grads), opt_state, params)
         new = optax.apply_updates(params, hold(jax.tree.map(lambda u: rate * u, updates)))
         going = step < client.batches.steps
         count = jnp.where(going, jnp.sum(valid).astype(jnp.float32), 0.0)

@@ -76,7 +76,7 @@ def read(
     new = _new_paths(config, slots, stored)
     slots = [slot for slot in slots if slot.path not in new]
     raise_all(
-        f"The weights in {folder} are not those of the {config.family} in its config.json",
+        f"The weights in {folder} do not fit the {config.family} that its config.json describes",
         [*_misfits(slots, stored), *_unexpected([*slots, *cut], stored)],
     )
     values = _assemble(slots, stored, shapes) | fresh.draw(config, new, key)
@@ -136,22 +136,42 @@ def _has_head(config: EncoderConfig, head: Collection[_Slot], stored: Mapping[st
 
 def _misfits(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
     """Tensors that are missing, have the wrong shape, or hold no floating-point numbers."""
-    missing = sorted(slot.name for slot in slots if slot.name not in stored)
-    if missing:
-        yield f"missing {', '.join(missing)}"
+    if missing := [slot.name for slot in slots if slot.name not in stored]:
+        yield f"missing {', '.join(_grouped(missing))}"
+    wrong: dict[str, list[str]] = {}
     for slot in slots:
         tensor = stored.get(slot.name)
         if tensor is not None and tensor.shape != slot.shape:
-            yield f"{slot.name} is stored as {tensor.shape} but must be {slot.shape}"
+            problem = f"stored as {tensor.shape} but must be {slot.shape}"
+            wrong.setdefault(problem, []).append(slot.name)
         if tensor is not None and not tensor.floating:
-            yield f"{slot.name} is stored as {tensor.dtype}, not as floating-point numbers"
+            problem = f"stored as {tensor.dtype}, not as floating-point numbers"
+            wrong.setdefault(problem, []).append(slot.name)
+    for problem, bad in wrong.items():
+        yield f"{', '.join(_grouped(bad))} {'is' if len(bad) == 1 else 'are'} {problem}"
 
 
 def _unexpected(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
     known = {slot.name for slot in slots}
-    extra = sorted(name for name in stored if name not in known and not _OTHER_PARTS.match(name))
-    if extra:
-        yield f"unexpected {', '.join(extra)}"
+    if extra := [name for name in stored if name not in known and not _OTHER_PARTS.match(name)]:
+        yield f"unexpected {', '.join(_grouped(extra))}"
+
+
+def _grouped(tensor_names: Collection[str]) -> list[str]:
+    """Names sorted, those that differ only in their layer as one: ``layer.{0,1}.x``."""
+    layers: dict[str, list[int]] = {}
+    for name in tensor_names:
+        number = re.search(r"(?<=\blayer\.)\d+", name)
+        pattern = name if number is None else f"{name[: number.start()]}*{name[number.end() :]}"
+        layers.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
+    return [
+        pattern.replace("*", f"{numbers[0]}" if len(numbers) == 1 else _braces(numbers))
+        for pattern, numbers in sorted(layers.items())
+    ]
+
+
+def _braces(numbers: Collection[int]) -> str:
+    return "{" + ",".join(map(str, sorted(numbers))) + "}"
 
 
 def _assemble(

@@ -74,7 +74,6 @@ def load(
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
     source = resolve(name)
-    digest = _verified_digest(source.folder, source.sha256)
     options: dict[str, Any] = {
         "num_labels": num_labels,
         "dtype": dtype,
@@ -86,6 +85,7 @@ def load(
         options |= dict.fromkeys(("hidden_dropout", "attention_dropout", "head_dropout"), dropout)
     full = read_config(source.folder, **options)
     config = _cut(full, layers)
+    digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(source.folder, config, key=key, stored_layers=full.layers)
     return Pretrained(
         module=SequenceClassifier(config),
@@ -103,7 +103,7 @@ def _cut(config: EncoderConfig, layers: int | None) -> EncoderConfig:
         return config
     if not 1 <= layers <= config.layers:
         raise InputError(
-            f"layers is {layers} but the model has {config.layers}; use 1 to that many."
+            f"layers is {layers} but must be between 1 and the {config.layers} the model has."
         )
     return dataclasses.replace(config, layers=layers)
 

@@ -98,9 +98,9 @@ def resolve(name: str) -> Source:
         model = MODELS[name]
         return Source(_packaged(model) or download(model.hub), model.sha256)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return Source(folder)
-    if folder.exists():
+    if name and folder.exists():
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return Source(download(name))

@@ -56,8 +56,11 @@ def weights_sha256(folder: Path) -> str:
     """
     digests = []
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        try:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}).") from error
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()

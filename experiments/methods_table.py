@@ -1,0 +1,25 @@
+"""The README's table of methods, from the registry: ``python -m experiments.methods_table``."""
+
+import inspect
+
+from experiments.markdown import put
+from fedjax_lora import methods
+
+
+def table() -> str:
+    """Name, one line, options and paper of every registered method."""
+    lines = ["| method | what it does | options | paper |", "|---|---|---|---|"]
+    for name, entry in methods.METHODS.items():
+        parameters = inspect.signature(entry.factory).parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
+        number = entry.paper.removeprefix("arXiv ")
+        summary = methods.summary(name)
+        lines.append(
+            f"| `{name}` | {summary} | {options} | [{entry.paper}](https://arxiv.org/abs/{number}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    put("methods", table())

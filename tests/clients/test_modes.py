@@ -1,0 +1,103 @@
+"""However a cohort is executed, it computes the same."""
+
+import jax
+import numpy as np
+import problems
+import pytest
+from problems import assert_close, assert_same_bits, cohort_fn, first, make_clients, plan_for
+
+from fedjax_lora import clients
+from fedjax_lora.clients import padded_size
+
+COHORT = 5
+
+MODES = {
+    "vmap of one": {"mode": "vmap", "wave": 1},
+    "vmap in waves of two": {"mode": "vmap", "wave": 2},
+    "vmap of all": {"mode": "vmap", "wave": COHORT},
+    "eight devices": {"mode": "sharded", "wave": 1, "devices": 8},
+    "two devices, waves of two": {"mode": "sharded", "wave": 2, "devices": 2},
+}
+
+
+def padded(options: dict) -> int:
+    mesh = clients.client_mesh(options["devices"]) if "devices" in options else None
+    return padded_size(COHORT, mode=options["mode"], wave=options["wave"], mesh=mesh)
+
+
+def train(problem: str, count: int, **options):
+    """The cohort's result, and what it began with."""
+    made = getattr(problems, problem)()
+    plan = plan_for(made, cohort=COHORT, padded=count)
+    start = make_clients(made, plan)
+    return cohort_fn(problem, **options)(made.base, made.data, start, plan.rate), start
+
+
+@pytest.mark.parametrize(
+    ("problem", "mode"),
+    [("bag", mode) for mode in MODES] + [("encoder", "vmap of all"), ("encoder", "eight devices")],
+)
+def test_modes_compute_what_the_loop_computes(problem, mode):
+    want, start = train(problem, COHORT, mode="loop")
+    got, _ = train(problem, padded(MODES[mode]), **MODES[mode])
+    # Clients draw their starting values by position, so the first five of a padded cohort differ
+    # from the five of another size only if padding changed something.
+    assert problems.changed(want[0], start.params)
+    assert_close(first(COHORT, got), want)
+    np.testing.assert_array_equal(first(COHORT, got)[1].examples, want[1].examples)
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if padded(MODES[m]) > COHORT])
+def test_absent_clients_come_back_as_they_went(mode):
+    (params, report), start = train("bag", padded(MODES[mode]), **MODES[mode])
+    absent = lambda tree: jax.tree.map(lambda x: x[COHORT:], tree)  # noqa: E731
+    assert_same_bits(absent(params), absent(start.params))
+    assert np.all(np.asarray(absent(report)) == 0)
+
+
+def test_some_cohorts_here_do_not_divide():
+    sizes = {mode: padded(options) for mode, options in MODES.items()}
+    assert sizes == {
+        "vmap of one": 5,
+        "vmap in waves of two": 6,
+        "vmap of all": 5,
+        "eight devices": 8,
+        "two devices, waves of two": 8,
+    }
+
+
+def test_the_clients_are_spread_over_the_devices():
+    (params, _), _ = train("bag", 8, **MODES["eight devices"])
+    for leaf in jax.tree.leaves(params):
+        assert len(leaf.sharding.device_set) == 8
+        assert leaf.sharding.shard_shape(leaf.shape) == (1, *leaf.shape[1:])
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("mode", ["vmap", "sharded"])
+def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
+    mesh = clients.client_mesh(devices) if mode == "sharded" else None
+    parts = devices if mode == "sharded" else 1
+    for cohort in range(1, 20):
+        for wave in (1, 2, 3, 7, 30):
+            size = padded_size(cohort, mode=mode, wave=wave, mesh=mesh)
+            local = size // parts
+            each = -(-cohort // parts)
+            assert size % parts == 0 and local >= each
+            assert local % min(wave, each) == 0 and local - each < min(wave, each)
+
+
+def test_the_loop_needs_no_padding():
+    assert padded_size(7, mode="loop", wave=4) == 7
+
+
+def test_sharding_needs_a_mesh():
+    with pytest.raises(ValueError, match="needs a mesh"):
+        clients.execute(problems.training("bag"), mode="sharded", wave=1)
+
+
+def test_a_mesh_takes_the_first_devices():
+    mesh = clients.client_mesh(3)
+    assert mesh.axis_names == (clients.AXIS,)
+    assert mesh.devices.tolist() == jax.devices()[:3]
+    assert clients.client_mesh().devices.tolist() == jax.devices()

@@ -1,0 +1,30 @@
+"""Models are a leaf: their source does not even mention what is built on them."""
+
+import ast
+import pathlib
+import re
+
+from fedjax_lora import models
+
+FILES = sorted(pathlib.Path(models.__file__).parent.glob("*.py"))
+ALLOWED = ("fedjax_lora.models", "fedjax_lora.errors", "fedjax_lora.trees", "fedjax_lora.types")
+
+
+def test_no_word_of_what_is_built_on_top():
+    # The package's own name contains one of the words.
+    for file in FILES:
+        text = file.read_text(encoding="utf-8").replace("fedjax_lora", "")
+        found = re.findall(r"(?i)lora|adapter|client|federat|cohort", text)
+        assert not found, f"{file.name} mentions {sorted(set(found))}"
+
+
+def test_imports_point_down():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.startswith("fedjax")
+            ):
+                full = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+                assert any(name.startswith(ALLOWED) for name in full), f"{file.name}: {full}"

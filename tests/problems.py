@@ -1,0 +1,403 @@
+"""Small federations for the tests of clients and rounds: two models, ragged clients, mixed ranks."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import adapters, clients, methods, models, optimizers, rounds, trees
+from fedjax_lora.adapters import Site, Template
+from fedjax_lora.clients import Clients, Objective
+from fedjax_lora.data import Tokens
+from fedjax_lora.federation import Federation
+from fedjax_lora.rounds import FederatedState, Plan
+from fedjax_lora.types import Batches, LoRA, Trained
+
+R = 4
+SIZES = (1, 5, 9, 12, 3, 7)  # examples of the clients
+RANK = np.array([1, 2, 4, 3, 2, 1])
+BATCH = 4  # hence 1, 2, 3, 3, 1 and 2 steps, and last batches of 1, 1, 1, 4, 3 and 3 examples
+WIDTH = 16  # tokens
+BROKEN = 63  # a token that no text holds
+ADAMW = "adamw(weight_decay=0.1)"
+
+MODE_TOLERANCE = 1e-5
+"""Largest difference between ways of computing the same training.
+
+Parameters are of the order of 1 and one rounding error is 6e-8; a batched product adds up in
+another order than a single one, and AdamW divides each gradient by its own size, so that an entry
+a hundred times smaller than the others keeps two digits less.
+"""
+
+
+class Problem(NamedTuple):
+    module: nn.Module
+    base: Any  # parameters without the head
+    head: Any
+    template: Template
+    data: Tokens
+
+
+class BagLayer(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        return x + nn.tanh(nn.Dense(x.shape[-1], name="query")(x)), None
+
+
+class Bag(nn.Module):
+    """The mean of a text's word vectors, two stacked layers and a head: compiles quickly."""
+
+    @nn.compact
+    def __call__(
+        self, ids: jax.Array, mask: jax.Array, types: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        weight = mask.astype(jnp.float32)[..., None]
+        x = jnp.sum(nn.Embed(64, 8, name="words")(ids) * weight, axis=1) / jnp.sum(weight, axis=1)
+        stack = nn.scan(
+            BagLayer, variable_axes={True: 0}, split_rngs={True: True}, length=2, unroll=2
+        )
+        x, _ = stack(name="layers")(x)
+        return nn.Dense(4, name="head")(x)
+
+
+def texts(seed: int = 0) -> Tokens:
+    """Texts of 2 to 16 words that say, modulo 4, what class they are of."""
+    rng = np.random.default_rng(seed)
+    count = sum(SIZES)
+    label = rng.integers(0, 4, count).astype(np.int32)
+    ids = 4 * rng.integers(1, 15, (count, WIDTH)) + label[:, None]
+    length = rng.integers(2, WIDTH + 1, count).astype(np.int32)
+    ids = np.where(np.arange(WIDTH) < length[:, None], ids, 0).astype(np.int32)
+    return Tokens(*map(jnp.asarray, (ids, np.zeros_like(ids), length, label)))
+
+
+def members() -> list[np.ndarray]:
+    return np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+
+
+def _problem(module: nn.Module, params: Any, targets: str) -> Problem:
+    base = {name: part for name, part in params.items() if name != "head"}
+    template = adapters.make_template(base, targets=targets, rank=R, alpha=6.0)
+    return Problem(module, base, params["head"], template, texts())
+
+
+@functools.cache
+def encoder() -> Problem:
+    """One layer of a real encoder."""
+    tiny = models.tiny(layers=1, vocab_size=64)
+    return _problem(tiny.module, tiny.params, "attention-qv")
+
+
+@functools.cache
+def bag() -> Problem:
+    ids = jnp.zeros((1, WIDTH), jnp.int32)
+    module = Bag()
+    params = module.init(jax.random.key(5), ids, ids == 0, ids)["params"]
+    return _problem(module, params, "query")
+
+
+def federation(data: Tokens, **options: Any) -> Federation:
+    given = {
+        "members": members(),
+        "length": np.asarray(data.length),
+        "buckets": (WIDTH,),
+        "cohort": len(SIZES),
+        "padded": len(SIZES),
+        "batch": BATCH,
+        "epochs": 1,
+        "max_steps": None,
+        "by_length": False,
+        "seed": 0,
+    }
+    return Federation(**(given | options))
+
+
+def plan_for(problem: Problem, *, rate: float = 0.01, **options: Any) -> Plan:
+    return federation(problem.data, **options).plan(0, RANK, rate)
+
+
+def random_adapter(template: Template, seed: int, *batch: int) -> adapters.Adapter:
+    """Normal entries in both factors, half a unit large."""
+    rng = np.random.default_rng(seed)
+    draw = lambda s: jnp.asarray(0.5 * rng.normal(size=(*batch, *s.shape)), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, template.shapes())
+
+
+def make_clients(
+    problem: Problem,
+    plan: Plan,
+    *,
+    trainable: np.ndarray | None = None,
+    train_head: bool = True,
+    seed: int = 1,
+) -> Clients:
+    """Every client begins with an adapter and a head of its own.
+
+    Args:
+      problem: the model.
+      plan: the cohort.
+      trainable: ``bool[c, R]``; then all components act, and only these are trained. By default
+        the first `r` act and are trained.
+      train_head: whether the head is.
+      seed: of the starting values.
+    """
+    template, count = problem.template, len(plan.id)
+    rank = jnp.asarray(plan.rank)
+    own = adapters.prefix_mask(rank, R) if trainable is None else jnp.asarray(trainable)
+    acting = own if trainable is None else jnp.ones_like(own)
+    mask = lambda chosen: adapters.factor_mask(adapters.spread(template, chosen))  # noqa: E731
+    scale = jnp.where(acting, jnp.float32(template.server_scale), 0.0)
+    rng = np.random.default_rng(seed)
+    head = jax.tree.map(
+        lambda x: x[None] + 0.1 * rng.normal(size=(count, *x.shape)).astype(np.float32),
+        problem.head,
+    )
+    return Clients(
+        params=Trained(
+            adapters.keep(random_adapter(template, seed, count), mask(acting)),
+            head,
+        ),
+        gain=adapters.spread(template, scale),
+        trainable=Trained(
+            mask(own),
+            jax.tree.map(lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), train_head), head),
+        ),
+        rank=rank,
+        batches=jax.tree.map(jnp.asarray, plan.batches),
+        key=jax.random.split(jax.random.key(seed), count),
+    )
+
+
+@functools.cache
+def training(
+    problem: str,
+    *,
+    optimizer: str = ADAMW,
+    clip: float | None = 1.0,
+    lengths: tuple[int, ...] = (WIDTH,),
+    rows: tuple[int, ...] | None = None,
+    lora_dropout: float = 0.0,
+) -> Any:
+    """Local training of ``encoder`` or ``bag``; the same function for the same options."""
+    module = globals()[problem]().module
+    return clients.make_training(
+        clients.text_classification(module, lengths, lora_dropout=lora_dropout),
+        optimizers.optimizer(optimizer, clip=clip),
+        split_gains=lora_dropout > 0,
+        rows=rows,
+    )
+
+
+@functools.cache
+def cohort_fn(problem: str, mode: str, wave: int = 1, devices: int = 0, **options: Any) -> Any:
+    """The compiled training of a cohort."""
+    mesh = clients.client_mesh(devices) if mode == "sharded" else None
+    run = clients.execute(training(problem, **options), mode=mode, wave=wave, mesh=mesh)
+    return run if mode == "loop" else jax.jit(run)
+
+
+def first(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
+# ------------------------------------------------------------------------- objectives in closed form
+
+STUB = Template(sites=(Site("layer", 3, 5, None),), rank=2, alpha=2.0)
+
+
+def _take_rows(data: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    return data[index]
+
+
+def _mean(each: jax.Array, valid: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def quadratic() -> Objective:
+    """Half the squared distance of the head's ``w`` to an example: gradient ``w - mean(x)``."""
+
+    def loss(base, trained, gain, fixed, batch, valid, key):
+        return _mean(0.5 * jnp.sum(jnp.square(trained.head["w"][None] - batch), axis=1), valid)
+
+    return Objective(loss, loss, _take_rows)
+
+
+def linear() -> Objective:
+    """The inner product of all parameters with ``base``, which has their shapes."""
+
+    def loss(base, trained, gain, fixed, batch, valid, key):
+        return sum(
+            (jnp.sum(x * g) for x, g in zip(*map(jax.tree.leaves, (trained, base)), strict=True)),
+            start=jnp.zeros(()),
+        )
+
+    return Objective(loss, loss, _take_rows)
+
+
+def noise() -> Objective:
+    """Its gradient is a normal draw from the key a client is given at a step."""
+
+    def loss(base, trained, gain, fixed, batch, valid, key):
+        w = trained.head["w"]
+        return jnp.sum(w * jax.random.normal(key, w.shape))
+
+    return Objective(loss, loss, _take_rows)
+
+
+def shape_seen(lengths: Sequence[int]) -> Objective:
+    """Its loss tells what a step was cut to: 100 times the tokens plus the rows."""
+
+    def loss(base, trained, gain, fixed, batch, valid, key):
+        return jnp.sum(trained.head["w"]) * 0 + jnp.float32(100 * batch[1] + valid.shape[0])
+
+    return Objective(
+        loss, loss, lambda data, index, length: (data[index], length), tuple(lengths)
+    )
+
+
+def stub_clients(
+    head: np.ndarray,
+    batches: Batches,
+    *,
+    adapter: adapters.Adapter | None = None,
+    train_adapter: bool = True,
+    train_head: bool = True,
+) -> Clients:
+    """Clients of `STUB` at its full rank, with ``head = {"w": [c, d]}``."""
+    count = len(head)
+    if adapter is None:
+        adapter = jax.tree.map(lambda s: jnp.zeros((count, *s.shape)), STUB.shapes())
+    return Clients(
+        params=Trained(adapter, {"w": jnp.asarray(head, jnp.float32)}),
+        gain={"layer": jnp.ones((count, 2))},
+        trainable=Trained(
+            jax.tree.map(lambda x: jnp.full((count, 1, 1), train_adapter), adapter),
+            {"w": jnp.full((count, 1), train_head)},
+        ),
+        rank=jnp.full(count, 2, jnp.int32),
+        batches=jax.tree.map(jnp.asarray, batches),
+        key=jax.random.split(jax.random.key(0), count),
+    )
+
+
+def batches_of(
+    *rows: Sequence[Sequence[int]], size: int = 2, steps: int = 3, bucket: Any = 0
+) -> Batches:
+    """Batches written out: for each client a list of steps, each a list of rows."""
+    index = np.zeros((len(rows), steps, size), np.int32)
+    valid = np.zeros(index.shape, bool)
+    for k, client in enumerate(rows):
+        for s, chosen in enumerate(client):
+            index[k, s, : len(chosen)] = chosen
+            valid[k, s, : len(chosen)] = True
+    count = np.array([len(client) for client in rows], np.int32)
+    return Batches(
+        index, valid, count, np.broadcast_to(np.asarray(bucket, np.int32), index.shape[:2])
+    )
+
+
+# -------------------------------------------------------------------------------------------- rounds
+
+COHORT, PADDED, DEVICES = 3, 4, 4  # one absent client in every round
+
+
+class Rounds(NamedTuple):
+    """A method's compiled round on `bag`, and what goes into it."""
+
+    fn: Any
+    base: Any
+    data: Any
+    method: methods.Method
+    place: Any
+
+    def state(self, heads: rounds.Head = "average") -> FederatedState:
+        """The same initial state every time, with both factors of the adapter non-zero."""
+        problem = bag()
+        kernels = trees.flat(problem.base)
+        state = rounds.init_state(
+            self.method,
+            random_adapter(problem.template, 7),
+            {s.path: kernels[f"{s.path}/kernel"] for s in problem.template.sites},
+            problem.head,
+            clients=len(SIZES),
+            heads=heads,
+        )
+        return self.place(jax.tree.map(jnp.array, state))
+
+
+@functools.cache
+def make_rounds(method: str, mode: str, *, heads: rounds.Head = "average") -> Rounds:
+    """A round of a cohort of `COHORT`, compiled once for all tests of a session."""
+    problem = bag()
+    mesh = clients.client_mesh(DEVICES) if mode == "sharded" else None
+    made = methods.make(method, problem.template)
+    fn = rounds.make_round(
+        made,
+        problem.template,
+        training("bag"),
+        heads=heads,
+        mode=mode,
+        wave={"vmap": 2, "loop": 1, "sharded": 1}[mode],
+        mesh=mesh,
+    )
+    place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
+    return Rounds(fn, place(problem.base), place(problem.data), made, place)
+
+
+def round_federation(**options: Any) -> Federation:
+    return federation(bag().data, **({"cohort": COHORT, "padded": PADDED} | options))
+
+
+def ranks_for(method: str) -> np.ndarray:
+    """Mixed ranks, or one rank for the method that is defined for nothing else."""
+    return np.full(len(SIZES), 3) if method == "fedit" else RANK
+
+
+# ----------------------------------------------------------------------------------------- comparing
+
+
+def differences(one: Any, other: Any) -> dict[str, float]:
+    """The largest absolute difference in each leaf."""
+    flat = jax.tree_util.tree_flatten_with_path
+    (ours, structure), (theirs, other_structure) = flat(one), flat(other)
+    assert structure == other_structure
+    found = {}
+    for (path, x), (_, y) in zip(ours, theirs, strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        name = jax.tree_util.keystr(path)
+        assert x.shape == y.shape, f"{name}: {x.shape} != {y.shape}"
+        assert np.all(np.isfinite(x)) and np.all(np.isfinite(y)), f"{name} is not finite"
+        found[name] = float(np.max(np.abs(x - y), initial=0.0))
+    return found
+
+
+def assert_close(one: Any, other: Any, tolerance: float = MODE_TOLERANCE) -> None:
+    off = {name: d for name, d in differences(one, other).items() if d > tolerance}
+    assert not off, f"differ by more than {tolerance:g}: {off}"
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    flat = jax.tree_util.tree_flatten_with_path
+    (ours, structure), (theirs, other_structure) = flat(one), flat(other)
+    assert structure == other_structure
+    for (path, x), (_, y) in zip(ours, theirs, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        name = jax.tree_util.keystr(path)
+        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), f"{name} differs"
+
+
+def changed(one: Any, other: Any) -> bool:
+    return any(d > 0 for d in differences(one, other).values())
+
+
+def copy(tree: Any) -> Any:
+    """On the host, safe from donation."""
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def site(a: Any, b: Any) -> LoRA:
+    return LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))

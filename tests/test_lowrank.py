@@ -1,0 +1,314 @@
+"""Linear algebra of products, against float64 NumPy; and that it comes back at all."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import lowrank
+from fedjax_lora.types import LoRA
+
+EPS = float(jnp.finfo(jnp.float32).eps)
+svd = jax.jit(lowrank.svd, static_argnums=1)
+
+
+def random_pair(*shape: int, seed: int = 0, scale: float = 1.0, dtype=jnp.float32) -> LoRA:
+    """``shape`` is ``(..., i, k, o)``."""
+    rng = np.random.default_rng(seed)
+    *batch, i, k, o = shape
+    a = rng.normal(size=(*batch, i, k)) * scale
+    b = rng.normal(size=(*batch, k, o))
+    return LoRA(jnp.asarray(a, dtype), jnp.asarray(b, dtype))
+
+
+def dense(pair: LoRA) -> np.ndarray:
+    return np.asarray(pair.a, np.float64) @ np.asarray(pair.b, np.float64)
+
+
+def check(pair: LoRA, rank: int) -> None:
+    """Values, orthonormality, reconstruction and signs, to a multiple of float32's rounding.
+
+    A thin factorisation rounds at the size of the factors' product, ``||a|| ||b||``, which is
+    larger than ``||a b||`` only if they nearly cancel.
+    """
+    u, s, vt = (np.asarray(x, np.float64) for x in svd(pair, rank))
+    product = dense(pair)
+    i, o = product.shape[-2:]
+    assert u.shape[-2:] == (i, rank) and s.shape[-1] == rank and vt.shape[-2:] == (rank, o)
+    want = np.linalg.svd(product, compute_uv=False)
+    k = min(rank, want.shape[-1], pair.a.shape[-1])  # beyond the inner side all is zero
+    size = (
+        np.linalg.norm(np.asarray(pair.a, np.float64), axis=(-2, -1))
+        * np.linalg.norm(np.asarray(pair.b, np.float64), axis=(-2, -1))
+    )[..., None]
+    tolerance = 10 * EPS * size
+    assert np.all(np.abs(s[..., :k] - want[..., :k]) <= tolerance)
+    assert np.all(s >= 0) and np.all(np.diff(s, axis=-1) <= 0)
+    best = np.linalg.svd(product, full_matrices=False)
+    truncated = (best[0][..., :k] * best[1][..., None, :k]) @ best[2][..., :k, :]
+    error = np.linalg.norm(product - (u * s[..., None, :]) @ vt, axis=(-2, -1))
+    tail = np.linalg.norm(product - truncated, axis=(-2, -1))
+    assert np.all(np.abs(error - tail) <= tolerance[..., 0] * np.sqrt(k))
+    left, right = np.swapaxes(u[..., :k], -1, -2), vt[..., :k, :]
+    for rows in (left, right):
+        gram = rows @ np.swapaxes(rows, -1, -2)
+        np.testing.assert_allclose(gram, np.broadcast_to(np.eye(k), gram.shape), atol=2e-6)
+    largest = np.take_along_axis(u, np.argmax(np.abs(u), axis=-2)[..., None, :], axis=-2)
+    assert np.all(largest[..., :k] > 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [
+        ((20, 6, 15), 6),  # thin: two QR and a small core
+        ((20, 6, 15), 4),
+        ((15, 6, 20), 3),
+        ((9, 8, 9), 8),  # thin by one
+        ((9, 9, 9), 9),  # dense from here
+        ((8, 20, 6), 6),  # a stack wider than the layer
+        ((6, 40, 8), 5),
+        ((7, 1, 5), 1),
+        ((1, 1, 1), 1),
+    ],
+)
+def test_svd_agrees_with_numpy(shape: tuple, rank: int):
+    check(random_pair(*shape), rank)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 6, 15), (2, 2, 20, 6, 15), (3, 8, 20, 6), (1, 9, 3, 9)])
+def test_svd_of_batches_is_the_svd_of_each(shape: tuple):
+    pair = random_pair(*shape)
+    check(pair, 4)
+    flat = LoRA(pair.a.reshape(-1, *pair.a.shape[-2:]), pair.b.reshape(-1, *pair.b.shape[-2:]))
+    together = [x.reshape(-1, *x.shape[len(shape) - 3 :]) for x in svd(pair, 4)]
+    for n in range(flat.a.shape[0]):
+        alone = svd(LoRA(flat.a[n], flat.b[n]), 4)
+        for x, y in zip(together, alone, strict=True):
+            np.testing.assert_allclose(x[n], y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
+def test_svd_at_any_scale(shape: tuple, scale: float):
+    check(random_pair(*shape, scale=scale), 4)
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
+def test_svd_of_unbalanced_factors(shape: tuple):
+    """A tiny ``a`` with a huge ``b``, as adapters early in training have them the other way round."""
+    a, b = random_pair(*shape)
+    check(LoRA(a * 1e-5, b * 1e5), 4)
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
+@pytest.mark.parametrize("true_rank", [1, 3])
+def test_svd_of_rank_deficient_products(shape: tuple, true_rank: int):
+    i, k, o = shape
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(i, true_rank)) @ rng.normal(size=(true_rank, k))
+    pair = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(rng.normal(size=(k, o)), jnp.float32))
+    check(pair, 4)
+    s = np.asarray(svd(pair, 4)[1])
+    assert np.all(s[true_rank:] < 1e-5 * s[0])
+    assert s[true_rank - 1] > 1e-3 * s[0]
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
+def test_svd_of_repeated_singular_values(shape: tuple):
+    """Singular vectors of a tie are arbitrary; the subspace and the product are not."""
+    i, k, o = shape
+    n = min(4, i, o)
+    a = np.zeros((i, k))
+    b = np.zeros((k, o))
+    a[:n, :n] = np.diag([5.0, 2.0, 2.0, 2.0])
+    b[:n, :n] = np.eye(n)
+    check(LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)), n)
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6), (3, 20, 6, 15)])
+def test_svd_of_zero_is_finite(shape: tuple):
+    """A cohort that trained nothing, or a layer that is left out."""
+    pair = jax.tree.map(jnp.zeros_like, random_pair(*shape))
+    u, s, vt = svd(pair, 4)
+    assert not np.any(s)
+    assert np.all(np.isfinite(u)) and np.all(np.isfinite(vt))
+    half = random_pair(*shape)
+    assert not np.any(svd(LoRA(half.a, jnp.zeros_like(half.b)), 4)[1])
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 15), (3, 9, 20), (2, 5, 2, 4)])
+def test_triplets_that_do_not_exist_are_zero(shape: tuple):
+    i, k, o = shape[-3:]
+    most = min(i, k, o)
+    u, s, vt = svd(random_pair(*shape), most + 3)
+    assert (u.shape[-1], s.shape[-1], vt.shape[-2]) == (most + 3,) * 3
+    assert not np.any(s[..., most:])
+    assert not np.any(u[..., :, most:])
+    assert not np.any(vt[..., most:, :])
+    assert np.all(s[..., :most] > 0)
+
+
+def test_thin_and_dense_paths_agree():
+    """The same product as a narrow stack and as a wide one (padded with zeros)."""
+    for i, k, o in ((20, 6, 15), (15, 6, 20)):
+        narrow = random_pair(i, k, o)
+        wide = LoRA(
+            jnp.pad(narrow.a, ((0, 0), (0, max(i, o)))), jnp.pad(narrow.b, ((0, max(i, o)), (0, 0)))
+        )
+        assert narrow.a.shape[1] < min(i, o) <= wide.a.shape[1]
+        for x, y in zip(svd(narrow, k), svd(wide, k), strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5 * float(jnp.max(jnp.abs(y))))
+
+
+def test_svd_takes_bfloat16_and_computes_in_float32():
+    for shape in ((20, 6, 15), (8, 20, 6)):
+        pair = random_pair(*shape, dtype=jnp.bfloat16)
+        out = svd(pair, 4)
+        assert {x.dtype for x in out} == {jnp.dtype(jnp.float32)}
+        check(pair, 4)  # of the rounded factors, to float32 accuracy
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6), (3, 20, 6, 15)])
+def test_signs_are_determined(shape: tuple):
+    """Flipping signs inside the factors changes neither the product nor any triplet."""
+    pair = random_pair(*shape)
+    k = pair.a.shape[-1]
+    flip = jnp.asarray(np.random.default_rng(1).choice([-1.0, 1.0], size=k), jnp.float32)
+    axes = (1,) * (len(shape) - 3)
+    flipped = LoRA(pair.a * flip.reshape(*axes, 1, k), pair.b * flip.reshape(*axes, k, 1))
+    order = np.random.default_rng(2).permutation(k)
+    moved = LoRA(pair.a[..., order], pair.b[..., order, :])
+    first = svd(pair, 4)
+    for other in (flipped, moved):
+        for x, y in zip(first, svd(other, 4), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-4)
+    for x, y in zip(first, svd(pair, 4), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_negated_product_turns_the_right_vectors_only():
+    pair = random_pair(20, 6, 15)
+    u, s, vt = svd(pair, 4)
+    nu, ns, nvt = svd(LoRA(-pair.a, pair.b), 4)
+    np.testing.assert_allclose(nu, u, atol=1e-5)
+    np.testing.assert_allclose(ns, s, rtol=1e-5)
+    np.testing.assert_allclose(nvt, -vt, atol=1e-5)
+
+
+def test_svd_compiles_once_per_shape_and_agrees_with_plain_python():
+    first = svd(random_pair(3, 8, 20, 6), 4)
+    compilations = svd._cache_size()
+    svd(random_pair(3, 8, 20, 6, seed=1, scale=100.0), 4)
+    assert svd._cache_size() == compilations
+    for x, y in zip(first, lowrank.svd(random_pair(3, 8, 20, 6), 4), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (4, 30, 5), (3, 9, 2, 7), (2, 3, 5, 4, 6)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_square_norm_is_the_dense_norm(shape: tuple, scale: float):
+    """By the trace of two Gram matrices, for any batch."""
+    pair = random_pair(*shape, scale=scale)
+    want = np.sum(dense(pair) ** 2, axis=(-2, -1))
+    np.testing.assert_allclose(lowrank.square_norm(pair), want, rtol=2e-6)
+
+
+def test_square_norm_is_never_negative():
+    """Factors that cancel leave rounding of either sign, and a root is taken of it."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.normal(size=(30, 1)), rng.normal(size=(1, 30))
+        pair = LoRA(
+            jnp.asarray(np.hstack([a, a]), jnp.float32), jnp.asarray(np.vstack([b, -b]), jnp.float32)
+        )
+        assert 0.0 <= float(lowrank.square_norm(pair)) < 1e-2
+    wide = random_pair(6, 3, 5, dtype=jnp.bfloat16)
+    assert lowrank.square_norm(wide).dtype == jnp.float32
+    np.testing.assert_allclose(lowrank.square_norm(wide), np.sum(dense(wide) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_stack_is_the_sum_of_products(batch: tuple):
+    pair = random_pair(4, *batch, 7, 2, 5)
+    wide = lowrank.stack(pair)
+    assert wide.a.shape == (*batch, 7, 8) and wide.b.shape == (*batch, 8, 5)
+    np.testing.assert_allclose(dense(wide), dense(pair).sum(axis=0), rtol=1e-5, atol=1e-6)
+    # In order: the first client's components come first, in both factors.
+    np.testing.assert_array_equal(wide.a[..., :2], pair.a[0])
+    np.testing.assert_array_equal(wide.b[..., 6:, :], pair.b[3])
+
+
+# -------------------------------------------------------------------------------------- deadlocks
+
+REPEATED_CALLS = """
+    import faulthandler
+    faulthandler.dump_traceback_later(100, exit=True)
+    import jax, jax.numpy as jnp
+    from fedjax_lora import lowrank
+    from fedjax_lora.types import LoRA
+
+    layers, width, stacked = 12, 768, 80
+    key = jax.random.key(0)
+    a, b = (jax.random.normal(key, (layers, width, stacked + n)) for n in (0, 8))
+
+    @jax.jit
+    def both(a, b):  # two independent batched decompositions in one program
+        return [lowrank.svd(LoRA(x, x.mT), 8) for x in (a, b)]
+
+    for n in range(6):
+        jax.block_until_ready(both(a, b))
+    print("finished", flush=True)
+"""
+
+
+def test_blas_runs_in_one_thread_unless_the_user_says_otherwise():
+    for given, want in ((None, "1"), ("2", "2")):
+        environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+        if given is not None:
+            environment["OPENBLAS_NUM_THREADS"] = given
+        code = "import os, fedjax_lora; print(os.environ['OPENBLAS_NUM_THREADS'])"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == want
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_stacked_layers_do_not_stall_a_busy_cpu(tmp_path: pathlib.Path):
+    """Repeated server steps come back, beside loops that keep all cores busy.
+
+    Batched LAPACK calls of some CPU backends wait for the thread pool that they occupy, and single
+    calls in several BLAS threads wait for each other. In a process of its own, as users start it.
+    """
+    script = tmp_path / "repeated.py"
+    script.write_text(textwrap.dedent(REPEATED_CALLS))
+    pool = {"XLA_FLAGS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPROC"}
+    environment = {k: v for k, v in os.environ.items() if k not in pool} | {"JAX_PLATFORMS": "cpu"}
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.stdout.strip() == "finished", done.stderr[-3000:]

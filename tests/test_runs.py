@@ -1,0 +1,178 @@
+"""Whole runs on the real encoder (its first layer) and real text, small."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_lora
+from fedjax_lora import InputError, RunConfig, clients, experiment, methods, rounds, runs
+from fedjax_lora import config as configs
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+)
+
+CONFIG = RunConfig(
+    data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
+    model=ModelConfig(layers=1),
+    federation=FederationConfig(clients=8, cohort=3, rounds=2, ranks="tiers(ranks=[1, 2, 4])"),
+    local=LocalConfig(batch=8, learning_rate=1e-2),
+)
+
+
+def change(config: RunConfig, **groups) -> RunConfig:
+    """The config with some fields of some groups exchanged."""
+    made = {
+        name: dataclasses.replace(getattr(config, name), **fields)
+        for name, fields in groups.items()
+    }
+    return dataclasses.replace(config, **made)
+
+
+@pytest.fixture(scope="module")
+def assets() -> experiment.Assets:
+    return experiment.load_assets(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, assets):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return runs.run(CONFIG, out=out, assets=assets)
+
+
+def test_a_run_leaves_everything_behind(finished):
+    out = finished.out
+    assert configs.load(out / "config.json") == CONFIG
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == finished.history
+    assert [x["round"] for x in lines] == [1, 2]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"] == lines[-1]["accuracy"]
+    assert 0 < summary["majority_accuracy"] < 1
+    assert len((out / "timing.jsonl").read_text().splitlines()) == 2
+    assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (out / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
+    again = runs.run(CONFIG, out=tmp_path / "again", assets=assets)
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
+
+
+def test_another_seed_gives_other_numbers(finished, assets):
+    other = runs.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
+    assert other.history != finished.history
+
+
+def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
+    """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
+    made = experiment.prepare(CONFIG, assets)
+    plan = made.federation.plan(0, made.rank, 0.0)
+    rank = plan.rank[plan.weight > 0]
+    component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
+    head = 4 * (384 * 8 + 8)
+    record = finished.history[0]
+    assert record["up_bytes"] == int(rank.sum()) * (component + 4) + 3 * head
+    assert record["down_bytes"] == 3 * 4 * component + 3 * head
+
+
+def test_rounds_learn(assets):
+    config = change(CONFIG, federation={"rounds": 12}, execution={"eval_every": 12})
+    result = runs.run(config, assets=assets)
+    assert result.history[-1]["train_loss"] < 0.8 * result.history[0]["train_loss"]
+
+
+def test_the_top_level_function_is_the_same(assets):
+    assert fedjax_lora.run is runs.run
+
+
+@pytest.mark.parametrize("method", ["fed_plora", "flora"])
+def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_path):
+    """PEFT on the PyTorch model, also for a method that changes the base."""
+    import peft
+    import torch
+    from transformers import BertForSequenceClassification
+
+    config = change(CONFIG, federation={"method": method})
+    result = runs.run(config, out=tmp_path / "run", assets=assets)
+    base = BertForSequenceClassification.from_pretrained(
+        assets.model.folder, num_labels=8, num_hidden_layers=1
+    )
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    tokens = assets.test
+    ids = torch.tensor(tokens.ids[:16], dtype=torch.long)
+    mask = torch.arange(ids.shape[1])[None] < torch.tensor(tokens.length[:16])[:, None]
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
+
+    trained, gain = experiment.global_model(result.state, result.template)
+    full = rounds.with_kernels(assets.model.params, result.state.server.kernels)
+    objective = clients.text_classification(assets.model.module, [tokens.ids.shape[1]])
+    batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])
+    ours = objective.outputs(full, trained, gain, batch)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
+    before = (finished.out / "metrics.jsonl").read_bytes()
+    other = change(CONFIG, federation={"method": "hlora"})
+    with pytest.raises(InputError, match=r"different run \(federation.method\)"):
+        runs.run(other, out=finished.out, assets=assets)
+    with pytest.raises(InputError, match="this run already"):
+        runs.run(CONFIG, out=finished.out, assets=assets)
+    assert (finished.out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(assets, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"other files \(thesis.tex\)"):
+            runs.run(CONFIG, out=tmp_path, assets=assets, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_fedit_refuses_different_ranks(assets):
+    with pytest.raises(InputError, match=r"'fedit' needs clients of one rank.*\[1, 2, 4\]"):
+        runs.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
+
+
+@pytest.mark.parametrize("heads", ["frozen", "local"])
+def test_heads(heads, assets):
+    config = change(CONFIG, federation={"heads": heads, "rounds": 1})
+    result = runs.run(config, assets=assets)
+    assert 0 <= result.history[-1]["accuracy"] <= 1
+    # A head that nobody sends costs nothing: adapters alone travel.
+    average = runs.run(change(config, federation={"heads": "average"}), assets=assets)
+    head = 4 * (384 * 8 + 8)
+    assert average.history[0]["up_bytes"] - result.history[0]["up_bytes"] == 3 * head
+
+
+def test_every_method_runs_on_the_real_model(assets):
+    for name in methods.METHODS:
+        ranks = "fixed(rank=2)" if name == "fedit" else "tiers(ranks=[1, 4])"
+        config = change(
+            CONFIG,
+            federation={"method": name, "ranks": ranks, "rounds": 1},
+            execution={"mode": "loop"},
+        )
+        assert np.isfinite(runs.run(config, assets=assets).history[-1]["loss"]), name
+
+
+def test_sharded_over_eight_devices_equals_one(finished, assets):
+    config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
+    result = runs.run(config, assets=assets)
+    for one, other in zip(finished.history, result.history, strict=True):
+        # float32 sums in another order, through two rounds of AdamW
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
