@@ -14,10 +14,8 @@ def table() -> str:
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
         number = entry.paper.removeprefix("arXiv ")
-        summary = methods.summary(name)
-        lines.append(
-            f"| `{name}` | {summary} | {options} | [{entry.paper}](https://arxiv.org/abs/{number}) |"
-        )
+        paper = f"[{entry.paper}](https://arxiv.org/abs/{number})"
+        lines.append(f"| `{name}` | {methods.summary(name)} | {options} | {paper} |")
     return "\n".join(lines) + "\n"
 
 

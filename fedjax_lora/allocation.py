@@ -83,7 +83,7 @@ def allocate(
     """Ranks of all clients, ``int32[N]``.
 
     >>> allocate("tiers(ranks=[4, 16], shares=[0.75, 0.25])", clients=8, seed=0).tolist()
-    [4, 16, 4, 4, 4, 4, 16, 4]
+    [4, 4, 16, 4, 16, 4, 4, 4]
 
     Raises:
       InputError: unknown rule or option, a rank below 1 or not an integer.

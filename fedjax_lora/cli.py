@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedjax_lora import __version__
-from fedjax_lora.config import RunConfig
+from fedjax_lora.config import RunConfig, demo
 from fedjax_lora.config import load as load_config
 from fedjax_lora.errors import InputError, unknown
 
@@ -33,7 +33,10 @@ fedjax-lora COMMAND --help lists a command's options."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Run one config to its end and write a result folder."""
+    """Run one config to its end and write a result folder.
+
+    Without --task or --config, options start from those of the demo on the built-in task.
+    """
 
     config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
     """JSON file with a config (a result folder has one); other options override it."""
@@ -82,13 +85,14 @@ def execute(options: RunOptions) -> None:
 
 
 def _given_config(args: Sequence[str]) -> RunConfig:
-    """The config that ``--config`` names, read before the other options override it."""
+    """What the other options override: the file of ``--config``, the demo, or the defaults."""
     for at, word in enumerate(args):
         if word == "--config" and at + 1 < len(args):
             return load_config(args[at + 1])
         if word.startswith("--config="):
             return load_config(word.removeprefix("--config="))
-    return RunConfig()
+    given_task = any(word.split("=")[0] == "--task" for word in args)
+    return RunConfig() if given_task else demo()
 
 
 def _progress(console: Console) -> Progress:

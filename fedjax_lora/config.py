@@ -7,12 +7,12 @@ strings that read like calls, see `fedjax_lora.specs`.
 import dataclasses
 import json
 import pathlib
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from fedjax_lora.errors import InputError, raise_all, unknown
+from fedjax_lora.specs import fits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class FederationConfig:
 class LocalConfig:
     """What a client does in a round."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     """Peak learning rate."""
     optimizer: str = "adamw(weight_decay=0.0)"
     """Any optax optimizer with its options; its state starts afresh each round."""
@@ -146,6 +146,19 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         raise_all("This run is impossible", _problems(self))
+
+
+def demo() -> RunConfig:
+    """What ``fedjax-lora run`` does without ``--task``: the built-in task in a few minutes.
+
+    Short texts and few steps a round, so that two CPU cores are enough.
+    """
+    return RunConfig(
+        data=DataConfig(max_length=32),
+        federation=FederationConfig(rounds=12),
+        local=LocalConfig(learning_rate=1e-2, max_steps=4),
+        execution=ExecutionConfig(eval_every=2),
+    )
 
 
 def _problems(config: RunConfig) -> list[str]:
@@ -230,24 +243,9 @@ def _checked(kind: Any, where: str, values: dict[str, Any]) -> Any:
     made = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
     raise_all(
         "Config options of the wrong kind",
-        [f"{where}.{key} cannot be {x!r}" for key, x in made.items() if not _fits(x, hints[key])],
+        [f"{where}.{key} cannot be {x!r}" for key, x in made.items() if not fits(x, hints[key])],
     )
     return kind(**made)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(x, args[0]) for x in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 def load(path: str | pathlib.Path) -> RunConfig:

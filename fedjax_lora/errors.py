@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad input: one sentence that says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. (Not a `ValueError`,
+    which libraries between a config and its user catch and wrap.)
     """
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from fedjax_lora.types import Array, LoRA
+from fedjax_lora.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def square_norm(pair: LoRA) -> Array:
+def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
     """``||a @ b||_F^2`` from two ``k x k`` Gram matrices: ``tr((a^T a)(b b^T))``, ``[...]``."""
     a, b = (x.astype(jnp.float32) for x in pair)
     gram_a = matmul(a.mT, a)
@@ -38,7 +39,9 @@ def stack(pair: LoRA) -> LoRA:
     return LoRA(a.reshape(*a.shape[:-2], -1), b.reshape(*b.shape[:-3], -1, b.shape[-1]))
 
 
-def svd(pair: LoRA, rank: int) -> tuple[Array, Array, Array]:
+def svd(
+    pair: LoRA, rank: int
+) -> tuple[Float[Array, "*batch i R"], Float[Array, "*batch R"], Float[Array, "*batch R o"]]:
     """The ``rank`` leading singular triplets of ``a @ b``.
 
     Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the

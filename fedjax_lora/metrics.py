@@ -3,14 +3,15 @@
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
-def accuracy(label: np.ndarray, output: np.ndarray) -> float:
-    """Share of examples whose highest logit is the label's. ``[E]``, ``[E, C]``."""
+def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+    """Share of examples whose highest logit is the label's."""
     return float(np.mean(output.argmax(axis=1) == label))
 
 
-def f1(label: np.ndarray, output: np.ndarray) -> float:
+def f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
     """F1 of class 1 (GLUE's second figure for MRPC and QQP); 0 if it is never right."""
     guess = output.argmax(axis=1)
     hits = np.sum((guess == 1) & (label == 1))
@@ -18,7 +19,7 @@ def f1(label: np.ndarray, output: np.ndarray) -> float:
     return float(2 * hits / (2 * hits + wrong)) if hits else 0.0
 
 
-def matthews(label: np.ndarray, output: np.ndarray) -> float:
+def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
     """Matthews correlation of the predicted classes; 0 if either side is constant."""
     guess = output.argmax(axis=1)
     classes = np.arange(output.shape[1])
@@ -29,7 +30,7 @@ def matthews(label: np.ndarray, output: np.ndarray) -> float:
     return float(covariance(x, y) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-def pearson(label: np.ndarray, output: np.ndarray) -> float:
+def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
     """Pearson correlation of the single output with the label; 0 if either is constant."""
     x, y = output[:, 0].astype(np.float64), label.astype(np.float64)
     if x.std() == 0 or y.std() == 0:

@@ -43,27 +43,34 @@ class RunFolder:
     path: pathlib.Path
 
     @classmethod
-    def create(cls, path: str | pathlib.Path, config: RunConfig, *, overwrite: bool) -> "RunFolder":
-        """Make the folder and write the config.
+    def claim(cls, path: str | pathlib.Path, config: RunConfig, *, overwrite: bool) -> "RunFolder":
+        """A folder this run may write to; nothing is written yet.
 
         Raises:
           InputError: the folder holds another run, or this one and ``overwrite`` is not set, or
-            something that is no run at all, or it cannot be written.
+            something that is no run at all.
         """
         folder = cls(pathlib.Path(path))
+        if folder.path.exists() and not folder.path.is_dir():
+            raise InputError(f"Output {path} is a file; choose a folder with --out.")
+        folder._check_contents(config, overwrite)
+        return folder
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder, empty of an earlier run's numbers, and write the config.
+
+        Raises:
+          InputError: the folder cannot be written.
+        """
         try:
-            if folder.path.exists() and not folder.path.is_dir():
-                raise InputError(f"Output {path} is a file; choose a folder with --out.")
-            folder._check_contents(config, overwrite)
-            (folder.path / "figures").mkdir(parents=True, exist_ok=True)
+            (self.path / "figures").mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl", "summary.json"):
-                (folder.path / name).unlink(missing_ok=True)
-            folder.write("config.json", configs.to_dict(config))
+                (self.path / name).unlink(missing_ok=True)
+            self.write("config.json", configs.to_dict(config))
         except OSError as error:
             raise InputError(
-                f"Output folder {path} cannot be written: {error.strerror}."
+                f"Output folder {self.path} cannot be written: {error.strerror}."
             ) from error
-        return folder
 
     def _check_contents(self, config: RunConfig, overwrite: bool) -> None:
         present = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []

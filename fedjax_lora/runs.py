@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import export, optimizers, plots, trees
+from fedjax_lora import data, export, optimizers, plots, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
+from fedjax_lora.data.draw import draw
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
 from fedjax_lora.results import RunFolder, environment
 from fedjax_lora.rounds import FederatedState
@@ -51,7 +52,8 @@ def run(
     Raises:
       InputError: anything wrong with the input, in one sentence.
     """
-    folder = None if out is None else RunFolder.create(out, config, overwrite=overwrite)
+    # Bad input leaves no folder behind: look at the folder, build everything, then write.
+    folder = None if out is None else RunFolder.claim(out, config, overwrite=overwrite)
     began = time.perf_counter()
     experiment = prepare(config, assets)
     federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
@@ -60,6 +62,8 @@ def run(
     key = jax.random.key(config.seed)
     head_bytes = trees.size_bytes(state.head) if fed.heads == "average" else 0
     history = []
+    if folder:
+        folder.start(config)
     for t in range(fed.rounds):
         clock = time.perf_counter()
         plan = federation.plan(
@@ -103,7 +107,7 @@ def leave(
     history: list[dict[str, Any]],
     summary: dict[str, Any],
 ) -> None:
-    """Write the figure and the global adapter of a finished run."""
+    """Write the figures and the global adapter of a finished run."""
     config, assets = experiment.config, experiment.assets
     plots.history(
         history,
@@ -112,6 +116,10 @@ def leave(
         title=f"{config.data.task}: {config.federation.method}",
         majority=summary.get("majority_accuracy"),
     )
+    if assets.task.classes:
+        parts = data.Partition(tuple(experiment.federation.members), None)
+        counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
+        draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
     trained, _ = global_model(state, experiment.template)
     export.save_adapter(
         folder.path / "adapter",

@@ -7,10 +7,12 @@ that has it: the options of a choice *are* the keyword arguments of its factory.
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
-from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.errors import InputError, raise_all, unknown
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
     shape = f"{kind} {spec!r} is not written as name or name(option=value, ...)"
     try:
         node = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{shape}; check the brackets and quotes.") from error
     if isinstance(node, ast.Name):
         return node.id, {}
@@ -56,8 +58,7 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
       **given: arguments supplied by the caller, not open to the spec.
 
     Raises:
-      InputError: unknown name, unknown option, a value that is not among an option's literals, or
-        a missing required option.
+      InputError: unknown name, unknown or missing option, or a value of the wrong kind.
     """
     name, options = parse(spec, kind)
     if name not in registry:
@@ -69,16 +70,47 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **give
     for key in options:
         if key not in accepted:
             raise unknown(f"option of {kind} {name!r}:", key, accepted or ["(none)"])
-        choices = get_args(parameters[key].annotation)
-        if get_origin(parameters[key].annotation) is Literal and options[key] not in choices:
-            raise InputError(
-                f"Option {key} of {kind} {name!r} is one of {', '.join(map(repr, choices))}, "
-                f"got {options[key]!r}."
-            )
     required = inspect.Parameter.empty
     missing = [
         key for key in accepted if parameters[key].default is required and key not in options
     ]
     if missing:
         raise InputError(f"{kind} {name!r} needs the option {', '.join(missing)}: {name}(...).")
+    hints = typing.get_type_hints(factory) if inspect.isfunction(factory) else {}
+    raise_all(
+        f"Bad options of {kind} {name!r}",
+        [
+            f"{key} is {_wanted(hints[key])}, got {value!r}"
+            for key, value in options.items()
+            if key in hints and not fits(value, hints[key])
+        ],
+    )
     return factory(**given, **options)
+
+
+def _wanted(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
+    return inspect.formatannotation(hint)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value has the type of an annotation: what configs and options are made of.
+
+    >>> fits("a", Literal["a", "b"]), fits(1, float), fits(True, int), fits([1, 2], Sequence[int])
+    (True, True, False, True)
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin in (tuple, Sequence):
+        return isinstance(value, tuple | list) and all(fits(x, args[0]) for x in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)

@@ -13,6 +13,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Every annotation of these modules, shapes included, is checked while the tests run.
+install_import_hook(
+    [
+        f"fedjax_lora.{name}"
+        for name in ("adapters", "allocation", "lowrank", "methods", "metrics", "models", "trees")
+    ],
+    "beartype.beartype",
+)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -99,7 +99,7 @@ BAD_OPTIONS = [
     (["--ranks=fixed(rank=500)"], "LoRA rank 500 exceeds"),
     (["--ranks=tiers(ranks=[2,4], shares=[1.0])"], "as many non-negative shares"),
     (["--partition=dirichlet(alpha=0)"], "alpha"),
-    (["--partition=natural"], "natural"),
+    (["--partition=natural(by=1)"], "natural"),
     (["--optimizer=adamv"], "Unknown optimizer 'adamv'"),
     (["--optimizer=adamw(weight=1)"], "weight"),
     (["--schedule=linear(stop=1)"], "stop"),
@@ -107,7 +107,7 @@ BAD_OPTIONS = [
     (["--clients=100", "--cohort=2"], "100"),
     (["--rounds=0"], "rounds must be at least 1"),
     (["--train-examples=1000000"], "1000000"),
-    (["--layers=7"], "layers is 7 but the model has 6"),
+    (["--layers=7"], "layers is 7 but must be between 1 and the 6"),
     (["--lora-layers", "0", "3"], "Layers [3] do not exist"),
     (["--data-dir=/no/such", "--task=ag_news"], "/no/such"),
 ]

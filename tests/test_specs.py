@@ -96,7 +96,7 @@ def test_build_calls_the_factory_with_its_options():
         ("dirichlet", "partition 'dirichlet' needs the option alpha: dirichlet(...)."),
         (
             "shards(order='lable')",
-            "Option order of partition 'shards' is one of 'label', 'length', None, got 'lable'.",
+            "options of partition 'shards': order is one of 'label', 'length', None, got 'lable'.",
         ),
         ("shards(order=[1])", "got [1]."),
     ],

@@ -30,14 +30,14 @@ SEEDS = (0, 1, 2)
 METHODS = {
     "FedIT, rank 32 everywhere": "fedit",
     "zero padding": "zero_padding",
-    "zero padding, equal weights": "zero_padding(weights='uniform')",
     "HetLoRA weights": "hetlora",
     "masked mean (RBLA)": "masked_mean",
-    "replication, from the highest rank": "replication(donors='highest')",
     "Fed-PLoRA": "fed_plora",
     "HLoRA": "hlora",
     "FlexLoRA": "flexlora",
     "FLoRA": "flora",
+    "replication, from the highest rank": "replication(donors='highest')",
+    "zero padding, equal weights": "zero_padding(weights='uniform')",
 }
 
 

@@ -30,7 +30,8 @@ def curve(runs: list[dict[str, Any]], name: str) -> tuple[list[int], np.ndarray]
 def table() -> str:
     """The comparison as a Markdown table."""
     lines = [
-        "| method | learning rate | test accuracy, round 5 | round 10 | round 20 | seeds | MB up | MB down |",
+        "| method | learning rate | test accuracy, round 5 | round 10 | round 20 | seeds "
+        "| MB up | MB down |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for label, method in METHODS.items():
@@ -40,9 +41,9 @@ def table() -> str:
         rounds, values = curve(runs, "accuracy")
         shown = [_spread(values[:, rounds.index(t)]) for t in (5, 10, 20)]
         rates = sorted({run["config"]["local"]["learning_rate"] for run in runs})
-        traffic = [np.mean([run["summary"][f"{way}_bytes"] for run in runs]) for way in ("up", "down")]
+        sent = [np.mean([run["summary"][f"{way}_bytes"] for run in runs]) for way in ("up", "down")]
         cells = [f"{label} `{method}`", ", ".join(f"{rate:g}" for rate in rates), *shown]
-        cells += [str(len(runs)), *(f"{x / 1e6:.0f}" for x in traffic)]
+        cells += [str(len(runs)), *(f"{x / 1e6:.0f}" for x in sent)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

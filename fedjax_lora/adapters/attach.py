@@ -11,9 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from fedjax_lora import trees
-from fedjax_lora.types import Adapter, Array, Gain
+from fedjax_lora.types import Adapter, Gain
 
 COLLECTION = "lora"
 
@@ -74,8 +75,13 @@ def _add_low_rank_term(rate: float) -> Callable[..., Any]:
     return interceptor
 
 
-def low_rank_term(x: Array, a: Array, b: Array, gain: Array) -> Array:
-    """``((x @ a) * gain) @ b`` in the dtype of ``x``; ``x: [..., i]`` to ``[..., o]``."""
+def low_rank_term(
+    x: Float[Array, "*n i"],
+    a: Float[Array, "i R"],
+    b: Float[Array, "R o"],
+    gain: Float[Array, "R"],
+) -> Float[Array, "*n o"]:
+    """``((x @ a) * gain) @ b`` in the dtype of ``x``."""
     a, b, gain = (z.astype(x.dtype) for z in (a, b, gain))
     hidden = x @ a
     return (hidden * gain.reshape((1,) * (hidden.ndim - 1) + gain.shape)) @ b

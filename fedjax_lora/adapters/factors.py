@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora import trees
 from fedjax_lora.adapters.template import Template
-from fedjax_lora.errors import raise_all
-from fedjax_lora.types import Adapter, Array, Gain, Kernels, Key, LoRA
+from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.types import Adapter, Gain, Kernels, Key, LoRA
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
@@ -44,7 +45,7 @@ def _random(key: Key, shape: tuple[int, ...], method: Init) -> Array:
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def prefix_mask(rank: Array, most: int) -> Array:
+def prefix_mask(rank: Int[Array, "*c"], most: int) -> Bool[Array, "*c R"]:
     """Components below each client's rank: ``int32[c]`` to ``bool[c, R]``."""
     index = jnp.arange(most, dtype=rank.dtype)
     return index.reshape((1,) * rank.ndim + (most,)) < rank[..., None]
@@ -107,6 +108,24 @@ def truncate(adapter: Adapter, rank: Array) -> Adapter:
     return keep(adapter, factor_mask(aligned))
 
 
+def pad(adapter: Adapter, most: int) -> Adapter:
+    """The same adapter stored at a larger rank: new components are zero in both factors.
+
+    Raises:
+      InputError: ``most`` is below the stored rank (`truncate` lowers the rank).
+    """
+    stored = next(iter(adapter.values())).a.shape[-1]
+    if most < stored:
+        raise InputError(f"An adapter of rank {stored} cannot be padded to rank {most}.")
+
+    def wider(x: Array, axis: int) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, most - stored)
+        return jnp.pad(x, widths)
+
+    return {path: LoRA(wider(p.a, -1), wider(p.b, -2)) for path, p in adapter.items()}
+
+
 def uniform_gain(template: Template, rank: Array | int | None = None) -> Gain:
     """The gain of an adapter whose first ``rank`` components (all by default) are active."""
     rank = jnp.asarray(template.rank if rank is None else rank)
@@ -115,7 +134,7 @@ def uniform_gain(template: Template, rank: Array | int | None = None) -> Gain:
     return spread(template, jnp.where(active, scale[..., None], 0.0))
 
 
-def delta(pair: LoRA, gain: Array) -> Array:
+def delta(pair: LoRA, gain: Float[Array, "*batch R"]) -> Float[Array, "*batch i o"]:
     """What the adapter adds to its kernel: ``(a * gain) @ b``, ``[..., i, o]``, in float32."""
     return jnp.matmul(pair.a * gain[..., None, :], pair.b, precision=HIGHEST)
 

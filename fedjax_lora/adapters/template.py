@@ -118,7 +118,8 @@ def make_template(
 
     Raises:
       InputError: nothing matches, a matched kernel is not a matrix, the rank is below 1 or above
-        a matched kernel's smaller side, a layer index is out of range, an unknown scale.
+        a matched kernel's smaller side, a layer index is out of range, no layer is left, alpha is
+        not positive, an unknown scale.
 
     >>> params = {"mlp": {"kernel": jnp.zeros((6, 3)), "bias": jnp.zeros(3)}}
     >>> make_template(params, targets="mlp", rank=2).sites
@@ -140,9 +141,12 @@ def make_template(
         )
     sites = tuple(_site(path, shape, stacked, layers) for path, shape in sorted(matched.items()))
     _check_rank(sites, rank)
-    return Template(
-        sites=sites, rank=rank, alpha=float(rank if alpha is None else alpha), scale_rule=scale
-    )
+    if not any(site.adapted for site in sites):
+        raise InputError("LoRA layers=[] leaves no layer to adapt; leave it out to adapt all.")
+    alpha = float(rank if alpha is None else alpha)
+    if not alpha > 0:
+        raise InputError(f"LoRA alpha must be above 0, got {alpha:g}.")
+    return Template(sites=sites, rank=rank, alpha=alpha, scale_rule=scale)
 
 
 def _patterns(targets: str | Sequence[str]) -> list[re.Pattern[str]]:

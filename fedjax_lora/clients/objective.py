@@ -68,10 +68,17 @@ def text_classification(
     """
 
     def forward(
-        base: Params, trained: Trained, gain: Gain, batch: TokenBatch, **options: Any
+        base: Params,
+        trained: Trained,
+        gain: Gain,
+        batch: TokenBatch,
+        *,
+        deterministic: bool = True,
+        **options: Any,
     ) -> Array:
         params = {**base, "head": trained.head}
         inputs = (batch.ids, batch.mask, batch.types)
+        options["deterministic"] = deterministic
         logits = adapters.apply(module, params, trained.adapter, gain, *inputs, **options)
         return logits.astype(jnp.float32)
 

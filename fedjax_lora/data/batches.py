@@ -12,7 +12,7 @@ def length_buckets(length: np.ndarray, *, longest: int, most: int = 2) -> tuple[
 
     Multiples of 8, but for the longest, which is as given.
 
-    >>> length_buckets(np.array([10, 11, 12, 30, 60, 61]), longest=61, most=3)
+    >>> length_buckets(np.array([10, 11, 12, 30, 31, 61]), longest=61, most=3)
     (16, 32, 61)
     """
     quantiles = np.quantile(length, np.arange(1, most) / most, method="higher")
@@ -62,6 +62,8 @@ def client_batches(
         steps[k] = local_steps(len(own), batch=batch, epochs=epochs, most=max_steps)
         sort_by = length if by_length else None
         chunks = [rows for _ in range(epochs) for rows in _epoch(own, batch, rng, sort_by)]
+        if len(own):  # a short batch is filled up with an example that is the client's own
+            index[k] = own[0]
         for s, rows in enumerate(chunks[: steps[k]]):
             index[k, s, : len(rows)] = rows
             valid[k, s, : len(rows)] = True

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from fedjax_lora import adapters, lowrank, trees
 from fedjax_lora.adapters import Template
@@ -30,19 +31,19 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, Array, LoRA
+from fedjax_lora.types import Adapter, LoRA
 
 Weights = Literal["examples", "uniform"]
 
 
-def shares(weight: Array, kind: Weights = "examples") -> Array:
+def shares(weight: Float[Array, "c"], kind: Weights = "examples") -> Float[Array, "c"]:
     """Weights of the cohort, zero for absent clients, summing to one over the others: ``[c]``."""
     if kind == "uniform":
         weight = (weight > 0).astype(weight.dtype)
     return trees.safe_divide(weight, jnp.sum(weight), jnp.zeros(()))
 
 
-def owners(cohort: Cohort, most: int) -> Array:
+def owners(cohort: Cohort, most: int) -> Bool[Array, "c R"]:
     """Which present client has which component: ``bool[c, R]``."""
     return adapters.prefix_mask(cohort.rank, most) & (cohort.weight > 0)[:, None]
 
@@ -158,7 +159,9 @@ def masked_mean(template: Template, *, weights: Weights = "examples") -> Method:
     return averaging(template, weigh)
 
 
-def owner_shares(weight: Array, owned: Array, kind: Weights) -> Array:
+def owner_shares(
+    weight: Float[Array, "c"], owned: Bool[Array, "c *sites R"], kind: Weights
+) -> Float[Array, "c *sites R"]:
     """Weights that sum to one over the owners of each component, 0 where there are none.
 
     Args:

@@ -63,11 +63,11 @@ def make_cohort(
     rank = np.asarray(rank, np.int32)
     weight = np.ones(len(rank)) if weight is None else np.asarray(weight)
     return Cohort(
-        id=np.arange(len(rank), dtype=np.int32) if ids is None else np.asarray(ids, np.int32),
-        rank=rank,
-        weight=weight.astype(np.float32),
-        scale=np.broadcast_to(np.asarray(template.scale(rank), np.float32), rank.shape),
-        round=np.int32(round),
+        id=jnp.asarray(np.arange(len(rank)) if ids is None else ids, jnp.int32),
+        rank=jnp.asarray(rank),
+        weight=jnp.asarray(weight, jnp.float32),
+        scale=jnp.asarray(np.broadcast_to(template.scale(rank), rank.shape), jnp.float32),
+        round=jnp.asarray(round, jnp.int32),
         key=jax.random.key(seed),
     )
 
@@ -86,10 +86,10 @@ def random_adapter(template: Template, seed: int, *batch: int) -> Adapter:
     return pairs
 
 
-def random_kernels(template: Template, seed: int) -> dict[str, np.ndarray]:
+def random_kernels(template: Template, seed: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
     return {
-        s.path: rng.normal(size=(*s.stack, s.inputs, s.outputs)).astype(np.float32)
+        s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
         for s in template.sites
     }
 
@@ -117,6 +117,11 @@ def train(start: Start, change: Adapter) -> Adapter:
         *jax.device_get((start.adapter, start.trainable)),
         change,
     )
+
+
+def on_device(tree: Any) -> Any:
+    """NumPy leaves as JAX arrays, as functions that are not compiled want them."""
+    return jax.tree.map(jnp.asarray, tree)
 
 
 class Played(NamedTuple):

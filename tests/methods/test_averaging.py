@@ -309,7 +309,7 @@ def test_a_rule_of_ones_own_needs_one_function():
     cohort = make_cohort(GLOBAL, [3, 2, 1, 2, 1, 4], [1, 1, 1, 1, 1, 0])
     result, old = prefixed(cohort, 15), server()
     start = method.broadcast(old, (), cohort)
-    after = method.aggregate(old, (), cohort, start, result).server.adapter
+    after = method.aggregate(old, (), cohort, start, cohorts.on_device(result)).server.adapter
     for path in PATHS:
         for j, owner in enumerate([4, 3, 0]):
             np.testing.assert_array_equal(after[path].b[..., j, :], result[path].b[owner, ..., j, :])

@@ -154,9 +154,9 @@ def test_absent_clients_have_no_influence(spec: str):
     played = play(spec, GLOBAL, cohort, server=server)  # NaN in the absent
     absent = weight == 0
     other = cohort._replace(
-        rank=np.where(absent, np.int32(R), cohort.rank),
-        scale=np.where(absent, np.float32(np.inf), cohort.scale),
-        id=np.where(absent, np.int32(99), cohort.id),
+        rank=jnp.where(absent, R, cohort.rank),
+        scale=jnp.where(absent, jnp.inf, cohort.scale),
+        id=jnp.where(absent, 99, cohort.id),
     )
     start = cohorts.compiled(spec, GLOBAL)[0].broadcast(server, (), other)
     result = cohorts.poison(played.result, absent, value=7.0)
@@ -405,7 +405,7 @@ def test_jit_and_plain_python_agree(name: str):
         result = cohorts.train(start, cohorts.random_adapter(HEAD, n, CLIENTS))
         outcome = fn(server, (), cohort, start, result)
         if n == 0:
-            plain = method.aggregate(server, (), cohort, start, result)
+            plain = method.aggregate(server, (), cohort, start, cohorts.on_device(result))
             assert_trees_close(
                 effective(HEAD, server, plain.server), effective(HEAD, server, outcome.server)
             )
@@ -431,7 +431,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
     one = cohorts.random_adapter(template, 2)
     result = jax.tree.map(lambda x: np.stack([x] * CLIENTS), one)
     start = method.broadcast(server, (), cohort)
-    after = method.aggregate(server, (), cohort, start, result).server
+    after = method.aggregate(server, (), cohort, start, cohorts.on_device(result)).server
     pair = one["head/dense"]
     want = multiplier * pair.a.astype(np.float64) @ pair.b
     assert_close(effective(template, server, after)["head/dense"], want)
@@ -537,7 +537,7 @@ def test_a_misspelt_option_value_is_refused(name: str):
     """A typo in a value must not silently become another rule."""
     for option, values in cohorts.literal_options(name).items():
         wrong = f"{values[0]}s"
-        with pytest.raises(InputError, match=f"Option {option} of method '{name}' is one of .*{wrong}"):
+        with pytest.raises(InputError, match=f"'{name}': {option} is one of .*{wrong}"):
             methods.make(f"{name}({option}={wrong!r})", GLOBAL)
 
 

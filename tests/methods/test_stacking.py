@@ -126,7 +126,8 @@ def test_the_base_keeps_its_type():
     cohort = make_cohort(template, [1, 2])
     start = method.broadcast(server, (), cohort)
     result = cohorts.train(start, cohorts.random_adapter(template, 1, 2))
-    after = method.aggregate(server, (), cohort, start, result).server.kernels["x"]
+    after = method.aggregate(server, (), cohort, start, cohorts.on_device(result))
+    after = after.server.kernels["x"]
     assert after.dtype == jnp.bfloat16
     mean = np.mean(np.asarray(client_deltas(start, result)["x"], np.float64), axis=0)
     np.testing.assert_allclose(np.asarray(after, np.float64), 0.5 + mean, rtol=0.02, atol=0.01)

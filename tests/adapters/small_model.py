@@ -1,0 +1,72 @@
+"""A scanned Linen model that knows nothing of adapters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import adapters
+from fedjax_lora.adapters import Adapter, Gain, Template
+
+DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
+TARGETS = ("/(query|value)$", "^head$")
+
+
+class Block(nn.Module):
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        gate = nn.Dense(HIDDEN, name="query", dtype=self.dtype)(x)
+        value = nn.Dense(HIDDEN, name="value", dtype=self.dtype)(x)
+        return x + nn.Dense(WIDTH, name="output", dtype=self.dtype)(jnp.tanh(gate) * value), None
+
+
+class Net(nn.Module):
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(WIDTH, name="embed", dtype=self.dtype)(x)
+        stack = nn.scan(
+            Block, variable_axes={True: 0}, split_rngs={True: True}, length=DEPTH
+        )
+        x, _ = stack(self.dtype, name="layers")(x, None)
+        return nn.Dense(CLASSES, name="head", dtype=self.dtype)(x)
+
+
+NET = Net()
+PARAMS = NET.init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+INPUT = jax.random.normal(jax.random.key(1), (6, 5))
+
+
+def template(**options: Any) -> Template:
+    return adapters.make_template(
+        PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options
+    )
+
+
+TEMPLATE = template()
+
+
+def random_adapter(where: Template, seed: int = 0, *batch: int) -> Adapter:
+    """Both factors random; layers left out are zero."""
+    rng = np.random.default_rng(seed)
+    full = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=(*batch, *x.shape)) * 0.3, jnp.float32),
+        where.shapes(),
+    )
+    everything = jnp.ones((*batch, where.rank), bool)
+    return adapters.keep(full, adapters.factor_mask(adapters.spread(where, everything)))
+
+
+@jax.jit
+def plain(params: Any, x: jax.Array) -> jax.Array:
+    return NET.apply({"params": params}, x)
+
+
+@jax.jit
+def adapted(params: Any, adapter: Adapter, gain: Gain, x: jax.Array) -> jax.Array:
+    return adapters.apply(NET, params, adapter, gain, x)
