@@ -19,14 +19,15 @@ def tiers(
     rng: np.random.Generator,
     quality: object,
     ranks: Sequence[int],
-    shares: Sequence[float] | None = None,
+    shares: Sequence[int | float] | None = None,
 ) -> np.ndarray:
     """Rank levels by share of the clients (equal shares by default), spread at random.
 
     Counts are exact up to rounding: the largest remainders get the clients left over.
     """
     shares = [1.0] * len(ranks) if shares is None else shares
-    if len(shares) != len(ranks) or not ranks or min(shares) < 0 or sum(shares) <= 0:
+    possible = len(shares) == len(ranks) > 0 and min(shares) >= 0 and 0 < sum(shares) < np.inf
+    if not possible:
         raise InputError(
             f"Rank allocation 'tiers' needs as many non-negative shares as ranks, got ranks "
             f"{list(ranks)} and shares {list(shares)}."
@@ -92,7 +93,7 @@ def allocate(
     ranks = specs.build(
         spec, ALLOCATIONS, "rank allocation", clients=clients, rng=rng, quality=quality
     )
-    if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1:
+    if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1 or ranks.max() >= 2**31:
         raise InputError(
             f"Rank allocation {spec!r} gives ranks that are not integers of at least 1."
         )

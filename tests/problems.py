@@ -1,7 +1,7 @@
-"""Small federations for the tests of clients and rounds: two models, ragged clients, mixed ranks."""
+"""Small federations to test clients and rounds with: two models, ragged clients, mixed ranks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,6 +33,13 @@ MODE_TOLERANCE = 5e-6
 Parameters are of the order of 1, a step is 0.01, and a batched product adds up in another order
 than a single one. Measured: at most 4e-7, between modes and against merged kernels.
 """
+
+
+def quick_compilation() -> Iterator[None]:
+    """The body of a fixture: most of the time would go to optimising what runs for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Problem(NamedTuple):
@@ -208,7 +215,7 @@ def first(count: int, tree: Any) -> Any:
     return jax.tree.map(lambda x: x[:count], tree)
 
 
-# ------------------------------------------------------------------------- objectives in closed form
+# ------------------------------------------------------------------------ objectives in closed form
 
 STUB = Template(sites=(Site("layer", 3, 5, None),), rank=2, alpha=2.0)
 
@@ -258,9 +265,7 @@ def shape_seen(lengths: Sequence[int]) -> Objective:
     def loss(base, trained, gain, fixed, batch, valid, key):
         return jnp.sum(trained.head["w"]) * 0 + jnp.float32(100 * batch[1] + valid.shape[0])
 
-    return Objective(
-        loss, loss, lambda data, index, length: (data[index], length), tuple(lengths)
-    )
+    return Objective(loss, loss, lambda data, index, length: (data[index], length), tuple(lengths))
 
 
 def stub_clients(
@@ -304,7 +309,7 @@ def batches_of(
     )
 
 
-# -------------------------------------------------------------------------------------------- rounds
+# ------------------------------------------------------------------------------------------- rounds
 
 COHORT, PADDED, DEVICES = 3, 4, 4  # one absent client in every round
 
@@ -342,9 +347,7 @@ def _rounds(
 ) -> Rounds:
     mesh = clients.client_mesh(DEVICES) if mode == "sharded" else None
     wave = 2 if mode == "vmap" else 1
-    fn = rounds.make_round(
-        method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh
-    )
+    fn = rounds.make_round(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
     state = rounds.init_state(method, adapter, kernels, head, clients=len(SIZES), heads=heads)
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     return Rounds(fn, place(base), place(data), copy(state))
@@ -369,24 +372,27 @@ def bag_rounds(method: str, mode: str) -> Rounds:
     )
 
 
+POINTS = np.random.default_rng(0).normal(size=(sum(SIZES), 3)).astype(np.float32)
+
+
+@functools.cache
 def stub_rounds(
-    objective: Objective,
-    data: Any,
+    objective: str,
     *,
     heads: rounds.Head = "average",
     mode: str = "vmap",
     method: methods.Method | None = None,
 ) -> Rounds:
-    """Rounds of a closed-form objective, one descent step after another; ``w`` begins at 0."""
+    """Rounds of ``quadratic`` or ``noise`` on `POINTS` by gradient descent; ``w`` begins at 0."""
     adapter = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), STUB.shapes())
     return _rounds(
         methods.make("zero_padding", STUB) if method is None else method,
         STUB,
-        clients.make_training(objective, optimizers.optimizer("sgd")),
+        clients.make_training(globals()[objective](), optimizers.optimizer("sgd")),
         mode,
         heads,
         {},
-        data,
+        POINTS,
         adapter,
         {"layer": jnp.zeros((3, 5))},
         {"w": jnp.zeros(3)},
@@ -402,21 +408,21 @@ def ranks_for(method: str) -> np.ndarray:
     return np.full(len(SIZES), 3) if method == "fedit" else RANK
 
 
-# ----------------------------------------------------------------------------------------- comparing
+# ---------------------------------------------------------------------------------------- comparing
 
 
 def differences(one: Any, other: Any) -> dict[str, float]:
     """The largest absolute difference in each leaf."""
     flat = jax.tree_util.tree_flatten_with_path
-    (ours, structure), (theirs, other_structure) = flat(one), flat(other)
+    (leaves, structure), (others, other_structure) = flat(one), flat(other)
     assert structure == other_structure
     found = {}
-    for (path, x), (_, y) in zip(ours, theirs, strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    for (path, x), (_, y) in zip(leaves, others, strict=True):
+        ours, theirs = np.asarray(x, np.float64), np.asarray(y, np.float64)
         name = jax.tree_util.keystr(path)
-        assert x.shape == y.shape, f"{name}: {x.shape} != {y.shape}"
-        assert np.all(np.isfinite(x)) and np.all(np.isfinite(y)), f"{name} is not finite"
-        found[name] = float(np.max(np.abs(x - y), initial=0.0))
+        assert ours.shape == theirs.shape, f"{name}: {ours.shape} != {theirs.shape}"
+        assert np.all(np.isfinite(ours)) and np.all(np.isfinite(theirs)), f"{name} is not finite"
+        found[name] = float(np.max(np.abs(ours - theirs), initial=0.0))
     return found
 
 
@@ -427,12 +433,12 @@ def assert_close(one: Any, other: Any, tolerance: float = MODE_TOLERANCE) -> Non
 
 def assert_same_bits(one: Any, other: Any) -> None:
     flat = jax.tree_util.tree_flatten_with_path
-    (ours, structure), (theirs, other_structure) = flat(one), flat(other)
+    (leaves, structure), (others, other_structure) = flat(one), flat(other)
     assert structure == other_structure
-    for (path, x), (_, y) in zip(ours, theirs, strict=True):
-        x, y = np.asarray(x), np.asarray(y)
-        name = jax.tree_util.keystr(path)
-        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), f"{name} differs"
+    for (path, x), (_, y) in zip(leaves, others, strict=True):
+        ours, theirs = np.asarray(x), np.asarray(y)
+        same = ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
+        assert same, f"{jax.tree_util.keystr(path)} differs"
 
 
 def changed(one: Any, other: Any) -> bool:

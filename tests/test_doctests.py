@@ -25,5 +25,9 @@ def test_examples_in_docstrings(name: str):
 def test_there_are_examples():
     """The finder sees them: this test is not about nothing."""
     modules = map(importlib.import_module, MODULES)
-    with_examples = [m.__name__ for m in modules if any(t.examples for t in doctest.DocTestFinder().find(m))]
-    assert {"fedjax_lora.methods", "fedjax_lora.adapters.template", "fedjax_lora.trees"} <= set(with_examples)
+    with_examples = [
+        m.__name__ for m in modules if any(t.examples for t in doctest.DocTestFinder().find(m))
+    ]
+    assert {"fedjax_lora.methods", "fedjax_lora.adapters.template", "fedjax_lora.trees"} <= set(
+        with_examples
+    )

@@ -1,29 +1,24 @@
 """Every method in every mode: the same server, and a model that learns."""
 
-import jax
 import numpy as np
 import problems
 import pytest
 from problems import bag_rounds, ranks_for
 
-from fedjax_lora import methods
+from fedjax_lora import adapters, methods
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
-TOLERANCE = 2e-5
-"""Two rounds of three steps of 0.05; the second begins with what the first left, rounding included.
-Measured: see the report of `problems.MODE_TOLERANCE`; products go through an SVD on top."""
+FROM_AN_SVD = {"hlora", "flexlora"}
+TOLERANCE = {name: 2e-5 for name in FROM_AN_SVD}
+"""Singular vectors turn by rounding divided by the distance of two singular values: the factors
+differ by 1e-4, and what is cut off with them by 7e-6 (measured). The other methods are as close as
+training itself, `problems.MODE_TOLERANCE`, in every factor; measured: 5e-7."""
+
+quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Most of the time here would be spent on optimising programs that run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def play(method: str, mode: str, count: int, rate: float = 0.05):
+def play(method: str, mode: str, count: int, rate: float):
     """Some rounds: the state at the end, and what every round reported."""
     made, fed = bag_rounds(method, mode), problems.round_federation()
     state, reports = made.state(), []
@@ -33,15 +28,25 @@ def play(method: str, mode: str, count: int, rate: float = 0.05):
     return problems.copy(state), reports, made
 
 
+def model(state):
+    """What the server's model computes with: adapted kernels and head."""
+    template = problems.bag().template
+    added = adapters.deltas(state.server.adapter, adapters.uniform_gain(template))
+    return added, state.server.kernels, state.head
+
+
 @every_method
 def test_modes_leave_the_same_server(method):
-    want, reports, made = play(method, "loop", 2)
-    assert problems.changed(want.server, made.begin.server)
+    want, reports, made = play(method, "loop", 2, 0.01)
+    assert problems.changed(model(want), model(made.begin))
     for mode in ("vmap", "sharded"):
-        got, seen, _ = play(method, mode, 2)
-        problems.assert_close(got, want, TOLERANCE)
+        got, seen, _ = play(method, mode, 2, 0.01)
+        tolerance = TOLERANCE.get(method, problems.MODE_TOLERANCE)
+        problems.assert_close(model(got), model(want), tolerance)
+        if method not in FROM_AN_SVD:
+            problems.assert_close(got, want)
         for one, other in zip(seen, reports, strict=True):
-            np.testing.assert_allclose(one.loss, other.loss, atol=TOLERANCE)
+            np.testing.assert_allclose(one.loss, other.loss, atol=problems.MODE_TOLERANCE)
             np.testing.assert_array_equal(one.examples, other.examples)
             np.testing.assert_array_equal(one.rejected, other.rejected)
             np.testing.assert_array_equal(one.rank, other.rank)
@@ -49,7 +54,7 @@ def test_modes_leave_the_same_server(method):
 
 @every_method
 def test_the_loss_falls(method):
-    _, reports, _ = play(method, "vmap", 16)
+    _, reports, _ = play(method, "vmap", 16, 0.05)
     means = [np.average(r.loss, weights=r.examples) for r in reports]
     assert np.all(np.isfinite(means))
-    assert np.mean(means[-4:]) < 0.5 * np.mean(means[:2])
+    assert np.mean(means[-4:]) < 0.6 * np.mean(means[:2])

@@ -39,6 +39,7 @@ def main(data_dir: str, seeds: int = len(SEEDS)) -> None:
     short = load(tuning_config("fed_plora", rate=RATES[0], data_dir=data_dir))
     for seed in SEEDS[:seeds]:
         assets = load(get_config("fed_plora", rate=RATES[0], seed=seed, data_dir=data_dir))
+        assets = assets._replace(validation=None)  # held out all the same, and nothing to tune
         for method in METHODS.values():
             rate = best_rate(method, data_dir, short)
             config = get_config(method, rate=rate, seed=seed, data_dir=data_dir)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import adapters
-from fedjax_lora.adapters import Adapter, Gain, Template
+from fedjax_lora.adapters import Template
+from fedjax_lora.types import Adapter, Gain, LoRA
 
 DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
 TARGETS = ("/(query|value)$", "^head$")
@@ -30,9 +31,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.Dense(WIDTH, name="embed", dtype=self.dtype)(x)
-        stack = nn.scan(
-            Block, variable_axes={True: 0}, split_rngs={True: True}, length=DEPTH
-        )
+        stack = nn.scan(Block, variable_axes={True: 0}, split_rngs={True: True}, length=DEPTH)
         x, _ = stack(self.dtype, name="layers")(x, None)
         return nn.Dense(CLASSES, name="head", dtype=self.dtype)(x)
 
@@ -43,9 +42,7 @@ INPUT = jax.random.normal(jax.random.key(1), (6, 5))
 
 
 def template(**options: Any) -> Template:
-    return adapters.make_template(
-        PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options
-    )
+    return adapters.make_template(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
 
 
 TEMPLATE = template()
@@ -54,12 +51,15 @@ TEMPLATE = template()
 def random_adapter(where: Template, seed: int = 0, *batch: int) -> Adapter:
     """Both factors random; layers left out are zero."""
     rng = np.random.default_rng(seed)
-    full = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=(*batch, *x.shape)) * 0.3, jnp.float32),
-        where.shapes(),
-    )
-    everything = jnp.ones((*batch, where.rank), bool)
-    return adapters.keep(full, adapters.factor_mask(adapters.spread(where, everything)))
+    pairs = {}
+    for site in where.sites:
+        a = rng.normal(size=(*batch, *site.stack, site.inputs, where.rank)) * 0.3
+        b = rng.normal(size=(*batch, *site.stack, where.rank, site.outputs)) * 0.3
+        if site.layers is not None:
+            a[..., ~np.array(site.layers), :, :] = 0
+            b[..., ~np.array(site.layers), :, :] = 0
+        pairs[site.path] = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    return pairs
 
 
 @jax.jit

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-
 from typing import Any
 
 import jax
@@ -26,6 +25,9 @@ def gain_of(components, scale: float = SCALE) -> Gain:
 
 def rest(components) -> list[int]:
     return [j for j in range(R) if j not in components]
+
+
+for_clients = jax.jit(jax.vmap(adapted, (None, 0, 0, None)))
 
 
 def loss(out: jax.Array) -> jax.Array:
@@ -95,15 +97,13 @@ def test_every_client_of_parallel_modules_computes_the_global_model():
         round=jnp.asarray(0),
         key=jax.random.key(0),
     )
-    start = method.broadcast(server, (), cohort)
-    outputs = jax.vmap(adapted, (None, 0, 0, None))(PARAMS, start.adapter, start.gain, INPUT)
+    start = jax.jit(method.broadcast)(server, (), cohort)
+    outputs = for_clients(PARAMS, start.adapter, start.gain, INPUT)
     want = adapted(PARAMS, server.adapter, gain_of(range(R)), INPUT)
     for out in outputs:
         np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-6)
-    truncating = methods.make("masked_mean", TEMPLATE).broadcast(server, (), cohort)
-    outputs = jax.vmap(adapted, (None, 0, 0, None))(
-        PARAMS, truncating.adapter, truncating.gain, INPUT
-    )
+    truncating = jax.jit(methods.make("masked_mean", TEMPLATE).broadcast)(server, (), cohort)
+    outputs = for_clients(PARAMS, truncating.adapter, truncating.gain, INPUT)
     apart = [float(np.max(np.abs(out - want))) for out in outputs]
     assert min(apart[:3]) > 1e-2 and apart[3] < 1e-5
 
@@ -113,34 +113,35 @@ def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
     method = methods.make("flora", TEMPLATE)
     kernels = {site.path: PARAMS["head"]["kernel"] for site in TEMPLATE.sites[:1]}
     kernels |= {f"layers/{n}": PARAMS["layers"][n]["kernel"] for n in ("query", "value")}
-    server = method.init(adapters.init(TEMPLATE, jax.random.key(0)), kernels)
+    server = method.init(random_adapter(TEMPLATE), kernels)
     cohort = methods.Cohort(
-        id=jnp.arange(3),
-        rank=jnp.array([1, 2, 4]),
-        weight=jnp.array([1.0, 2.0, 1.0]),
-        scale=jnp.full(3, SCALE),
+        id=jnp.arange(4),
+        rank=jnp.array([1, 2, 3, 4]),
+        weight=jnp.array([1.0, 2.0, 1.0, 3.0]),
+        scale=jnp.full(4, SCALE),
         round=jnp.asarray(0),
         key=jax.random.key(0),
     )
-    start = method.broadcast(server, (), cohort)
-    change = random_adapter(TEMPLATE, 5, 3)
+    broadcast = jax.jit(method.broadcast)
+    start = broadcast(server, (), cohort)
     result = jax.tree.map(
-        lambda x, m, d: x + jnp.where(m, d, 0.0), start.adapter, start.trainable, change
+        lambda x, m, d: x + np.where(m, d, np.float32(0)),
+        *jax.device_get((start.adapter, start.trainable, random_adapter(TEMPLATE, 5, 4))),
     )
-    after = method.aggregate(server, (), cohort, start, result).server
+    after = jax.jit(method.aggregate)(server, (), cohort, start, result).server
     base = jax.tree.map(lambda x: x, PARAMS)
     base = base | {"head": base["head"] | {"kernel": after.kernels["head"]}}
     layers = {
         n: base["layers"][n] | {"kernel": after.kernels[f"layers/{n}"]} for n in ("query", "value")
     }
     base = base | {"layers": base["layers"] | layers}
-    again = method.broadcast(after, (), cohort)
-    outputs = jax.vmap(adapted, (None, 0, 0, None))(base, again.adapter, again.gain, INPUT)
+    again = broadcast(after, (), cohort)
+    outputs = for_clients(base, again.adapter, again.gain, INPUT)
     for out in outputs:
         np.testing.assert_allclose(out, plain(base, INPUT), rtol=1e-6, atol=1e-6)
     mean = {
         path: np.average(delta, axis=0, weights=cohort.weight)
-        for path, delta in adapters.deltas(result, start.gain).items()
+        for path, delta in jax.jit(adapters.deltas)(result, start.gain).items()
     }
     want = PARAMS["layers"]["value"]["kernel"] + mean["layers/value"]
     np.testing.assert_allclose(base["layers"]["value"]["kernel"], want, atol=1e-5)
@@ -175,9 +176,7 @@ def test_the_base_gets_the_gradient_it_has_without_an_adapter():
 def drop(rate: float, seed: int, gain: Gain, fixed: Gain | None = None) -> jax.Array:
     adapter = random_adapter(TEMPLATE)
     rngs = {"dropout": jax.random.key(seed)}
-    return adapters.apply(
-        NET, PARAMS, adapter, gain, INPUT, fixed=fixed, dropout=rate, rngs=rngs
-    )
+    return adapters.apply(NET, PARAMS, adapter, gain, INPUT, fixed=fixed, dropout=rate, rngs=rngs)
 
 
 def test_folded_modules_are_not_dropped():
@@ -216,7 +215,9 @@ def test_dropout_keeps_the_mean():
     assert np.all(np.abs(outputs.mean(axis=0) - want) < 5 * error)
     # Inverted dropout of x: variance of x_i * Bernoulli(3/4) * 4/3 is x_i^2 / 3.
     hidden = NET.apply({"params": PARAMS}, INPUT[:2], capture_intermediates=True)[1]
-    x = np.asarray(hidden["intermediates"]["layers"]["__call__"][0][0][-1])  # the last layer's carry
+    x = np.asarray(
+        hidden["intermediates"]["layers"]["__call__"][0][0][-1]
+    )  # the last layer's carry
     assert x.shape == (2, small_model.WIDTH)
     delta = np.asarray(adapters.delta(adapter["head"], gain["head"]))
     np.testing.assert_allclose(outputs.var(axis=0), (x**2 / 3) @ delta**2, rtol=0.15)
@@ -228,15 +229,11 @@ def test_layers_of_a_stack_drop_different_inputs():
 
     @jax.jit
     def outputs(pair: LoRA) -> jax.Array:
-        run = lambda key: adapters.apply(  # noqa: E731
-            NET,
-            PARAMS,
-            {"layers/value": pair},
-            {"layers/value": jnp.ones((3, 1))},
-            INPUT[:1],
-            dropout=0.5,
-            rngs={"dropout": key},
-        )
+        def run(key: jax.Array) -> jax.Array:
+            adapter, gain = {"layers/value": pair}, {"layers/value": jnp.ones((3, 1))}
+            rngs = {"dropout": key}
+            return adapters.apply(NET, PARAMS, adapter, gain, INPUT[:1], dropout=0.5, rngs=rngs)
+
         return jax.vmap(run)(keys)
 
     kept = []
@@ -249,7 +246,7 @@ def test_layers_of_a_stack_drop_different_inputs():
     assert np.any(kept[0] != kept[1]) and np.any(kept[1] != kept[2])
 
 
-# --------------------------------------------------------------------------------- clients as an axis
+# ------------------------------------------------------------------------------- clients as an axis
 
 
 def test_clients_under_vmap_are_clients_in_a_loop():
@@ -257,11 +254,10 @@ def test_clients_under_vmap_are_clients_in_a_loop():
     count = 5
     adapter = random_adapter(TEMPLATE, 3, count)
     gain = adapters.uniform_gain(TEMPLATE, jnp.array([1, 4, 2, 3, 4], jnp.int32))
-    x = jax.random.normal(jax.random.key(2), (count, 6, 5))
-    together = jax.vmap(adapted, (None, 0, 0, 0))(PARAMS, adapter, gain, x)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(count, 6, 5)), jnp.float32)
+    together = jax.jit(jax.vmap(adapted, (None, 0, 0, 0)))(PARAMS, adapter, gain, x)
     for n in range(count):
-        one = lambda tree, n=n: jax.tree.map(lambda leaf: leaf[n], tree)  # noqa: E731
-        alone = adapted(PARAMS, one(adapter), one(gain), x[n])
+        alone = adapted(PARAMS, *jax.tree.map(lambda v, n=n: np.asarray(v)[n], (adapter, gain, x)))
         np.testing.assert_allclose(together[n], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -288,8 +284,8 @@ def all_shapes(jaxpr) -> list[tuple]:
     for equation in jaxpr.eqns:
         shapes += [v.aval.shape for v in equation.outvars]
         for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
+            for part in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(part, "jaxpr", part)
                 if hasattr(inner, "eqns"):
                     shapes += all_shapes(inner)
     return shapes
@@ -333,7 +329,9 @@ def test_activations_keep_their_type():
     out = jax.jit(run)(adapter)
     assert out.dtype == jnp.bfloat16
     want = adapted(PARAMS, adapter, gain, INPUT)
-    np.testing.assert_allclose(np.asarray(out, np.float32), want, atol=0.05 * float(np.max(np.abs(want))))
+    np.testing.assert_allclose(
+        np.asarray(out, np.float32), want, atol=0.05 * float(np.max(np.abs(want)))
+    )
     grad = jax.eval_shape(jax.grad(lambda a: loss(run(a).astype(jnp.float32))), adapter)
     assert {x.dtype for x in jax.tree.leaves(grad)} == {jnp.dtype(jnp.float32)}
 
@@ -341,8 +339,8 @@ def test_activations_keep_their_type():
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3, 5)])
 def test_inputs_of_any_rank(leading: tuple):
     a, b = random_adapter(TEMPLATE)["head"]
-    x = jax.random.normal(jax.random.key(0), (*leading, 12))
-    gain = jnp.array([1.0, 0.0, 2.0, 0.5])
-    out = adapters.low_rank_term(x, a, b, gain)
-    want = np.asarray(x, np.float64) @ np.asarray(adapters.delta(LoRA(a, b), gain), np.float64)
+    x = np.random.default_rng(0).normal(size=(*leading, 12))
+    gain = np.array([1.0, 0.0, 2.0, 0.5], np.float32)
+    out = jax.jit(adapters.low_rank_term)(x.astype(np.float32), a, b, gain)
+    want = x @ (np.asarray(a, np.float64) * gain) @ np.asarray(b, np.float64)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)

@@ -21,9 +21,7 @@ def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path)
     template = small_model.template(scale=rule, layers=[0, 2])
     adapter = random_adapter(template)
     name_of = lambda path, layer: path.replace("/", ".") + ("" if layer is None else f".{layer}")  # noqa: E731
-    peft.save(
-        tmp_path, template, adapter, name_of=name_of, base_model="base", saved_modules={}
-    )
+    peft.save(tmp_path, template, adapter, name_of=name_of, base_model="base", saved_modules={})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     deltas = adapters.deltas(adapter, adapters.uniform_gain(template))

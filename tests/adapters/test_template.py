@@ -88,7 +88,8 @@ def paths(tree: dict, targets) -> list[str]:
         (
             DECODER,
             "all-linear",
-            [f"mlp/{x}_proj" for x in ("down", "gate", "up")] + [f"self_attn/{x}_proj" for x in "koqv"],
+            [f"mlp/{x}_proj" for x in ("down", "gate", "up")]
+            + [f"self_attn/{x}_proj" for x in "koqv"],
         ),
     ],
 )
@@ -138,7 +139,10 @@ def test_layers_of_a_stack():
             "LoRA rank 11 exceeds what a layer can have: head is 12 x 7; layers/query is 12 x 10; "
             "layers/value is 12 x 10.",
         ),
-        ({"layers": [1, 3, -1]}, "Layers [3, -1] do not exist in layers/query, which has layers 0..2."),
+        (
+            {"layers": [1, 3, -1]},
+            "Layers [3, -1] do not exist in layers/query, which has layers 0..2.",
+        ),
         ({"layers": [], "targets": "query"}, "LoRA layers=[] leaves no layer to adapt"),
         ({"alpha": 0.0}, "LoRA alpha must be above 0, got 0."),
         ({"alpha": -1.0}, "LoRA alpha must be above 0, got -1."),
@@ -153,7 +157,9 @@ def test_bad_templates_say_what_is_wrong(options: dict, sentence: str):
 
 def test_kernels_that_are_no_matrices_are_refused():
     tree = {"conv": {"kernel": STACK}, "layers": {"x": {"kernel": jnp.zeros((2, 3, 4, 5))}}}
-    with pytest.raises(InputError, match=r"Target conv has a kernel of shape \(2, 8, 8\); adapters"):
+    with pytest.raises(
+        InputError, match=r"Target conv has a kernel of shape \(2, 8, 8\); adapters"
+    ):
         adapters.make_template(tree, targets="conv", rank=1)
     with pytest.raises(InputError, match=r"Target layers/x has a kernel of shape \(2, 3, 4, 5\)"):
         adapters.make_template(tree, targets="layers", rank=1)

@@ -49,7 +49,7 @@ def rows_of(batches, k, s):
 @given(cohorts())
 @settings(deadline=None)
 def test_every_epoch_visits_every_example_once(cohort):
-    members, length, options, seed = cohort
+    members, _, options, _ = cohort
     made = make(*cohort, max_steps=None)
     for k, own in enumerate(members):
         per_epoch = -(-len(own) // options["batch"])
@@ -63,7 +63,7 @@ def test_every_epoch_visits_every_example_once(cohort):
 @given(cohorts())
 @settings(deadline=None)
 def test_one_batch_of_an_epoch_is_short_and_valid_rows_come_first(cohort):
-    members, length, options, seed = cohort
+    members, _, options, _ = cohort
     made = make(*cohort, max_steps=None)
     for k, own in enumerate(members):
         per_epoch, left = -(-len(own) // options["batch"]), len(own) % options["batch"]
@@ -79,7 +79,7 @@ def test_one_batch_of_an_epoch_is_short_and_valid_rows_come_first(cohort):
 @given(cohorts())
 @settings(deadline=None)
 def test_max_steps_cuts_the_same_sequence_short(cohort):
-    members, length, options, seed = cohort
+    members, _, options, _ = cohort
     whole, cut = make(*cohort, max_steps=None), make(*cohort)
     most = options["max_steps"]
     for k in range(len(members)):
@@ -104,7 +104,7 @@ def test_nothing_happens_after_the_last_step(cohort):
 @given(cohorts())
 @settings(deadline=None)
 def test_a_bucket_is_the_smallest_that_holds_the_batch(cohort):
-    members, length, options, seed = cohort
+    members, length, _, _ = cohort
     made = make(*cohort)
     for k in range(len(members)):
         for s in range(int(made.steps[k])):
@@ -117,7 +117,7 @@ def test_a_bucket_is_the_smallest_that_holds_the_batch(cohort):
 @given(cohorts())
 @settings(deadline=None)
 def test_grouping_by_length_cuts_the_sorted_examples(cohort):
-    members, length, options, seed = cohort
+    members, length, options, _ = cohort
     made = make(*cohort, max_steps=None, by_length=True)
     for k, own in enumerate(members):
         per_epoch = -(-len(own) // options["batch"])
@@ -200,7 +200,13 @@ def test_length_buckets_are_few_ascending_and_hold_everything(lengths, room, mos
 
 @pytest.mark.parametrize(
     ("examples", "batch", "epochs", "most", "steps"),
-    [(0, 4, 1, None, 0), (1, 4, 1, None, 1), (4, 4, 1, None, 1), (5, 4, 3, None, 6), (5, 4, 3, 4, 4)],
+    [
+        (0, 4, 1, None, 0),
+        (1, 4, 1, None, 1),
+        (4, 4, 1, None, 1),
+        (5, 4, 3, None, 6),
+        (5, 4, 3, 4, 4),
+    ],
 )
 def test_local_steps(examples, batch, epochs, most, steps):
     assert local_steps(examples, batch=batch, epochs=epochs, most=most) == steps

@@ -99,7 +99,7 @@ def test_a_broken_example_breaks_only_the_client_that_has_it():
         assert plan.id[~sound].tolist() == [owner]
 
 
-# ------------------------------------------------------------------------------- gradients and hooks
+# ------------------------------------------------------------------------------ gradients and hooks
 
 
 def step_of_linear(optimizer, **who):
@@ -153,7 +153,7 @@ def test_a_penalty_is_trained_but_not_reported():
     np.testing.assert_allclose(report.loss, plain_report.loss, rtol=1e-6)
 
 
-# ------------------------------------------------------------------------------- who is left alone
+# -------------------------------------------------------------------------------- who is left alone
 
 
 @pytest.mark.parametrize("spec", ["adamw(weight_decay=0.5)", "sgd(momentum=0.9)", "lion"])
@@ -202,7 +202,7 @@ def test_a_frozen_head_and_folded_components_stay_bit_for_bit():
     np.testing.assert_array_equal(kept_b, ~trains)
 
 
-# ------------------------------------------------------------------------------- shapes of a step
+# --------------------------------------------------------------------------------- shapes of a step
 
 LENGTHS, ROWS = (8, 16, 32), (2, 4)
 
@@ -253,13 +253,11 @@ def test_buckets_change_nothing(problem, options):
     steps = np.arange(plan.batches.index.shape[1]) < plan.batches.steps[:, None]
     assert set(plan.batches.bucket[steps]) == {0, 1}
     assert set(plan.batches.valid.sum(axis=2)[steps]) >= {1, problems.BATCH}
-    got = cohort_fn(problem, mode="vmap", wave=1, **options)(
-        made.base, made.data, start, plan.rate
-    )
+    got = cohort_fn(problem, mode="vmap", wave=1, **options)(made.base, made.data, start, plan.rate)
     problems.assert_close(got, want)
 
 
-# ------------------------------------------------------------------------------------------- dropout
+# ------------------------------------------------------------------------------------------ dropout
 
 
 def test_the_gain_is_split_between_trained_and_fixed_components():

@@ -68,7 +68,9 @@ def test_cross_entropy_is_the_mean_over_valid_rows(valid):
     logits = KERNEL[[4, 0, 1, 2]].astype(np.float64)
     each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), [0, 2, 1, 1]]
     want = each[valid].mean() if any(valid) else 0.0
-    assert loss_of(text_classification(Linear(), (1,)), BATCH, valid) == pytest.approx(want, rel=1e-6)
+    assert loss_of(text_classification(Linear(), (1,)), BATCH, valid) == pytest.approx(
+        want, rel=1e-6
+    )
 
 
 def test_regression_is_the_mean_squared_error():

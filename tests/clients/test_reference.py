@@ -73,9 +73,7 @@ def train_alone(problem: str, client: dict, base: dict, batches: list[np.ndarray
 
 
 def unpadded(batches: Any, k: int) -> list[np.ndarray]:
-    return [
-        batches.index[k, s][batches.valid[k, s]] for s in range(int(batches.steps[k]))
-    ]
+    return [batches.index[k, s][batches.valid[k, s]] for s in range(int(batches.steps[k]))]
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def literal_options(name: str) -> dict[str, tuple[Any, ...]]:
 
 
 def specs_of(name: str) -> list[str]:
-    """The default, every alternative on its own, and all last alternatives together."""
+    """The default, every alternative on its own, and of more than two options all together."""
     options = literal_options(name)
     single = [{key: v} for key, values in options.items() for v in values]
-    together = [{key: values[-1] for key, values in options.items()}] if len(options) > 1 else []
+    together = [{key: values[-1] for key, values in options.items()}] if len(options) > 2 else []
     write = lambda chosen: ", ".join(f"{k}={v!r}" for k, v in chosen.items())  # noqa: E731
     return [name, *(f"{name}({write(chosen)})" for chosen in [*single, *together])]
 
@@ -58,7 +58,13 @@ def method_name(spec: str) -> str:
 
 
 def make_cohort(
-    template: Template, rank: Any, weight: Any = None, *, ids: Any = None, round: int = 0, seed: int = 0
+    template: Template,
+    rank: Any,
+    weight: Any = None,
+    *,
+    ids: Any = None,
+    round: int = 0,
+    seed: int = 0,
 ) -> Cohort:
     rank = np.asarray(rank, np.int32)
     weight = np.ones(len(rank)) if weight is None else np.asarray(weight)
@@ -132,7 +138,7 @@ class Played(NamedTuple):
     outcome: Outcome
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(spec: str, template: Template) -> tuple[Method, Any]:
     """The method and its aggregate, jitted once per process for all tests.
 
@@ -199,7 +205,9 @@ def trained_rows(template: Template, trainable: Adapter, client: int) -> dict[st
     return rows
 
 
-def oracle_round(spec: str, template: Template, server: Server, cohort: Cohort, played: Played) -> Any:
+def oracle_round(
+    spec: str, template: Template, server: Server, cohort: Cohort, played: Played
+) -> Any:
     """The same round as ragged lists of what the participants would really send."""
     server_reads = template.alpha / template.rank  # both rules agree at the full rank
     clients = []
@@ -232,7 +240,10 @@ def assert_close(ours: Any, want: Any, tolerance: float = 1e-5, message: str = "
 
 
 def assert_trees_close(ours: Any, want: Any, tolerance: float = 1e-5) -> None:
-    ours, want = jax.tree_util.tree_flatten_with_path(ours), jax.tree_util.tree_flatten_with_path(want)
+    ours, want = (
+        jax.tree_util.tree_flatten_with_path(ours),
+        jax.tree_util.tree_flatten_with_path(want),
+    )
     assert ours[1] == want[1]
     for (path, x), (_, y) in zip(ours[0], want[0], strict=True):
         assert_close(x, y, tolerance, jax.tree_util.keystr(path))

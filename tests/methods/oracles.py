@@ -98,7 +98,9 @@ def zero_padding(round: Round, *, weights: str = "examples") -> Answer:
 
 def hetlora(round: Round, *, norm: str = "client") -> Answer:
     def squares(name: str) -> list[float]:
-        return [float(np.sum((c.s * c.pairs[name].B @ c.pairs[name].A) ** 2)) for c in round.clients]
+        return [
+            float(np.sum((c.s * c.pairs[name].B @ c.pairs[name].A) ** 2)) for c in round.clients
+        ]
 
     everywhere = np.sum([squares(name) for name in round.old], axis=0)
     answer = {}
@@ -120,7 +122,9 @@ def masked_mean(round: Round, *, weights: str = "examples") -> Answer:
         for j in range(max(map(rank, pairs))):
             owners = [i for i, pair in enumerate(pairs) if rank(pair) > j]
             mass = sum(p[i] for i in owners)
-            rows.append(combination([row(pairs[i], j) for i in owners], [p[i] / mass for i in owners]))
+            rows.append(
+                combination([row(pairs[i], j) for i in owners], [p[i] / mass for i in owners])
+            )
         return concatenate(rows)
 
     return per_matrix(round, rule)
@@ -183,9 +187,7 @@ def fed_plora(
 def mean_of_products(round: Round, name: str, weights: str) -> np.ndarray:
     """The ideal update, ``sum_i p_i s_i B_i A_i``."""
     p = share(round.clients, weights)
-    return sum(
-        p[i] * c.s * c.pairs[name].B @ c.pairs[name].A for i, c in enumerate(round.clients)
-    )
+    return sum(p[i] * c.s * c.pairs[name].B @ c.pairs[name].A for i, c in enumerate(round.clients))
 
 
 def hlora(round: Round, *, weights: str = "examples", sigma: str = "a") -> Answer:
@@ -213,8 +215,7 @@ def flora(round: Round, *, weights: str = "examples", init: str = "kaiming") -> 
     W = dict(round.W)
     for name in round.old:
         weighted = [
-            Pair(c.pairs[name].B, p[i] * c.s * c.pairs[name].A)
-            for i, c in enumerate(round.clients)
+            Pair(c.pairs[name].B, p[i] * c.s * c.pairs[name].A) for i, c in enumerate(round.clients)
         ]
         stacked = concatenate(weighted)
         W[name] = W[name] + stacked.B @ stacked.A

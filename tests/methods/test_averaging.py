@@ -102,9 +102,9 @@ def test_zero_padding_of_one_client_loses_nothing():
     """Padding leaves each client's product as it is; only the mean dilutes."""
     cohort = make_cohort(GLOBAL, [1, 2, 3, 4, 2, 1])
     padded = prefixed(cohort, 0)
-    gain = {p: np.full(x.a.shape[:-2] + (R,), 1.5, np.float32) for p, x in padded.items()}
+    gain = {p: np.full((*x.a.shape[:-2], R), 1.5, np.float32) for p, x in padded.items()}
     for n, r in enumerate(cohort.rank):
-        whole = adapters.deltas(client(padded, n), client(gain, n))
+        whole = adapters.deltas(client(padded, n), cohorts.on_device(client(gain, n)))
         for path in PATHS:
             a, b = (x[n] for x in padded[path])
             assert_close(whole[path], 1.5 * a[..., :r].astype(np.float64) @ b[..., :r, :], 1e-6)
@@ -272,7 +272,9 @@ def test_hetlora_norm_by_client_or_by_layer():
     by_layer = 100 / 105
     assert_close(layer[path].b[0], one[path].b[0], 1e-6)
     assert_close(layer[path].b[2], one[path].b[2] * (by_layer * 100 + (1 - by_layer)), 1e-5)
-    norms = [np.linalg.norm(np.asarray(p.a, np.float64) @ p.b) ** 2 for p in (one[path], one[other])]
+    norms = [
+        np.linalg.norm(np.asarray(p.a, np.float64) @ p.b) ** 2 for p in (one[path], one[other])
+    ]
     last = np.linalg.norm(np.asarray(one[path].a[2], np.float64) @ one[path].b[2]) ** 2
     quiet, loud = np.sqrt(sum(norms)), np.sqrt(sum(norms) + (100**2 - 1) * last)
     share = loud / (loud + 5 * quiet)
@@ -312,6 +314,8 @@ def test_a_rule_of_ones_own_needs_one_function():
     after = method.aggregate(old, (), cohort, start, cohorts.on_device(result)).server.adapter
     for path in PATHS:
         for j, owner in enumerate([4, 3, 0]):
-            np.testing.assert_array_equal(after[path].b[..., j, :], result[path].b[owner, ..., j, :])
+            np.testing.assert_array_equal(
+                after[path].b[..., j, :], result[path].b[owner, ..., j, :]
+            )
             np.testing.assert_array_equal(after[path].a[..., j], result[path].a[owner, ..., j])
         np.testing.assert_array_equal(after[path].b[..., 3, :], old.adapter[path].b[..., 3, :])

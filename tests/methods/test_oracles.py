@@ -130,7 +130,7 @@ def test_a_round_with_a_scale_per_client_agrees_with_the_oracle(spec: str):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_clients_begin_with(spec: str):
-    """Truncation to the first r components, or all of them (parallel modules), or a fresh adapter."""
+    """The first r components, or all of them (parallel modules), or a fresh adapter."""
     template = cohorts.PER_CLIENT
     rank = [1, 2, 3, 4, 2, 1]
     cohort = cohorts.make_cohort(template, rank)
@@ -203,7 +203,8 @@ def transposed(template: Template, aggregate: Any, *args: Any) -> Outcome:
     out = aggregate(*args)
     square = {s.path for s in template.sites if s.inputs == s.outputs}
     swap = {
-        path: LoRA(p.b.mT, p.a.mT) if path in square else p for path, p in out.server.adapter.items()
+        path: LoRA(p.b.mT, p.a.mT) if path in square else p
+        for path, p in out.server.adapter.items()
     }
     return out._replace(server=out.server._replace(adapter=swap))
 
@@ -303,9 +304,7 @@ def test_errors_that_others_shipped_would_be_noticed(error: str, monkeypatch: py
     template = cohorts.GLOBAL
     compare(name, template, *CASES[case])  # the true rule passes
     broken = rule(template)
-    monkeypatch.setattr(
-        cohorts, "compiled", lambda *_: (broken, jax.jit(broken.aggregate))
-    )
+    monkeypatch.setattr(cohorts, "compiled", lambda *_: (broken, jax.jit(broken.aggregate)))
     with pytest.raises(AssertionError):
         compare(name, template, *CASES[case])
 

@@ -141,7 +141,9 @@ def test_one_set_for_all_layers_or_one_each():
         trainable = method.broadcast(server, (), cohort).trainable
         masks = np.stack([np.asarray(trainable[p].b)[..., 0] for p in trainable], axis=1)
         masks = np.broadcast_to(masks, (6, 2, 8, R))
-        np.testing.assert_array_equal(masks.sum(-1), np.array(MIXED)[:, None, None] * np.ones((2, 8)))
+        np.testing.assert_array_equal(
+            masks.sum(-1), np.array(MIXED)[:, None, None] * np.ones((2, 8))
+        )
         distinct[indices] = [len(np.unique(m.reshape(-1, R), axis=0)) for m in masks]
     assert distinct["global"] == [1] * 6
     # 16 draws of one of 4, of 6, of 4 sets; one set only where everything is trained.
@@ -158,7 +160,10 @@ def test_broadcast_and_aggregate_agree_on_the_sets():
         mask = jax.device_get(start.trainable)
         noise = cohorts.random_adapter(GLOBAL, 1, CLIENTS)
         elsewhere = jax.tree.map(
-            lambda x, m, d: np.asarray(x) + np.where(m, np.float32(0), d), start.adapter, mask, noise
+            lambda x, m, d: np.asarray(x) + np.where(m, np.float32(0), d),
+            start.adapter,
+            mask,
+            noise,
         )
         after = fn(server, (), cohort, start, elsewhere).server.adapter
         # Nobody changed a module of their own, so the mean over owners is the server's value.
@@ -230,7 +235,9 @@ def test_aggregation_noise_and_its_bound():
     cohort = make_cohort(GLOBAL, [R] * CLIENTS)
     played = play("fed_plora", GLOBAL, cohort, server=server)
     for path, delta in client_deltas(played.start, played.result).items():
-        noise = np.mean(delta, axis=0) - np.asarray(server_delta(GLOBAL, played.outcome.server)[path])
+        noise = np.mean(delta, axis=0) - np.asarray(
+            server_delta(GLOBAL, played.outcome.server)[path]
+        )
         a, b = (np.asarray(x, np.float64) for x in played.result[path])
         spread_a = np.linalg.norm(a - a.mean(0), axis=-2)  # [c, (L,) R]
         spread_b = np.linalg.norm(b - b.mean(0), axis=-1)

@@ -35,10 +35,11 @@ SCALE = GLOBAL.server_scale
 
 
 def round_of(spec: str, rank=MIXED, weight=WEIGHT, template=GLOBAL) -> tuple:
-    method, _ = cohorts.compiled(spec, template)
-    server = cohorts.make_server(method, template)
-    cohort = make_cohort(template, rank, weight)
-    played = play(spec, template, cohort, server=server)
+    """A round, the server's pairs after it, and the mean products it should have factored."""
+    method, _ = cohorts.compiled(spec, GLOBAL)
+    server = cohorts.make_server(method, GLOBAL)
+    cohort = make_cohort(template, rank, weight)  # a client's scale is data
+    played = play(spec, GLOBAL, cohort, server=server)
     round = cohorts.oracle_round(spec, template, server, cohort, played)
     kind = "uniform" if "uniform" in spec else "examples"
     means = {name: oracles.mean_of_products(round, name, kind) for name in round.old}
@@ -88,7 +89,7 @@ def test_the_full_rank_reproduces_the_mean(spec: str):
     _, pairs, means = round_of(spec)
     small = pairs["head/dense"]
     assert_close(SCALE * small.B @ small.A, means["head/dense"], 2e-6)
-    played, pairs, means = round_of(spec, [1, 2, 4, 4, 4, 4], [1, 1, 0, 0, 0, 0])
+    _, pairs, means = round_of(spec, [1, 2, 4, 4, 4, 4], [1, 1, 0, 0, 0, 0])
     for name, M in means.items():  # rank 1 + 2 < R
         assert np.linalg.matrix_rank(M, tol=1e-8) == 3
         assert_close(SCALE * pairs[name].B @ pairs[name].A, M, 2e-6)
@@ -112,7 +113,7 @@ def test_each_client_starts_from_its_truncated_svd(spec: str, template: Template
     """Nested, and with the client's own scale applied once: ``s_k a b`` is the truncation."""
     played, _, means = round_of(spec, template=template)
     server = played.outcome.server
-    method, _ = cohorts.compiled(spec, template)
+    method, _ = cohorts.compiled(spec, GLOBAL)
     start = method.broadcast(server, (), make_cohort(template, MIXED, WEIGHT))
     deltas = client_deltas(start, start.adapter)
     for n, r in enumerate(MIXED):
@@ -128,7 +129,9 @@ def test_where_sigma_goes_does_not_change_the_product():
     server = cohorts.make_server(methods.make("hlora", GLOBAL), GLOBAL)
     cohort = make_cohort(GLOBAL, MIXED, WEIGHT)
     outcomes = {
-        sigma: play(f"hlora(sigma={sigma!r})" if sigma != "a" else "hlora", GLOBAL, cohort, server=server)
+        sigma: play(
+            f"hlora(sigma={sigma!r})" if sigma != "a" else "hlora", GLOBAL, cohort, server=server
+        )
         for sigma in ("a", "b", "both")
     }
     deltas = {s: server_delta(GLOBAL, p.outcome.server) for s, p in outcomes.items()}

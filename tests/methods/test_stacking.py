@@ -34,9 +34,10 @@ PATHS = [s.path for s in GLOBAL.sites]
 def test_the_base_takes_up_the_exact_mean_of_products(weights: str, template: Template):
     """Any ranks, no aggregation noise; the rank of the change is the sum of ranks."""
     spec = "flora" if weights == "examples" else "flora(weights='uniform')"
-    server = cohorts.make_server(methods.make(spec, template), template)
+    server = cohorts.make_server(methods.make(spec, GLOBAL), GLOBAL)
     weight = np.array([30, 5, 11, 0, 80, 0])  # ranks 1, 2, 3, 2 are there: 8 together
-    played = play(spec, template, make_cohort(template, MIXED, weight), server=server)
+    # A client's scale is data: one compiled function serves both rules.
+    played = play(spec, GLOBAL, make_cohort(template, MIXED, weight), server=server)
     share = weight / weight.sum() if weights == "examples" else (weight > 0) / 4
     present = weight > 0
     for site in template.sites:

@@ -1,0 +1,110 @@
+"""Metrics against scikit-learn and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora import metrics
+from fedjax_lora.metrics import METRICS
+
+CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
+ORACLE = {
+    "accuracy": sklearn.metrics.accuracy_score,
+    "f1": lambda y, x: sklearn.metrics.f1_score(y, x, zero_division=0.0),
+    "matthews": sklearn.metrics.matthews_corrcoef,
+}
+
+
+def logits_of(guess: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
+    """Random logits whose largest is the guess."""
+    output = np.random.default_rng(seed).normal(size=(len(guess), classes)).astype(np.float32)
+    output[np.arange(len(guess)), guess] = output.max(axis=1) + 1
+    return output
+
+
+@pytest.mark.parametrize("name", ORACLE)
+@given(data=st.data())
+@settings(deadline=None)
+def test_of_classes(name, data):
+    classes = data.draw(st.integers(2, CLASSES[name]))
+    pairs = data.draw(
+        st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=1, max_size=40)
+    )
+    label, guess = np.array(pairs, np.int32).T
+    got = METRICS[name](label, logits_of(guess, classes))
+    assert isinstance(got, float)
+    assert got == pytest.approx(ORACLE[name](label, guess), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_constant_prediction(name, constant):
+    """What an untrained model does; no division by zero, no warning."""
+    label = np.array([0, 1, 1, 0, 1], np.int32)
+    guess = np.full(5, constant)
+    expected = {"accuracy": (0.4, 0.6), "f1": (0.0, 0.75), "matthews": (0.0, 0.0)}
+    assert METRICS[name](label, logits_of(guess, 2)) == pytest.approx(expected[name][constant])
+
+
+def test_a_constant_label():
+    label = np.ones(6, np.int32)
+    output = logits_of(np.array([0, 1, 0, 1, 0, 1]), 3)
+    assert metrics.matthews(label, output) == 0.0
+    assert metrics.accuracy(label, output) == 0.5
+
+
+@pytest.mark.parametrize(("sign", "size"), [(1, 50), (-1, 50), (0, 50), (1, 2)])
+def test_pearson(sign, size):
+    rng = np.random.default_rng(size + sign)
+    label = rng.uniform(0, 5, size).astype(np.float32)
+    output = (sign * label + rng.normal(size=size)).astype(np.float32)[:, None]
+    want = scipy.stats.pearsonr(label.astype(float), output[:, 0].astype(float)).statistic
+    assert metrics.pearson(label, output) == pytest.approx(want, abs=1e-12)
+
+
+def test_pearson_is_of_float64():
+    """A common offset eats float32's digits."""
+    rng = np.random.default_rng(0)
+    label = (1000 + rng.normal(size=20_000)).astype(np.float32)
+    want = scipy.stats.pearsonr(label.astype(float), label.astype(float) ** 2).statistic
+    got = metrics.pearson(label, (label.astype(float) ** 2)[:, None])
+    assert got == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 11, 49])
+def test_pearson_of_a_constant_is_zero(size, dtype):
+    """0.1 has no exact sum, so that its mean may be off by a bit."""
+    constant, other = np.full(size, 0.1, dtype), np.arange(size, dtype=dtype)
+    assert metrics.pearson(other, constant[:, None]) == 0.0
+    assert metrics.pearson(constant, other[:, None]) == 0.0
+
+
+def test_mean_cross_entropy():
+    rng = np.random.default_rng(0)
+    output = (5 * rng.normal(size=(30, 4))).astype(np.float32)
+    label = rng.integers(0, 4, 30).astype(np.int32)
+    probability = np.exp(output.astype(float))
+    probability /= probability.sum(axis=1, keepdims=True)
+    want = sklearn.metrics.log_loss(label, probability, labels=range(4))
+    assert metrics.mean_loss(label, output) == pytest.approx(want, rel=1e-9)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    output = np.array([[1000.0, 0.0], [-1000.0, 0.0]], np.float32)
+    assert metrics.mean_loss(np.array([0, 0]), output) == 500.0
+
+
+def test_mean_squared_error():
+    rng = np.random.default_rng(0)
+    label, output = rng.normal(size=9), rng.normal(size=(9, 1))
+    want = sklearn.metrics.mean_squared_error(label, output[:, 0])
+    assert metrics.mean_loss(label, output, regression=True) == pytest.approx(want, rel=1e-12)
+
+
+def test_every_metric_is_listed_by_its_name():
+    assert set(METRICS) == {"accuracy", "f1", "matthews", "pearson"}
+    assert all(fn.__name__ == name for name, fn in METRICS.items())
