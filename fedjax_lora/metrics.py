@@ -33,7 +33,7 @@ def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
 def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
     """Pearson correlation of the single output with the label; 0 if either is constant."""
     x, y = output[:, 0].astype(np.float64), label.astype(np.float64)
-    if x.std() == 0 or y.std() == 0:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
 

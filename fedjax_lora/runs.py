@@ -69,7 +69,7 @@ def run(
         plan = federation.plan(
             t, rank, config.local.learning_rate * float(jnp.asarray(schedule(t)))
         )
-        traffic = experiment.method.traffic(plan.rank[plan.weight > 0])
+        traffic = experiment.method.traffic(state.server, plan.rank[plan.weight > 0], t)
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         present = plan.weight > 0
         rank[plan.id[present]] = np.asarray(seen.rank)[present]

@@ -84,6 +84,13 @@ def test_a_clients_batches_do_not_depend_on_the_cohort():
             np.testing.assert_array_equal(x[place], y[other])
 
 
+def test_clients_of_one_size_are_shuffled_differently():
+    members = [np.arange(k * 20, k * 20 + 20) for k in range(3)]
+    fed = make(members=members, length=np.ones(60, int), cohort=3, padded=3, batch=20)
+    plan = fed.plan(0, np.ones(3, int), 0.1)
+    assert len({tuple(row % 20) for row in plan.batches.index[:, 0]}) == 3
+
+
 def test_a_plan_says_who_has_what():
     fed = make(max_steps=3)
     for t in range(5):

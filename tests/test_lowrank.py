@@ -223,16 +223,24 @@ def test_square_norm_is_the_dense_norm(shape: tuple, scale: float):
 def test_square_norm_is_never_negative():
     """Factors that cancel leave rounding of either sign, and a root is taken of it."""
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = rng.normal(size=(30, 1)), rng.normal(size=(1, 30))
+    rounded = []
+    for _ in range(50):
+        a, b, x = rng.normal(size=(30, 1)), rng.normal(size=(1, 30)), rng.normal()
         pair = LoRA(
-            jnp.asarray(np.hstack([a, a]), jnp.float32),
-            jnp.asarray(np.vstack([b, -b]), jnp.float32),
+            jnp.asarray(np.hstack([a, a * x]), jnp.float32),
+            jnp.asarray(np.vstack([b, -b / x]), jnp.float32),
         )
-        assert 0.0 <= float(lowrank.square_norm(pair)) < 1e-2
-    wide = random_pair(6, 3, 5, dtype=jnp.bfloat16)
-    assert lowrank.square_norm(wide).dtype == jnp.float32
-    np.testing.assert_allclose(lowrank.square_norm(wide), np.sum(dense(wide) ** 2), rtol=1e-5)
+        gram_a, gram_b = np.asarray(pair.a).T @ pair.a, np.asarray(pair.b) @ pair.b.T
+        rounded.append(float(np.sum(gram_a * gram_b)))
+        size = float(jnp.sum(jnp.square(pair.a)) * jnp.sum(jnp.square(pair.b)))
+        assert 0.0 <= float(lowrank.square_norm(pair)) <= 4 * EPS * size
+    assert min(rounded) < 0  # what the trace alone would have been
+
+
+def test_square_norm_of_bfloat16_is_computed_in_float32():
+    pair = random_pair(20, 6, 15, dtype=jnp.bfloat16)
+    assert lowrank.square_norm(pair).dtype == jnp.float32
+    np.testing.assert_allclose(lowrank.square_norm(pair), np.sum(dense(pair) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])

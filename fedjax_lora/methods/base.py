@@ -81,7 +81,8 @@ class Method:
       broadcast: ``(server, clients, cohort) -> Start``.
       aggregate: ``(server, clients, cohort, start, result) -> Outcome``, where ``result`` is the
         clients' adapters after local training, ``[c, ...]``.
-      traffic: ``rank int[c] -> Traffic`` of the adapters (the head is not the method's business).
+      traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
+        with this server (the head is not the method's business). On the host, present clients only.
       init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
       check: raises `InputError` if the method cannot take these ranks.
@@ -90,7 +91,7 @@ class Method:
     init: Callable[[Adapter, Kernels], Server]
     broadcast: Callable[[Server, Any, Cohort], Start]
     aggregate: Callable[[Server, Any, Cohort, Start, Adapter], Outcome]
-    traffic: Callable[[np.ndarray], Traffic]
+    traffic: Callable[[Server, np.ndarray, int], Traffic]
     init_clients: Callable[[int], Any] = lambda count: ()
     penalty: Callable[[Adapter, Array], Array] | None = None
     check: Callable[[np.ndarray], None] = no_check
@@ -123,10 +124,10 @@ def truncated_start(template: Template, server: Server, cohort: Cohort) -> Start
     return Start(start, client_gain(template, cohort, active), mask)
 
 
-def symmetric_traffic(template: Template) -> Callable[[np.ndarray], Traffic]:
+def symmetric_traffic(template: Template) -> Callable[[Server, np.ndarray, int], Traffic]:
     """Each client receives and sends its own `r` components."""
 
-    def traffic(rank: np.ndarray) -> Traffic:
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
         return Traffic(up=size, down=size)
 

@@ -120,7 +120,7 @@ def fed_plora(
 
     sets = sum(s.adapted for s in template.sites) if indices == "layer" else 1
 
-    def traffic(rank: np.ndarray) -> Traffic:
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
         one = template.component_size * FLOAT_BYTES
         up = rank * (one + sets * INDEX_BYTES)

@@ -60,7 +60,7 @@ def flora(
             kernels[path] = kernel + lowrank.matmul(*stacks).astype(kernel.dtype)
         return Outcome(server._replace(kernels=kernels), clients, cohort.rank)
 
-    def traffic(rank: np.ndarray) -> Traffic:
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
         return Traffic(up=size, down=np.full_like(size, size.sum()))
 

@@ -501,7 +501,7 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
     cohort = make_cohort(GLOBAL, rank)
     server = cohorts.make_server(method, GLOBAL)
     start = method.broadcast(server, (), cohort)
-    traffic = method.traffic(rank)
+    traffic = method.traffic(server, rank, 0)
     name = method_name(spec)
     names = list(cohorts.matrices(GLOBAL, server.adapter))
     one = {n: client(start.adapter, n) for n in range(CLIENTS)}
@@ -524,15 +524,17 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
     assert traffic.up.dtype == traffic.down.dtype == np.int64
 
 
-def test_traffic_counts_beyond_32_bits():
-    """A hundred clients of rank 64 on a 7B model do not overflow."""
-    site = Site("layers/query", 4096, 4096, (True,) * 32)
-    big = Template(sites=(site,) * 4, rank=64, alpha=64.0)
-    for name in NAMES:
-        traffic = methods.make(name, big).traffic(np.full(100, 64, np.int32))
-        each = 4 * 32 * 64 * (4096 + 4096) * 4
-        assert 0 <= traffic.up[0] - each <= 64 * 4
-        assert traffic.down[0] == (100 * each if name == "flora" else each)
+@every_method
+def test_traffic_counts_beyond_32_bits(name: str):
+    """A hundred clients of rank 256 on every linear layer of a 70B model do not overflow."""
+    site = Site("layers/x", 8192, 28672, (True,) * 80)
+    big = Template(sites=(site,) * 7, rank=256, alpha=1.0)
+    nothing = methods.Server({}, {})
+    traffic = methods.make(name, big).traffic(nothing, np.full(100, 256, np.int32), 0)
+    each = 4 * 7 * 80 * 256 * (8192 + 28672)
+    assert each > 2**32
+    assert 0 <= traffic.up[0] - each <= 4 * 256  # indices
+    assert traffic.down[0] == (100 * each if name == "flora" else each)
 
 
 # ---------------------------------------------------------------------------------------- choosing
