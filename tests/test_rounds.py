@@ -266,11 +266,16 @@ def test_average_heads_are_weighted_by_examples():
 
 
 def test_frozen_heads_stay():
-    made = stub_rounds("quadratic", heads="frozen")
-    state, seen = made.run(made.state(), plan_of())
+    """In the clients too: every step's loss is that of the head they began with."""
+    made, plan = stub_rounds("quadratic", heads="frozen"), plan_of()
+    state, seen = made.run(made.state(), plan)
     assert_same_bits(problems.copy(state.head), made.begin.head)
     assert state.clients.head == ()
-    assert np.all(np.asarray(seen.loss[:COHORT]) > 0)
+    for k in range(COHORT):
+        x = POINTS[plan.batches.index[k][plan.batches.valid[k]]]
+        want = 0.5 * np.mean(np.sum(np.square(x.astype(np.float64)), axis=1))
+        assert seen.loss[k] == pytest.approx(want, rel=1e-6)
+    assert plan.batches.steps.max() > 1
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop", "sharded"])

@@ -110,7 +110,7 @@ def test_scores(tmp_path):
         ("ag_news(default=1)", {}, "Unknown option of task 'ag_news'"),
         ("file", {}, "needs the option train"),
         ("file(train='train.csv', labels='y')", {}, "Unknown option of task 'file'"),
-        ("file(train=3)", {}, "file names in quotes"),
+        ("file(train=3)", {}, "train is str, got 3"),
         ("file(train='train.csv', metric='bleu')", {}, "Unknown metric 'bleu'"),
         ("file(train='none.csv')", {}, "has none of none.csv"),
         ("file(train='train.csv', test='none.csv')", {}, "has none of none.csv"),
