@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-# Before jax is imported: eight devices to shard over. One BLAS thread and one pool thread are a
-# second belt against the batched-LAPACK deadlock of jaxlib 0.10.2 on a CPU.
+# Before jax is imported: eight devices to shard over.
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()

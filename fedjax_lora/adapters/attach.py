@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_lora import trees
+from fedjax_lora.errors import raise_all
 from fedjax_lora.types import Adapter, Gain
 
 COLLECTION = "lora"
@@ -43,7 +44,11 @@ def apply(
       dropout: rate at which inputs of the components in ``gain`` are dropped; needs an rng named
         ``dropout`` in ``kwargs["rngs"]``.
       **kwargs: passed on to ``module.apply``.
+
+    Raises:
+      InputError: an adapter for a layer that the parameters do not have (it would do nothing).
     """
+    _check_paths(params, adapter)
     extra = {
         path: {"a": pair.a, "b": pair.b, "gain": gain[path]}
         | ({} if fixed is None else {"fixed": fixed[path]})
@@ -52,6 +57,12 @@ def apply(
     variables = {"params": params, COLLECTION: trees.nested(extra)}
     with nn.intercept_methods(_add_low_rank_term(dropout)):
         return module.apply(variables, *args, **kwargs)
+
+
+def _check_paths(params: Mapping[str, Any], adapter: Adapter) -> None:
+    layers = {path.rpartition("/")[0] for path in trees.flat(params)}
+    absent = [path for path in adapter if path not in layers]
+    raise_all("The adapter belongs to another model", [f"{path} is no layer" for path in absent])
 
 
 def _add_low_rank_term(rate: float) -> Callable[..., Any]:

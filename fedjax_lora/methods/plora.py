@@ -97,7 +97,7 @@ def fed_plora(
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
         count = cohort.rank.shape[0]
         everything = jnp.ones((count, template.rank), bool)
-        at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale))
+        at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale, jnp.float32))
         start = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
         )

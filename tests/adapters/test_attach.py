@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import small_model
 from small_model import INPUT, NET, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
-from fedjax_lora import adapters, methods
+from fedjax_lora import InputError, adapters, methods
 from fedjax_lora.types import Adapter, Gain, LoRA
 
 SUBSETS = [s for r in range(1, R + 1) for s in itertools.combinations(range(R), r)]
@@ -344,3 +345,13 @@ def test_inputs_of_any_rank(leading: tuple):
     out = jax.jit(adapters.low_rank_term)(x.astype(np.float32), a, b, gain)
     want = x @ (np.asarray(a, np.float64) * gain) @ np.asarray(b, np.float64)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(key):
+    """Interception finds nothing at an absent path; silence would look like an untrained adapter."""
+    layer = nn.Dense(3)
+    x = jnp.ones((2, 4))
+    params = {"dense": layer.init(key, x)["params"]}
+    pair = LoRA(jnp.ones((4, 1)), jnp.ones((1, 3)))
+    with pytest.raises(InputError, match="another model: danse is no layer"):
+        adapters.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)
