@@ -7,7 +7,6 @@ import shlex
 import pytest
 
 from experiments import methods_table
-from experiments.ag_news import report
 from fedjax_lora import cli
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -57,8 +56,3 @@ def test_commands_are_understood(command, monkeypatch):
 
 def test_the_table_of_methods_is_the_registry():
     assert generated("methods") == methods_table.table()
-
-
-def test_the_comparison_is_drawn_from_the_result_files():
-    assert generated("ag_news") == report.table()
-    assert (report.RESULTS / "table.md").read_text() == report.table()

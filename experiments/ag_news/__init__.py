@@ -3,8 +3,10 @@
 Setting: MiniLM (6 layers), query and value adapted, ranks 4/8/16/32 in equal shares (FedIT, which
 needs one rank, has 32 for everybody), scale 1 for all, 5,000 training and 2,000 test examples of at
 most 64 tokens, Dirichlet 0.5 over 100 clients, 10 per round, one local epoch, batch 16, AdamW, clip
-1, 20 rounds. The learning rate of each method is the best of `RATES` by accuracy on 500 validation
-examples after `TUNING_ROUNDS` rounds with seed 0; test accuracy is never looked at before that.
+1, 20 rounds, the learning rate falling linearly to a tenth (at a constant 0.01 single rounds of
+skewed cohorts threw the masked mean from 82 % back to 60 %). The learning rate of each method is
+the best of `RATES` by accuracy on 500 validation examples after `TUNING_ROUNDS` rounds with seed 0,
+its own schedule compressed; test accuracy is never looked at before that.
 
     python -m experiments.ag_news.run --data-dir DATA      # resumable, one file per finished run
     python -m experiments.ag_news.report                   # table and figure from the files
@@ -23,8 +25,8 @@ from fedjax_lora.config import (
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-RATES = (3e-3, 1e-2, 3e-2)
-TUNING_ROUNDS = 3
+RATES = (3e-3, 6e-3, 1.2e-2)
+TUNING_ROUNDS = 8
 SEEDS = (0, 1, 2)
 
 METHODS = {
@@ -64,7 +66,7 @@ def get_config(
             partition="dirichlet(alpha=0.5)",
             ranks=ranks,
         ),
-        local=LocalConfig(learning_rate=rate, batch=16, epochs=1),
+        local=LocalConfig(learning_rate=rate, schedule="linear(end=0.1)", batch=16, epochs=1),
         execution=ExecutionConfig(eval_every=5),
         seed=seed,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_lora import adapters, models
 
-RANK, ALPHA = 3, 6
+RANK, ALPHA = 3, 6.0
 TARGETS = {
     "bert": ["query", "value", "attention.output.dense"],
     "roberta": ["query", "value", "attention.output.dense"],
