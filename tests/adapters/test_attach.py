@@ -348,7 +348,7 @@ def test_inputs_of_any_rank(leading: tuple):
 
 
 def test_an_adapter_of_another_model_is_refused(key):
-    """Interception finds nothing at an absent path; silence would look like an untrained adapter."""
+    """Interception finds nothing at an absent path; silence would look like no training."""
     layer = nn.Dense(3)
     x = jnp.ones((2, 4))
     params = {"dense": layer.init(key, x)["params"]}
