@@ -34,7 +34,7 @@ def save_adapter(
     adapter = jax.device_get(trained.adapter)
     if state.server.kernels:
         base = trees.flat(model.params)
-        before = {path: base[f"{path}/kernel"] for path in adapter}
+        before = {path: np.asarray(base[f"{path}/kernel"]) for path in adapter}
         adapter = peft.from_kernels(template, before, jax.device_get(state.server.kernels), adapter)
     peft.save(
         folder,

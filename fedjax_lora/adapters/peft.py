@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedjax_lora.adapters.template import Template
-from fedjax_lora.types import Adapter, Kernels, LoRA
+from fedjax_lora.types import Adapter, LoRA
 
 NameOf = Callable[[str, int | None], str]
 """The Hugging Face module name of a site's path and layer."""
@@ -67,7 +67,12 @@ def save(
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def from_kernels(template: Template, before: Kernels, after: Kernels, adapter: Adapter) -> Adapter:
+def from_kernels(
+    template: Template,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    adapter: Adapter,
+) -> Adapter:
     """One adapter that does what changed kernels and an adapter on top of them do together.
 
     For methods that add to the base. Factors come from a float64 SVD of the difference, cut at its
