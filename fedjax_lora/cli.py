@@ -1,6 +1,7 @@
 """The command line: ``fedjax-lora run``, ``methods``, ``models``, ``tasks``."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -69,7 +70,7 @@ def execute(options: RunOptions) -> None:
     keep_compiled_programs()
     config = options.run
     out = options.out or default_out(config)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
     with _progress(console) as progress:
@@ -190,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if words else 2
     # datasets and transformers warn about things no user of a command line can act on.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
         if words[0] not in COMMANDS:

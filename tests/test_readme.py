@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from experiments import methods_table
+from experiments.demo import report
 from fedjax_lora import cli
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,10 @@ def test_commands_are_understood(command, monkeypatch):
         assert done.value.code == 0
     else:
         assert cli.main([name, *args]) == 0
+
+
+def test_the_demo_is_told_from_its_result_folder():
+    assert generated("demo") == report.sentence()
 
 
 def test_the_table_of_methods_is_the_registry():
