@@ -109,7 +109,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
-    console.print(
+    header = (
         f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
         f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
     )
@@ -118,6 +118,8 @@ def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], No
         return f"{record[name]:.4f}" if name in record else "-"
 
     def print_row(record: dict[str, Any]) -> None:
+        if record["round"] == 1:
+            console.print(header)
         seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
         console.print(
             f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "

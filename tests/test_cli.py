@@ -66,9 +66,9 @@ def test_help_and_version_need_no_jax():
     assert "usage: fedjax-lora" in done.stdout
 
 
-def test_python_dash_m_and_the_exit_status():
+def test_python_dash_m_and_the_exit_status(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "fedjax_lora", "run", "--method=nope"],
+        [sys.executable, "-m", "fedjax_lora", "run", "--method=nope", f"--out={tmp_path / 'out'}"],
         capture_output=True,
         text=True,
         check=False,
