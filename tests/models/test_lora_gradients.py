@@ -57,7 +57,6 @@ def by_peft_name(config, tree):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
 @pytest.mark.parametrize("family", ["albert", "bert", "distilbert", "roberta"])
 def test_gradients_of_factors(family, saved, texts, key):
-    pytest.importorskip("peft")
     folder, model = saved(family)
     loaded = models.load(str(folder), num_labels=3, scan_unroll=1, key=key)
     template = adapters.make_template(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)
