@@ -129,6 +129,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         objective,
         optimizers.optimizer(local.optimizer, clip=local.clip),
         penalty=method.penalty,
+        rates=method.rates,
         split_gains=lora.lora_dropout > 0,
         rows=clients.row_buckets(local.batch),
     )

@@ -143,6 +143,24 @@ def make_round(
         )
         return start, clients, mine
 
+    def choose(
+        state: FederatedState,
+        plan: Plan,
+        key: Key,
+        start: Start,
+        clients: Clients,
+        mine: ClientStore,
+        probed: Trained,
+    ) -> tuple[Start, Clients]:
+        weight = jnp.where(all_finite(probed), plan.weight, 0.0)
+        assert method.select is not None
+        start = method.select(
+            state.server, mine.method, cohort_of(plan, weight, key), start, probed.adapter
+        )
+        params = clients.params._replace(adapter=start.adapter)
+        trainable = clients.trainable._replace(adapter=start.trainable)
+        return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
+
     def finish(
         state: FederatedState,
         plan: Plan,
@@ -173,11 +191,14 @@ def make_round(
     def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
         start, clients, mine = begin(state, plan, key)
         full = with_kernels(base, state.server.kernels)
+        if method.select is not None:
+            probed, _ = run_cohort(full, data, clients, plan.rate)
+            start, clients = choose(state, plan, key, start, clients, mine, probed)
         trained, report = run_cohort(full, data, clients, plan.rate)
         return finish(state, plan, key, start, mine, trained, report)
 
     if mode == "loop":
-        begin, finish = jax.jit(begin), jax.jit(finish)
+        begin, choose, finish = jax.jit(begin), jax.jit(choose), jax.jit(finish)
         return round_fn
     if mode == "sharded":
         return jax.jit(round_fn, donate_argnums=2, out_shardings=everywhere(mesh))

@@ -35,6 +35,9 @@ class LoRA(NamedTuple):
     b: Any  # [..., R, o]
 
 
+EQUAL_RATES = LoRA(1.0, 1.0)
+"""Both factors learn at the learning rate."""
+
 Adapter = dict[str, LoRA]
 """Factors by the path of the layer they adapt, for example ``encoder/layers/attention/query``."""
 

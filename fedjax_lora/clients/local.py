@@ -15,7 +15,7 @@ import optax
 
 from fedjax_lora import trees
 from fedjax_lora.clients.objective import Objective
-from fedjax_lora.types import Adapter, Array, Batches, Gain, Key, Params, Trained
+from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Batches, Gain, Key, LoRA, Params, Trained
 
 Penalty = Callable[[Adapter, Array], Array]
 
@@ -64,11 +64,18 @@ def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
     )
 
 
+def _of_factors(rates: LoRA, adapter: Adapter) -> Adapter:
+    if rates == EQUAL_RATES:
+        return adapter
+    return {path: LoRA(rates.a * pair.a, rates.b * pair.b) for path, pair in adapter.items()}
+
+
 def make_training(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     penalty: Penalty | None = None,
+    rates: LoRA = EQUAL_RATES,
     split_gains: bool = False,
     rows: Sequence[int] | None = None,
 ) -> Train:
@@ -79,6 +86,7 @@ def make_training(
       optimizer: any optax optimizer of learning rate 1; the learning rate is an argument of the
         returned function, so trying another one compiles nothing.
       penalty: a method's addition to the loss, ``(adapter, rank) -> float32[]``.
+      rates: multiplies the learning rate of each factor.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
       rows: batch sizes to compile, ascending, see `row_buckets`; only the full one by default.
 
@@ -110,7 +118,9 @@ def make_training(
         # optax itself is written for JAX's standard promotion (its bias correction is f32 ** i32).
         with jax.numpy_dtype_promotion("standard"):
             updates, new_state = optimizer.update(hold(grads), opt_state, params)
-        new = optax.apply_updates(params, hold(jax.tree.map(lambda u: rate * u, updates)))
+        steps = jax.tree.map(lambda u: rate * u, updates)
+        steps = steps._replace(adapter=_of_factors(rates, steps.adapter))
+        new = optax.apply_updates(params, hold(steps))
         going = step < client.batches.steps
         count = jnp.where(going, jnp.sum(valid).astype(jnp.float32), 0.0)
         params, opt_state = trees.where(going, (new, new_state), (params, opt_state))

@@ -110,6 +110,7 @@ def averaging(
         broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
         aggregate=aggregate,
         traffic=symmetric_traffic(template),
+        averages=True,
         **fields,
     )
 

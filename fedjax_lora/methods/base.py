@@ -19,7 +19,7 @@ import numpy as np
 from fedjax_lora import adapters, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.errors import InputError
-from fedjax_lora.types import Adapter, Array, Gain, Kernels, Key
+from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA
 
 FLOAT_BYTES = 4
 INDEX_BYTES = 4
@@ -84,7 +84,12 @@ class Method:
       traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
         with this server (the head is not the method's business). On the host, present clients only.
       init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
+      select: for methods that look before they train: the cohort first trains from ``start`` for a
+        probe, then really from what ``(server, clients, cohort, start, probed) -> Start`` returns.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
+      rates: multiplies the learning rate of each factor.
+      averages: the new components are means of the clients' (weights summing to at most one), so
+        that their change is a direction that a server optimizer may follow.
       check: raises `InputError` if the method cannot take these ranks.
     """
 
@@ -93,7 +98,10 @@ class Method:
     aggregate: Callable[[Server, Any, Cohort, Start, Adapter], Outcome]
     traffic: Callable[[Server, np.ndarray, int], Traffic]
     init_clients: Callable[[int], Any] = lambda count: ()
+    select: Callable[[Server, Any, Cohort, Start, Adapter], Start] | None = None
     penalty: Callable[[Adapter, Array], Array] | None = None
+    rates: LoRA = EQUAL_RATES
+    averages: bool = False
     check: Callable[[np.ndarray], None] = no_check
 
 

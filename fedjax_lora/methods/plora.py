@@ -126,4 +126,10 @@ def fed_plora(
         up = rank * (one + sets * INDEX_BYTES)
         return Traffic(up=up, down=np.full_like(up, template.rank * one))
 
-    return Method(init=plain_server, broadcast=broadcast, aggregate=aggregate, traffic=traffic)
+    return Method(
+        init=plain_server,
+        broadcast=broadcast,
+        aggregate=aggregate,
+        traffic=traffic,
+        averages=True,
+    )
