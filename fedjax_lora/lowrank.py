@@ -67,6 +67,13 @@ def svd(
     return u, s, vt
 
 
+def solve(
+    matrix: Float[Array, "*batch R R"], right: Float[Array, "*batch R o"]
+) -> Float[Array, "*batch R o"]:
+    """``matrix^-1 @ right`` for positive definite matrices."""
+    return _over_matrices(functools.partial(jax.scipy.linalg.solve, assume_a="pos"))(matrix, right)
+
+
 def _svd_thin(a: Array, b: Array) -> tuple[Array, Array, Array]:
     q_a, r_a = jnp.linalg.qr(a)
     q_b, r_b = jnp.linalg.qr(b.mT)

@@ -31,7 +31,6 @@ from fedjax_lora.methods.averaging import (
     averaging,
     combine,
     fedit,
-    hetlora,
     keep_unowned,
     masked_mean,
     owner_shares,
@@ -49,9 +48,17 @@ from fedjax_lora.methods.base import (
     Traffic,
     truncated_start,
 )
+from fedjax_lora.methods.corrected import fedex_lora, lora_fair
+from fedjax_lora.methods.freezing import ffa_lora, rolora
+from fedjax_lora.methods.hetlora import hetlora
+from fedjax_lora.methods.personal import fedsa_lora
 from fedjax_lora.methods.plora import fed_plora
 from fedjax_lora.methods.products import flexlora, hlora
+from fedjax_lora.methods.rank_aware import raflora, rb_lora
+from fedjax_lora.methods.selecting import lora_a2
+from fedjax_lora.methods.sketching import fslora
 from fedjax_lora.methods.stacking import flora
+from fedjax_lora.methods.thresholded import florist
 
 
 class Entry(NamedTuple):
@@ -71,6 +78,16 @@ METHODS: dict[str, Entry] = {
     "hlora": Entry(hlora, "arXiv 2503.00813"),
     "flexlora": Entry(flexlora, "arXiv 2402.11505"),
     "flora": Entry(flora, "arXiv 2409.05976"),
+    "raflora": Entry(raflora, "arXiv 2602.13486"),
+    "rb_lora": Entry(rb_lora, "Findings of EACL 2026"),
+    "florist": Entry(florist, "arXiv 2506.09199"),
+    "fslora": Entry(fslora, "arXiv 2501.19389"),
+    "ffa_lora": Entry(ffa_lora, "arXiv 2403.12313"),
+    "rolora": Entry(rolora, "arXiv 2409.02346"),
+    "lora_a2": Entry(lora_a2, "arXiv 2410.22815"),
+    "fedex_lora": Entry(fedex_lora, "arXiv 2410.09432"),
+    "lora_fair": Entry(lora_fair, "arXiv 2411.14961"),
+    "fedsa_lora": Entry(fedsa_lora, "arXiv 2410.01463"),
 }
 
 

@@ -6,7 +6,6 @@ in the weights `w`. With ``p_k`` the share of client `k` and ``own[k, j] = (j < 
 ==================  =============================================================
 FedIT               ``p_k`` (all ranks equal)
 zero padding        ``p_k * own``: what one of `K` clients owns becomes `1/K` of it
-HetLoRA             ``own * ||delta_k||_F / sum_k ||delta_k||_F``
 masked mean (RBLA)  ``p_k * own / sum_k p_k * own``
 replication         missing components are first filled from those who have them
 ==================  =============================================================
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedjax_lora import adapters, lowrank, trees
+from fedjax_lora import adapters, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.methods.base import (
     Cohort,
@@ -173,46 +172,6 @@ def owner_shares(
     share = shares(weight, kind)
     mass = jnp.where(owned, trees.expand(share, owned), 0.0)
     return trees.safe_divide(mass, jnp.sum(mass, axis=0, keepdims=True), jnp.zeros_like(mass))
-
-
-def hetlora(template: Template, *, norm: Literal["client", "layer"] = "client") -> Method:
-    """HetLoRA's sparsity-weighted averaging of zero-padded factors.
-
-    ``w_k = ||delta_k||_F / sum_k ||delta_k||_F`` with ``delta_k`` the client's adapter after
-    training at its own scale (its value, not its change); if all are zero, equal weights. The tail
-    penalty and self-pruning of the paper are not part of this rule.
-
-    Args:
-      template: the sites.
-      norm: one weight per client from the norm over all layers together, or one per layer. The
-        paper does not say; the default keeps the layers of one client together.
-
-    Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
-    arXiv 2401.06432.
-    """
-
-    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:
-        present = cohort.weight > 0
-        squares = {
-            path: lowrank.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
-            for path, pair in result.items()
-        }
-        if norm == "client":
-            each = [jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values()]
-            total = jnp.sum(jnp.stack(each), axis=0)
-            squares = {path: trees.expand(total, x) for path, x in squares.items()}
-
-        def weights(square: Array) -> Array:  # [c, (L or 1)]
-            size = jnp.where(trees.expand(present, square), jnp.sqrt(square), 0.0)
-            equal = jnp.broadcast_to(
-                trees.expand(shares(cohort.weight, "uniform"), size), size.shape
-            )
-            return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
-
-        owned = adapters.spread(template, owners(cohort, template.rank))
-        return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
-
-    return averaging(template, weigh)
 
 
 def replication(

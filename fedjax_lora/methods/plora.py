@@ -22,27 +22,33 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.types import Adapter, Array, Gain, Key
+from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA
 
-Selection = Literal["random", "prefix", "round_robin"]
+Selection = Literal["random", "prefix", "round_robin", "importance"]
 
 
-def select(
-    rank: Array, most: int, *, selection: Selection, key: Key, ids: Array, round: Array
-) -> Array:
+def select(cohort: Cohort, key: Key, importance: Array, *, selection: Selection) -> Array:
     """Which `r` of the `R` modules each client trains this round: ``bool[c, R]``.
 
     ``random`` draws them uniformly without repetition from (key, client id); ``prefix`` takes the
     first `r`; ``round_robin`` takes `r` in a row, moving on by `r` every round, from a position
-    that differs between clients.
+    that differs between clients; ``importance`` takes the `r` largest of ``importance: [R]``.
     """
+    rank, ids, round, most = cohort.rank, cohort.id, cohort.round, importance.shape[0]
     place = jnp.broadcast_to(jnp.arange(most)[None], (rank.shape[0], most))
     if selection == "random":
         score = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (most,)))(ids)
         place = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
+    elif selection == "importance":
+        place = jnp.broadcast_to(jnp.argsort(jnp.argsort(-importance))[None], place.shape)
     elif selection == "round_robin":
         place = (place - ((round + ids) * rank)[:, None]) % most
     return place < rank[:, None]
+
+
+def module_norms(pair: LoRA) -> Array:
+    """``||a_j b_j||_F`` of each one-rank module, ``[..., R]``."""
+    return jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
 
 
 def fed_plora(
@@ -60,12 +66,18 @@ def fed_plora(
     Folding is done here as *active but not trainable*, the same function without a copy of the
     base. Every client begins at the global model, so there is no initialisation noise.
 
+    Fed-PrsLoRA is the same method with the rank-stabilised scale ``alpha/sqrt(R)`` (config
+    ``lora.scale``).
+
     The identity needs one scale for all clients; under a per-client rule such as ``alpha/r`` the
     server's scale is used, since a client holds all `R` modules.
 
     Args:
       template: the sites.
-      selection: how the modules are chosen, see `select`. The paper draws them at random.
+      selection: how the modules are chosen, see `select`. The paper draws them at random and
+        compares other rules that are not known here. ``importance`` goes by the norm of the
+        server's module, which at the start is zero for all (the first `r` are taken), and keeps
+        choosing what has been trained before.
       indices: one set for all layers, or one per layer and site. The paper does not say; one set
         costs `r` indices of traffic and lets modules of different layers train together.
       weights: of the mean over a module's owners. The paper's bound is written with equal ones.
@@ -73,24 +85,20 @@ def fed_plora(
     Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
     """
 
-    def choose(cohort: Cohort) -> Gain:
-        def one(key: Key) -> Array:
-            return select(
-                cohort.rank,
-                template.rank,
-                selection=selection,
-                key=key,
-                ids=cohort.id,
-                round=cohort.round,
-            )
-
+    def choose(server: Server, cohort: Cohort) -> Gain:
+        size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
         if indices == "global":
-            return adapters.spread(template, one(cohort.key))
+            total = sum(jnp.sum(x.reshape(-1, template.rank), axis=0) for x in size.values())
+            chosen = select(cohort, cohort.key, jnp.asarray(total), selection=selection)
+            return adapters.spread(template, chosen)
         masks = {}
         for n, site in enumerate(template.sites):
             key = jax.random.fold_in(cohort.key, n)
-            layers = len(site.layers or (True,))
-            drawn = [one(jax.random.fold_in(key, layer)) for layer in range(layers)]
+            own = size[site.path].reshape(-1, template.rank)  # [L or 1, R]
+            drawn = [
+                select(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
+                for layer in range(own.shape[0])
+            ]
             masks[site.path] = jnp.stack(drawn, axis=1) if site.stack else drawn[0]
         return adapters.spread(template, masks)
 
@@ -102,12 +110,12 @@ def fed_plora(
             lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
         )
         gain = client_gain(template, at_server_scale, everything)
-        return Start(start, gain, adapters.factor_mask(choose(cohort)))
+        return Start(start, gain, adapters.factor_mask(choose(server, cohort)))
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        trained = choose(cohort)
+        trained = choose(server, cohort)
         present = cohort.weight > 0
         owned = {
             path: mask & present.reshape(-1, *(1,) * (mask.ndim - 1))

@@ -5,8 +5,10 @@ them without forming ``M`` (`fedjax_lora.lowrank.svd`). The server keeps `R` of 
 singular value, so the first `r` components are the best rank-`r` approximation (Eckart-Young).
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_lora import adapters, lowrank
@@ -25,19 +27,23 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.types import Adapter, Array, LoRA
 
 Sigma = Literal["a", "b", "both"]
+Tree = TypeVar("Tree")
 
 
 def weighted_stack(pair: LoRA, gain: Array, share: Array) -> LoRA:
-    """``sum_k share_k * a_k diag(gain_k) b_k`` as one product of two stacks.
+    """``sum_k a_k diag(share_k * gain_k) b_k`` as one product of two stacks.
 
     Args:
       pair: ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
       gain: ``[c, (L,) R]``.
-      share: ``[c]``; absent clients (0) contribute exact zeros even if they are not finite.
+      share: ``[c]`` or, a weight for each component, ``[c, R]``; what has weight 0 contributes
+        exact zeros even if it is not finite.
     """
-    w = share.reshape(-1, *(1,) * (pair.a.ndim - 1))
-    a = jnp.where(w > 0, w * gain[..., None, :] * pair.a, 0.0)
-    return lowrank.stack(LoRA(a, jnp.where(w > 0, pair.b, 0.0)))
+    share = share.reshape(share.shape[0], *(1,) * (pair.a.ndim - 1 - share.ndim), *share.shape[1:])
+    weight = jnp.broadcast_to(share, (*pair.a.shape[:-2], pair.a.shape[-1]))  # [c, (L,) R]
+    used = weight > 0
+    a = jnp.where(used[..., None, :], (weight * gain)[..., None, :] * pair.a, 0.0)
+    return lowrank.stack(LoRA(a, jnp.where(used[..., :, None], pair.b, 0.0)))
 
 
 def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
@@ -50,57 +56,94 @@ def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
       sigma: the factor that carries the singular values; ``both`` takes their square roots.
     """
     u, s, vt = lowrank.svd(pair, rank)
-    s = s / scale
+    return split(u, s / scale, vt, sigma)
+
+
+def split(u: Array, s: Array, vt: Array, sigma: Sigma) -> LoRA:
+    """Singular triplets as two factors, see `refactor`."""
     in_a = {"a": s, "b": jnp.ones_like(s), "both": jnp.sqrt(s)}[sigma]
     in_b = {"a": jnp.ones_like(s), "b": s, "both": jnp.sqrt(s)}[sigma]
     return LoRA(u * in_a[..., None, :], vt * in_b[..., :, None])
 
 
-def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
-    """The common operator: exact mean of products, then the best rank-`R` factors."""
+Stacks = Callable[[Server, Cohort, Start, Adapter, str], LoRA]
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        start = truncated_start(template, server, cohort)
-        # A client that reads its adapter at another scale gets factors of the same product.
-        ratio = template.server_scale / cohort.scale
-        adapter = {
-            path: LoRA(pair.a, pair.b * ratio.reshape(-1, *(1,) * (pair.b.ndim - 1)))
-            for path, pair in start.adapter.items()
-        }
-        return start._replace(adapter=adapter)
+
+def refactoring(template: Template, stacks: Stacks, *, sigma: Sigma) -> Method:
+    """A method whose new server holds the best rank-`R` factors of a product.
+
+    Args:
+      template: the sites.
+      stacks: ``(server, cohort, start, result, path)`` to the factors of the product at a path,
+        ``[(L,) i, k]`` and ``[(L,) k, o]``, at scale 1.
+      sigma: see `refactor`.
+    """
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        share = shares(cohort.weight, weights)
-        somebody = jnp.any(cohort.weight > 0)
-
-        def site(path: str) -> LoRA:
-            stacks = weighted_stack(result[path], start.gain[path], share)
-            new = refactor(stacks, template.rank, template.server_scale, sigma)
-            old = server.adapter[path]
-            return LoRA(jnp.where(somebody, new.a, old.a), jnp.where(somebody, new.b, old.b))
-
-        # Singular vectors of a zero product are not zero: layers left out have to stay so.
-        everything = adapters.spread(template, jnp.ones(template.rank, bool))
-        adapter = adapters.keep(
-            {path: site(path) for path in result}, adapters.factor_mask(everything)
-        )
+        new = {
+            path: refactor(
+                stacks(server, cohort, start, result, path),
+                template.rank,
+                template.server_scale,
+                sigma,
+            )
+            for path in result
+        }
+        adapter = if_anybody(cohort, only_adapted(template, new), server.adapter)
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
         init=plain_server,
-        broadcast=broadcast,
+        broadcast=lambda server, clients, cohort: rescaled_start(template, server, cohort),
         aggregate=aggregate,
         traffic=symmetric_traffic(template),
     )
+
+
+def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
+    """The first `r` components, such that each client's product is the server's.
+
+    A client that reads its adapter at another scale gets factors of the same product.
+    """
+    start = truncated_start(template, server, cohort)
+    ratio = template.server_scale / cohort.scale
+    adapter = {
+        path: LoRA(pair.a, pair.b * ratio.reshape(-1, *(1,) * (pair.b.ndim - 1)))
+        for path, pair in start.adapter.items()
+    }
+    return start._replace(adapter=adapter)
+
+
+def only_adapted(template: Template, adapter: Adapter) -> Adapter:
+    """Zeros at the layers left out: singular vectors of a zero product are not zero."""
+    everything = adapters.spread(template, jnp.ones(template.rank, bool))
+    return adapters.keep(adapter, adapters.factor_mask(everything))
+
+
+def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
+    """The new values, or the old ones bit for bit if nobody is present."""
+    somebody = jnp.any(cohort.weight > 0)
+    return jax.tree.map(lambda n, o: jnp.where(somebody, n, o), new, old)
+
+
+def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
+    """The common operator: exact mean of products, then the best rank-`R` factors."""
+
+    def stacks(server: Server, cohort: Cohort, start: Start, result: Adapter, path: str) -> LoRA:
+        return weighted_stack(result[path], start.gain[path], shares(cohort.weight, weights))
+
+    return refactoring(template, stacks, sigma=sigma)
 
 
 def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
     """HLoRA: mean of the products, SVD, each client gets its top `r` components.
 
     ``M = sum_k (n_k / n) s_k a_k b_k = U S V^T``; in the paper's notation ``B' = U_r``,
-    ``A' = S_r V_r^T``. The paper's `A` is our ``a`` transposed, hence ``sigma="a"``.
+    ``A' = S_r V_r^T``. The paper's `A` is our ``a`` transposed, hence ``sigma="a"``. With one rank
+    for all it is the paper's homogeneous variant; its naive baseline, which averages the factors,
+    is ``zero_padding``.
 
     Args:
       template: the sites.

@@ -38,13 +38,25 @@ def literal_options(name: str) -> dict[str, tuple[Any, ...]]:
     }
 
 
+NUMBERS: dict[str, list[dict[str, Any]]] = {
+    "hetlora": [{"gamma": 1.0}, {"gamma": 0.5, "norm": "layer", "min_rank": 2}],
+    "florist": [{"threshold": 1.0}, {"threshold": 0.5, "sigma": "both"}],
+    "fedex_lora": [{"residual_rank": 3}],
+    "lora_fair": [{"penalty": 2.0}],
+}
+"""Values of options that are numbers."""
+
+
 def specs_of(name: str) -> list[str]:
     """The default, every alternative on its own, and of more than two options all together."""
     options = literal_options(name)
     single = [{key: v} for key, values in options.items() for v in values]
     together = [{key: values[-1] for key, values in options.items()}] if len(options) > 2 else []
     write = lambda chosen: ", ".join(f"{k}={v!r}" for k, v in chosen.items())  # noqa: E731
-    return [name, *(f"{name}({write(chosen)})" for chosen in [*single, *together])]
+    return [
+        name,
+        *(f"{name}({write(chosen)})" for chosen in [*single, *together, *NUMBERS.get(name, [])]),
+    ]
 
 
 SPECS = list(itertools.chain.from_iterable(specs_of(name) for name in methods.METHODS))
@@ -149,6 +161,17 @@ def compiled(spec: str, template: Template) -> tuple[Method, Any]:
     return method, jax.jit(method.aggregate)
 
 
+def begin(
+    method: Method, server: Server, state: Any, cohort: Cohort, template: Template, seed: int = 3
+) -> Start:
+    """What clients train from, after a probe if the method makes one."""
+    start = method.broadcast(server, state, cohort)
+    if method.select is not None:
+        probed = train(start, random_adapter(template, seed + 1, len(cohort.rank)))
+        start = method.select(server, state, cohort, start, on_device(probed))
+    return start
+
+
 def play(
     spec: str, template: Template, cohort: Cohort, *, server: Server | None = None, seed: int = 3
 ) -> Played:
@@ -157,7 +180,7 @@ def play(
     server = make_server(method, template) if server is None else server
     count = len(cohort.rank)
     state = method.init_clients(count)
-    start = method.broadcast(server, state, cohort)
+    start = begin(method, server, state, cohort, template, seed)
     result = train(start, random_adapter(template, seed, count))
     result = poison(result, cohort.weight == 0)
     return Played(start, result, aggregate(server, state, cohort, start, result))
@@ -212,18 +235,28 @@ def oracle_round(
     server_reads = template.alpha / template.rank  # both rules agree at the full rank
     clients = []
     for n in np.flatnonzero(np.asarray(cohort.weight) > 0):
-        own = matrices(template, jax.tree.map(lambda x, n=n: x[n], played.result))
+        own = matrices(template, client(played.result, n))
+        before = matrices(template, client(played.start.adapter, n))
         r = int(cohort.rank[n])
         rows = {m: list(range(r)) for m in own}
-        if method_name(spec) == "fed_plora":
+        if method_name(spec) in oracles.CHOSEN_ROWS:
             rows = trained_rows(template, played.start.trainable, n)
             assert all(len(chosen) == r for chosen in rows.values())
+        elif method_name(spec) in oracles.HOLD_ALL:
+            rows = {m: list(range(template.rank)) for m in own}
         scale = template.alpha / (r if template.scale_rule == "alpha/r" else template.rank)
-        sent = {m: oracles.Pair(p.B[:, rows[m]], p.A[rows[m]]) for m, p in own.items()}
-        clients.append(oracles.Client(float(cohort.weight[n]), scale, sent, rows))
+        pick = lambda pairs, rows=rows: {  # noqa: E731
+            m: oracles.Pair(p.B[:, rows[m]], p.A[rows[m]]) for m, p in pairs.items()
+        }
+        weight = float(cohort.weight[n])
+        clients.append(oracles.Client(weight, scale, pick(own), rows, pick(before)))
     kernels = server.kernels or random_kernels(template, 0)
     return oracles.Round(
-        clients, matrices(template, server.adapter), server_reads, dense(template, kernels)
+        clients,
+        matrices(template, server.adapter),
+        server_reads,
+        dense(template, kernels),
+        int(cohort.round),
     )
 
 

@@ -25,6 +25,7 @@ class Client(NamedTuple):
     s: float  # scale of its product
     pairs: dict[str, Pair]  # by name of the matrix, all of the client's rank
     rows: dict[str, list[int]]  # which of the R components these are
+    began: dict[str, Pair]  # the same rows before training
 
 
 class Round(NamedTuple):
@@ -32,11 +33,13 @@ class Round(NamedTuple):
     old: dict[str, Pair]  # the server's R components
     scale: float  # at which the server's components are read
     W: dict[str, np.ndarray]  # base kernels
+    number: int  # from 0
 
 
 class Answer(NamedTuple):
-    pairs: dict[str, Pair]  # R components for the server
+    pairs: dict[str, Pair]  # R components for the server, or those the method kept
     W: dict[str, np.ndarray]  # base kernels afterwards
+    ranks: list[int] | None = None  # of the clients from now on, if they change
 
 
 def share(clients: list[Client], weights: str) -> list[float]:
@@ -96,22 +99,49 @@ def zero_padding(round: Round, *, weights: str = "examples") -> Answer:
     return per_matrix(round, rule)
 
 
-def hetlora(round: Round, *, norm: str = "client") -> Answer:
+def first_rows(pair: Pair, r: int) -> Pair:
+    return Pair(pair.B[:, :r], pair.A[:r])
+
+
+def hetlora(
+    round: Round,
+    *,
+    norm: str = "client",
+    gamma: float = 0.99,
+    penalty: float = 0.01,
+    min_rank: int = 1,
+) -> Answer:
+    def tail(pairs: dict[str, Pair]) -> float:
+        size = 0.0
+        for pair in pairs.values():
+            t = int(np.floor(gamma * rank(pair)))
+            size += np.linalg.norm(pair.B[:, t:]) * np.linalg.norm(pair.A[t:])
+        return size
+
+    def after_training(c: Client) -> int:
+        r = rank(next(iter(c.pairs.values())))
+        shorter = max(min_rank, int(np.floor(gamma * r)))
+        return min(r, shorter) if tail(c.pairs) < tail(c.began) else r
+
+    ranks = [after_training(c) for c in round.clients]
+    sent = [
+        c._replace(pairs={name: first_rows(p, r) for name, p in c.pairs.items()})
+        for c, r in zip(round.clients, ranks, strict=True)
+    ]
+
     def squares(name: str) -> list[float]:
-        return [
-            float(np.sum((c.s * c.pairs[name].B @ c.pairs[name].A) ** 2)) for c in round.clients
-        ]
+        return [float(np.sum((c.s * c.pairs[name].B @ c.pairs[name].A) ** 2)) for c in sent]
 
     everywhere = np.sum([squares(name) for name in round.old], axis=0)
     answer = {}
     for name, old in round.old.items():
         sizes = np.sqrt(everywhere if norm == "client" else squares(name))
         weights = [x / sum(sizes) for x in sizes]
-        pairs = [c.pairs[name] for c in round.clients]
+        pairs = [c.pairs[name] for c in sent]
         top = max(map(rank, pairs))
         mean = combination([padded_with_zeros(p, top) for p in pairs], weights)
         answer[name] = rows_kept(mean, old)
-    return Answer(answer, round.W)
+    return Answer(answer, round.W, ranks)
 
 
 def masked_mean(round: Round, *, weights: str = "examples") -> Answer:
@@ -190,19 +220,22 @@ def mean_of_products(round: Round, name: str, weights: str) -> np.ndarray:
     return sum(p[i] * c.s * c.pairs[name].B @ c.pairs[name].A for i, c in enumerate(round.clients))
 
 
-def hlora(round: Round, *, weights: str = "examples", sigma: str = "a") -> Answer:
+def leading(M: np.ndarray, r: int, scale: float, sigma: str) -> Pair:
     """``M = U S V^T``; ``sigma`` names our factor: ours ``a`` is the papers' A, ``b`` their B."""
-    answer = {}
-    for name, old in round.old.items():
-        U, S, Vt = np.linalg.svd(mean_of_products(round, name, weights), full_matrices=False)
-        r = rank(old)
-        U, S, Vt = U[:, :r], S[:r] / round.scale, Vt[:r]
-        if sigma == "a":
-            answer[name] = Pair(U, S[:, None] * Vt)
-        elif sigma == "b":
-            answer[name] = Pair(U * S, Vt)
-        else:
-            answer[name] = Pair(U * np.sqrt(S), np.sqrt(S)[:, None] * Vt)
+    U, S, Vt = np.linalg.svd(M, full_matrices=False)
+    U, S, Vt = U[:, :r], S[:r] / scale, Vt[:r]
+    if sigma == "a":
+        return Pair(U, S[:, None] * Vt)
+    if sigma == "b":
+        return Pair(U * S, Vt)
+    return Pair(U * np.sqrt(S), np.sqrt(S)[:, None] * Vt)
+
+
+def hlora(round: Round, *, weights: str = "examples", sigma: str = "a") -> Answer:
+    answer = {
+        name: leading(mean_of_products(round, name, weights), rank(old), round.scale, sigma)
+        for name, old in round.old.items()
+    }
     return Answer(answer, round.W)
 
 
@@ -223,20 +256,168 @@ def flora(round: Round, *, weights: str = "examples", init: str = "kaiming") -> 
     return Answer(nothing, W)
 
 
-ORACLES: dict[str, Callable[..., Answer]] = {
-    "fedit": fedit,
-    "zero_padding": zero_padding,
-    "hetlora": hetlora,
-    "masked_mean": masked_mean,
-    "replication": replication,
-    "fed_plora": fed_plora,
-    "hlora": hlora,
-    "flexlora": flexlora,
-    "flora": flora,
-}
+def raflora_product(round: Round, name: str, empty: str, weights: str) -> np.ndarray:
+    """Partition by partition between the rank levels, as the paper has it."""
+    p, old = share(round.clients, weights), round.old[name]
+    pairs = [c.pairs[name] for c in round.clients]
+    M = np.zeros_like(old.B @ old.A)
+    low = 0
+    for high in sorted({rank(pair) for pair in pairs}):
+        chosen = [i for i, pair in enumerate(pairs) if rank(pair) >= high]
+        mass = sum(p[i] for i in chosen)
+        for i in chosen:
+            part = pairs[i].B[:, low:high] @ pairs[i].A[low:high]
+            M = M + p[i] / mass * round.clients[i].s * part
+        low = high
+    if empty == "keep":
+        M = M + round.scale * old.B[:, low:] @ old.A[low:]
+    return M
 
-SINGULAR = {"hlora", "flexlora"}
-"""Factors are singular vectors: unique up to a sign per component, where values are not tied."""
+
+def raflora(
+    round: Round, *, empty: str = "keep", weights: str = "examples", sigma: str = "both"
+) -> Answer:
+    answer = {
+        name: leading(
+            raflora_product(round, name, empty, weights), rank(old), round.scale, sigma
+        )
+        for name, old in round.old.items()
+    }
+    return Answer(answer, round.W)
+
+
+def rb_lora_product(round: Round, name: str, weights: str) -> np.ndarray:
+    """The mean of zero-padded factors, row `j` multiplied by n over the examples of its owners."""
+    p, old = share(round.clients, weights), round.old[name]
+    pairs = [Pair(c.pairs[name].B, c.s * c.pairs[name].A) for c in round.clients]
+    top = max(map(rank, pairs))
+    mean = combination([padded_with_zeros(pair, top) for pair in pairs], p)
+    factor = [1 / sum(p[i] for i, q in enumerate(pairs) if rank(q) > j) for j in range(top)]
+    balanced = Pair(mean.B * factor, np.array(factor)[:, None] * mean.A)
+    full = rows_kept(balanced, Pair(old.B, round.scale * old.A))
+    return full.B @ full.A
+
+
+def rb_lora(round: Round, *, weights: str = "examples", sigma: str = "b") -> Answer:
+    answer = {
+        name: leading(rb_lora_product(round, name, weights), rank(old), round.scale, sigma)
+        for name, old in round.old.items()
+    }
+    return Answer(answer, round.W)
+
+
+def florist(
+    round: Round, *, threshold: float = 0.9, weights: str = "examples", sigma: str = "b"
+) -> Answer:
+    answer = {}
+    for name, old in round.old.items():
+        M = mean_of_products(round, name, weights)
+        energy = np.linalg.svd(M, compute_uv=False) ** 2
+        if threshold == 1:
+            kept = np.linalg.matrix_rank(M)
+        else:
+            kept = next(q for q in range(1, 99) if energy[:q].sum() >= threshold * energy.sum())
+        answer[name] = leading(M, min(kept, rank(old)), round.scale, sigma)
+    return Answer(answer, round.W)
+
+
+def fslora(round: Round, *, weights: str = "uniform") -> Answer:
+    p = share(round.clients, weights)
+    answer = {}
+    for name, old in round.old.items():
+        B, A = old.B.copy(), old.A.copy()
+        for i, c in enumerate(round.clients):
+            for n, j in enumerate(c.rows[name]):
+                B[:, j] += p[i] * (c.pairs[name].B[:, n] - c.began[name].B[:, n])
+                A[j] += p[i] * (c.pairs[name].A[n] - c.began[name].A[n])
+        answer[name] = Pair(B, A)
+    return Answer(answer, round.W)
+
+
+def lora_a2(round: Round, *, b_rate: float = 5.0, weights: str = "examples") -> Answer:
+    """Every client holds all rows; those that it has not chosen have not changed."""
+    return fslora(round, weights=weights)
+
+
+def ffa_lora(round: Round, *, weights: str = "examples") -> Answer:
+    mean = masked_mean(round, weights=weights)
+    return Answer({n: Pair(mean.pairs[n].B, old.A) for n, old in round.old.items()}, round.W)
+
+
+def rolora(round: Round, *, weights: str = "examples") -> Answer:
+    mean = masked_mean(round, weights=weights)
+    if round.number % 2 == 0:
+        return Answer({n: Pair(mean.pairs[n].B, old.A) for n, old in round.old.items()}, round.W)
+    return Answer({n: Pair(old.B, mean.pairs[n].A) for n, old in round.old.items()}, round.W)
+
+
+def fedex_lora(round: Round, *, residual_rank: int = 0, weights: str = "examples") -> Answer:
+    mean = fedit(round, weights=weights)
+    W = dict(round.W)
+    for name in round.old:
+        r = rank(round.clients[0].pairs[name])
+        B, A = first_rows(mean.pairs[name], r)
+        residual = mean_of_products(round, name, weights) - round.clients[0].s * B @ A
+        if residual_rank:
+            B, A = leading(residual, residual_rank, 1.0, "b")
+            residual = B @ A
+        W[name] = W[name] + residual
+    return Answer(mean.pairs, W)
+
+
+def lora_fair(round: Round, *, penalty: float = 0.01, weights: str = "examples") -> Answer:
+    """Least squares with ``sqrt(penalty)`` times the identity below, by an SVD of the whole."""
+    mean, answer = fedit(round, weights=weights), {}
+    for name, old in round.old.items():
+        r = rank(round.clients[0].pairs[name])
+        B, A = first_rows(mean.pairs[name], r)
+        s = round.clients[0].s
+        missed = (mean_of_products(round, name, weights) - s * B @ A).T  # [k, d]
+        rows = np.vstack([s * A.T, np.sqrt(penalty) * np.eye(r)])
+        change = np.linalg.lstsq(rows, np.vstack([missed, np.zeros((r, len(B)))]), rcond=None)[0]
+        answer[name] = rows_kept(Pair(B + change.T, A), old)
+    return Answer(answer, round.W)
+
+
+def fedsa_lora(round: Round, *, weights: str = "examples") -> Answer:
+    """What the server can know is A; its B is only there to be looked at."""
+    return fedit(round, weights=weights)
+
+
+ORACLES: dict[str, Callable[..., Answer]] = {
+    fn.__name__: fn
+    for fn in (
+        fedit, zero_padding, hetlora, masked_mean, replication, fed_plora, hlora, flexlora, flora,
+        raflora, rb_lora, florist, fslora, ffa_lora, rolora, lora_a2, fedex_lora, lora_fair,
+        fedsa_lora,
+    )
+}  # fmt: skip
+
+SINGULAR: dict[str, Callable[..., np.ndarray]] = {
+    "hlora": lambda round, name, weights="examples", **_: mean_of_products(round, name, weights),
+    "flexlora": lambda round, name, weights="examples", **_: mean_of_products(round, name, weights),
+    "florist": lambda round, name, weights="examples", **_: mean_of_products(round, name, weights),
+    "raflora": lambda round, name, empty="keep", weights="examples", **_: raflora_product(
+        round, name, empty, weights
+    ),
+    "rb_lora": lambda round, name, weights="examples", **_: rb_lora_product(round, name, weights),
+}
+"""The product that is factored: unique up to a sign per component, where values are not tied."""
 
 PRODUCT_SPACE = {"hlora", "flexlora", "flora"}
-"""The result depends on the clients' products only, not on how they are factored."""
+"""The result is the mean of the clients' products (its best rank R), however they are factored."""
+
+KERNELS = {"flora", "fedex_lora"}
+"""Methods that change the base."""
+
+HOLD_ALL = {"fed_plora", "lora_a2"}
+"""Clients compute with all components, whatever their rank."""
+
+CHOSEN_ROWS = {"fed_plora", "fslora"}
+"""Clients send components that they chose, not their first ones."""
+
+CHANGES = {"fslora", "lora_a2"}
+"""The server adds the clients' mean change, not renormalised over owners."""
+
+ONE_FACTOR = {"ffa_lora", "rolora", "lora_a2"}
+"""A round trains one of the factors (`b` in round 0)."""

@@ -63,11 +63,14 @@ def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3
     assert got.keys() == want.pairs.keys()
     for matrix, pair in want.pairs.items():
         if name in oracles.SINGULAR:
-            mean = oracles.mean_of_products(round, matrix, options.get("weights", "examples"))
-            compare_singular(matrix, got[matrix], pair, np.linalg.svd(mean, compute_uv=False))
+            product = oracles.SINGULAR[name](round, matrix, **options)
+            compare_singular(matrix, got[matrix], pair, np.linalg.svd(product, compute_uv=False))
         else:
             assert_close(got[matrix].B, pair.B, TOLERANCE, f"B of {matrix}")
             assert_close(got[matrix].A, pair.A, TOLERANCE, f"A of {matrix}")
+    present = np.asarray(cohort.weight) > 0
+    ranks = np.asarray(cohort.rank)[present] if want.ranks is None else want.ranks
+    np.testing.assert_array_equal(np.asarray(played.outcome.rank)[present], ranks)
     if played.outcome.server.kernels:
         kernels = cohorts.dense(template, played.outcome.server.kernels)
         for matrix, kernel in want.W.items():
@@ -78,7 +81,9 @@ def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3
 def compare_singular(matrix: str, mine: oracles.Pair, want: oracles.Pair, s: np.ndarray) -> None:
     """Equal up to a sign per component, so far as the spectrum ``s`` determines them."""
     gap = np.append(s[:-1] - s[1:], s[-1])
-    for j in range(R):
+    kept = oracles.rank(want)
+    assert not np.any(mine.B[:, kept:])  # what a threshold has cut away
+    for j in range(kept):
         product = mine.B[:, : j + 1] @ mine.A[: j + 1]
         uncertain = TOLERANCE * max(1.0, s[0] / gap[j]) if s[j] > 1e-6 * s[0] else TOLERANCE
         assert_close(product, want.B[:, : j + 1] @ want.A[: j + 1], uncertain, f"{matrix} to {j}")
@@ -144,8 +149,16 @@ def test_what_clients_begin_with(spec: str):
             template, cohorts.client(cohorts.client_deltas(start, start.adapter), n)
         )
         for matrix, (B, A) in server_pairs.items():
-            if method_name(spec) == "fed_plora":
+            if method_name(spec) in oracles.HOLD_ALL:
                 assert_close(deltas[matrix], template.alpha / R * B @ A)
+            elif method_name(spec) == "fslora":
+                rows = cohorts.trained_rows(template, start.trainable, n)[matrix]
+                sketched = template.alpha / R * R / r * B[:, rows] @ A[rows]
+                assert len(rows) == r
+                assert_close(deltas[matrix], sketched)
+            elif method_name(spec) == "fedsa_lora":
+                np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                assert not np.any(mine[matrix].B)  # nobody has trained yet
             elif method_name(spec) == "flora":
                 assert not np.any(mine[matrix].B)
                 assert np.all(mine[matrix].A[:r] != 0)

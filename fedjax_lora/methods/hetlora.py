@@ -1,0 +1,115 @@
+"""HetLoRA: zero-padded factors weighted by their norm; clients that give up rank."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import adapters, lowrank, trees
+from fedjax_lora.adapters import Template
+from fedjax_lora.errors import InputError
+from fedjax_lora.methods.averaging import averaging, owners, shares
+from fedjax_lora.methods.base import Cohort, Method, Outcome, Server, Start
+from fedjax_lora.types import Adapter, Array, LoRA
+
+
+def hetlora(
+    template: Template,
+    *,
+    norm: Literal["client", "layer"] = "client",
+    gamma: float = 0.99,
+    penalty: float = 0.01,
+    min_rank: int = 1,
+) -> Method:
+    """HetLoRA: zero-padded factors weighted by ``||delta||_F``; ranks prune themselves.
+
+    ``w_k = ||delta_k||_F / sum_k ||delta_k||_F`` with ``delta_k`` the client's adapter after
+    training at its own scale (its value, not its change); if all are zero, equal weights.
+
+    The tail of a client of rank `r` is its components from ``floor(gamma r)`` on; its size is
+    ``t = sum_sites ||a_tail||_F ||b_tail||_F``. Training adds ``penalty * t`` to the loss. If `t`
+    has shrunk, the client cuts the tail off before it sends, and its rank is
+    ``max(min_rank, floor(gamma r))`` from then on.
+
+    Args:
+      template: the sites.
+      norm: one weight per client from the norm over all layers together, or one per layer. The
+        paper does not say; the default keeps the layers of one client together.
+      gamma: where the tail begins; 0.99 is the best that the paper reports, 1 never prunes.
+      penalty: weight of the tail in the loss. The paper's value is not known; 0.01 is that of a
+        public re-implementation.
+      min_rank: nobody prunes below it. The paper's lowest rank is 5.
+
+    Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
+    arXiv 2401.06432.
+
+    Raises:
+      InputError: gamma outside (0, 1], a negative penalty, min_rank below 1.
+    """
+    if not (0 < gamma <= 1 and penalty >= 0 and min_rank >= 1):
+        raise InputError(
+            "Method 'hetlora' needs gamma in (0, 1], penalty of at least 0 and min_rank of at "
+            f"least 1, got gamma={gamma}, penalty={penalty}, min_rank={min_rank}."
+        )
+    cut = np.floor(gamma * np.arange(template.rank + 1)).astype(np.int32)  # by rank
+
+    def tail_size(adapter: Adapter, rank: Array) -> Array:
+        """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""
+        tail = ~adapters.prefix_mask(jnp.asarray(cut)[rank], template.rank)  # [..., R]
+        total = jnp.zeros(rank.shape)
+        for pair in adapter.values():
+            mask = tail.reshape(*rank.shape, *(1,) * (pair.a.ndim - 1 - tail.ndim), template.rank)
+            axes = tuple(range(pair.a.ndim - 2, pair.a.ndim))
+            a = jnp.sum(jnp.square(jnp.where(mask[..., None, :], pair.a, 0)), axis=axes)
+            b = jnp.sum(jnp.square(jnp.where(mask[..., :, None], pair.b, 0)), axis=axes)
+            each = _root(a) * _root(b)  # [..., (L)]
+            total = total + jnp.sum(each.reshape(*rank.shape, -1), axis=-1)
+        return total
+
+    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:
+        present = cohort.weight > 0
+        squares = {
+            path: lowrank.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
+            for path, pair in result.items()
+        }
+        if norm == "client":
+            each = [jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values()]
+            total = jnp.sum(jnp.stack(each), axis=0)
+            squares = {path: trees.expand(total, x) for path, x in squares.items()}
+
+        def weights(square: Array) -> Array:  # [c, (L or 1)]
+            size = jnp.where(trees.expand(present, square), jnp.sqrt(square), 0.0)
+            equal = jnp.broadcast_to(
+                trees.expand(shares(cohort.weight, "uniform"), size), size.shape
+            )
+            return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
+
+        owned = adapters.spread(template, owners(cohort, template.rank))
+        return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
+
+    padded_mean = averaging(template, weigh)
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        shrunk = tail_size(result, cohort.rank) < tail_size(start.adapter, cohort.rank)
+        pruned = jnp.minimum(cohort.rank, jnp.maximum(min_rank, jnp.asarray(cut)[cohort.rank]))
+        rank = jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
+        kept = adapters.factor_mask(
+            adapters.spread(template, adapters.prefix_mask(rank, template.rank))
+        )
+        sent = adapters.keep(result, kept)
+        return padded_mean.aggregate(server, clients, cohort._replace(rank=rank), start, sent)
+
+    return dataclasses.replace(
+        padded_mean,
+        aggregate=aggregate,
+        penalty=lambda adapter, rank: penalty * tail_size(adapter, rank),
+    )
+
+
+def _root(x: Array) -> Array:
+    """The square root with derivative 0 at 0, where a fresh adapter's `b` is."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
