@@ -278,9 +278,7 @@ def raflora(
     round: Round, *, empty: str = "keep", weights: str = "examples", sigma: str = "both"
 ) -> Answer:
     answer = {
-        name: leading(
-            raflora_product(round, name, empty, weights), rank(old), round.scale, sigma
-        )
+        name: leading(raflora_product(round, name, empty, weights), rank(old), round.scale, sigma)
         for name, old in round.old.items()
     }
     return Answer(answer, round.W)
