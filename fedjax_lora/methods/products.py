@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_lora import adapters, lowrank
 from fedjax_lora.adapters import Template
+from fedjax_lora.layerwise import over_layers
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     Cohort,
@@ -56,6 +57,29 @@ def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
     return LoRA(u * in_a[..., None, :], vt * in_b[..., :, None])
 
 
+def mean_factors(
+    pair: LoRA, gain: Array, share: Array, rank: int, scale: float, sigma: Sigma
+) -> LoRA:
+    """`refactor` of the `weighted_stack`, which is only ever there for one layer at a time.
+
+    Args:
+      pair: ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
+      gain: ``[c, (L,) R]``.
+      share: ``[c]``.
+      rank: components wanted.
+      scale: see `refactor`.
+      sigma: see `refactor`.
+    """
+
+    def layer(a: Array, b: Array, gain: Array, share: Array) -> LoRA:
+        return refactor(weighted_stack(LoRA(a, b), gain, share), rank, scale, sigma)
+
+    if pair.a.ndim == 3:
+        return layer(*pair, gain, share)
+    each = jnp.broadcast_to(share[:, None], gain.shape[:2])  # [c, L]
+    return over_layers(layer, *pair, gain, each, axis=1)
+
+
 def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
     """The common operator: exact mean of products, then the best rank-`R` factors."""
 
@@ -76,8 +100,9 @@ def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Metho
         somebody = jnp.any(cohort.weight > 0)
 
         def site(path: str) -> LoRA:
-            stacks = weighted_stack(result[path], start.gain[path], share)
-            new = refactor(stacks, template.rank, template.server_scale, sigma)
+            new = mean_factors(
+                result[path], start.gain[path], share, template.rank, template.server_scale, sigma
+            )
             old = server.adapter[path]
             return LoRA(jnp.where(somebody, new.a, old.a), jnp.where(somebody, new.b, old.b))
 
