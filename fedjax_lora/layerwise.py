@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 
 def across(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """While this is entered (and a function is traced), layers are spread over the mesh."""
+    """While a function is traced in here, layers are spread over the mesh; its arrays are there."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
@@ -57,9 +57,7 @@ def _on_one_device(fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int) -
     )
 
 
-def _on_mesh(
-    fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int, mesh: AbstractMesh
-) -> Any:
+def _on_mesh(fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int, mesh: AbstractMesh) -> Any:
     count = arrays[0].shape[axis]
     missing = -count % mesh.size  # layers of zeros, so that every device has as many
 

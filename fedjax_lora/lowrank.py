@@ -17,7 +17,7 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 FEW = 8  # wanted triplets are few if they are at most one in so many
 NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
-LOST = 1e-5  # what the Gram matrix may lose of a product, of its first singular value
+LOST = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
@@ -111,14 +111,9 @@ def _from_svd(m: Array, *, rank: int) -> Triplets:
 
 
 def _from_gram(m: Array, *, rank: int) -> Triplets:
-    """Eigenvectors of ``m^T m``, then the exact triplets of ``m`` in twice as many dimensions.
+    """Eigenvectors of ``m^T m``, then the triplets of ``m`` itself in twice as many dimensions.
 
-    A Gram matrix rounds at ``NOISE * s_1^2``. Its leading ``2 * rank`` eigenvectors therefore miss
-    the wanted space (down to the singular value `s`) by an angle of ``NOISE * s_1^2 / (s^2 - t^2)``
-    at most, where `t` is the value at ``2 * rank``; multiplied by ``m``, of which no more than `t`
-    lies out there, by ``t / s`` of it; and the product loses `t` times that. The factors come from
-    ``m`` itself in the space that is left. Where the loss could exceed ``LOST * s_1``, it is the
-    SVD after all.
+    Where those dimensions may miss too much of what is wanted, it is the SVD after all.
     """
     largest = jnp.max(jnp.abs(m))
     unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
@@ -129,13 +124,31 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
         u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
         return matmul(q, u), s, vt
 
-    first, wanted = square[-1], square[-rank]
-    beyond = jnp.maximum(square[-2 * rank], NOISE * first)
-    angle = NOISE * first / (wanted - beyond)
-    lost = angle * beyond / jnp.sqrt(wanted * first)
-    safe = (wanted > beyond) & (lost < LOST)  # neither is true of zeros
+    safe = lost(square, rank) < LOST
     u, s, vt = jax.lax.cond(safe, project, functools.partial(_from_svd, rank=rank), unit)
     return u, s * largest, vt
+
+
+def lost(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
+    """How much of a product its Gram matrix's ``2 * rank`` eigenvectors may miss, relative to s_1.
+
+    The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value
+    `t` that is left out, its eigenvectors miss the wanted space by an angle of
+    ``NOISE * s_1^2 / (s^2 - t^2)`` at most; of ``m`` times them, no more than ``t / s`` of that is
+    left; and the product loses `t` times this.
+
+    Args:
+      square: eigenvalues of the Gram matrix, ascending.
+      rank: triplets wanted.
+
+    Returns:
+      The bound; infinite if the wanted values are not above the rounding.
+    """
+    first, wanted = square[-1], square[-rank]
+    beyond = jnp.maximum(square[-2 * rank - 1], NOISE * first)
+    seen = wanted > beyond
+    angle = NOISE * first / jnp.where(seen, wanted - beyond, 1.0)
+    return jnp.where(seen, angle * beyond / jnp.sqrt(jnp.where(seen, wanted * first, 1.0)), jnp.inf)
 
 
 def _fix_signs(u: Array, s: Array, vt: Array) -> Triplets:

@@ -19,9 +19,15 @@ install_import_hook(
     [
         f"fedjax_lora.{name}"
         for name in (
-            "adapters", "allocation", "layerwise", "lowrank", "methods", "metrics", "models",
+            "adapters",
+            "allocation",
+            "layerwise",
+            "lowrank",
+            "methods",
+            "metrics",
+            "models",
             "trees",
-        )  # fmt: skip
+        )
     ],
     "beartype.beartype",
 )
