@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_lora.layerwise import over_layers
 from fedjax_lora.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+FEW = 8  # wanted triplets are few if they are at most one in so many
+NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
+LOST = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
@@ -45,7 +50,8 @@ def svd(
     """The ``rank`` leading singular triplets of ``a @ b``.
 
     Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the
-    dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes.
+    dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes. Leading
+    axes are layers, see `fedjax_lora.layerwise`.
 
     Args:
       pair: ``[..., i, k]`` and ``[..., k, o]``.
@@ -58,8 +64,7 @@ def svd(
     a, b = (x.astype(jnp.float32) for x in pair)
     inputs, stacked = a.shape[-2:]
     thin = stacked < min(inputs, b.shape[-1])
-    u, s, vt = _over_matrices(_svd_thin if thin else _svd_dense)(a, b)
-    u, s, vt = u[..., :, :rank], s[..., :rank], vt[..., :rank, :]
+    u, s, vt = _each(functools.partial(_svd_thin if thin else _svd_dense, rank=rank), a, b)
     missing = rank - s.shape[-1]
     if missing > 0:
         pad = lambda x, *axes: jnp.pad(x, [(0, missing * (n in axes)) for n in range(x.ndim)])  # noqa: E731
@@ -71,43 +76,93 @@ def solve(
     matrix: Float[Array, "*batch R R"], right: Float[Array, "*batch R o"]
 ) -> Float[Array, "*batch R o"]:
     """``matrix^-1 @ right`` for positive definite matrices."""
-    return _over_matrices(functools.partial(jax.scipy.linalg.solve, assume_a="pos"))(matrix, right)
+    return _each(functools.partial(jax.scipy.linalg.solve, assume_a="pos"), matrix, right)
 
 
-def _svd_thin(a: Array, b: Array) -> tuple[Array, Array, Array]:
+def _each(fn: Callable[..., Any], *matrices: Array) -> Any:
+    """``fn`` of every matrix, whatever axes are in front."""
+    batch = matrices[0].shape[:-2]
+    if not batch:
+        return fn(*matrices)
+    out = over_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
+
+
+Triplets = tuple[Array, Array, Array]
+
+
+def _svd_thin(a: Array, b: Array, *, rank: int) -> Triplets:
     q_a, r_a = jnp.linalg.qr(a)
     q_b, r_b = jnp.linalg.qr(b.mT)
-    u, s, vt = jnp.linalg.svd(matmul(r_a, r_b.mT), full_matrices=False)
+    u, s, vt = _leading(matmul(r_a, r_b.mT), rank)
     return _fix_signs(matmul(q_a, u), s, matmul(vt, q_b.mT))
 
 
-def _svd_dense(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    return _fix_signs(*jnp.linalg.svd(matmul(a, b), full_matrices=False))
+def _svd_dense(a: Array, b: Array, *, rank: int) -> Triplets:
+    return _fix_signs(*_leading(matmul(a, b), rank))
 
 
-def _fix_signs(u: Array, s: Array, vt: Array) -> tuple[Array, Array, Array]:
+def _leading(m: Array, rank: int) -> Triplets:
+    """The leading triplets of a matrix; on a CPU those few of a large one from its Gram matrix."""
+    if m.shape[0] < m.shape[1]:
+        u, s, vt = _leading(m.mT, rank)
+        return vt.mT, s, u.mT
+    if m.shape[1] < FEW * rank:
+        return _from_svd(m, rank=rank)
+    return jax.lax.platform_dependent(
+        m,
+        cpu=functools.partial(_from_gram, rank=rank),
+        default=functools.partial(_from_svd, rank=rank),
+    )
+
+
+def _from_svd(m: Array, *, rank: int) -> Triplets:
+    u, s, vt = jnp.linalg.svd(m, full_matrices=False)
+    return u[:, :rank], s[:rank], vt[:rank]
+
+
+def _from_gram(m: Array, *, rank: int) -> Triplets:
+    """Eigenvectors of ``m^T m``, then the triplets of ``m`` itself in twice as many dimensions.
+
+    Where those dimensions may miss too much of what is wanted, it is the SVD after all.
+    """
+    largest = jnp.max(jnp.abs(m))
+    unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+    square, vectors = jnp.linalg.eigh(matmul(unit.mT, unit))  # ascending
+
+    def project(unit: Array) -> Triplets:
+        q, _ = jnp.linalg.qr(matmul(unit, vectors[:, -2 * rank :]))
+        u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
+        return matmul(q, u), s, vt
+
+    safe = lost(square, rank) < LOST
+    u, s, vt = jax.lax.cond(safe, project, functools.partial(_from_svd, rank=rank), unit)
+    return u, s * largest, vt
+
+
+def lost(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
+    """How much of a product its Gram matrix's ``2 * rank`` eigenvectors may miss, relative to s_1.
+
+    The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value
+    `t` that is left out, its eigenvectors miss the wanted space by an angle of
+    ``NOISE * s_1^2 / (s^2 - t^2)`` at most; of ``m`` times them, no more than ``t / s`` of that is
+    left; and the product loses `t` times this.
+
+    Args:
+      square: eigenvalues of the Gram matrix, ascending.
+      rank: triplets wanted.
+
+    Returns:
+      The bound; infinite if the wanted values are not above the rounding.
+    """
+    first, wanted = square[-1], square[-rank]
+    beyond = jnp.maximum(square[-2 * rank - 1], NOISE * first)
+    seen = wanted > beyond
+    angle = NOISE * first / jnp.where(seen, wanted - beyond, 1.0)
+    return jnp.where(seen, angle * beyond / jnp.sqrt(jnp.where(seen, wanted * first, 1.0)), jnp.inf)
+
+
+def _fix_signs(u: Array, s: Array, vt: Array) -> Triplets:
     largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0, keepdims=True), axis=0)
     sign = jnp.where(largest < 0, -1.0, 1.0)
     return u * sign, s, vt * sign.T  # sign: [1, k]
-
-
-def _over_matrices(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Map ``fn`` over leading axes: batched on accelerators, one matrix at a time on a CPU.
-
-    Batched LAPACK calls of the CPU backend deadlock in jaxlib 0.10.2 (two independent batched QR or
-    SVD calls wait for the thread pool they occupy); single calls do not.
-    """
-
-    def mapped(*matrices: Array) -> Any:
-        batch = matrices[0].shape[:-2]
-        if not batch:
-            return fn(*matrices)
-        flat = tuple(m.reshape(-1, *m.shape[-2:]) for m in matrices)
-        out = jax.lax.platform_dependent(
-            *flat,
-            cpu=lambda *m: jax.lax.map(lambda one: fn(*one), m),
-            default=jax.vmap(fn),
-        )
-        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
-
-    return mapped

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedjax_lora import trees
+from fedjax_lora import layerwise, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, everywhere, execute
 from fedjax_lora.clients.local import Clients, Report, Train
@@ -173,9 +173,10 @@ def make_round(
         sound = all_finite(trained)
         weight = jnp.where(sound, plan.weight, 0.0)
         cohort = cohort_of(plan, weight, key)
-        server, own, rank = method.aggregate(
-            state.server, mine.method, cohort, start, trained.adapter
-        )
+        with layerwise.across(mesh):
+            server, own, rank = method.aggregate(
+                state.server, mine.method, cohort, start, trained.adapter
+            )
         head = state.head
         if heads == "average":
             head = trees.weighted_mean(trained.head, weight, state.head)

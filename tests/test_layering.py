@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "trees": {"types"},
     "specs": {"errors"},
-    "lowrank": {"types"},
+    "layerwise": set(),
+    "lowrank": {"types", "layerwise"},
     "metrics": set(),
     "cache": set(),
     "plots": set(),
@@ -39,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimizers": {"errors", "specs"},
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
-    "methods": {"types", "errors", "trees", "specs", "adapters", "lowrank"},
+    "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "adapters", "clients", "methods"},
+    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
     "evaluation": {"types", "clients"},
     "results": {"errors", "config"},

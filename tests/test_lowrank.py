@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,149 @@ def test_svd_compiles_once_per_shape_and_agrees_with_plain_python():
     assert svd._cache_size() == compilations
     for x, y in zip(first, lowrank.svd(random_pair(3, 8, 20, 6), 4), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+# ------------------------------------------------------- few triplets of a large matrix
+
+MANY, WANTED = 96, 8  # twelve times as many, so that the Gram matrix is asked first
+
+SPECTRA = {
+    "flat": np.linspace(1.0, 0.6, MANY),
+    "slow": 1 / np.arange(1.0, MANY + 1),
+    "quick": 1 / np.arange(1.0, MANY + 1) ** 2,
+    "geometric": 0.7 ** np.arange(MANY),
+    "steep": 0.3 ** np.arange(MANY),
+    "repeated": np.where(np.arange(MANY) < WANTED, 2.0, 1.0),
+    "low rank": np.where(np.arange(MANY) < 3, 1.0, 0.0),
+    "full rank": np.where(np.arange(MANY) < WANTED, 1.0, 0.0),
+    # One direction dwarfs the others: below the root of the rounding a Gram matrix is blind.
+    **{
+        f"one and {size:g}": np.where(
+            np.arange(MANY) < 1, 1.0, np.where(np.arange(MANY) < WANTED, size, size / 2)
+        )
+        for size in (0.1, 0.03, 1e-2, 3e-3, 1e-3, 1e-4)
+    },
+}
+
+
+def with_spectrum(s: np.ndarray, i: int, o: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, len(s))))[0] for n in (i, o))
+    return (u * s) @ v.T
+
+
+def best(m: np.ndarray, rank: int) -> np.ndarray:
+    u, s, vt = np.linalg.svd(m, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vt[:rank]
+
+
+def product(u: jax.Array, s: jax.Array, vt: jax.Array) -> np.ndarray:
+    u, s, vt = (np.asarray(x, np.float64) for x in (u, s, vt))
+    return (u * s) @ vt
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("i", "o"), [(MANY, MANY), (MANY, 200), (200, MANY)])
+def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
+    """As accurate as the SVD, whatever the values beyond the wanted ones."""
+    s = SPECTRA[spectrum]
+    m = with_spectrum(s, i, o).astype(np.float32).astype(np.float64)
+    a, b = (jnp.eye(i), m) if i <= o else (m, jnp.eye(o))  # the dense path
+    pair = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    check(pair, WANTED)
+    exact = best(m, WANTED)
+    error = np.linalg.norm(product(*svd(pair, WANTED)) - exact) / np.linalg.norm(exact)
+    # Without a gap the truncation itself is no better determined.
+    assert error < (1e-4 if spectrum == "flat" else 1e-5)
+
+
+def bound(s: np.ndarray) -> float:
+    return float(lowrank.lost(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
+
+
+def test_the_gram_matrix_is_trusted_where_it_can_be():
+    """And not where it is blind; the tests above go both ways."""
+    trusted = {name for name, s in SPECTRA.items() if bound(s) < lowrank.LOST}
+    assert trusted >= {"flat", "slow", "repeated", "one and 0.1"}
+    blind = {"steep", "low rank", "one and 0.003", "one and 0.001", "one and 0.0001"}
+    assert not trusted & blind
+    assert bound(np.zeros(MANY)) == np.inf
+
+
+@pytest.mark.parametrize("spectrum", ["one and 0.003", "quick", "slow", "flat"])
+def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
+    """Also where it is too much: what the guard is for."""
+    monkeypatch.setattr(lowrank, "LOST", np.inf)
+    m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
+    found = jax.jit(lambda m: lowrank._from_gram(m, rank=WANTED))(jnp.asarray(m))
+    exact = m.astype(np.float64)
+    error = np.linalg.norm(product(*found) - best(exact, WANTED))
+    assert error < 3 * bound(SPECTRA[spectrum])
+    if spectrum == "one and 0.003":
+        assert error > 10 * EPS
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("spectrum", ["flat", "low rank"])
+def test_squares_neither_overflow_nor_vanish(magnitude: float, spectrum: str):
+    m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32).astype(np.float64)
+    pair = LoRA(jnp.asarray(m * magnitude, jnp.float32), jnp.eye(MANY))
+    exact = best(np.asarray(pair.a, np.float64), WANTED)
+    assert np.linalg.norm(product(*svd(pair, WANTED)) - exact) < 2e-4 * np.linalg.norm(exact)
+    np.testing.assert_allclose(
+        svd(pair, WANTED)[1] / magnitude, SPECTRA[spectrum][:WANTED], atol=1e-5
+    )
+
+
+def test_a_large_zero_is_zero():
+    u, s, vt = svd(LoRA(jnp.zeros((MANY, MANY)), jnp.eye(MANY)), WANTED)
+    assert not np.any(s)
+    assert np.all(np.isfinite(u)) and np.all(np.isfinite(vt))
+
+
+# --------------------------------------------------------------------------------- wide cohorts
+
+
+def cohort_pair(count: int, i: int, rank: int, o: int, seed: int = 0) -> LoRA:
+    """Clients of mixed ranks stored at the highest, ``[c, i, R]`` and ``[c, R, o]``."""
+    rng = np.random.default_rng(seed)
+    own = np.arange(rank) < rng.integers(1, rank + 1, count)[:, None]
+    a = rng.normal(size=(count, i, rank)) * own[:, None, :] / count
+    b = rng.normal(size=(count, rank, o)) * own[:, :, None]
+    return LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+
+
+@pytest.mark.parametrize(("i", "o"), [(64, 64), (64, 40), (40, 64)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_thousand_clients(i: int, o: int, dtype: Any):
+    """Stacks of 4,000 components, a hundred times as many as there are dimensions."""
+    pair = jax.tree.map(lambda x: x.astype(dtype), cohort_pair(1000, i, 4, o))
+    check(lowrank.stack(pair), 4)
+
+
+@pytest.mark.parametrize("count", [5, 1000])
+def test_the_order_of_clients_changes_nothing_but_rounding(count: int):
+    """Neither signs nor the order of components: for a thin stack and for a wide one."""
+    pair = cohort_pair(count, 64, 4, 40)
+    order = np.random.default_rng(1).permutation(count)
+    first = svd(lowrank.stack(pair), 4)
+    moved = svd(lowrank.stack(LoRA(pair.a[order], pair.b[order])), 4)
+    for x, y in zip(first, moved, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * float(jnp.max(jnp.abs(x))))
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
+def test_tied_directions_are_found_as_a_space(shape: tuple):
+    """The vectors of a tie are arbitrary; the projectors onto both of its spaces are not."""
+    i, k, o = shape
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 4)))[0] for n in (i, o))
+    mix = np.linalg.qr(rng.normal(size=(k, 4)))[0]
+    a, b = (u * [5.0, 2.0, 2.0, 2.0]) @ mix.T, mix @ v.T
+    found = svd(LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)), 4)
+    left, right = np.asarray(found[0])[:, 1:], np.asarray(found[2])[1:].T
+    np.testing.assert_allclose(left @ left.T, u[:, 1:] @ u[:, 1:].T, atol=5e-6)
+    np.testing.assert_allclose(right @ right.T, v[:, 1:] @ v[:, 1:].T, atol=5e-6)
 
 
 # ------------------------------------------------------------------------------------------ norms

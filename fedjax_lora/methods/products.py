@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_lora import adapters, lowrank
 from fedjax_lora.adapters import Template
+from fedjax_lora.layerwise import over_layers
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     Cohort,
@@ -66,30 +67,43 @@ def split(u: Array, s: Array, vt: Array, sigma: Sigma) -> LoRA:
     return LoRA(u * in_a[..., None, :], vt * in_b[..., :, None])
 
 
-Stacks = Callable[[Server, Cohort, Start, Adapter, str], LoRA]
-
-
-def refactoring(template: Template, stacks: Stacks, *, sigma: Sigma) -> Method:
+def refactoring(
+    template: Template,
+    weigh: Callable[[Cohort], Array],
+    *,
+    sigma: Sigma,
+    join: Callable[[LoRA, Array, Array], LoRA] = weighted_stack,
+    keep: bool = False,
+) -> Method:
     """A method whose new server holds the best rank-`R` factors of a product.
 
     Args:
       template: the sites.
-      stacks: ``(server, cohort, start, result, path)`` to the factors of the product at a path,
-        ``[(L,) i, k]`` and ``[(L,) k, o]``, at scale 1.
+      weigh: the weights of the clients' components, ``float32[c, R]``.
       sigma: see `refactor`.
+      join: the clients' part of the product, from the arguments of `weighted_stack`.
+      keep: components of weight 0 on all clients enter with the server's value.
     """
+
+    def layer(a: Array, b: Array, gain: Array, share: Array, old_a: Array, old_b: Array) -> LoRA:
+        product = join(LoRA(a, b), gain, share)
+        if keep:
+            kept = jnp.where(jnp.all(share == 0, axis=0), template.server_scale, 0.0)  # [R]
+            product = LoRA(
+                jnp.concatenate([product.a, old_a[0] * kept[None]], axis=1),
+                jnp.concatenate([product.b, old_b[0]], axis=0),
+            )
+        return refactor(product, template.rank, template.server_scale, sigma)
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
+        share = weigh(cohort)
         new = {
-            path: refactor(
-                stacks(server, cohort, start, result, path),
-                template.rank,
-                template.server_scale,
-                sigma,
+            path: each_layer(
+                layer, (*pair, start.gain[path]), share, jax.tree.map(_lead, server.adapter[path])
             )
-            for path in result
+            for path, pair in result.items()
         }
         adapter = if_anybody(cohort, only_adapted(template, new), server.adapter)
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
@@ -100,6 +114,30 @@ def refactoring(template: Template, stacks: Stacks, *, sigma: Sigma) -> Method:
         aggregate=aggregate,
         traffic=symmetric_traffic(template),
     )
+
+
+def each_layer(
+    layer: Callable[..., Tree], clients: tuple[Array, ...], share: Array, server: tuple[Array, ...]
+) -> Tree:
+    """``layer(*clients, share, *server)``, of one layer after another where they are stacked.
+
+    Only one layer's stacks are ever in memory.
+
+    Args:
+      layer: of arrays without a layer axis.
+      clients: a site's arrays, ``[c, (L,) ...]``.
+      share: ``[c, R]``, for all layers.
+      server: a site's arrays with an axis of one in front, ``[1, (L,) ...]``.
+    """
+    if clients[0].ndim == 3:
+        return layer(*clients, share, *server)
+    count = clients[0].shape[1]
+    everywhere = jnp.broadcast_to(share[:, None], (share.shape[0], count, share.shape[1]))
+    return over_layers(layer, *clients, everywhere, *server, axis=1)
+
+
+def _lead(x: Array) -> Array:
+    return x[None]
 
 
 def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
@@ -131,10 +169,11 @@ def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
 def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
     """The common operator: exact mean of products, then the best rank-`R` factors."""
 
-    def stacks(server: Server, cohort: Cohort, start: Start, result: Adapter, path: str) -> LoRA:
-        return weighted_stack(result[path], start.gain[path], shares(cohort.weight, weights))
+    def weigh(cohort: Cohort) -> Array:
+        share = shares(cohort.weight, weights)
+        return jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
 
-    return refactoring(template, stacks, sigma=sigma)
+    return refactoring(template, weigh, sigma=sigma)
 
 
 def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:

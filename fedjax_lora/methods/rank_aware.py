@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-import jax.numpy as jnp
-
 from fedjax_lora.adapters import Template
-from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares, owners
-from fedjax_lora.methods.base import Cohort, Method, Server, Start
-from fedjax_lora.methods.products import Sigma, refactoring, weighted_stack
-from fedjax_lora.types import Adapter, Array, LoRA
+from fedjax_lora.methods.averaging import Weights, combine, owner_shares, owners
+from fedjax_lora.methods.base import Cohort, Method
+from fedjax_lora.methods.products import Sigma, refactoring
+from fedjax_lora.types import Array, LoRA
 
 
 def raflora(
@@ -38,17 +36,10 @@ def raflora(
     Heterogeneity", arXiv 2602.13486.
     """
 
-    def stacks(server: Server, cohort: Cohort, start: Start, result: Adapter, path: str) -> LoRA:
-        owned = owners(cohort, template.rank)
-        share = owner_shares(cohort.weight, owned, weights)
-        product = weighted_stack(result[path], start.gain[path], share)
-        if empty == "drop":
-            return product
-        unowned = ~jnp.any(owned, axis=0)
-        old = _at_scale(server.adapter[path], jnp.where(unowned, template.server_scale, 0.0))
-        return _join(product, old)
+    def weigh(cohort: Cohort) -> Array:
+        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
 
-    return refactoring(template, stacks, sigma=sigma)
+    return refactoring(template, weigh, sigma=sigma, keep=empty == "keep")
 
 
 def rb_lora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
@@ -64,26 +55,13 @@ def rb_lora(template: Template, *, weights: Weights = "examples", sigma: Sigma =
     Findings of EACL 2026, code seonha01/rb-lora.
     """
 
-    def stacks(server: Server, cohort: Cohort, start: Start, result: Adapter, path: str) -> LoRA:
-        owned = owners(cohort, template.rank)
-        at_scale = {path: _at_scale(result[path], start.gain[path])}
-        mean = combine(at_scale, owner_shares(cohort.weight, owned, weights))
-        old = {
-            path: _at_scale(server.adapter[path], jnp.full(template.rank, template.server_scale))
-        }
-        return keep_unowned(mean, old, jnp.any(owned, axis=0))[path]
+    def weigh(cohort: Cohort) -> Array:
+        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
 
-    return refactoring(template, stacks, sigma=sigma)
+    return refactoring(template, weigh, sigma=sigma, join=_mean_factors, keep=True)
 
 
-def _at_scale(pair: LoRA, gain: Array) -> LoRA:
-    """The gain (``[R]``, or one that broadcasts over the leading axes) taken into `a`."""
-    gain = gain.reshape((1,) * (pair.a.ndim - 1 - gain.ndim) + gain.shape)
-    return LoRA(pair.a * gain[..., None, :], pair.b)
-
-
-def _join(one: LoRA, other: LoRA) -> LoRA:
-    """The factors of the sum of two products."""
-    return LoRA(
-        jnp.concatenate([one.a, other.a], axis=-1), jnp.concatenate([one.b, other.b], axis=-2)
-    )
+def _mean_factors(pair: LoRA, gain: Array, share: Array) -> LoRA:
+    """The mean of the factors of one layer, the gain taken into `a`."""
+    at_scale = {"": LoRA(pair.a * gain[:, None], pair.b)}
+    return combine(at_scale, share)[""]

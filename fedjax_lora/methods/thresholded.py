@@ -22,6 +22,7 @@ from fedjax_lora.methods.base import (
 )
 from fedjax_lora.methods.products import (
     Sigma,
+    each_layer,
     if_anybody,
     only_adapted,
     rescaled_start,
@@ -68,24 +69,25 @@ def florist(
         used = {s.path: jnp.full(s.stack, template.rank, jnp.int32) for s in template.sites}
         return plain_server(adapter, kernels)._replace(state=used)
 
-    def cut(stacks: LoRA, fresh: LoRA) -> tuple[LoRA, Array]:
+    def layer(a: Array, b: Array, gain: Array, share: Array, fresh: Array) -> tuple[LoRA, Array]:
+        stacks = weighted_stack(LoRA(a, b), gain, share)
         widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
         u, s, vt = lowrank.svd(stacks, max(widest, template.rank))
         used = jnp.minimum(components_kept(s, threshold), template.rank)
         u, s, vt = (x[..., : template.rank] for x in (u, s, vt.mT))
         new = split(u, s / template.server_scale, vt.mT, sigma)
         mask = adapters.prefix_mask(used, template.rank)
-        return LoRA(
-            jnp.where(mask[..., None, :], new.a, fresh.a), jnp.where(mask[..., :, None], new.b, 0.0)
-        ), used
+        cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
+        return cut, used
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
         share = shares(cohort.weight, weights)
         fresh = adapters.init(template, jax.random.fold_in(cohort.key, 0))
+        share = jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
         done = {
-            path: cut(weighted_stack(pair, start.gain[path], share), fresh[path])
+            path: each_layer(layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))
             for path, pair in result.items()
         }
         adapter = only_adapted(template, {path: pair for path, (pair, _) in done.items()})

@@ -30,7 +30,7 @@ from fedjax_lora.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
-SINGULAR = [s for s in cohorts.SPECS if method_name(s) in oracles.SINGULAR]
+SINGULAR = [s for s in cohorts.SPECS if method_name(s) in {"hlora", "flexlora"}]
 SCALE = GLOBAL.server_scale
 
 
@@ -173,25 +173,59 @@ def test_the_product_is_not_decomposed_as_its_transpose(spec: str):
     assert np.argmax(np.abs(first.b[0])) == 2
 
 
-def test_repeated_rounds_without_training_wear_down_high_components():
+@pytest.mark.parametrize(("spec", "kept"), [("hlora", 0.25), ("flexlora", 0.25), ("raflora", 1.0)])
+def test_repeated_rounds_without_training_wear_down_high_components(spec: str, kept: float):
     """Rank collapse: the owners' share per round. One client of rank 8 among four of rank 2.
 
-    Spectrum 8, 7, 6, ..., 1: after a round 8, 7, 6/4, ..., after two 8, 7, 6/16, ...
+    Spectrum 8, 7, 6, ..., 1: after a round 8, 7, 6/4, ..., after two 8, 7, 6/16, ...; raFLoRA
+    keeps it as it is.
     """
     template = Template(sites=(Site("square", 12, 10, None),), rank=8, alpha=8.0)
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (12, 10))
     s = np.arange(8, 0, -1.0)
     server = methods.Server({"square": cohorts.pair(u * s, v.T)}, {})
-    method = methods.make("hlora", template)
+    method = methods.make(spec, template)
     aggregate = jax.jit(method.aggregate)
     cohort = make_cohort(template, [2, 2, 2, 8])
     for _ in range(2):
         start = method.broadcast(server, (), cohort)
         server = aggregate(server, (), cohort, start, start.adapter).server
-        s[2:] /= 4
-        size = np.linalg.norm(server.adapter["square"].a, axis=0)
+        s[2:] *= kept
+        a, b = server.adapter["square"]
+        size = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=1)
         np.testing.assert_allclose(size, s, rtol=1e-4)
+
+
+def test_more_clients_of_low_rank_do_not_shrink_what_they_do_not_have():
+    """raFLoRA's high partition; FlexLoRA's shrinks by the share of its owners."""
+    template = Template(sites=(Site("square", 12, 10, None),), rank=8, alpha=8.0)
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (12, 10))
+    one = cohorts.pair(u * np.arange(8, 0, -1.0), v.T)
+    tail = {}
+    for spec in ("raflora", "flexlora"):
+        method = methods.make(spec, template)
+        for low in (1, 7):
+            cohort = make_cohort(template, [8] + [2] * low)
+            start = method.broadcast(methods.Server({"square": one}, {}), (), cohort)
+            after = method.aggregate(
+                methods.Server({"square": one}, {}), (), cohort, start, start.adapter
+            ).server
+            a, b = after.adapter["square"]
+            tail[spec, low] = np.linalg.norm(np.asarray(a[:, 2:]) @ np.asarray(b[2:]))
+    assert tail["raflora", 7] == pytest.approx(tail["raflora", 1], rel=1e-5)
+    assert tail["flexlora", 7] == pytest.approx(tail["flexlora", 1] / 4, rel=1e-5)
+
+
+def test_raflora_with_equal_ranks_is_flexlora():
+    server = cohorts.make_server(methods.make("flexlora", GLOBAL), GLOBAL)
+    cohort = make_cohort(GLOBAL, [3] * CLIENTS, WEIGHT)
+    ours, want = (
+        play(spec, GLOBAL, cohort, server=server).outcome.server
+        for spec in ("raflora(sigma='b', empty='drop')", "flexlora")
+    )
+    assert_trees_close(ours.adapter, want.adapter, 1e-6)
 
 
 def test_refactor_divides_by_the_scale_once():
