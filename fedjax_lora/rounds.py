@@ -57,7 +57,18 @@ class RoundMetrics(NamedTuple):
     rank: Array  # int32[c], ranks after the round
 
 
+class Local(NamedTuple):
+    """A cohort after its local training."""
+
+    start: Start
+    clients: Clients  # what they trained from
+    mine: ClientStore  # the clients' part of the store, before the round
+    trained: Trained  # [c, ...]
+    report: Report
+
+
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
+LocalFn = Callable[..., Local]
 
 
 def init_state(
@@ -87,7 +98,14 @@ def with_kernels(base: Params, kernels: Kernels) -> Params:
     return trees.replace(base, {f"{path}/kernel": kernel for path, kernel in kernels.items()})
 
 
-def make_round(
+def cohort_of(template: Template, plan: Plan, weight: Array, key: Key) -> Cohort:
+    """The cohort of a plan as methods see it, with these weights."""
+    scale = jnp.broadcast_to(jnp.asarray(template.scale(plan.rank), jnp.float32), plan.rank.shape)
+    method_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 0)
+    return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
+
+
+def make_local(
     method: Method,
     template: Template,
     train: Train,
@@ -96,34 +114,20 @@ def make_round(
     mode: Mode = "vmap",
     wave: int = 1,
     mesh: Mesh | None = None,
-) -> RoundFn:
-    """Compile a round.
-
-    Args:
-      method: the federated method.
-      template: where the adapters are.
-      train: local training, see `fedjax_lora.clients.make_training`.
-      heads: what happens to the task head, see `init_state`.
-      mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
-      wave: clients trained at once on one device.
-      mesh: needed by mode ``sharded``.
+) -> LocalFn:
+    """The first half of a round, for the arguments of `make_round`: broadcast, local training.
 
     Returns:
-      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated,
-      ``key`` is the run's root key.
+      ``locally(base, data, state, plan, key) -> Local``, to be compiled as part of something; in
+      mode ``loop`` its parts are compiled.
     """
     run_cohort = execute(train, mode=mode, wave=wave, mesh=mesh)
 
-    def cohort_of(plan: Plan, weight: Array, key: Key) -> Cohort:
-        scale = jnp.broadcast_to(
-            jnp.asarray(template.scale(plan.rank), jnp.float32), plan.rank.shape
-        )
-        method_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 0)
-        return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
-
     def begin(state: FederatedState, plan: Plan, key: Key) -> tuple[Start, Clients, ClientStore]:
         mine = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
-        start = method.broadcast(state.server, mine.method, cohort_of(plan, plan.weight, key))
+        start = method.broadcast(
+            state.server, mine.method, cohort_of(template, plan, plan.weight, key)
+        )
         count = plan.id.shape[0]
         head = mine.head
         if heads != "local":
@@ -155,11 +159,51 @@ def make_round(
         weight = jnp.where(all_finite(probed), plan.weight, 0.0)
         assert method.select is not None
         start = method.select(
-            state.server, mine.method, cohort_of(plan, weight, key), start, probed.adapter
+            state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
         )
         params = clients.params._replace(adapter=start.adapter)
         trainable = clients.trainable._replace(adapter=start.trainable)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
+
+    def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
+        start, clients, mine = begin(state, plan, key)
+        full = with_kernels(base, state.server.kernels)
+        if method.select is not None:
+            probed, _ = run_cohort(full, data, clients, plan.rate)
+            start, clients = choose(state, plan, key, start, clients, mine, probed)
+        return Local(start, clients, mine, *run_cohort(full, data, clients, plan.rate))
+
+    if mode == "loop":
+        begin, choose = jax.jit(begin), jax.jit(choose)
+    return locally
+
+
+def make_round(
+    method: Method,
+    template: Template,
+    train: Train,
+    *,
+    heads: Head = "average",
+    mode: Mode = "vmap",
+    wave: int = 1,
+    mesh: Mesh | None = None,
+) -> RoundFn:
+    """Compile a round.
+
+    Args:
+      method: the federated method.
+      template: where the adapters are.
+      train: local training, see `fedjax_lora.clients.make_training`.
+      heads: what happens to the task head, see `init_state`.
+      mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
+      wave: clients trained at once on one device.
+      mesh: needed by mode ``sharded``.
+
+    Returns:
+      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated,
+      ``key`` is the run's root key.
+    """
+    locally = make_local(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
 
     def finish(
         state: FederatedState,
@@ -172,7 +216,7 @@ def make_round(
     ) -> tuple[FederatedState, RoundMetrics]:
         sound = all_finite(trained)
         weight = jnp.where(sound, plan.weight, 0.0)
-        cohort = cohort_of(plan, weight, key)
+        cohort = cohort_of(template, plan, weight, key)
         server, own, rank = method.aggregate(
             state.server, mine.method, cohort, start, trained.adapter
         )
@@ -189,16 +233,11 @@ def make_round(
         return FederatedState(server, head, clients), metrics
 
     def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
-        start, clients, mine = begin(state, plan, key)
-        full = with_kernels(base, state.server.kernels)
-        if method.select is not None:
-            probed, _ = run_cohort(full, data, clients, plan.rate)
-            start, clients = choose(state, plan, key, start, clients, mine, probed)
-        trained, report = run_cohort(full, data, clients, plan.rate)
-        return finish(state, plan, key, start, mine, trained, report)
+        local = locally(base, data, state, plan, key)
+        return finish(state, plan, key, local.start, local.mine, local.trained, local.report)
 
     if mode == "loop":
-        begin, choose, finish = jax.jit(begin), jax.jit(choose), jax.jit(finish)
+        finish = jax.jit(finish)
         return round_fn
     if mode == "sharded":
         return jax.jit(round_fn, donate_argnums=2, out_shardings=everywhere(mesh))
