@@ -18,7 +18,17 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         f"fedjax_lora.{name}"
-        for name in ("adapters", "allocation", "lowrank", "methods", "metrics", "models", "trees")
+        for name in (
+            "adapters",
+            "allocation",
+            "lowrank",
+            "methods",
+            "metrics",
+            "models",
+            "reallocation",
+            "scoring",
+            "trees",
+        )
     ],
     "beartype.beartype",
 )
