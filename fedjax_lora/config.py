@@ -87,8 +87,10 @@ class FederationConfig:
     min_examples: int = 2
     """Every client has at least this many examples."""
     ranks: str = "tiers(ranks=[2, 4, 8, 16])"
-    """Who has which rank: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]),
-    random(low=2, high=8), table(ranks=[...]), by_quality(low=5, high=20)."""
+    """Who has which rank: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]) (shares also
+    'uniform', 'heavy_tail', 'normal'), random(low=2, high=8), table(ranks=[...]),
+    budget(bytes=[1e5, 1e6], high=16), by_quality(low=5, high=20), or by validation score after
+    the first round: loss_based(low=5, high=20, share=0.1)."""
     heads: Literal["average", "frozen", "local"] = "average"
     """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
 

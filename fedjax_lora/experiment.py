@@ -1,7 +1,8 @@
 """What a run needs before its first round, built from its config."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,23 @@ from fedjax_lora import (
     metrics,
     models,
     optimizers,
+    reallocation,
     rounds,
+    scoring,
     trees,
 )
-from fedjax_lora.adapters import Template
+from fedjax_lora.adapters import Adapter, Template
+from fedjax_lora.allocation import Review
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.errors import InputError
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.types import Params, Trained
+
+NEW_COMPONENTS = 2**31
+"""Folded into the root key to draw the components of promoted clients; no round has this number."""
 
 
 class Assets(NamedTuple):
@@ -53,6 +61,7 @@ class Experiment(NamedTuple):
     state: FederatedState
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
+    reallocate: reallocation.Reallocate
 
 
 def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
@@ -99,20 +108,26 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         min_examples=fed.min_examples,
         groups=assets.task.train.groups,
     )
-    rank = allocation.allocate(
-        fed.ranks, clients=fed.clients, seed=config.seed, quality=parts.quality
-    )
     base = {name: part for name, part in assets.model.params.items() if name != "head"}
-    template = adapters.make_template(
+    template_of = functools.partial(
+        adapters.make_template,
         base,
         targets=lora.targets,
-        rank=int(rank.max()),
         alpha=lora.alpha,
         scale=lora.scale,
         layers=lora.lora_layers,
     )
+    allocated = allocation.allocate(
+        fed.ranks,
+        clients=fed.clients,
+        seed=config.seed,
+        quality=parts.quality,
+        component_size=template_of(rank=1).component_size,
+    )
+    template = template_of(rank=int(allocated.possible.max()))
     method = methods.make(fed.method, template)
-    method.check(rank)
+    method.check(allocated.possible)
+    _check_review(allocated.review, assets)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
@@ -145,14 +160,12 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         by_length=local.group_by_length,
         seed=config.seed,
     )
-    round_fn = rounds.make_round(
-        method, template, train, heads=fed.heads, mode=how.mode, wave=wave, mesh=mesh
-    )
+    execution: Any = {"mode": how.mode, "wave": wave, "mesh": mesh}
+    round_fn = rounds.make_round(method, template, train, heads=fed.heads, **execution)
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    base = place(base)
-    adapter = adapters.init(
-        template, jax.random.fold_in(jax.random.key(config.seed), 1), method=lora.lora_init
-    )
+    base, train_data = place(base), place(assets.train)
+    root = jax.random.key(config.seed)
+    adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
     kernels = trees.flat(base)
     state = rounds.init_state(
         method,
@@ -165,9 +178,19 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     evaluate = _make_evaluate(config, assets, template, objective, base, place)
+    reallocate = reallocation.unchanged
+    if (review := allocated.review) is not None:
+        score = None
+        if review.needs_validation:
+            locally = rounds.make_local(method, template, train, heads=fed.heads, **execution)
+            score_fn = _make_score(config, assets, objective, locally, execution, place)
+            score = functools.partial(score_fn, base, train_data, key=root)
+        reallocate = reallocation.make_reallocate(
+            review, federation, score, _make_renew(config, template, review.low)
+        )
     return Experiment(
-        config, assets, template, method, federation, rank, base, place(assets.train), state,
-        round_fn, evaluate,
+        config, assets, template, method, federation, allocated.ranks, base, train_data, state,
+        round_fn, evaluate, reallocate,
     )  # fmt: skip
 
 
@@ -177,6 +200,42 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     if state.clients.head != ():
         head = jax.tree.map(lambda x: jnp.mean(x, axis=0), state.clients.head)
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
+
+
+def _check_review(review: Review | None, assets: Assets) -> None:
+    if review is None or not review.needs_validation:
+        return
+    if assets.validation is None:
+        raise InputError(
+            "Rank allocation 'loss_based' scores clients on validation examples, of which there "
+            "are none; set validation_examples."
+        )
+    if assets.task.task.regression and review.score == "accuracy":
+        raise InputError(
+            f"Task {assets.task.task.name!r} has no classes to be accurate about; choose "
+            "score='loss' in the rank allocation 'loss_based'."
+        )
+
+
+def _make_score(config, assets, objective, locally, execution, place):
+    rows = scoring.rows_by_length(
+        assets.validation.length, objective.lengths, batch=config.execution.eval_batch
+    )
+    validate = scoring.make_validation(objective, rows, regression=assets.task.task.regression)
+    score_fn = scoring.make_score(locally, validate, **execution)
+    validation = place(assets.validation)
+
+    return lambda base, train, state, plan, key: score_fn(base, train, validation, state, plan, key)
+
+
+def _make_renew(config, template, rank):
+    key = jax.random.fold_in(jax.random.key(config.seed), NEW_COMPONENTS)
+
+    def renew(adapter: Adapter) -> Adapter:
+        fresh = adapters.init(template, key, method=config.lora.lora_init)
+        return reallocation.renew_above(template, rank, adapter, fresh)
+
+    return renew
 
 
 def _make_evaluate(config, assets, template, objective, base, place):

@@ -46,7 +46,15 @@ class Federation:
         rng = np.random.default_rng([self.seed, 0, round])
         return rng.choice(len(self.members), size=self.cohort, replace=False)
 
-    def plan(self, round: int, rank: np.ndarray, rate: float) -> Plan:
+    def parts(self, ids: np.ndarray) -> list[np.ndarray]:
+        """Some clients in parts no larger than a cohort, those of about the same size together."""
+        size = np.array([len(self.members[k]) for k in ids])
+        ids = ids[np.argsort(-size, kind="stable")]
+        return [ids[at : at + self.cohort] for at in range(0, len(ids), self.cohort)]
+
+    def plan(
+        self, round: int, rank: np.ndarray, rate: float, *, ids: np.ndarray | None = None
+    ) -> Plan:
         """What happens in a round.
 
         Clients are ordered by their number of steps, so that those trained together in a wave have
@@ -56,8 +64,9 @@ class Federation:
           round: counted from 0.
           rank: ``int[N]``, ranks of all clients.
           rate: learning rate of the round.
+          ids: who takes part, at most a cohort; by default those drawn for the round.
         """
-        ids = self.sample(round)
+        ids = self.sample(round) if ids is None else ids
         size = np.array([len(self.members[k]) for k in ids])
         ids = ids[np.argsort(-size, kind="stable")]
         absent = self.padded - len(ids)

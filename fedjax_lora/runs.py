@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import data, export, optimizers, plots, trees
+from fedjax_lora import data, export, optimizers, plots, reallocation, trees
 from fedjax_lora.adapters import Template
+from fedjax_lora.allocation import Scores
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
@@ -59,6 +60,7 @@ def run(
     federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
     fed, how = config.federation, config.execution
     schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)
+    scores, told = Scores.none(fed.clients), rank.copy()
     key = jax.random.key(config.seed)
     head_bytes = trees.size_bytes(state.head) if fed.heads == "average" else 0
     history = []
@@ -66,9 +68,9 @@ def run(
         folder.start(config)
     for t in range(fed.rounds):
         clock = time.perf_counter()
-        plan = federation.plan(
-            t, rank, config.local.learning_rate * float(jnp.asarray(schedule(t)))
-        )
+        rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
+        state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
+        plan = federation.plan(t, rank, rate)
         traffic = experiment.method.traffic(state.server, plan.rank[plan.weight > 0], t)
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         present = plan.weight > 0
@@ -81,6 +83,8 @@ def run(
             "down_bytes": int(traffic.down.sum() + present.sum() * head_bytes),
             "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
         }
+        if not np.array_equal(rank, told):
+            record["ranks"], told = reallocation.histogram(rank), rank.copy()
         times = {"round": t + 1, "train_seconds": time.perf_counter() - clock}
         if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
             clock = time.perf_counter()

@@ -26,6 +26,8 @@ install_import_hook(
             "methods",
             "metrics",
             "models",
+            "reallocation",
+            "scoring",
             "trees",
         )
     ],

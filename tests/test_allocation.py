@@ -1,14 +1,20 @@
-"""Who gets which rank."""
+"""Who gets which rank at the start."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.allocation import ALLOCATIONS, allocate
+from fedjax_lora import allocation
+from fedjax_lora.allocation import ALLOCATIONS
 from fedjax_lora.errors import InputError
 
 QUALITY = np.array([True, False, False, True])
+SIZE = 1536  # numbers in a component: 4 * SIZE bytes of a message, 16 * SIZE of memory
+
+
+def allocate(spec: str, **given) -> np.ndarray:
+    return allocation.allocate(spec, component_size=SIZE, **given).ranks
 
 
 def test_fixed():
@@ -49,6 +55,19 @@ def test_tiers_are_within_one_of_their_share(shares, clients):
         assert abs(np.sum(got == rank) - exact) < 1
 
 
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("uniform", {1: 8, 2: 8, 4: 7, 8: 7}),
+        ("heavy_tail", {1: 16, 2: 8, 4: 4, 8: 2}),
+        ("normal", {1: 4, 2: 11, 4: 11, 8: 4}),  # of 3.75, 11.25, 11.25, 3.75
+    ],
+)
+def test_named_shares(name, counts):
+    got = allocate(f"tiers(ranks=[1, 2, 4, 8], shares='{name}')", clients=30, seed=0)
+    assert dict(zip(*np.unique(got, return_counts=True), strict=True)) == counts
+
+
 def test_tiers_are_spread_at_random():
     spec = "tiers(ranks=[2, 8])"
     orders = {tuple(allocate(spec, clients=20, seed=seed)) for seed in range(5)}
@@ -72,12 +91,53 @@ def test_by_quality():
     assert got.tolist() == [20, 5, 5, 20]
 
 
+def largest_fitting(budget: float, cost: int, high: int) -> int:
+    return max(r for r in range(1, high + 1) if r * cost <= budget)
+
+
+@given(
+    budgets=st.lists(st.integers(64 * SIZE, 2000 * SIZE), min_size=1, max_size=5, unique=True),
+    high=st.integers(1, 40),
+)
+@settings(deadline=None)
+def test_a_budget_is_used_up_to_the_last_component_that_fits(budgets, high):
+    for of, numbers in (("message", 1), ("memory", 4)):  # value, gradient, two moments
+        cost = 4 * numbers * SIZE
+        spec = f"budget(bytes={budgets}, high={high}, of='{of}')"
+        got = allocate(spec, clients=3 * len(budgets), seed=0)
+        want = [largest_fitting(budget, cost, high) for budget in budgets for _ in range(3)]
+        assert sorted(got) == sorted(want)
+
+
+def test_a_budget_of_exactly_a_component_holds_it():
+    exact, short = (f"budget(bytes=[{n}], high=9)" for n in (20 * SIZE, 20 * SIZE - 1))
+    assert allocate(exact, clients=2, seed=0).tolist() == [5, 5]
+    assert allocate(short, clients=2, seed=0).tolist() == [4, 4]
+
+
+def test_budgets_have_shares_like_tiers():
+    spec = f"budget(bytes=[{8 * SIZE}, {32 * SIZE}], high=100, shares=[0.75, 0.25])"
+    tiers = "tiers(ranks=[2, 8], shares=[0.75, 0.25])"
+    got, want = (allocate(x, clients=20, seed=4).tolist() for x in (spec, tiers))
+    assert got == want
+
+
+def test_loss_based_begins_low_and_may_become_high():
+    made = allocation.allocate(
+        "loss_based(low=5, high=20, share=0.1)", clients=6, seed=0, component_size=1
+    )
+    assert made.ranks.tolist() == [5] * 6
+    assert set(made.possible.tolist()) == {5, 20}
+
+
 EVERY = [
     "fixed(rank=2)",
     "tiers(ranks=[2, 4])",
     "random(low=1, high=9)",
     "table(ranks=[1, 2, 3, 4])",
     "by_quality(low=1, high=2)",
+    "budget(bytes=[1e5, 1e6], high=16)",
+    "loss_based(low=1, high=2, share=0.5)",
 ]
 
 
@@ -121,6 +181,30 @@ def test_every_rule_is_tested():
         ("by_quality(low=1, high=2)", "needs the partition 'quality(...)'"),
         ("by_quality(low=1, high=2, quality=[1, 0, 1, 0])", "'quality'"),
         ("fixed(rank=2, clients=9)", "'clients'"),
+        ("fixed(rank=2, population=9)", "'population'"),
+        ("tiers(ranks=[2, 4], shares='pareto')", "shares is"),
+        ("tiers(ranks=[], shares='normal')", "as many non-negative shares as ranks"),
+        (
+            "budget(bytes=[1e6, 6143], high=4)",
+            "6143 bytes of message hold 0 components of 6144 bytes, but every client needs at "
+            "least 1.",
+        ),
+        ("budget(bytes=[6144], high=4, of='memory')", "hold 0 components of 24576 bytes"),
+        ("budget(bytes=[-5], high=4)", "hold 0 components"),
+        ("budget(bytes=[13000], low=3, high=4)", "hold 2 components of 6144 bytes"),
+        ("budget(bytes=[], high=4)", "as many non-negative shares as bytes"),
+        ("budget(bytes=[1e6], low=5, high=4)", "1 <= low <= high, got 5 and 4"),
+        ("budget(bytes=[1e6], low=0, high=4)", "1 <= low <= high, got 0 and 4"),
+        ("budget(bytes=1000, high=4)", "bytes is"),
+        ("budget(bytes=[1e6], high=4, of='disk')", "one of 'message', 'memory', got 'disk'"),
+        ("loss_based(low=5, high=4, share=0.5)", "low <= high, got 5 and 4"),
+        ("loss_based(low=0, high=4, share=0.5)", "integers of at least 1"),
+        ("loss_based(low=1, high=3000000000, share=0.5)", "integers of at least 1"),
+        ("loss_based(low=1, high=4, share=0)", "share in (0, 1], got 0"),
+        ("loss_based(low=1, high=4, share=1.5)", "share in (0, 1], got 1.5"),
+        ("loss_based(low=1, high=4, share=0.5, every=0)", "every of at least 1, got 0"),
+        ("loss_based(low=1, high=4, share=0.5, score='f1')", "one of 'loss', 'accuracy'"),
+        ("loss_based(low=1, high=4, share=0.5, order='first')", "one of 'best', 'worst'"),
     ],
 )
 def test_every_mistake_is_a_sentence(spec, words):

@@ -114,6 +114,27 @@ def test_a_plan_says_who_has_what():
         assert not plan.batches.valid[absent].any()
 
 
+@pytest.mark.parametrize("ids", [range(7), [6, 0, 3], [5]])
+def test_a_plan_for_chosen_clients(ids):
+    """In parts that fit into a cohort, large clients together; each trains as in its own round."""
+    fed = make(cohort=3, padded=4)
+    parts = fed.parts(np.array(ids))
+    assert sorted(np.concatenate(parts)) == sorted(ids)
+    assert all(len(part) <= 3 for part in parts) and len(parts) == -(-len(ids) // 3)
+    sizes = np.array(SIZES)[np.concatenate(parts)]
+    assert np.all(np.diff(sizes) <= 0)
+    whole = make(cohort=7, padded=7).plan(2, RANK, 0.1)
+    for part in parts:
+        plan = fed.plan(2, RANK, 0.1, ids=part)
+        assert plan.id[plan.weight > 0].tolist() == part.tolist()
+        np.testing.assert_array_equal(plan.id[plan.weight == 0], 7)
+        assert plan.batches.index.shape == fed.plan(2, RANK, 0.1).batches.index.shape
+        for place, client in enumerate(part):
+            other = whole.id.tolist().index(client)
+            for x, y in zip(plan.batches, whole.batches, strict=True):
+                np.testing.assert_array_equal(x[place], y[other])
+
+
 def test_clients_of_a_wave_have_about_as_many_steps():
     for t in range(5):
         plan = make(cohort=7, padded=7).plan(t, RANK, 0.1)

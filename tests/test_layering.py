@@ -44,17 +44,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     # One round, and the host's side of it.
     "rounds": {"types", "errors", "trees", "layerwise", "adapters", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
+    "scoring": {"types", "clients", "rounds"},
+    "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "experiment": FOUNDATION | {
         "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
-        "methods", "metrics", "models", "optimizers", "rounds",
+        "methods", "metrics", "models", "optimizers", "reallocation", "rounds", "scoring",
     },
     "runs": FOUNDATION | {
-        "adapters", "config", "data", "experiment", "export", "optimizers", "plots", "results",
-        "rounds",
+        "adapters", "allocation", "config", "data", "experiment", "export", "optimizers", "plots",
+        "reallocation", "results", "rounds",
     },
     "cli": FOUNDATION | {
         "__init__", "cache", "config", "data", "experiment", "methods", "models", "runs",
@@ -69,12 +71,14 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "specs": set(),
     "metrics": {"numpy", "jaxtyping"},
-    "allocation": {"numpy", "jaxtyping"},
+    "allocation": {"numpy"},
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},
     "clients": {"flax", "jax", "jaxtyping", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
+    "scoring": {"jax", "numpy"},
+    "reallocation": {"jax", "numpy"},
 }
 """Packages a part may use; a part without a row may use any."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import adapters, clients, optimizers, trees
+from fedjax_lora import adapters, clients, optimizers, scoring, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients import Clients
 from fedjax_lora.data import Tokens
@@ -157,6 +157,17 @@ def test_no_array_is_the_base_with_a_client_axis():
     seen = set(arrays(program))
     assert len(seen) > 50  # the walk does enter loops, branches and scans
     assert (count, 1, HIDDEN, RANK) in seen  # gradients of the factors
+    assert copies(program, count) == set()
+
+
+def test_nor_when_clients_are_scored():
+    count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
+    objective = clients.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
+    rows = scoring.rows_by_length(np.full(16, WIDTH), (WIDTH,), batch=5)
+    run = clients.execute(scoring.make_validation(objective, rows), mode="vmap", wave=count)
+    data = Tokens(tokens, tokens, number, number)
+    program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
+    assert (count, 5, WIDTH, HIDDEN) in set(arrays(program))
     assert copies(program, count) == set()
 
 

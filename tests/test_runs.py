@@ -154,6 +154,64 @@ def test_fedit_refuses_different_ranks(assets):
         runs.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
 
 
+SCORED = change(
+    CONFIG,
+    federation={
+        "ranks": "loss_based(low=1, high=4, share=0.2, promoted='fresh')",
+        "rounds": 3,
+        "method": "replication",
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def scored(assets):
+    return runs.run(SCORED, assets=assets)
+
+
+def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
+    """Against the evaluation of rounds in which each client is alone."""
+    made, losses = experiment.prepare(SCORED, assets), []
+    for client in range(8):
+        plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
+        state = jax.tree.map(jnp.array, made.state)
+        state, _ = made.round_fn(made.base, made.data, state, plan, jax.random.key(0))
+        # Components beyond the first are as at the start, with b = 0: they add nothing.
+        losses.append(made.evaluate(state)["validation_loss"])
+    best = np.argsort(losses, kind="stable")[:2]  # ceil(0.2 * 8)
+    assert np.flatnonzero(scored.rank == 4).tolist() == sorted(best)
+    assert np.sum(scored.rank == 1) == 6
+    assert [record.get("ranks") for record in scored.history] == [None, {"1": 6, "4": 2}, None]
+    assert scored.template.rank == 4
+
+
+def test_a_scored_run_repeats(scored, assets):
+    assert runs.run(SCORED, assets=assets).history == scored.history
+
+
+def test_budgets_know_the_components_of_the_model(assets):
+    component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
+    ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
+    made = experiment.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
+    assert sorted(made.rank) == [1] * 4 + [3] * 4
+    assert made.template.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("federation", "validation", "words"),
+    [
+        ({}, 0, "are none; set validation_examples"),
+        ({"method": "fedit"}, 40, r"'fedit' needs clients of one rank.*\[1, 4\]"),
+        ({"ranks": "loss_based(low=1, high=400, share=0.5)"}, 40, "LoRA rank 400 exceeds"),
+    ],
+)
+def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, words, assets):
+    config = change(SCORED, federation=federation, data={"validation_examples": validation})
+    given = assets if validation else assets._replace(validation=None)
+    with pytest.raises(InputError, match=words):
+        experiment.prepare(config, given)
+
+
 @pytest.mark.parametrize("heads", ["frozen", "local"])
 def test_heads(heads, assets):
     config = change(CONFIG, federation={"heads": heads, "rounds": 1})

@@ -10,7 +10,7 @@ from fedjax_lora.clients.cohort import (
     padded_size,
 )
 from fedjax_lora.clients.local import Clients, Report, make_training, row_buckets
-from fedjax_lora.clients.objective import Objective, TokenBatch, text_classification
+from fedjax_lora.clients.objective import Objective, TokenBatch, example_loss, text_classification
 
 __all__ = [
     "AXIS",
@@ -22,6 +22,7 @@ __all__ = [
     "client_mesh",
     "default_wave",
     "everywhere",
+    "example_loss",
     "execute",
     "make_training",
     "padded_size",

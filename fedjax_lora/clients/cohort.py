@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_lora.clients.local import Clients, Train
+from fedjax_lora.clients.local import Clients
+from fedjax_lora.types import Params
 
 Mode = Literal["loop", "vmap", "sharded"]
 AXIS = "clients"
+
+Work = Callable[[Params, Any, Clients, jax.Array], Any]
+"""What is done with a wave of clients, ``(base, data, clients, rate)`` to leaves ``[w, ...]``."""
 
 
 def client_mesh(devices: int | None = None) -> Mesh:
@@ -48,25 +52,25 @@ def padded_size(cohort: int, *, mode: Mode, wave: int, mesh: Mesh | None = None)
     return devices * math.ceil(local / min(wave, local)) * min(wave, local)
 
 
-def in_waves(train: Train, wave: int) -> Train:
-    """Train ``wave`` clients at a time inside one compiled program."""
+def in_waves(work: Work, wave: int) -> Work:
+    """Work on ``wave`` clients at a time inside one compiled program."""
 
     def run(base: Any, data: Any, clients: Clients, rate: jax.Array) -> Any:
         count = clients.rank.shape[0]
         if wave >= count:
-            return train(base, data, clients, rate)
+            return work(base, data, clients, rate)
         split = jax.tree.map(lambda x: x.reshape(count // wave, wave, *x.shape[1:]), clients)
-        out = jax.lax.map(lambda part: train(base, data, part, rate), split)
+        out = jax.lax.map(lambda part: work(base, data, part, rate), split)
         return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), out)
 
     return run
 
 
-def on_mesh(train: Train, mesh: Mesh) -> Train:
+def on_mesh(work: Work, mesh: Mesh) -> Work:
     """Give each device its part of the cohort; base and data are replicated."""
     spec, everywhere = PartitionSpec(AXIS), PartitionSpec()
     return jax.shard_map(
-        train,
+        work,
         mesh=mesh,
         in_specs=(everywhere, everywhere, spec, everywhere),
         out_specs=spec,
@@ -74,9 +78,9 @@ def on_mesh(train: Train, mesh: Mesh) -> Train:
     )
 
 
-def one_by_one(train: Train) -> Train:
+def one_by_one(work: Work) -> Work:
     """A Python loop over clients: the reference the other modes are compared with."""
-    single = jax.jit(train)
+    single = jax.jit(work)
 
     def run(base: Any, data: Any, clients: Clients, rate: jax.Array) -> Any:
         def client(k: int) -> Clients:
@@ -88,12 +92,12 @@ def one_by_one(train: Train) -> Train:
     return run
 
 
-def execute(train: Train, *, mode: Mode, wave: int, mesh: Mesh | None = None) -> Callable[..., Any]:
-    """The same local training over a whole cohort, ``(base, data, clients, rate)``."""
+def execute(work: Work, *, mode: Mode, wave: int, mesh: Mesh | None = None) -> Callable[..., Any]:
+    """The same work on a whole cohort."""
     if mode == "loop":
-        return one_by_one(train)
+        return one_by_one(work)
     if mode == "sharded":
         if mesh is None:
             raise ValueError("mode 'sharded' needs a mesh")
-        return on_mesh(in_waves(train, wave), mesh)
-    return in_waves(train, wave)
+        return on_mesh(in_waves(work, wave), mesh)
+    return in_waves(work, wave)

@@ -48,6 +48,13 @@ def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
     )
 
 
+def example_loss(output: Array, label: Array, *, regression: bool = False) -> Array:
+    """Cross-entropy of logits ``[n, classes]``, or squared error of ``[n, 1]``: ``float32[n]``."""
+    if regression:
+        return jnp.square(output[:, 0] - label)
+    return optax.softmax_cross_entropy_with_integer_labels(output, label)
+
+
 def text_classification(
     module: nn.Module,
     lengths: Sequence[int],
@@ -101,10 +108,7 @@ def text_classification(
             deterministic=not dropout,
             rngs={"dropout": key} if dropout or lora_dropout else None,
         )
-        if regression:
-            each = jnp.square(logits[:, 0] - batch.label)
-        else:
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
+        each = example_loss(logits, batch.label, regression=regression)
         return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(
             jnp.float32
         )

@@ -1,0 +1,135 @@
+"""One federated round as one compiled function, built from a method and a local training."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fedjax_lora import around, layerwise, trees
+from fedjax_lora.adapters import Template
+from fedjax_lora.clients.cohort import Mode, everywhere
+from fedjax_lora.clients.local import Train
+from fedjax_lora.methods.base import Cohort, Method, Server
+from fedjax_lora.rounds.local import Local, all_finite, cohort_of, make_local
+from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
+from fedjax_lora.types import Array, Key, Params, Trained
+
+RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
+
+
+def make_round(
+    method: Method,
+    template: Template,
+    train: Train,
+    *,
+    heads: Head = "average",
+    mode: Mode = "vmap",
+    wave: int = 1,
+    mesh: Mesh | None = None,
+    updates: Sequence[around.Update] = (),
+    server_optimizer: around.ServerOptimizer | None = None,
+    measure: Callable[..., dict[str, Any]] | None = None,
+) -> RoundFn:
+    """Compile a round.
+
+    Args:
+      method: the federated method.
+      template: where the adapters are.
+      train: local training, see `fedjax_lora.clients.make_training`.
+      heads: what happens to the task head, see `init_state`.
+      mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
+      wave: clients trained at once on one device.
+      mesh: needed by mode ``sharded``.
+      updates: what happens to what clients send, see `fedjax_lora.around`; heads that are not
+        averaged are not sent.
+      server_optimizer: follows the change that the method makes.
+      measure: ``(base, before, cohort, start, result, after)``, called on the host after every
+        round (see `fedjax_lora.measure`). The round is then compiled in parts, so that what is
+        between them can be seen and timed, and keeps its input.
+
+    Returns:
+      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
+      unless the round is measured, ``key`` is the run's root key.
+    """
+    locally = make_local(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
+
+    def received(plan: Plan, key: Key, local: Local) -> tuple[Trained, Cohort]:
+        """What arrives of what the clients have trained, and from whom."""
+        trained = local.trained
+        weight = jnp.where(all_finite(trained), plan.weight, 0.0)
+        if updates:
+            trained, weight = send(plan, key, local, weight)
+        return trained, cohort_of(template, plan, weight, key)
+
+    def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
+        whole = (local.clients.params, local.trained, local.clients.trainable)
+        # Heads that are not averaged stay where they are.
+        sent = whole if heads == "average" else tuple(x._replace(head={}) for x in whole)
+        own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
+        got, weight = around.apply(updates, *sent, weight, plan.id, own_key)
+        # Numbers too large to compute with may break on the way.
+        weight = jnp.where(all_finite(got), weight, 0.0)
+        return got if heads == "average" else got._replace(head=local.trained.head), weight
+
+    def follow(
+        state: FederatedState, server: Server, head: Params, somebody: Array
+    ) -> tuple[Server, Params, Any]:
+        if server_optimizer is None:
+            return server, head, state.optimizer
+        old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
+        (adapter, head), moments = around.follow(
+            server_optimizer, state.optimizer, old, new, somebody
+        )
+        return server._replace(adapter=adapter), head, moments
+
+    def finish(
+        state: FederatedState, plan: Plan, key: Key, local: Local
+    ) -> tuple[FederatedState, RoundMetrics]:
+        trained, cohort = received(plan, key, local)
+        weight = cohort.weight
+        with layerwise.across(mesh):
+            server, own, rank = method.aggregate(
+                state.server, local.mine.method, cohort, local.start, trained.adapter
+            )
+        head = state.head
+        if heads == "average":
+            head = trees.weighted_mean(trained.head, weight, state.head)
+        server, head, moments = follow(state, server, head, jnp.any(weight > 0))
+        kept = ClientStore(own, trained.head if heads == "local" else ())
+        kept = trees.where(weight > 0, kept, local.mine)
+        stored = jax.tree.map(
+            lambda store, x: store.at[plan.id].set(x, mode="drop"), state.clients, kept
+        )
+        rejected = (weight == 0) & (plan.weight > 0)
+        metrics = RoundMetrics(local.report.loss, local.report.examples, rejected, rank)
+        return FederatedState(server, head, stored, moments), metrics
+
+    def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
+        return finish(state, plan, key, locally(base, data, state, plan, key))
+
+    def measured_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
+        local = jax.block_until_ready(locally(base, data, state, plan, key))
+        times = [time.perf_counter()]
+        after, metrics = jax.block_until_ready(finish(state, plan, key, local))
+        times.append(time.perf_counter())
+        trained, cohort = received(plan, key, local)
+        assert measure is not None
+        found = measure(base, state.server, cohort, local.start, trained.adapter, after.server)
+        times.append(time.perf_counter())
+        # The first round's are longer by the time it takes to compile.
+        names = ("server_seconds", "measure_seconds")
+        seconds = {name: times[n + 1] - times[n] for n, name in enumerate(names)}
+        return after, metrics._replace(measured=found, seconds=seconds)
+
+    placed = {"out_shardings": everywhere(mesh)} if mode == "sharded" else {}
+    if mode != "loop" and measure is None:
+        return jax.jit(round_fn, donate_argnums=2, **placed)
+    finish = jax.jit(finish, **placed)
+    if measure is None:
+        return round_fn
+    received = jax.jit(received)
+    locally = locally if mode == "loop" else jax.jit(locally)
+    return measured_fn
