@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "lowrank"},
+    "measure": {"types", "errors", "trees", "adapters", "lowrank", "methods"},
     # One round, and the host's side of it.
     "rounds": {"types", "errors", "trees", "adapters", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "experiment": FOUNDATION | {
         "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
-        "methods", "metrics", "models", "optimizers", "rounds",
+        "measure", "methods", "metrics", "models", "optimizers", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "config", "data", "experiment", "export", "optimizers", "plots", "results",
@@ -72,6 +73,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},
     "clients": {"flax", "jax", "jaxtyping", "optax"},
+    "measure": {"jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
 }
