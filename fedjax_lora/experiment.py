@@ -13,6 +13,7 @@ from fedjax_lora import (
     clients,
     data,
     evaluation,
+    measure,
     methods,
     metrics,
     models,
@@ -125,9 +126,10 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
     )
+    optimizer = optimizers.optimizer(local.optimizer, clip=local.clip)
     train = clients.make_training(
         objective,
-        optimizers.optimizer(local.optimizer, clip=local.clip),
+        optimizer,
         penalty=method.penalty,
         rates=method.rates,
         split_gains=lora.lora_dropout > 0,
@@ -145,9 +147,16 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         by_length=local.group_by_length,
         seed=config.seed,
     )
-    round_fn = rounds.make_round(
-        method, template, train, heads=fed.heads, mode=how.mode, wave=wave, mesh=mesh
+    look = measure.make_measure(
+        template,
+        head=assets.model.params["head"],
+        train_head=fed.heads != "frozen",
+        optimizer=optimizer,
     )
+    round_fn = rounds.make_round(
+        method, template, train, heads=fed.heads, mode=how.mode, wave=wave, mesh=mesh,
+        measure=look if how.measure else None,
+    )  # fmt: skip
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     base = place(base)
     adapter = adapters.init(

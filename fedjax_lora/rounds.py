@@ -5,6 +5,7 @@ cohort, rejection of broken updates, aggregation. Ranks, members, weights, batch
 and random choices are data: the function compiles once.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -55,6 +56,8 @@ class RoundMetrics(NamedTuple):
     examples: Array  # float32[c], examples processed
     rejected: Array  # bool[c], updates left out because they are not finite
     rank: Array  # int32[c], ranks after the round
+    measured: Any = ()  # what was measured besides, a dictionary of JSON values
+    seconds: Any = ()  # how long the parts of a measured round took, by name
 
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
@@ -96,6 +99,7 @@ def make_round(
     mode: Mode = "vmap",
     wave: int = 1,
     mesh: Mesh | None = None,
+    measure: Callable[..., dict[str, Any]] | None = None,
 ) -> RoundFn:
     """Compile a round.
 
@@ -107,10 +111,13 @@ def make_round(
       mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
       wave: clients trained at once on one device.
       mesh: needed by mode ``sharded``.
+      measure: ``(base, before, cohort, start, result, after)``, called on the host after every
+        round (see `fedjax_lora.measure`). The round is then compiled in parts, so that what is
+        between them can be seen and timed, and keeps its input.
 
     Returns:
-      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated,
-      ``key`` is the run's root key.
+      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
+      unless the round is measured, ``key`` is the run's root key.
     """
     run_cohort = execute(train, mode=mode, wave=wave, mesh=mesh)
 
@@ -161,6 +168,9 @@ def make_round(
         trainable = clients.trainable._replace(adapter=start.trainable)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
 
+    def participants(plan: Plan, key: Key, trained: Trained) -> Cohort:
+        return cohort_of(plan, jnp.where(all_finite(trained), plan.weight, 0.0), key)
+
     def finish(
         state: FederatedState,
         plan: Plan,
@@ -171,14 +181,13 @@ def make_round(
         report: Report,
     ) -> tuple[FederatedState, RoundMetrics]:
         sound = all_finite(trained)
-        weight = jnp.where(sound, plan.weight, 0.0)
-        cohort = cohort_of(plan, weight, key)
+        cohort = participants(plan, key, trained)
         server, own, rank = method.aggregate(
             state.server, mine.method, cohort, start, trained.adapter
         )
         head = state.head
         if heads == "average":
-            head = trees.weighted_mean(trained.head, weight, state.head)
+            head = trees.weighted_mean(trained.head, cohort.weight, state.head)
         kept = ClientStore(own, trained.head if heads == "local" else ())
         kept = trees.where(sound, kept, mine)
         clients = jax.tree.map(
@@ -188,21 +197,42 @@ def make_round(
         metrics = RoundMetrics(report.loss, report.examples, rejected, rank)
         return FederatedState(server, head, clients), metrics
 
-    def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
+    def train_cohort(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
         start, clients, mine = begin(state, plan, key)
         full = with_kernels(base, state.server.kernels)
         if method.select is not None:
             probed, _ = run_cohort(full, data, clients, plan.rate)
             start, clients = choose(state, plan, key, start, clients, mine, probed)
         trained, report = run_cohort(full, data, clients, plan.rate)
-        return finish(state, plan, key, start, mine, trained, report)
+        return start, mine, trained, report
 
+    def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
+        return finish(state, plan, key, *train_cohort(base, data, state, plan, key))
+
+    def measured_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
+        parts = jax.block_until_ready(train_cohort(base, data, state, plan, key))
+        times = [time.perf_counter()]
+        after, metrics = jax.block_until_ready(finish(state, plan, key, *parts))
+        times.append(time.perf_counter())
+        start, _, trained, _ = parts
+        cohort = participants(plan, key, trained)
+        assert measure is not None
+        found = measure(base, state.server, cohort, start, trained.adapter, after.server)
+        times.append(time.perf_counter())
+        # The first round's are longer by the time it takes to compile.
+        names = ("server_seconds", "measure_seconds")
+        seconds = {name: times[n + 1] - times[n] for n, name in enumerate(names)}
+        return after, metrics._replace(measured=found, seconds=seconds)
+
+    placed = {"out_shardings": everywhere(mesh)} if mode == "sharded" else {}
     if mode == "loop":
         begin, choose, finish = jax.jit(begin), jax.jit(choose), jax.jit(finish)
-        return round_fn
-    if mode == "sharded":
-        return jax.jit(round_fn, donate_argnums=2, out_shardings=everywhere(mesh))
-    return jax.jit(round_fn, donate_argnums=2)
+    elif measure is None:
+        return jax.jit(round_fn, donate_argnums=2, **placed)
+    else:
+        train_cohort, finish = jax.jit(train_cohort), jax.jit(finish, **placed)
+    participants = jax.jit(participants)
+    return round_fn if measure is None else measured_fn
 
 
 def all_finite(tree: Any) -> Array:
