@@ -35,10 +35,11 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
     """
     present = cohort.weight > 0
 
-    def site(path: str) -> tuple[Array, Array, Array, Array]:
+    def site(path: str) -> Array:
         a, b = result[path]
         mask = start.trainable[path]
-        trained = jnp.any(mask.a, axis=-2) | jnp.any(mask.b, axis=-1)  # [c, (L,) R]
+        trained = jnp.any(mask.a, axis=-2) | jnp.any(mask.b, axis=-1)
+        trained = jnp.broadcast_to(trained, start.gain[path].shape)  # [c, (L,) R]
         trained &= trees.expand(present, trained)
         a, has_a = _unit(a, trained[..., None, :], axis=-2)
         b, has_b = _unit(b, trained[..., :, None], axis=-1)
@@ -52,13 +53,12 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
         index = jnp.tile(jnp.arange(most), clients)
         both = real[:, :, None] & real[:, None, :] & (client[:, None] != client[None])[None]
         alike = (index[:, None] == index[None])[None]
-        return *_total(cosine, both & alike), *_total(cosine, both & ~alike)
+        sums = [jnp.sum(jnp.where(both & of, cosine, 0.0)) for of in (alike, ~alike)]
+        pairs = [jnp.sum(both & of).astype(jnp.float32) for of in (alike, ~alike)]
+        return jnp.stack([jnp.stack(sums), jnp.stack(pairs)])
 
-    same, pairs, cross, cross_pairs = (sum(x) for x in zip(*map(site, result), strict=True))
-    nothing = jnp.full((), jnp.nan)
-    return Cosines(
-        trees.safe_divide(same, pairs, nothing), trees.safe_divide(cross, cross_pairs, nothing)
-    )
+    sums, pairs = sum(map(site, result), start=jnp.zeros((2, 2)))
+    return Cosines(*trees.safe_divide(sums, pairs, jnp.full(2, jnp.nan)))
 
 
 def _unit(x: Array, mask: Array, *, axis: int) -> tuple[Array, Array]:
@@ -66,7 +66,3 @@ def _unit(x: Array, mask: Array, *, axis: int) -> tuple[Array, Array]:
     x = jnp.where(mask, x, 0.0)
     size = jnp.linalg.norm(x, axis=axis, keepdims=True)
     return x / jnp.where(size > 0, size, 1.0), size > 0
-
-
-def _total(x: Array, mask: Array) -> tuple[Array, Array]:
-    return jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask).astype(jnp.float32)
