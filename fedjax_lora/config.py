@@ -131,6 +131,9 @@ class ExecutionConfig:
     """Evaluate the global model after every so many rounds, and after the last."""
     eval_batch: int = 64
     """Examples in an evaluation batch."""
+    measure: bool = False
+    """Measure every round: noise of its start and its aggregation, spectrum of the global adapter,
+    similarity of the clients' components, server time, a client's memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

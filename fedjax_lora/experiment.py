@@ -14,6 +14,7 @@ from fedjax_lora import (
     clients,
     data,
     evaluation,
+    measure,
     methods,
     metrics,
     models,
@@ -140,9 +141,10 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
     )
+    optimizer = optimizers.optimizer(local.optimizer, clip=local.clip)
     train = clients.make_training(
         objective,
-        optimizers.optimizer(local.optimizer, clip=local.clip),
+        optimizer,
         penalty=method.penalty,
         rates=method.rates,
         split_gains=lora.lora_dropout > 0,
@@ -161,7 +163,20 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         seed=config.seed,
     )
     execution: Any = {"mode": how.mode, "wave": wave, "mesh": mesh}
-    round_fn = rounds.make_round(method, template, train, heads=fed.heads, **execution)
+    look = measure.make_measure(
+        template,
+        head=assets.model.params["head"],
+        train_head=fed.heads != "frozen",
+        optimizer=optimizer,
+    )
+    round_fn = rounds.make_round(
+        method,
+        template,
+        train,
+        heads=fed.heads,
+        **execution,
+        measure=look if how.measure else None,
+    )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     base, train_data = place(base), place(assets.train)
     root = jax.random.key(config.seed)

@@ -30,6 +30,39 @@ def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
     return jnp.maximum(jnp.sum(gram_a * gram_b, axis=(-2, -1)), 0.0)
 
 
+def core(pair: LoRA) -> Float[Array, "*batch m n"]:
+    """A matrix with the singular values of ``a @ b``: ``k x k`` where that is smaller.
+
+    ``R_a @ R_b^T`` of two thin QR factorisations, or the product itself where ``k`` reaches
+    ``min(i, o)``. The choice is made from the shapes.
+
+    Args:
+      pair: ``[..., i, k]`` and ``[..., k, o]``.
+    """
+    a, b = (x.astype(jnp.float32) for x in pair)
+    if a.shape[-1] >= min(a.shape[-2], b.shape[-1]):
+        return matmul(a, b)
+    return _each(_core_thin, a, b)
+
+
+def _core_thin(a: Array, b: Array) -> Array:
+    return matmul(jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.mT, mode="r").mT)
+
+
+def norm(pair: LoRA) -> Float[Array, "*batch"]:
+    """``||a @ b||_F`` to the rounding of ``||a|| ||b||``, also where the product cancels.
+
+    The square root of `square_norm` is cheaper, but its traces cancel among squares: of a product
+    that is zero it leaves the square root of the rounding.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(core(pair)), axis=(-2, -1)))
+
+
+def singular_values(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
+    """All of a matrix, descending; those of a product are those of its `core`."""
+    return _each(lambda x: jnp.linalg.svd(x, compute_uv=False), matrix)
+
+
 def stack(pair: LoRA) -> LoRA:
     """A cohort's factors side by side: ``sum_k a_k @ b_k`` as one product.
 

@@ -82,10 +82,10 @@ def run(
             "up_bytes": int(traffic.up.sum() + present.sum() * head_bytes),
             "down_bytes": int(traffic.down.sum() + present.sum() * head_bytes),
             "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
-        }
+        } | dict(seen.measured)
         if not np.array_equal(rank, told):
             record["ranks"], told = reallocation.histogram(rank), rank.copy()
-        times = {"round": t + 1, "train_seconds": time.perf_counter() - clock}
+        times = {"round": t + 1, "train_seconds": time.perf_counter() - clock} | dict(seen.seconds)
         if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
             clock = time.perf_counter()
             record |= experiment.evaluate(state)

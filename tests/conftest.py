@@ -23,6 +23,7 @@ install_import_hook(
             "allocation",
             "layerwise",
             "lowrank",
+            "measure",
             "methods",
             "metrics",
             "models",

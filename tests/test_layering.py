@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
+    "measure": {"types", "errors", "trees", "adapters", "layerwise", "lowrank", "methods"},
     # One round, and the host's side of it.
     "rounds": {"types", "errors", "trees", "layerwise", "adapters", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
@@ -52,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "experiment": FOUNDATION | {
         "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
-        "methods", "metrics", "models", "optimizers", "reallocation", "rounds", "scoring",
+        "measure", "methods", "metrics", "models", "optimizers", "reallocation", "rounds",
+        "scoring",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "config", "data", "experiment", "export", "optimizers", "plots",
@@ -75,6 +77,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},
     "clients": {"flax", "jax", "jaxtyping", "optax"},
+    "measure": {"jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
     "scoring": {"jax", "numpy"},

@@ -92,6 +92,31 @@ def test_svd_of_batches_is_the_svd_of_each(shape: tuple):
             np.testing.assert_allclose(x[n], y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(20, 6, 15), (9, 9, 9), (8, 20, 6), (2, 3, 20, 6, 15)])
+def test_norm_and_singular_values_agree_with_numpy(shape: tuple):
+    pair = random_pair(*shape)
+    want = np.linalg.svd(dense(pair), compute_uv=False)
+    core = jax.jit(lowrank.core)(pair)
+    k = core.shape[-1]
+    assert k == (min(shape[-3], shape[-1]) if shape[-2] > 8 else shape[-2])
+    got = jax.jit(lowrank.singular_values)(core)
+    np.testing.assert_allclose(got, want[..., :k], rtol=0, atol=1e-5 * want.max())
+    norm = np.linalg.norm(dense(pair), axis=(-2, -1))
+    np.testing.assert_allclose(jax.jit(lowrank.norm)(pair), norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 6, 35), (8, 20, 6)])
+def test_norm_of_a_product_that_cancels_is_rounding(shape: tuple):
+    """Where traces of Gram matrices leave the square root of the rounding."""
+    a, b = random_pair(*shape)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(a.shape[1],) * 2))[0]
+    turned_a = jnp.asarray(np.asarray(a, np.float64) @ turn, jnp.float32)
+    turned_b = jnp.asarray(turn.T @ np.asarray(b, np.float64), jnp.float32)
+    nothing = LoRA(jnp.concatenate([a, -turned_a], axis=1), jnp.concatenate([b, turned_b], axis=0))
+    size = np.linalg.norm(dense(LoRA(a, b)))
+    assert float(jax.jit(lowrank.norm)(nothing)) < 1e-6 * size
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
 def test_svd_at_any_scale(shape: tuple, scale: float):

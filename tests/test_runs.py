@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedjax_lora
-from fedjax_lora import InputError, RunConfig, clients, experiment, methods, rounds, runs
+from fedjax_lora import InputError, RunConfig, clients, experiment, methods, rounds, runs, trees
 from fedjax_lora import config as configs
 from fedjax_lora.config import (
     DataConfig,
@@ -68,6 +68,24 @@ def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
     again = runs.run(CONFIG, out=tmp_path / "again", assets=assets)
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
+
+
+def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path):
+    measured = change(CONFIG, execution={"measure": True})
+    result = runs.run(measured, out=tmp_path / "run", assets=assets)
+    read = lambda name: [  # noqa: E731
+        json.loads(line) for line in (result.out / name).read_text().splitlines()
+    ]
+    records = read("metrics.jsonl")
+    for record, times, plain in zip(records, read("timing.jsonl"), finished.history, strict=True):
+        assert not any(name.endswith("seconds") for name in record)
+        assert times["server_seconds"] + times["measure_seconds"] < times["train_seconds"]
+        assert record["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+        assert set(plain) < set(record)
+        assert record["init_noise"] == 0 < record["agg_noise"]
+        # The encoder, and more for a client's own training, but no second copy of the encoder.
+        base = trees.size_bytes({k: v for k, v in assets.model.params.items() if k != "head"})
+        assert base < record["client_bytes_mean"] <= record["client_bytes_max"] < 1.1 * base
 
 
 def test_another_seed_gives_other_numbers(finished, assets):
