@@ -18,7 +18,16 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         f"fedjax_lora.{name}"
-        for name in ("adapters", "allocation", "lowrank", "methods", "metrics", "models", "trees")
+        for name in (
+            "adapters",
+            "allocation",
+            "around",
+            "lowrank",
+            "methods",
+            "metrics",
+            "models",
+            "trees",
+        )
     ],
     "beartype.beartype",
 )
