@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_lora import (
     adapters,
     allocation,
+    around,
     clients,
     data,
     evaluation,
@@ -53,6 +54,8 @@ class Experiment(NamedTuple):
     state: FederatedState
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
+    updates: tuple[around.Update, ...]
+    privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
 
 def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
@@ -113,6 +116,9 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     )
     method = methods.make(fed.method, template)
     method.check(rank)
+    updates = around.make_updates(fed.updates, method, fed.method)
+    server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
@@ -132,6 +138,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         rates=method.rates,
         split_gains=lora.lora_dropout > 0,
         rows=clients.row_buckets(local.batch),
+        prox=local.prox,
     )
     federation = Federation(
         members=parts.indices,
@@ -146,7 +153,15 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         seed=config.seed,
     )
     round_fn = rounds.make_round(
-        method, template, train, heads=fed.heads, mode=how.mode, wave=wave, mesh=mesh
+        method,
+        template,
+        train,
+        heads=fed.heads,
+        mode=how.mode,
+        wave=wave,
+        mesh=mesh,
+        updates=updates,
+        server_optimizer=server_optimizer,
     )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     base = place(base)
@@ -161,13 +176,14 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         assets.model.params["head"],
         clients=fed.clients,
         heads=fed.heads,
+        server_optimizer=server_optimizer,
     )
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     evaluate = _make_evaluate(config, assets, template, objective, base, place)
     return Experiment(
         config, assets, template, method, federation, rank, base, place(assets.train), state,
-        round_fn, evaluate,
+        round_fn, evaluate, updates, privacy,
     )  # fmt: skip
 
 

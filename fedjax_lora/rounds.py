@@ -1,18 +1,19 @@
 """One federated round as one compiled function, built from a method and a local training.
 
 ``state, metrics = round_fn(base, data, state, plan, key)``: broadcast, local training of the whole
-cohort, rejection of broken updates, aggregation. Ranks, members, weights, batches, learning rate
-and random choices are data: the function compiles once.
+cohort, rejection of broken updates, what else is put around the method (`fedjax_lora.around`), and
+aggregation. Ranks, members, weights, batches, learning rate and random choices are data: the
+function compiles once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedjax_lora import trees
+from fedjax_lora import around, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, everywhere, execute
 from fedjax_lora.clients.local import Clients, Report, Train
@@ -35,6 +36,7 @@ class FederatedState(NamedTuple):
     server: Server
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
+    optimizer: Any = ()  # state of the server optimizer
 
 
 class Plan(NamedTuple):
@@ -53,7 +55,7 @@ class RoundMetrics(NamedTuple):
 
     loss: Array  # float32[c], mean training loss
     examples: Array  # float32[c], examples processed
-    rejected: Array  # bool[c], updates left out because they are not finite
+    rejected: Array  # bool[c], updates left out: not finite, or outliers
     rank: Array  # int32[c], ranks after the round
 
 
@@ -61,7 +63,14 @@ RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
 
 
 def init_state(
-    method: Method, adapter: Adapter, kernels: Kernels, head: Params, *, clients: int, heads: Head
+    method: Method,
+    adapter: Adapter,
+    kernels: Kernels,
+    head: Params,
+    *,
+    clients: int,
+    heads: Head,
+    server_optimizer: around.ServerOptimizer | None = None,
 ) -> FederatedState:
     """The state before the first round.
 
@@ -72,12 +81,17 @@ def init_state(
       head: the initial task head.
       clients: `N`.
       heads: ``average`` (global, trained), ``frozen``, or ``local`` (each client keeps its own).
+      server_optimizer: that of the rounds.
     """
     own = ()
     if heads == "local":
         own = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (clients, *x.shape)), head)
     store = ClientStore(method.init_clients(clients), own)
-    return FederatedState(method.init(adapter, kernels), head, store)
+    server = method.init(adapter, kernels)
+    moments = ()
+    if server_optimizer is not None:
+        moments = server_optimizer.init(Trained(server.adapter, head))
+    return FederatedState(server, head, store, moments)
 
 
 def with_kernels(base: Params, kernels: Kernels) -> Params:
@@ -96,6 +110,8 @@ def make_round(
     mode: Mode = "vmap",
     wave: int = 1,
     mesh: Mesh | None = None,
+    updates: Sequence[around.Update] = (),
+    server_optimizer: around.ServerOptimizer | None = None,
 ) -> RoundFn:
     """Compile a round.
 
@@ -107,6 +123,9 @@ def make_round(
       mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
       wave: clients trained at once on one device.
       mesh: needed by mode ``sharded``.
+      updates: what happens to what clients send, see `fedjax_lora.around`; heads that are not
+        averaged are not sent.
+      server_optimizer: follows the change that the method makes.
 
     Returns:
       ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated,
@@ -161,17 +180,33 @@ def make_round(
         trainable = clients.trainable._replace(adapter=start.trainable)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
 
+    def send(
+        plan: Plan, key: Key, clients: Clients, trained: Trained, weight: Array
+    ) -> tuple[Trained, Array]:
+        whole = (clients.params, trained, clients.trainable)
+        # Heads that are not averaged stay where they are.
+        sent = whole if heads == "average" else tuple(x._replace(head={}) for x in whole)
+        own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
+        got, weight = around.apply(updates, *sent, weight, plan.id, own_key)
+        # Numbers too large to compute with may break on the way.
+        weight = jnp.where(all_finite(got), weight, 0.0)
+        return got if heads == "average" else got._replace(head=trained.head), weight
+
     def finish(
         state: FederatedState,
         plan: Plan,
         key: Key,
         start: Start,
+        clients: Clients,
         mine: ClientStore,
         trained: Trained,
         report: Report,
     ) -> tuple[FederatedState, RoundMetrics]:
         sound = all_finite(trained)
         weight = jnp.where(sound, plan.weight, 0.0)
+        if updates:
+            trained, weight = send(plan, key, clients, trained, weight)
+            sound = weight > 0
         cohort = cohort_of(plan, weight, key)
         server, own, rank = method.aggregate(
             state.server, mine.method, cohort, start, trained.adapter
@@ -179,14 +214,20 @@ def make_round(
         head = state.head
         if heads == "average":
             head = trees.weighted_mean(trained.head, weight, state.head)
+        moments = state.optimizer
+        if server_optimizer is not None:
+            old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
+            somebody = jnp.any(weight > 0)
+            (adapter, head), moments = around.follow(server_optimizer, moments, old, new, somebody)
+            server = server._replace(adapter=adapter)
         kept = ClientStore(own, trained.head if heads == "local" else ())
         kept = trees.where(sound, kept, mine)
-        clients = jax.tree.map(
+        stored = jax.tree.map(
             lambda store, x: store.at[plan.id].set(x, mode="drop"), state.clients, kept
         )
         rejected = ~sound & (plan.weight > 0)
         metrics = RoundMetrics(report.loss, report.examples, rejected, rank)
-        return FederatedState(server, head, clients), metrics
+        return FederatedState(server, head, stored, moments), metrics
 
     def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
         start, clients, mine = begin(state, plan, key)
@@ -195,7 +236,7 @@ def make_round(
             probed, _ = run_cohort(full, data, clients, plan.rate)
             start, clients = choose(state, plan, key, start, clients, mine, probed)
         trained, report = run_cohort(full, data, clients, plan.rate)
-        return finish(state, plan, key, start, mine, trained, report)
+        return finish(state, plan, key, start, clients, mine, trained, report)
 
     if mode == "loop":
         begin, choose, finish = jax.jit(begin), jax.jit(choose), jax.jit(finish)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import data, export, optimizers, plots, trees
+from fedjax_lora import around, data, export, optimizers, plots, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
@@ -60,7 +60,8 @@ def run(
     fed, how = config.federation, config.execution
     schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)
     key = jax.random.key(config.seed)
-    head_bytes = trees.size_bytes(state.head) if fed.heads == "average" else 0
+    head = jax.eval_shape(lambda: experiment.state.head) if fed.heads == "average" else {}
+    head_bytes = trees.size_bytes(head)
     history = []
     if folder:
         folder.start(config)
@@ -70,6 +71,7 @@ def run(
             t, rank, config.local.learning_rate * float(jnp.asarray(schedule(t)))
         )
         traffic = experiment.method.traffic(state.server, plan.rank[plan.weight > 0], t)
+        sent = around.up_bytes(experiment.updates, traffic, experiment.template, head)
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         present = plan.weight > 0
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
@@ -77,10 +79,10 @@ def run(
             "round": t + 1,
             "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
             "examples": int(np.sum(seen.examples)),
-            "up_bytes": int(traffic.up.sum() + present.sum() * head_bytes),
+            "up_bytes": int(sent.sum()),
             "down_bytes": int(traffic.down.sum() + present.sum() * head_bytes),
             "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
-        }
+        } | experiment.privacy(t + 1)
         times = {"round": t + 1, "train_seconds": time.perf_counter() - clock}
         if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
             clock = time.perf_counter()

@@ -40,20 +40,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "lowrank"},
+    # What goes around a method: it knows what a method is, but none of them.
+    "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "adapters", "clients", "methods"},
+    "rounds": {"types", "errors", "trees", "adapters", "around", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
     "evaluation": {"types", "clients"},
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
+        "adapters", "allocation", "around", "clients", "config", "data", "evaluation", "federation",
         "methods", "metrics", "models", "optimizers", "rounds",
     },
     "runs": FOUNDATION | {
-        "adapters", "config", "data", "experiment", "export", "optimizers", "plots", "results",
-        "rounds",
+        "adapters", "around", "config", "data", "experiment", "export", "optimizers", "plots",
+        "results", "rounds",
     },
     "cli": FOUNDATION | {
         "__init__", "cache", "config", "data", "experiment", "methods", "models", "runs",
@@ -72,6 +74,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},
     "clients": {"flax", "jax", "jaxtyping", "optax"},
+    "around": {"dp_accounting", "jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
 }
