@@ -127,7 +127,7 @@ def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], No
             f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
         )
         if record["rejected"]:
-            console.print(f"       rejected non-finite updates of clients {record['rejected']}")
+            console.print(f"       rejected updates of clients {record['rejected']}")
 
     return print_row
 

@@ -1,7 +1,8 @@
 """A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
 
-The options that choose code (``method``, ``ranks``, ``partition``, ``optimizer``, ``schedule``) are
-strings that read like calls, see `fedjax_lora.specs`.
+The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
+``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
+`fedjax_lora.specs`.
 """
 
 import dataclasses
@@ -93,6 +94,12 @@ class FederationConfig:
     the first round: loss_based(low=5, high=20, share=0.1)."""
     heads: Literal["average", "frozen", "local"] = "average"
     """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
+    updates: tuple[str, ...] = ()
+    """What happens to clients' updates, in this order: clip(norm=1.0),
+    gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,
+    trimmed_mean(share=0.1)."""
+    server_optimizer: str = "none"
+    """What follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,8 @@ class LocalConfig:
     """Batch texts of about the same length: less padding, less random batches."""
     max_steps: int | None = None
     """Stop a client after this many steps in a round."""
+    prox: float = 0.0
+    """FedProx: pulls a client towards what it began the round with, with this weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +185,7 @@ def _problems(config: RunConfig) -> list[str]:
         ("batch", local.batch, 1),
         ("epochs", local.epochs, 1),
         ("max_steps", local.max_steps, 1),
+        ("prox", local.prox, 0),
         ("max_length", data.max_length, 4),
         ("train_examples", data.train_examples, 1),
         ("test_examples", data.test_examples, 1),

@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_lora import (
     adapters,
     allocation,
+    around,
     clients,
     data,
     evaluation,
@@ -63,6 +64,8 @@ class Experiment(NamedTuple):
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
     reallocate: reallocation.Reallocate
+    updates: tuple[around.Update, ...]
+    privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
 
 def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
@@ -129,6 +132,9 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     method = methods.make(fed.method, template)
     method.check(allocated.possible)
     _check_review(allocated.review, assets)
+    updates = around.make_updates(fed.updates, method, fed.method)
+    server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
@@ -149,6 +155,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         rates=method.rates,
         split_gains=lora.lora_dropout > 0,
         rows=clients.row_buckets(local.batch),
+        prox=local.prox,
     )
     federation = Federation(
         members=parts.indices,
@@ -175,6 +182,8 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         train,
         heads=fed.heads,
         **execution,
+        updates=updates,
+        server_optimizer=server_optimizer,
         measure=look if how.measure else None,
     )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
@@ -189,6 +198,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         assets.model.params["head"],
         clients=fed.clients,
         heads=fed.heads,
+        server_optimizer=server_optimizer,
     )
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
@@ -205,7 +215,7 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        round_fn, evaluate, reallocate,
+        round_fn, evaluate, reallocate, updates, privacy,
     )  # fmt: skip
 
 

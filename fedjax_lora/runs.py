@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import data, export, optimizers, plots, reallocation, trees
+from fedjax_lora import around, data, export, optimizers, plots, reallocation, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.allocation import Scores
 from fedjax_lora.config import RunConfig
@@ -62,7 +62,8 @@ def run(
     schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)
     scores, told = Scores.none(fed.clients), rank.copy()
     key = jax.random.key(config.seed)
-    head_bytes = trees.size_bytes(state.head) if fed.heads == "average" else 0
+    head = jax.eval_shape(lambda: experiment.state.head) if fed.heads == "average" else {}
+    head_bytes = trees.size_bytes(head)
     history = []
     if folder:
         folder.start(config)
@@ -71,18 +72,25 @@ def run(
         rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
         plan = federation.plan(t, rank, rate)
-        traffic = experiment.method.traffic(state.server, plan.rank[plan.weight > 0], t)
-        state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         present = plan.weight > 0
+        received = experiment.method.traffic(state.server, plan.rank[present], t).down
+        state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
-        record = {
-            "round": t + 1,
-            "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
-            "examples": int(np.sum(seen.examples)),
-            "up_bytes": int(traffic.up.sum() + present.sum() * head_bytes),
-            "down_bytes": int(traffic.down.sum() + present.sum() * head_bytes),
-            "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
-        } | dict(seen.measured)
+        # Clients that have given up rank send less than they received.
+        traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
+        sent = around.up_bytes(experiment.updates, traffic, experiment.template, head)
+        record = (
+            {
+                "round": t + 1,
+                "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
+                "examples": int(np.sum(seen.examples)),
+                "up_bytes": int(sent.sum()),
+                "down_bytes": int(received.sum() + present.sum() * head_bytes),
+                "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
+            }
+            | experiment.privacy(t + 1)
+            | dict(seen.measured)
+        )
         if not np.array_equal(rank, told):
             record["ranks"], told = reallocation.histogram(rank), rank.copy()
         times = {"round": t + 1, "train_seconds": time.perf_counter() - clock} | dict(seen.seconds)

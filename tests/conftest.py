@@ -21,6 +21,7 @@ install_import_hook(
         for name in (
             "adapters",
             "allocation",
+            "around",
             "layerwise",
             "lowrank",
             "measure",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, clients, methods, models, optimizers, rounds, trees
+from fedjax_lora import adapters, around, clients, methods, models, optimizers, rounds, trees
 from fedjax_lora.adapters import Site, Template
 from fedjax_lora.clients import Clients, Objective
 from fedjax_lora.data import Tokens
@@ -344,11 +344,16 @@ def _rounds(
     adapter: adapters.Adapter,
     kernels: Any,
     head: Any,
+    *,
+    updates: Sequence[around.Update] = (),
+    server_optimizer: around.ServerOptimizer | None = None,
 ) -> Rounds:
     mesh = clients.client_mesh(DEVICES) if mode == "sharded" else None
     wave = 2 if mode == "vmap" else 1
-    fn = rounds.make_round(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
-    state = rounds.init_state(method, adapter, kernels, head, clients=len(SIZES), heads=heads)
+    run = {"mode": mode, "wave": wave, "mesh": mesh, "updates": updates}
+    both = {"heads": heads, "server_optimizer": server_optimizer}
+    fn = rounds.make_round(method, template, train, **run, **both)
+    state = rounds.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     return Rounds(fn, place(base), place(data), copy(state))
 
@@ -382,6 +387,8 @@ def stub_rounds(
     heads: rounds.Head = "average",
     mode: str = "vmap",
     method: methods.Method | None = None,
+    updates: tuple[around.Update, ...] = (),
+    server_optimizer: around.ServerOptimizer | None = None,
 ) -> Rounds:
     """Rounds of ``quadratic`` or ``noise`` on `POINTS` by gradient descent; ``w`` begins at 0."""
     adapter = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), STUB.shapes())
@@ -396,6 +403,8 @@ def stub_rounds(
         adapter,
         {"layer": jnp.zeros((3, 5))},
         {"w": jnp.zeros(3)},
+        updates=updates,
+        server_optimizer=server_optimizer,
     )
 
 

@@ -42,8 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
     "measure": {"types", "errors", "trees", "adapters", "layerwise", "lowrank", "methods"},
+    # What goes around a method: it knows what a method is, but none of them.
+    "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "clients", "methods"},
+    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "around", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
@@ -52,13 +54,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
+        "adapters", "allocation", "around", "clients", "config", "data", "evaluation", "federation",
         "measure", "methods", "metrics", "models", "optimizers", "reallocation", "rounds",
         "scoring",
     },
     "runs": FOUNDATION | {
-        "adapters", "allocation", "config", "data", "experiment", "export", "optimizers", "plots",
-        "reallocation", "results", "rounds",
+        "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
+        "plots", "reallocation", "results", "rounds",
     },
     "cli": FOUNDATION | {
         "__init__", "cache", "config", "data", "experiment", "methods", "models", "runs",
@@ -78,6 +80,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},
     "clients": {"flax", "jax", "jaxtyping", "optax"},
     "measure": {"jax", "jaxtyping", "numpy", "optax"},
+    "around": {"dp_accounting", "jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
     "scoring": {"jax", "numpy"},

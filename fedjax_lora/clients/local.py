@@ -78,6 +78,7 @@ def make_training(
     rates: LoRA = EQUAL_RATES,
     split_gains: bool = False,
     rows: Sequence[int] | None = None,
+    prox: float = 0.0,
 ) -> Train:
     """Local training of a wave of clients.
 
@@ -89,6 +90,8 @@ def make_training(
       rates: multiplies the learning rate of each factor.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
       rows: batch sizes to compile, ascending, see `row_buckets`; only the full one by default.
+      prox: FedProx's `mu` (arXiv 1812.06127): ``mu/2 ||x - x_start||^2`` is part of what a client
+        minimises, but not of the loss it reports.
 
     Returns:
       ``train(base, data, clients, learning_rate) -> (Trained [w, ...], Report [w])``.
@@ -112,6 +115,9 @@ def make_training(
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, base, client, batch, valid, key
         )
+        if prox:
+            pull = lambda g, x, x0: g + prox * (x - x0)  # noqa: E731
+            grads = jax.tree.map(pull, grads, params, client.params)
         hold = lambda tree: jax.tree.map(  # noqa: E731
             lambda x, m: jnp.where(m, x, 0), tree, client.trainable
         )

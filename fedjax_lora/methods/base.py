@@ -65,6 +65,8 @@ class Traffic(NamedTuple):
 
     up: np.ndarray  # int64[c]
     down: np.ndarray  # int64[c]
+    exact: Any = 0  # int64[c], of ``up``: indices and the like, which are never rounded
+    factors: int = 2  # factors of a layer that travel up
 
 
 def no_check(rank: np.ndarray) -> None:

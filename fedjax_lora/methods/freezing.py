@@ -58,7 +58,7 @@ def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: W
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         per_component = outputs if trains_b(round) else inputs
         size = rank.astype(np.int64) * per_component * FLOAT_BYTES
-        return Traffic(up=size, down=size)
+        return Traffic(up=size, down=size, factors=1)
 
     return Method(
         init=plain_server,

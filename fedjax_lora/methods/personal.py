@@ -57,7 +57,7 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * inputs * FLOAT_BYTES
-        return Traffic(up=size, down=size)
+        return Traffic(up=size, down=size, factors=1)
 
     return Method(
         init=plain_server,

@@ -131,8 +131,8 @@ def fed_plora(
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
         one = template.component_size * FLOAT_BYTES
-        up = rank * (one + sets * INDEX_BYTES)
-        return Traffic(up=up, down=np.full_like(up, template.rank * one))
+        up, exact = rank * (one + sets * INDEX_BYTES), rank * sets * INDEX_BYTES
+        return Traffic(up=up, down=np.full_like(up, template.rank * one), exact=exact)
 
     return Method(
         init=plain_server,

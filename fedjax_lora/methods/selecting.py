@@ -106,8 +106,10 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
         one, before = (outputs, inputs) if trains_b(round) else (inputs, outputs)
-        up = rank * (one * FLOAT_BYTES + matrices * INDEX_BYTES)
-        return Traffic(up=up, down=np.full_like(up, template.rank * before * FLOAT_BYTES))
+        index = rank * matrices * INDEX_BYTES
+        up = rank * one * FLOAT_BYTES + index
+        down = np.full_like(up, template.rank * before * FLOAT_BYTES)
+        return Traffic(up=up, down=down, exact=index, factors=1)
 
     return Method(
         init=plain_server,

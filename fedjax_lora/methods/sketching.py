@@ -68,7 +68,8 @@ def fslora(template: Template, *, weights: Weights = "uniform") -> Method:
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         one = template.component_size * FLOAT_BYTES
         rank = rank.astype(np.int64)
-        return Traffic(up=rank * (one + INDEX_BYTES), down=rank * one)
+        index = rank * INDEX_BYTES
+        return Traffic(up=rank * one + index, down=rank * one, exact=index)
 
     return Method(
         init=plain_server,
