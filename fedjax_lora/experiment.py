@@ -12,11 +12,9 @@ from fedjax_lora import (
     allocation,
     clients,
     data,
-    evaluation,
     methods,
     metrics,
     models,
-    optimizers,
     rounds,
     trees,
 )
@@ -25,8 +23,9 @@ from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
+from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
 from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Params, Trained
+from fedjax_lora.types import Key, Params, Trained
 
 
 class Assets(NamedTuple):
@@ -37,6 +36,15 @@ class Assets(NamedTuple):
     train: data.Tokens
     validation: data.Tokens | None
     test: data.Tokens
+
+
+class Layout(NamedTuple):
+    """What is decided before anything is compiled."""
+
+    parts: data.Partition
+    rank: np.ndarray  # int32[N], at the start
+    template: Template
+    method: Method
 
 
 class Experiment(NamedTuple):
@@ -55,8 +63,16 @@ class Experiment(NamedTuple):
     evaluate: Callable[[FederatedState], dict[str, float]]
 
 
-def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
+def load_assets(
+    config: RunConfig, *, cache_dir: str | None = None, model: models.Pretrained | None = None
+) -> Assets:
     """Load and tokenise the task, and load the model with a head for it.
+
+    Args:
+      config: what to load.
+      cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
+      model: what was loaded before for the same model options and task with any seed; the new
+        model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
@@ -70,16 +86,19 @@ def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
-    model = models.load(
-        config.model.model,
-        num_labels=max(1, len(task.classes)),
-        layers=config.model.layers,
-        dtype=config.model.dtype,
-        pooling=config.model.pooling,
-        dropout=config.model.dropout,
-        remat=config.model.remat,
-        key=jax.random.fold_in(jax.random.key(config.seed), 2),
-    )
+    if model is None:
+        model = models.load(
+            config.model.model,
+            num_labels=max(1, len(task.classes)),
+            layers=config.model.layers,
+            dtype=config.model.dtype,
+            pooling=config.model.pooling,
+            dropout=config.model.dropout,
+            remat=config.model.remat,
+            key=model_key(config),
+        )
+    else:
+        model = models.redraw(model, model_key(config))
     encode = lambda split: data.encode(  # noqa: E731
         split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
     )
@@ -87,10 +106,18 @@ def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
     return Assets(task, model, encode(task.train), validation, encode(task.test))
 
 
-def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
-    """Divide the data, place the adapters and build the compiled functions of a run."""
-    assets = load_assets(config) if assets is None else assets
-    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
+def model_key(config: RunConfig) -> Key:
+    """The key of the parameters that the checkpoint does not have, the head first of all."""
+    return jax.random.fold_in(jax.random.key(config.seed), 2)
+
+
+def lay_out(config: RunConfig, assets: Assets) -> Layout:
+    """Divide the data, allocate the ranks and place the adapters; nothing is compiled.
+
+    Raises:
+      InputError: choices that are unknown, or do not go with the data, the model or each other.
+    """
+    fed, lora = config.federation, config.lora
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -102,9 +129,8 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     rank = allocation.allocate(
         fed.ranks, clients=fed.clients, seed=config.seed, quality=parts.quality
     )
-    base = {name: part for name, part in assets.model.params.items() if name != "head"}
     template = adapters.make_template(
-        base,
+        {name: part for name, part in assets.model.params.items() if name != "head"},
         targets=lora.targets,
         rank=int(rank.max()),
         alpha=lora.alpha,
@@ -113,30 +139,38 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     )
     method = methods.make(fed.method, template)
     method.check(rank)
+    return Layout(parts, rank, template, method)
+
+
+def prepare(
+    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
+) -> Experiment:
+    """Divide the data, place the adapters and build the compiled functions of a run.
+
+    Args:
+      config: the run.
+      assets: data and model loaded before, to share between runs.
+      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+    """
+    assets = load_assets(config) if assets is None else assets
+    shared = programs() if shared is None else shared
+    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
+    parts, rank, template, method = lay_out(config, assets)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
-    lengths = length_buckets(assets.train.length, longest=longest)
-    objective = clients.text_classification(
-        assets.model.module,
-        lengths,
+    reading = Reading(
+        module=assets.model.module,
+        lengths=length_buckets(assets.train.length, longest=longest),
         regression=assets.task.task.regression,
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
     )
-    train = clients.make_training(
-        objective,
-        optimizers.optimizer(local.optimizer, clip=local.clip),
-        penalty=method.penalty,
-        rates=method.rates,
-        split_gains=lora.lora_dropout > 0,
-        rows=clients.row_buckets(local.batch),
-    )
     federation = Federation(
         members=parts.indices,
         length=assets.train.length,
-        buckets=lengths,
+        buckets=reading.lengths,
         cohort=fed.cohort,
         padded=clients.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
         batch=local.batch,
@@ -144,12 +178,22 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         max_steps=local.max_steps,
         by_length=local.group_by_length,
         seed=config.seed,
+        least_steps=shared.least_steps,
     )
-    round_fn = rounds.make_round(
-        method, template, train, heads=fed.heads, mode=how.mode, wave=wave, mesh=mesh
+    recipe = RoundRecipe(
+        reading=reading,
+        template=template,
+        method=fed.method,
+        optimizer=local.optimizer,
+        clip=local.clip,
+        batch=local.batch,
+        heads=fed.heads,
+        mode=how.mode,
+        wave=wave,
+        devices=how.devices,
     )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    base = place(base)
+    base = place({name: part for name, part in assets.model.params.items() if name != "head"})
     adapter = adapters.init(
         template, jax.random.fold_in(jax.random.key(config.seed), 1), method=lora.lora_init
     )
@@ -164,10 +208,11 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     )
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
-    evaluate = _make_evaluate(config, assets, template, objective, base, place)
+    predict = shared.predict(reading, how.eval_batch)
+    evaluate = _make_evaluate(assets, template, predict, base, place)
     return Experiment(
         config, assets, template, method, federation, rank, base, place(assets.train), state,
-        round_fn, evaluate,
+        shared.round(recipe), evaluate,
     )  # fmt: skip
 
 
@@ -179,9 +224,8 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
 
 
-def _make_evaluate(config, assets, template, objective, base, place):
+def _make_evaluate(assets, template, predict, base, place):
     task = assets.task.task
-    predict = evaluation.make_predict(objective, batch=config.execution.eval_batch)
     splits = {"": assets.test} | (
         {} if assets.validation is None else {"validation_": assets.validation}
     )
