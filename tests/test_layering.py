@@ -47,16 +47,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
+    "programs": {"adapters", "clients", "evaluation", "methods", "optimizers", "rounds"},
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "clients", "config", "data", "evaluation", "federation",
-        "methods", "metrics", "models", "optimizers", "rounds",
+        "adapters", "allocation", "clients", "config", "data", "federation", "methods",
+        "metrics", "models", "programs", "rounds",
     },
     "runs": FOUNDATION | {
-        "adapters", "config", "data", "experiment", "export", "optimizers", "plots", "results",
-        "rounds",
+        "adapters", "config", "data", "experiment", "export", "optimizers", "plots", "programs",
+        "results", "rounds",
+    },
+    "compare": {
+        "cache", "config", "data", "errors", "experiment", "models", "optimizers", "plots",
+        "programs", "runs",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "config", "data", "experiment", "methods", "models", "runs",
+        "__init__", "cache", "compare", "config", "data", "experiment", "methods", "models",
+        "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},
