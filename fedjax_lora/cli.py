@@ -1,4 +1,4 @@
-"""The command line: ``fedjax-lora run``, ``methods``, ``models``, ``tasks``."""
+"""The command line: ``fedjax-lora run``, ``compare``, ``methods``, ``models``, ``tasks``."""
 
 import dataclasses
 import os
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedjax_lora import __version__
+from fedjax_lora.compare import command as compare
 from fedjax_lora.config import RunConfig, demo
 from fedjax_lora.config import load as load_config
 from fedjax_lora.errors import InputError, unknown
@@ -25,6 +26,7 @@ Federated LoRA fine-tuning of one language model with clients of different ranks
 
 commands:
   run       run a config; without options the demo on the standard library's docstrings
+  compare   run methods x seeds x any options, and write tables, a figure and a report
   methods   the federated methods, with their papers
   models    the pretrained models known by name
   tasks     the tasks known by name
@@ -151,6 +153,11 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     Console(highlight=False).print(table)
 
 
+def compare_command(args: Sequence[str]) -> int:
+    """``fedjax-lora compare``."""
+    return compare.main(args, _given_config(args))
+
+
 def methods_command(args: Sequence[str]) -> None:
     """``fedjax-lora methods``."""
     from fedjax_lora import methods
@@ -175,8 +182,9 @@ def tasks_command(args: Sequence[str]) -> None:
     _print_table("Tasks; also file(...)", ("name", "what", "metric", "source"), rows)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": run_command,
+    "compare": compare_command,
     "methods": methods_command,
     "models": models_command,
     "tasks": tasks_command,
@@ -184,7 +192,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (2 for bad input)."""
+    """Run a command; returns the exit status (2 for bad input, 1 if some of its runs failed)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words in (["--version"], ["-V"]):
         print(__version__)
@@ -198,11 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        COMMANDS[words[0]](words[1:])
+        return COMMANDS[words[0]](words[1:]) or 0
     except InputError as error:
         print(f"fedjax-lora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fedjax-lora: stopped", file=sys.stderr)
         return 130
-    return 0

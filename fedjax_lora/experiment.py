@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +14,22 @@ from fedjax_lora import (
     around,
     clients,
     data,
-    evaluation,
-    measure,
     methods,
     metrics,
     models,
-    optimizers,
-    reallocation,
+    promotion,
     rounds,
-    scoring,
     trees,
 )
-from fedjax_lora.adapters import Adapter, Template
-from fedjax_lora.allocation import Review
+from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.errors import InputError
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
+from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
+from fedjax_lora.reallocation import Reallocate, unchanged
 from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Params, Trained
-
-NEW_COMPONENTS = 2**31
-"""Folded into the root key to draw the components of promoted clients; no round has this number."""
+from fedjax_lora.types import Key, Params, Trained
 
 
 class Assets(NamedTuple):
@@ -47,6 +40,17 @@ class Assets(NamedTuple):
     train: data.Tokens
     validation: data.Tokens | None
     test: data.Tokens
+
+
+class Layout(NamedTuple):
+    """What is decided before anything is compiled."""
+
+    parts: data.Partition
+    allocated: allocation.Allocation
+    template: Template
+    method: Method
+    updates: tuple[around.Update, ...]
+    server_optimizer: around.ServerOptimizer | None
 
 
 class Experiment(NamedTuple):
@@ -63,13 +67,21 @@ class Experiment(NamedTuple):
     state: FederatedState
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
-    reallocate: reallocation.Reallocate
+    reallocate: Reallocate
     updates: tuple[around.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
 
-def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
+def load_assets(
+    config: RunConfig, *, cache_dir: str | None = None, model: models.Pretrained | None = None
+) -> Assets:
     """Load and tokenise the task, and load the model with a head for it.
+
+    Args:
+      config: what to load.
+      cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
+      model: what was loaded before for the same model options and task with any seed; the new
+        model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
@@ -83,16 +95,19 @@ def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
-    model = models.load(
-        config.model.model,
-        num_labels=max(1, len(task.classes)),
-        layers=config.model.layers,
-        dtype=config.model.dtype,
-        pooling=config.model.pooling,
-        dropout=config.model.dropout,
-        remat=config.model.remat,
-        key=jax.random.fold_in(jax.random.key(config.seed), 2),
-    )
+    if model is None:
+        model = models.load(
+            config.model.model,
+            num_labels=max(1, len(task.classes)),
+            layers=config.model.layers,
+            dtype=config.model.dtype,
+            pooling=config.model.pooling,
+            dropout=config.model.dropout,
+            remat=config.model.remat,
+            key=model_key(config),
+        )
+    else:
+        model = models.redraw(model, model_key(config))
     encode = lambda split: data.encode(  # noqa: E731
         split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
     )
@@ -100,10 +115,18 @@ def load_assets(config: RunConfig, *, cache_dir: str | None = None) -> Assets:
     return Assets(task, model, encode(task.train), validation, encode(task.test))
 
 
-def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
-    """Divide the data, place the adapters and build the compiled functions of a run."""
-    assets = load_assets(config) if assets is None else assets
-    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
+def model_key(config: RunConfig) -> Key:
+    """The key of the parameters that the checkpoint does not have, the head first of all."""
+    return jax.random.fold_in(jax.random.key(config.seed), 2)
+
+
+def lay_out(config: RunConfig, assets: Assets) -> Layout:
+    """Divide the data, allocate the ranks and place the adapters; nothing is compiled.
+
+    Raises:
+      InputError: choices that are unknown, or do not go with the data, the model or each other.
+    """
+    fed, lora = config.federation, config.lora
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -112,10 +135,9 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         min_examples=fed.min_examples,
         groups=assets.task.train.groups,
     )
-    base = {name: part for name, part in assets.model.params.items() if name != "head"}
     template_of = functools.partial(
         adapters.make_template,
-        base,
+        {name: part for name, part in assets.model.params.items() if name != "head"},
         targets=lora.targets,
         alpha=lora.alpha,
         scale=lora.scale,
@@ -131,36 +153,41 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     template = template_of(rank=int(allocated.possible.max()))
     method = methods.make(fed.method, template)
     method.check(allocated.possible)
-    _check_review(allocated.review, assets)
     updates = around.make_updates(fed.updates, method, fed.method)
     server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    return Layout(parts, allocated, template, method, updates, server_optimizer)
+
+
+def prepare(
+    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
+) -> Experiment:
+    """Divide the data, place the adapters and build the compiled functions of a run.
+
+    Args:
+      config: the run.
+      assets: data and model loaded before, to share between runs.
+      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+    """
+    assets = load_assets(config) if assets is None else assets
+    shared = programs() if shared is None else shared
+    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
+    parts, allocated, template, method, updates, server_optimizer = lay_out(config, assets)
     privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
-    lengths = length_buckets(assets.train.length, longest=longest)
-    objective = clients.text_classification(
-        assets.model.module,
-        lengths,
+    reading = Reading(
+        module=assets.model.module,
+        lengths=length_buckets(assets.train.length, longest=longest),
         regression=assets.task.task.regression,
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
     )
-    optimizer = optimizers.optimizer(local.optimizer, clip=local.clip)
-    train = clients.make_training(
-        objective,
-        optimizer,
-        penalty=method.penalty,
-        rates=method.rates,
-        split_gains=lora.lora_dropout > 0,
-        rows=clients.row_buckets(local.batch),
-        prox=local.prox,
-    )
     federation = Federation(
         members=parts.indices,
         length=assets.train.length,
-        buckets=lengths,
+        buckets=reading.lengths,
         cohort=fed.cohort,
         padded=clients.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
         batch=local.batch,
@@ -168,26 +195,27 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
         max_steps=local.max_steps,
         by_length=local.group_by_length,
         seed=config.seed,
+        least_steps=shared.least_steps,
     )
-    execution: Any = {"mode": how.mode, "wave": wave, "mesh": mesh}
-    look = measure.make_measure(
-        template,
-        head=assets.model.params["head"],
-        train_head=fed.heads != "frozen",
-        optimizer=optimizer,
-    )
-    round_fn = rounds.make_round(
-        method,
-        template,
-        train,
+    recipe = RoundRecipe(
+        reading=reading,
+        template=template,
+        method=fed.method,
+        optimizer=local.optimizer,
+        clip=local.clip,
+        batch=local.batch,
         heads=fed.heads,
-        **execution,
-        updates=updates,
-        server_optimizer=server_optimizer,
-        measure=look if how.measure else None,
+        mode=how.mode,
+        wave=wave,
+        devices=how.devices,
+        prox=local.prox,
+        updates=fed.updates,
+        server_optimizer=fed.server_optimizer,
+        measure=how.measure,
     )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    base, train_data = place(base), place(assets.train)
+    base = place({name: part for name, part in assets.model.params.items() if name != "head"})
+    train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
     kernels = trees.flat(base)
@@ -202,20 +230,24 @@ def prepare(config: RunConfig, assets: Assets | None = None) -> Experiment:
     )
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
-    evaluate = _make_evaluate(config, assets, template, objective, base, place)
-    reallocate = reallocation.unchanged
-    if (review := allocated.review) is not None:
-        score = None
-        if review.needs_validation:
-            locally = rounds.make_local(method, template, train, heads=fed.heads, **execution)
-            score_fn = _make_score(config, assets, objective, locally, execution, place)
-            score = functools.partial(score_fn, base, train_data, key=root)
-        reallocate = reallocation.make_reallocate(
-            review, federation, score, _make_renew(config, template, review.low)
+    predict = shared.predict(reading, how.eval_batch)
+    evaluate = _make_evaluate(assets, template, predict, base, place)
+    reallocate = unchanged
+    if allocated.review is not None:
+        reallocate = promotion.make_reallocate(
+            allocated.review,
+            recipe,
+            federation,
+            base=base,
+            train=train_data,
+            validation=None if assets.validation is None else place(assets.validation),
+            batch=how.eval_batch,
+            init=lora.lora_init,
+            key=root,
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        round_fn, evaluate, reallocate, updates, privacy,
+        shared.round(recipe), evaluate, reallocate, updates, privacy,
     )  # fmt: skip
 
 
@@ -227,45 +259,8 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
 
 
-def _check_review(review: Review | None, assets: Assets) -> None:
-    if review is None or not review.needs_validation:
-        return
-    if assets.validation is None:
-        raise InputError(
-            "Rank allocation 'loss_based' scores clients on validation examples, of which there "
-            "are none; set validation_examples."
-        )
-    if assets.task.task.regression and review.score == "accuracy":
-        raise InputError(
-            f"Task {assets.task.task.name!r} has no classes to be accurate about; choose "
-            "score='loss' in the rank allocation 'loss_based'."
-        )
-
-
-def _make_score(config, assets, objective, locally, execution, place):
-    rows = scoring.rows_by_length(
-        assets.validation.length, objective.lengths, batch=config.execution.eval_batch
-    )
-    validate = scoring.make_validation(objective, rows, regression=assets.task.task.regression)
-    score_fn = scoring.make_score(locally, validate, **execution)
-    validation = place(assets.validation)
-
-    return lambda base, train, state, plan, key: score_fn(base, train, validation, state, plan, key)
-
-
-def _make_renew(config, template, rank):
-    key = jax.random.fold_in(jax.random.key(config.seed), NEW_COMPONENTS)
-
-    def renew(adapter: Adapter) -> Adapter:
-        fresh = adapters.init(template, key, method=config.lora.lora_init)
-        return reallocation.renew_above(template, rank, adapter, fresh)
-
-    return renew
-
-
-def _make_evaluate(config, assets, template, objective, base, place):
+def _make_evaluate(assets, template, predict, base, place):
     task = assets.task.task
-    predict = evaluation.make_predict(objective, batch=config.execution.eval_batch)
     splits = {"": assets.test} | (
         {} if assets.validation is None else {"validation_": assets.validation}
     )

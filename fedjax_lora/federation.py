@@ -28,6 +28,7 @@ class Federation:
     max_steps: int | None
     by_length: bool
     seed: int
+    least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -37,9 +38,10 @@ class Federation:
 
     @property
     def steps(self) -> int:
-        """Steps of the client with the most, to which all plans are padded."""
+        """Steps to which all plans are padded: those of the client with the most, or more."""
         most = max(len(own) for own in self.members)
-        return batches.local_steps(most, batch=self.batch, epochs=self.epochs, most=self.max_steps)
+        taken = batches.local_steps(most, batch=self.batch, epochs=self.epochs, most=self.max_steps)
+        return max(taken, self.least_steps)
 
     def sample(self, round: int) -> np.ndarray:
         """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""

@@ -4,9 +4,27 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe-Ito: told apart by everybody
+# Okabe-Ito: told apart by everybody.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+BLUE, ORANGE = COLOURS[:2]
+GREY = "#666666"
+
+
+def style(axes: Axes, *, rounds: bool = True) -> None:
+    """A light grid and no frame; whole numbers on an x axis of rounds."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if rounds:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def level(axes: Axes, height: float, text: str, *, at: float) -> None:
+    """A dashed line to compare with, and what it is, ending above ``at``."""
+    axes.axhline(height, color=GREY, ls="--", lw=1)
+    axes.annotate(text, (at, height), color=GREY, ha="right", va="bottom", fontsize=8)
 
 
 def history(
@@ -23,9 +41,7 @@ def history(
     tested = [r for r in records if metric in r]
     left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
     if majority is not None:
-        left.axhline(majority, color=GREY, ls="--", lw=1)
-        left.annotate("majority class", (records[-1]["round"], majority), color=GREY,
-                      ha="right", va="bottom", fontsize=8)  # fmt: skip
+        level(left, majority, "majority class", at=records[-1]["round"])
     left.set(xlabel="round", ylabel=f"test {metric}")
     right.plot([r["round"] for r in records], [r["train_loss"] for r in records],
                color=ORANGE, label="training (clients)")  # fmt: skip
@@ -34,8 +50,6 @@ def history(
     right.set(xlabel="round", ylabel="loss")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        style(axes)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)

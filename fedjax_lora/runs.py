@@ -16,6 +16,7 @@ from fedjax_lora.allocation import Scores
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
+from fedjax_lora.programs import Programs
 from fedjax_lora.results import RunFolder, environment
 from fedjax_lora.rounds import FederatedState
 
@@ -39,6 +40,7 @@ def run(
     out: str | pathlib.Path | None = None,
     overwrite: bool = False,
     assets: Assets | None = None,
+    programs: Programs | None = None,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Result:
     """Run a config to its end.
@@ -48,6 +50,7 @@ def run(
       out: folder for the results; None writes nothing.
       overwrite: replace the run that ``out`` holds.
       assets: data and model loaded before, to share between runs.
+      programs: compiled functions to share between runs, see `fedjax_lora.programs`.
       on_round: called with each round's numbers and times.
 
     Raises:
@@ -56,7 +59,7 @@ def run(
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     folder = None if out is None else RunFolder.claim(out, config, overwrite=overwrite)
     began = time.perf_counter()
-    experiment = prepare(config, assets)
+    experiment = prepare(config, assets, programs)
     federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
     fed, how = config.federation, config.execution
     schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)

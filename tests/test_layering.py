@@ -53,17 +53,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
+    "programs": {
+        "adapters", "around", "clients", "evaluation", "measure", "methods", "optimizers", "rounds",
+    },
+    "promotion": {
+        "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",
+        "rounds", "scoring",
+    },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "around", "clients", "config", "data", "evaluation", "federation",
-        "measure", "methods", "metrics", "models", "optimizers", "reallocation", "rounds",
-        "scoring",
+        "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
+        "metrics", "models", "programs", "promotion", "reallocation", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
-        "plots", "reallocation", "results", "rounds",
+        "plots", "programs", "reallocation", "results", "rounds",
+    },
+    "compare": {
+        "cache", "config", "data", "errors", "experiment", "models", "optimizers", "plots",
+        "programs", "runs",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "config", "data", "experiment", "methods", "models", "runs",
+        "__init__", "cache", "compare", "config", "data", "experiment", "methods", "models",
+        "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

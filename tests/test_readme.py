@@ -41,10 +41,11 @@ def test_the_python_example_runs(capsys):
 def test_commands_are_understood(command, monkeypatch):
     """Options parse and the config is possible; the run itself is replaced."""
     _, name, *args = shlex.split(command, comments=True)
-    if name == "run" and "--help" not in args:
+    execute = {"run": "cli.execute", "compare": "compare.command.execute"}
+    if name in execute and "--help" not in args:
         args = [a for a in args if not a.endswith("config.json") and a != "--config"]
         seen = []
-        monkeypatch.setattr("fedjax_lora.cli.execute", seen.append)
+        monkeypatch.setattr(f"fedjax_lora.{execute[name]}", lambda *given: seen.append(given))
         assert cli.main([name, *args]) == 0
         assert len(seen) == 1
     elif "--help" in args:

@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from experiments.ag_news import METHODS, RESULTS
 from experiments.ag_news.run import slug
 from experiments.markdown import put
-
-# Ten lines: Okabe-Ito's colours, told apart further by the line's style.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+from fedjax_lora.plots import COLOURS, style
 
 
 def records(method: str) -> list[dict[str, Any]]:
@@ -63,15 +61,15 @@ def draw(path: pathlib.Path) -> None:
         if not runs:
             continue
         rounds, values = curve(runs, "accuracy")
-        colour, style = COLOURS[n % len(COLOURS)], ("-", "--")[n // len(COLOURS)]
+        # More methods than colours: told apart further by the line's style.
+        colour, line = COLOURS[n % len(COLOURS)], ("-", "--")[n // len(COLOURS)]
         mean = values.mean(axis=0)
-        axes.plot(rounds, mean, style, marker="o", ms=3, color=colour, label=label)
+        axes.plot(rounds, mean, line, marker="o", ms=3, color=colour, label=label)
         if len(runs) > 1:
             spread = values.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="round", ylabel="test accuracy")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    style(axes)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
 

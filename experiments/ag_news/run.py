@@ -1,19 +1,39 @@
 """Run the comparison; see `experiments.ag_news`."""
 
+import dataclasses
 import functools
+import pathlib
 import re
+import time
 
 import tyro
 
 from experiments.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
-from experiments.queue import run_once
 from fedjax_lora.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.compare.queue import Record, run_once
+from fedjax_lora.config import RunConfig
 from fedjax_lora.experiment import Assets, load_assets
+from fedjax_lora.runs import Result, run
 
 
 def slug(method: str) -> str:
     """A method spec as part of a file name."""
     return re.sub(r"\W+", "_", method).strip("_")
+
+
+def finish(path: pathlib.Path, config: RunConfig, assets: Assets) -> Record:
+    """Run a config unless its file exists, telling the terminal about it."""
+
+    def told() -> Result:
+        clock = time.perf_counter()
+        print(f"{path.name} ...", flush=True)
+        result = run(config, assets=assets)
+        print(f"{path.name} done in {time.perf_counter() - clock:.0f} s", flush=True)
+        return result
+
+    # Where the files lay is nobody's business.
+    public = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
+    return run_once(path, public, told)
 
 
 def best_rate(method: str, data_dir: str, assets: Assets) -> float:
@@ -22,7 +42,7 @@ def best_rate(method: str, data_dir: str, assets: Assets) -> float:
     for rate in RATES:
         config = tuning_config(method, rate=rate, data_dir=data_dir)
         path = RESULTS / "tuning" / f"{slug(method)}-{rate:g}.json"
-        record = run_once(path, config, assets)
+        record = finish(path, config, assets)
         scores[rate] = record["history"][-1]["validation_accuracy"]
     return max(RATES, key=lambda rate: (scores[rate], -rate))
 
@@ -43,7 +63,7 @@ def main(data_dir: str, seeds: int = len(SEEDS)) -> None:
         for method in METHODS.values():
             rate = best_rate(method, data_dir, short)
             config = get_config(method, rate=rate, seed=seed, data_dir=data_dir)
-            run_once(RESULTS / "runs" / f"{slug(method)}-seed{seed}.json", config, assets)
+            finish(RESULTS / "runs" / f"{slug(method)}-seed{seed}.json", config, assets)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,13 @@ from fedjax_lora.measure.spectrum import (
 from fedjax_lora.methods import Cohort, Server, Start
 from fedjax_lora.types import Adapter, Array, Kernels, Params
 
-Measure = Callable[[Params, Server, Cohort, Start, Adapter, Server], dict[str, Any]]
-"""``(base, before, cohort, start, result, after)`` to JSON values."""
+Measure = Callable[[Params, Params, Server, Cohort, Start, Adapter, Server], dict[str, Any]]
+"""``(base, head, before, cohort, start, result, after)`` to JSON values."""
 
 
 def make_measure(
     template: Template,
     *,
-    head: Params,
     train_head: bool,
     optimizer: optax.GradientTransformation,
 ) -> Measure:
@@ -46,7 +45,6 @@ def make_measure(
 
     Args:
       template: the sites.
-      head: the task head of one client.
       train_head: whether clients train it.
       optimizer: of local training.
     """
@@ -82,7 +80,13 @@ def make_measure(
         }
 
     def measure(
-        base: Params, before: Server, cohort: Cohort, start: Start, result: Adapter, after: Server
+        base: Params,
+        head: Params,
+        before: Server,
+        cohort: Cohort,
+        start: Start,
+        result: Adapter,
+        after: Server,
     ) -> dict[str, Any]:
         leaves = trees.flat(base)
         kernels = {path: leaves[f"{path}/kernel"] for path in after.kernels}

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
-from fedjax_lora.models import checkpoint
+from fedjax_lora.models import checkpoint, fresh
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import read_config
@@ -95,6 +95,21 @@ def load(
         fingerprint=fingerprint(f"{digest} layers={config.layers}", read.params, read.new_params),
         folder=source.folder,
         new_params=read.new_params,
+    )
+
+
+def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
+    """What `load` returns for another key; what the checkpoint holds is shared, not read again.
+
+    Args:
+      model: from `load`.
+      key: for the parameters that the checkpoint does not have.
+    """
+    assert model.folder is not None, "a model without a checkpoint has nothing to share"
+    params = trees.replace(model.params, fresh.draw(model.config, model.new_params, key))
+    label = f"{weights_sha256(model.folder)} layers={model.config.layers}"
+    return dataclasses.replace(
+        model, params=params, fingerprint=fingerprint(label, params, model.new_params)
     )
 
 

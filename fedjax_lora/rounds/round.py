@@ -46,9 +46,9 @@ def make_round(
       updates: what happens to what clients send, see `fedjax_lora.around`; heads that are not
         averaged are not sent.
       server_optimizer: follows the change that the method makes.
-      measure: ``(base, before, cohort, start, result, after)``, called on the host after every
-        round (see `fedjax_lora.measure`). The round is then compiled in parts, so that what is
-        between them can be seen and timed, and keeps its input.
+      measure: ``(base, head, before, cohort, start, result, after)``, called on the host after
+        every round (see `fedjax_lora.measure`). The round is then compiled in parts, so that what
+        is between them can be seen and timed, and keeps its input.
 
     Returns:
       ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
@@ -69,7 +69,8 @@ def make_round(
         # Heads that are not averaged stay where they are.
         sent = whole if heads == "average" else tuple(x._replace(head={}) for x in whole)
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = around.apply(updates, *sent, weight, plan.id, own_key)
+        start, trained, trainable = sent
+        got, weight = around.apply(updates, start, trained, trainable, weight, plan.id, own_key)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         return got if heads == "average" else got._replace(head=local.trained.head), weight
@@ -117,7 +118,9 @@ def make_round(
         times.append(time.perf_counter())
         trained, cohort = received(plan, key, local)
         assert measure is not None
-        found = measure(base, state.server, cohort, local.start, trained.adapter, after.server)
+        found = measure(
+            base, state.head, state.server, cohort, local.start, trained.adapter, after.server
+        )
         times.append(time.perf_counter())
         # The first round's are longer by the time it takes to compile.
         names = ("server_seconds", "measure_seconds")

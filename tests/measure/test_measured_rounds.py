@@ -24,7 +24,6 @@ def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
     problem = problems.bag()
     look = measure.make_measure(
         problem.template,
-        head=problem.head,
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),
     )

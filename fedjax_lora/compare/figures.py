@@ -1,0 +1,84 @@
+"""Figures of a comparison: the metric over the rounds and over the bytes sent, with bands."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedjax_lora.compare.table import Line, evaluated, spread
+from fedjax_lora.plots import COLOURS, level, style
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def curves(lines: Sequence[Line]) -> bytes:
+    """A PNG: a row of panels for each choice of the varied fields, in it a curve per method.
+
+    With one method, its curves for all choices share the one row. Lines are means over seeds,
+    bands are 95 % intervals (see `fedjax_lora.compare.table`); panels are as high as the single
+    runs reach, and cut bands off that are wider than that.
+    """
+    by_method = len({line.labels["method"] for line in lines}) > 1
+    panels: dict[str, list[Line]] = {}
+    for line in lines:
+        panels.setdefault(_choice(line) if by_method else "", []).append(line)
+    names = [line.labels["method"] if by_method else _choice(line) for line in lines]
+    order = list(dict.fromkeys(names))
+    figure = Figure(figsize=(10, 0.6 + 3.2 * len(panels)), dpi=130, layout="constrained")
+    grid = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
+    for (title, inside), (left, right) in zip(panels.items(), grid, strict=True):
+        for line in inside:
+            at = order.index(line.labels["method"] if by_method else _choice(line))
+            look: dict[str, Any] = {
+                "color": COLOURS[at % len(COLOURS)],
+                "ls": DASHES[at // len(COLOURS) % len(DASHES)],
+                "label": order[at] or line.labels["method"],
+            }
+            _draw(left, line, "round", 1, look)
+            _draw(right, line, "up_bytes", 1e6, look)
+        _frame(left, right, inside, title)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _choice(line: Line) -> str:
+    """The varied fields and their values, as a title."""
+    varied = {key: value for key, value in line.labels.items() if key != "method"}
+    return ", ".join(
+        f"{key.rpartition('.')[2]} = {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in varied.items()
+    )
+
+
+def _draw(axes: Axes, line: Line, over: str, unit: float, look: dict[str, Any]) -> None:
+    histories = [evaluated(run) for run in line.runs]
+    x = np.mean([[h[over] for h in history] for history in histories], axis=0) / unit
+    mean, _, half = spread(np.array([[h[line.metric] for h in history] for history in histories]))
+    axes.plot(x, mean, marker="o", ms=3, **look)
+    if len(histories) > 1:
+        axes.fill_between(x, mean - half, mean + half, color=look["color"], alpha=0.13, lw=0)
+
+
+def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
+    runs = [run for line in lines for run in line.runs]
+    values = [h[line.metric] for line in lines for run in line.runs for h in evaluated(run)]
+    majority = {record["summary"].get("majority_accuracy") for _, record in runs} - {None}
+    if len(majority) == 1 and lines[0].metric == "accuracy":
+        values += majority
+        last = max(h["round"] for run in runs for h in evaluated(run))
+        level(left, *majority, "majority class", at=last)
+    low, high = np.nanmin(values), np.nanmax(values)
+    margin = 0.08 * (high - low) or 0.05
+    left.set_ylim(low - margin, high + margin)
+    left.set(xlabel="round", ylabel=f"test {lines[0].metric}")
+    right.set(xlabel="MB sent by all clients so far")
+    left.set_title(title, loc="left", fontsize=9)
+    style(left)
+    style(right, rounds=False)

@@ -1,0 +1,74 @@
+"""Runs that take hours: each finished run is one file, and what has a file is not run again."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_lora import config as configs
+from fedjax_lora.config import RunConfig
+from fedjax_lora.errors import InputError
+
+Record = dict[str, Any]
+"""A finished run: its ``config``, its ``history`` (a record per round) and its ``summary``."""
+
+
+def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> Record:
+    """The record in a file if there is one, else that of the run, which is then written.
+
+    Args:
+      path: the file.
+      config: what the file is to say that was run.
+      run: does it; returns what has ``history`` and ``summary``.
+
+    Raises:
+      InputError: the file holds another run.
+    """
+    if path.exists():
+        record = read(path)
+        if configs.from_dict(record["config"]) != config:
+            raise InputError(f"{path} holds a run of another config; move it away to run this one.")
+        return record
+    result = run()
+    record = {
+        "config": configs.to_dict(config),
+        "history": result.history,
+        "summary": result.summary,
+    }
+    write(path, json.dumps(record) + "\n")
+    return record
+
+
+def finished(folder: pathlib.Path) -> dict[RunConfig, Record]:
+    """All finished runs in a folder, by what was run.
+
+    Raises:
+      InputError: a file that is no finished run.
+    """
+    records = [read(path) for path in sorted(folder.glob("*.json"))]
+    return {configs.from_dict(record["config"]): record for record in records}
+
+
+def read(path: pathlib.Path) -> Record:
+    """One finished run.
+
+    Raises:
+      InputError: the file cannot be read or is something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        configs.from_dict(record["config"])
+        if not (record["history"] and record["summary"]):
+            raise ValueError("nothing in it")
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{path} is not a finished run ({error}); move it away.") from error
+    return record
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Write a file such that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

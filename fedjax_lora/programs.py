@@ -1,0 +1,123 @@
+"""The compiled functions of a run, by everything they are compiled from.
+
+A recipe is all that a program depends on besides its arguments. Runs with equal recipes (other
+seeds, learning rates, partitions, numbers of rounds) can share one program, and do if they are
+prepared with the same `Programs`. What is not in a recipe cannot get into a program by accident:
+the builders below see nothing else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from fedjax_lora import around, clients, evaluation, measure, methods, optimizers, rounds
+from fedjax_lora.adapters import Template
+from fedjax_lora.clients import Mode, Objective
+from fedjax_lora.clients.local import Train
+from fedjax_lora.evaluation import Predict
+from fedjax_lora.methods import Method
+from fedjax_lora.rounds import Head, RoundFn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model reads the data; see `fedjax_lora.clients.text_classification`."""
+
+    module: nn.Module
+    lengths: tuple[int, ...]
+    regression: bool
+    dropout: bool
+    lora_dropout: float
+
+    def objective(self) -> Objective:
+        """What clients minimise."""
+        return clients.text_classification(
+            self.module,
+            self.lengths,
+            regression=self.regression,
+            dropout=self.dropout,
+            lora_dropout=self.lora_dropout,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundRecipe:
+    """Everything a compiled round depends on besides its arguments."""
+
+    reading: Reading
+    template: Template
+    method: str
+    optimizer: str
+    clip: float | None
+    batch: int
+    heads: Head
+    mode: Mode
+    wave: int
+    devices: int | None
+    prox: float
+    updates: tuple[str, ...]
+    server_optimizer: str
+    measure: bool
+
+    def parts(self) -> tuple[Method, Train, dict[str, Any]]:
+        """The method, the local training, and how a cohort is executed."""
+        method = methods.make(self.method, self.template)
+        train = clients.make_training(
+            self.reading.objective(),
+            optimizers.optimizer(self.optimizer, clip=self.clip),
+            penalty=method.penalty,
+            rates=method.rates,
+            split_gains=self.reading.lora_dropout > 0,
+            rows=clients.row_buckets(self.batch),
+            prox=self.prox,
+        )
+        mesh = clients.client_mesh(self.devices) if self.mode == "sharded" else None
+        return method, train, {"mode": self.mode, "wave": self.wave, "mesh": mesh}
+
+
+def build_round(recipe: RoundRecipe) -> RoundFn:
+    """The round of a recipe, see `fedjax_lora.rounds.make_round`."""
+    method, train, execution = recipe.parts()
+    look = measure.make_measure(
+        recipe.template,
+        train_head=recipe.heads != "frozen",
+        optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
+    )
+    return rounds.make_round(
+        method,
+        recipe.template,
+        train,
+        heads=recipe.heads,
+        updates=around.make_updates(recipe.updates, method, recipe.method),
+        server_optimizer=around.make_server_optimizer(
+            recipe.server_optimizer, method, recipe.method
+        ),
+        measure=look if recipe.measure else None,
+        **execution,
+    )
+
+
+def build_predict(reading: Reading, batch: int) -> Predict:
+    """The predictions of any method's global model, in batches of this size."""
+    return evaluation.make_predict(reading.objective(), batch=batch)
+
+
+class Programs(NamedTuple):
+    """Programs made so far; see `programs`."""
+
+    round: Callable[[RoundRecipe], RoundFn]
+    predict: Callable[[Reading, int], Predict]
+    least_steps: int  # plans are padded to so many local steps, or more if a client takes more
+
+
+def programs(*, least_steps: int = 0) -> Programs:
+    """Programs for runs to share.
+
+    Args:
+      least_steps: the most local steps that any client of any of the runs takes in a round. Plans
+        of one shape need one compilation; no step more is computed.
+    """
+    return Programs(functools.cache(build_round), functools.cache(build_predict), least_steps)
