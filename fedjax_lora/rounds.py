@@ -183,11 +183,11 @@ def make_round(
     def send(
         plan: Plan, key: Key, clients: Clients, trained: Trained, weight: Array
     ) -> tuple[Trained, Array]:
-        whole = (clients.params, trained, clients.trainable)
-        # Heads that are not averaged stay where they are.
-        sent = whole if heads == "average" else tuple(x._replace(head={}) for x in whole)
+        start, after, learns = clients.params, trained, clients.trainable
+        if heads != "average":  # then they are not sent
+            start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = around.apply(updates, *sent, weight, plan.id, own_key)
+        got, weight = around.apply(updates, start, after, learns, weight, plan.id, own_key)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         return got if heads == "average" else got._replace(head=trained.head), weight
