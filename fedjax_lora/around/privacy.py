@@ -61,5 +61,5 @@ def _epsilon(noise: Noise, cohort: int, clients: int, delta: float) -> Callable[
     accountant = rdp.RdpAccountant(neighboring_relation=relation)
     mechanism = dp_accounting.GaussianDpEvent(noise.multiplier / SENSITIVITY)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(clients, cohort, mechanism))
-    orders, once = accountant.orders, accountant.rdp
-    return lambda rounds: float(rdp.compute_epsilon(orders, rounds * once, delta)[0])
+    orders, once = accountant.orders.tolist(), accountant.rdp
+    return lambda rounds: float(rdp.compute_epsilon(orders, (rounds * once).tolist(), delta)[0])
