@@ -19,6 +19,7 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 FEW = 8  # wanted triplets are few if they are at most one in so many
 NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
+REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
 LOST = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
 
 
@@ -155,9 +156,9 @@ def _from_svd(m: Array, *, rank: int) -> Triplets:
 
 
 def _from_gram(m: Array, *, rank: int) -> Triplets:
-    """Eigenvectors of ``m^T m``, then the triplets of ``m`` itself in twice as many dimensions.
+    """Twice as many eigenvectors of ``m^T m``, refined, and the triplets of ``m`` in their space.
 
-    Where those dimensions may miss too much of what is wanted, it is the SVD after all.
+    Where that space may miss too much of what is wanted, it is the SVD after all.
     """
     largest = jnp.max(jnp.abs(m))
     unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
@@ -165,6 +166,8 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
 
     def project(unit: Array) -> Triplets:
         q, _ = jnp.linalg.qr(matmul(unit, vectors[:, -2 * rank :]))
+        for _ in range(REFINED):
+            q, _ = jnp.linalg.qr(matmul(unit, jnp.linalg.qr(matmul(unit.mT, q))[0]))
         u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
         return matmul(q, u), s, vt
 
@@ -174,25 +177,27 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
 
 
 def lost(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
-    """How much of a product its Gram matrix's ``2 * rank`` eigenvectors may miss, relative to s_1.
+    """How much of a product the way by the Gram matrix may miss, relative to s_1.
 
     The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value
-    `t` that is left out, its eigenvectors miss the wanted space by an angle of
-    ``NOISE * s_1^2 / (s^2 - t^2)`` at most; of ``m`` times them, no more than ``t / s`` of that is
-    left; and the product loses `t` times this.
+    `t` beyond ``2 * rank``, its eigenvectors miss the wanted space by an angle of
+    ``NOISE * s_1^2 / (s^2 - t^2)`` at most. Each product with ``m`` or its transpose leaves no more
+    than ``t / s`` of that, and what is missed in the end is of size `t`.
 
     Args:
       square: eigenvalues of the Gram matrix, ascending.
       rank: triplets wanted.
 
     Returns:
-      The bound; infinite if the wanted values are not above the rounding.
+      The bound; infinite if the wanted values are lost in the rounding.
     """
     first, wanted = square[-1], square[-rank]
     beyond = jnp.maximum(square[-2 * rank - 1], NOISE * first)
     seen = wanted > beyond
     angle = NOISE * first / jnp.where(seen, wanted - beyond, 1.0)
-    return jnp.where(seen, angle * beyond / jnp.sqrt(jnp.where(seen, wanted * first, 1.0)), jnp.inf)
+    ratio = beyond / jnp.where(seen, wanted, 1.0)  # (t / s)^2
+    missed = angle * ratio ** (REFINED + 0.5) * jnp.sqrt(beyond / first)
+    return jnp.where(seen & (angle < 1), missed, jnp.inf)
 
 
 def _fix_signs(u: Array, s: Array, vt: Array) -> Triplets:

@@ -1,10 +1,8 @@
-"""Linear algebra of products, against float64 NumPy; and that it comes back at all."""
+"""Linear algebra of products, against float64 NumPy; `test_lowrank_stall` is about time."""
 
 import os
-import pathlib
 import subprocess
 import sys
-import textwrap
 from typing import Any
 
 import jax
@@ -247,6 +245,7 @@ SPECTRA = {
     "repeated": np.where(np.arange(MANY) < WANTED, 2.0, 1.0),
     "low rank": np.where(np.arange(MANY) < 3, 1.0, 0.0),
     "full rank": np.where(np.arange(MANY) < WANTED, 1.0, 0.0),
+    "one and a plain": np.where(np.arange(MANY) < 1, 1.0, np.linspace(1e-2, 6e-3, MANY)),
     # One direction dwarfs the others: below the root of the rounding a Gram matrix is blind.
     **{
         f"one and {size:g}": np.where(
@@ -285,7 +284,7 @@ def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
     exact = best(m, WANTED)
     error = np.linalg.norm(product(*svd(pair, WANTED)) - exact) / np.linalg.norm(exact)
     # Without a gap the truncation itself is no better determined.
-    assert error < (1e-4 if spectrum == "flat" else 1e-5)
+    assert error < (1e-4 if spectrum in ("flat", "one and a plain") else 1e-5)
 
 
 def bound(s: np.ndarray) -> float:
@@ -295,23 +294,25 @@ def bound(s: np.ndarray) -> float:
 def test_the_gram_matrix_is_trusted_where_it_can_be():
     """And not where it is blind; the tests above go both ways."""
     trusted = {name for name, s in SPECTRA.items() if bound(s) < lowrank.LOST}
-    assert trusted >= {"flat", "slow", "repeated", "one and 0.1"}
-    blind = {"steep", "low rank", "one and 0.003", "one and 0.001", "one and 0.0001"}
+    assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
+    blind = {"steep", "low rank", "one and a plain", "one and 0.001", "one and 0.0001"}
     assert not trusted & blind
     assert bound(np.zeros(MANY)) == np.inf
 
 
-@pytest.mark.parametrize("spectrum", ["one and 0.003", "quick", "slow", "flat"])
+@pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
 def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
-    """Also where it is too much: what the guard is for."""
+    """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
     monkeypatch.setattr(lowrank, "LOST", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
-    found = jax.jit(lambda m: lowrank._from_gram(m, rank=WANTED))(jnp.asarray(m))
-    exact = m.astype(np.float64)
-    error = np.linalg.norm(product(*found) - best(exact, WANTED))
-    assert error < 3 * bound(SPECTRA[spectrum])
-    if spectrum == "one and 0.003":
-        assert error > 10 * EPS
+    want = best(m.astype(np.float64), WANTED)
+    by_gram, by_svd = (
+        np.linalg.norm(product(*jax.jit(fn, static_argnames="rank")(m, rank=WANTED)) - want)
+        for fn in (lowrank._from_gram, lowrank._from_svd)
+    )
+    assert by_gram < 3 * (bound(SPECTRA[spectrum]) + by_svd)
+    if spectrum == "one and a plain":
+        assert by_gram > 3 * by_svd
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-12, 1e12, 1e30])
@@ -423,27 +424,7 @@ def test_stack_is_the_sum_of_products(batch: tuple):
     np.testing.assert_array_equal(wide.b[..., 6:, :], pair.b[3])
 
 
-# -------------------------------------------------------------------------------------- deadlocks
-
-REPEATED_CALLS = """
-    import faulthandler
-    faulthandler.dump_traceback_later(100, exit=True)
-    import jax, jax.numpy as jnp
-    from fedjax_lora import lowrank
-    from fedjax_lora.types import LoRA
-
-    layers, width, stacked = 12, 768, 80
-    key = jax.random.key(0)
-    a, b = (jax.random.normal(key, (layers, width, stacked + n)) for n in (0, 8))
-
-    @jax.jit
-    def both(a, b):  # two independent batched decompositions in one program
-        return [lowrank.svd(LoRA(x, x.mT), 8) for x in (a, b)]
-
-    for n in range(6):
-        jax.block_until_ready(both(a, b))
-    print("finished", flush=True)
-"""
+# ---------------------------------------------------------------------------------------- threads
 
 
 def test_blas_runs_in_one_thread_unless_the_user_says_otherwise():
@@ -460,35 +441,3 @@ def test_blas_runs_in_one_thread_unless_the_user_says_otherwise():
             check=True,
         )
         assert done.stdout.strip() == want
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_stacked_layers_do_not_stall_a_busy_cpu(tmp_path: pathlib.Path):
-    """Repeated server steps come back, beside loops that keep all cores busy.
-
-    Batched LAPACK calls of some CPU backends wait for the thread pool that they occupy, and single
-    calls in several BLAS threads wait for each other. In a process of its own, as users start it.
-    """
-    script = tmp_path / "repeated.py"
-    script.write_text(textwrap.dedent(REPEATED_CALLS))
-    pool = {"XLA_FLAGS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPROC"}
-    environment = {k: v for k, v in os.environ.items() if k not in pool} | {"JAX_PLATFORMS": "cpu"}
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(os.cpu_count() or 1)
-    ]
-    try:
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-    assert done.stdout.strip() == "finished", done.stderr[-3000:]

@@ -65,12 +65,11 @@ def make_round(
         return trained, cohort_of(template, plan, weight, key)
 
     def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
-        whole = (local.clients.params, local.trained, local.clients.trainable)
-        # Heads that are not averaged stay where they are.
-        sent = whole if heads == "average" else tuple(x._replace(head={}) for x in whole)
+        start, after, learns = local.clients.params, local.trained, local.clients.trainable
+        if heads != "average":  # then they are not sent
+            start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        start, trained, trainable = sent
-        got, weight = around.apply(updates, start, trained, trainable, weight, plan.id, own_key)
+        got, weight = around.apply(updates, start, after, learns, weight, plan.id, own_key)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         return got if heads == "average" else got._replace(head=local.trained.head), weight

@@ -1,0 +1,161 @@
+"""Who takes part. A contender is made from a problem and computes when it is called.
+
+Each imports its library when it is made, in the process that is its own.
+"""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.server_aggregation.problem import Problem, clients
+
+Factors = tuple[np.ndarray, np.ndarray]  # [i, R] and [R, o]
+
+
+class Contender(NamedTuple):
+    """A library that is ready to compute."""
+
+    methods: dict[str, Callable[[], Any]]  # by name: aggregate everything once, and wait for it
+    layers: int  # of each site that a call computes
+    factors: Callable[[Any, str], Factors]  # of a site's first layer, from what "hlora" returned
+    about: dict[str, Any]
+
+
+def ours(problem: Problem) -> Contender:
+    """The registered methods, as a round calls them."""
+    import jax
+    import jax.numpy as jnp
+
+    from fedjax_lora import adapters, methods
+    from fedjax_lora.errors import InputError
+    from fedjax_lora.types import LoRA
+
+    count, most, layers = len(problem.ranks), problem.rank, problem.layers
+    template = adapters.Template(
+        sites=tuple(
+            adapters.Site(path, *size, (True,) * layers) for path, size in problem.sites.items()
+        ),
+        rank=most,
+        alpha=float(most),
+    )
+
+    def padded(site: adapters.Site) -> LoRA:
+        a = np.zeros((count, layers, site.inputs, most), np.float32)
+        b = np.zeros((count, layers, most, site.outputs), np.float32)
+        for layer in range(layers):
+            for k, x in enumerate(clients(problem, site.path, layer)):
+                a[k, layer, :, : x.a.shape[1]], b[k, layer, : x.b.shape[0]] = x
+        return LoRA(jnp.asarray(a), jnp.asarray(b))
+
+    result = {site.path: padded(site) for site in template.sites}
+    cohort = methods.Cohort(
+        id=jnp.arange(count, dtype=jnp.int32),
+        rank=jnp.asarray(problem.ranks, jnp.int32),
+        weight=jnp.asarray(problem.shares, jnp.float32),
+        scale=jnp.ones(count),
+        round=jnp.int32(0),
+        key=jax.random.key(0),
+    )
+    active = adapters.spread(template, adapters.prefix_mask(cohort.rank, most))
+    gain = jax.tree.map(lambda mask: mask.astype(jnp.float32), active)
+    start = methods.Start(result, gain, adapters.factor_mask(active))
+    about = {"compile_seconds": {}, "temporary_megabytes": {}, "jax": jax.__version__}
+    calls = {}
+    for name in ("hlora", "fedit", "masked_mean", "flora"):
+        method = methods.make(name, template)
+        try:
+            method.check(np.array(problem.ranks))
+        except InputError:  # needs one rank
+            continue
+        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape), template.shapes())
+        kernels = {}
+        if name == "flora":
+            kernels = {
+                site.path: jnp.zeros((layers, site.inputs, site.outputs)) for site in template.sites
+            }
+        server = method.init(fresh, kernels)
+        began = time.perf_counter()
+        fn = jax.jit(method.aggregate).lower(server, (), cohort, start, result).compile()
+        about["compile_seconds"][name] = time.perf_counter() - began
+        memory = fn.memory_analysis()
+        about["temporary_megabytes"][name] = memory.temp_size_in_bytes / 1e6
+
+        def call(fn: Any = fn, server: Any = server) -> Any:
+            return jax.block_until_ready(fn(server, (), cohort, start, result).server)
+
+        calls[name] = call
+
+    def factors(server: Any, site: str) -> Factors:
+        pair = server.adapter[site]
+        return np.asarray(pair.a[0]), np.asarray(pair.b[0])
+
+    return Contender(calls, layers, factors, about)
+
+
+def numpy(problem: Problem) -> Contender:
+    """Stacks of the true ranks, one product, LAPACK's SVD."""
+    sent, shares = _sent(problem), problem.shares.astype(np.float32)
+
+    def mean(cohort: list) -> np.ndarray:
+        a = np.hstack([share * x.a for share, x in zip(shares, cohort, strict=True)])
+        return a @ np.vstack([x.b for x in cohort])
+
+    def one(cohort: list) -> Factors:
+        u, s, vt = np.linalg.svd(mean(cohort), full_matrices=False)
+        return u[:, : problem.rank], s[: problem.rank, None] * vt[: problem.rank]
+
+    def call() -> dict[str, list[Factors]]:
+        return {site: [one(cohort) for cohort in layers] for site, layers in sent.items()}
+
+    return Contender(
+        {"hlora": call},
+        problem.dense_layers,
+        lambda out, site: out[site][0],
+        {"numpy": np.__version__},
+    )
+
+
+def torch(problem: Problem) -> Contender:
+    """As it is usually written: a loop over layers and clients, and ``torch.linalg.svd``."""
+    import torch
+
+    tensors = {
+        site: [[(torch.from_numpy(x.a), torch.from_numpy(x.b)) for x in layer] for layer in layers]
+        for site, layers in _sent(problem).items()
+    }
+    shares = problem.shares.tolist()
+
+    def one(cohort: list) -> tuple[Any, Any]:
+        mean = torch.zeros(cohort[0][0].shape[0], cohort[0][1].shape[1])
+        for share, (a, b) in zip(shares, cohort, strict=True):
+            mean += share * (a @ b)
+        u, s, vt = torch.linalg.svd(mean, full_matrices=False)
+        return u[:, : problem.rank], s[: problem.rank, None] * vt[: problem.rank]
+
+    def call() -> dict[str, list[Any]]:
+        return {site: [one(cohort) for cohort in layers] for site, layers in tensors.items()}
+
+    def factors(out: Any, site: str) -> Factors:
+        a, b = out[site][0]
+        return a.numpy(), b.numpy()
+
+    about = {"torch": importlib.metadata.version("torch"), "threads": torch.get_num_threads()}
+    return Contender({"hlora": call}, problem.dense_layers, factors, about)
+
+
+def _sent(problem: Problem) -> dict[str, list[list]]:
+    """What the clients sent, for the layers that the dense contenders compute."""
+    return {
+        site: [clients(problem, site, layer) for layer in range(problem.dense_layers)]
+        for site in problem.sites
+    }
+
+
+CONTENDERS: dict[str, Callable[[Problem], Contender]] = {
+    "ours": ours,
+    "numpy": numpy,
+    "torch": torch,
+}

@@ -1,0 +1,88 @@
+"""The adapter sets and their random clients, in NumPy alone: no library sets another's threads."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+NOISE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One adapter set of a cohort."""
+
+    name: str
+    sites: dict[str, tuple[int, int]]  # inputs and outputs
+    layers: int
+    ranks: tuple[int, ...]  # of the clients
+    dense_layers: int  # of each site that the dense contenders compute
+
+    @property
+    def rank(self) -> int:
+        """The stored rank, `R`."""
+        return max(self.ranks)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The clients' weights in the mean, ``float64[c]``."""
+        examples = np.random.default_rng(0).integers(50, 500, len(self.ranks))
+        return examples / examples.sum()
+
+
+PROBLEMS = (
+    Problem(
+        name="RoBERTa-large",
+        sites={"layers/query": (1024, 1024), "layers/value": (1024, 1024)},
+        layers=24,
+        ranks=(4, 8, 16, 32, 64) * 20,
+        dense_layers=4,
+    ),
+    Problem(
+        name="Llama-8B",
+        sites={"layers/q_proj": (4096, 4096), "layers/v_proj": (4096, 1024)},
+        layers=32,
+        ranks=(16,) * 20,
+        dense_layers=1,
+    ),
+)
+
+
+class Client(NamedTuple):
+    """What one client sends for one matrix; its true rank is `r`."""
+
+    a: np.ndarray  # float32[i, r]
+    b: np.ndarray  # float32[r, o]
+
+
+def clients(problem: Problem, site: str, layer: int) -> list[Client]:
+    """The cohort's factors of one matrix, the same whoever asks."""
+    inputs, outputs = problem.sites[site]
+    rng = np.random.default_rng([list(problem.sites).index(site), layer])
+    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    size = np.arange(1, problem.rank + 1, dtype=np.float32) ** -0.5
+    a, b = draw(inputs, problem.rank) * size, draw(problem.rank, outputs) * size[:, None]
+    noise = np.float32(NOISE)
+    return [
+        Client(
+            a[:, :r] + noise * size[:r] * draw(inputs, r),
+            b[:r] + noise * size[:r, None] * draw(r, outputs),
+        )
+        for r in problem.ranks
+    ]
+
+
+def exact(problem: Problem, site: str, layer: int) -> np.ndarray:
+    """The best product of rank `R`, by the dense SVD in float64, ``[i, o]``."""
+    mean = sum(
+        share * (x.a.astype(np.float64) @ x.b)
+        for share, x in zip(problem.shares, clients(problem, site, layer), strict=True)
+    )
+    u, s, vt = np.linalg.svd(mean, full_matrices=False)
+    return (u[:, : problem.rank] * s[: problem.rank]) @ vt[: problem.rank]
+
+
+def relative_error(factors: tuple[np.ndarray, np.ndarray], want: np.ndarray) -> float:
+    """Of a product ``a @ b`` in the Frobenius norm."""
+    a, b = (x.astype(np.float64) for x in factors)
+    return float(np.linalg.norm(a @ b - want) / np.linalg.norm(want))
