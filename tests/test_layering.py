@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
-    "measure": {"types", "errors", "trees", "adapters", "layerwise", "lowrank", "methods"},
+    "measure": {"types", "errors", "trees", "adapters", "lowrank", "methods"},
     # What goes around a method: it knows what a method is, but none of them.
     "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.

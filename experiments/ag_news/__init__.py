@@ -32,7 +32,7 @@ SEEDS = (0, 1, 2)
 METHODS = {
     "FedIT, rank 32 everywhere": "fedit",
     "zero padding": "zero_padding",
-    "HetLoRA weights": "hetlora",
+    "HetLoRA weights": "hetlora(gamma=1.0)",
     "masked mean (RBLA)": "masked_mean",
     "Fed-PLoRA": "fed_plora",
     "HLoRA": "hlora",

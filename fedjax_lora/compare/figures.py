@@ -73,7 +73,7 @@ def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
     if len(majority) == 1 and lines[0].metric == "accuracy":
         values += majority
         last = max(h["round"] for run in runs for h in evaluated(run))
-        level(left, *majority, "majority class", at=last)
+        level(left, next(iter(majority)), "majority class", at=last)
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.08 * (high - low) or 0.05
     left.set_ylim(low - margin, high + margin)
