@@ -8,29 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
+from mixed import WEIGHT, cohort_for
 
 from fedjax_lora import adapters, methods
 from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
 from fedjax_lora.measure import Aggregation, aggregation_noise, initialization_noise
 from fedjax_lora.methods import Cohort, Server
 from fedjax_lora.types import LoRA
 
-WEIGHT = [30.0, 5.0, 0.0, 17.0, 80.0, 2.0]
 every_method = pytest.mark.parametrize("name", methods.METHODS)
 
 _init = jax.jit(initialization_noise, static_argnums=0)
 _aggregation = jax.jit(aggregation_noise, static_argnums=0, static_argnames="weights")
-
-
-def cohort_for(name: str, template: Template = GLOBAL, mixed=(1, 2, 3, 4, 2, 1)) -> Cohort:
-    """Mixed ranks and an absent client, or equal ranks for those who take nothing else."""
-    rank = np.array(mixed)
-    try:
-        methods.make(name, template).check(rank)
-    except InputError:
-        rank = np.full(len(rank), 3)
-    return make_cohort(template, rank, WEIGHT)
 
 
 def server_of(spec: str, template: Template = GLOBAL) -> Server:

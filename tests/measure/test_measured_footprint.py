@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from cohorts import GLOBAL, R, compiled, make_server
-from test_noise import cohort_for
+from mixed import cohort_for
 
 from fedjax_lora import methods, optimizers
 from fedjax_lora.measure import client_footprint, trained_entries
