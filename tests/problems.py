@@ -13,6 +13,7 @@ from fedjax_lora import adapters, around, clients, methods, models, optimizers, 
 from fedjax_lora.adapters import Site, Template
 from fedjax_lora.clients import Clients, Objective
 from fedjax_lora.data import Tokens
+from fedjax_lora.errors import InputError
 from fedjax_lora.federation import Federation
 from fedjax_lora.rounds import FederatedState, Plan
 from fedjax_lora.types import Batches, Trained
@@ -413,8 +414,12 @@ def round_federation(**options: Any) -> Federation:
 
 
 def ranks_for(method: str) -> np.ndarray:
-    """Mixed ranks, or one rank for the method that is defined for nothing else."""
-    return np.full(len(SIZES), 3) if method == "fedit" else RANK
+    """Mixed ranks, or one rank for the methods that are defined for nothing else."""
+    try:
+        methods.make(method, bag().template).check(RANK)
+    except InputError:
+        return np.full(len(SIZES), 3)
+    return RANK
 
 
 # ---------------------------------------------------------------------------------------- comparing
