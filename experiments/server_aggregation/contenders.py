@@ -80,8 +80,8 @@ def ours(problem: Problem) -> Contender:
         began = time.perf_counter()
         fn = jax.jit(method.aggregate).lower(server, (), cohort, start, result).compile()
         about["compile_seconds"][name] = time.perf_counter() - began
-        memory = fn.memory_analysis()
-        about["temporary_megabytes"][name] = memory.temp_size_in_bytes / 1e6
+        if memory := fn.memory_analysis():
+            about["temporary_megabytes"][name] = memory.temp_size_in_bytes / 1e6
 
         def call(fn: Any = fn, server: Any = server) -> Any:
             return jax.block_until_ready(fn(server, (), cohort, start, result).server)
