@@ -18,7 +18,7 @@ def style(axes: Axes, *, rounds: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if rounds:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
 
 
 def level(axes: Axes, height: float, text: str, *, at: float) -> None:
