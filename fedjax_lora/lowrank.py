@@ -106,11 +106,24 @@ def svd(
     return u, s, vt
 
 
-def solve(
-    matrix: Float[Array, "*batch R R"], right: Float[Array, "*batch R o"]
+def ridge(
+    a: Float[Array, "*batch i R"], product: LoRA, penalty: float
 ) -> Float[Array, "*batch R o"]:
-    """``matrix^-1 @ right`` for positive definite matrices."""
-    return _each(functools.partial(jax.scipy.linalg.solve, assume_a="pos"), matrix, right)
+    """The `d` that minimises ``||product - a @ d||_F^2 + penalty ||d||_F^2``.
+
+    From a QR factorisation: the normal equations would square the condition number.
+
+    Args:
+      a: regressors.
+      product: the target as factors ``[..., i, k]`` and ``[..., k, o]``.
+      penalty: above 0.
+    """
+
+    def one(a: Array, left: Array, right: Array) -> Array:
+        q, r = jnp.linalg.qr(jnp.concatenate([a, penalty**0.5 * jnp.eye(a.shape[1])]))
+        return jax.scipy.linalg.solve_triangular(r, matmul(matmul(q[: a.shape[0]].mT, left), right))
+
+    return _each(one, a, *product)
 
 
 def _each(fn: Callable[..., Any], *matrices: Array) -> Any:

@@ -18,9 +18,9 @@ DASHES = ("-", "--", ":", "-.")
 def curves(lines: Sequence[Line]) -> bytes:
     """A PNG: a row of panels for each choice of the varied fields, in it a curve per method.
 
-    With one method, its curves for all choices share the one row. Lines are means over seeds,
-    bands are 95 % intervals (see `fedjax_lora.compare.table`); panels are as high as the single
-    runs reach, and cut bands off that are wider than that.
+    With one method, its curves for all choices share the one row. Thick lines are means over
+    seeds, thin ones single runs, bands 95 % intervals (see `fedjax_lora.compare.table`); panels are
+    as high as the single runs reach, and cut bands off that are wider than that.
     """
     by_method = len({line.labels["method"] for line in lines}) > 1
     panels: dict[str, list[Line]] = {}
@@ -60,20 +60,23 @@ def _choice(line: Line) -> str:
 def _draw(axes: Axes, line: Line, over: str, unit: float, look: dict[str, Any]) -> None:
     histories = [evaluated(run) for run in line.runs]
     x = np.mean([[h[over] for h in history] for history in histories], axis=0) / unit
-    mean, _, half = spread(np.array([[h[line.metric] for h in history] for history in histories]))
+    values = np.array([[h[line.metric] for h in history] for history in histories])
+    mean, _, half = spread(values)
     axes.plot(x, mean, marker="o", ms=3, **look)
-    if len(histories) > 1:
+    if len(values) > 1:
+        axes.plot(x, values.T, color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)
         axes.fill_between(x, mean - half, mean + half, color=look["color"], alpha=0.13, lw=0)
 
 
 def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
     runs = [run for line in lines for run in line.runs]
     values = [h[line.metric] for line in lines for run in line.runs for h in evaluated(run)]
-    majority = {record["summary"].get("majority_accuracy") for _, record in runs} - {None}
-    if len(majority) == 1 and lines[0].metric == "accuracy":
-        values += majority
+    # A seed that chooses the test examples chooses their most frequent class too: the mean.
+    majority = [record["summary"].get("majority_accuracy") for _, record in runs]
+    if lines[0].metric == "accuracy" and None not in majority:
+        values.append(float(np.mean(majority)))
         last = max(h["round"] for run in runs for h in evaluated(run))
-        level(left, next(iter(majority)), "majority class", at=last)
+        level(left, values[-1], "majority class", at=last)
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.08 * (high - low) or 0.05
     left.set_ylim(low - margin, high + margin)

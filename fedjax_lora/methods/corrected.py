@@ -136,12 +136,9 @@ def lora_fair(
         scale = jnp.max(jnp.where(cohort.weight > 0, cohort.scale, 0.0))  # one rank, one scale
         corrected = {}
         for path, pair in result.items():
-            left, right = _residual(pair, mean[path], start.gain[path], share)
-            a = mean[path].a * scale
-            missed = lowrank.matmul(lowrank.matmul(a.mT, left), right)  # [(L,) R, o]
-            gram = lowrank.matmul(a.mT, a)
-            gram = gram + jnp.broadcast_to(penalty * jnp.eye(template.rank), gram.shape)
-            corrected[path] = LoRA(mean[path].a, mean[path].b + lowrank.solve(gram, missed))
+            missed = _residual(pair, mean[path], start.gain[path], share)
+            a, b = mean[path]
+            corrected[path] = LoRA(a, b + lowrank.ridge(a * scale, missed, penalty))
         owned = jnp.any(owners(cohort, template.rank), axis=0)
         adapter = keep_unowned(corrected, server.adapter, owned)
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)

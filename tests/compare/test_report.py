@@ -65,16 +65,25 @@ def drawn(lines, monkeypatch):
     return seen[0]
 
 
+def curves_in(panel):
+    """The means; single runs have no markers."""
+    return [line for line in panel.lines if line.get_marker() == "o"]
+
+
 def test_panels_and_curves(lines, monkeypatch):
     """A row for each batch size, in it two methods with bands, and the level of the majority."""
     axes = drawn(lines, monkeypatch).axes
     assert len(axes) == 4
     for panel in axes:
         assert len(panel.collections) == 2  # bands
-    curve = axes[0].lines[0]
+        assert len(curves_in(panel)) == 2
+    assert [level.get_ydata()[0] for level in axes[0].lines if level.get_linestyle() == "--"] == [
+        0.25
+    ]
+    curve = curves_in(axes[0])[0]
     assert curve.get_xdata().tolist() == [2, 4]
     assert curve.get_ydata().tolist() == pytest.approx([0.13, 0.25])
-    assert axes[1].lines[1].get_xdata().tolist() == pytest.approx([2 * 0.002, 4 * 0.002])
+    assert curves_in(axes[1])[1].get_xdata().tolist() == pytest.approx([2 * 0.002, 4 * 0.002])
     low, high = axes[0].get_ylim()
     assert low < 0.08 and 0.3 < high < 0.5, "as high as the runs, not as the bands of two seeds"
 
@@ -83,5 +92,5 @@ def test_one_method_is_compared_with_itself_in_one_panel(monkeypatch):
     scores = {key: x for key, x in SCORES.items() if key[0] == "hlora"}
     axes = drawn(table.summarise(runs(scores, VARY)), monkeypatch).axes
     assert len(axes) == 2
-    names = [line.get_label() for line in axes[0].lines[:2]]
+    names = [line.get_label() for line in curves_in(axes[0])]
     assert names == ["batch = 8", "batch = 16"]
