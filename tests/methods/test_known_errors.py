@@ -94,7 +94,9 @@ def test_no_axis_is_guessed_from_its_length(name: str):
     The same comparison finds absent components that are averaged as zeros.
     """
     four = Template(sites=(Site("layers/x", 4, 4, (True,) * 4),), rank=4, alpha=6.0)
-    compare(name, four, ranks(name, [1, 2, 4, 3], four), np.array([3, 5, 2, 7]))
+    # A square `a` is nearly singular: a small penalty leaves `b` uncertain.
+    spec = "lora_fair(penalty=2.0)" if name == "lora_fair" else name
+    compare(spec, four, ranks(name, [1, 2, 4, 3], four), np.array([3, 5, 2, 7]))
 
 
 @every_method
