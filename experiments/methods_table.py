@@ -13,8 +13,9 @@ def table() -> str:
         parameters = inspect.signature(entry.factory).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
-        number = entry.paper.removeprefix("arXiv ")
-        paper = f"[{entry.paper}](https://arxiv.org/abs/{number})"
+        paper = entry.paper
+        if paper.startswith("arXiv "):
+            paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
         lines.append(f"| `{name}` | {methods.summary(name)} | {options} | {paper} |")
     return "\n".join(lines) + "\n"
 

@@ -31,9 +31,12 @@ def finish(path: pathlib.Path, config: RunConfig, assets: Assets) -> Record:
         print(f"{path.name} done in {time.perf_counter() - clock:.0f} s", flush=True)
         return result
 
-    # Where the files lay is nobody's business.
-    public = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
-    return run_once(path, public, told)
+    return run_once(path, public(config), told)
+
+
+def public(config: RunConfig) -> RunConfig:
+    """The config without where the files lay, which is nobody's business."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=None))
 
 
 def best_rate(method: str, data_dir: str, assets: Assets) -> float:
