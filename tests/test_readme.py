@@ -6,8 +6,10 @@ import shlex
 
 import pytest
 
+import experiments.ag_news.report
+import experiments.demo.report
+import experiments.noise.report
 from experiments import methods_table
-from experiments.demo import report
 from fedjax_lora import cli
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -57,7 +59,16 @@ def test_commands_are_understood(command, monkeypatch):
 
 
 def test_the_demo_is_told_from_its_result_folder():
-    assert generated("demo") == report.sentence()
+    assert generated("demo") == experiments.demo.report.sentence()
+
+
+@pytest.mark.parametrize("name", ["ag_news", "noise"])
+def test_tables_are_told_from_their_result_files(name: str):
+    report = getattr(experiments, name).report
+    table = report.table()
+    assert table.count("\n") > 5
+    assert generated(name) == table
+    assert (report.RESULTS / "table.md").read_text() == table
 
 
 def test_the_table_of_methods_is_the_registry():
