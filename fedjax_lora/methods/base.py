@@ -134,6 +134,17 @@ def truncated_start(template: Template, server: Server, cohort: Cohort) -> Start
     return Start(start, client_gain(template, cohort, active), mask)
 
 
+def whole_start(template: Template, server: Server, cohort: Cohort, trainable: Adapter) -> Start:
+    """Each client computes with all `R` components at the server's scale, and trains some."""
+    count = cohort.rank.shape[0]
+    everything = jnp.ones((count, template.rank), bool)
+    at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale, jnp.float32))
+    start = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
+    )
+    return Start(start, client_gain(template, at_server_scale, everything), trainable)
+
+
 def symmetric_traffic(template: Template) -> Callable[[Server, np.ndarray, int], Traffic]:
     """Each client receives and sends its own `r` components."""
 

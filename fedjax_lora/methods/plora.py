@@ -18,9 +18,8 @@ from fedjax_lora.methods.base import (
     Server,
     Start,
     Traffic,
-    client_gain,
-    per_client,
     plain_server,
+    whole_start,
 )
 from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA
 
@@ -103,14 +102,8 @@ def fed_plora(
         return adapters.spread(template, masks)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        count = cohort.rank.shape[0]
-        everything = jnp.ones((count, template.rank), bool)
-        at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale, jnp.float32))
-        start = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
-        )
-        gain = client_gain(template, at_server_scale, everything)
-        return Start(start, gain, adapters.factor_mask(choose(server, cohort)))
+        trainable = adapters.factor_mask(choose(server, cohort))
+        return whole_start(template, server, cohort, trainable)
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter

@@ -19,9 +19,8 @@ from fedjax_lora.methods.base import (
     Server,
     Start,
     Traffic,
-    client_gain,
-    per_client,
     plain_server,
+    whole_start,
 )
 from fedjax_lora.methods.plora import module_norms
 from fedjax_lora.types import Adapter, Array, Gain, LoRA
@@ -64,14 +63,9 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
         return adapters.factor_mask(components, a=~b, b=b)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        count = cohort.rank.shape[0]
-        everything = jnp.ones((count, template.rank), bool)
-        at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale, jnp.float32))
-        start = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
-        )
-        gain = client_gain(template, at_server_scale, everything)
-        return Start(start, gain, trainable(cohort, adapters.spread(template, everything)))
+        everything = jnp.ones((cohort.rank.shape[0], template.rank), bool)
+        trained = trainable(cohort, adapters.spread(template, everything))
+        return whole_start(template, server, cohort, trained)
 
     def select(
         server: Server, clients: Any, cohort: Cohort, start: Start, probed: Adapter
