@@ -21,6 +21,7 @@ from fedjax_lora.methods.base import (
     Outcome,
     Server,
     Start,
+    per_client,
     plain_server,
     symmetric_traffic,
     truncated_start,
@@ -101,7 +102,7 @@ def refactoring(
         share = weigh(cohort)
         new = {
             path: each_layer(
-                layer, (*pair, start.gain[path]), share, jax.tree.map(_lead, server.adapter[path])
+                layer, (*pair, start.gain[path]), share, per_client(server.adapter[path])
             )
             for path, pair in result.items()
         }
@@ -134,10 +135,6 @@ def each_layer(
     count = clients[0].shape[1]
     everywhere = jnp.broadcast_to(share[:, None], (share.shape[0], count, share.shape[1]))
     return over_layers(layer, *clients, everywhere, *server, axis=1)
-
-
-def _lead(x: Array) -> Array:
-    return x[None]
 
 
 def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:

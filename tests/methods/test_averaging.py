@@ -251,7 +251,7 @@ def test_hetlora_weighs_by_the_norm_of_the_product():
     want = size[:4] / size[:4].sum()
     for weight in ([1, 1, 1, 1, 0, 0], [30, 5, 11, 17, 0, 0]):
         cohort = make_cohort(GLOBAL, [R] * CLIENTS, weight)
-        after = aggregate("hetlora", cohort, result, server())
+        after = aggregate("hetlora(gamma=1.0)", cohort, result, server())
         for path in PATHS:
             assert_close(after[path].a, one[path].a, 1e-6)  # weights sum to one
             assert_close(after[path].b, one[path].b * float(want @ size[:4]), 1e-6)
@@ -267,8 +267,8 @@ def test_hetlora_norm_by_client_or_by_layer():
     result = {path: LoRA(np.stack([one[path].a] * CLIENTS), b)}
     result[other] = LoRA(*(np.stack([x] * CLIENTS) for x in one[other]))
     cohort = make_cohort(GLOBAL, [R] * CLIENTS)
-    layer = aggregate("hetlora(norm='layer')", cohort, result, server())
-    whole = aggregate("hetlora", cohort, result, server())
+    layer = aggregate("hetlora(norm='layer', gamma=1.0)", cohort, result, server())
+    whole = aggregate("hetlora(gamma=1.0)", cohort, result, server())
     by_layer = 100 / 105
     assert_close(layer[path].b[0], one[path].b[0], 1e-6)
     assert_close(layer[path].b[2], one[path].b[2] * (by_layer * 100 + (1 - by_layer)), 1e-5)
@@ -286,10 +286,56 @@ def test_hetlora_with_all_zero_adapters_weighs_equally():
     cohort = make_cohort(GLOBAL, [R] * CLIENTS, [1, 9, 1, 1, 0, 0])
     result = cohorts.random_adapter(GLOBAL, 14, CLIENTS)
     result = {path: LoRA(pair.a, 0 * pair.b) for path, pair in result.items()}
-    after = aggregate("hetlora", cohort, result, server())
+    after = aggregate("hetlora(gamma=1.0)", cohort, result, server())
     for path in PATHS:
         assert_close(after[path].a, np.mean(result[path].a[:4], axis=0), 1e-6)
         assert not np.any(after[path].b)
+
+
+def shrinking(factor: float) -> tuple:
+    """A cohort whose clients multiply component 3 of `b` by this, and what they return."""
+    cohort, old = make_cohort(GLOBAL, [4, 4, 2, 4, 4, 4], [1, 1, 1, 0, 1, 1]), server()
+    start = methods.make("hetlora", GLOBAL).broadcast(old, (), cohort)
+    result = {p: LoRA(x.a, x.b.at[..., 3, :].multiply(factor)) for p, x in start.adapter.items()}
+    return cohort, old, start, result
+
+
+@pytest.mark.parametrize(
+    ("options", "factor", "want"),
+    [
+        ("gamma=0.99", 0.5, [3, 3, 2, 4, 3, 3]),  # floor(0.99 * 4); rank 2 has not shrunk
+        ("gamma=0.99", 1.0, [4, 4, 2, 4, 4, 4]),  # only if the tail has become smaller
+        ("gamma=0.99", 2.0, [4, 4, 2, 4, 4, 4]),
+        ("gamma=0.5", 0.5, [2, 2, 2, 4, 2, 2]),
+        ("gamma=0.5, min_rank=3", 0.5, [3, 3, 2, 4, 3, 3]),
+        ("gamma=1.0", 0.0, [4, 4, 2, 4, 4, 4]),  # never prunes
+    ],
+)
+def test_hetlora_gives_up_a_tail_that_shrinks(options: str, factor: float, want: list[int]):
+    """Property 34; an absent client (the fourth) keeps its rank."""
+    cohort, old, start, result = shrinking(factor)
+    method = methods.make(f"hetlora({options})", GLOBAL)
+    outcome = method.aggregate(old, (), cohort, start, result)
+    np.testing.assert_array_equal(outcome.rank, want)
+
+
+def test_hetlora_penalty_is_the_size_of_the_tail():
+    """``penalty * sum ||a_tail|| ||b_tail||``; 0 without a tail, and no NaN where `b` is zero."""
+    one = cohorts.on_device(cohorts.random_adapter(GLOBAL, 15))
+    method = methods.make("hetlora(gamma=0.5, penalty=0.1)", GLOBAL)
+    assert method.penalty is not None
+    want = 0.0
+    for path, pair in one.items():
+        layers = zip(*(x if x.ndim == 3 else x[None] for x in pair), strict=True)
+        want += sum(np.linalg.norm(a[:, 2:]) * np.linalg.norm(b[2:]) for a, b in layers)
+        assert path in PATHS
+    assert float(method.penalty(one, jnp.int32(R))) == pytest.approx(0.1 * want, rel=1e-5)
+    never = methods.make("hetlora(gamma=1.0)", GLOBAL)
+    assert never.penalty is not None
+    assert float(never.penalty(one, jnp.int32(R))) == 0.0
+    fresh = {path: LoRA(pair.a, 0 * pair.b) for path, pair in one.items()}
+    slope = jax.grad(lambda x: method.penalty(x, jnp.int32(R)))(fresh)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slope))
 
 
 # ----------------------------------------------------------------------------------- own methods

@@ -33,18 +33,15 @@ MODES = ["random", "prefix", "round_robin"]
 
 
 def sets(mode: str, rank, most: int, *, seed: int = 0, ids=None, round: int = 0) -> np.ndarray:
-    rank = jnp.asarray(rank, jnp.int32)
-    ids = jnp.arange(len(rank)) if ids is None else jnp.asarray(ids)
-    return np.asarray(
-        plora.select(
-            rank,
-            most,
-            selection=mode,
-            key=jax.random.key(seed),
-            ids=ids.astype(jnp.int32),
-            round=jnp.asarray(round, jnp.int32),
-        )
-    )
+    cohort = cohorts.make_cohort(GLOBAL, rank, ids=ids, round=round)
+    size = jax.random.uniform(jax.random.key(1), (most,))  # importance
+    return np.asarray(plora.select(cohort, jax.random.key(seed), size, selection=mode))
+
+
+def test_importance_takes_the_largest():
+    size = np.asarray(jax.random.uniform(jax.random.key(1), (8,)))
+    for row, r in zip(sets("importance", [1, 3, 8], 8), [1, 3, 8], strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(row), np.sort(np.argsort(-size)[:r]))
 
 
 # --------------------------------------------------------------------------------------- selection
@@ -68,14 +65,8 @@ def test_random_modules_are_chosen_equally_often():
     most, draws = 6, 4000
     rank = np.array([1, 2, 4], np.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(draws))
-    select = lambda key: plora.select(  # noqa: E731
-        jnp.asarray(rank),
-        most,
-        selection="random",
-        key=key,
-        ids=jnp.arange(3),
-        round=jnp.zeros((), jnp.int32),
-    )
+    cohort = cohorts.make_cohort(GLOBAL, rank)
+    select = lambda key: plora.select(cohort, key, jnp.zeros(most), selection="random")  # noqa: E731
     chosen = np.asarray(jax.jit(jax.vmap(select))(keys))  # [draws, client, R]
 
     def expect(observed: np.ndarray, p: float) -> None:

@@ -475,7 +475,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
     """Alpha 6 and rank 4, in numbers: neither lost nor doubled from client to server and back."""
     template = dataclasses.replace(HEAD, scale_rule=rule)
     method = methods.make(EXACT.get(name, name), template)
-    server = cohorts.make_server(method, template)
+    server = cohorts.on_device(cohorts.make_server(method, template))
     cohort = make_cohort(template, [R] * CLIENTS)
     one = cohorts.random_adapter(template, 2)
     if name in {"ffa_lora", "rolora"}:  # round 0 trains b
