@@ -70,6 +70,7 @@ def draw(path: pathlib.Path) -> None:
     _dilution(dilution)
     for axes in (init, aggregation, energy):
         axes.set(xlabel="round")
+    for axes in (init, energy):  # the upper two show the same methods
         axes.legend(frameon=False, fontsize=7)
     figure.savefig(path)
 
@@ -90,7 +91,7 @@ def _dilution(axes: Axes) -> None:
     axes.loglog(counts, [k**-2 for k in counts], color="#666666", lw=1, label="$1/K^2$")
     axes.loglog(counts, ratio, "o", color=COLOURS[1], label="measured")
     axes.set(
-        title="zero padding / replication: what one of K clients owns",
+        title="what one of K clients owns:\nzero padding / replication",
         xlabel="clients K",
         xticks=counts,
         xticklabels=[str(k) for k in counts],
