@@ -38,12 +38,12 @@ def loss_based(
       scored: ``all``: all clients train from the initial model and are scored, nothing is
         aggregated, then the first round begins. ``cohort``: clients are scored when they first take
         part (with ``every``: those who take part in the scoring rounds), unscored ones keep
-        ``low``, and the share of those scored so far is promoted. The paper does not say how 10 of
-        100 clients per round fit its ranking. Only ``all`` compares models that began at the same
-        point, on the losses of which a ranking depends more than on the data once the server has
-        learned; promotes the right number at once (the best tenth of a first cohort of 10 is one
-        client); and makes nobody lose a rank later. It costs ``N / cohort`` rounds of training,
-        and traffic that the records' bytes leave out. ``cohort`` trains those it scores twice.
+        ``low``, and the share of those scored so far is promoted, so that a client may lose the
+        high rank again while others are still to come. The paper does not say how 10 of 100 clients
+        per round fit its ranking. The default is ``all``, because only losses of models that began
+        at the same point compare the clients' data (later cohorts begin at a better model), and
+        because the right number is promoted at once. It costs ``N / cohort`` rounds of training,
+        and traffic that the records' bytes leave out; ``cohort`` trains those it scores twice.
       order: ``best`` scores first; ``worst`` first and ``random`` are the controls of the paper's
         Fig. 4. Random scores are drawn: they need no validation examples and cost nothing.
       promoted: what promoted clients receive in the components beyond ``low``, which the paper does
