@@ -5,6 +5,7 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments.markdown import put
 from experiments.server_aggregation import RESULTS
 
 LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch, dense SVD"}
@@ -45,4 +46,5 @@ def table(results: pathlib.Path = RESULTS) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    (RESULTS / "table.md").write_text(table(), encoding="utf-8")
+    put("server_aggregation", table())
