@@ -80,7 +80,6 @@ def beside_busy_loops(folder: pathlib.Path, count: int, limit: float) -> list[fl
     return json.loads(out)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_aggregations_do_not_stall_beside_busy_loops(tmp_path: pathlib.Path):
     """None takes more than ten times the median and two seconds: a stall lasts ten and more."""
