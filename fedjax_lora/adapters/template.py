@@ -75,9 +75,17 @@ class Template:
         return float(self.scale(self.rank))
 
     @property
+    def factor_sizes(self) -> LoRA:
+        """Numbers in one component of each factor over all sites, the sums of ``layers * i, o``."""
+        return LoRA(
+            sum(s.adapted * s.inputs for s in self.sites),
+            sum(s.adapted * s.outputs for s in self.sites),
+        )
+
+    @property
     def component_size(self) -> int:
         """Numbers in one component over all sites: the sum of ``layers * (i + o)``."""
-        return sum(s.adapted * (s.inputs + s.outputs) for s in self.sites)
+        return sum(self.factor_sizes)
 
     def shapes(self) -> Adapter:
         """The adapter tree as `jax.ShapeDtypeStruct` leaves (float32)."""

@@ -3,6 +3,7 @@
 With `a` common to all, ``sum_k p_k (a b_k) = a (sum_k p_k b_k)``, and likewise with `b` common.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fedjax_lora import adapters
 from fedjax_lora.adapters import Template
-from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares, owners
+from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
     Cohort,
@@ -20,7 +21,6 @@ from fedjax_lora.methods.base import (
     Server,
     Start,
     Traffic,
-    plain_server,
     truncated_start,
 )
 from fedjax_lora.types import Adapter, LoRA
@@ -39,34 +39,25 @@ def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: W
         active = adapters.spread(template, adapters.prefix_mask(cohort.rank, template.rank))
         return start._replace(trainable=adapters.factor_mask(active, a=~b, b=b))
 
+    mean = masked_mean(template, weights=weights)
+
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        owned = owners(cohort, template.rank)
-        mean = combine(result, owner_shares(cohort.weight, owned, weights))
-        new = keep_unowned(mean, server.adapter, jnp.any(owned, axis=0))
-        b = trains_b(cohort.round)
+        outcome = mean.aggregate(server, clients, cohort, start, result)
+        new, b = outcome.server.adapter, trains_b(cohort.round)
         adapter = {
             path: LoRA(jnp.where(b, old.a, new[path].a), jnp.where(b, new[path].b, old.b))
             for path, old in server.adapter.items()
         }
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
-
-    inputs = sum(s.adapted * s.inputs for s in template.sites)
-    outputs = sum(s.adapted * s.outputs for s in template.sites)
+        return outcome._replace(server=server._replace(adapter=adapter))
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        per_component = outputs if trains_b(round) else inputs
-        size = rank.astype(np.int64) * per_component * FLOAT_BYTES
+        sizes = template.factor_sizes
+        size = rank.astype(np.int64) * (sizes.b if trains_b(round) else sizes.a) * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=1)
 
-    return Method(
-        init=plain_server,
-        broadcast=broadcast,
-        aggregate=aggregate,
-        traffic=traffic,
-        averages=True,
-    )
+    return dataclasses.replace(mean, broadcast=broadcast, aggregate=aggregate, traffic=traffic)
 
 
 def ffa_lora(template: Template, *, weights: Weights = "examples") -> Method:

@@ -58,14 +58,11 @@ def hetlora(
     def tail_size(adapter: Adapter, rank: Array) -> Array:
         """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""
         tail = ~adapters.prefix_mask(jnp.asarray(cut)[rank], template.rank)  # [..., R]
+        only = adapters.keep(adapter, adapters.factor_mask(adapters.spread(template, tail)))
         total = jnp.zeros(rank.shape)
-        for pair in adapter.values():
-            mask = tail.reshape(*rank.shape, *(1,) * (pair.a.ndim - 1 - tail.ndim), template.rank)
-            axes = tuple(range(pair.a.ndim - 2, pair.a.ndim))
-            a = jnp.sum(jnp.square(jnp.where(mask[..., None, :], pair.a, 0)), axis=axes)
-            b = jnp.sum(jnp.square(jnp.where(mask[..., :, None], pair.b, 0)), axis=axes)
-            each = _root(a) * _root(b)  # [..., (L)]
-            total = total + jnp.sum(each.reshape(*rank.shape, -1), axis=-1)
+        for pair in only.values():
+            a, b = (_root(jnp.sum(jnp.square(x), axis=(-2, -1))) for x in pair)  # [..., (L)]
+            total = total + jnp.sum((a * b).reshape(*rank.shape, -1), axis=-1)
         return total
 
     def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:

@@ -1,5 +1,6 @@
 """Methods in which a part of the adapter stays on its client."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from fedjax_lora import adapters
 from fedjax_lora.adapters import Template
-from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
+from fedjax_lora.methods.averaging import Weights, fedit
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
     Cohort,
@@ -18,7 +19,6 @@ from fedjax_lora.methods.base import (
     Start,
     Traffic,
     need_equal_ranks,
-    plain_server,
     truncated_start,
 )
 from fedjax_lora.types import Adapter, LoRA
@@ -44,26 +44,24 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
         own = {path: LoRA(pair.a, clients[path]) for path, pair in start.adapter.items()}
         return start._replace(adapter=adapters.keep(own, start.trainable))
 
+    mean = fedit(template, weights=weights)
+
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        own = owners(cohort, template.rank)
-        mean = combine(result, jnp.where(own, shares(cohort.weight, weights)[:, None], 0.0))
-        adapter = keep_unowned(mean, server.adapter, jnp.any(own, axis=0))
         kept = {path: pair.b for path, pair in result.items()}
-        return Outcome(server._replace(adapter=adapter), kept, cohort.rank)
-
-    inputs = sum(s.adapted * s.inputs for s in template.sites)
+        return mean.aggregate(server, clients, cohort, start, result)._replace(clients=kept)
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        size = rank.astype(np.int64) * inputs * FLOAT_BYTES
+        size = rank.astype(np.int64) * template.factor_sizes.a * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=1)
 
-    return Method(
-        init=plain_server,
+    return dataclasses.replace(
+        mean,
         broadcast=broadcast,
         aggregate=aggregate,
         traffic=traffic,
         init_clients=init_clients,
+        averages=False,  # half of what the server holds is nobody's
         check=need_equal_ranks("fedsa_lora", "a method with one global model"),
     )

@@ -108,7 +108,7 @@ def fed_plora(
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        trained = choose(server, cohort)
+        trained = {path: mask.b[..., 0] for path, mask in start.trainable.items()}
         present = cohort.weight > 0
         owned = {
             path: mask & present.reshape(-1, *(1,) * (mask.ndim - 1))

@@ -94,12 +94,11 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
         adapter = jax.tree.map(jnp.add, server.adapter, combine(change, share))
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
 
-    inputs = sum(s.adapted * s.inputs for s in template.sites)
-    outputs = sum(s.adapted * s.outputs for s in template.sites)
-
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
-        one, before = (outputs, inputs) if trains_b(round) else (inputs, outputs)
+        before, one = template.factor_sizes
+        if not trains_b(round):
+            before, one = one, before
         index = rank * matrices * INDEX_BYTES
         up = rank * one * FLOAT_BYTES + index
         down = np.full_like(up, template.rank * before * FLOAT_BYTES)
