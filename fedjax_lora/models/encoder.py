@@ -5,6 +5,7 @@ outside can find each product by its module path (``encoder/layers/attention/que
 give any module its own variables, in any collection, with a leading layer axis.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -25,11 +26,12 @@ class Encoded(NamedTuple):
     """What an encoder makes of a batch.
 
     Attributes:
-      hidden: the last layer's states, in the compute dtype.
+      hidden: the last layer's states, in the compute dtype; of the first token only where no other
+        was wanted.
       pooled: one float32 vector per text, by the config's pooling.
     """
 
-    hidden: Float[Array, "n t h"]
+    hidden: Float[Array, "n q h"]
     pooled: Float[Array, "n h"]
 
 
@@ -87,15 +89,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"]
-    ) -> Float[Array, "n t h"]:
-        """New states; `mask` says which tokens may be attended to."""
+        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None
+    ) -> Float[Array, "n q h"]:
+        """New states of the first `wanted` tokens; `mask` says which may be attended to."""
         config = self.config
-        split = (*x.shape[:-1], config.heads, config.hidden // config.heads)
-        query, key, value = (
-            dense(config, config.hidden, name)(x).reshape(split)
-            for name in ("query", "key", "value")
-        )
+
+        def project(name: str, x: Array) -> Array:
+            y = dense(config, config.hidden, name)(x)
+            return y.reshape(*x.shape[:-1], config.heads, config.hidden // config.heads)
+
+        key, value = project("key", x), project("value", x)
+        x = x[:, :wanted]
+        query = project("query", x)
         if config.attention_dropout and not self.deterministic:
             mixed = self._mix_with_dropout(query, key, value, mask)
         else:
@@ -134,31 +139,61 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One encoder layer in the form `nn.scan` wants: carry in, carry and no output out."""
+    """One encoder layer."""
 
     config: EncoderConfig
     deterministic: bool
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"]
-    ) -> tuple[Float[Array, "n t h"], None]:
-        """New states."""
-        x = Attention(self.config, self.deterministic, name="attention")(x, mask)
-        return FeedForward(self.config, self.deterministic, name="feed_forward")(x), None
+        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None = None
+    ) -> Float[Array, "n q h"]:
+        """New states of the first `wanted` tokens, of all if None."""
+        x = Attention(self.config, self.deterministic, name="attention")(x, mask, wanted)
+        return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
-def _scanned(config: EncoderConfig) -> Any:
-    """`Layer` repeated: every collection has a leading layer axis, or is shared by all layers."""
-    unroll = _unroll(config)
+def _run_layers(
+    layer: Layer, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None
+) -> Float[Array, "n q h"]:
+    """`layer` as often as the config says, with variables stacked on a leading layer axis.
+
+    Where only the first tokens are wanted, the last layer computes keys and values of all tokens
+    but everything else of those, which is the same function for less work.
+    """
+    count = layer.config.layers
+    # A loop over some of the layers would need a copy of their parameters.
+    whole = _unroll(layer.config) < count and not layer.config.traits.shared_layers
+    if wanted is None or whole or layer.is_initializing():
+        return _scan(layer, x, mask, count)[:, :wanted]
+    if count > 1:
+        x = _on_slice(layer, slice(count - 1), lambda own: _scan(own, x, mask, count - 1))
+    last = lambda own, x, mask: Layer.__call__(own, x, mask, wanted)  # noqa: E731
+    last = nn.remat(last) if layer.config.remat else last
+    return _on_slice(layer, count - 1, lambda own: last(own, x, mask))
+
+
+def _scan(layer: Layer, x: Array, mask: Array, count: int) -> Array:
+    config = layer.config
+    unroll = min(_unroll(config), count)
+    step = lambda own, x, mask: (Layer.__call__(own, x, mask), None)  # noqa: E731
     # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
-    layer = nn.remat(Layer, prevent_cse=unroll > 1) if config.remat else Layer
-    options: dict[str, Any] = {"length": config.layers, "unroll": unroll}
+    step = nn.remat(step, prevent_cse=unroll > 1) if config.remat else step
+    options: dict[str, Any] = {"length": count, "unroll": unroll}
     if config.traits.shared_layers:
         options |= {"variable_broadcast": True, "split_rngs": {"params": False, True: True}}
     else:
         options |= {"variable_axes": {True: 0}, "split_rngs": {True: True}}
-    return nn.scan(layer, in_axes=cast(int, nn.broadcast), **options)
+    scanned = nn.scan(step, in_axes=cast(int, nn.broadcast), **options)
+    return scanned(layer, x, mask)[0]
+
+
+def _on_slice(layer: Layer, part: slice | int, run: Callable[[Layer], Array]) -> Array:
+    """``run(layer)`` with some of the stacked variables; shared ones are not stacked."""
+    if layer.config.traits.shared_layers:
+        return run(layer)
+    take = lambda variables: jax.tree.map(lambda x: x[part], variables)  # noqa: E731
+    return nn.map_variables(run, True, trans_in_fn=take)(layer)
 
 
 def _unroll(config: EncoderConfig) -> int:
@@ -181,6 +216,7 @@ class Encoder(nn.Module):
         token_types: Tokens | None = None,
         *,
         deterministic: bool = True,
+        pooled_only: bool = False,
     ) -> Encoded:
         """Encode a batch.
 
@@ -190,6 +226,7 @@ class Encoder(nn.Module):
           token_types: segment of each token; None means all 0. Ignored by DistilBERT, which has
             no segments.
           deterministic: False applies dropout, with keys from the ``dropout`` stream.
+          pooled_only: the last states are needed only of the tokens that pooling reads.
 
         Raises:
           InputError: texts longer than the position table, or a mask that is not boolean.
@@ -200,7 +237,8 @@ class Encoder(nn.Module):
         if config.traits.factorised:
             x = dense(config, config.hidden, "projection")(x)
         mask = jnp.asarray(attention_mask)[:, None, None, :]
-        x, _ = _scanned(config)(config, deterministic, name="layers")(x, mask)
+        wanted = 1 if pooled_only and config.pooling == "family" else None
+        x = _run_layers(Layer(config, deterministic, name="layers"), x, mask, wanted)
         return Encoded(hidden=x, pooled=self._pool(x, jnp.asarray(attention_mask)))
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:

@@ -89,7 +89,7 @@ class SequenceClassifier(nn.Module):
     ) -> Float[Array, "n labels"]:
         """Float32 logits of a batch; the arguments are those of `Encoder`."""
         encoded = Encoder(self.config, name="encoder")(
-            input_ids, attention_mask, token_types, deterministic=deterministic
+            input_ids, attention_mask, token_types, deterministic=deterministic, pooled_only=True
         )
         head = HEADS[self.config.head](self.config, deterministic, name="head")
         return head(encoded.pooled)

@@ -55,6 +55,37 @@ def test_remat_and_unroll_change_neither_value_nor_gradient(family):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), unrolled, looped)
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("pooling", ["family", "mean"])
+def test_leaving_out_what_pooling_does_not_read_changes_nothing(family, pooling):
+    model = with_config(models.tiny(family=family, pooling=pooling), scan_unroll=99)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def pooled(layers, pooled_only):
+        encoder = models.Encoder(model.config)
+        variables = {"params": model.params["encoder"] | {"layers": layers}}
+        return encoder.apply(variables, IDS, MASK, pooled_only=pooled_only).pooled
+
+    layers = model.params["encoder"]["layers"]
+    value = lambda short: jax.value_and_grad(lambda x: jnp.sum(pooled(x, short) ** 2))(layers)  # noqa: E731
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), value(True), value(False)
+    )
+
+
+def test_the_last_layer_computes_only_what_the_first_token_needs():
+    model = with_config(models.tiny(), scan_unroll=99)
+    config, (n, t) = model.config, IDS.shape
+    run = lambda **o: jax.jit(functools.partial(models.Encoder(config).apply, **o))  # noqa: E731
+    variables = {"params": model.params["encoder"]}
+    flops = lambda **o: run(**o).lower(variables, IDS, MASK).cost_analysis()["flops"]  # noqa: E731
+    saved = flops(pooled_only=False) - flops(pooled_only=True)
+    # Query and output projection, the two feed-forward products, and both products of attention.
+    each = 2 * config.hidden * (2 * config.hidden + 2 * config.intermediate + 2 * t)
+    products = n * (t - 1) * each
+    assert products < saved < 1.5 * products, "what is not a product is little"
+
+
 def test_attention_with_spelled_out_weights_is_the_fused_one():
     model = with_config(tiny(), attention_dropout=1e-9)
     spelled = logits(model, key=jax.random.key(0))

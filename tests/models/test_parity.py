@@ -31,15 +31,12 @@ def run(loaded, batch, *, token_types=True):
 
     @jax.jit
     def both(params, *inputs):
-        return loaded.module.apply(
-            {"params": params},
-            *inputs,
-            capture_intermediates=lambda module, _: isinstance(module, models.Encoder),
-        )
+        encoded = models.Encoder(loaded.config).apply({"params": params["encoder"]}, *inputs)
+        return encoded.hidden, loaded.module.apply({"params": params}, *inputs)
 
     types = batch.token_types if token_types else None
-    logits, state = both(loaded.params, batch.input_ids, batch.attention_mask, types)
-    return np.asarray(state["intermediates"]["encoder"]["__call__"][0].hidden), np.asarray(logits)
+    hidden, logits = both(loaded.params, batch.input_ids, batch.attention_mask, types)
+    return np.asarray(hidden), np.asarray(logits)
 
 
 def check(loaded, model, torch_outputs, batch, **options):
