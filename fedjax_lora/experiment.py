@@ -214,11 +214,11 @@ def prepare(
         measure=how.measure,
     )
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    base = place({name: part for name, part in assets.model.params.items() if name != "head"})
+    base = place(models.frozen(assets.model))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
-    kernels = trees.flat(base)
+    kernels = trees.flat(assets.model.params)
     state = rounds.init_state(
         method,
         adapter,

@@ -10,7 +10,7 @@ from fedjax_lora.models.fresh import random_params
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
-from fedjax_lora.models.pretrained import Pretrained, load, redraw
+from fedjax_lora.models.pretrained import Pretrained, frozen, load, redraw
 from fedjax_lora.models.sources import MODELS, Model, resolve
 from fedjax_lora.models.tiny import tiny
 
@@ -23,6 +23,7 @@ __all__ = [
     "Pretrained",
     "SequenceClassifier",
     "from_json",
+    "frozen",
     "hf_module",
     "hf_name",
     "is_stacked",

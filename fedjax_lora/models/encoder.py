@@ -5,8 +5,7 @@ outside can find each product by its module path (``encoder/layers/attention/que
 give any module its own variables, in any collection, with a leading layer axis.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.errors import InputError
+from fedjax_lora.models import stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.config import EncoderConfig
 
@@ -153,56 +153,6 @@ class Layer(nn.Module):
         return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
-def _run_layers(
-    layer: Layer, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None
-) -> Float[Array, "n q h"]:
-    """`layer` as often as the config says, with variables stacked on a leading layer axis.
-
-    Where only the first tokens are wanted, the last layer computes keys and values of all tokens
-    but everything else of those, which is the same function for less work.
-    """
-    count = layer.config.layers
-    # A loop over some of the layers would need a copy of their parameters.
-    whole = _unroll(layer.config) < count and not layer.config.traits.shared_layers
-    if wanted is None or whole or layer.is_initializing():
-        return _scan(layer, x, mask, count)[:, :wanted]
-    if count > 1:
-        x = _on_slice(layer, slice(count - 1), lambda own: _scan(own, x, mask, count - 1))
-    last = lambda own, x, mask: Layer.__call__(own, x, mask, wanted)  # noqa: E731
-    last = nn.remat(last) if layer.config.remat else last
-    return _on_slice(layer, count - 1, lambda own: last(own, x, mask))
-
-
-def _scan(layer: Layer, x: Array, mask: Array, count: int) -> Array:
-    config = layer.config
-    unroll = min(_unroll(config), count)
-    step = lambda own, x, mask: (Layer.__call__(own, x, mask), None)  # noqa: E731
-    # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
-    step = nn.remat(step, prevent_cse=unroll > 1) if config.remat else step
-    options: dict[str, Any] = {"length": count, "unroll": unroll}
-    if config.traits.shared_layers:
-        options |= {"variable_broadcast": True, "split_rngs": {"params": False, True: True}}
-    else:
-        options |= {"variable_axes": {True: 0}, "split_rngs": {True: True}}
-    scanned = nn.scan(step, in_axes=cast(int, nn.broadcast), **options)
-    return scanned(layer, x, mask)[0]
-
-
-def _on_slice(layer: Layer, part: slice | int, run: Callable[[Layer], Array]) -> Array:
-    """``run(layer)`` with some of the stacked variables; shared ones are not stacked."""
-    if layer.config.traits.shared_layers:
-        return run(layer)
-    take = lambda variables: jax.tree.map(lambda x: x[part], variables)  # noqa: E731
-    return nn.map_variables(run, True, trans_in_fn=take)(layer)
-
-
-def _unroll(config: EncoderConfig) -> int:
-    """Layers per loop step: a CPU is a fifth faster without a loop, accelerators want one."""
-    if config.scan_unroll is not None:
-        return min(config.scan_unroll, config.layers)
-    return config.layers if jax.default_backend() == "cpu" else 1
-
-
 class Encoder(nn.Module):
     """Embeddings, layers and pooling of a frozen or trained base model."""
 
@@ -238,7 +188,15 @@ class Encoder(nn.Module):
             x = dense(config, config.hidden, "projection")(x)
         mask = jnp.asarray(attention_mask)[:, None, None, :]
         wanted = 1 if pooled_only and config.pooling == "family" else None
-        x = _run_layers(Layer(config, deterministic, name="layers"), x, mask, wanted)
+        x = stack.run(
+            Layer(config, deterministic, name="layers"),
+            lambda layer, x, last: layer(x, mask, wanted if last else None),
+            x,
+            count=config.layers,
+            scan_unroll=config.scan_unroll,
+            shared=config.traits.shared_layers,
+            remat=config.remat,
+        )
         return Encoded(hidden=x, pooled=self._pool(x, jnp.asarray(attention_mask)))
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:

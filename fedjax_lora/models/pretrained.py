@@ -1,6 +1,7 @@
 """A model ready to use: module, parameters, tokenizer and where it came from."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
-from fedjax_lora.models import checkpoint, fresh
+from fedjax_lora.models import checkpoint, fresh, stack
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import read_config
+from fedjax_lora.models.names import is_stacked
 from fedjax_lora.models.sources import resolve
 from fedjax_lora.models.tensors import weight_files, weights_sha256
 
@@ -96,6 +98,14 @@ def load(
         folder=source.folder,
         new_params=read.new_params,
     )
+
+
+def frozen(model: Pretrained) -> dict[str, Any]:
+    """The parameters without the head, in the form that the module computes with fastest here."""
+    base = {name: part for name, part in model.params.items() if name != "head"}
+    if not stack.unrolled(model.config.layers, model.config.scan_unroll):
+        return base
+    return stack.by_layer(base, functools.partial(is_stacked, model.config))
 
 
 def redraw(model: Pretrained, key: jax.Array) -> Pretrained:

@@ -83,7 +83,14 @@ def init_state(
 
 
 def with_kernels(base: Params, kernels: Kernels) -> Params:
-    """The base with the kernels a method has changed; arrays are shared, not copied."""
+    """The base with the kernels a method has changed; arrays are shared, not copied.
+
+    A base with one array per layer keeps that form, see `fedjax_lora.models.by_layer`.
+    """
     if not kernels:
         return base
-    return trees.replace(base, {f"{path}/kernel": kernel for path, kernel in kernels.items()})
+    old = trees.flat(base)
+    new = {f"{path}/kernel": kernel for path, kernel in kernels.items()}
+    return trees.replace(
+        base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
+    )
