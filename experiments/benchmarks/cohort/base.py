@@ -1,0 +1,28 @@
+"""The base models as folders that both libraries load: all weights are in them, head included."""
+
+import pathlib
+from typing import Any
+
+import torch
+import transformers
+
+from fedjax_lora import models
+
+
+def write(name: str, folder: pathlib.Path, *, labels: int) -> None:
+    """Save a classifier: MiniLM with a random head, or random weights in RoBERTa's shape."""
+    torch.manual_seed(0)
+    source = models.resolve("minilm").folder
+    if name == "minilm":
+        auto: Any = transformers.AutoModelForSequenceClassification
+        model = auto.from_pretrained(source, num_labels=labels)
+    else:
+        assert name == "roberta-base", name
+        config = transformers.RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=0
+        )
+        config.num_labels = labels
+        model = transformers.RobertaForSequenceClassification(config)
+    model.save_pretrained(folder)
+    # MiniLM's tokenizer for both: the texts, and so the lengths, are the same.
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)

@@ -1,0 +1,100 @@
+"""This library's round."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.cohort.work import RATE, Case, Work
+from fedjax_lora import clients, experiment, models
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
+
+
+def task(data_dir: str | None) -> str:
+    """What the texts are of."""
+    return "ag_news" if data_dir else "docstrings"
+
+
+def config(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> RunConfig:
+    """A run whose rounds are the case: the whole federation takes part."""
+    shares = [1 / len(case.ranks)] * len(case.ranks)
+    examples = case.clients * case.batch * case.steps
+    return RunConfig(
+        data=DataConfig(
+            task=task(data_dir),
+            data_dir=data_dir,
+            train_examples=examples,
+            test_examples=1,
+            max_length=case.tokens,
+        ),
+        model=ModelConfig(model=model),
+        federation=FederationConfig(
+            method="zero_padding(weights='uniform')",
+            clients=case.clients,
+            cohort=case.clients,
+            rounds=1,
+            partition="iid",
+            ranks=f"tiers(ranks={list(case.ranks)}, shares={shares})",
+        ),
+        local=LocalConfig(batch=case.batch, max_steps=case.steps, learning_rate=RATE),
+        execution=ExecutionConfig(mode=mode),  # type: ignore[arg-type]
+    )
+
+
+def prepare(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> Any:
+    """Experiment and plan of the case's round."""
+    made = experiment.prepare(config(case, model, data_dir, mode))
+    return made, made.federation.plan(0, made.rank, RATE)
+
+
+def work(case: Case, model: str, data_dir: str | None) -> Work:
+    """The round's work as arrays."""
+    made, plan = prepare(case, model, data_dir)
+    tokens, batches = made.data, plan.batches
+    rows = np.asarray(clients.row_buckets(case.batch))
+    wide = rows[np.searchsorted(rows, batches.valid.sum(axis=2))]
+    long = np.asarray(made.federation.buckets)[batches.bucket]
+    return Work(
+        ids=np.asarray(tokens.ids),
+        types=np.asarray(tokens.types),
+        length=np.asarray(tokens.length),
+        label=np.asarray(tokens.label),
+        rank=plan.rank,
+        index=batches.index,
+        valid=batches.valid,
+        steps=batches.steps,
+        padded=np.stack([wide, long], axis=-1),
+    )
+
+
+def contender(case: Case, model: str, data_dir: str | None, mode: str) -> Callable[[], float]:
+    """A round from the beginning; returns the mean loss that clients report."""
+    made, plan = prepare(case, model, data_dir, mode)
+    key = jax.random.key(0)
+
+    def round() -> float:
+        # A round gives its input state's memory back; so does every turn.
+        state = jax.tree.map(lambda x: x.copy(), made.state)
+        state, seen = made.round_fn(made.base, made.data, state, plan, key)
+        jax.block_until_ready(state)
+        return float(np.mean(np.asarray(seen.loss)[: case.clients]))
+
+    return round
+
+
+def start(case: Case, model: str, data_dir: str | None) -> dict[str, np.ndarray]:
+    """The global adapter that the round begins with: PyTorch's ``[R, i]`` by module name."""
+    made, _ = prepare(case, model, data_dir)
+    config, named = made.assets.model.config, {}
+    for path, pair in made.state.server.adapter.items():
+        for layer, a in enumerate(np.asarray(pair.a)):
+            named[models.hf_module(config, path, layer)] = a.T
+    return named

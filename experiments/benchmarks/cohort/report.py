@@ -1,0 +1,85 @@
+"""Table and figure of a cohort's round: ``python -m experiments.benchmarks.cohort.report``."""
+
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from experiments.benchmarks.cohort import RESULTS
+from experiments.benchmarks.cohort.work import CASES
+from experiments.markdown import put
+
+COLUMNS = (
+    "model, clients x batch x tokens",
+    "real tokens/s",
+    "times PEFT",
+    "times `loop`",
+    "of bare products",
+    "first round, s",
+    "peak MB",
+    "PEFT's peak MB",
+)
+
+
+def records(results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
+    """What was measured, in the order of the cases."""
+    files = [results / f"{case.name}.json" for case in CASES]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+
+
+def ratio(record: dict[str, Any], one: str, other: str) -> float:
+    """The median over turns of how much longer `one` takes than `other`."""
+    pairs = zip(record[one]["seconds"], record[other]["seconds"], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def label(record: dict[str, Any]) -> str:
+    """A case in words."""
+    case = record["case"]
+    return f"{case['model']}, {case['clients']} x {case['batch']} x {case['tokens']}"
+
+
+def row(record: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    speed = record["tokens"] / statistics.median(record["ours"]["seconds"])
+    return [
+        label(record),
+        f"{speed:,.0f}",
+        f"{ratio(record, 'peft', 'ours'):.2f}",
+        f"{ratio(record, 'loop', 'ours'):.2f}",
+        f"{100 * ratio(record, 'products', 'ours'):.0f} %",
+        f"{record['ours']['first_seconds']:.0f}",
+        f"{record['ours']['peak_megabytes']:,.0f}",
+        f"{record['peft']['peak_megabytes']:,.0f}",
+    ]
+
+
+def table(results: pathlib.Path = RESULTS) -> str:
+    """Everything measured, as a Markdown table."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(row, records(results))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(results: pathlib.Path, file: pathlib.Path) -> None:
+    """Speed against the PEFT loop, and how near the bare products are, case by case."""
+    found = records(results)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.4 * len(found)), sharey=True)
+    names = [label(record) for record in found]
+    axes[0].barh(names, [ratio(r, "peft", "ours") for r in found], color="tab:blue")
+    axes[0].axvline(1.0, color="black", linewidth=0.8)
+    axes[0].set_xlabel("speed, times that of the PEFT loop")
+    axes[1].barh(names, [ratio(r, "products", "ours") for r in found], color="tab:green")
+    axes[1].set_xlabel("speed, share of that of bare matrix products")
+    axes[1].set_xlim(0, 1)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    (RESULTS / "table.md").write_text(table(), encoding="utf-8")
+    draw(RESULTS, RESULTS / "cohort.png")
+    put("cohort", table())

@@ -1,0 +1,76 @@
+"""The cases, and the work of one as arrays that every contender reads: NumPy alone."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One setting."""
+
+    model: str
+    clients: int
+    batch: int
+    tokens: int  # texts are cut to so many
+    steps: int = 2  # of every client
+    ranks: tuple[int, ...] = (4, 8, 16, 32, 64)  # in equal shares
+
+    @property
+    def name(self) -> str:
+        """Also that of its file."""
+        return f"{self.model}-{self.clients}x{self.batch}x{self.tokens}"
+
+
+CASES = (
+    Case(model="minilm", clients=10, batch=16, tokens=64),
+    Case(model="minilm", clients=10, batch=4, tokens=64),
+    Case(model="minilm", clients=10, batch=1, tokens=64),
+    Case(model="minilm", clients=1, batch=16, tokens=64, steps=8, ranks=(16,)),
+    Case(model="minilm", clients=4, batch=16, tokens=64, steps=4, ranks=(4, 8, 16, 64)),
+    Case(model="minilm", clients=64, batch=4, tokens=32),
+    Case(model="minilm", clients=256, batch=1, tokens=32),
+    Case(model="minilm", clients=10, batch=16, tokens=128),
+    Case(model="roberta-base", clients=10, batch=16, tokens=128, steps=1),
+    Case(model="roberta-base", clients=10, batch=4, tokens=32, steps=1),
+)
+
+
+class Work(NamedTuple):
+    """One round."""
+
+    ids: np.ndarray  # int32[E, T]
+    types: np.ndarray  # int32[E, T]
+    length: np.ndarray  # int32[E]
+    label: np.ndarray  # int32[E]
+    rank: np.ndarray  # int32[c]
+    index: np.ndarray  # int32[c, s, n]
+    valid: np.ndarray  # bool[c, s, n]
+    steps: np.ndarray  # int32[c]
+    padded: np.ndarray  # int32[c, s, 2], rows and tokens that ours pads a step to
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the round."""
+        taken = np.arange(self.index.shape[1])[None] < self.steps[:, None]
+        return int(np.where(self.valid & taken[..., None], self.length[self.index], 0).sum())
+
+
+def save(work: Work, path: pathlib.Path) -> None:
+    """Write it for the other processes."""
+    np.savez(path, **work._asdict())
+
+
+def load(path: pathlib.Path) -> Work:
+    """The inverse of `save`."""
+    with np.load(path) as saved:
+        return Work(**{name: saved[name] for name in Work._fields})
+
+
+def relative(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """How far two reported losses are apart."""
+    return abs(one["loss"] - other["loss"]) / abs(other["loss"])

@@ -1,0 +1,82 @@
+"""The benchmark of a cohort's round, in its smallest form."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks.cohort import products, report
+from experiments.benchmarks.cohort.run import CONTENDERS, measure
+from experiments.benchmarks.cohort.work import CASES, Case, Work
+from fedjax_lora import models
+
+TINY = Case(model="minilm", clients=2, batch=2, tokens=8, steps=1, ranks=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return json.loads(json.dumps(measure(TINY, 2)))
+
+
+@pytest.mark.slow
+def test_everybody_does_the_same_work(record: dict):
+    losses = [record[name]["loss"] for name in ("ours", "loop", "peft")]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+    assert 2 * 2 < record["tokens"] <= 2 * 2 * 8
+
+
+@pytest.mark.slow
+def test_every_turn_is_written_down(record: dict):
+    assert all(len(record[name]["seconds"]) == 2 for name in CONTENDERS)
+    assert all(record[name]["peak_megabytes"] > 100 for name in CONTENDERS)
+
+
+@pytest.mark.slow
+def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pathlib.Path):
+    case = CASES[0]
+    times = {"ours": [1.0, 2.0, 4.0], "peft": [3.0, 4.0, 9.0], "loop": [1.0, 2.0, 4.0]}
+    times["products"] = [0.5, 1.0, 2.0]
+    for name, seconds in times.items():
+        record[name]["seconds"] = seconds
+    record["tokens"] = 1000
+    (tmp_path / f"{case.name}.json").write_text(json.dumps(record))
+    cells = report.table(tmp_path).splitlines()[2].split(" | ")
+    assert cells[1:5] == ["500", "2.25", "1.00", "50 %"]
+
+
+def test_the_products_are_those_of_a_step():
+    model = models.tiny(layers=3)
+    config, (n, t) = model.config, (2, 8)
+    step = jax.jit(products._step(config, n, t))
+    x = np.zeros((n * t, config.hidden), np.float32)
+    counted = step.lower(products._kernels(config), x).cost_analysis()["flops"]
+    h, m = config.hidden, config.intermediate
+    all_tokens, first = 2 * n * t, 2 * n
+    linear = 4 * h * h + 2 * h * m
+    attention = 2 * t * h
+    forward = 2 * all_tokens * (linear + attention)
+    forward += all_tokens * 2 * h * h + first * (linear - 2 * h * h + attention)
+    # Backwards: nothing below the first layer's query and value, two gradients a product.
+    above = h * h + 2 * h * m
+    backward = all_tokens * (above + 2 * attention)
+    backward += all_tokens * (linear + 2 * attention)
+    backward += first * (above + h * h) + all_tokens * 2 * h * h + 4 * first * attention // 2
+    assert counted == pytest.approx(forward + backward, rel=0.05)
+
+
+def test_a_round_counts_real_tokens():
+    work = Work(
+        ids=np.zeros((3, 4)),
+        types=np.zeros((3, 4)),
+        length=np.array([4, 3, 2]),
+        label=np.zeros(3),
+        rank=np.array([1]),
+        index=np.array([[[0, 1], [2, 2]]]),
+        valid=np.array([[[True, True], [True, False]]]),
+        steps=np.array([2]),
+        padded=np.array([[[2, 4], [1, 4]]]),
+    )
+    assert work.tokens == 4 + 3 + 2
+    assert work._replace(steps=np.array([1])).tokens == 7
