@@ -241,16 +241,13 @@ def test_heads(heads, assets):
     assert average.history[0]["up_bytes"] - result.history[0]["up_bytes"] == 3 * head
 
 
-EQUAL_RANKS = {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
-
-
 FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
 """One method of each file; `test_matrix` has all of them on a small model."""
 
 
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_every_kind_of_method_runs_on_the_real_model(name, assets):
-    ranks = "fixed(rank=2)" if name in EQUAL_RANKS else "tiers(ranks=[1, 4])"
+    ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
     config = change(
         CONFIG,
         federation={"method": name, "ranks": ranks, "rounds": 1},

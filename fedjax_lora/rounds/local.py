@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fedjax_lora import adapters
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, execute
 from fedjax_lora.clients.local import Clients, Report, Train
@@ -67,10 +68,11 @@ def make_local(
         )
         training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
         keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
+        params, trainable = trained_from(start)
         clients = Clients(
-            Trained(start.adapter, head),
+            params._replace(head=head),
             start.gain,
-            Trained(start.trainable, learns),
+            trainable._replace(head=learns),
             plan.rank,
             plan.batches,
             keys,
@@ -91,8 +93,9 @@ def make_local(
         start = method.select(
             state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
         )
-        params = clients.params._replace(adapter=start.adapter)
-        trainable = clients.trainable._replace(adapter=start.trainable)
+        params, trainable = trained_from(start)
+        params = params._replace(head=clients.params.head)
+        trainable = trainable._replace(head=clients.trainable.head)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
 
     def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
@@ -106,6 +109,17 @@ def make_local(
     if mode == "loop":
         begin, choose = jax.jit(begin), jax.jit(choose)
     return locally
+
+
+def trained_from(start: Start) -> tuple[Trained, Trained]:
+    """What clients begin with and what of it they train, but for the head."""
+    coefficients = ()
+    if start.coefficients != ():  # they are trained where either factor is
+        coefficients = adapters.masked_components(start.trainable)
+    return (
+        Trained(start.adapter, {}, start.coefficients),
+        Trained(start.trainable, {}, coefficients),
+    )
 
 
 def all_finite(tree: Any) -> Array:

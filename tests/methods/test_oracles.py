@@ -164,7 +164,8 @@ def test_what_clients_begin_with(spec: str):
                 assert np.all(mine[matrix].A[:r] != 0)
                 assert not np.any(mine[matrix].A[r:])
             else:
-                np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                if method_name(spec) != "fedrora":  # which has the same product from unit lengths
+                    np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
                 reads_its_own_scale = method_name(spec) in oracles.SINGULAR
                 scale = template.alpha / (R if reads_its_own_scale else r)
                 assert_close(deltas[matrix], scale * B[:, :r] @ A[:r])
