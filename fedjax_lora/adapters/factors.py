@@ -100,7 +100,7 @@ def masked_components(mask: Adapter) -> dict[str, Array]:
 
 def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
     """The adapter with trained coefficients multiplied into ``a``: two factors of one product."""
-    if coefficients == ():
+    if not coefficients:
         return adapter
     return {
         path: LoRA(pair.a * coefficients[path][..., None, :], pair.b)
@@ -110,7 +110,7 @@ def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
 
 def times(gain: Gain, coefficients: Coefficients) -> Gain:
     """What the forward pass multiplies by if there are trained coefficients beside the gain."""
-    if coefficients == ():
+    if not coefficients:
         return gain
     return {path: x * coefficients[path] for path, x in gain.items()}
 

@@ -43,8 +43,7 @@ def int8() -> Update:
 
 
 def largest(change: Trained) -> Trained:
-    """The largest magnitude in each matrix or vector of a layer's adapter and each array of the
-    head, kept axes."""
+    """The largest magnitude in each array of a layer's adapter and of the head, kept axes."""
 
     def top(x: Array, axes: tuple[int, ...]) -> Array:
         return jnp.max(jnp.abs(x), axis=axes, keepdims=True)

@@ -79,6 +79,16 @@ def _at_rates(rates: Rates, steps: Trained) -> Trained:
     return steps._replace(adapter=adapter, coefficients=coefficients)
 
 
+def _projected(project: Project, new: Trained, trainable: Trained) -> Trained:
+    adapter = jax.tree.map(
+        lambda x, kept, m: jnp.where(m, x, kept),
+        project(new.adapter),
+        new.adapter,
+        trainable.adapter,
+    )
+    return new._replace(adapter=adapter)
+
+
 def make_training(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -136,13 +146,9 @@ def make_training(
         with jax.numpy_dtype_promotion("standard"):
             updates, new_state = optimizer.update(hold(grads), opt_state, params)
         steps = jax.tree.map(lambda u: rate * u, updates)
-        new = optax.apply_updates(params, hold(_at_rates(rates, steps)))
+        new: Any = optax.apply_updates(params, hold(_at_rates(rates, steps)))
         if project is not None:
-            keep = lambda x, old, m: jnp.where(m, x, old)  # noqa: E731
-            mask = client.trainable.adapter
-            new = new._replace(
-                adapter=jax.tree.map(keep, project(new.adapter), params.adapter, mask)
-            )
+            new = _projected(project, new, client.trainable)
         going = step < client.batches.steps
         count = jnp.where(going, jnp.sum(valid).astype(jnp.float32), 0.0)
         params, opt_state = trees.where(going, (new, new_state), (params, opt_state))

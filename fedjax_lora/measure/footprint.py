@@ -60,7 +60,7 @@ def client_footprint(
     trained = trained_entries(template, start)
     acting = [
         np.count_nonzero(np.asarray(start.gain[s.path]).reshape(len(trained), -1), axis=1)
-        * (s.inputs + s.outputs + (start.coefficients != ()))
+        * (s.inputs + s.outputs + bool(start.coefficients))
         for s in template.sites
     ]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), head)
@@ -86,7 +86,7 @@ def trained_entries(template: Template, start: Start) -> np.ndarray:
         return np.count_nonzero(rows, axis=1) * (full.size // rows.shape[1])
 
     counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, template.shapes()))
-    if start.coefficients != ():
+    if start.coefficients:
         trains = adapters.masked_components(start.trainable)
         counts += [leaf(trains[path], x[0]) for path, x in start.coefficients.items()]
     return np.sum(counts, axis=0, dtype=np.int64)

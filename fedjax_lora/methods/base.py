@@ -21,6 +21,8 @@ from fedjax_lora.adapters import Template
 from fedjax_lora.errors import InputError
 from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
 
+BOTH = LoRA(True, True)
+
 FLOAT_BYTES = 4
 INDEX_BYTES = 4
 
@@ -110,7 +112,7 @@ class Method:
     penalty: Callable[[Adapter, Array], Array] | None = None
     rates: Rates = EQUAL_RATES
     project: Callable[[Adapter], Adapter] | None = None
-    sends: LoRA = LoRA(True, True)
+    sends: LoRA = BOTH
     averages: bool = False
     check: Callable[[np.ndarray], None] = no_check
 

@@ -33,9 +33,9 @@ from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA, Rates
 
 
 class Own(NamedTuple):
-    """What the server found for each client in the last round it took part in."""
+    """What the server found for each client in its last round, the largest coefficient first."""
 
-    directions: Adapter  # [N, (L,) i, R] and [N, (L,) R, o], those with the largest coefficient first
+    directions: Adapter  # [N, (L,) i, R] and [N, (L,) R, o]
     coefficients: Gain  # [N, (L,) R], of the product: the client's scale is part of them
     known: Array  # bool[N], whether the client has taken part at all
 

@@ -114,7 +114,7 @@ def make_local(
 def trained_from(start: Start) -> tuple[Trained, Trained]:
     """What clients begin with and what of it they train, but for the head."""
     coefficients = ()
-    if start.coefficients != ():  # they are trained where either factor is
+    if start.coefficients:  # they are trained where either factor is
         coefficients = adapters.masked_components(start.trainable)
     return (
         Trained(start.adapter, {}, start.coefficients),

@@ -86,10 +86,8 @@ def make_round(
         if server_optimizer is None:
             return server, head, state.optimizer
         old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
-        (adapter, head), moments = around.follow(
-            server_optimizer, state.optimizer, old, new, somebody
-        )
-        return server._replace(adapter=adapter), head, moments
+        now, moments = around.follow(server_optimizer, state.optimizer, old, new, somebody)
+        return server._replace(adapter=now.adapter), now.head, moments
 
     def finish(
         state: FederatedState, plan: Plan, key: Key, local: Local

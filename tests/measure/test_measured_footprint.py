@@ -31,7 +31,7 @@ def sent(start, client: int) -> dict[str, np.ndarray]:
             own = np.asarray(value)[client]
             trained = np.broadcast_to(np.asarray(mask)[client], own.shape)
             message[f"{site.path}.{name}"] = own[trained]
-        if start.coefficients != ():
+        if start.coefficients:
             own = np.asarray(start.coefficients[site.path])[client]
             message[f"{site.path}.coefficients"] = own[np.asarray(masks.b)[client, ..., 0]]
     return message

@@ -560,7 +560,7 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
     traffic = method.traffic(server, rank, 0)
     shared = "a" if name == "fedsa_lora" else "ab"
     numbers = np.array([sent_bytes(start, n, shared) for n in range(CLIENTS)])
-    if start.coefficients != ():
+    if start.coefficients:
         numbers += 4 * rank * template.matrices  # every coefficient is trained
     rows = [cohorts.trained_rows(template, start.trainable, n) for n in range(CLIENTS)]
     every_matrix = "layer" in spec or name == "lora_a2"
