@@ -1,5 +1,6 @@
 """FedRoRA: directions and their sizes are trained apart, and each client gets directions to fit."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -77,14 +78,14 @@ def fedrora(
     Rank Heterogeneity", arXiv 2609.00632.
 
     Raises:
-      InputError: coefficient_rate not above 0, first below 0.
+      InputError: coefficient_rate not above 0 or first below 0, or not finite.
     """
-    if not coefficient_rate > 0:
+    if not 0 < coefficient_rate < math.inf:
         raise InputError(
-            f"Method 'fedrora' needs a coefficient_rate above 0, got {coefficient_rate}."
+            f"Method 'fedrora' needs a coefficient_rate above 0 and finite, got {coefficient_rate}."
         )
-    if not first >= 0:
-        raise InputError(f"Method 'fedrora' needs first to be 0 or more, got {first}.")
+    if not 0 <= first < math.inf:
+        raise InputError(f"Method 'fedrora' needs first to be 0 or more and finite, got {first}.")
 
     def init_clients(count: int) -> Own:
         own = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), template.shapes())

@@ -168,8 +168,9 @@ def test_directions_have_length_one_and_zeros_stay():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("coefficient_rate=0.0", "needs a coefficient_rate above 0, got 0.0"),
-        ("first=-1.0", "needs first to be 0 or more, got -1.0"),
+        ("coefficient_rate=0.0", "needs a coefficient_rate above 0 and finite, got 0.0"),
+        ("coefficient_rate=1e999", "needs a coefficient_rate above 0 and finite, got inf"),
+        ("first=-1.0", "needs first to be 0 or more and finite, got -1.0"),
     ],
 )
 def test_impossible_options_are_refused(options: str, words: str):
