@@ -91,7 +91,7 @@ def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True
 def masked_components(mask: Adapter) -> dict[str, Array]:
     """Components with an entry of either factor in the mask, `factor_mask` backwards: ``[..., R]``.
 
-    Axes of one of the mask stay.
+    An axis of one, which broadcasts, stays one.
     """
     return {
         path: jnp.any(pair.a, axis=-2) | jnp.any(pair.b, axis=-1) for path, pair in mask.items()
@@ -109,7 +109,7 @@ def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
 
 
 def times(gain: Gain, coefficients: Coefficients) -> Gain:
-    """What the forward pass multiplies by if there are trained coefficients beside the gain."""
+    """What the forward pass multiplies by: the gain times the trained coefficients, if any."""
     if not coefficients:
         return gain
     return {path: x * coefficients[path] for path, x in gain.items()}

@@ -34,7 +34,10 @@ from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA, Rates
 
 
 class Own(NamedTuple):
-    """What the server found for each client in its last round, the largest coefficient first."""
+    """What the server found for each client in its last round, the largest coefficient first.
+
+    All `R` directions, so that a rank may change; each of `N` clients takes an adapter's memory.
+    """
 
     directions: Adapter  # [N, (L,) i, R] and [N, (L,) R, o]
     coefficients: Gain  # [N, (L,) R], of the product: the client's scale is part of them

@@ -68,15 +68,8 @@ def make_local(
         )
         training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
         keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
-        params, trainable = trained_from(start)
-        clients = Clients(
-            params._replace(head=head),
-            start.gain,
-            trainable._replace(head=learns),
-            plan.rank,
-            plan.batches,
-            keys,
-        )
+        params, trainable = trained_from(start, head, learns)
+        clients = Clients(params, start.gain, trainable, plan.rank, plan.batches, keys)
         return start, clients, mine
 
     def choose(
@@ -93,9 +86,7 @@ def make_local(
         start = method.select(
             state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
         )
-        params, trainable = trained_from(start)
-        params = params._replace(head=clients.params.head)
-        trainable = trainable._replace(head=clients.trainable.head)
+        params, trainable = trained_from(start, clients.params.head, clients.trainable.head)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
 
     def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
@@ -111,14 +102,12 @@ def make_local(
     return locally
 
 
-def trained_from(start: Start) -> tuple[Trained, Trained]:
-    """What clients begin with and what of it they train, but for the head."""
-    coefficients = ()
-    if start.coefficients:  # they are trained where either factor is
-        coefficients = adapters.masked_components(start.trainable)
+def trained_from(start: Start, head: Params, learns: Params) -> tuple[Trained, Trained]:
+    """What clients begin with, and what of it they train; coefficients where either factor is."""
+    trains = adapters.masked_components(start.trainable) if start.coefficients else ()
     return (
-        Trained(start.adapter, {}, start.coefficients),
-        Trained(start.trainable, {}, coefficients),
+        Trained(start.adapter, head, start.coefficients),
+        Trained(start.trainable, learns, trains),
     )
 
 

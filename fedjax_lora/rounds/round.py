@@ -67,10 +67,8 @@ def make_round(
 
     def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
         start, after, learns = local.clients.params, local.trained, local.clients.trainable
-        sent = {
-            path: LoRA(mask.a & method.sends.a, mask.b & method.sends.b)
-            for path, mask in learns.adapter.items()
-        }
+        a, b = method.sends
+        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
         learns = learns._replace(adapter=sent)
         if heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
