@@ -118,7 +118,9 @@ def test_trained_coefficients_are_part_of_what_clients_begin_with():
     assert apart.coefficients != () == folded.coefficients
     noise = _init(GLOBAL, server, apart)
     assert np.min(noise[np.asarray(cohort.rank) < R]) > 0.1
-    np.testing.assert_allclose(noise, _init(GLOBAL, server, folded), rtol=1e-6, atol=1e-6)
+    # Of a client of full rank it is rounding, of models as large as the others' noise.
+    want = _init(GLOBAL, server, folded)
+    np.testing.assert_allclose(noise, want, rtol=0, atol=2e-6 * np.max(want))
 
 
 @pytest.mark.parametrize("spec", [s for s in cohorts.SPECS if s.startswith(("fed_plora", "flora"))])
