@@ -68,6 +68,7 @@ class Experiment(NamedTuple):
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
     reallocate: Reallocate
+    review: allocation.Review | None
     updates: tuple[around.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
@@ -247,7 +248,7 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reallocate, updates, privacy,
+        shared.round(recipe), evaluate, reallocate, allocated.review, updates, privacy,
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ class RoundRecipe:
             optimizers.optimizer(self.optimizer, clip=self.clip),
             penalty=method.penalty,
             rates=method.rates,
+            project=method.project,
             split_gains=self.reading.lora_dropout > 0,
             rows=clients.row_buckets(self.batch),
             prox=self.prox,

@@ -81,6 +81,20 @@ def make_reallocate(
     return reallocate
 
 
+def asked(
+    review: Review | None, federation: Federation, scores: Scores, round: int
+) -> list[np.ndarray]:
+    """The ranks at which clients trained to be scored before a round, cohort by cohort.
+
+    Each of these clients has received what a round begins with at its rank, and sent its model to
+    the server, which validates it.
+    """
+    if review is None or not review.needs_validation:
+        return []
+    ids = np.flatnonzero(scores.round == round)
+    return [np.full(len(part), review.low) for part in federation.parts(ids)]
+
+
 def renew_above(template: Template, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
     """The adapter with its components from ``rank`` on exchanged for fresh ones.
 

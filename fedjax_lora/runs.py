@@ -74,6 +74,7 @@ def run(
         clock = time.perf_counter()
         rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
+        scoring = scoring_bytes(experiment, state, scores, t)
         plan = federation.plan(t, rank, rate)
         present = plan.weight > 0
         received = experiment.method.traffic(state.server, plan.rank[present], t).down
@@ -87,10 +88,12 @@ def run(
                 "round": t + 1,
                 "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
                 "examples": int(np.sum(seen.examples)),
-                "up_bytes": int(sent.sum()),
-                "down_bytes": int(received.sum() + present.sum() * head_bytes),
+                "up_bytes": int(sent.sum()) + scoring.get("score_up_bytes", 0),
+                "down_bytes": int(received.sum() + present.sum() * head_bytes)
+                + scoring.get("score_down_bytes", 0),
                 "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
             }
+            | scoring
             | experiment.privacy(t + 1)
             | dict(seen.measured)
         )
@@ -113,6 +116,22 @@ def run(
     return Result(
         config, experiment.template, state, rank, history, summary, folder.path if folder else None
     )
+
+
+def scoring_bytes(
+    experiment: Experiment, state: FederatedState, scores: Scores, round: int
+) -> dict[str, int]:
+    """What scoring clients before a round sent, each way; ``{}`` if nobody was scored."""
+    cohorts = reallocation.asked(experiment.review, experiment.federation, scores, round)
+    heads = experiment.config.federation.heads
+    head = trees.size_bytes(jax.eval_shape(lambda: state.head))
+    each = [experiment.method.traffic(state.server, rank, round) for rank in cohorts]
+    if not each:
+        return {}
+    count = sum(map(len, cohorts))  # a head of a client's own goes up only, to be validated
+    up = sum(int(traffic.up.sum()) for traffic in each) + count * head * (heads != "frozen")
+    down = sum(int(traffic.down.sum()) for traffic in each) + count * head * (heads == "average")
+    return {"score_up_bytes": up, "score_down_bytes": down}
 
 
 def leave(

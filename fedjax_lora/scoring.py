@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_lora import adapters
 from fedjax_lora.clients import Clients, Mode, Objective, everywhere, example_loss, execute
 from fedjax_lora.rounds import FederatedState, LocalFn, Plan, all_finite, with_kernels
 from fedjax_lora.types import Array, Key, Params
@@ -76,7 +77,8 @@ def make_validation(
             batch = objective.take(data, index, size)
 
             def one(client: Clients) -> Seen:
-                output = objective.outputs(base, client.params, client.gain, batch)
+                gain = adapters.times(client.gain, client.params.coefficients)
+                output = objective.outputs(base, client.params, gain, batch)
                 loss = example_loss(output, batch.label, regression=regression)
                 hit = jnp.argmax(output, axis=1) == batch.label.astype(jnp.int32)
                 return Seen(

@@ -35,14 +35,25 @@ class LoRA(NamedTuple):
     b: Any  # [..., R, o]
 
 
-EQUAL_RATES = LoRA(1.0, 1.0)
-"""Both factors learn at the learning rate."""
+class Rates(NamedTuple):
+    """What multiplies the learning rate, by what is trained."""
+
+    a: float = 1.0
+    b: float = 1.0
+    coefficients: float = 1.0
+
+
+EQUAL_RATES = Rates()
+"""Everything learns at the learning rate."""
 
 Adapter = dict[str, LoRA]
 """Factors by the path of the layer they adapt, for example ``encoder/layers/attention/query``."""
 
 Gain = dict[str, Array]
 """What the forward pass multiplies each component by: ``[..., R]`` per path. 0 = inactive."""
+
+Coefficients = Gain | tuple[()]
+"""Multipliers of the components that are trained too, ``[..., R]`` per path; ``()`` for most."""
 
 Kernels = dict[str, Array]
 """Base kernels by path, ``[..., i, o]``: those a method has changed."""
@@ -53,6 +64,7 @@ class Trained(NamedTuple):
 
     adapter: Adapter
     head: Any  # parameters of the task head, a nested dictionary
+    coefficients: Any = ()  # see `Coefficients`
 
 
 class Batches(NamedTuple):

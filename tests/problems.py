@@ -13,7 +13,6 @@ from fedjax_lora import adapters, around, clients, methods, models, optimizers, 
 from fedjax_lora.adapters import Site, Template
 from fedjax_lora.clients import Clients, Objective
 from fedjax_lora.data import Tokens
-from fedjax_lora.errors import InputError
 from fedjax_lora.federation import Federation
 from fedjax_lora.rounds import FederatedState, Plan
 from fedjax_lora.types import Batches, Trained
@@ -193,6 +192,7 @@ def training(
     lengths: tuple[int, ...] = (WIDTH,),
     rows: tuple[int, ...] | None = None,
     lora_dropout: float = 0.0,
+    **of_method: Any,
 ) -> Any:
     """Local training of ``encoder`` or ``bag``; the same function for the same options."""
     module = globals()[problem]().module
@@ -201,6 +201,7 @@ def training(
         optimizers.optimizer(optimizer, clip=clip),
         split_gains=lora_dropout > 0,
         rows=rows,
+        **of_method,
     )
 
 
@@ -364,10 +365,11 @@ def bag_rounds(method: str, mode: str) -> Rounds:
     """Rounds of `bag`; both factors of the adapter begin non-zero. Compiled once a session."""
     problem = bag()
     kernels = trees.flat(problem.base)
+    made = methods.make(method, problem.template)
     return _rounds(
-        methods.make(method, problem.template),
+        made,
         problem.template,
-        training("bag"),
+        training("bag", project=made.project),
         mode,
         "average",
         problem.base,
@@ -415,11 +417,7 @@ def round_federation(**options: Any) -> Federation:
 
 def ranks_for(method: str) -> np.ndarray:
     """Mixed ranks, or one rank for the methods that are defined for nothing else."""
-    try:
-        methods.make(method, bag().template).check(RANK)
-    except InputError:
-        return np.full(len(SIZES), 3)
-    return RANK
+    return RANK if methods.takes_mixed_ranks(method) else np.full(len(SIZES), 3)
 
 
 # ---------------------------------------------------------------------------------------- comparing

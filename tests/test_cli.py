@@ -8,20 +8,11 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small import small
 
 from fedjax_lora import cli, models
 
-SMALL = [
-    "--layers=1",
-    "--max-length=16",
-    "--train-examples=60",
-    "--test-examples=30",
-    "--clients=4",
-    "--cohort=2",
-    "--rounds=1",
-    "--batch=8",
-    "--ranks=fixed(rank=2)",
-]
+SMALL = small()
 
 
 def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # One round, and the host's side of it.
     "rounds": {"types", "errors", "trees", "layerwise", "adapters", "around", "clients", "methods"},
     "federation": {"errors", "data", "rounds"},
-    "scoring": {"types", "clients", "rounds"},
+    "scoring": {"types", "adapters", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
     "results": {"errors", "config"},

@@ -9,7 +9,7 @@ from fedjax_lora import adapters, methods
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
-FROM_AN_SVD = {"hlora", "flexlora", "raflora", "rb_lora", "florist"}
+FROM_AN_SVD = {"hlora", "flexlora", "raflora", "rb_lora", "florist", "fedrora"}
 TOLERANCE = {name: 2e-5 for name in FROM_AN_SVD}
 """Singular vectors turn by rounding divided by the distance of two singular values: the factors
 differ by 1e-4, and what is cut off with them by 7e-6 (measured). The other methods are as close as

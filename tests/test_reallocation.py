@@ -59,6 +59,22 @@ def test_all_are_scored_once_and_the_best_are_high_from_the_second_round():
         assert set(plan.rank[plan.weight > 0]) == {1}
 
 
+def test_who_was_asked_is_told_by_the_scores():
+    fed = problems.round_federation()
+    review = allocate(
+        "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
+    ).review
+    scores = Scores.none(N).put(np.array([1, 3, 4, 5]), np.zeros(4), 2)
+    got = reallocation.asked(review, fed, scores, 2)
+    assert [ranks.tolist() for ranks in got] == [[2, 2, 2], [2]]
+    assert reallocation.asked(review, fed, scores, 3) == []
+    assert reallocation.asked(None, fed, scores, 2) == []
+    drawn = allocate(
+        "loss_based(low=2, high=4, share=0.5, order='random')", clients=N, seed=0, component_size=1
+    ).review
+    assert reallocation.asked(drawn, fed, scores, 2) == []
+
+
 def test_scoring_trains_as_the_round_does():
     """The same examples in the same order for whoever takes part in the round, too."""
     _, calls, fed = play("loss_based(low=1, high=4, share=0.3)", 1)

@@ -203,6 +203,25 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
     assert scored.template.rank == 4
 
 
+def test_the_bytes_of_scoring_are_part_of_the_record(scored):
+    """Eight clients of rank 1 get a component and the head, and send their own back."""
+    model = 4 * 2 * (384 + 384) + 4 * (384 * 8 + 8)
+    first, second, _ = scored.history
+    assert first["score_up_bytes"] == first["score_down_bytes"] == 8 * model
+    assert first["up_bytes"] == first["down_bytes"] == (8 + 3) * model
+    assert "score_up_bytes" not in second and second["up_bytes"] < 8 * model
+    assert scored.summary["up_bytes"] == sum(record["up_bytes"] for record in scored.history)
+
+
+@pytest.mark.parametrize("heads", ["frozen", "local"])
+def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
+    config = change(SCORED, federation={"heads": heads, "rounds": 1, "cohort": 2})
+    (record,) = runs.run(config, assets=assets).history
+    component, head = 4 * 2 * (384 + 384), 4 * (384 * 8 + 8)
+    assert record["score_down_bytes"] == 8 * component
+    assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)
+
+
 def test_a_scored_run_repeats(scored, assets):
     assert runs.run(SCORED, assets=assets).history == scored.history
 
@@ -241,16 +260,13 @@ def test_heads(heads, assets):
     assert average.history[0]["up_bytes"] - result.history[0]["up_bytes"] == 3 * head
 
 
-EQUAL_RANKS = {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
-
-
 FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
 """One method of each file; `test_matrix` has all of them on a small model."""
 
 
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_every_kind_of_method_runs_on_the_real_model(name, assets):
-    ranks = "fixed(rank=2)" if name in EQUAL_RANKS else "tiers(ranks=[1, 4])"
+    ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
     config = change(
         CONFIG,
         federation={"method": name, "ranks": ranks, "rounds": 1},

@@ -22,7 +22,6 @@ from fedjax_lora import methods
 from fedjax_lora.config import RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-ONE_RANK = ("fedit", "fedex_lora", "lora_fair", "fedsa_lora")
 METHODS = tuple(methods.METHODS)
 COHORTS = (2, 4, 8)
 
@@ -30,7 +29,7 @@ COHORTS = (2, 4, 8)
 def get_config(method: str, *, data_dir: str) -> RunConfig:
     """One measured run."""
     config = ag_news.get_config(method, rate=0.006, seed=0, data_dir=data_dir, rounds=5)
-    ranks = "fixed(rank=32)" if method in ONE_RANK else config.federation.ranks
+    ranks = config.federation.ranks if methods.takes_mixed_ranks(method) else "fixed(rank=32)"
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, validation_examples=0, test_examples=200),

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.markdown import put
-from experiments.noise import METHODS, ONE_RANK, RESULTS
+from experiments.noise import METHODS, RESULTS
+from fedjax_lora import methods
 from fedjax_lora.plots import COLOURS, style
 
 NOISE = ("zero_padding", "replication", "fed_plora", "hlora", "flora", "fedex_lora", "fslora")
@@ -40,7 +41,7 @@ def table() -> str:
         if not rounds:
             continue
         mean = {name: np.mean([h[name] for h in rounds]) for name in rounds[0] if name in SHOWN}
-        name = f"`{method}`" + (" (rank 32)" if method in ONE_RANK else "")
+        name = f"`{method}`" + ("" if methods.takes_mixed_ranks(method) else " (rank 32)")
         cells = [name, *(_ratio(mean[f"{kind}_ratio"]) for kind in ("init", "agg"))]
         cells += [f"{mean[f'{way}_bytes'] / 1e6:.1f}" for way in ("up", "down")]
         cells += [f"{1000 * seconds(method):.0f}", f"{mean['client_bytes_mean'] / 1e6:.1f}"]

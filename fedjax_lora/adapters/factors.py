@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_lora import trees
 from fedjax_lora.adapters.template import Template
 from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.types import Adapter, Gain, Kernels, Key, LoRA
+from fedjax_lora.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
@@ -86,6 +86,33 @@ def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True
         path: LoRA(mask[..., None, :] & jnp.asarray(a), mask[..., :, None] & jnp.asarray(b))
         for path, mask in components.items()
     }
+
+
+def masked_components(mask: Adapter) -> dict[str, Array]:
+    """Components with an entry of either factor in the mask, `factor_mask` backwards: ``[..., R]``.
+
+    An axis of one, which broadcasts, stays one.
+    """
+    return {
+        path: jnp.any(pair.a, axis=-2) | jnp.any(pair.b, axis=-1) for path, pair in mask.items()
+    }
+
+
+def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
+    """The adapter with trained coefficients multiplied into ``a``: two factors of one product."""
+    if not coefficients:
+        return adapter
+    return {
+        path: LoRA(pair.a * coefficients[path][..., None, :], pair.b)
+        for path, pair in adapter.items()
+    }
+
+
+def times(gain: Gain, coefficients: Coefficients) -> Gain:
+    """What the forward pass multiplies by: the gain times the trained coefficients, if any."""
+    if not coefficients:
+        return gain
+    return {path: x * coefficients[path] for path, x in gain.items()}
 
 
 def keep(adapter: Adapter, mask: Adapter) -> Adapter:

@@ -75,6 +75,11 @@ class Template:
         return float(self.scale(self.rank))
 
     @property
+    def matrices(self) -> int:
+        """How many kernels are adapted."""
+        return sum(s.adapted for s in self.sites)
+
+    @property
     def factor_sizes(self) -> LoRA:
         """Numbers in one component of each factor over all sites, the sums of ``layers * i, o``."""
         return LoRA(

@@ -42,8 +42,9 @@ def loss_based(
         high rank again while others are still to come. The paper does not say how 10 of 100 clients
         per round fit its ranking. The default is ``all``, because only losses of models that began
         at the same point compare the clients' data (later cohorts begin at a better model), and
-        because the right number is promoted at once. It costs ``N / cohort`` rounds of training,
-        and traffic that the records' bytes leave out; ``cohort`` trains those it scores twice.
+        because the right number is promoted at once. It costs ``N / cohort`` rounds of training and
+        traffic; ``cohort`` trains those it scores twice. The bytes of scoring (a model in float32
+        each way) are part of a round's bytes, and told apart as well.
       order: ``best`` scores first; ``worst`` first and ``random`` are the controls of the paper's
         Fig. 4. Random scores are drawn: they need no validation examples and cost nothing.
       promoted: what promoted clients receive in the components beyond ``low``, which the paper does

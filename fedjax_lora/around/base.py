@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
+from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.types import Key, Trained
 
 Tree = TypeVar("Tree")
@@ -30,7 +31,7 @@ class Noise(NamedTuple):
 
 def float32_bytes(numbers: np.ndarray, matrices: int) -> np.ndarray:
     """Four bytes a number."""
-    return 4 * numbers
+    return FLOAT_BYTES * numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

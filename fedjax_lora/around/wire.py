@@ -43,7 +43,7 @@ def int8() -> Update:
 
 
 def largest(change: Trained) -> Trained:
-    """The largest magnitude in each matrix of the adapter and each array of the head, kept axes."""
+    """The largest magnitude in each array of a layer's adapter and of the head, kept axes."""
 
     def top(x: Array, axes: tuple[int, ...]) -> Array:
         return jnp.max(jnp.abs(x), axis=axes, keepdims=True)
@@ -51,6 +51,7 @@ def largest(change: Trained) -> Trained:
     return Trained(
         jax.tree.map(lambda x: top(x, (-2, -1)), change.adapter),
         jax.tree.map(lambda x: top(x, tuple(range(1, x.ndim))), change.head),
+        jax.tree.map(lambda x: top(x, (-1,)), change.coefficients),
     )
 
 
@@ -92,6 +93,6 @@ def up_bytes(
     """
     leaves = jax.tree.leaves(head)
     numbers = (traffic.up - traffic.exact) // FLOAT_BYTES + sum(x.size for x in leaves)
-    matrices = traffic.factors * sum(site.adapted for site in template.sites) + len(leaves)
+    matrices = traffic.factors * template.matrices + len(leaves)
     on_wire = next((update.up_bytes for update in updates if update.by == "wire"), float32_bytes)
     return on_wire(numbers, matrices) + traffic.exact

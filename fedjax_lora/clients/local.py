@@ -13,11 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lora import trees
+from fedjax_lora import adapters, trees
 from fedjax_lora.clients.objective import Objective
-from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Batches, Gain, Key, LoRA, Params, Trained
+from fedjax_lora.types import (
+    EQUAL_RATES,
+    Adapter,
+    Array,
+    Batches,
+    Gain,
+    Key,
+    LoRA,
+    Params,
+    Rates,
+    Trained,
+)
 
 Penalty = Callable[[Adapter, Array], Array]
+Project = Callable[[Adapter], Adapter]
 
 
 class Clients(NamedTuple):
@@ -52,22 +64,29 @@ def row_buckets(batch: int) -> tuple[int, ...]:
 
 def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
     """The gain of trained components, and of those that act but are fixed (folded)."""
-
-    def trained(path: str) -> Array:
-        a, b = trainable[path]
-        return jnp.any(a, axis=-2) | jnp.any(b, axis=-1)
-
-    masks = {path: trained(path) for path in gain}
+    masks = adapters.masked_components(trainable)
     return (
         {path: jnp.where(masks[path], g, 0) for path, g in gain.items()},
         {path: jnp.where(masks[path], 0, g) for path, g in gain.items()},
     )
 
 
-def _of_factors(rates: LoRA, adapter: Adapter) -> Adapter:
+def _at_rates(rates: Rates, steps: Trained) -> Trained:
     if rates == EQUAL_RATES:
-        return adapter
-    return {path: LoRA(rates.a * pair.a, rates.b * pair.b) for path, pair in adapter.items()}
+        return steps
+    adapter = {p: LoRA(rates.a * pair.a, rates.b * pair.b) for p, pair in steps.adapter.items()}
+    coefficients = jax.tree.map(lambda x: rates.coefficients * x, steps.coefficients)
+    return steps._replace(adapter=adapter, coefficients=coefficients)
+
+
+def _projected(project: Project, new: Trained, trainable: Trained) -> Trained:
+    adapter = jax.tree.map(
+        lambda x, kept, m: jnp.where(m, x, kept),
+        project(new.adapter),
+        new.adapter,
+        trainable.adapter,
+    )
+    return new._replace(adapter=adapter)
 
 
 def make_training(
@@ -75,7 +94,8 @@ def make_training(
     optimizer: optax.GradientTransformation,
     *,
     penalty: Penalty | None = None,
-    rates: LoRA = EQUAL_RATES,
+    rates: Rates = EQUAL_RATES,
+    project: Project | None = None,
     split_gains: bool = False,
     rows: Sequence[int] | None = None,
     prox: float = 0.0,
@@ -87,7 +107,8 @@ def make_training(
       optimizer: any optax optimizer of learning rate 1; the learning rate is an argument of the
         returned function, so trying another one compiles nothing.
       penalty: a method's addition to the loss, ``(adapter, rank) -> float32[]``.
-      rates: multiplies the learning rate of each factor.
+      rates: multiplies the learning rate of each factor, and of coefficients.
+      project: applied to a client's adapter after every step, see `fedjax_lora.methods.Method`.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
       rows: batch sizes to compile, ascending, see `row_buckets`; only the full one by default.
       prox: FedProx's `mu` (arXiv 1812.06127): ``mu/2 ||x - x_start||^2`` is part of what a client
@@ -100,9 +121,9 @@ def make_training(
     def loss_of(
         trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key
     ):
-        gain, fixed = client.gain, None
+        gain, fixed = adapters.times(client.gain, trained.coefficients), None
         if split_gains:
-            gain, fixed = split_gain(client.gain, client.trainable.adapter)
+            gain, fixed = split_gain(gain, client.trainable.adapter)
         loss = objective.loss(base, trained, gain, fixed, batch, valid, key)
         extra = jnp.zeros(()) if penalty is None else penalty(trained.adapter, client.rank)
         return loss + extra, loss
@@ -125,8 +146,9 @@ def make_training(
         with jax.numpy_dtype_promotion("standard"):
             updates, new_state = optimizer.update(hold(grads), opt_state, params)
         steps = jax.tree.map(lambda u: rate * u, updates)
-        steps = steps._replace(adapter=_of_factors(rates, steps.adapter))
-        new = optax.apply_updates(params, hold(steps))
+        new: Any = optax.apply_updates(params, hold(_at_rates(rates, steps)))
+        if project is not None:
+            new = _projected(project, new, client.trainable)
         going = step < client.batches.steps
         count = jnp.where(going, jnp.sum(valid).astype(jnp.float32), 0.0)
         params, opt_state = trees.where(going, (new, new_state), (params, opt_state))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_lora import trees
+from fedjax_lora import adapters, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.methods import Start
 from fedjax_lora.methods.base import FLOAT_BYTES
@@ -60,7 +60,7 @@ def client_footprint(
     trained = trained_entries(template, start)
     acting = [
         np.count_nonzero(np.asarray(start.gain[s.path]).reshape(len(trained), -1), axis=1)
-        * (s.inputs + s.outputs)
+        * (s.inputs + s.outputs + bool(start.coefficients))
         for s in template.sites
     ]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), head)
@@ -81,12 +81,15 @@ def client_footprint(
 def trained_entries(template: Template, start: Start) -> np.ndarray:
     """How many numbers of its adapter each client trains, by the masks: ``int64[c]``."""
 
-    def leaf(mask: Any, full: jax.ShapeDtypeStruct) -> np.ndarray:
+    def leaf(mask: Any, full: Any) -> np.ndarray:
         rows = np.asarray(mask).reshape(len(mask), -1)
         return np.count_nonzero(rows, axis=1) * (full.size // rows.shape[1])
 
-    counts = jax.tree.map(leaf, start.trainable, template.shapes())
-    return np.sum(jax.tree.leaves(counts), axis=0, dtype=np.int64)
+    counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, template.shapes()))
+    if start.coefficients:
+        trains = adapters.masked_components(start.trainable)
+        counts += [leaf(trains[path], x[0]) for path, x in start.coefficients.items()]
+    return np.sum(counts, axis=0, dtype=np.int64)
 
 
 def _state_bytes(optimizer: optax.GradientTransformation, params: Any) -> tuple[float, int]:

@@ -38,10 +38,11 @@ def initialization_noise(template: Template, server: Server, start: Start) -> Fl
     drop out, since a method that changes them hands them to every client.
     """
     gain = adapters.uniform_gain(template)
+    begun = adapters.fold(start.adapter, start.coefficients)
 
     def site(path: str) -> Array:
         (a, b), s = per_client(server.adapter[path]), gain[path][None]  # [1, (L,) ...]
-        (a_k, b_k), g = start.adapter[path], start.gain[path]  # [c, (L,) ...]
+        (a_k, b_k), g = begun[path], start.gain[path]  # [c, (L,) ...]
         left = s[..., None, :] * (a - a_k)
         right = s[..., :, None] * (b - b_k) + (s - g)[..., :, None] * b_k
         return lowrank.norm(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora import lowrank, trees
+from fedjax_lora import adapters, lowrank, trees
 from fedjax_lora.methods import Cohort, Start
 from fedjax_lora.types import Adapter, LoRA
 
@@ -34,12 +34,11 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
       result: adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
     """
     present = cohort.weight > 0
+    trains = adapters.masked_components(start.trainable)
 
     def site(path: str) -> Array:
         a, b = result[path]
-        mask = start.trainable[path]
-        trained = jnp.any(mask.a, axis=-2) | jnp.any(mask.b, axis=-1)
-        trained = jnp.broadcast_to(trained, start.gain[path].shape)  # [c, (L,) R]
+        trained = jnp.broadcast_to(trains[path], start.gain[path].shape)  # [c, (L,) R]
         trained &= trees.expand(present, trained)
         a, has_a = _unit(a, trained[..., None, :], axis=-2)
         b, has_b = _unit(b, trained[..., :, None], axis=-1)

@@ -25,8 +25,11 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from fedjax_lora import specs
 from fedjax_lora.adapters import Template
+from fedjax_lora.errors import InputError
 from fedjax_lora.methods.averaging import (
     averaging,
     combine,
@@ -49,6 +52,7 @@ from fedjax_lora.methods.base import (
     truncated_start,
 )
 from fedjax_lora.methods.corrected import fedex_lora, lora_fair
+from fedjax_lora.methods.decoupled import fedrora
 from fedjax_lora.methods.freezing import ffa_lora, rolora
 from fedjax_lora.methods.hetlora import hetlora
 from fedjax_lora.methods.personal import fedsa_lora
@@ -88,6 +92,7 @@ METHODS: dict[str, Entry] = {
     "fedex_lora": Entry(fedex_lora, "arXiv 2410.09432"),
     "lora_fair": Entry(lora_fair, "arXiv 2411.14961"),
     "fedsa_lora": Entry(fedsa_lora, "arXiv 2410.01463"),
+    "fedrora": Entry(fedrora, "arXiv 2609.00632"),
 }
 
 
@@ -99,6 +104,23 @@ def make(spec: str, template: Template) -> Method:
     """
     factories = {name: entry.factory for name, entry in METHODS.items()}
     return specs.build(spec, factories, "method", template=template)
+
+
+def takes_mixed_ranks(spec: str) -> bool:
+    """Whether a method takes clients of different ranks, by its own check.
+
+    >>> takes_mixed_ranks("fedit"), takes_mixed_ranks("hlora")
+    (False, True)
+
+    Raises:
+      InputError: unknown method or option.
+    """
+    method = make(spec, Template(sites=(), rank=2, alpha=2.0))
+    try:
+        method.check(np.array([1, 2]))
+    except InputError:
+        return False
+    return True
 
 
 def summary(name: str) -> str:
@@ -123,5 +145,6 @@ __all__ = [
     "owners",
     "shares",
     "summary",
+    "takes_mixed_ranks",
     "truncated_start",
 ]

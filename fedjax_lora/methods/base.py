@@ -19,7 +19,9 @@ import numpy as np
 from fedjax_lora import adapters, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.errors import InputError
-from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA
+from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
+
+BOTH = LoRA(True, True)
 
 FLOAT_BYTES = 4
 INDEX_BYTES = 4
@@ -50,6 +52,7 @@ class Start(NamedTuple):
     adapter: Adapter  # [c, (L,) i, R], zero at inactive components
     gain: Gain  # [c, (L,) R], 0 at inactive components
     trainable: Adapter  # booleans that broadcast against the factors
+    coefficients: Any = ()  # [c, (L,) R], trained with their components, multiply the gain; or ()
 
 
 class Outcome(NamedTuple):
@@ -66,7 +69,7 @@ class Traffic(NamedTuple):
     up: np.ndarray  # int64[c]
     down: np.ndarray  # int64[c]
     exact: Any = 0  # int64[c], of ``up``: indices and the like, which are never rounded
-    factors: int = 2  # factors of a layer that travel up
+    factors: int = 2  # arrays of a layer that travel up
 
 
 def no_check(rank: np.ndarray) -> None:
@@ -82,14 +85,19 @@ class Method:
         adapted sites.
       broadcast: ``(server, clients, cohort) -> Start``.
       aggregate: ``(server, clients, cohort, start, result) -> Outcome``, where ``result`` is the
-        clients' adapters after local training, ``[c, ...]``.
+        clients' adapters after local training, ``[c, ...]``, with trained coefficients multiplied
+        into ``a``.
       traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
         with this server (the head is not the method's business). On the host, present clients only.
       init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
       select: for methods that look before they train: the cohort first trains from ``start`` for a
         probe, then really from what ``(server, clients, cohort, start, probed) -> Start`` returns.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
-      rates: multiplies the learning rate of each factor.
+      rates: multiplies the learning rate of each factor, and of coefficients.
+      project: applied to a client's adapter ``[(L,) i, R]``, ``[(L,) R, o]`` after every local
+        step; zeros must stay zeros. What is not trainable keeps its value.
+      sends: which factors a client sends; what stays at home is left alone by what happens to
+        messages.
       averages: the new components are means of the clients' (weights summing to at most one), so
         that their change is a direction that a server optimizer may follow.
       check: raises `InputError` if the method cannot take these ranks.
@@ -102,7 +110,9 @@ class Method:
     init_clients: Callable[[int], Any] = lambda count: ()
     select: Callable[[Server, Any, Cohort, Start, Adapter], Start] | None = None
     penalty: Callable[[Adapter, Array], Array] | None = None
-    rates: LoRA = EQUAL_RATES
+    rates: Rates = EQUAL_RATES
+    project: Callable[[Adapter], Adapter] | None = None
+    sends: LoRA = BOTH
     averages: bool = False
     check: Callable[[np.ndarray], None] = no_check
 

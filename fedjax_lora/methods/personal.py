@@ -61,6 +61,7 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
         broadcast=broadcast,
         aggregate=aggregate,
         traffic=traffic,
+        sends=LoRA(True, False),
         init_clients=init_clients,
         averages=False,  # half of what the server holds is nobody's
         check=need_equal_ranks("fedsa_lora", "a method with one global model"),

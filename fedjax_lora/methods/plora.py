@@ -78,7 +78,8 @@ def fed_plora(
         server's module, which at the start is zero for all (the first `r` are taken), and keeps
         choosing what has been trained before.
       indices: one set for all layers, or one per layer and site. The paper does not say; one set
-        costs `r` indices of traffic and lets modules of different layers train together.
+        costs `r` indices of traffic and lets modules of different layers train together. Indices
+        are sent only with ``random``: the other rules follow from what the server knows.
       weights: of the mean over a module's owners. The paper's bound is written with equal ones.
 
     Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
@@ -119,7 +120,7 @@ def fed_plora(
         adapter = keep_unowned(combine(result, weight), server.adapter, kept)
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
 
-    sets = sum(s.adapted for s in template.sites) if indices == "layer" else 1
+    sets = 0 if selection != "random" else template.matrices if indices == "layer" else 1
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)

@@ -23,7 +23,7 @@ from fedjax_lora.methods.base import (
     whole_start,
 )
 from fedjax_lora.methods.plora import module_norms
-from fedjax_lora.types import Adapter, Array, Gain, LoRA
+from fedjax_lora.types import Adapter, Array, Gain, LoRA, Rates
 
 
 def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
@@ -53,7 +53,6 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
     """
     if not b_rate > 0:
         raise InputError(f"Method 'lora_a2' needs a b_rate above 0, got {b_rate}.")
-    matrices = sum(s.adapted for s in template.sites)
 
     def trains_b(round: Any) -> Any:
         return round % 2 == 0
@@ -81,7 +80,7 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
             )
             for path, pair in start.adapter.items()
         }
-        chosen = highest(template, scores, cohort.rank * matrices)
+        chosen = highest(template, scores, cohort.rank * template.matrices)
         return start._replace(trainable=trainable(cohort, chosen))
 
     def aggregate(
@@ -99,7 +98,7 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
         before, one = template.factor_sizes
         if not trains_b(round):
             before, one = one, before
-        index = rank * matrices * INDEX_BYTES
+        index = rank * template.matrices * INDEX_BYTES
         up = rank * one * FLOAT_BYTES + index
         down = np.full_like(up, template.rank * before * FLOAT_BYTES)
         return Traffic(up=up, down=down, exact=index, factors=1)
@@ -110,7 +109,7 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
         aggregate=aggregate,
         traffic=traffic,
         select=select,
-        rates=LoRA(1.0, b_rate),
+        rates=Rates(b=b_rate),
         averages=True,
     )
 

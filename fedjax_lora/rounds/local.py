@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fedjax_lora import adapters
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, execute
 from fedjax_lora.clients.local import Clients, Report, Train
@@ -67,14 +68,8 @@ def make_local(
         )
         training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
         keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
-        clients = Clients(
-            Trained(start.adapter, head),
-            start.gain,
-            Trained(start.trainable, learns),
-            plan.rank,
-            plan.batches,
-            keys,
-        )
+        params, trainable = trained_from(start, head, learns)
+        clients = Clients(params, start.gain, trainable, plan.rank, plan.batches, keys)
         return start, clients, mine
 
     def choose(
@@ -91,8 +86,7 @@ def make_local(
         start = method.select(
             state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
         )
-        params = clients.params._replace(adapter=start.adapter)
-        trainable = clients.trainable._replace(adapter=start.trainable)
+        params, trainable = trained_from(start, clients.params.head, clients.trainable.head)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
 
     def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
@@ -106,6 +100,15 @@ def make_local(
     if mode == "loop":
         begin, choose = jax.jit(begin), jax.jit(choose)
     return locally
+
+
+def trained_from(start: Start, head: Params, learns: Params) -> tuple[Trained, Trained]:
+    """What clients begin with, and what of it they train; coefficients where either factor is."""
+    trains = adapters.masked_components(start.trainable) if start.coefficients else ()
+    return (
+        Trained(start.adapter, head, start.coefficients),
+        Trained(start.trainable, learns, trains),
+    )
 
 
 def all_finite(tree: Any) -> Array:

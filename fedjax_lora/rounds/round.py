@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedjax_lora import around, layerwise, trees
+from fedjax_lora import adapters, around, layerwise, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, everywhere
 from fedjax_lora.clients.local import Train
 from fedjax_lora.methods.base import Cohort, Method, Server
 from fedjax_lora.rounds.local import Local, all_finite, cohort_of, make_local
 from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
-from fedjax_lora.types import Array, Key, Params, Trained
+from fedjax_lora.types import Array, Key, LoRA, Params, Trained
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
 
@@ -62,10 +62,14 @@ def make_round(
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
         if updates:
             trained, weight = send(plan, key, local, weight)
-        return trained, cohort_of(template, plan, weight, key)
+        folded = adapters.fold(trained.adapter, trained.coefficients)
+        return Trained(folded, trained.head), cohort_of(template, plan, weight, key)
 
     def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
         start, after, learns = local.clients.params, local.trained, local.clients.trainable
+        a, b = method.sends
+        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
+        learns = learns._replace(adapter=sent)
         if heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
@@ -80,10 +84,8 @@ def make_round(
         if server_optimizer is None:
             return server, head, state.optimizer
         old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
-        (adapter, head), moments = around.follow(
-            server_optimizer, state.optimizer, old, new, somebody
-        )
-        return server._replace(adapter=adapter), head, moments
+        now, moments = around.follow(server_optimizer, state.optimizer, old, new, somebody)
+        return server._replace(adapter=now.adapter), now.head, moments
 
     def finish(
         state: FederatedState, plan: Plan, key: Key, local: Local

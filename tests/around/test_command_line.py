@@ -3,22 +3,11 @@
 import json
 
 import pytest
+from small import small
 
 from fedjax_lora import cli, clients, config, rounds
 
-SMALL = [
-    "--layers=1",
-    "--max-length=16",
-    "--train-examples=60",
-    "--test-examples=30",
-    "--clients=4",
-    "--cohort=2",
-    "--rounds=2",
-    "--batch=8",
-    "--max-steps=2",
-    "--ranks=fixed(rank=2)",
-    "--method=fed_plora",
-]
+SMALL = small(rounds=2, max_steps=2, method="fed_plora")
 
 
 def test_a_run_with_everything(tmp_path, monkeypatch):

@@ -183,14 +183,17 @@ def test_bytes_on_the_wire(text, bytes_of):
     sent = cohort()
     updates = () if text is None else (spec("clip(norm=1.0)"), spec(text))
     head = jax.tree.map(lambda x: x[0], sent.start.head)
-    extra = {"masked_mean": 0, "fed_plora": 4, "fed_plora(indices='layer')": 4 * 3}
-    for method, index_bytes in extra.items():
+    extra = {
+        "masked_mean": (0, 0), "fed_plora": (4, 0), "fed_plora(indices='layer')": (4 * 3, 0),
+        "fedrora": (0, 1),
+    }  # fmt: skip
+    for method, (index_bytes, vectors) in extra.items():
         made = methods.make(method, TEMPLATE)
         traffic = made.traffic(methods.Server(None, {}), RANK, 0)
         got = around.up_bytes(updates, traffic, TEMPLATE, head)
         for k in range(len(RANK)):
-            numbers = len(own(sent.start, sent.trainable, k))
-            assert got[k] == bytes_of(numbers, 2 * 3 + 2) + RANK[k] * index_bytes
+            numbers = len(own(sent.start, sent.trainable, k)) + vectors * 3 * RANK[k]
+            assert got[k] == bytes_of(numbers, (2 + vectors) * 3 + 2) + RANK[k] * index_bytes
         alone = around.up_bytes(updates, traffic, TEMPLATE, {})
         np.testing.assert_array_equal(got - alone, bytes_of(28, 2))
     assert alone.dtype == np.int64

@@ -4,22 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from small import small
 
 from fedjax_lora import cli
 from fedjax_lora.compare import command, comparison
 from fedjax_lora.config import demo
 
-SMALL = [
-    "--layers=1",
-    "--max-length=16",
-    "--train-examples=60",
-    "--test-examples=30",
-    "--clients=4",
-    "--cohort=2",
-    "--rounds=1",
-    "--batch=8",
-    "--ranks=fixed(rank=2)",
-]
+SMALL = small()
 
 
 @pytest.fixture

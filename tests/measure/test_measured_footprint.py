@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import GLOBAL, R, compiled, make_server
+from cohorts import GLOBAL, R, make_server
 from mixed import cohort_for
 
 from fedjax_lora import methods, optimizers
@@ -17,7 +17,7 @@ HEAD = {"kernel": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}  # 18 numbers
 
 
 def start_of(name: str, cohort):
-    method, _ = compiled(name, GLOBAL)
+    method = methods.make(name, GLOBAL)
     server = make_server(method, GLOBAL)
     return server, method.broadcast(server, method.init_clients(len(cohort.rank)), cohort)
 
@@ -31,6 +31,9 @@ def sent(start, client: int) -> dict[str, np.ndarray]:
             own = np.asarray(value)[client]
             trained = np.broadcast_to(np.asarray(mask)[client], own.shape)
             message[f"{site.path}.{name}"] = own[trained]
+        if start.coefficients:
+            own = np.asarray(start.coefficients[site.path])[client]
+            message[f"{site.path}.coefficients"] = own[np.asarray(masks.b)[client, ..., 0]]
     return message
 
 
@@ -83,7 +86,7 @@ def test_what_is_trained_is_held(name: str):
         GLOBAL, start, base=BASE, head=HEAD, train_head=False, optimizer=optimizers.optimizer("sgd")
     )
     assert np.all(got.adapter >= got.gradient)
-    assert np.all(got.adapter <= 4 * R * GLOBAL.component_size)
+    assert np.all(got.adapter <= 4 * R * (GLOBAL.component_size + GLOBAL.matrices))
     assert np.all(got.trained > 0)
 
 

@@ -107,6 +107,22 @@ def test_equal_weights_are_an_option():
 # --------------------------------------------------------------------------- initialization noise
 
 
+def test_trained_coefficients_are_part_of_what_clients_begin_with():
+    """Beside a factor or in it."""
+    server, cohort = server_of("fedrora"), cohort_for("fedrora")
+    method = methods.make("fedrora", GLOBAL)
+    apart, folded = (
+        m.broadcast(server, method.init_clients(len(cohort.rank)), cohort)
+        for m in (method, cohorts.in_two_factors(method))
+    )
+    assert apart.coefficients != () == folded.coefficients
+    noise = _init(GLOBAL, server, apart)
+    assert np.min(noise[np.asarray(cohort.rank) < R]) > 0.1
+    # Of a client of full rank it is rounding, of models as large as the others' noise.
+    want = _init(GLOBAL, server, folded)
+    np.testing.assert_allclose(noise, want, rtol=0, atol=2e-6 * np.max(want))
+
+
 @pytest.mark.parametrize("spec", [s for s in cohorts.SPECS if s.startswith(("fed_plora", "flora"))])
 def test_nothing_is_lost_by_folding_or_by_merging(spec: str):
     """Property 25: every client starts at the global model, exactly."""

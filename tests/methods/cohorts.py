@@ -1,5 +1,6 @@
 """Random federations in the shapes of the library, and the way from there to the oracles."""
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -43,8 +44,12 @@ NUMBERS: dict[str, list[dict[str, Any]]] = {
     "florist": [{"threshold": 1.0}, {"threshold": 0.5, "sigma": "both"}],
     "fedex_lora": [{"residual_rank": 3}],
     "lora_fair": [{"penalty": 2.0}],
+    "fedrora": [{"first": 1.0, "coefficient_rate": 3.0}],
 }
 """Values of options that are numbers."""
+
+EXACT = {"florist": "florist(threshold=1.0)", "hetlora": "hetlora(gamma=1.0)"}
+"""How to tell a method that loses something on purpose to lose nothing."""
 
 
 def specs_of(name: str) -> list[str]:
@@ -64,6 +69,12 @@ SPECS = list(itertools.chain.from_iterable(specs_of(name) for name in methods.ME
 
 def method_name(spec: str) -> str:
     return spec.split("(")[0]
+
+
+def ranks_for(spec: str, mixed: Any, otherwise: int) -> np.ndarray:
+    """The mixed ranks, or one for all where a method takes nothing else."""
+    mixed = np.asarray(mixed)
+    return mixed if methods.takes_mixed_ranks(spec) else np.full_like(mixed, otherwise)
 
 
 # ------------------------------------------------------------------------------------ federations
@@ -150,14 +161,26 @@ class Played(NamedTuple):
     outcome: Outcome
 
 
+def in_two_factors(method: Method) -> Method:
+    """The method with what clients begin with as two factors, as results are too."""
+
+    def broadcast(*given: Any) -> Start:
+        start = method.broadcast(*given)
+        return start._replace(
+            adapter=adapters.fold(start.adapter, start.coefficients), coefficients=()
+        )
+
+    return dataclasses.replace(method, broadcast=broadcast)
+
+
 @functools.cache
 def compiled(spec: str, template: Template) -> tuple[Method, Any]:
-    """The method and its aggregate, jitted once per process for all tests.
+    """The method `in_two_factors` and its aggregate, jitted once per process for all tests.
 
     Broadcasts run operation by operation, which is quicker than compiling so many of them; another
     test compares the two.
     """
-    method = methods.make(spec, template)
+    method = in_two_factors(methods.make(spec, template))
     return method, jax.jit(method.aggregate)
 
 

@@ -382,12 +382,40 @@ def fedsa_lora(round: Round, *, weights: str = "examples") -> Answer:
     return fedit(round, weights=weights)
 
 
+def fedrora(
+    round: Round,
+    *,
+    largest: str = "signed",
+    first: float = 0.0,
+    coefficient_rate: float = 100.0,
+    weights: str = "examples",
+) -> Answer:
+    """The global model; `fedrora_own` is what matters to clients."""
+    return hlora(round, weights=weights)
+
+
+def fedrora_own(
+    round: Round, name: str, ranks: list[int], *, largest: str = "signed", weights: str = "examples"
+) -> list[list[tuple[float, np.ndarray]]]:
+    """For each client its coefficients and the matrices ``u_k v_k^T`` they belong to, in order."""
+    U, _, Vt = np.linalg.svd(mean_of_products(round, name, weights))
+    chosen = []
+    for c, r in zip(round.clients, ranks, strict=True):
+        delta = c.s * c.pairs[name].B @ c.pairs[name].A
+        found = []
+        for k in range(rank(round.old[name])):
+            found.append((float(U[:, k] @ delta @ Vt[k]), np.outer(U[:, k], Vt[k])))
+        found.sort(key=lambda one: -abs(one[0]) if largest == "magnitude" else -one[0])
+        chosen.append(found[:r])
+    return chosen
+
+
 ORACLES: dict[str, Callable[..., Answer]] = {
     fn.__name__: fn
     for fn in (
         fedit, zero_padding, hetlora, masked_mean, replication, fed_plora, hlora, flexlora, flora,
         raflora, rb_lora, florist, fslora, ffa_lora, rolora, lora_a2, fedex_lora, lora_fair,
-        fedsa_lora,
+        fedsa_lora, fedrora,
     )
 }  # fmt: skip
 
@@ -398,11 +426,12 @@ SINGULAR: dict[str, Callable[..., np.ndarray]] = {
     "raflora": lambda round, name, empty="keep", weights="examples", **_: raflora_product(
         round, name, empty, weights
     ),
+    "fedrora": lambda round, name, weights="examples", **_: mean_of_products(round, name, weights),
     "rb_lora": lambda round, name, weights="examples", **_: rb_lora_product(round, name, weights),
 }
 """The product that is factored: unique up to a sign per component, where values are not tied."""
 
-PRODUCT_SPACE = {"hlora", "flexlora", "flora"}
+PRODUCT_SPACE = {"hlora", "flexlora", "flora", "fedrora"}
 """The result is the mean of the clients' products (its best rank R), however they are factored."""
 
 KERNELS = {"flora", "fedex_lora"}

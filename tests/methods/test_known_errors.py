@@ -14,18 +14,14 @@ import cohorts
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import make_cohort
+from cohorts import EXACT, make_cohort, ranks_for
 from test_oracles import compare
 
 from fedjax_lora import adapters, methods
 from fedjax_lora.adapters import Site, Template
-from fedjax_lora.errors import InputError
 from fedjax_lora.types import LoRA
 
 every_method = pytest.mark.parametrize("name", list(methods.METHODS))
-
-EXACT = {"florist": "florist(threshold=1.0)", "hetlora": "hetlora(gamma=1.0)"}
-"""Told to lose nothing on purpose."""
 
 FIXED_A = {"ffa_lora", "rolora"}
 """Only `b` is trained in round 0; `a` is the server's."""
@@ -35,15 +31,6 @@ SQUARE = Template(sites=(Site("x", SIZE, SIZE, None),), rank=R, alpha=6.0)  # mu
 
 WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform"}
 """By what a method weighs its clients unless told otherwise; the others by their examples."""
-
-
-def ranks(name: str, mixed: list[int], template: Template) -> list[int]:
-    """Mixed ranks, or the highest for all where a method takes nothing else."""
-    try:
-        methods.make(name, template).check(np.array(mixed))
-    except InputError:
-        return [template.rank] * len(mixed)
-    return mixed
 
 
 def change_of_model(
@@ -96,7 +83,7 @@ def test_no_axis_is_guessed_from_its_length(name: str):
     four = Template(sites=(Site("layers/x", 4, 4, (True,) * 4),), rank=4, alpha=6.0)
     # A square `a` is nearly singular: a small penalty leaves `b` uncertain.
     spec = "lora_fair(penalty=2.0)" if name == "lora_fair" else name
-    compare(spec, four, ranks(name, [1, 2, 4, 3], four), np.array([3, 5, 2, 7]))
+    compare(spec, four, ranks_for(name, [1, 2, 4, 3], 4), np.array([3, 5, 2, 7]))
 
 
 @every_method
@@ -143,7 +130,7 @@ def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float
 def test_no_constants_in_the_code(name: str):
     """Rank 360 and alpha 16 were: here another rank, another alpha, another number of clients."""
     template = Template(sites=(Site("x", 9, 14, None),), rank=7, alpha=2.5)
-    compare(name, template, ranks(name, [7, 2, 5], template), np.array([3, 5, 2]))
+    compare(name, template, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
 
 
 # ------------------------------------------------------------------------------------- invariants

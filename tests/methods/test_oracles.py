@@ -14,7 +14,6 @@ from cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
 
 from fedjax_lora import adapters, methods, specs
 from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
 from fedjax_lora.methods import Cohort, Outcome
 from fedjax_lora.types import LoRA
 
@@ -38,16 +37,9 @@ CASES = {
 
 
 def cases_of(spec: str) -> list[str]:
-    """A method's check says which ranks it takes."""
-    check = methods.make(spec, cohorts.GLOBAL).check
-    fit = []
-    for case, (rank, _) in CASES.items():
-        try:
-            check(np.array(rank))
-        except InputError:
-            continue
-        fit.append(case)
-    return fit
+    """Those of one rank only, if the method takes nothing else."""
+    mixed = methods.takes_mixed_ranks(spec)
+    return [case for case, (rank, _) in CASES.items() if mixed or len(set(rank)) == 1]
 
 
 def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3) -> None:
@@ -164,7 +156,8 @@ def test_what_clients_begin_with(spec: str):
                 assert np.all(mine[matrix].A[:r] != 0)
                 assert not np.any(mine[matrix].A[r:])
             else:
-                np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                if method_name(spec) != "fedrora":  # which has the same product from unit lengths
+                    np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
                 reads_its_own_scale = method_name(spec) in oracles.SINGULAR
                 scale = template.alpha / (R if reads_its_own_scale else r)
                 assert_close(deltas[matrix], scale * B[:, :r] @ A[:r])

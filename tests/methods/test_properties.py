@@ -11,6 +11,7 @@ import oracles
 import pytest
 from cohorts import (
     CLIENTS,
+    EXACT,
     GLOBAL,
     PER_CLIENT,
     SPECS,
@@ -23,6 +24,7 @@ from cohorts import (
     make_cohort,
     method_name,
     play,
+    ranks_for,
     server_delta,
 )
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -33,7 +35,6 @@ from fedjax_lora.errors import InputError
 from fedjax_lora.methods import Cohort, Outcome, Server, Start
 from fedjax_lora.types import LoRA
 
-EQUAL_RANKS = {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
 NAMES = list(methods.METHODS)
@@ -50,9 +51,6 @@ PREFIXES = [s for s in SPECS if method_name(s) not in oracles.HOLD_ALL | oracles
 GAUGE = [s for s in SPECS if method_name(s) in oracles.PRODUCT_SPACE | {"florist"}]
 GAUGE += ["fedex_lora", "fedex_lora(weights='uniform')"]
 """The result depends on the clients' products only, not on how they are factored."""
-
-EXACT = {"florist": "florist(threshold=1.0)", "hetlora": "hetlora(gamma=1.0)"}
-"""How to tell a method that loses something on purpose to lose nothing."""
 
 LOSSLESS = [s for s in SPECS if s == EXACT.get(method_name(s), s)]
 KEEPS_UNOWNED = {"raflora", "rb_lora"}
@@ -443,7 +441,7 @@ HEAD = Template(sites=GLOBAL.sites[1:], rank=R, alpha=6.0)
 @every_method
 def test_jit_and_plain_python_agree(name: str):
     """In value, type and structure, for both functions; and broadcast compiles once."""
-    method = methods.make(name, HEAD)
+    method = cohorts.in_two_factors(methods.make(name, HEAD))
     server = jax.tree.map(jnp.asarray, cohorts.make_server(method, HEAD))
     broadcast, fn = jax.jit(method.broadcast), jax.jit(method.aggregate)
     for n, (rank, weight) in enumerate([(MIXED, WEIGHT), *OTHER_COHORTS]):
@@ -474,7 +472,7 @@ def test_jit_and_plain_python_agree(name: str):
 def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: float):
     """Alpha 6 and rank 4, in numbers: neither lost nor doubled from client to server and back."""
     template = dataclasses.replace(HEAD, scale_rule=rule)
-    method = methods.make(EXACT.get(name, name), template)
+    method = cohorts.in_two_factors(methods.make(EXACT.get(name, name), template))
     server = cohorts.on_device(cohorts.make_server(method, template))
     cohort = make_cohort(template, [R] * CLIENTS)
     one = cohorts.random_adapter(template, 2)
@@ -555,18 +553,22 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
     name, options = specs.parse(spec)
     template = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
     method = methods.make(spec, template)
-    rank = np.array([3] * CLIENTS if name in EQUAL_RANKS else [1, 3, 2, 4, 2, 1])
+    rank = ranks_for(spec, [1, 3, 2, 4, 2, 1], 3)
     cohort = make_cohort(template, rank)
     server = cohorts.make_server(method, template)
     start = cohorts.begin(method, server, method.init_clients(CLIENTS), cohort, template)
     traffic = method.traffic(server, rank, 0)
     shared = "a" if name == "fedsa_lora" else "ab"
     numbers = np.array([sent_bytes(start, n, shared) for n in range(CLIENTS)])
+    if start.coefficients:
+        numbers += 4 * rank * template.matrices  # every coefficient is trained
     rows = [cohorts.trained_rows(template, start.trainable, n) for n in range(CLIENTS)]
     every_matrix = "layer" in spec or name == "lora_a2"
     matrices = list(rows[0]) if every_matrix else list(rows[0])[:1]
     index = np.array([sum(np.array(r[m], np.int32).nbytes for m in matrices) for r in rows])
-    up = numbers + index if name in oracles.CHOSEN_ROWS | {"lora_a2"} else numbers
+    # The server knows what the others choose: it is the first ones, those in turn, or the largest.
+    drawn = options.get("selection", "random") == "random"
+    up = numbers + index if name in oracles.CHOSEN_ROWS | {"lora_a2"} and drawn else numbers
     down = numbers
     whole = {m: list(range(R)) for m in rows[0]}
     if name == "fed_plora":
@@ -604,6 +606,11 @@ def test_traffic_counts_beyond_32_bits(name: str):
 
 
 # ---------------------------------------------------------------------------------------- choosing
+
+
+def test_the_methods_that_are_defined_for_one_rank():
+    one = {name for name in NAMES if not methods.takes_mixed_ranks(name)}
+    assert one == {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
 
 
 def test_fedit_refuses_mixed_ranks():

@@ -1,0 +1,23 @@
+"""A run so small that the command line can be tested with it."""
+
+from typing import Any
+
+
+def small(**options: Any) -> list[str]:
+    """Its options as words, with others added or exchanged.
+
+    >>> small(rounds=2)[-3:]
+    ['--rounds=2', '--batch=8', '--ranks=fixed(rank=2)']
+    """
+    chosen = {
+        "layers": 1,
+        "max_length": 16,
+        "train_examples": 60,
+        "test_examples": 30,
+        "clients": 4,
+        "cohort": 2,
+        "rounds": 1,
+        "batch": 8,
+        "ranks": "fixed(rank=2)",
+    } | options
+    return [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
