@@ -1,7 +1,7 @@
 """A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
 
 The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
-``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
+``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
 `fedjax_lora.specs`.
 """
 
@@ -98,6 +98,9 @@ class FederationConfig:
     """What happens to clients' updates, in this order: clip(norm=1.0),
     gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,
     trimmed_mean(share=0.1)."""
+    faults: tuple[str, ...] = ()
+    """What goes wrong with drawn clients before they send, in this order:
+    dropout(probability=0.1), stragglers(share=0.3, work=0.5)."""
     server_optimizer: str = "none"
     """What follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
 

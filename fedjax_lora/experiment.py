@@ -24,6 +24,7 @@ from fedjax_lora import (
 from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.faults import make_faults
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
@@ -196,6 +197,7 @@ def prepare(
         by_length=local.group_by_length,
         seed=config.seed,
         least_steps=shared.least_steps,
+        faults=make_faults(fed.faults),
     )
     recipe = RoundRecipe(
         reading=reading,
@@ -228,6 +230,7 @@ def prepare(
         heads=fed.heads,
         server_optimizer=server_optimizer,
     )
+    rounds.check_method(method, template, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(reading, how.eval_batch)

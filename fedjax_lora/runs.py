@@ -18,7 +18,7 @@ from fedjax_lora.data.draw import draw
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
 from fedjax_lora.programs import Programs
 from fedjax_lora.results import RunFolder, environment
-from fedjax_lora.rounds import FederatedState
+from fedjax_lora.rounds import FederatedState, RoundMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ def run(
         rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
         plan = federation.plan(t, rank, rate)
-        present = plan.weight > 0
-        received = experiment.method.traffic(state.server, plan.rank[present], t).down
+        drawn, present = federation.drawn(plan), plan.weight > 0
+        received = experiment.method.traffic(state.server, plan.rank[drawn], t).down
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
@@ -85,12 +85,13 @@ def run(
         record = (
             {
                 "round": t + 1,
-                "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
+                "train_loss": mean_loss(seen),
                 "examples": int(np.sum(seen.examples)),
                 "up_bytes": int(sent.sum()),
-                "down_bytes": int(received.sum() + present.sum() * head_bytes),
+                "down_bytes": int(received.sum() + drawn.sum() * head_bytes),
                 "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
             }
+            | federation.events(plan)
             | experiment.privacy(t + 1)
             | dict(seen.measured)
         )
@@ -113,6 +114,14 @@ def run(
     return Result(
         config, experiment.template, state, rank, history, summary, folder.path if folder else None
     )
+
+
+def mean_loss(seen: RoundMetrics) -> float | None:
+    """The mean training loss over all examples, without rejected updates; None if none are left."""
+    counted = np.where(seen.rejected, 0, seen.examples)
+    if not counted.any():
+        return None
+    return float(np.average(np.where(counted > 0, seen.loss, 0), weights=counted))
 
 
 def leave(

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "trees": {"types"},
     "specs": {"errors"},
+    "structure": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
     "metrics": set(),
@@ -38,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "specs"},
     "allocation": {"errors", "specs"},
     "optimizers": {"errors", "specs"},
+    "faults": {"errors", "specs"},
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
@@ -45,8 +47,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What goes around a method: it knows what a method is, but none of them.
     "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "around", "clients", "methods"},
-    "federation": {"errors", "data", "rounds"},
+    "rounds": {
+        "types", "errors", "trees", "structure", "layerwise", "adapters", "around", "clients",
+        "methods",
+    },
+    "federation": {"errors", "data", "faults", "rounds"},
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
@@ -61,8 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rounds", "scoring",
     },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
-        "metrics", "models", "programs", "promotion", "reallocation", "rounds",
+        "adapters", "allocation", "around", "clients", "config", "data", "faults", "federation",
+        "methods", "metrics", "models", "programs", "promotion", "reallocation", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
@@ -94,6 +99,8 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "around": {"dp_accounting", "jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
+    "faults": {"numpy"},
+    "structure": {"jax"},
     "scoring": {"jax", "numpy"},
     "reallocation": {"jax", "numpy"},
 }
