@@ -133,7 +133,7 @@ def _scores(table: Table) -> np.ndarray:
             values.append(float(label))
         except (TypeError, ValueError, OverflowError):
             values.append(float("nan"))
-        if not abs(values[-1]) <= np.finfo(np.float32).max:
+        if not abs(values[-1]) <= float(np.finfo(np.float32).max):
             raise InputError(f"{table.where} row {row}: the score is {label!r}, not a number.")
     return np.array(values, np.float32)
 

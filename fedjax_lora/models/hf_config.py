@@ -87,6 +87,9 @@ def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
             yield f"{name} (only plain encoders)"
     if raw.get("pruned_heads"):
         yield "pruned attention heads"
+    classes = raw.get("architectures") or []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        yield f"architectures {classes!r} (only a list of names)"
     labels = raw.get("num_labels")  # of which `transformers` makes a dictionary at once
     if isinstance(labels, int) and labels > MOST_LABELS:
         yield f"{labels} labels (at most {MOST_LABELS})"
