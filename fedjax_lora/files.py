@@ -26,17 +26,18 @@ def read_json(path: str | pathlib.Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-      InputError: no file, too large a one, not UTF-8, not JSON, or nested deeper than can be read.
+      InputError: no file, too large a one, not UTF-8 (with or without BOM), not JSON, or nested
+        deeper than can be read.
     """
     need_file(path)
     try:
         if os.path.getsize(path) > LARGEST_JSON:
             raise InputError(f"{path} has more than {LARGEST_JSON} bytes; is this the right file?")
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({brief(error)}).") from error
+        raise InputError(f"{path} is not JSON ({brief(error)}); check the file.") from error
 
 
 def brief(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """What the README says of broken inputs: ``python -m experiments.malformed.report``."""
 
 import json
+import textwrap
 
 from experiments.malformed import RESULTS
 from experiments.markdown import put
@@ -11,15 +12,16 @@ def sentence() -> str:
     s = json.loads((RESULTS / "summary.json").read_text())
     refused = s["cases"] - len(s["not refused in one sentence"])
     damaged = s["random damage"]
-    return (
-        f"Of {s['cases']} broken inputs ({', '.join(s['families'])}), {refused} end with exit "
-        f"status 2 and one sentence; the slowest takes {s['slowest']['seconds']:.1f} s, the "
-        f"largest {s['largest']['megabytes']:.0f} MB. Of {sum(damaged.values())} files with a few "
-        f"random bytes changed, {damaged['refused']} are refused like that, and "
-        f"{damaged['accepted']} are still read\n"
-        "([list](experiments/malformed/results/summary.json), "
-        "`python -m experiments.malformed.run`).\n"
+    text = (
+        f"of {s['cases']} broken inputs ({', '.join(s['families'])}), {refused} are refused with "
+        f"exit status 2 and nothing written, in at most {s['slowest']['seconds']:.1f} s and "
+        f"{s['largest']['megabytes']:.0f} MB; of {sum(damaged.values())} files with a few bytes "
+        f"changed at random, {damaged['refused']} are, and {damaged['accepted']} can be read all "
+        "the same ([numbers](experiments/malformed/results/summary.json), by `python -m "
+        "experiments.malformed.run`)."
     )
+    indent = "  "
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent) + "\n"
 
 
 if __name__ == "__main__":

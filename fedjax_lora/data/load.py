@@ -93,6 +93,8 @@ def _check_sizes(train: int | None, validation: int, test: int | None) -> None:
 def _check_available(
     task: Task, there: int, wanted: int | None, validation: int, kind: str
 ) -> None:
+    if there == 0:
+        raise InputError(f"Task {task.name!r} has no {kind} examples at all; check its files.")
     needed = (1 if wanted is None else wanted) + validation
     if needed > there:
         also = f" and {validation} validation" if validation else ""

@@ -163,7 +163,9 @@ def _tokenizer(folder: Path, config: EncoderConfig) -> Any:
         raise
     except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
         reason = brief(error)
-        raise InputError(f"The tokenizer in {folder} cannot be loaded ({reason}).") from error
+        raise InputError(
+            f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
+        ) from error
     needed = max(len(tokenizer), max(ids, default=-1) + 1)
     if needed > config.vocab_size:
         raise InputError(

@@ -118,7 +118,9 @@ def _safe_tensors(file: Path) -> dict[str, Tensor]:
         opened = safe_open(file, framework="np")
     except (OSError, ValueError, SafetensorError) as error:
         reason = brief(error)
-        raise InputError(f"{file} is not a readable safetensors file ({reason}).") from error
+        raise InputError(
+            f"{file} is not a readable safetensors file ({reason}); check or download it again."
+        ) from error
     return {name: _safe_tensor(opened, name) for name in opened.keys()}  # noqa: SIM118
 
 
