@@ -7,7 +7,7 @@ from collections.abc import Iterable
 LONGEST = 2000
 """Characters of a message; what is quoted in it may be a whole file."""
 
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|(?<=://)[^/\s@]+(?=@)")
 """A token of the Hugging Face hub, or what stands before the host in a URL."""
 
 
