@@ -1,4 +1,4 @@
-"""Nothing from outside runs as code, leaves its folder or takes what it likes; secrets stay secret."""
+"""Nothing from outside runs as code, leaves its folder or takes what it likes; secrets stay."""
 
 import ast
 import contextlib
