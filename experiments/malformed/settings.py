@@ -19,7 +19,7 @@ from experiments.malformed.case import (
 from fedjax_lora.config import RunConfig
 
 FILE = "config.json"
-GROUPS = {field.name: field for field in dataclasses.fields(RunConfig)}
+GROUPS: dict[str, Any] = {field.name: field for field in dataclasses.fields(RunConfig)}
 HUGE = 10**30
 
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -117,12 +117,12 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def _changed(field: str, value: object) -> Spoil:
+def _changed(field: str, value: Any) -> Spoil:
     """What changes one field of the well-formed config, whose paths are known only in its place."""
     group, _, option = field.partition(".")
 
     def write(path: pathlib.Path) -> None:
-        values = good.settings(path.parent)
+        values: dict[str, Any] = dict(good.settings(path.parent))
         if option:
             values[group] = values.get(group, {}) | {option: value}
         else:

@@ -64,13 +64,8 @@ def check_method(method: Method, template: Template, state: FederatedState, coho
         check_outcome(outcome, state, own, cohort)
         return outcome
 
-    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-    some = Cohort(
-        id=struct(jnp.int32, cohort),
-        rank=struct(jnp.int32, cohort),
-        weight=struct(jnp.float32, cohort),
-        scale=struct(jnp.float32, cohort),
-        round=struct(jnp.int32),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-    )
-    jax.eval_shape(round_of, state, some)
+    def some() -> Cohort:
+        whole, number = jnp.zeros(cohort, jnp.int32), jnp.ones(cohort, jnp.float32)
+        return Cohort(whole, whole, number, number, jnp.zeros((), jnp.int32), jax.random.key(0))
+
+    jax.eval_shape(round_of, state, jax.eval_shape(some))
