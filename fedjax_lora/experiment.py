@@ -1,6 +1,7 @@
 """What a run needs before its first round, built from its config."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     round_fn: rounds.RoundFn
-    evaluate: Callable[[FederatedState], dict[str, float]]
+    evaluate: Callable[[FederatedState], dict[str, float | None]]
     reallocate: Reallocate
     updates: tuple[around.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
@@ -269,7 +270,7 @@ def _make_evaluate(assets, template, predict, base, place):
     )
     placed = {prefix: place(tokens) for prefix, tokens in splits.items()}
 
-    def evaluate(state: FederatedState) -> dict[str, float]:
+    def evaluate(state: FederatedState) -> dict[str, float | None]:
         trained, gain = global_model(state, template)
         full = rounds.with_kernels(base, state.server.kernels)
         scores = {}
@@ -277,9 +278,9 @@ def _make_evaluate(assets, template, predict, base, place):
             output = predict(full, placed[prefix], trained, gain)
             score = metrics.METRICS[task.metric](tokens.label, output)
             scores[f"{prefix}{task.metric}"] = score
-            scores[f"{prefix}loss"] = metrics.mean_loss(
-                tokens.label, output, regression=task.regression
-            )
+            loss = metrics.mean_loss(tokens.label, output, regression=task.regression)
+            # A model that has diverged has no loss; JSON has no word for what it would be.
+            scores[f"{prefix}loss"] = loss if math.isfinite(loss) else None
         return scores
 
     return evaluate

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import COHORT, SIZES, assert_same_bits, bag_rounds, ranks_for, stub_rounds
 
-from fedjax_lora import InputError, around, methods, rounds, runs
-from fedjax_lora.config import DataConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
+from experiments.malformed import good
+from fedjax_lora import InputError, around, experiment, methods, rounds, runs
+from fedjax_lora import config as configs
 from fedjax_lora.faults import FAULTS, make_faults, steps_taken
 
 quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
@@ -331,47 +332,73 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
 
 # ------------------------------------------------------------------------------------------- a run
 
-CONFIG = RunConfig(
-    data=DataConfig(train_examples=120, test_examples=40, max_length=16),
-    model=ModelConfig(layers=1),
-    federation=FederationConfig(
-        clients=8,
-        cohort=4,
-        rounds=4,
-        method="zero_padding",
-        ranks="tiers(ranks=[1, 2])",
-        partition="shards(per_client=1)",  # clients of one class
-    ),
-    local=LocalConfig(batch=4, learning_rate=1e-2),
-)
+
+@pytest.fixture
+def run_with(tmp_path):
+    """A run on a very small model and two dozen texts, by clients of one class each."""
+    good.write(tmp_path / "good")
+    config = configs.from_dict(good.settings(tmp_path / "good"))
+    federation = {
+        "cohort": 3,
+        "rounds": 4,
+        "method": "zero_padding",
+        "ranks": "tiers(ranks=[1, 2])",
+        "partition": "shards(per_client=1)",
+    }
+
+    def play(*faults, **local):
+        fed = dataclasses.replace(config.federation, **federation, faults=faults)
+        own = dataclasses.replace(config.local, **{"batch": 2, "optimizer": "sgd"} | local)
+        changed = dataclasses.replace(config, federation=fed, local=own)
+        return runs.run(changed, out=tmp_path / "run", overwrite=True)
+
+    return play
 
 
-def run_with(*faults, out=None):
-    fed = dataclasses.replace(CONFIG.federation, faults=faults)
-    return runs.run(dataclasses.replace(CONFIG, federation=fed), out=out)
+def strict(out):
+    """The metrics as any reader of JSON sees them, which has no NaN."""
+    refuse = lambda word: pytest.fail(f"{word} is no JSON")  # noqa: E731
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-def test_a_run_tells_who_was_missing_and_what_was_sent(tmp_path):
-    faults = ("dropout(probability=0.4)", "stragglers(share=0.5, work=0.5)")
-    result = run_with(*faults, out=tmp_path / "run")
-    head = sum(x.size for x in jax.tree.leaves(result.state.head))
+def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
+    result = run_with("dropout(probability=0.4)", "stragglers(share=0.5, work=0.5)")
+    head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
     size = 4 * result.template.component_size
     for event in ("dropped", "stragglers"):
         assert any(record[event] for record in result.history)
     for record in result.history:
         assert not set(record["dropped"]) & set(record["stragglers"])
         # All ranks are as they began: the method does not change them.
-        drawn = (record["down_bytes"] - 4 * 4 * head) / size
-        sent = (record["up_bytes"] - (4 - len(record["dropped"])) * 4 * head) / size
-        assert drawn - sent == result.rank[record["dropped"]].sum()
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == result.history
+        missing = record["down_bytes"] - record["up_bytes"]
+        dropped = record["dropped"]
+        assert missing == size * result.rank[dropped].sum() + head * len(dropped)
+    assert strict(result.out) == result.history
 
 
-def test_a_run_in_which_nobody_answers(tmp_path):
-    result = run_with(*NOBODY, out=tmp_path / "run")
+def test_a_run_in_which_nobody_answers(run_with):
+    result = run_with(*NOBODY)
     for record in result.history:
         assert record["train_loss"] is None and record["up_bytes"] == record["examples"] == 0
-        assert len(record["dropped"]) == 4 and record["down_bytes"] > 0
-    assert len({record["accuracy"] for record in result.history}) == 1
+        assert len(record["dropped"]) == 3 and record["down_bytes"] > 0
+    assert len({record["loss"] for record in result.history}) == 1
     assert all(not np.any(pair.b) for pair in result.state.server.adapter.values())
+    assert strict(result.out) == result.history
+
+
+def test_a_run_that_diverges_ends_and_says_so(run_with):
+    """Finite, but too large to compute with: the next updates are no numbers, and left out."""
+    result = run_with(learning_rate=1e16)
+    assert any(record["rejected"] for record in result.history)
+    assert strict(result.out) == result.history
+    for leaf in jax.tree.leaves((result.state.server.adapter, result.state.head)):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_a_model_too_large_to_compute_with_has_no_loss(tmp_path):
+    good.write(tmp_path / "good")
+    made = experiment.prepare(configs.from_dict(good.settings(tmp_path / "good")))
+    assert made.evaluate(made.state)["loss"] > 0
+    head = jax.tree.map(lambda x: jnp.full_like(x, 3e38), made.state.head)
+    assert made.evaluate(made.state._replace(head=head))["loss"] is None
