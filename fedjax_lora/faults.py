@@ -5,6 +5,8 @@ takes; 0 means that it does not answer. The generator belongs to (seed, round, c
 resumed run has the faults of the first one. A new fault is one function and one row of `FAULTS`.
 """
 
+import fractions
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,7 +44,10 @@ def stragglers(*, share: float, work: float | None = None) -> Fault:
     def fault(rng: np.random.Generator, steps: int) -> int:
         if rng.random() >= share or steps < 2:
             return steps
-        return int(rng.integers(1, steps) if work is None else np.ceil(work * steps))
+        if work is None:
+            return int(rng.integers(1, steps))
+        # As the decimal number it is written as: in floating point 0.07 * 100 is above 7.
+        return math.ceil(fractions.Fraction(str(work)) * steps)
 
     return fault
 

@@ -76,6 +76,7 @@ def run(
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
         plan = federation.plan(t, rank, rate)
         drawn, present = federation.drawn(plan), plan.weight > 0
+        # All who were drawn receive, as if all of them were going to answer.
         received = experiment.method.traffic(state.server, plan.rank[drawn], t).down
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         rank[plan.id[present]] = np.asarray(seen.rank)[present]

@@ -64,6 +64,8 @@ def test_shares_are_those_asked_for():
     assert np.mean(answered[answered < 100]) == pytest.approx(50, abs=2)  # uniform from 1 to 99
     half = make_faults(["stragglers(share=1.0, work=0.5)"])
     assert [steps_taken(half, n, draw=(0, 0, 0)) for n in (1, 2, 3, 8)] == [1, 1, 2, 4]
+    exact = make_faults(["stragglers(share=1.0, work=0.07)"])
+    assert steps_taken(exact, 100, draw=(0, 0, 0)) == 7
 
 
 def test_what_happens_to_a_client_does_not_depend_on_the_cohort():

@@ -25,6 +25,8 @@ from fedjax_lora.compare.queue import Record
 Run = tuple[Cell, Record]
 
 EVENTS = ("dropped", "stragglers", "rejected")
+"""What happens to clients in a round, in a record the ids; older records do not have all."""
+
 CONFIDENCE = 0.95
 
 
