@@ -117,7 +117,7 @@ def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], No
     )
 
     def number(record: dict[str, Any], name: str) -> str:
-        return f"{record[name]:.4f}" if name in record else "-"
+        return "-" if record.get(name) is None else f"{record[name]:.4f}"
 
     def print_row(record: dict[str, Any]) -> None:
         if record["round"] == 1:
@@ -125,11 +125,12 @@ def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], No
         seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
         console.print(
             f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "
-            f"{record['train_loss']:>10.4f}  {seconds:>7.1f}  "
+            f"{number(record, 'train_loss'):>10}  {seconds:>7.1f}  "
             f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
         )
-        if record["rejected"]:
-            console.print(f"       rejected updates of clients {record['rejected']}")
+        for event in ("dropped", "stragglers", "rejected"):
+            if record[event]:
+                console.print(f"       {event}: clients {record[event]}")
 
     return print_row
 

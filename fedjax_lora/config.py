@@ -1,19 +1,27 @@
 """A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
 
 The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
-``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
+``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
 `fedjax_lora.specs`.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from fedjax_lora.errors import InputError, raise_all, unknown
+from fedjax_lora.errors import SECRET, InputError, raise_all, unknown
+from fedjax_lora.files import read_json
 from fedjax_lora.specs import fits
+
+FINITE = 3e38
+"""The largest number in float32, roughly."""
+
+LARGEST_BATCH = 2**16
+"""Examples: beyond it the indices of a round alone would take gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,9 @@ class FederationConfig:
     """What happens to clients' updates, in this order: clip(norm=1.0),
     gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,
     trimmed_mean(share=0.1)."""
+    faults: tuple[str, ...] = ()
+    """What goes wrong with drawn clients before they send, in this order:
+    dropout(probability=0.1), stragglers(share=0.3, work=0.5)."""
     server_optimizer: str = "none"
     """What follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
 
@@ -177,30 +188,31 @@ def demo() -> RunConfig:
 
 def _problems(config: RunConfig) -> list[str]:
     data, fed, local = config.data, config.federation, config.local
-    at_least = [
-        ("clients", fed.clients, 1),
-        ("cohort", fed.cohort, 1),
-        ("rounds", fed.rounds, 1),
-        ("min_examples", fed.min_examples, 1),
-        ("batch", local.batch, 1),
-        ("epochs", local.epochs, 1),
-        ("max_steps", local.max_steps, 1),
-        ("prox", local.prox, 0),
-        ("max_length", data.max_length, 4),
-        ("train_examples", data.train_examples, 1),
-        ("test_examples", data.test_examples, 1),
-        ("validation_examples", data.validation_examples, 0),
-        ("layers", config.model.layers, 1),
-        ("wave", config.execution.wave, 1),
-        ("devices", config.execution.devices, 1),
-        ("eval_every", config.execution.eval_every, 1),
-        ("eval_batch", config.execution.eval_batch, 1),
-        ("seed", config.seed, 0),
+    in_range = [
+        ("clients", fed.clients, 1, 10**7),
+        ("cohort", fed.cohort, 1, math.inf),
+        ("rounds", fed.rounds, 1, 10**9),
+        ("min_examples", fed.min_examples, 1, math.inf),
+        ("batch", local.batch, 1, LARGEST_BATCH),
+        ("epochs", local.epochs, 1, 10**4),
+        ("max_steps", local.max_steps, 1, math.inf),
+        ("prox", local.prox, 0, FINITE),
+        ("max_length", data.max_length, 4, 2**24),
+        ("train_examples", data.train_examples, 1, math.inf),
+        ("test_examples", data.test_examples, 1, math.inf),
+        ("validation_examples", data.validation_examples, 0, math.inf),
+        ("layers", config.model.layers, 1, math.inf),
+        ("wave", config.execution.wave, 1, math.inf),
+        ("devices", config.execution.devices, 1, math.inf),
+        ("eval_every", config.execution.eval_every, 1, math.inf),
+        ("eval_batch", config.execution.eval_batch, 1, LARGEST_BATCH),
+        # A larger seed would be cut to its last 32 bits without a word.
+        ("seed", config.seed, 0, 2**32 - 1),
     ]
     problems = [
-        f"{name} must be at least {low}, got {value}"
-        for name, value, low in at_least
-        if value is not None and value < low
+        f"{name} must be at {f'most {high}' if value > high else f'least {low}'}, got {value}"
+        for name, value, low, high in in_range
+        if value is not None and not low <= value <= high
     ]
     if fed.cohort > fed.clients:
         problems.append(f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients")
@@ -210,9 +222,9 @@ def _problems(config: RunConfig) -> list[str]:
         ("alpha", config.lora.alpha),
     ]
     problems += [
-        f"{name} must be above 0, got {value}"
+        f"{name} must be above 0, got {value}" if not value > 0 else f"{name} must be finite"
         for name, value in positive
-        if value is not None and not value > 0
+        if value is not None and not 0 < value <= FINITE
     ]
     rates = [("dropout", config.model.dropout), ("lora_dropout", config.lora.lora_dropout)]
     problems += [
@@ -220,7 +232,16 @@ def _problems(config: RunConfig) -> list[str]:
         for name, value in rates
         if value is not None and not 0 <= value < 1
     ]
-    return problems
+    return problems + list(_secrets(dataclasses.asdict(config)))
+
+
+def _secrets(values: Mapping[str, Any]) -> Iterator[str]:
+    """Options that hold a token or a password: a config is written into every result folder."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif SECRET.search(str(value)):
+            yield f"{name} holds a token or a password; leave it out, and set HF_TOKEN instead"
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -269,12 +290,7 @@ def load(path: str | pathlib.Path) -> RunConfig:
     Raises:
       InputError: no such file, not JSON, or not a config.
     """
-    try:
-        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Config file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"Config file {path} is not JSON: {error}.") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"Config file {path} must hold a JSON object.")
     return from_dict(values)

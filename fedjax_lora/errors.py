@@ -1,15 +1,29 @@
 """One exception for everything a user can get wrong, and ways to word it."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST = 2000
+"""Characters of a message; what is quoted in it may be a whole file."""
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}|(?<=://)[^/\s@]+(?=@)")
+"""A token of the Hugging Face hub, or what stands before the host in a URL."""
 
 
 class InputError(Exception):
     """Bad input: one sentence that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with status 2. (Not a `ValueError`,
-    which libraries between a config and its user catch and wrap.)
+    which libraries between a config and its user catch and wrap.) Tokens and passwords that are
+    part of what is quoted are left out, and so is the middle of a very long message.
     """
+
+    def __init__(self, message: str) -> None:
+        text = SECRET.sub("***", message)
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+        super().__init__(text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

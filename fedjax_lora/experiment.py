@@ -1,6 +1,7 @@
 """What a run needs before its first round, built from its config."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from fedjax_lora import (
 from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.faults import make_faults
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
@@ -66,7 +68,7 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     round_fn: rounds.RoundFn
-    evaluate: Callable[[FederatedState], dict[str, float]]
+    evaluate: Callable[[FederatedState], dict[str, float | None]]
     reallocate: Reallocate
     review: allocation.Review | None
     updates: tuple[around.Update, ...]
@@ -197,6 +199,7 @@ def prepare(
         by_length=local.group_by_length,
         seed=config.seed,
         least_steps=shared.least_steps,
+        faults=make_faults(fed.faults),
     )
     recipe = RoundRecipe(
         reading=reading,
@@ -229,6 +232,7 @@ def prepare(
         heads=fed.heads,
         server_optimizer=server_optimizer,
     )
+    rounds.check_method(method, template, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(reading, how.eval_batch)
@@ -267,7 +271,7 @@ def _make_evaluate(assets, template, predict, base, place):
     )
     placed = {prefix: place(tokens) for prefix, tokens in splits.items()}
 
-    def evaluate(state: FederatedState) -> dict[str, float]:
+    def evaluate(state: FederatedState) -> dict[str, float | None]:
         trained, gain = global_model(state, template)
         full = rounds.with_kernels(base, state.server.kernels)
         scores = {}
@@ -275,9 +279,9 @@ def _make_evaluate(assets, template, predict, base, place):
             output = predict(full, placed[prefix], trained, gain)
             score = metrics.METRICS[task.metric](tokens.label, output)
             scores[f"{prefix}{task.metric}"] = score
-            scores[f"{prefix}loss"] = metrics.mean_loss(
-                tokens.label, output, regression=task.regression
-            )
+            loss = metrics.mean_loss(tokens.label, output, regression=task.regression)
+            # A model that has diverged has no loss; JSON has no word for what it would be.
+            scores[f"{prefix}loss"] = loss if math.isfinite(loss) else None
         return scores
 
     return evaluate

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lora.data import batches
 from fedjax_lora.errors import InputError
+from fedjax_lora.faults import Fault, steps_taken
 from fedjax_lora.rounds import Plan
 
 
@@ -29,6 +30,7 @@ class Federation:
     by_length: bool
     seed: int
     least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
+    faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -39,9 +41,13 @@ class Federation:
     @property
     def steps(self) -> int:
         """Steps to which all plans are padded: those of the client with the most, or more."""
-        most = max(len(own) for own in self.members)
-        taken = batches.local_steps(most, batch=self.batch, epochs=self.epochs, most=self.max_steps)
-        return max(taken, self.least_steps)
+        return max(self.due(max(len(own) for own in self.members)), self.least_steps)
+
+    def due(self, examples: int) -> int:
+        """The local steps of a client with so many examples, if nothing goes wrong with it."""
+        return batches.local_steps(
+            examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
+        )
 
     def sample(self, round: int) -> np.ndarray:
         """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
@@ -60,17 +66,25 @@ class Federation:
         """What happens in a round.
 
         Clients are ordered by their number of steps, so that those trained together in a wave have
-        about as many. Absent clients (to fill waves and devices) come last, with id `N`.
+        about as many. Those who do not answer have no steps and no weight. Absent clients (to fill
+        waves and devices) come last, with id `N`.
 
         Args:
           round: counted from 0.
           rank: ``int[N]``, ranks of all clients.
           rate: learning rate of the round.
-          ids: who takes part, at most a cohort; by default those drawn for the round.
+          ids: who takes part, at most a cohort, and nothing goes wrong with them; by default those
+            drawn for the round.
         """
+        faults = self.faults if ids is None else ()
         ids = self.sample(round) if ids is None else ids
         size = np.array([len(self.members[k]) for k in ids])
-        ids = ids[np.argsort(-size, kind="stable")]
+        own_draw = [(self.seed, 4, round, k) for k in ids]
+        steps = np.array(
+            [steps_taken(faults, self.due(n), draw=d) for n, d in zip(size, own_draw, strict=True)]
+        )
+        order = np.lexsort((-size, -steps))
+        ids, size, steps = ids[order], size[order], steps[order]
         absent = self.padded - len(ids)
         members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
         rngs = [np.random.default_rng([self.seed, 1, round, k]) for k in ids]
@@ -86,11 +100,27 @@ class Federation:
             by_length=self.by_length,
         )
         fill = np.full(absent, len(self.members))
+        weight = np.concatenate([np.where(steps > 0, size, 0), np.zeros(absent)])
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
-            weight=np.array([len(own) for own in members], np.float32),
-            batches=work,
+            weight=weight.astype(np.float32),
+            batches=batches.cut(work, np.concatenate([steps, np.zeros(absent)])),
             rate=np.float32(rate),
             round=np.int32(round),
         )
+
+    def drawn(self, plan: Plan) -> np.ndarray:
+        """Who of a plan's clients receives the model, ``bool[c]``: all but the absent."""
+        return plan.id < len(self.members)
+
+    def events(self, plan: Plan) -> dict[str, list[int]]:
+        """What goes wrong before anything is sent: ids by what happens, ascending."""
+        drawn, steps = self.drawn(plan), plan.batches.steps
+        due = np.array([self.due(len(self.members[k])) for k in plan.id[drawn]])
+        late = (steps[drawn] > 0) & (steps[drawn] < due)
+        dropped = plan.id[drawn & (plan.weight == 0)]
+        return {
+            "dropped": np.sort(dropped).tolist(),
+            "stragglers": np.sort(plan.id[drawn][late]).tolist(),
+        }

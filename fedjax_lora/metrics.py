@@ -31,9 +31,9 @@ def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
 
 
 def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
-    """Pearson correlation of the single output with the label; 0 if either is constant."""
+    """Pearson correlation of the single output with the label; 0 if one is constant or infinite."""
     x, y = output[:, 0].astype(np.float64), label.astype(np.float64)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    if not np.isfinite(x).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
 

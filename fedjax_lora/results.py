@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 from fedjax_lora import config as configs
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
+from fedjax_lora.files import brief
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -51,7 +53,7 @@ class RunFolder:
             something that is no run at all.
         """
         folder = cls(pathlib.Path(path))
-        if folder.path.exists() and not folder.path.is_dir():
+        if os.path.lexists(path) and not os.path.isdir(path):
             raise InputError(f"Output {path} is a file; choose a folder with --out.")
         folder._check_contents(config, overwrite)
         return folder
@@ -67,13 +69,13 @@ class RunFolder:
             for name in ("metrics.jsonl", "timing.jsonl", "summary.json"):
                 (self.path / name).unlink(missing_ok=True)
             self.write("config.json", configs.to_dict(config))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"Output folder {self.path} cannot be written: {error.strerror}."
+                f"Output folder {self.path} cannot be written ({brief(error)})."
             ) from error
 
     def _check_contents(self, config: RunConfig, overwrite: bool) -> None:
-        present = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        present = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
         if not present or (overwrite and "config.json" in present):
             return
         if "config.json" not in present:
@@ -83,7 +85,7 @@ class RunFolder:
             )
         try:
             held = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             held = {}
         different = differences(held, configs.to_dict(config))
         what = f"a different run ({', '.join(different[:5])})" if different else "this run already"

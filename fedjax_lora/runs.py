@@ -18,7 +18,7 @@ from fedjax_lora.data.draw import draw
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
 from fedjax_lora.programs import Programs
 from fedjax_lora.results import RunFolder, environment
-from fedjax_lora.rounds import FederatedState
+from fedjax_lora.rounds import FederatedState, RoundMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,9 @@ def run(
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
         scoring = scoring_bytes(experiment, state, scores, t)
         plan = federation.plan(t, rank, rate)
-        present = plan.weight > 0
-        received = experiment.method.traffic(state.server, plan.rank[present], t).down
+        drawn, present = federation.drawn(plan), plan.weight > 0
+        # All who were drawn receive, as if all of them were going to answer.
+        received = experiment.method.traffic(state.server, plan.rank[drawn], t).down
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
@@ -86,14 +87,15 @@ def run(
         record = (
             {
                 "round": t + 1,
-                "train_loss": float(np.average(seen.loss, weights=np.maximum(seen.examples, 1e-9))),
+                "train_loss": mean_loss(seen),
                 "examples": int(np.sum(seen.examples)),
                 "up_bytes": int(sent.sum()) + scoring.get("score_up_bytes", 0),
-                "down_bytes": int(received.sum() + present.sum() * head_bytes)
+                "down_bytes": int(received.sum() + drawn.sum() * head_bytes)
                 + scoring.get("score_down_bytes", 0),
                 "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
             }
             | scoring
+            | federation.events(plan)
             | experiment.privacy(t + 1)
             | dict(seen.measured)
         )
@@ -132,6 +134,14 @@ def scoring_bytes(
     up = sum(int(traffic.up.sum()) for traffic in each) + count * head * (heads != "frozen")
     down = sum(int(traffic.down.sum()) for traffic in each) + count * head * (heads == "average")
     return {"score_up_bytes": up, "score_down_bytes": down}
+
+
+def mean_loss(seen: RoundMetrics) -> float | None:
+    """The mean training loss over all examples, without rejected updates; None if none are left."""
+    counted = np.where(seen.rejected, 0, seen.examples)
+    if not counted.any():
+        return None
+    return float(np.average(np.where(counted > 0, seen.loss, 0), weights=counted))
 
 
 def leave(

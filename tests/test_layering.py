@@ -18,14 +18,16 @@ import fedjax_lora
 PACKAGE = Path(fedjax_lora.__file__).parent
 ROOT = PACKAGE.parent
 
-FOUNDATION = {"types", "errors", "trees", "specs"}
+FOUNDATION = {"types", "errors", "files", "trees", "specs"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # No federated idea, no model.
     "types": set(),
     "errors": set(),
+    "files": {"errors"},
     "trees": {"types"},
     "specs": {"errors"},
+    "structure": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
     "metrics": set(),
@@ -33,11 +35,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     # Leaves: know nothing of each other.
     "adapters": {"types", "errors", "trees"},
-    "models": {"types", "errors", "trees"},
-    "data": {"types", "errors", "specs"},
-    "config": {"errors", "specs"},
+    "models": {"types", "errors", "files", "trees"},
+    "data": {"types", "errors", "files", "specs"},
+    "config": {"errors", "files", "specs"},
     "allocation": {"errors", "specs"},
     "optimizers": {"errors", "specs"},
+    "faults": {"errors", "specs"},
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
@@ -45,12 +48,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What goes around a method: it knows what a method is, but none of them.
     "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "around", "clients", "methods"},
-    "federation": {"errors", "data", "rounds"},
+    "rounds": {
+        "types", "errors", "trees", "structure", "layerwise", "adapters", "around", "clients",
+        "methods",
+    },
+    "federation": {"errors", "data", "faults", "rounds"},
     "scoring": {"types", "adapters", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
-    "results": {"errors", "config"},
+    "results": {"errors", "files", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "programs": {
@@ -61,8 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rounds", "scoring",
     },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
-        "metrics", "models", "programs", "promotion", "reallocation", "rounds",
+        "adapters", "allocation", "around", "clients", "config", "data", "faults", "federation",
+        "methods", "metrics", "models", "programs", "promotion", "reallocation", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
@@ -84,6 +90,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "data": {"numpy", "datasets", "pyarrow", "matplotlib"},
     "config": set(),
     "errors": set(),
+    "files": set(),
     "specs": set(),
     "metrics": {"numpy", "jaxtyping"},
     "allocation": {"numpy"},
@@ -94,6 +101,8 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "around": {"dp_accounting", "jax", "jaxtyping", "numpy", "optax"},
     "rounds": {"jax", "jaxtyping"},
     "federation": {"numpy"},
+    "faults": {"numpy"},
+    "structure": {"jax"},
     "scoring": {"jax", "numpy"},
     "reallocation": {"jax", "numpy"},
 }
@@ -222,7 +231,7 @@ def test_no_vocabulary_of_others(folder):
     for file in sorted((PACKAGE / folder).glob("*.py")):
         for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
             text = line.replace("fedjax_lora.models", "").replace("from fedjax_lora import", "")
-            text = re.sub(r"fedjax_lora\.(errors|trees|types)", "", text)
+            text = re.sub(r"fedjax_lora\.(errors|files|trees|types)", "", text)
             if re.search(words, text, re.IGNORECASE):
                 wrong.append(f"{file.relative_to(ROOT)}:{number} {line.strip()}")
     assert wrong == []

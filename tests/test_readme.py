@@ -8,6 +8,7 @@ import pytest
 
 import experiments.ag_news.report
 import experiments.demo.report
+import experiments.malformed.report
 import experiments.noise.report
 import experiments.server_aggregation.report
 from experiments import methods_table
@@ -61,6 +62,10 @@ def test_commands_are_understood(command, monkeypatch):
 
 def test_the_demo_is_told_from_its_result_folder():
     assert generated("demo") == experiments.demo.report.sentence()
+
+
+def test_broken_inputs_are_told_from_their_result_file():
+    assert generated("malformed") == experiments.malformed.report.sentence()
 
 
 @pytest.mark.parametrize("name", ["ag_news", "noise", "server_aggregation"])

@@ -57,6 +57,37 @@ def test_any_text_is_read_or_refused(text: str):
         assert options == {} or "(" in text
 
 
+@given(
+    name=st.sampled_from([*REGISTRY, "other"]),
+    options=st.dictionaries(
+        st.sampled_from(["alpha", "least", "per_client", "order", "seed", "x"]), literals
+    ),
+)
+def test_any_choice_is_built_as_written_or_refused(name: str, options: dict[str, Any]):
+    """Only options of the factory, of its types, reach it; nothing else is raised."""
+    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    try:
+        made = specs.build(
+            spec, REGISTRY, "partition", **({"seed": 7} if name == "dirichlet" else {})
+        )
+    except InputError:
+        own = {"dirichlet": {"alpha", "least"}, "shards": {"per_client", "order"}}.get(name, set())
+        kinds = {"alpha": (int, float), "least": int, "per_client": int}
+        right = all(
+            value in ("label", "length", None)
+            if key == "order"
+            else isinstance(value, kinds[key]) and not isinstance(value, bool)
+            for key, value in options.items()
+            if key in own
+        )
+        missing = name == "dirichlet" and "alpha" not in options
+        assert name == "other" or missing or not right or options.keys() - own
+    else:
+        default = {"least": 1, "per_client": 2, "order": "label", "seed": 7} | options
+        order = ("alpha", "least", "seed") if name == "dirichlet" else ("per_client", "order")
+        assert made == tuple(default[key] for key in order)
+
+
 @pytest.mark.parametrize(
     ("spec", "why"),
     [

@@ -77,7 +77,7 @@ def named_shares(name: Shares, count: int) -> list[int]:
 
 def random(population: Population, *, low: int, high: int) -> Allocation:
     """A rank for each client, uniform from ``low`` to ``high`` inclusive."""
-    if low > high:
+    if not 0 <= low <= high < 2**31:
         raise InputError(f"Rank allocation 'random' needs low <= high, got {low} and {high}.")
     return Allocation(population.rng.integers(low, high, size=population.clients, endpoint=True))
 

@@ -93,7 +93,9 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
 
 
 def _tell(status: Status, which: str, record: dict[str, Any]) -> None:
-    status.update(f"{which}: round {record['round']} done, loss {record['train_loss']:.4f}")
+    loss = record["train_loss"]  # None if nobody's update counted
+    told = "nobody's update counted" if loss is None else f"loss {loss:.4f}"
+    status.update(f"{which}: round {record['round']} done, {told}")
 
 
 def _line(finished: "Finished", metric: str) -> str:

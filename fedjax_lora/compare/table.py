@@ -24,6 +24,9 @@ from fedjax_lora.compare.queue import Record
 
 Run = tuple[Cell, Record]
 
+EVENTS = ("dropped", "stragglers", "rejected")
+"""What happens to clients in a round, in a record the ids; older records do not have all."""
+
 CONFIDENCE = 0.95
 
 
@@ -88,13 +91,13 @@ def evaluated(run: Run) -> list[dict[str, Any]]:
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """The tidy table: one row per run and evaluated round, all of one set of columns.
 
-    Bytes are sums over all rounds so far, ``rejected`` is the number of updates left out in this
-    round; the other numbers are as in a run's ``metrics.jsonl``.
+    Bytes are sums over all rounds so far, `EVENTS` the numbers of clients with whom that happened
+    in this round; the other numbers are as in a run's ``metrics.jsonl``.
     """
     found = [
         {key: _plain(x) for key, x in run[0].labels.items()}
         | {key: x for key, x in h.items() if isinstance(x, int | float)}
-        | {"rejected": len(h["rejected"])}
+        | {event: len(h.get(event, ())) for event in EVENTS}
         for run in runs
         for h in evaluated(run)
     ]

@@ -72,6 +72,16 @@ def client_batches(
     return Batches(index, valid, steps, bucket)
 
 
+def cut(work: Batches, steps: np.ndarray) -> Batches:
+    """The same batches, of which each client takes only its first ``steps``: ``int[c]``."""
+    taken = np.arange(work.valid.shape[1]) < steps[:, None]
+    return work._replace(
+        valid=work.valid & taken[..., None],
+        steps=np.minimum(work.steps, steps).astype(np.int32),
+        bucket=np.where(taken, work.bucket, 0),
+    )
+
+
 def _epoch(
     own: np.ndarray, batch: int, rng: np.random.Generator, length: np.ndarray | None
 ) -> list[np.ndarray]:

@@ -93,6 +93,8 @@ def _check_sizes(train: int | None, validation: int, test: int | None) -> None:
 def _check_available(
     task: Task, there: int, wanted: int | None, validation: int, kind: str
 ) -> None:
+    if there == 0:
+        raise InputError(f"Task {task.name!r} has no {kind} examples at all; check its files.")
     needed = (1 if wanted is None else wanted) + validation
     if needed > there:
         also = f" and {validation} validation" if validation else ""
@@ -105,7 +107,8 @@ def _check_available(
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once, whole numbers in their order, anything else by the alphabet."""
     ordered = sorted(set(names))
-    numbers = all(name.removeprefix("-").isdecimal() for name in ordered)
+    # Python reads no whole number of thousands of digits.
+    numbers = all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in ordered)
     return tuple(sorted(ordered, key=int) if numbers else ordered)
 
 
@@ -130,9 +133,9 @@ def _scores(table: Table) -> np.ndarray:
     for row, label in zip(table.rows, table.labels, strict=True):
         try:
             values.append(float(label))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values.append(float("nan"))
-        if not np.isfinite(values[-1]):
+        if not abs(values[-1]) <= float(np.finfo(np.float32).max):
             raise InputError(f"{table.where} row {row}: the score is {label!r}, not a number.")
     return np.array(values, np.float32)
 

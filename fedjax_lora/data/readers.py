@@ -18,6 +18,16 @@ from typing import Any, TextIO
 
 from fedjax_lora.data.records import Table
 from fedjax_lora.errors import InputError, raise_all, unknown
+from fedjax_lora.files import brief, need_file
+
+LONGEST_LINE = 2**24
+"""Characters; a text is cut to some hundred tokens anyway."""
+
+LARGEST_PARQUET = 2**34
+"""Bytes, unpacked: what the columns that are read may say that they hold."""
+
+MOST_ROWS = 10**8
+"""Of a parquet file, in which a row that repeats takes no bytes."""
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
@@ -30,6 +40,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
       InputError: the file is absent, damaged or not UTF-8; also while it is being read.
     """
+    need_file(path)
     opener = _OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rb") as raw:
@@ -38,6 +49,22 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise InputError(f"{path} is not UTF-8 text ({error}); convert it to UTF-8.") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be read ({error}); check the file.") from error
+
+
+def lines(path: Path, stream: TextIO) -> Iterator[str]:
+    """The lines of a text, none of them too long to hold: compressed files may hold anything.
+
+    Raises:
+      InputError: a line of more than `LONGEST_LINE` characters.
+    """
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{path} line {number} has more than {LONGEST_LINE} characters; check the file."
+            )
+        yield line
 
 
 def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
@@ -53,7 +80,8 @@ def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int
     with open_text(path) as stream:
         try:
             for row, fields in enumerate(
-                csv.reader(stream, delimiter=delimiter, quoting=quoting, strict=True), start=1
+                csv.reader(lines(path, stream), delimiter=delimiter, quoting=quoting, strict=True),
+                start=1,
             ):
                 if fields:
                     yield row, fields
@@ -120,11 +148,24 @@ def _ending(path: Path) -> str:
 
 def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int]) -> None:
     for row, value in zip(rows, column, strict=True):
-        if value is None or value != value or isinstance(value, dict | list):
+        if not isinstance(value, str | int | float) or value != value:
             raise InputError(
                 f"{path} row {row}: column {name!r} holds {value!r}, not a text or number; "
                 "fill it or remove the row."
             )
+        if isinstance(value, str) and not _is_text(value):
+            raise InputError(
+                f"{path} row {row}: column {name!r} holds half a character (a lone surrogate); "
+                "write the text anew as UTF-8."
+            )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_header(path: Path, names: Sequence[str], header: Sequence[str]) -> None:
@@ -151,13 +192,14 @@ def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool
 def _jsonl(path: Path, names: Sequence[str]):
     numbers, kept = [], []
     with open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(lines(path, stream), start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path} row {number} is not JSON ({error}); fix it.") from error
+            except (ValueError, RecursionError) as error:
+                reason = brief(error)
+                raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
             if not isinstance(record, dict):
                 raise InputError(f"{path} row {number} is not a JSON object; write one per line.")
             _check_header(Path(f"{path} row {number}"), names, list(record))
@@ -170,18 +212,37 @@ def _parquet(path: Path, names: Sequence[str]):
     import pyarrow  # comes with datasets; only this format needs it
     import pyarrow.parquet
 
-    if not path.is_file():
-        raise InputError(f"{path} cannot be read (no such file); check the path.")
-    data = path.read_bytes()
+    need_file(path)
     try:
-        if path.suffix in _OPENERS:
-            data = {".gz": gzip, ".xz": lzma}[path.suffix].decompress(data)
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
-    except (pyarrow.ArrowInvalid, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path} is not a parquet file ({error}); check it.") from error
-    _check_header(path, names, file.schema_arrow.names)
-    table = file.read(columns=list(names))
-    return {name: table.column(name).to_pylist() for name in names}, range(1, table.num_rows + 1)
+        with _OPENERS.get(path.suffix, open)(path, "rb") as stream:  # unpacked as it is read
+            file = pyarrow.parquet.ParquetFile(stream)
+            _check_header(path, names, file.schema_arrow.names)
+            _check_unpacked(path, names, file.metadata)
+            table = file.read(columns=list(names))
+        return {name: table.column(name).to_pylist() for name in names}, range(1, len(table) + 1)
+    # Besides its own errors, those of the system and of broken dates and texts in it.
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError,
+            OverflowError, KeyError) as error:  # fmt: skip
+        raise InputError(f"{path} is not a parquet file ({brief(error)}); check it.") from error
+
+
+def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:
+    """Refuse a file that would take too much memory, before it is read."""
+    if metadata.num_rows > MOST_ROWS:
+        raise InputError(
+            f"{path} says that it holds {metadata.num_rows} rows, more than the {MOST_ROWS} that "
+            "are read; split it."
+        )
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        parts = [c for c in columns if c.path_in_schema.split(".")[0] in names]
+        total += sum(abs(c.total_uncompressed_size) for c in parts)
+    if total > LARGEST_PARQUET:
+        raise InputError(
+            f"{path} says that it holds {total} bytes in the columns {', '.join(names)}, more than "
+            f"the {LARGEST_PARQUET} that are read; split it."
+        )
 
 
 def _csv(path: Path, names: Sequence[str]):

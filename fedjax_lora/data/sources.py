@@ -1,5 +1,6 @@
 """Where a task's rows come from: built in, files under a data folder, or the Hugging Face hub."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
 
 def _read_local(local: Local, root: Path) -> tuple[Table, Table]:
     folder = root / local.folder
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"There is no folder {folder}; check --data-dir or put the files there.")
     train = _first(folder, local.train)
     test = _first(folder, local.test)
@@ -48,7 +49,7 @@ def _read_local(local: Local, root: Path) -> tuple[Table, Table]:
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     paths = [folder / (name + ending) for name in names for ending in ("", ".gz")]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _cut(table: Table) -> tuple[Table, Table]:

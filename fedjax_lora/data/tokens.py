@@ -51,8 +51,10 @@ def encode(
       cache_dir: folder of earlier results, found again by texts, tokenizer and length.
 
     Raises:
-      InputError: a slow tokenizer, no padding token, or a length without room for text.
+      InputError: no or a slow tokenizer, no padding token, or a length without room for text.
     """
+    if tokenizer is None:
+        raise InputError("The model has no tokenizer; put its tokenizer.json beside its weights.")
     _check(tokenizer, max_length, special=tokenizer.num_special_tokens_to_add(bool(split.pairs)))
     path = None
     if cache_dir is not None:

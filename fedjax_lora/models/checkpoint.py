@@ -183,7 +183,7 @@ def _assemble(
     parts: dict[str, list[_Slot]] = {}
     for slot in slots:
         parts.setdefault(slot.path, []).append(slot)
-    values = {}
+    values, broken = {}, []
     for path, slots_of_path in parts.items():
         value = np.empty(shapes[path], np.float32)
         for slot in slots_of_path:
@@ -191,5 +191,8 @@ def _assemble(
             value[... if slot.layer is None else slot.layer] = (
                 tensor.T if path.endswith("/kernel") else tensor
             )
+        if not np.all(np.isfinite(value)):
+            broken += [slot.name for slot in slots_of_path]
         values[path] = jnp.asarray(value)
+    raise_all("The weights hold what is not a finite number", _grouped(broken))
     return values

@@ -1,13 +1,15 @@
 """An `EncoderConfig` from a Hugging Face ``config.json``."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.files import need_file, read_json
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
+
+MOST_LABELS = 10**6
 
 
 def read_config(folder: Path, **options: Any) -> EncoderConfig:
@@ -22,13 +24,12 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
     """
     file = folder / "config.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
+        need_file(file)
+    except InputError as error:
         raise InputError(
             f"{folder} has no readable config.json; it is not a checkpoint."
         ) from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}).") from error
+    raw = read_json(file)
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold one JSON object.")
     return from_json(raw, where=str(file), name=folder.name, **options)
@@ -55,7 +56,7 @@ def from_json(
     raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
     try:
         hf = CONFIG_MAPPING[family](**raw)
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
     return EncoderConfig(**{**_fields(hf, family), **options})
@@ -64,12 +65,12 @@ def from_json(
 def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
     """The family by ``model_type``, else by architecture, else by name, as old files need."""
     if "model_type" in raw:
-        if raw["model_type"] in FAMILIES:
+        if raw["model_type"] in list(FAMILIES):  # a list compares with what cannot be hashed too
             return raw["model_type"]
         raise InputError(
             f"{where} describes a {raw['model_type']!r} model; supported are {', '.join(FAMILIES)}."
         )
-    hints = " ".join([*(raw.get("architectures") or ()), name]).lower()
+    hints = f"{raw.get('architectures') or ''} {name}".lower()
     for family in sorted(FAMILIES, key=len, reverse=True):  # "bert" is part of every other name
         if family in hints:
             return family
@@ -86,6 +87,12 @@ def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
             yield f"{name} (only plain encoders)"
     if raw.get("pruned_heads"):
         yield "pruned attention heads"
+    classes = raw.get("architectures") or []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        yield f"architectures {classes!r} (only a list of names)"
+    labels = raw.get("num_labels")  # of which `transformers` makes a dictionary at once
+    if isinstance(labels, int) and labels > MOST_LABELS:
+        yield f"{labels} labels (at most {MOST_LABELS})"
     if family == "albert":
         for name in ("num_hidden_groups", "inner_group_num"):
             if raw.get(name, 1) != 1:

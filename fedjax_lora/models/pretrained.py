@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
+from fedjax_lora.files import brief
 from fedjax_lora.models import checkpoint, fresh, stack
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
@@ -163,12 +164,22 @@ def _tokenizer(folder: Path, config: EncoderConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizer library raises bare exceptions
-        raise InputError(f"The tokenizer in {folder} cannot be loaded ({error}).") from error
-    if len(tokenizer) > config.vocab_size:
+        # Said aloud: without it `transformers` asks on the terminal whether to run foreign code.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        ids = tokenizer.get_vocab().values()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
+        reason = brief(error)
         raise InputError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
+            f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
+        ) from error
+    needed = max(len(tokenizer), max(ids, default=-1) + 1)
+    if needed > config.vocab_size:
+        raise InputError(
+            f"The tokenizer in {folder} has {needed} tokens but the model only "
             f"{config.vocab_size}; they do not belong together."
         )
     return tokenizer

@@ -1,6 +1,7 @@
 """Where a model comes from: a folder, an alias, an installed package or the Hugging Face hub."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,10 +98,10 @@ def resolve(name: str) -> Source:
     if name in MODELS:
         model = MODELS[name]
         return Source(_packaged(model) or download(model.hub), model.sha256)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if name and os.path.isdir(folder):
         return Source(folder)
-    if name and folder.exists():
+    if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return Source(download(name))

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.files import brief, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -91,8 +92,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """The index's map from tensor to shard file, its file names checked."""
     index = folder / _INDEX
     try:
-        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = dict(read_json(index)["weight_map"])
+    except (ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"{index} is not a safetensors index with a weight_map.") from error
     if not names:
         raise InputError(f"{index} lists no tensors.")
@@ -106,7 +107,7 @@ def _bad_shards(folder: Path, files: Iterable[str]) -> Iterable[str]:
         # An index comes from outside: it may name files of its own folder and no others.
         if "/" in file or "\\" in file or not file.endswith(".safetensors"):
             yield f"{file!r} is not the plain name of a .safetensors file"
-        elif not (folder / file).is_file():
+        elif not os.path.isfile(folder / file):
             yield f"shard {file} is missing"
 
 
@@ -115,8 +116,11 @@ def _safe_tensors(file: Path) -> dict[str, Tensor]:
 
     try:
         opened = safe_open(file, framework="np")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({error}).") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = brief(error)
+        raise InputError(
+            f"{file} is not a readable safetensors file ({reason}); check or download it again."
+        ) from error
     return {name: _safe_tensor(opened, name) for name in opened.keys()}  # noqa: SIM118
 
 
@@ -136,17 +140,22 @@ def _torch_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{file} needs PyTorch to be read; install torch, or use a safetensors checkpoint."
         )
-    import pickle
-
     import torch
 
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{file} holds more than plain tensors, or is damaged.") from error
-    if not isinstance(stored, dict) or not all(map(torch.is_tensor, stored.values())):
+    named = isinstance(stored, dict) and all(isinstance(name, str) for name in stored)
+    if not named or not all(map(_is_plain, stored.values())):
         raise InputError(f"{file} is not a dictionary of tensors.")
     return {name: _torch_tensor(value) for name, value in stored.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    import torch
+
+    return torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _torch_tensor(value: Any) -> Tensor:

@@ -6,6 +6,7 @@ aggregation. Ranks, members, weights, batches, learning rate and random choices 
 function compiles once.
 """
 
+from fedjax_lora.rounds.check import check_method
 from fedjax_lora.rounds.local import Local, LocalFn, all_finite, make_local
 from fedjax_lora.rounds.round import RoundFn, make_round
 from fedjax_lora.rounds.state import (
@@ -28,6 +29,7 @@ __all__ = [
     "RoundFn",
     "RoundMetrics",
     "all_finite",
+    "check_method",
     "init_state",
     "make_local",
     "make_round",

@@ -12,7 +12,9 @@ from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, execute
 from fedjax_lora.clients.local import Clients, Report, Train
 from fedjax_lora.methods.base import Cohort, Method, Start
+from fedjax_lora.rounds.check import check_start
 from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.structure import need_same
 from fedjax_lora.types import Array, Key, Params, Trained
 
 
@@ -60,6 +62,7 @@ def make_local(
             state.server, mine.method, cohort_of(template, plan, plan.weight, key)
         )
         count = plan.id.shape[0]
+        check_start(start, template, count)
         head = mine.head
         if heads != "local":
             head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
@@ -95,7 +98,9 @@ def make_local(
         if method.select is not None:
             probed, _ = run_cohort(full, data, clients, plan.rate)
             start, clients = choose(state, plan, key, start, clients, mine, probed)
-        return Local(start, clients, mine, *run_cohort(full, data, clients, plan.rate))
+        trained, report = run_cohort(full, data, clients, plan.rate)
+        need_same("What local training returns", trained, clients.params)
+        return Local(start, clients, mine, trained, report)
 
     if mode == "loop":
         begin, choose = jax.jit(begin), jax.jit(choose)

@@ -13,8 +13,10 @@ from fedjax_lora.adapters import Template
 from fedjax_lora.clients.cohort import Mode, everywhere
 from fedjax_lora.clients.local import Train
 from fedjax_lora.methods.base import Cohort, Method, Server
+from fedjax_lora.rounds.check import check_outcome
 from fedjax_lora.rounds.local import Local, all_finite, cohort_of, make_local
 from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
+from fedjax_lora.structure import need_same
 from fedjax_lora.types import Array, Key, LoRA, Params, Trained
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
@@ -53,6 +55,10 @@ def make_round(
     Returns:
       ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
       unless the round is measured, ``key`` is the run's root key.
+
+    Raises:
+      InputError: on the first call, if the method, the training or an update returns shapes that
+        the round cannot go on with.
     """
     locally = make_local(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
 
@@ -74,6 +80,7 @@ def make_round(
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
         got, weight = around.apply(updates, start, after, learns, weight, plan.id, own_key)
+        need_same("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         return got if heads == "average" else got._replace(head=local.trained.head), weight
@@ -93,19 +100,26 @@ def make_round(
         trained, cohort = received(plan, key, local)
         weight = cohort.weight
         with layerwise.across(mesh):
-            server, own, rank = method.aggregate(
+            outcome = method.aggregate(
                 state.server, local.mine.method, cohort, local.start, trained.adapter
             )
+        check_outcome(outcome, state, local.mine.method, cohort)
+        # Whatever the method makes of it, a round in which nobody is left changes nothing.
+        somebody = jnp.any(weight > 0)
+        server = jax.tree.map(
+            lambda new, old: jnp.where(somebody, new, old), outcome.server, state.server
+        )
         head = state.head
         if heads == "average":
             head = trees.weighted_mean(trained.head, weight, state.head)
-        server, head, moments = follow(state, server, head, jnp.any(weight > 0))
-        kept = ClientStore(own, trained.head if heads == "local" else ())
+        server, head, moments = follow(state, server, head, somebody)
+        kept = ClientStore(outcome.clients, trained.head if heads == "local" else ())
         kept = trees.where(weight > 0, kept, local.mine)
         stored = jax.tree.map(
             lambda store, x: store.at[plan.id].set(x, mode="drop"), state.clients, kept
         )
         rejected = (weight == 0) & (plan.weight > 0)
+        rank = jnp.where(weight > 0, outcome.rank, plan.rank)
         metrics = RoundMetrics(local.report.loss, local.report.examples, rejected, rank)
         return FederatedState(server, head, stored, moments), metrics
 

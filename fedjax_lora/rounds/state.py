@@ -29,11 +29,15 @@ class FederatedState(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the host decides about a round; an id of `N` (beyond the last) is an absent client."""
+    """What the host decides about a round.
+
+    An id of `N` (beyond the last) is an absent client, which only fills a place; a client of weight
+    0 was drawn but does not answer.
+    """
 
     id: Any  # int32[c]
     rank: Any  # int32[c]
-    weight: Any  # float32[c], training examples of the client; 0 if absent
+    weight: Any  # float32[c], training examples of the client; 0 if nothing comes from it
     batches: Batches
     rate: Any  # float32[], learning rate
     round: Any  # int32[], from 0

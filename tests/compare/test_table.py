@@ -66,7 +66,8 @@ def test_rows_are_tidy_and_the_same_in_every_format(tmp_path):
     row = next(r for r in rows if r["method"] == "hlora" and r["seed"] == 1 and r["round"] == 4)
     assert row == {
         "method": "hlora", "seed": 1, "round": 4, "train_loss": 0.25, "examples": 8,
-        "up_bytes": 8000, "down_bytes": 16000, "accuracy": 0.8, "loss": 2.0, "rejected": 0,
+        "up_bytes": 8000, "down_bytes": 16000, "accuracy": 0.8, "loss": 2.0, "dropped": 0,
+        "stragglers": 0, "rejected": 0,
     }  # fmt: skip
     assert [r["rejected"] for r in rows[:2]] == [1, 0]
     table.write_parquet(rows, tmp_path / "t.parquet")

@@ -62,6 +62,36 @@ def test_exact_cover_minimum_and_determinism(request):
     assert np.array_equal(counts.sum(1), [len(part) for part in first.indices])
 
 
+@st.composite
+def requests_of_any_kind(draw):
+    """Any number of examples, classes, clients and groups, whether that can be met or not."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    labels = rng.integers(0, draw(st.integers(1, 90)), draw(st.integers(0, 80)))
+    groups = draw(st.none() | st.integers(1, 30))
+    options = {
+        "clients": draw(st.integers(-1, 100)),
+        "min_examples": draw(st.integers(-1, 12)),
+        "groups": None if groups is None else np.arange(len(labels)) % groups,
+    }
+    return draw(specs() | st.just("shards(per_client=5)")), labels, options
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests_of_any_kind())
+def test_any_request_is_met_or_refused(request):
+    spec, labels, options = request
+    clients, minimum = options["clients"], options["min_examples"]
+    try:
+        parts = partition(spec, labels, seed=0, **options).indices
+    except InputError as error:
+        assert "\n" not in str(error)
+        possible = clients >= 1 and minimum >= 0 and clients * minimum <= len(labels)
+        assert not (possible and len(labels) and spec.startswith(("iid", "dirichlet", "quantity")))
+    else:
+        assert len(parts) == clients and min(map(len, parts)) >= minimum
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(ALPHAS, st.integers(1, 50), st.integers(0, 99))
 def test_simplex(alpha, size, seed):

@@ -75,7 +75,7 @@ def test_files(tmp_path):
     with pytest.raises(InputError, match=r"no readable config\.json"):
         models.read_config(tmp_path)
     for text, message in (
-        ("{", "not valid JSON"),
+        ("{", "config.json is not JSON"),
         ("[]", "one JSON object"),
         ("{}", "no model_type"),
     ):
