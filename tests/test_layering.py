@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "cache": set(),
     "plots": set(),
+    "files": set(),
     # Leaves: know nothing of each other.
     "adapters": {"types", "errors", "trees"},
     "models": {"types", "errors", "trees"},
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
+    "checkpoints": {"errors", "allocation", "files", "rounds"},
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},

@@ -1,0 +1,56 @@
+"""Files that are there as a whole or not at all, whenever the process is stopped."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+PARTIAL = ".partial"
+"""How the names of what is still being written end."""
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Write a text file under another name first, so that nobody ever reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure could leave the name of an empty file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_folder(path: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Let ``fill`` write a folder under another name; it then takes the place of the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    fill(partial)
+    remove_folder(path)
+    partial.rename(path)
+
+
+def remove_folder(path: pathlib.Path) -> None:
+    """Remove a folder such that no part of it is ever seen under its name."""
+    if path.exists():
+        going = path.with_name(f".{path.name}.old{PARTIAL}")
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Remove what processes that were stopped had begun to write in a folder, or to remove."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
