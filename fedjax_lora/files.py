@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whenever the process is stopped."""
+"""Files that are there as a whole or not at all, and folders that one process writes to."""
 
 import hashlib
 import os
@@ -6,8 +6,34 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+from filelock import FileLock, Timeout
+
+from fedjax_lora.errors import InputError
+
+LOCK = ".lock"
+
 PARTIAL = ".partial"
 """How the names of what is still being written end."""
+
+
+def lock(folder: pathlib.Path) -> FileLock:
+    """Take a folder for this process alone, until the lock is released or the process is gone.
+
+    The system gives up the locks of a process that has ended in whatever way: none is ever stale.
+
+    Raises:
+      InputError: another process has the folder, or it cannot be written.
+    """
+    taken = FileLock(folder / LOCK)
+    try:
+        taken.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"Another run is writing to {folder}; wait for its end, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise InputError(f"Folder {folder} cannot be written: {error.strerror}.") from error
+    return taken
 
 
 def write(path: pathlib.Path, text: str) -> None:

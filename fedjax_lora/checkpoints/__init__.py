@@ -1,5 +1,6 @@
 """What a run carries from round to round, saved so that it survives whatever stops the process.
 
+>>> import pathlib
 >>> from fedjax_lora import checkpoints
 >>> checkpoints.latest(pathlib.Path("no-run-here")) is None
 True

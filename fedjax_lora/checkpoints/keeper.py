@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import pathlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,7 +37,7 @@ class Keeper:
         about: dict[str, Any],
         *,
         keep: int,
-        found: list[Checkpoint] | None = None,
+        found: Sequence[Checkpoint] = (),
     ) -> None:
         """Begin with the checkpoints there are.
 
@@ -47,7 +48,7 @@ class Keeper:
           found: whole checkpoints of this run, the only ones that are not removed at once.
         """
         self._folder, self._about, self._keep = folder, about, keep
-        self._found = list(found or ())
+        self._found = list(found)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
