@@ -22,6 +22,9 @@ install_import_hook(
             "adapters",
             "allocation",
             "around",
+            "checkpoints",
+            "files",
+            "journal",
             "layerwise",
             "lowrank",
             "measure",
@@ -29,6 +32,7 @@ install_import_hook(
             "metrics",
             "models",
             "reallocation",
+            "resuming",
             "scoring",
             "trees",
         )

@@ -75,17 +75,17 @@ def prepare(path: pathlib.Path) -> Site:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     path.mkdir(parents=True, exist_ok=True)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=16,
-        num_labels=len(CLASSES),
-    )
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 16,
+        "num_labels": len(CLASSES),
+    }
     manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(path / "model")
+    BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(path / "model")
     vocabulary = {word: n for n, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
