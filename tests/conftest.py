@@ -22,9 +22,6 @@ install_import_hook(
             "adapters",
             "allocation",
             "around",
-            "checkpoints",
-            "files",
-            "journal",
             "layerwise",
             "lowrank",
             "measure",
@@ -32,7 +29,6 @@ install_import_hook(
             "metrics",
             "models",
             "reallocation",
-            "resuming",
             "scoring",
             "trees",
         )

@@ -28,7 +28,7 @@ CONFIG = RunConfig(
     federation=FederationConfig(
         clients=5, cohort=2, rounds=ROUNDS, partition="iid", ranks="tiers(ranks=[1, 2, 4])"
     ),
-    local=LocalConfig(batch=4, max_steps=2, schedule="linear(end=0.1)"),
+    local=LocalConfig(batch=2, max_steps=2, schedule="linear(end=0.1)"),
     execution=ExecutionConfig(checkpoint_every=2, eval_every=3),
 )
 LEFT = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
@@ -55,8 +55,10 @@ def with_method(name: str) -> dict[str, Any]:
 
 
 def assets() -> Assets:
-    """46 texts that say what class they are of, of which the first 12 also validate and test."""
+    """Texts of one length that say what class they are of; the first 12 also validate and test."""
     tokens = Tokens(*map(np.asarray, problems.texts()))
+    length = np.full_like(tokens.length, problems.WIDTH)  # one bucket: compiles in half the time
+    tokens = tokens._replace(ids=np.maximum(tokens.ids, 1), length=length)
     few = Tokens(*(x[:12] for x in tokens))
     train, test = (Split([""] * len(x.label), None, x.label, None) for x in (tokens, few))
     task = Task("made_up", "texts that say their class", "", classes=("a", "b", "c", "d"))
