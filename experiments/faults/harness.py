@@ -1,6 +1,5 @@
 """A small run as a real process, and what can be done to it."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -47,7 +46,11 @@ class Site(NamedTuple):
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
         """Start a command; its output is collected."""
-        env = os.environ | {"FEDJAX_LORA_CACHE": str(self.path / "cache"), "JAX_PLATFORMS": "cpu"}
+        env = os.environ | {
+            "FEDJAX_LORA_CACHE": str(self.path / "cache"),
+            "JAX_PLATFORMS": "cpu",
+            "USE_TORCH": "0",  # else the tokenizer library imports it, for seconds
+        }
         return subprocess.Popen(
             command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -127,6 +130,12 @@ def left(out: pathlib.Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in LEFT}
 
 
+def life(out: pathlib.Path) -> float:
+    """Seconds between the first and the last file that a finished run has written."""
+    first, last = (out / name for name in ("config.json", "summary.json"))
+    return last.stat().st_mtime - first.stat().st_mtime
+
+
 def rounds_done(out: pathlib.Path) -> int:
     """Rounds written down so far."""
     path = out / "metrics.jsonl"
@@ -193,8 +202,3 @@ def fresh(out: pathlib.Path) -> pathlib.Path:
     """A folder's name, with nothing there."""
     shutil.rmtree(out, ignore_errors=True)
     return out
-
-
-def summary(out: pathlib.Path) -> dict[str, Any]:
-    """The summary of a finished run."""
-    return json.loads((out / "summary.json").read_text())

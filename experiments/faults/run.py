@@ -3,7 +3,6 @@
 import json
 import pathlib
 import signal
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +10,11 @@ import tyro
 
 from experiments.faults import KILLS, RESULTS, SEED, harness, trials
 from experiments.faults.trials import Trial
+from fedjax_lora import config as configs
 from fedjax_lora import files, methods, results
 from fedjax_lora.adapters import Site, Template
 from fedjax_lora.errors import InputError
+from fedjax_lora.experiment import load_assets
 
 assert sum(trials.MOMENTS.values()) == KILLS
 
@@ -57,29 +58,34 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
     site = harness.prepare(folder)
     if part in ("all", "kills", "others"):
         whole = site.command(f"--out={harness.fresh(site.path / 'whole')}")
-        harness.call(site, whole)  # fills the cache of compiled programs
-        began = time.perf_counter()
-        harness.fresh(site.path / "whole")
         assert harness.call(site, whole).status == 0
-        seconds = time.perf_counter() - began
     if part in ("all", "kills"):
-        book = Book(RESULTS / "kills.json")
-        for aim, count in trials.MOMENTS.items():
-            for n in range(count):
-                rng = np.random.default_rng([SEED, list(trials.MOMENTS).index(aim), n])
-                book.once(f"{aim} {n + 1}", lambda a=aim, r=rng: trials.killed(site, a, r, seconds))
-        rng = np.random.default_rng([SEED, 100])
-        book.once("again and again", lambda: trials.again_and_again(site, rng, seconds))
+        kills(site, Book(RESULTS / "kills.json"))
     if part in ("all", "others"):
         others(site, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
-        book = Book(RESULTS / "methods.json")
-        for n, method in enumerate(methods.METHODS):
-            rng = np.random.default_rng([SEED, 300, n])
-            book.once(
-                method, lambda m=method, r=rng: trials.method_killed(site, m, ranks_for(m), r)
-            )
+        each_method(site, Book(RESULTS / "methods.json"))
     files.write(RESULTS / "environment.json", json.dumps(results.environment(), indent=1) + "\n")
+
+
+def kills(site: harness.Site, book: Book) -> None:
+    """`KILLS` processes killed, and one again and again."""
+    for at, (aim, count) in enumerate(trials.MOMENTS.items()):
+        for n in range(count):
+            rng = np.random.default_rng([SEED, at, n])
+            book.once(f"{aim} {n + 1}", lambda a=aim, r=rng: trials.killed(site, a, r))
+    rng = np.random.default_rng([SEED, 100])
+    book.once("again and again", lambda: trials.again_and_again(site, rng))
+
+
+def each_method(site: harness.Site, book: Book) -> None:
+    """Every method of the registry, killed once."""
+    probe = harness.fresh(site.path / "probe")
+    assert harness.call(site, site.command("--rounds=1", f"--out={probe}")).status == 0
+    assets = load_assets(configs.load(probe / "config.json"))
+    for n, name in enumerate(methods.METHODS):
+        rng, ranks = np.random.default_rng([SEED, 300, n]), ranks_for(name)
+        book.once(name, lambda m=name, k=ranks, r=rng: trials.method_killed(site, m, k, r, assets))
 
 
 def others(site: harness.Site, book: Book) -> None:

@@ -13,6 +13,10 @@ import numpy as np
 
 from experiments.faults import ROUNDS, harness
 from experiments.faults.harness import CLI, Ended, Site
+from fedjax_lora import config as configs
+from fedjax_lora.experiment import Assets
+from fedjax_lora.programs import programs
+from fedjax_lora.runs import run
 
 Trial = dict[str, Any]
 """What was done, in which phase, how the process ended, and whether all was the same afterwards."""
@@ -21,25 +25,23 @@ MOMENTS = {"anywhere": 9, "compiling": 4, "a round": 3, "a checkpoint": 6, "the 
 """How many of the kills aim at what; where they hit is seen from what lies in the folder."""
 
 
-def killed(site: Site, aim: str, rng: np.random.Generator, whole: float) -> Trial:
+def killed(site: Site, aim: str, rng: np.random.Generator) -> Trial:
     """Kill a run with SIGKILL at a moment and resume it.
 
     Args:
-      site: where.
+      site: where, with an undisturbed run.
       aim: one of `MOMENTS`.
       rng: draws the moment.
-      whole: seconds that an undisturbed run takes.
     """
     out = harness.fresh(site.path / "killed")
     if aim == "compiling":  # no compiled program is kept from an earlier run
         shutil.rmtree(site.path / "cache", ignore_errors=True)
     process = site.start(site.command(f"--out={out}"))
     number = int(rng.integers(2, ROUNDS - 1))
-    if aim == "anywhere":
-        time.sleep(rng.uniform(0, whole))
-    elif aim == "compiling":
+    if aim in ("anywhere", "compiling"):
         harness.wait_for(process, (out / "config.json").exists)
-        time.sleep(rng.uniform(0, whole / 4))
+        whole = harness.life(site.path / "whole")
+        time.sleep(rng.uniform(0, whole if aim == "anywhere" else whole / 4))
     else:
         wanted = ROUNDS if aim == "the results" else number
         harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
@@ -72,20 +74,17 @@ def same(site: Site, resumed: Ended, out: pathlib.Path) -> bool:
     return resumed.status == 0 and harness.left(out) == harness.left(site.path / "whole")
 
 
-def again_and_again(site: Site, rng: np.random.Generator, whole: float) -> Trial:
-    """Kill a run and whatever resumes it until one of them comes to its end."""
-    out, kills = harness.fresh(site.path / "again"), 0
+def again_and_again(site: Site, rng: np.random.Generator) -> Trial:
+    """Kill a run, and what resumes it, and so on: each after some rounds more."""
+    out, seen = harness.fresh(site.path / "again"), []
     process = site.start(site.command(f"--out={out}"))
-    while True:
-        time.sleep(rng.uniform(0.7, 1.1) * whole)
-        if process.poll() is not None:
-            break
+    while harness.rounds_done(out) < ROUNDS - 25:
+        wanted = (seen[-1] if seen else 0) + int(rng.integers(5, 25))
+        harness.wait_for(process, lambda w=wanted: harness.rounds_done(out) >= w)
         harness.kill(process)
-        kills += 1
-        resumable = (out / "config.json").exists()
-        again = [*CLI, f"--resume={out}"] if resumable else site.command(f"--out={out}")
-        process = site.start(again)
-    return {"kills": kills, "same": same(site, harness.ended(process), out)}
+        seen.append(harness.rounds_done(out))
+        process = site.start([*CLI, f"--resume={out}"])
+    return {"kills": len(seen), "rounds": seen, "same": same(site, harness.ended(process), out)}
 
 
 def asked(site: Site, number: signal.Signals) -> Trial:
@@ -125,15 +124,15 @@ def full_disk(site: Site) -> Trial:
     """
     out, disk = harness.fresh(site.path / "full"), site.path / "disk"
     disk.mkdir(exist_ok=True)
-    run = shlex.join(site.command(f"--out={disk / 'out'}"))
+    first = shlex.join(site.command(f"--out={disk / 'out'}"))
     again = shlex.join([*CLI, f"--resume={disk / 'out'}"])
-    script = f"mount -t tmpfs -o size=216k none {disk}; {run}; echo status $?; "
+    script = f"mount -t tmpfs -o size=216k none {disk}; {first}; echo status $?; "
     script += f"mount -o remount,size=64m {disk}; {again}; echo status $?; cp -r {disk}/out {out}"
     done = harness.call(site, ["unshare", "-rm", "bash", "-c", script])
-    first, last = (int(x.split()[1]) for x in done.output.splitlines() if x.startswith("status "))
+    full, last = (int(x.split()[1]) for x in done.output.splitlines() if x.startswith("status "))
     sentence = next((x for x in done.output.splitlines() if x.startswith("fedjax-lora: ")), "")
     return {
-        "status": first,
+        "status": full,
         "told": "cannot be written" in sentence and "No space left on device" in sentence,
         "resumed": from_round(done),
         "same": same(site, Ended(last, done.output), out),
@@ -184,14 +183,26 @@ def damaged(site: Site, rng: np.random.Generator) -> Iterator[tuple[str, Trial]]
             )
 
 
-def method_killed(site: Site, method: str, ranks: str, rng: np.random.Generator) -> Trial:
-    """Kill a run of a method in the middle of its rounds and resume it."""
-    options = (f"--method={method}", f"--ranks={ranks}")
-    reference, out = site.path / "whole", harness.fresh(site.path / "method")
-    began = time.perf_counter()
-    harness.call(site, site.command(*options, f"--out={harness.fresh(reference)}"))
-    process = site.start(site.command(*options, f"--out={out}"))
+def method_killed(
+    site: Site, method: str, ranks: str, rng: np.random.Generator, assets: Assets
+) -> Trial:
+    """Kill a run of a method in the middle of its rounds, and resume it in this process.
+
+    Args:
+      site: where.
+      method: which.
+      ranks: that it takes.
+      rng: draws the round.
+      assets: data and model of the runs.
+    """
+    out, whole = (harness.fresh(site.path / name) for name in ("method", "method-whole"))
+    process = site.start(site.command(f"--method={method}", f"--ranks={ranks}", f"--out={out}"))
     wanted = int(rng.integers(ROUNDS // 4, 3 * ROUNDS // 4))
     harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
     harness.kill(process)
-    return after(site, out) | {"seconds": time.perf_counter() - began}
+    config, shared, told = configs.load(out / "config.json"), programs(), []
+    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
+    run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
+    run(config, out=whole, assets=assets, programs=shared)
+    resumed = ROUNDS - len(told)
+    return found | {"resumed": resumed, "same": harness.left(out) == harness.left(whole)}

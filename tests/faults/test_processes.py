@@ -18,7 +18,7 @@ def site(tmp_path_factory) -> harness.Site:
 
 
 def test_a_kill_while_a_checkpoint_is_written(site):
-    trial = trials.killed(site, "a checkpoint", np.random.default_rng(0), 0.0)
+    trial = trials.killed(site, "a checkpoint", np.random.default_rng(0))
     assert trial["same"] and trial["status"] == -signal.SIGKILL
     assert 0 < trial["resumed"] <= trial["rounds"]
 
@@ -31,12 +31,12 @@ def test_an_interrupted_run_finishes_its_round_and_says_how_to_go_on(site):
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", trials.MOMENTS)
 def test_kills(aim, site):
-    assert trials.killed(site, aim, np.random.default_rng(1), 8.0)["same"]
+    assert trials.killed(site, aim, np.random.default_rng(1))["same"]
 
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again(site):
-    assert trials.again_and_again(site, np.random.default_rng(2), 8.0)["same"]
+    assert trials.again_and_again(site, np.random.default_rng(2))["same"]
 
 
 @pytest.mark.slow
