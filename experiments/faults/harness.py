@@ -78,7 +78,7 @@ def prepare(path: pathlib.Path) -> Site:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     path.mkdir(parents=True, exist_ok=True)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(WORDS),
         "hidden_size": 32,
         "num_hidden_layers": 2,

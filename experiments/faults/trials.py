@@ -15,7 +15,7 @@ from experiments.faults import ROUNDS, harness
 from experiments.faults.harness import CLI, Ended, Site
 from fedjax_lora import config as configs
 from fedjax_lora.experiment import Assets
-from fedjax_lora.programs import programs
+from fedjax_lora.programs import Programs, programs
 from fedjax_lora.runs import run
 
 Trial = dict[str, Any]
@@ -25,13 +25,17 @@ MOMENTS = {"anywhere": 9, "compiling": 4, "a round": 3, "a checkpoint": 6, "the 
 """How many of the kills aim at what; where they hit is seen from what lies in the folder."""
 
 
-def killed(site: Site, aim: str, rng: np.random.Generator) -> Trial:
-    """Kill a run with SIGKILL at a moment and resume it.
+def killed(
+    site: Site, aim: str, rng: np.random.Generator, assets: Assets, shared: Programs
+) -> Trial:
+    """Kill a run with SIGKILL at a moment and resume it, in this process if it had compiled.
 
     Args:
       site: where, with an undisturbed run.
       aim: one of `MOMENTS`.
       rng: draws the moment.
+      assets: data and model of the run.
+      shared: compiled functions of runs in this process.
     """
     out = harness.fresh(site.path / "killed")
     if aim == "compiling":  # no compiled program is kept from an earlier run
@@ -51,7 +55,9 @@ def killed(site: Site, aim: str, rng: np.random.Generator) -> Trial:
     if aim not in ("anywhere", "compiling"):
         time.sleep(rng.uniform(0, 0.5 if aim == "the results" else 0.05))
     status = harness.kill(process).status
-    return after(site, out) | {"status": status}
+    if aim == "compiling":  # the cache of compiled programs may be damaged too
+        return after(site, out) | {"status": status}
+    return after_here(site, out, assets, shared) | {"status": status}
 
 
 def after(site: Site, out: pathlib.Path) -> Trial:
@@ -59,6 +65,15 @@ def after(site: Site, out: pathlib.Path) -> Trial:
     found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
     resumed = harness.resume(site, out)
     return found | {"resumed": from_round(resumed), "same": same(site, resumed, out)}
+
+
+def after_here(site: Site, out: pathlib.Path, assets: Assets, shared: Programs) -> Trial:
+    """The same, resumed in this process, which has loaded and compiled everything already."""
+    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
+    config, told = configs.load(out / "config.json"), []
+    run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
+    same = harness.left(out) == harness.left(site.path / "whole")
+    return found | {"resumed": ROUNDS - len(told), "same": same}
 
 
 def from_round(resumed: Ended) -> int:
@@ -195,14 +210,12 @@ def method_killed(
       rng: draws the round.
       assets: data and model of the runs.
     """
-    out, whole = (harness.fresh(site.path / name) for name in ("method", "method-whole"))
+    out, whole = (harness.fresh(site.path / name) for name in ("method", "whole"))
     process = site.start(site.command(f"--method={method}", f"--ranks={ranks}", f"--out={out}"))
     wanted = int(rng.integers(ROUNDS // 4, 3 * ROUNDS // 4))
     harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
     harness.kill(process)
-    config, shared, told = configs.load(out / "config.json"), programs(), []
-    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
-    run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
+    shared = programs()
+    config = configs.load(out / "config.json")
     run(config, out=whole, assets=assets, programs=shared)
-    resumed = ROUNDS - len(told)
-    return found | {"resumed": resumed, "same": harness.left(out) == harness.left(whole)}
+    return after_here(site, out, assets, shared)
