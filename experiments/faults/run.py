@@ -64,7 +64,7 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         kills(site, Book(RESULTS / "kills.json"))
     if part in ("all", "others"):
         others(site, Book(RESULTS / "others.json"))
-    if part in ("all", "methods"):  # at the end: each has an undisturbed run of its own
+    if part in ("all", "methods"):
         each_method(site, Book(RESULTS / "methods.json"))
     files.write(RESULTS / "environment.json", json.dumps(results.environment(), indent=1) + "\n")
 

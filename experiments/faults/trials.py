@@ -57,7 +57,7 @@ def killed(
     status = harness.kill(process).status
     if aim == "compiling":  # the cache of compiled programs may be damaged too
         return after(site, out) | {"status": status}
-    return after_here(site, out, assets, shared) | {"status": status}
+    return after_here(site.path / "whole", out, assets, shared) | {"status": status}
 
 
 def after(site: Site, out: pathlib.Path) -> Trial:
@@ -67,12 +67,12 @@ def after(site: Site, out: pathlib.Path) -> Trial:
     return found | {"resumed": from_round(resumed), "same": same(site, resumed, out)}
 
 
-def after_here(site: Site, out: pathlib.Path, assets: Assets, shared: Programs) -> Trial:
+def after_here(whole: pathlib.Path, out: pathlib.Path, assets: Assets, shared: Programs) -> Trial:
     """The same, resumed in this process, which has loaded and compiled everything already."""
     found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
     config, told = configs.load(out / "config.json"), []
     run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
-    same = harness.left(out) == harness.left(site.path / "whole")
+    same = harness.left(out) == harness.left(whole)
     return found | {"resumed": ROUNDS - len(told), "same": same}
 
 
@@ -210,7 +210,7 @@ def method_killed(
       rng: draws the round.
       assets: data and model of the runs.
     """
-    out, whole = (harness.fresh(site.path / name) for name in ("method", "whole"))
+    out, whole = (harness.fresh(site.path / name) for name in ("method", "method-whole"))
     process = site.start(site.command(f"--method={method}", f"--ranks={ranks}", f"--out={out}"))
     wanted = int(rng.integers(ROUNDS // 4, 3 * ROUNDS // 4))
     harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
@@ -218,4 +218,4 @@ def method_killed(
     shared = programs()
     config = configs.load(out / "config.json")
     run(config, out=whole, assets=assets, programs=shared)
-    return after_here(site, out, assets, shared)
+    return after_here(whole, out, assets, shared)
