@@ -130,12 +130,6 @@ def left(out: pathlib.Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in LEFT}
 
 
-def life(out: pathlib.Path) -> float:
-    """Seconds between the first and the last file that a finished run has written."""
-    first, last = (out / name for name in ("config.json", "summary.json"))
-    return last.stat().st_mtime - first.stat().st_mtime
-
-
 def rounds_done(out: pathlib.Path) -> int:
     """Rounds written down so far."""
     path = out / "metrics.jsonl"

@@ -21,8 +21,11 @@ from fedjax_lora.runs import run
 Trial = dict[str, Any]
 """What was done, in which phase, how the process ended, and whether all was the same afterwards."""
 
-MOMENTS = {"anywhere": 9, "compiling": 4, "a round": 3, "a checkpoint": 6, "the results": 3}
+MOMENTS = {"compiling": 5, "a round": 10, "a checkpoint": 6, "the results": 4}
 """How many of the kills aim at what; where they hit is seen from what lies in the folder."""
+
+WITHIN = {"compiling": 2.0, "a round": 0.05, "a checkpoint": 0.05, "the results": 0.5}
+"""Seconds after its beginning within which it is hit."""
 
 
 def killed(
@@ -42,18 +45,15 @@ def killed(
         shutil.rmtree(site.path / "cache", ignore_errors=True)
     process = site.start(site.command(f"--out={out}"))
     number = int(rng.integers(2, ROUNDS - 1))
-    if aim in ("anywhere", "compiling"):
+    if aim == "compiling":
         harness.wait_for(process, (out / "config.json").exists)
-        whole = harness.life(site.path / "whole")
-        time.sleep(rng.uniform(0, whole if aim == "anywhere" else whole / 4))
     else:
         wanted = ROUNDS if aim == "the results" else number
         harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
     if aim == "a checkpoint":
         partial = (out / "checkpoints").glob
         harness.wait_for(process, lambda: any(partial(".*.partial")), poll=0.0)
-    if aim not in ("anywhere", "compiling"):
-        time.sleep(rng.uniform(0, 0.5 if aim == "the results" else 0.05))
+    time.sleep(rng.uniform(0, WITHIN[aim]))
     status = harness.kill(process).status
     if aim == "compiling":  # the cache of compiled programs may be damaged too
         return after(site, out) | {"status": status}
