@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fedjax_lora.errors import SECRET, InputError, raise_all, unknown
-from fedjax_lora.files import read_json
 from fedjax_lora.specs import fits
+from fedjax_lora.untrusted import read_json
 
 FINITE = 3e38
 """The largest number in float32, roughly."""
@@ -154,6 +154,11 @@ class ExecutionConfig:
     measure: bool = False
     """Measure every round: noise of its start and its aggregation, spectrum of the global adapter,
     similarity of the clients' components, server time, a client's memory."""
+    checkpoint_every: int = 1
+    """Save a checkpoint after every so many rounds (unless one is still being written), after the
+    last, and when stopped."""
+    checkpoint_keep: int = 2
+    """Keep so many of the newest checkpoints, and the best one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +211,8 @@ def _problems(config: RunConfig) -> list[str]:
         ("devices", config.execution.devices, 1, math.inf),
         ("eval_every", config.execution.eval_every, 1, math.inf),
         ("eval_batch", config.execution.eval_batch, 1, LARGEST_BATCH),
+        ("checkpoint_every", config.execution.checkpoint_every, 1, math.inf),
+        ("checkpoint_keep", config.execution.checkpoint_keep, 1, math.inf),
         # A larger seed would be cut to its last 32 bits without a word.
         ("seed", config.seed, 0, 2**32 - 1),
     ]

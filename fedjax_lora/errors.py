@@ -1,4 +1,4 @@
-"""One exception for everything a user can get wrong, and ways to word it."""
+"""What ends a run early: everything a user can get wrong, and the wish to stop."""
 
 import difflib
 import re
@@ -24,6 +24,10 @@ class InputError(Exception):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
         super().__init__(text)
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has done so after a round; what it has done is saved."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

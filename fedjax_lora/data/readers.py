@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from fedjax_lora.data.records import Table
 from fedjax_lora.errors import InputError, raise_all, unknown
-from fedjax_lora.files import brief, need_file
+from fedjax_lora.untrusted import brief, need_file
 
 LONGEST_LINE = 2**24
 """Characters; a text is cut to some hundred tokens anyway."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.files import need_file, read_json
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
+from fedjax_lora.untrusted import need_file, read_json
 
 MOST_LABELS = 10**6
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
-from fedjax_lora.files import brief
 from fedjax_lora.models import checkpoint, fresh, stack
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
@@ -20,6 +19,7 @@ from fedjax_lora.models.hf_config import read_config
 from fedjax_lora.models.names import is_stacked
 from fedjax_lora.models.sources import resolve
 from fedjax_lora.models.tensors import weight_files, weights_sha256
+from fedjax_lora.untrusted import brief
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 

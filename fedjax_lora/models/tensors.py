@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.files import brief, read_json
+from fedjax_lora.untrusted import brief, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
