@@ -53,9 +53,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
         f"budget(bytes=[1e9], high={HUGE})", f"loss_based(low=1, high={HUGE}, share=0.5)",
         "by_quality(low=1, high=2)", f"tiers(ranks=[{HUGE}])",
     ),
-    "federation.updates": (["nothing"], ["clip"], ["clip(norm=0)"], ["int8", "clip(norm=1)"], "x"),
+    "federation.updates": (
+        ["nothing"], ["clip"], ["clip(norm=0.0)"], ["int8", "clip(norm=1.0)"], "x",
+    ),
     "federation.faults": (["nothing"], ["dropout"], ["dropout(probability=2)"], "dropout", [7]),
-    "federation.server_optimizer": ("nothing", "sgd(momentum=2)", "adam(learning_rate=0)"),
+    "federation.server_optimizer": ("nothing", "sgd(momentum=2.0)", "adam(learning_rate=0.0)"),
     "local.learning_rate": (0, -1, float("nan"), float("inf"), 1e300, None),
     "local.optimizer": (
         "nothing", "adamw(x=1)", "adamw(b1='x')", "sgd(momentum=[1])", "adamw(", "lbfgs",
