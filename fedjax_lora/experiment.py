@@ -14,6 +14,7 @@ from fedjax_lora import (
     around,
     clients,
     data,
+    exchange,
     methods,
     metrics,
     models,
@@ -51,6 +52,7 @@ class Layout(NamedTuple):
     method: Method
     updates: tuple[around.Update, ...]
     server_optimizer: around.ServerOptimizer | None
+    first: exchange.Placed | None  # the adapter to begin with, if it is not a fresh one
 
 
 class Experiment(NamedTuple):
@@ -108,6 +110,8 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
+    if config.lora.adapter is not None:
+        model = exchange.with_parts(model, config.lora.adapter)
     encode = lambda split: data.encode(  # noqa: E731
         split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
     )
@@ -127,6 +131,7 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
     fed, lora = config.federation, config.lora
+    first = None if lora.adapter is None else exchange.read_start(lora.adapter, assets.model)
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -151,11 +156,13 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         component_size=template_of(rank=1).component_size,
     )
     template = template_of(rank=int(allocated.possible.max()))
+    if first is not None:
+        template = exchange.fitting_template(template, first, keep_scale=lora.alpha is None)
     method = methods.make(fed.method, template)
     method.check(allocated.possible)
     updates = around.make_updates(fed.updates, method, fed.method)
     server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
-    return Layout(parts, allocated, template, method, updates, server_optimizer)
+    return Layout(parts, allocated, template, method, updates, server_optimizer, first)
 
 
 def prepare(
@@ -171,7 +178,7 @@ def prepare(
     assets = load_assets(config) if assets is None else assets
     shared = programs() if shared is None else shared
     fed, local, lora, how = config.federation, config.local, config.lora, config.execution
-    parts, allocated, template, method, updates, server_optimizer = lay_out(config, assets)
+    parts, allocated, template, method, updates, server_optimizer, first = lay_out(config, assets)
     privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
@@ -218,6 +225,8 @@ def prepare(
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
+    if first is not None:
+        adapter = exchange.begin_with(template, adapter, first)
     kernels = trees.flat(base)
     state = rounds.init_state(
         method,

@@ -20,6 +20,16 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
     Raises:
       InputError: no readable ``config.json``, or one that describes an unsupported model.
     """
+    raw = read_json(folder)
+    return from_json(raw, where=str(folder / "config.json"), name=folder.name, **options)
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """The JSON object in a folder's ``config.json``, unchecked.
+
+    Raises:
+      InputError: no such file, or it holds something else.
+    """
     file = folder / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -31,7 +41,7 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
         raise InputError(f"{file} is not valid JSON ({error}).") from error
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold one JSON object.")
-    return from_json(raw, where=str(file), name=folder.name, **options)
+    return raw
 
 
 def from_json(
