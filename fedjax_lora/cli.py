@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,8 @@ from fedjax_lora import __version__
 from fedjax_lora.compare import command as compare
 from fedjax_lora.config import RunConfig, demo
 from fedjax_lora.config import load as load_config
-from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.errors import InputError, Stopped, unknown
+from fedjax_lora.interrupts import after_this_round
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -47,6 +49,9 @@ class RunOptions:
     """Result folder; by default runs/TASK-METHOD-seedSEED."""
     overwrite: bool = False
     """Replace the run that the result folder holds."""
+    resume: pathlib.Path | None = None
+    """Go on with the interrupted run in this result folder, whose config is used; other options
+    override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
 
@@ -56,46 +61,84 @@ def default_out(config: RunConfig) -> pathlib.Path:
     return pathlib.Path("runs") / "-".join(re.sub(r"\W+", "_", word).strip("_") for word in words)
 
 
-def run_command(args: Sequence[str]) -> None:
-    """``fedjax-lora run``."""
+def run_command(args: Sequence[str]) -> int:
+    """``fedjax-lora run``; returns the exit status (130 or 143 if stopped)."""
     default = RunOptions(run=_given_config(args))
-    execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
+    return execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
 
 
-def execute(options: RunOptions) -> None:
-    """Run a config, telling the terminal about it."""
+def execute(options: RunOptions) -> int:
+    """Run a config, telling the terminal about it; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.experiment import load_assets
     from fedjax_lora.runs import run
 
+    _check_resume(options)
     keep_compiled_programs()
     config = options.run
-    out = options.out or default_out(config)
+    out = options.resume or options.out or default_out(config)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
-    with _progress(console) as progress:
+    with _progress(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
         print_row = _row_printer(console, assets.task.task.metric)
 
         def on_round(record: dict[str, Any]) -> None:
             print_row(record)
-            progress.advance(bar)
+            progress.update(bar, completed=record["round"])
 
-        result = run(config, out=out, overwrite=options.overwrite, assets=assets, on_round=on_round)
+        try:
+            result = run(
+                config,
+                out=out,
+                overwrite=options.overwrite,
+                resume=options.resume is not None,
+                assets=assets,
+                on_round=on_round,
+                stop=signal,
+            )
+        except Stopped as stopped:
+            console.print(
+                f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
+            )
+            return 128 + signal()
+        if not progress.tasks[bar].completed:
+            console.print(f"{out} is finished; --rounds with a larger number goes on with it")
     _print_summary(console, result.summary, assets.task.task.metric, out)
+    return 0
+
+
+def _check_resume(options: RunOptions) -> None:
+    others = {"--out": options.out, "--config": options.config_file}
+    given = [name for name, value in others.items() if value is not None]
+    if options.resume and (given or options.overwrite):
+        raise InputError(
+            f"--resume takes the folder and its config; leave out {(given or ['--overwrite'])[0]}."
+        )
 
 
 def _given_config(args: Sequence[str]) -> RunConfig:
     """What the other options override: the file of ``--config``, the demo, or the defaults."""
-    for at, word in enumerate(args):
-        if word == "--config" and at + 1 < len(args):
-            return load_config(args[at + 1])
-        if word.startswith("--config="):
-            return load_config(word.removeprefix("--config="))
+    if resumed := _value("--resume", args):
+        if not (pathlib.Path(resumed) / "config.json").is_file():
+            raise InputError(f"Folder {resumed} holds no run to resume: it has no config.json.")
+        return load_config(pathlib.Path(resumed) / "config.json")
+    if given := _value("--config", args):
+        return load_config(given)
     given_task = any(word.split("=")[0] == "--task" for word in args)
     return RunConfig() if given_task else demo()
+
+
+def _value(option: str, args: Sequence[str]) -> str | None:
+    """What follows an option on the command line, if it is there."""
+    for at, word in enumerate(args):
+        if word == option and at + 1 < len(args):
+            return args[at + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
 
 
 def _progress(console: Console) -> Progress:
@@ -119,9 +162,14 @@ def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], No
     def number(record: dict[str, Any], name: str) -> str:
         return f"{record[name]:.4f}" if name in record else "-"
 
+    told = []
+
     def print_row(record: dict[str, Any]) -> None:
-        if record["round"] == 1:
+        if not told and record["round"] > 1:
+            console.print(f"resumed after round {record['round'] - 1}")
+        if not told:
             console.print(header)
+        told.append(record["round"])
         seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
         console.print(
             f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "

@@ -147,6 +147,10 @@ class ExecutionConfig:
     measure: bool = False
     """Measure every round: noise of its start and its aggregation, spectrum of the global adapter,
     similarity of the clients' components, server time, a client's memory."""
+    checkpoint_every: int = 1
+    """Save a checkpoint after every so many rounds, after the last, and when stopped."""
+    checkpoint_keep: int = 2
+    """Keep so many of the newest checkpoints, and the best one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,6 +203,8 @@ def _problems(config: RunConfig) -> list[str]:
         ("devices", config.execution.devices, 1),
         ("eval_every", config.execution.eval_every, 1),
         ("eval_batch", config.execution.eval_batch, 1),
+        ("checkpoint_every", config.execution.checkpoint_every, 1),
+        ("checkpoint_keep", config.execution.checkpoint_keep, 1),
         ("seed", config.seed, 0),
     ]
     problems = [

@@ -1,4 +1,4 @@
-"""One exception for everything a user can get wrong, and ways to word it."""
+"""What ends a run early: everything a user can get wrong, and the wish to stop."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class InputError(Exception):
     The command line prints it without a traceback and exits with status 2. (Not a `ValueError`,
     which libraries between a config and its user catch and wrap.)
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has done so after a round; what it has done is saved."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

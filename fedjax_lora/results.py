@@ -1,19 +1,26 @@
 """The output folder of a run, and its history in memory."""
 
-import dataclasses
+import contextlib
 import importlib.metadata
 import json
 import pathlib
 import platform
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import jax
+from filelock import FileLock
+from safetensors import SafetensorError
 
 from fedjax_lora import config as configs
+from fedjax_lora import files
+from fedjax_lora.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
+
+CONFIG, METRICS, TIMING, SUMMARY = "config.json", "metrics.jsonl", "timing.jsonl", "summary.json"
 
 
 def environment() -> dict[str, Any]:
@@ -32,75 +39,144 @@ def environment() -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Config, metrics, timing, summary, figures and adapter of one run.
+    """Config, metrics, timing, checkpoints, figures, adapter and summary of one run.
 
     A round's numbers and its times are in two files, so that ``metrics.jsonl`` is the same, byte
-    for byte, whenever the same config runs on the same kind of machine.
+    for byte, whenever the same config runs on the same kind of machine. The summary is written
+    last: a run that has one is finished. While the folder's context is open, no other run can
+    write to it.
     """
 
-    path: pathlib.Path
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        self._lock: FileLock | None = None
 
     @classmethod
-    def claim(cls, path: str | pathlib.Path, config: RunConfig, *, overwrite: bool) -> "RunFolder":
-        """A folder this run may write to; nothing is written yet.
+    def claim(
+        cls,
+        path: str | pathlib.Path,
+        config: RunConfig,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> Self:
+        """A folder this run may write to; nothing is written to a folder without a run yet.
 
         Raises:
-          InputError: the folder holds another run, or this one and ``overwrite`` is not set, or
-            something that is no run at all.
+          InputError: the folder holds another run, or this one and neither ``overwrite`` nor
+            ``resume`` is set, or something that is no run at all; or another run is writing to it.
         """
-        folder = cls(pathlib.Path(path))
+        folder = cls(path)
         if folder.path.exists() and not folder.path.is_dir():
             raise InputError(f"Output {path} is a file; choose a folder with --out.")
-        folder._check_contents(config, overwrite)
+        if (folder.path / CONFIG).exists():
+            folder._lock = files.lock(folder.path)
+        try:
+            folder._check_contents(config, overwrite=overwrite, resume=resume)
+        except InputError:
+            folder.release()
+            raise
         return folder
 
-    def start(self, config: RunConfig) -> None:
-        """Make the folder, empty of an earlier run's numbers, and write the config.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other runs write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def start(self, config: RunConfig, history: Sequence[dict[str, Any]] = ()) -> None:
+        """Make the folder that of a run which has this history; without one it becomes empty.
 
         Raises:
-          InputError: the folder cannot be written.
+          InputError: the folder cannot be written, or another run has taken it meanwhile.
         """
-        try:
-            (self.path / "figures").mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "timing.jsonl", "summary.json"):
-                (self.path / name).unlink(missing_ok=True)
-            self.write("config.json", configs.to_dict(config))
-        except OSError as error:
-            raise InputError(
-                f"Output folder {self.path} cannot be written: {error.strerror}."
-            ) from error
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._lock = files.lock(self.path)
+                self._check_contents(config, overwrite=False, resume=False)
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            if not history:
+                for name in (CHECKPOINTS, "adapter", "figures"):
+                    files.remove_folder(self.path / name)
+            self.write(CONFIG, configs.to_dict(config))
+            self._write_lines(METRICS, history)
+            self._write_lines(TIMING, self._timing(len(history)))
+            (self.path / "figures").mkdir(exist_ok=True)
 
-    def _check_contents(self, config: RunConfig, overwrite: bool) -> None:
-        present = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
-        if not present or (overwrite and "config.json" in present):
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Tell a user whose folder cannot be written, or no longer, what to do."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"Output folder {self.path} cannot be written: {reason}.") from error
+
+    def _check_contents(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
+        present = []
+        if self.path.is_dir():  # hidden files are locks and what was being written
+            present = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        if CONFIG in present and (overwrite or resume):
             return
-        if "config.json" not in present:
+        if resume:
+            raise InputError(f"Folder {self.path} holds no run to resume: it has no {CONFIG}.")
+        if not present:
+            return
+        if CONFIG not in present:
             raise InputError(
                 f"Output folder {self.path} holds other files ({', '.join(present[:3])}) and no "
                 "run; choose a new or empty folder with --out."
             )
-        try:
-            held = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        except ValueError:
-            held = {}
-        different = differences(held, configs.to_dict(config))
+        different = differences(self.held(), configs.to_dict(config))
         what = f"a different run ({', '.join(different[:5])})" if different else "this run already"
+        go_on = "" if different else "resume it with --resume, "
         raise InputError(
-            f"Output folder {self.path} holds {what}; choose another with --out, or replace it "
-            "with --overwrite."
+            f"Output folder {self.path} holds {what}; {go_on}choose another with --out, or "
+            "replace it with --overwrite."
         )
+
+    def held(self) -> dict[str, Any]:
+        """The config of the run in the folder, as JSON values; empty if it cannot be read."""
+        try:
+            return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run; None if it is not finished."""
+        try:
+            return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def write(self, name: str, values: Any) -> None:
         """Write one JSON file."""
-        text = json.dumps(values, indent=2) + "\n"
-        (self.path / name).write_text(text, encoding="utf-8")
+        with self.writing():
+            files.write(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def append(self, name: str, values: Any) -> None:
         """Append one line to a JSON-lines file."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        with self.writing(), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+    def _write_lines(self, name: str, lines: Iterable[Any]) -> None:
+        files.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _timing(self, rounds: int) -> list[dict[str, Any]]:
+        """The times of the first rounds, as far as they are there: a last line may be torn."""
+        times = []
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self.path / TIMING).read_text(encoding="utf-8").splitlines():
+                times.append(json.loads(line))
+        return times[:rounds]
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> list[str]:

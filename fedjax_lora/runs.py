@@ -1,23 +1,38 @@
 """One run from its config: round after round, evaluated and written down."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from fedjax_lora import around, data, export, optimizers, plots, reallocation, trees
+from fedjax_lora import (
+    around,
+    data,
+    export,
+    files,
+    optimizers,
+    plots,
+    reallocation,
+    resuming,
+    trees,
+)
 from fedjax_lora.adapters import Template
 from fedjax_lora.allocation import Scores
+from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
+from fedjax_lora.errors import InputError, Stopped
 from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
+from fedjax_lora.journal import journal
 from fedjax_lora.programs import Programs
-from fedjax_lora.results import RunFolder, environment
+from fedjax_lora.results import SUMMARY, RunFolder, environment
 from fedjax_lora.rounds import FederatedState
 
 
@@ -39,9 +54,11 @@ def run(
     *,
     out: str | pathlib.Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     assets: Assets | None = None,
     programs: Programs | None = None,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
+    stop: Callable[[], Any] = lambda: False,
 ) -> Result:
     """Run a config to its end.
 
@@ -49,28 +66,86 @@ def run(
       config: what to run.
       out: folder for the results; None writes nothing.
       overwrite: replace the run that ``out`` holds.
+      resume: go on with the run that ``out`` holds, from its newest whole checkpoint, so that it
+        ends byte for byte as if it had never stopped; `fedjax_lora.resuming` says which fields of
+        the config may have changed. A finished run is returned as it is.
       assets: data and model loaded before, to share between runs.
       programs: compiled functions to share between runs, see `fedjax_lora.programs`.
       on_round: called with each round's numbers and times.
+      stop: asked after each round whether to save a checkpoint and raise `Stopped`.
 
     Raises:
       InputError: anything wrong with the input, in one sentence.
+      Stopped: ``stop`` said so.
     """
+    if resume and out is None:
+        raise InputError("A run is resumed in its folder; give out.")
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
-    folder = None if out is None else RunFolder.claim(out, config, overwrite=overwrite)
-    began = time.perf_counter()
-    experiment = prepare(config, assets, programs)
-    federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
+    claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume) if out else None
+    with claim or contextlib.nullcontext() as folder:
+        found = resuming.find(folder, config) if folder and resume else []
+        began = time.perf_counter()
+        experiment = prepare(config, assets, programs)
+        rounds = config.federation.rounds
+        schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
+        progress = begin(experiment)
+        if found:
+            progress = resuming.continued(found[-1], experiment, progress)
+        summary = folder.finished() if folder and resume else None
+        if summary and progress.round == rounds:
+            return result(experiment, progress, summary, folder)
+        began, last = began - progress.seconds, progress
+        with journal(folder, experiment, progress, found) as write:
+            for last, times in play(experiment, schedule, progress):
+                stopping = last.round < rounds and bool(stop())
+                write(last._replace(seconds=time.perf_counter() - began), times, stopping)
+                on_round(last.history[-1] | times)
+                if stopping:
+                    raise Stopped(f"stopped after round {last.round} of {rounds}")
+        summary = summarise(experiment, last.history, time.perf_counter() - began)
+        if folder:
+            with folder.writing():
+                leave(folder, experiment, last.state, last.history, summary)
+        return result(experiment, last, summary, folder)
+
+
+def begin(experiment: Experiment) -> Progress:
+    """What a run carries into its first round."""
+    rank = experiment.rank.astype(np.int32)
+    scores = Scores.none(experiment.config.federation.clients)
+    return Progress(experiment.state, rank, rank, scores, [])
+
+
+def result(
+    experiment: Experiment,
+    progress: Progress,
+    summary: dict[str, Any],
+    folder: RunFolder | None,
+) -> Result:
+    """A finished run, from what it has led to."""
+    return Result(
+        experiment.config,
+        experiment.template,
+        progress.state,
+        progress.rank,
+        progress.history,
+        summary,
+        folder.path if folder else None,
+    )
+
+
+def play(
+    experiment: Experiment, schedule: optax.Schedule, progress: Progress
+) -> Iterator[tuple[Progress, dict[str, float]]]:
+    """The rounds that are left: after each what the run carries on, and how long it took."""
+    config, federation = experiment.config, experiment.federation
     fed, how = config.federation, config.execution
-    schedule = optimizers.schedule(config.local.schedule, rounds=fed.rounds)
-    scores, told = Scores.none(fed.clients), rank.copy()
+    state, scores, told = progress.state, progress.scores, progress.told
+    rank, history = progress.rank.copy(), list(progress.history)
     key = jax.random.key(config.seed)
     head = jax.eval_shape(lambda: experiment.state.head) if fed.heads == "average" else {}
     head_bytes = trees.size_bytes(head)
-    history = []
-    if folder:
-        folder.start(config)
-    for t in range(fed.rounds):
+    for t in range(progress.round, fed.rounds):
         clock = time.perf_counter()
         rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
         state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
@@ -102,17 +177,7 @@ def run(
             record |= experiment.evaluate(state)
             times["eval_seconds"] = time.perf_counter() - clock
         history.append(record)
-        if folder:
-            folder.append("metrics.jsonl", record)
-            folder.append("timing.jsonl", times)
-        on_round(record | times)
-    summary = summarise(experiment, history, time.perf_counter() - began)
-    if folder:
-        folder.write("summary.json", summary)
-        leave(folder, experiment, state, history, summary)
-    return Result(
-        config, experiment.template, state, rank, history, summary, folder.path if folder else None
-    )
+        yield Progress(state, rank.copy(), told, scores, list(history)), times
 
 
 def leave(
@@ -122,7 +187,7 @@ def leave(
     history: list[dict[str, Any]],
     summary: dict[str, Any],
 ) -> None:
-    """Write the figures and the global adapter of a finished run."""
+    """Write the figures, the global adapter and, last of all, the summary of a finished run."""
     config, assets = experiment.config, experiment.assets
     plots.history(
         history,
@@ -136,14 +201,13 @@ def leave(
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
     trained, _ = global_model(state, experiment.template)
-    export.save_adapter(
+    files.write_folder(
         folder.path / "adapter",
-        assets.model,
-        config.model.model,
-        experiment.template,
-        state,
-        trained,
+        lambda path: export.save_adapter(
+            path, assets.model, config.model.model, experiment.template, state, trained
+        ),
     )
+    folder.write(SUMMARY, summary)
 
 
 def summarise(

@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "cache": set(),
     "plots": set(),
+    "files": {"errors"},
+    "interrupts": set(),
     # Leaves: know nothing of each other.
     "adapters": {"types", "errors", "trees"},
     "models": {"types", "errors", "trees"},
@@ -50,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
-    "results": {"errors", "config"},
+    "checkpoints": {"errors", "allocation", "files", "rounds"},
+    "results": {"errors", "checkpoints", "config", "files"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "programs": {
@@ -64,17 +67,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
         "metrics", "models", "programs", "promotion", "reallocation", "rounds",
     },
+    "resuming": {"errors", "checkpoints", "config", "experiment", "optimizers", "results"},
+    "journal": {"checkpoints", "experiment", "results", "resuming"},
     "runs": FOUNDATION | {
-        "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
-        "plots", "programs", "reallocation", "results", "rounds",
+        "adapters", "allocation", "around", "checkpoints", "config", "data", "experiment",
+        "export", "files", "journal", "optimizers", "plots", "programs", "reallocation", "results",
+        "resuming", "rounds",
     },
     "compare": {
-        "cache", "config", "data", "errors", "experiment", "models", "optimizers", "plots",
-        "programs", "runs",
+        "cache", "config", "data", "errors", "experiment", "files", "models", "optimizers",
+        "plots", "programs", "runs",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "compare", "config", "data", "experiment", "methods", "models",
-        "runs",
+        "__init__", "cache", "compare", "config", "data", "experiment", "interrupts", "methods",
+        "models", "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

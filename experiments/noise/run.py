@@ -9,8 +9,9 @@ import tyro
 from experiments.ag_news.run import public
 from experiments.noise import COHORTS, METHODS, RESULTS, dilution_config, get_config
 from fedjax_lora.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.compare.queue import run_once, write
+from fedjax_lora.compare.queue import run_once
 from fedjax_lora.experiment import Assets, load_assets
+from fedjax_lora.files import write
 from fedjax_lora.runs import Result, run
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_lora import config as configs
-from fedjax_lora import optimizers
+from fedjax_lora import files, optimizers
 from fedjax_lora.compare import figures, grid, queue, report, table
 from fedjax_lora.compare.grid import Cell, Grid, Problem
 from fedjax_lora.compare.queue import Record
@@ -134,7 +134,7 @@ def attempt(
     try:
         record = queue.run_once(path, config, work)
     except Exception as failure:  # whatever it is, the other runs go on
-        queue.write(note, traceback.format_exc())
+        files.write(note, traceback.format_exc())
         return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
     note.unlink(missing_ok=True)
     return record, ""
@@ -159,7 +159,7 @@ def claim(folder: pathlib.Path) -> pathlib.Path:
 
 def _make(folder: pathlib.Path, chosen: Grid) -> None:
     try:
-        queue.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
+        files.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"Output folder {folder} cannot be written: {error.strerror}.") from error
 
@@ -182,11 +182,11 @@ def leave(
     text = report.page(
         lines, figure, title=title(runs), command=command(chosen, folder), errors=errors
     )
-    queue.write(folder / "table.csv", table.as_csv(rows))
+    files.write(folder / "table.csv", table.as_csv(rows))
     table.write_parquet(rows, folder / "table.parquet")
-    queue.write(folder / "table.md", table.markdown(lines))
+    files.write(folder / "table.md", table.markdown(lines))
     (folder / "curves.png").write_bytes(figure)
-    queue.write(folder / "report.html", text)
+    files.write(folder / "report.html", text)
     return lines
 
 

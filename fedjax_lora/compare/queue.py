@@ -1,12 +1,12 @@
 """Runs that take hours: each finished run is one file, and what has a file is not run again."""
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from fedjax_lora import config as configs
+from fedjax_lora import files
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 
@@ -36,7 +36,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
         "history": result.history,
         "summary": result.summary,
     }
-    write(path, json.dumps(record) + "\n")
+    files.write(path, json.dumps(record) + "\n")
     return record
 
 
@@ -64,11 +64,3 @@ def read(path: pathlib.Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"{path} is not a finished run ({error}); move it away.") from error
     return record
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Write a file such that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,0 +1,33 @@
+"""What a run carries from round to round, saved so that it survives whatever stops the process.
+
+>>> import pathlib
+>>> from fedjax_lora import checkpoints
+>>> checkpoints.latest(pathlib.Path("no-run-here")) is None
+True
+
+``restore(latest(folder), like)`` reads a run's folder; `Keeper` writes one while the run goes on.
+"""
+
+from fedjax_lora.checkpoints.keeper import Keeper
+from fedjax_lora.checkpoints.saved import (
+    FOLDER,
+    Checkpoint,
+    Progress,
+    best,
+    latest,
+    restore,
+    save,
+    whole,
+)
+
+__all__ = [
+    "FOLDER",
+    "Checkpoint",
+    "Keeper",
+    "Progress",
+    "best",
+    "latest",
+    "restore",
+    "save",
+    "whole",
+]

@@ -1,0 +1,62 @@
+"""What a run writes down while it goes on: a line for each round, and checkpoints."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fedjax_lora.checkpoints import Checkpoint, Keeper, Progress
+from fedjax_lora.experiment import Experiment
+from fedjax_lora.results import METRICS, TIMING, RunFolder
+from fedjax_lora.resuming import about
+
+Write = Callable[[Progress, dict[str, float], bool], None]
+"""Takes what a run has led to so far, the times of the last round and whether it stops there."""
+
+
+@contextlib.contextmanager
+def journal(
+    folder: RunFolder | None,
+    experiment: Experiment,
+    progress: Progress,
+    found: Sequence[Checkpoint] = (),
+) -> Iterator[Write]:
+    """Keep the journal of a run in its folder, if it has one, from a progress on.
+
+    Leaving the context waits until the last checkpoint is on disk.
+
+    Args:
+      folder: claimed for the run.
+      experiment: the run.
+      progress: what it begins or goes on with.
+      found: its checkpoints so far.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    if folder is None:
+        yield lambda progress, times, stopping: None
+        return
+    how, rounds = experiment.config.execution, experiment.config.federation.rounds
+    folder.start(experiment.config, progress.history)
+
+    def write(progress: Progress, times: dict[str, float], stopping: bool) -> None:
+        record = progress.history[-1]
+        folder.append(METRICS, record)
+        folder.append(TIMING, times)
+        if stopping or progress.round % how.checkpoint_every == 0 or progress.round == rounds:
+            keeper.save(progress, score(record, experiment.assets.task.task.metric))
+
+    keeper = Keeper(folder.path, about(experiment), keep=how.checkpoint_keep, found=found)
+    with keeper:
+        yield write
+
+
+def score(record: dict[str, Any], metric: str) -> float | None:
+    """What makes one checkpoint better than another: the metric, on validation data if there is.
+
+    >>> score({"accuracy": 0.5, "validation_accuracy": 0.4}, "accuracy")
+    0.4
+    """
+    found = record.get(f"validation_{metric}", record.get(metric, math.nan))
+    return found if math.isfinite(found) else None

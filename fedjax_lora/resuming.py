@@ -1,0 +1,136 @@
+"""What a run is, and whether a checkpoint is of it.
+
+A resumed run writes what an uninterrupted one would have written, byte for byte. So nothing may
+change that numbers depend on, but for these fields:
+
+* ``execution.*``: how the run is computed. Another mode, wave or number of devices sums in another
+  order: the rest of the run is then that of the first to the tolerances of float32 training.
+* ``federation.rounds``, if the learning rates of the rounds done stay what they were, and not
+  below the rounds done. (A last round that was evaluated out of turn stays evaluated.)
+* ``data.data_dir`` and ``model.model``: where data and model are. What they hold must be the same.
+"""
+
+import hashlib
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import checkpoints, config, optimizers
+from fedjax_lora.checkpoints import Checkpoint, Progress
+from fedjax_lora.config import RunConfig
+from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.experiment import Experiment
+from fedjax_lora.results import RunFolder, differences, environment
+
+FREE = ("execution.", "federation.rounds", "data.data_dir", "model.model")
+
+log = logging.getLogger(__name__)
+
+
+def about(experiment: Experiment) -> dict[str, Any]:
+    """What a run's checkpoints say of it."""
+    return {
+        "config": config.to_dict(experiment.config),
+        "base": experiment.assets.model.fingerprint,
+        "data": data_digest(experiment),
+        "environment": environment(),
+    }
+
+
+def data_digest(experiment: Experiment) -> str:
+    """Hex sha256 of all examples as tokens, and of who has which."""
+    total = hashlib.sha256()
+    for array in jax.tree.leaves((experiment.assets[2:], list(experiment.federation.members))):
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array))
+    return total.hexdigest()
+
+
+def find(folder: RunFolder, wanted: RunConfig) -> list[Checkpoint]:
+    """The whole checkpoints of a run that is to go on with a config, oldest first.
+
+    Raises:
+      InputError: the folder's run is another one, or finished without a checkpoint to go on from.
+    """
+    found = checkpoints.whole(folder.path)
+    if found:
+        check_config(found[-1].about["config"], wanted, found[-1].round)
+        return found
+    if folder.finished():
+        raise InputError(f"Run {folder.path} is finished and holds no checkpoint to go on from.")
+    check_config(folder.held(), wanted, 0)
+    log.warning("%s holds no whole checkpoint: the run starts from round 0", folder.path)
+    return []
+
+
+def check_config(held: dict[str, Any], wanted: RunConfig, done: int) -> None:
+    """Refuse to resume a run with another config.
+
+    Args:
+      held: config of the interrupted run, as JSON values.
+      wanted: config to go on with.
+      done: rounds it has done.
+
+    Raises:
+      InputError: fields differ that may not; all of them are named.
+    """
+    before, after = config.to_dict(config.from_dict(held)), config.to_dict(wanted)
+    problems = [
+        f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
+        for name in differences(before, after)
+        if not name.startswith(FREE)
+    ]
+    rounds = wanted.federation.rounds
+    if rounds < done:
+        problems.append(f"federation.rounds is {rounds}, but {done} rounds are done")
+    elif not problems and rates(config.from_dict(held), done) != rates(wanted, done):
+        problems.append(
+            f"federation.rounds was {held['federation']['rounds']} and cannot become {rounds} "
+            f"with schedule {wanted.local.schedule!r}, which would have given the rounds done "
+            "other learning rates"
+        )
+    raise_all("This run cannot be resumed so", problems)
+
+
+def rates(of: RunConfig, rounds: int) -> list[float]:
+    """The learning rates of the first rounds of a run."""
+    schedule = optimizers.schedule(of.local.schedule, rounds=of.federation.rounds)
+    return [float(jnp.asarray(schedule(t))) for t in range(rounds)]
+
+
+def continued(checkpoint: Checkpoint, experiment: Experiment, begin: Progress) -> Progress:
+    """The progress that a checkpoint of this run holds.
+
+    Args:
+      checkpoint: of the run's folder.
+      experiment: the run, its config checked by `check_config`.
+      begin: its progress before the first round.
+
+    Raises:
+      InputError: base, data or arrays are not those of the checkpoint.
+    """
+    held, here = checkpoint.about, about(experiment)
+    raise_all(
+        "This run cannot be resumed so",
+        [
+            f"{what} other than when the run began (sha256 {held[name][:8]}, now {here[name][:8]})"
+            for name, what in (("base", "the base model is"), ("data", "the examples are"))
+            if held[name] != here[name]
+        ],
+    )
+    if changed := differences(held["environment"], here["environment"]):
+        log.warning(
+            "the run goes on with another %s than it began with: what follows may differ from an "
+            "uninterrupted run by rounding",
+            ", ".join(changed),
+        )
+    return checkpoints.restore(checkpoint, begin)
+
+
+def _field(values: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
