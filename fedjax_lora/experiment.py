@@ -110,8 +110,7 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
-    if config.lora.adapter is not None:
-        model = exchange.with_parts(model, config.lora.adapter)
+    model = with_first(model, config)
     encode = lambda split: data.encode(  # noqa: E731
         split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
     )
@@ -122,6 +121,16 @@ def load_assets(
 def model_key(config: RunConfig) -> Key:
     """The key of the parameters that the checkpoint does not have, the head first of all."""
     return jax.random.fold_in(jax.random.key(config.seed), 2)
+
+
+def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained:
+    """The model with what the adapter that a config begins with brings along, its head above all.
+
+    Raises:
+      InputError: an adapter that cannot be read, or of another model.
+    """
+    folder = config.lora.adapter
+    return model if folder is None else exchange.with_parts(model, folder)
 
 
 def lay_out(config: RunConfig, assets: Assets) -> Layout:

@@ -15,8 +15,7 @@ import optax
 from fedjax_lora import (
     around,
     data,
-    export,
-    files,
+    handover,
     optimizers,
     plots,
     reallocation,
@@ -29,7 +28,7 @@ from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.errors import InputError, Stopped
-from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
+from fedjax_lora.experiment import Assets, Experiment, prepare
 from fedjax_lora.journal import journal
 from fedjax_lora.programs import Programs
 from fedjax_lora.results import SUMMARY, RunFolder, environment
@@ -187,7 +186,7 @@ def leave(
     history: list[dict[str, Any]],
     summary: dict[str, Any],
 ) -> None:
-    """Write the figures, the global adapter and, last of all, the summary of a finished run."""
+    """Write the figures, the global model and, last of all, the summary of a finished run."""
     config, assets = experiment.config, experiment.assets
     plots.history(
         history,
@@ -200,13 +199,8 @@ def leave(
         parts = data.Partition(tuple(experiment.federation.members), None)
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    trained, _ = global_model(state, experiment.template)
-    files.write_folder(
-        folder.path / "adapter",
-        lambda path: export.save_adapter(
-            path, assets.model, config.model.model, experiment.template, state, trained
-        ),
-    )
+    about = handover.describe(config, assets, history[-1])
+    handover.leave(folder.path, handover.of_server(experiment, state), about)
     folder.write(SUMMARY, summary)
 
 

@@ -59,8 +59,10 @@ def test_a_run_leaves_everything_behind(finished):
     assert len((out / "timing.jsonl").read_text().splitlines()) == 2
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (out / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "fedjax_lora.json",
     }
 
 

@@ -66,7 +66,9 @@ def _one(a: np.ndarray, b: np.ndarray, gain: np.ndarray) -> Factors:
     return Factors(a, b, float(str(np.float32(scale))))
 
 
-def join(places_of: Mapping[str, tuple[Site, int | None]], factors: Mapping[str, Factors]) -> Placed:
+def join(
+    places_of: Mapping[str, tuple[Site, int | None]], factors: Mapping[str, Factors]
+) -> Placed:
     """The inverse of `split`: stacked arrays, zero where a layer is not adapted or of lower rank.
 
     Args:

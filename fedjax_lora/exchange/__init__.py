@@ -11,18 +11,24 @@ from fedjax_lora.exchange.adapter import (
 )
 from fedjax_lora.exchange.fitted import Fitted, make_outputs
 from fedjax_lora.exchange.merged import save_merged
+from fedjax_lora.exchange.opening import Opened, open_model
 from fedjax_lora.exchange.start import begin_with, fitting_template, read_start, with_parts
+from fedjax_lora.exchange.using import encode, probabilities
 
 __all__ = [
     "About",
     "Fitted",
+    "Opened",
     "Placed",
     "Stored",
     "begin_with",
+    "encode",
     "fitting_template",
     "labels_of",
     "load_adapter",
     "make_outputs",
+    "open_model",
+    "probabilities",
     "put_together",
     "read_start",
     "save_adapter",

@@ -87,7 +87,8 @@ def read(folder: pathlib.Path) -> About | None:
             ),
         ],
     )
-    return About(**values | {"classes": tuple(values.get("classes", ()))})
+    checked: dict[str, Any] = values | {"classes": tuple(values.get("classes", ()))}
+    return About(**checked)
 
 
 def _good(name: str, value: Any, hint: Any) -> bool:

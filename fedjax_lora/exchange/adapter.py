@@ -55,7 +55,9 @@ def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
 
 def save_head(folder: pathlib.Path, parts: dict[str, dict[str, np.ndarray]]) -> None:
     """Write a head that no class of `transformers` has a place for."""
-    tensors = {f"{m}.{n}": np.ascontiguousarray(x) for m, of in parts.items() for n, x in of.items()}
+    tensors = {
+        f"{m}.{n}": np.ascontiguousarray(x) for m, of in parts.items() for n, x in of.items()
+    }
     save_file(tensors, folder / names.HEAD_FILE, metadata={"format": "pt"})
 
 

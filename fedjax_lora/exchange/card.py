@@ -97,12 +97,11 @@ def write(folder: pathlib.Path, about: About, kind: Kind, *, mean: bool) -> None
       kind: `ADAPTER` or `MERGED`.
       mean: whether the encoder is mean-pooled, with the head in a file of its own.
     """
-    name = folder.absolute().name
-    text = f"---\n{_metadata(about, kind, name)}---\n\n{_body(about, kind, mean)}"
+    text = f"---\n{_metadata(about, kind)}---\n\n{_body(about, kind, mean)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _metadata(about: About, kind: Kind, name: str) -> str:
+def _metadata(about: About, kind: Kind) -> str:
     known = about.results.get(about.metric)
     task = ("text-classification", "Text Classification")
     results = [] if known is None else [
@@ -122,7 +121,7 @@ def _metadata(about: About, kind: Kind, name: str) -> str:
             datasets=[about.hub] if about.hub else None,
             eval_results=results or None,
             library_name=kind.library,
-            model_name=name,
+            model_name=f"{about.task or 'text'} classifier, {kind.title}",
             pipeline_tag=task[0],
             tags=["federated-learning", "lora", "fedjax-lora"],
         ).to_yaml()
@@ -139,7 +138,7 @@ def _body(about: About, kind: Kind, mean: bool) -> str:
         "options": f"num_labels={len(about.classes) or 1}"
         + (f", num_hidden_layers={about.layers}" if about.layers else ""),
     }
-    outputs = "one score" if about.regression else ", ".join(
+    outputs = "one score" if about.regression else "; ".join(
         f"{n} {name}" for n, name in enumerate(about.classes)
     )  # fmt: skip
     rows = {"base model": f"`{_base(about)}`", "task": about.task, "outputs": outputs}

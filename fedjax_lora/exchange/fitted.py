@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import adapters, clients, data, evaluation, models, trees
 from fedjax_lora.adapters import Site, layers
 from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.types import Adapter, Gain, Kernels, Params, Trained
+from fedjax_lora.types import Adapter, Array, Gain, Kernels, Params, Trained
 
 
 class Fitted(NamedTuple):
@@ -52,11 +53,25 @@ class Fitted(NamedTuple):
         adapter, gain = layers.from_kernels(before, self.kernels, self.adapter, self.gain)
         return self._replace(adapter=adapter, gain=gain, kernels={})
 
+    def truncated(self, rank: int, factor: float = 1.0) -> "Fitted":
+        """The model with the first components only.
+
+        Args:
+          rank: how many of each layer.
+          factor: what their gains are multiplied by.
+        """
+        gain = {path: _first(g, rank) * np.float32(factor) for path, g in self.gain.items()}
+        return self._replace(gain=gain)
+
     def share_of_kernels(self) -> float:
         """The adapter's size as a share of that of the matrices it adapts."""
         factors = layers.split(self.sites, self.adapter, self.gain, "{}.{}".format)
         size = sum(pair.a.size + pair.b.size for pair in factors.values())
         return size / sum(site.adapted * site.inputs * site.outputs for site in self.sites)
+
+
+def _first(gain: Array, rank: int) -> Array:
+    return jnp.where(jnp.arange(gain.shape[-1]) < rank, gain, 0.0)
 
 
 def make_outputs(
@@ -70,7 +85,9 @@ def make_outputs(
       batch: how many are computed at once.
     """
     lengths = length_buckets(tokens.length, longest=tokens.ids.shape[1])
-    predict = evaluation.make_predict(clients.text_classification(model.module, lengths), batch=batch)
+    predict = evaluation.make_predict(
+        clients.text_classification(model.module, lengths), batch=batch
+    )
     placed = jax.device_put(tokens)
 
     def outputs(fitted: Fitted) -> np.ndarray:

@@ -51,7 +51,9 @@ def save_merged(
             max_shard_size=shard_size,
         )
     except ValueError as error:
-        raise InputError(f"Shard size {shard_size!r} is not a size such as 500MB or 5GB.") from error
+        raise InputError(
+            f"Shard size {shard_size!r} is not a size such as 500MB or 5GB."
+        ) from error
     path.mkdir(parents=True, exist_ok=True)
     for file, its_names in plan.filename_to_tensors.items():
         part = {name: np.ascontiguousarray(tensors[name]) for name in its_names}

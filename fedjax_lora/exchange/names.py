@@ -33,14 +33,15 @@ def module(model: models.Pretrained, path: str, layer: int | None = None) -> str
 def matrices(model: models.Pretrained) -> dict[str, Place]:
     """Where each matrix of the encoder is, by its name with and without the base's prefix."""
     found: dict[str, Place] = {}
-    for path, leaf in trees.flat({"encoder": model.params["encoder"]}).items():
-        if not path.endswith("/kernel"):
-            continue
-        path, stacked = path.removesuffix("/kernel"), models.is_stacked(model.config, path)
-        site = Site(path, *map(int, leaf.shape[-2:]), (True,) * leaf.shape[0] if stacked else None)
-        for layer in range(leaf.shape[0]) if stacked else (None,):
-            name = models.hf_module(model.config, path, layer)
-            found |= {name: (site, layer), _bare(model, name): (site, layer)}
+    for parameter, leaf in trees.flat({"encoder": model.params["encoder"]}).items():
+        if parameter.endswith("/kernel"):
+            path, shape = parameter.removesuffix("/kernel"), leaf.shape
+            stacked = models.is_stacked(model.config, path)
+            layers = (True,) * shape[0] if stacked else None
+            site = Site(path, int(shape[-2]), int(shape[-1]), layers)
+            for layer in range(shape[0]) if stacked else (None,):
+                name = models.hf_module(model.config, path, layer)
+                found |= {name: (site, layer), _bare(model, name): (site, layer)}
     return found
 
 

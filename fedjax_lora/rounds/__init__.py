@@ -6,7 +6,7 @@ aggregation. Ranks, members, weights, batches, learning rate and random choices 
 function compiles once.
 """
 
-from fedjax_lora.rounds.local import Local, LocalFn, all_finite, make_local
+from fedjax_lora.rounds.local import Local, LocalFn, all_finite, cohort_of, make_local
 from fedjax_lora.rounds.round import RoundFn, make_round
 from fedjax_lora.rounds.state import (
     ClientStore,
@@ -28,6 +28,7 @@ __all__ = [
     "RoundFn",
     "RoundMetrics",
     "all_finite",
+    "cohort_of",
     "init_state",
     "make_local",
     "make_round",

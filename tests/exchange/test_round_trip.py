@@ -148,5 +148,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
 def test_a_shard_size_that_is_none_is_explained(tmp_path):
     model = small.load(small.checkpoint(tmp_path, "bert"))
     with pytest.raises(InputError, match="500MB"):
-        exchange.save_merged(tmp_path / "out", small.fitted(model), small.about(model), shard_size="x")
+        exchange.save_merged(
+            tmp_path / "out", small.fitted(model), small.about(model), shard_size="x"
+        )
     assert not (tmp_path / "out").exists()
