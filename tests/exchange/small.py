@@ -28,13 +28,13 @@ LENGTH = np.array([9, 3, 7, 1, 5])
 MASK = np.arange(9)[None] < LENGTH[:, None]
 
 
-def checkpoint(folder: Path, family: str, *, base_only: bool = False) -> Path:
+def checkpoint(folder: Path, family: str, *, base_only: bool = False, seed: int = 0) -> Path:
     """A random PyTorch model, saved; without a head and, for BERT, a pooler if ``base_only``."""
     import torch
     import transformers
 
     config = transformers.AutoConfig.for_model(family, **(SIZES | MORE.get(family, {})))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     kind = transformers.AutoModelForMaskedLM if base_only else transformers.AutoModel
     model = kind.from_config(config)
     with torch.no_grad():
