@@ -90,13 +90,13 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
         raise InputError(f"Run {run} has no rounds yet.")
     path = run / "figures" / "accuracy.png"
     path.parent.mkdir(exist_ok=True)
-    plots.history(
+    figure = plots.history(
         records,
-        path,
         metric=find(config.data.task).metric,
         title=f"{config.data.task}: {config.federation.method}",
         majority=(RunFolder(run).finished() or {}).get("majority_accuracy"),
     )
+    figure.savefig(path)
     return path
 
 

@@ -158,7 +158,9 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
     before = config.read_text()
     try:
         evil = {"AutoModelForSequenceClassification": "evil.Model", "AutoConfig": "evil.Config"}
-        config.write_text(json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"}))
+        config.write_text(
+            json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
+        )
         (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
         exchange.save_merged(tmp_path / "out", small.fitted(model), small.about(model))
     finally:
