@@ -148,7 +148,8 @@ class ExecutionConfig:
     """Measure every round: noise of its start and its aggregation, spectrum of the global adapter,
     similarity of the clients' components, server time, a client's memory."""
     checkpoint_every: int = 1
-    """Save a checkpoint after every so many rounds, after the last, and when stopped."""
+    """Save a checkpoint after every so many rounds (unless one is still being written), after the
+    last, and when stopped."""
     checkpoint_keep: int = 2
     """Keep so many of the newest checkpoints, and the best one."""
 

@@ -38,14 +38,16 @@ def journal(
         yield lambda progress, times, stopping: None
         return
     how, rounds = experiment.config.execution, experiment.config.federation.rounds
+    metric = experiment.assets.task.task.metric
     folder.start(experiment.config, progress.history)
 
     def write(progress: Progress, times: dict[str, float], stopping: bool) -> None:
         record = progress.history[-1]
         folder.append(METRICS, record)
         folder.append(TIMING, times)
-        if stopping or progress.round % how.checkpoint_every == 0 or progress.round == rounds:
-            keeper.save(progress, score(record, experiment.assets.task.task.metric))
+        last = stopping or progress.round == rounds
+        if last or progress.round % how.checkpoint_every == 0:
+            keeper.save(progress, score(record, metric), always=last)
 
     keeper = Keeper(folder.path, about(experiment), keep=how.checkpoint_keep, found=found)
     with keeper:

@@ -77,7 +77,8 @@ def check_config(held: dict[str, Any], wanted: RunConfig, done: int) -> None:
     Raises:
       InputError: fields differ that may not; all of them are named.
     """
-    before, after = config.to_dict(config.from_dict(held)), config.to_dict(wanted)
+    began = config.from_dict(held)
+    before, after = config.to_dict(began), config.to_dict(wanted)
     problems = [
         f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
         for name in differences(before, after)
@@ -86,11 +87,11 @@ def check_config(held: dict[str, Any], wanted: RunConfig, done: int) -> None:
     rounds = wanted.federation.rounds
     if rounds < done:
         problems.append(f"federation.rounds is {rounds}, but {done} rounds are done")
-    elif not problems and rates(config.from_dict(held), done) != rates(wanted, done):
+    elif not problems and rates(began, done) != rates(wanted, done):
         problems.append(
-            f"federation.rounds was {held['federation']['rounds']} and cannot become {rounds} "
-            f"with schedule {wanted.local.schedule!r}, which would have given the rounds done "
-            "other learning rates"
+            f"federation.rounds was {began.federation.rounds} and cannot become {rounds} with "
+            f"schedule {wanted.local.schedule!r}, which would have given the rounds done other "
+            "learning rates"
         )
     raise_all("This run cannot be resumed so", problems)
 

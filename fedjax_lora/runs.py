@@ -106,8 +106,10 @@ def run(
     if resume and out is None:
         raise InputError("A run is resumed in its folder; give out.")
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
-    claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume) if out else None
-    with claim or contextlib.nullcontext() as folder:
+    claimed = contextlib.nullcontext()
+    if out is not None:
+        claimed = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
+    with claimed as folder:
         found = resuming.find(folder, config) if folder and resume else []
         began = time.perf_counter()
         experiment = prepare(config, assets, programs)

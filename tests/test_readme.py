@@ -8,10 +8,12 @@ import pytest
 
 import experiments.ag_news.report
 import experiments.demo.report
+import experiments.faults.report
 import experiments.noise.report
 import experiments.server_aggregation.report
 from experiments import methods_table
 from fedjax_lora import cli
+from fedjax_lora.methods import METHODS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -47,6 +49,7 @@ def test_commands_are_understood(command, monkeypatch):
     execute = {"run": "cli.execute", "compare": "compare.command.execute"}
     if name in execute and "--help" not in args:
         args = [a for a in args if not a.endswith("config.json") and a != "--config"]
+        args = [a for a in args if not a.startswith("--resume=")]
         seen = []
         monkeypatch.setattr(f"fedjax_lora.{execute[name]}", lambda *given: seen.append(given))
         assert cli.main([name, *args]) == 0
@@ -63,7 +66,17 @@ def test_the_demo_is_told_from_its_result_folder():
     assert generated("demo") == experiments.demo.report.sentence()
 
 
-@pytest.mark.parametrize("name", ["ag_news", "noise", "server_aggregation"])
+def test_the_cost_of_a_checkpoint_is_told_from_its_result_file():
+    assert generated("checkpoint_cost") == experiments.faults.report.cost()
+
+
+def test_every_method_was_killed_and_resumed():
+    report = experiments.faults.report
+    assert list(report.read("methods")) == list(METHODS)
+    assert (report.RESULTS / "methods.md").read_text() == report.methods_table()
+
+
+@pytest.mark.parametrize("name", ["ag_news", "faults", "noise", "server_aggregation"])
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report
     table = report.table()

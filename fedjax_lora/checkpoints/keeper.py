@@ -24,8 +24,8 @@ from fedjax_lora.errors import InputError
 class Keeper:
     """The checkpoints of a run while it runs.
 
-    Saving copies the arrays to the host and leaves the rest to a thread. One checkpoint is
-    written at a time: the next one waits for it. Leaving the context waits for the last one.
+    Saving copies the arrays to the host and leaves the rest to a thread, which writes one
+    checkpoint at a time. Leaving the context waits for the last one.
 
     (Orbax's own manager also writes in the background, but names a checkpoint before its digests
     can be in it; here the digests are written before the name.)
@@ -66,12 +66,20 @@ class Keeper:
             if kind is None:
                 self.wait()
 
-    def save(self, progress: Progress, score: float | None = None) -> None:
-        """Begin to save a progress; it may change afterwards.
+    def save(self, progress: Progress, score: float | None = None, *, always: bool = True) -> None:
+        """Begin to save a progress; its arrays may change afterwards.
+
+        Args:
+          progress: what to save.
+          score: of the model, the higher the better.
+          always: if the checkpoint before this one is still being written, wait for it; else the
+            run does not wait and goes on without this one.
 
         Raises:
           InputError: the checkpoint before this one could not be written.
         """
+        if not always and self._writing is not None and not self._writing.done():
+            return
         self.wait()
         # Copies: on a CPU an array on the host is the device's memory, which the next round reuses.
         held = jax.tree.map(np.array, arrays(progress))

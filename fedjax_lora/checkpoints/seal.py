@@ -12,29 +12,35 @@ SUMS = "SHA256SUMS"
 
 def seal(folder: pathlib.Path) -> None:
     """Write down the digest of every file in a folder."""
-    lines = [f"{files.sha256(folder / name)}  {name}\n" for name in _names(folder)]
-    files.write(folder / SUMS, "".join(lines))
+    files.write(folder / SUMS, _text(_sums(folder)))
 
 
 def damage(folder: pathlib.Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None if it is as it was sealed."""
     try:
         text = (folder / SUMS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return f"{SUMS} cannot be read: {getattr(error, 'strerror', None) or error}"
-    sums = dict(line.split("  ", 1)[::-1] for line in text.splitlines() if "  " in line)
-    names = _names(folder)
-    for name in sorted(set(sums) | set(names)):
-        if name not in names:
+    except (OSError, ValueError) as error:
+        return f"{SUMS} cannot be read ({error})"
+    here = _sums(folder)
+    if text == _text(here):
+        return None
+    sealed = {name: digest for digest, _, name in (x.partition("  ") for x in text.splitlines())}
+    for name in here | sealed:
+        if name not in here:
             return f"the file {name} is missing"
-        if name not in sums:
+        if name not in sealed:
             return f"the file {name} is not in {SUMS}"
-        if files.sha256(folder / name) != sums[name]:
+        if here[name] != sealed[name]:
             return f"the file {name} has changed"
-    return None
+    return f"{SUMS} has changed"
 
 
-def _names(folder: pathlib.Path) -> list[str]:
-    """All files in a folder and the folders in it but the list itself, by relative path."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != SUMS)
+def _sums(folder: pathlib.Path) -> dict[str, str]:
+    """The digest of every file in a folder and the folders in it, but of the list itself."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return {name: files.sha256(folder / name) for name in names if name != SUMS}
+
+
+def _text(sums: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())

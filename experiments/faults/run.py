@@ -1,0 +1,106 @@
+"""Run the trials; see `experiments.faults`."""
+
+import json
+import pathlib
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import tyro
+
+from experiments.faults import KILLS, RESULTS, SEED, harness, trials
+from experiments.faults.trials import Trial
+from fedjax_lora import config as configs
+from fedjax_lora import files, methods, results
+from fedjax_lora.adapters import Site, Template
+from fedjax_lora.errors import InputError
+from fedjax_lora.experiment import load_assets
+
+assert sum(trials.MOMENTS.values()) == KILLS
+
+
+class Book:
+    """Trials by name in one file; those it holds are not run again."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.held: dict[str, Trial] = json.loads(path.read_text()) if path.exists() else {}
+
+    def note(self, name: str, trial: Trial) -> None:
+        """Write down a trial."""
+        print(name, trial, flush=True)
+        self.held[name] = trial
+        files.write(self.path, json.dumps(self.held, indent=1) + "\n")
+
+    def once(self, name: str, run: Callable[[], Trial]) -> None:
+        """Run a trial unless it is in the file."""
+        if name not in self.held:
+            self.note(name, run())
+
+
+def ranks_for(method: str) -> str:
+    """Ranks that a method takes: mixed ones if it can."""
+    template = Template(sites=(Site("layer", 8, 8, None),), rank=4, alpha=4.0)
+    try:
+        methods.make(method, template).check(np.array([1, 2, 4]))
+    except InputError:
+        return "fixed(rank=2)"
+    return "tiers(ranks=[1, 2, 4])"
+
+
+def main(folder: pathlib.Path, part: str = "all") -> None:
+    """Run what the result files do not hold yet.
+
+    Args:
+      folder: where the runs are; emptied by nobody.
+      part: kills, others or methods; all by default.
+    """
+    site = harness.prepare(folder)
+    if part in ("all", "kills", "others"):
+        whole = site.command(f"--out={harness.fresh(site.path / 'whole')}")
+        assert harness.call(site, whole).status == 0
+    if part in ("all", "kills"):
+        kills(site, Book(RESULTS / "kills.json"))
+    if part in ("all", "others"):
+        others(site, Book(RESULTS / "others.json"))
+    if part in ("all", "methods"):
+        each_method(site, Book(RESULTS / "methods.json"))
+    files.write(RESULTS / "environment.json", json.dumps(results.environment(), indent=1) + "\n")
+
+
+def kills(site: harness.Site, book: Book) -> None:
+    """`KILLS` processes killed, and one again and again."""
+    for at, (aim, count) in enumerate(trials.MOMENTS.items()):
+        for n in range(count):
+            rng = np.random.default_rng([SEED, at, n])
+            book.once(f"{aim} {n + 1}", lambda a=aim, r=rng: trials.killed(site, a, r))
+    rng = np.random.default_rng([SEED, 100])
+    book.once("again and again", lambda: trials.again_and_again(site, rng))
+
+
+def each_method(site: harness.Site, book: Book) -> None:
+    """Every method of the registry, killed once."""
+    probe = harness.fresh(site.path / "probe")
+    assert harness.call(site, site.command("--rounds=1", f"--out={probe}")).status == 0
+    assets = load_assets(configs.load(probe / "config.json"))
+    for n, name in enumerate(methods.METHODS):
+        rng, ranks = np.random.default_rng([SEED, 300, n]), ranks_for(name)
+        book.once(name, lambda m=name, k=ranks, r=rng: trials.method_killed(site, m, k, r, assets))
+
+
+def others(site: harness.Site, book: Book) -> None:
+    """Everything but kills."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        book.once(number.name, lambda n=number: trials.asked(site, n))
+    book.once("full disk", lambda: trials.full_disk(site))
+    book.once("read-only folder", lambda: trials.read_only(site))
+    if "killed while it held the lock" not in book.held:
+        for name, trial in trials.second_run(site):
+            book.note(name, trial)
+    if not any(name.startswith("bit flipped") for name in book.held):
+        for name, trial in trials.damaged(site, np.random.default_rng([SEED, 200])):
+            book.note(name, trial)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,67 @@
+"""Real processes, killed and asked to stop; `experiments.faults` has the long series."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from experiments.faults import harness, trials
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> harness.Site:
+    """A small run that nothing has happened to."""
+    site = harness.prepare(tmp_path_factory.mktemp("site"))
+    done = harness.call(site, site.command(f"--out={site.path / 'whole'}"))
+    assert done.status == 0, done.output
+    return site
+
+
+def test_a_kill_while_a_checkpoint_is_written(site):
+    trial = trials.killed(site, "a checkpoint", np.random.default_rng(0))
+    assert trial["same"] and trial["status"] == -signal.SIGKILL
+    assert 0 < trial["resumed"] <= trial["rounds"]
+
+
+def test_an_interrupted_run_finishes_its_round_and_says_how_to_go_on(site):
+    trial = trials.asked(site, signal.SIGINT)
+    assert trial["same"] and trial["told"] and trial["status"] == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aim", trials.MOMENTS)
+def test_kills(aim, site):
+    assert trials.killed(site, aim, np.random.default_rng(1))["same"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again(site):
+    assert trials.again_and_again(site, np.random.default_rng(2))["same"]
+
+
+@pytest.mark.slow
+def test_sigterm(site):
+    trial = trials.asked(site, signal.SIGTERM)
+    assert trial["same"] and trial["told"] and trial["status"] == 143
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", [trials.full_disk, trials.read_only])
+def test_folders_that_cannot_be_written(trial, site):
+    found = trial(site)
+    assert found["same"] and found["told"] and found["status"] == 2
+
+
+@pytest.mark.slow
+def test_two_runs_in_a_folder(site):
+    *refused, after = (trial for _, trial in trials.second_run(site))
+    assert len(refused) == 2
+    assert all(trial["told"] and trial["status"] == 2 for trial in refused)
+    assert after["same"]
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints(site):
+    found = dict(trials.damaged(site, np.random.default_rng(3)))
+    assert len(found) > 20
+    assert all(trial["told"] and trial["same"] for trial in found.values())
