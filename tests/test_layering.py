@@ -91,8 +91,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handover", "plots", "reopening", "results",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "interrupts", "methods",
-        "models", "runs",
+        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "interrupts",
+        "methods", "models", "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

@@ -28,9 +28,9 @@ RANKS = (1, 2, 4, 8)
 class Digits(NamedTuple):
     """Images and labels; the field ``length`` is what batches are padded by: here nothing."""
 
-    image: np.ndarray  # float32[E, 64]
-    label: np.ndarray  # int32[E]
-    length: np.ndarray  # int32[E]
+    image: Any  # float32[E, 64]
+    label: Any  # int32[E]
+    length: Any  # int32[E]
 
 
 class Net(nn.Module):
@@ -69,7 +69,9 @@ def make_objective(net: nn.Module) -> Objective:
         key: Key,
     ) -> Array:
         each = loss_of(outputs(base, trained, gain, batch), batch.label)
-        return jnp.sum(jnp.where(valid, each, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+        return jnp.sum(jnp.where(valid, each, 0.0)) / jnp.maximum(jnp.sum(valid), 1).astype(
+            jnp.float32
+        )
 
     def take(digits: Any, index: Array, length: int) -> Digits:
         return Digits(*(x[index] for x in digits))
@@ -95,7 +97,7 @@ def pretrain(net: nn.Module, train: Digits, *, steps: int) -> Params:
     optimizer = optax.adam(5e-3)
 
     @jax.jit
-    def step(params: Params, state: Any) -> tuple[Params, Any]:
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
         mean = lambda p: jnp.mean(loss_of(net.apply({"params": p}, train.image), train.label))  # noqa: E731
         updates, state = optimizer.update(jax.grad(mean)(params), state)
         return optax.apply_updates(params, updates), state

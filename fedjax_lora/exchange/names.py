@@ -99,7 +99,7 @@ def parameters(paths: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> di
 
 
 def _drawn(model: models.Pretrained) -> list[str]:
-    return [path for path in model.new_params if path.startswith("encoder/")]
+    return [path for path in model.new_params if path.startswith("encoder/pooler/")]
 
 
 def _bare(model: models.Pretrained, name: str) -> str:
