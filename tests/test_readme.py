@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+import tyro
 
 import experiments.ag_news.report
 import experiments.demo.report
@@ -16,9 +17,18 @@ import experiments.parity.report
 import experiments.server_aggregation.report
 from experiments import methods_table
 from fedjax_lora import cli
+from fedjax_lora.commands import evaluate, export, inspect, predict
 from fedjax_lora.methods import METHODS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+OPTIONS = {
+    "evaluate": evaluate.EvaluateOptions,
+    "predict": predict.PredictOptions,
+    "export": export.ExportOptions,
+    "inspect": inspect.InspectOptions,
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -57,6 +67,9 @@ def test_commands_are_understood(command, monkeypatch):
         monkeypatch.setattr(f"fedjax_lora.{execute[name]}", lambda *given: seen.append(given))
         assert cli.main([name, *args]) == 0
         assert len(seen) == 1
+    elif name in OPTIONS:
+        given = tyro.cli(OPTIONS[name], args=args)
+        assert pathlib.Path("runs/hlora") in vars(given).values()
     elif "--help" in args:
         with pytest.raises(SystemExit) as done:
             cli.main([name, *args])
