@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import tyro
 
-from fedjax_lora.data.readers import open_text, read_columns
 from fedjax_lora.errors import InputError
 
 
@@ -81,6 +80,8 @@ def read_texts(options: PredictOptions, *, pair: bool) -> tuple[list[str], list[
     Raises:
       InputError: a file that cannot be read, a missing column or second text.
     """
+    from fedjax_lora.data.readers import read_columns
+
     names = [options.text, options.pair] if pair else [options.text]
     columns = None if options.input is None else read_columns(options.input, names)
     if columns is None:
@@ -95,6 +96,8 @@ def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
     if file is None:
         whole = sys.stdin.read()
     else:
+        from fedjax_lora.data.readers import open_text
+
         with open_text(file) as stream:
             whole = stream.read()
     rows = [line.split("\t") if parts > 1 else [line] for line in whole.splitlines()]
