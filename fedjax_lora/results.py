@@ -102,6 +102,7 @@ class RunFolder:
             if self._lock is None:
                 self._lock = files.lock(self.path)
                 self._check_contents(config, overwrite=False, resume=False)
+            files.remove_partial(self.path)
             (self.path / SUMMARY).unlink(missing_ok=True)
             if not history:
                 for name in (CHECKPOINTS, "adapter", "merged", "figures"):

@@ -30,13 +30,13 @@ def run(config, out, **options) -> runs.Result:
 
 
 def interrupt(folder: pathlib.Path, copy: pathlib.Path, after: int) -> pathlib.Path:
-    """What a run killed in its last round leaves: an older checkpoint and a torn line."""
+    """What a killed run leaves: an older checkpoint, a torn line, half an adapter."""
     shutil.copytree(folder, copy)
     for checkpoint in (copy / checkpoints.FOLDER).iterdir():
         if int(checkpoint.name) > after:
             shutil.rmtree(checkpoint)
     (copy / "summary.json").unlink()
-    shutil.rmtree(copy / "adapter")
+    (copy / "adapter").rename(copy / ".adapter.partial")
     for name in ("metrics.jsonl", "timing.jsonl"):
         (copy / name).write_text((copy / name).read_text()[:-3])
     return copy
@@ -77,6 +77,7 @@ def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
     np.testing.assert_array_equal(resumed.rank, whole.rank)
     assert resumed.records == json.loads(json.dumps(whole.records))
     assert problems.changed(whole.state, checkpointed_state(whole, 2))
+    assert [p.name for p in copy.glob(".*")] == [".lock"]
     timing = (copy / "timing.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in timing] == [1, 2, 3, 4]
 

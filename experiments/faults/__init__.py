@@ -4,8 +4,8 @@ Each trial interferes with a run of a small random encoder (100 rounds, a checkp
 one before is written), resumes it, and compares what is left with an uninterrupted run, byte for
 byte. "The same" means ``metrics.jsonl`` and both files of ``adapter/``.
 
-* 25 times ``kill -9`` at moments drawn from a seed: anywhere in a run's life, while it compiles,
-  while it writes a checkpoint, while it writes its results, and again and again until it ends.
+* 25 times ``kill -9`` at moments drawn from a seed: while it compiles, in any of its rounds, while
+  it writes a checkpoint, while it writes its results; and one run killed again and again.
 * SIGINT, SIGTERM, a full disk (a tmpfs that is too small), a folder that loses its write
   permission, every file of a checkpoint truncated and with one bit flipped, two runs in one folder.
 * Every method killed in the middle of its rounds.

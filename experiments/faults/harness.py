@@ -78,7 +78,7 @@ def prepare(path: pathlib.Path) -> Site:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     path.mkdir(parents=True, exist_ok=True)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(WORDS),
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -128,12 +128,6 @@ def resume(site: Site, out: pathlib.Path) -> Ended:
 def left(out: pathlib.Path) -> dict[str, bytes]:
     """What a finished run must have left, whatever happened to it."""
     return {name: (out / name).read_bytes() for name in LEFT}
-
-
-def life(out: pathlib.Path) -> float:
-    """Seconds between the first and the last file that a finished run has written."""
-    first, last = (out / name for name in ("config.json", "summary.json"))
-    return last.stat().st_mtime - first.stat().st_mtime
 
 
 def rounds_done(out: pathlib.Path) -> int:

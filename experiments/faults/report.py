@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from experiments.faults import RESULTS
 from experiments.faults.trials import Trial
 from experiments.markdown import put
+from fedjax_lora.methods import METHODS
 
 PHASES = {
     "loading": "loading",
@@ -26,7 +27,7 @@ def read(name: str) -> dict[str, Trial]:
 def table() -> str:
     """What was done, how the run took it, and how often the resumed run left the same bytes."""
     kills, others = read("kills"), read("others")
-    many = kills.pop("again and again")
+    many = kills.pop("again and again", None)
     phases = collections.Counter(trial["phase"] for trial in kills.values())
     hit = ", ".join(f"{phases[name]} {words}" for name, words in PHASES.items() if phases[name])
     damaged = [x for name, x in others.items() if name.startswith(("truncated", "bit flipped"))]
@@ -36,8 +37,10 @@ def table() -> str:
         "| what happens to a run | how it ends | resumed: the same bytes |",
         "|---|---|---|",
         f"| `kill -9` at {len(kills)} random moments | {hit} | {_same(kills.values())} |",
-        f"| killed {many['kills']} times on its way to the end | | {_same([many])} |",
     ]
+    if many:
+        how = f"killed after rounds {', '.join(map(str, many['rounds']))}"
+        lines.append(f"| one run killed again and again | {how} | {_same([many])} |")
     for name in ("SIGINT", "SIGTERM"):
         how = _told(others[name], "finishes its round, saves, says how to go on, exit status {}")
         lines.append(f"| {name} | {how} | {_same([others[name]])} |")
@@ -55,7 +58,8 @@ def table() -> str:
     each = read("methods").values()
     rounds = [trial["rounds"] for trial in each]
     how = f"[after {min(rounds)} to {max(rounds)} rounds](experiments/faults/results/methods.md)"
-    lines.append(f"| each of the {len(each)} methods killed once | {how} | {_same(each)} |")
+    what = f"`kill -9`, once for {len(each)} of the {len(METHODS)} methods"
+    lines.append(f"| {what} | {how} | {_same(each)} |")
     return "\n".join(lines) + "\n"
 
 

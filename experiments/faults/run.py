@@ -14,7 +14,8 @@ from fedjax_lora import config as configs
 from fedjax_lora import files, methods, results
 from fedjax_lora.adapters import Site, Template
 from fedjax_lora.errors import InputError
-from fedjax_lora.experiment import load_assets
+from fedjax_lora.experiment import Assets, load_assets
+from fedjax_lora.programs import programs
 
 assert sum(trials.MOMENTS.values()) == KILLS
 
@@ -56,9 +57,9 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
       part: kills, others or methods; all by default.
     """
     site = harness.prepare(folder)
-    if part in ("all", "kills", "others"):
-        whole = site.command(f"--out={harness.fresh(site.path / 'whole')}")
-        assert harness.call(site, whole).status == 0
+    whole = site.path / "whole"
+    if not (whole / "summary.json").exists():
+        assert harness.call(site, site.command(f"--out={harness.fresh(whole)}")).status == 0
     if part in ("all", "kills"):
         kills(site, Book(RESULTS / "kills.json"))
     if part in ("all", "others"):
@@ -70,19 +71,24 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
 
 def kills(site: harness.Site, book: Book) -> None:
     """`KILLS` processes killed, and one again and again."""
+    assets, shared = assets_of(site.path / "whole"), programs()
     for at, (aim, count) in enumerate(trials.MOMENTS.items()):
         for n in range(count):
             rng = np.random.default_rng([SEED, at, n])
-            book.once(f"{aim} {n + 1}", lambda a=aim, r=rng: trials.killed(site, a, r))
+            work = lambda a=aim, r=rng: trials.killed(site, a, r, assets, shared)  # noqa: E731
+            book.once(f"{aim} {n + 1}", work)
     rng = np.random.default_rng([SEED, 100])
     book.once("again and again", lambda: trials.again_and_again(site, rng))
 
 
+def assets_of(out: pathlib.Path) -> Assets:
+    """Data and model of a run."""
+    return load_assets(configs.load(out / "config.json"))
+
+
 def each_method(site: harness.Site, book: Book) -> None:
     """Every method of the registry, killed once."""
-    probe = harness.fresh(site.path / "probe")
-    assert harness.call(site, site.command("--rounds=1", f"--out={probe}")).status == 0
-    assets = load_assets(configs.load(probe / "config.json"))
+    assets = assets_of(site.path / "whole")
     for n, name in enumerate(methods.METHODS):
         rng, ranks = np.random.default_rng([SEED, 300, n]), ranks_for(name)
         book.once(name, lambda m=name, k=ranks, r=rng: trials.method_killed(site, m, k, r, assets))

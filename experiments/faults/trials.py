@@ -15,43 +15,49 @@ from experiments.faults import ROUNDS, harness
 from experiments.faults.harness import CLI, Ended, Site
 from fedjax_lora import config as configs
 from fedjax_lora.experiment import Assets
-from fedjax_lora.programs import programs
+from fedjax_lora.programs import Programs, programs
 from fedjax_lora.runs import run
 
 Trial = dict[str, Any]
 """What was done, in which phase, how the process ended, and whether all was the same afterwards."""
 
-MOMENTS = {"anywhere": 9, "compiling": 4, "a round": 3, "a checkpoint": 6, "the results": 3}
+MOMENTS = {"compiling": 5, "a round": 10, "a checkpoint": 6, "the results": 4}
 """How many of the kills aim at what; where they hit is seen from what lies in the folder."""
 
+WITHIN = {"compiling": 2.0, "a round": 0.05, "a checkpoint": 0.05, "the results": 0.5}
+"""Seconds after its beginning within which it is hit."""
 
-def killed(site: Site, aim: str, rng: np.random.Generator) -> Trial:
-    """Kill a run with SIGKILL at a moment and resume it.
+
+def killed(
+    site: Site, aim: str, rng: np.random.Generator, assets: Assets, shared: Programs
+) -> Trial:
+    """Kill a run with SIGKILL at a moment and resume it, in this process if it had compiled.
 
     Args:
       site: where, with an undisturbed run.
       aim: one of `MOMENTS`.
       rng: draws the moment.
+      assets: data and model of the run.
+      shared: compiled functions of runs in this process.
     """
     out = harness.fresh(site.path / "killed")
     if aim == "compiling":  # no compiled program is kept from an earlier run
         shutil.rmtree(site.path / "cache", ignore_errors=True)
     process = site.start(site.command(f"--out={out}"))
     number = int(rng.integers(2, ROUNDS - 1))
-    if aim in ("anywhere", "compiling"):
+    if aim == "compiling":
         harness.wait_for(process, (out / "config.json").exists)
-        whole = harness.life(site.path / "whole")
-        time.sleep(rng.uniform(0, whole if aim == "anywhere" else whole / 4))
     else:
         wanted = ROUNDS if aim == "the results" else number
         harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
     if aim == "a checkpoint":
         partial = (out / "checkpoints").glob
         harness.wait_for(process, lambda: any(partial(".*.partial")), poll=0.0)
-    if aim not in ("anywhere", "compiling"):
-        time.sleep(rng.uniform(0, 0.5 if aim == "the results" else 0.05))
+    time.sleep(rng.uniform(0, WITHIN[aim]))
     status = harness.kill(process).status
-    return after(site, out) | {"status": status}
+    if aim == "compiling":  # the cache of compiled programs may be damaged too
+        return after(site, out) | {"status": status}
+    return after_here(site.path / "whole", out, assets, shared) | {"status": status}
 
 
 def after(site: Site, out: pathlib.Path) -> Trial:
@@ -59,6 +65,15 @@ def after(site: Site, out: pathlib.Path) -> Trial:
     found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
     resumed = harness.resume(site, out)
     return found | {"resumed": from_round(resumed), "same": same(site, resumed, out)}
+
+
+def after_here(whole: pathlib.Path, out: pathlib.Path, assets: Assets, shared: Programs) -> Trial:
+    """The same, resumed in this process, which has loaded and compiled everything already."""
+    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
+    config, told = configs.load(out / "config.json"), []
+    run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
+    same = harness.left(out) == harness.left(whole)
+    return found | {"resumed": ROUNDS - len(told), "same": same}
 
 
 def from_round(resumed: Ended) -> int:
@@ -200,9 +215,7 @@ def method_killed(
     wanted = int(rng.integers(ROUNDS // 4, 3 * ROUNDS // 4))
     harness.wait_for(process, lambda: harness.rounds_done(out) >= wanted)
     harness.kill(process)
-    config, shared, told = configs.load(out / "config.json"), programs(), []
-    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
-    run(config, out=out, resume=True, assets=assets, programs=shared, on_round=told.append)
+    shared = programs()
+    config = configs.load(out / "config.json")
     run(config, out=whole, assets=assets, programs=shared)
-    resumed = ROUNDS - len(told)
-    return found | {"resumed": resumed, "same": harness.left(out) == harness.left(whole)}
+    return after_here(whole, out, assets, shared)

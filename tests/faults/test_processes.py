@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.faults import harness, trials
+from fedjax_lora import config as configs
+from fedjax_lora.experiment import Assets, load_assets
+from fedjax_lora.programs import programs
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +20,13 @@ def site(tmp_path_factory) -> harness.Site:
     return site
 
 
-def test_a_kill_while_a_checkpoint_is_written(site):
-    trial = trials.killed(site, "a checkpoint", np.random.default_rng(0))
+@pytest.fixture(scope="module")
+def assets(site) -> Assets:
+    return load_assets(configs.load(site.path / "whole" / "config.json"))
+
+
+def test_a_kill_while_a_checkpoint_is_written(site, assets):
+    trial = trials.killed(site, "a checkpoint", np.random.default_rng(0), assets, programs())
     assert trial["same"] and trial["status"] == -signal.SIGKILL
     assert 0 < trial["resumed"] <= trial["rounds"]
 
@@ -30,8 +38,8 @@ def test_an_interrupted_run_finishes_its_round_and_says_how_to_go_on(site):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", trials.MOMENTS)
-def test_kills(aim, site):
-    assert trials.killed(site, aim, np.random.default_rng(1))["same"]
+def test_kills(aim, site, assets):
+    assert trials.killed(site, aim, np.random.default_rng(1), assets, programs())["same"]
 
 
 @pytest.mark.slow
