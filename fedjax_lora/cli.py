@@ -1,4 +1,4 @@
-"""The command line: ``fedjax-lora run``, ``compare``, ``methods``, ``models``, ``tasks``."""
+"""The command line: ``fedjax-lora run`` and the others in `COMMANDS`."""
 
 import dataclasses
 import os
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedjax_lora import __version__
+from fedjax_lora.commands import evaluate, export, inspect, predict
 from fedjax_lora.compare import command as compare
 from fedjax_lora.config import RunConfig, demo
 from fedjax_lora.config import load as load_config
@@ -29,6 +30,10 @@ Federated LoRA fine-tuning of one language model with clients of different ranks
 commands:
   run       run a config; without options the demo on the standard library's docstrings
   compare   run methods x seeds x any options, and write tables, a figure and a report
+  evaluate  a run's, an adapter's or a checkpoint's model on a task; also per client and rank
+  predict   texts in, labels and probabilities out
+  export    a run's model, or one client's, as a PEFT adapter or a merged checkpoint
+  inspect   what is in a run's folder
   methods   the federated methods, with their papers
   models    the pretrained models known by name
   tasks     the tasks known by name
@@ -234,6 +239,10 @@ def tasks_command(args: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": run_command,
     "compare": compare_command,
+    "evaluate": evaluate.main,
+    "predict": predict.main,
+    "export": export.main,
+    "inspect": inspect.main,
     "methods": methods_command,
     "models": models_command,
     "tasks": tasks_command,

@@ -77,6 +77,10 @@ class LoraConfig:
     """Initial values of the first factor; the second is zero."""
     lora_dropout: float = 0.0
     """Dropout rate on the input of the trained components."""
+    adapter: str | None = None
+    """Begin with this PEFT adapter (a folder) and its head, if that has as many outputs. Its rank
+    is at most the largest of the federation; components beyond it begin as lora_init says. Without
+    alpha, its own scale is kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from fedjax_lora import (
     around,
     clients,
     data,
+    exchange,
     methods,
     metrics,
     models,
@@ -53,6 +54,7 @@ class Layout(NamedTuple):
     method: Method
     updates: tuple[around.Update, ...]
     server_optimizer: around.ServerOptimizer | None
+    first: exchange.Placed | None  # the adapter to begin with, if it is not a fresh one
 
 
 class Experiment(NamedTuple):
@@ -111,6 +113,7 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
+    model = with_first(model, config)
     encode = lambda split: data.encode(  # noqa: E731
         split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
     )
@@ -123,6 +126,16 @@ def model_key(config: RunConfig) -> Key:
     return jax.random.fold_in(jax.random.key(config.seed), 2)
 
 
+def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained:
+    """The model with what the adapter that a config begins with brings along, its head above all.
+
+    Raises:
+      InputError: an adapter that cannot be read, or of another model.
+    """
+    folder = config.lora.adapter
+    return model if folder is None else exchange.with_parts(model, folder)
+
+
 def lay_out(config: RunConfig, assets: Assets) -> Layout:
     """Divide the data, allocate the ranks and place the adapters; nothing is compiled.
 
@@ -130,6 +143,7 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
     fed, lora = config.federation, config.lora
+    first = None if lora.adapter is None else exchange.read_start(lora.adapter, assets.model)
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -154,11 +168,13 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         component_size=template_of(rank=1).component_size,
     )
     template = template_of(rank=int(allocated.possible.max()))
+    if first is not None:
+        template = exchange.fitting_template(template, first, keep_scale=lora.alpha is None)
     method = methods.make(fed.method, template)
     method.check(allocated.possible)
     updates = around.make_updates(fed.updates, method, fed.method)
     server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
-    return Layout(parts, allocated, template, method, updates, server_optimizer)
+    return Layout(parts, allocated, template, method, updates, server_optimizer, first)
 
 
 def prepare(
@@ -174,7 +190,7 @@ def prepare(
     assets = load_assets(config) if assets is None else assets
     shared = programs() if shared is None else shared
     fed, local, lora, how = config.federation, config.local, config.lora, config.execution
-    parts, allocated, template, method, updates, server_optimizer = lay_out(config, assets)
+    parts, allocated, template, method, updates, server_optimizer, first = lay_out(config, assets)
     privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
 
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
@@ -222,6 +238,8 @@ def prepare(
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
+    if first is not None:
+        adapter = exchange.begin_with(template, adapter, first)
     kernels = trees.flat(assets.model.params)
     state = rounds.init_state(
         method,

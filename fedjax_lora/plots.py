@@ -1,6 +1,6 @@
 """Figures of a run."""
 
-import pathlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +11,15 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLUE, ORANGE = COLOURS[:2]
 GREY = "#666666"
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
 
 
 def style(axes: Axes, *, rounds: bool = True) -> None:
@@ -29,14 +38,13 @@ def level(axes: Axes, height: float, text: str, *, at: float) -> None:
 
 def history(
     records: Sequence[Mapping[str, Any]],
-    path: str | pathlib.Path,
     *,
     metric: str,
     title: str,
     majority: float | None = None,
-) -> None:
-    """Draw the test metric (and the majority class's) and the losses over the rounds as a PNG."""
-    figure = Figure(figsize=(8, 3.4), dpi=150, layout="constrained")
+) -> Figure:
+    """Draw the test metric (and the majority class's) and the losses over the rounds."""
+    figure = Picture(figsize=(8, 3.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     tested = [r for r in records if metric in r]
     left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
@@ -52,4 +60,4 @@ def history(
     for axes in (left, right):
         style(axes)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    return figure

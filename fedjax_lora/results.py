@@ -109,7 +109,7 @@ class RunFolder:
             files.remove_partial(self.path)
             (self.path / SUMMARY).unlink(missing_ok=True)
             if not history:
-                for name in (CHECKPOINTS, "adapter", "figures"):
+                for name in (CHECKPOINTS, "adapter", "merged", "figures"):
                     files.remove_folder(self.path / name)
             self.write(CONFIG, configs.to_dict(config))
             self._write_lines(METRICS, history)
@@ -177,11 +177,16 @@ class RunFolder:
 
     def _timing(self, rounds: int) -> list[dict[str, Any]]:
         """The times of the first rounds, as far as they are there: a last line may be torn."""
-        times = []
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self.path / TIMING).read_text(encoding="utf-8").splitlines():
-                times.append(json.loads(line))
-        return times[:rounds]
+        return read_lines(self.path / TIMING)[:rounds]
+
+
+def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file up to the first broken line, as a stopped run may leave."""
+    records = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            records.append(json.loads(line))
+    return records
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> list[str]:

@@ -5,18 +5,18 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 from fedjax_lora import (
     around,
     data,
-    export,
-    files,
+    handover,
     optimizers,
     plots,
     reallocation,
@@ -29,11 +29,15 @@ from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.errors import InputError, Stopped
-from fedjax_lora.experiment import Assets, Experiment, global_model, prepare
+from fedjax_lora.experiment import Assets, Experiment, prepare
 from fedjax_lora.journal import journal
 from fedjax_lora.programs import Programs
 from fedjax_lora.results import SUMMARY, RunFolder, environment
 from fedjax_lora.rounds import FederatedState, RoundMetrics
+from fedjax_lora.types import Adapter
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +48,30 @@ class Result:
     template: Template
     state: FederatedState
     rank: np.ndarray  # int32[N], at the end
-    history: list[dict[str, Any]]  # one record per round, as in metrics.jsonl
+    records: list[dict[str, Any]]  # one per round, as in metrics.jsonl
     summary: dict[str, Any]
     out: pathlib.Path | None
+
+    @property
+    def history(self) -> "pandas.DataFrame":
+        """The rounds as a table, indexed by round; NaN where a round was not evaluated."""
+        import pandas
+
+        return pandas.DataFrame(self.records).set_index("round")
+
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter (zero for a method that adds to the base instead)."""
+        return self.state.server.adapter
+
+    def plot(self) -> Figure:
+        """The test metric and the losses over the rounds, as a figure that a notebook shows."""
+        return plots.history(
+            self.records,
+            metric=data.find(self.config.data.task).metric,
+            title=f"{self.config.data.task}: {self.config.federation.method}",
+            majority=self.summary.get("majority_accuracy"),
+        )
 
 
 def run(
@@ -105,10 +130,11 @@ def run(
                 if stopping:
                     raise Stopped(f"stopped after round {last.round} of {rounds}")
         summary = summarise(experiment, last.history, time.perf_counter() - began)
+        made = result(experiment, last, summary, folder)
         if folder:
             with folder.writing():
-                leave(folder, experiment, last.state, last.history, summary)
-        return result(experiment, last, summary, folder)
+                leave(folder, experiment, made)
+        return made
 
 
 def begin(experiment: Experiment) -> Progress:
@@ -211,34 +237,17 @@ def mean_loss(seen: RoundMetrics) -> float | None:
     return float(np.average(np.where(counted > 0, seen.loss, 0), weights=counted))
 
 
-def leave(
-    folder: RunFolder,
-    experiment: Experiment,
-    state: FederatedState,
-    history: list[dict[str, Any]],
-    summary: dict[str, Any],
-) -> None:
-    """Write the figures, the global adapter and, last of all, the summary of a finished run."""
-    config, assets = experiment.config, experiment.assets
-    plots.history(
-        history,
-        folder.path / "figures" / "accuracy.png",
-        metric=assets.task.task.metric,
-        title=f"{config.data.task}: {config.federation.method}",
-        majority=summary.get("majority_accuracy"),
-    )
+def leave(folder: RunFolder, experiment: Experiment, made: Result) -> None:
+    """Write the figures, the global model and, last of all, the summary of a finished run."""
+    assets = experiment.assets
+    made.plot().savefig(folder.path / "figures" / "accuracy.png")
     if assets.task.classes:
         parts = data.Partition(tuple(experiment.federation.members), None)
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    trained, _ = global_model(state, experiment.template)
-    files.write_folder(
-        folder.path / "adapter",
-        lambda path: export.save_adapter(
-            path, assets.model, config.model.model, experiment.template, state, trained
-        ),
-    )
-    folder.write(SUMMARY, summary)
+    about = handover.describe(made.config, assets, made.records[-1])
+    handover.leave(folder.path, handover.of_server(experiment, made.state), about)
+    folder.write(SUMMARY, made.summary)
 
 
 def summarise(

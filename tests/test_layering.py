@@ -61,7 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"errors", "allocation", "files", "rounds"},
     "results": {"errors", "checkpoints", "config", "files", "untrusted"},
     # Those who put it together know everything below them.
-    "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
+    # Models in and out, without a run.
+    "exchange": FOUNDATION | {"adapters", "clients", "data", "evaluation", "models"},
     "programs": {
         "adapters", "around", "clients", "evaluation", "measure", "methods", "optimizers", "rounds",
     },
@@ -70,23 +71,35 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rounds", "scoring",
     },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "around", "clients", "config", "data", "faults", "federation",
-        "methods", "metrics", "models", "programs", "promotion", "reallocation", "rounds",
+        "adapters", "allocation", "around", "clients", "config", "data", "exchange", "faults",
+        "federation", "methods", "metrics", "models", "programs", "promotion", "reallocation",
+        "rounds",
+    },
+    "handover": FOUNDATION | {
+        "checkpoints", "config", "exchange", "experiment", "files", "methods", "rounds",
     },
     "resuming": {"errors", "checkpoints", "config", "experiment", "optimizers", "results"},
     "journal": {"checkpoints", "experiment", "results", "resuming"},
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "checkpoints", "config", "data", "experiment",
-        "export", "files", "journal", "optimizers", "plots", "programs", "reallocation", "results",
+        "handover", "journal", "optimizers", "plots", "programs", "reallocation", "results",
         "resuming", "rounds",
     },
     "compare": {
         "cache", "config", "data", "errors", "experiment", "files", "models", "optimizers",
         "plots", "programs", "runs",
     },
+    "reopening": {"errors", "checkpoints", "config", "experiment", "results", "resuming", "runs"},
+    "assessment": {
+        "adapters", "checkpoints", "data", "exchange", "experiment", "handover", "metrics",
+    },
+    "commands": FOUNDATION | {
+        "adapters", "assessment", "cache", "checkpoints", "config", "data", "exchange", "files",
+        "handover", "plots", "reopening", "results",
+    },
     "cli": FOUNDATION | {
-        "__init__", "cache", "compare", "config", "data", "experiment", "interrupts", "methods",
-        "models", "runs",
+        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "interrupts",
+        "methods", "models", "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

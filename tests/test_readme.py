@@ -1,22 +1,35 @@
 """What the README says is what the project does."""
 
+import json
 import pathlib
 import re
 import shlex
 
 import pytest
+import tyro
 
 import experiments.ag_news.report
 import experiments.demo.report
 import experiments.faults.report
 import experiments.malformed.report
 import experiments.noise.report
+import experiments.own_model.report
+import experiments.parity.report
 import experiments.server_aggregation.report
 from experiments import methods_table
 from fedjax_lora import cli
+from fedjax_lora.commands import evaluate, export, inspect, predict
 from fedjax_lora.methods import METHODS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+OPTIONS = {
+    "evaluate": evaluate.EvaluateOptions,
+    "predict": predict.PredictOptions,
+    "export": export.ExportOptions,
+    "inspect": inspect.InspectOptions,
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -55,6 +68,9 @@ def test_commands_are_understood(command, monkeypatch):
         monkeypatch.setattr(f"fedjax_lora.{execute[name]}", lambda *given: seen.append(given))
         assert cli.main([name, *args]) == 0
         assert len(seen) == 1
+    elif name in OPTIONS:
+        given = tyro.cli(OPTIONS[name], args=args)
+        assert pathlib.Path("runs/hlora") in vars(given).values()
     elif "--help" in args:
         with pytest.raises(SystemExit) as done:
             cli.main([name, *args])
@@ -83,13 +99,24 @@ def test_every_trial_of_a_fault_has_ended_well():
     assert (report.RESULTS / "methods.md").read_text() == report.methods_table()
 
 
-@pytest.mark.parametrize("name", ["ag_news", "faults", "noise", "server_aggregation"])
+@pytest.mark.parametrize("name", ["ag_news", "faults", "noise", "server_aggregation", "parity"])
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report
     table = report.table()
     assert table.count("\n") > 5
     assert generated(name) == table
     assert (report.RESULTS / "table.md").read_text() == table
+
+
+def test_the_model_of_ones_own_is_told_from_its_result_file():
+    assert generated("own_model") == experiments.own_model.report.sentence()
+
+
+def test_logits_are_the_same_in_pytorch():
+    """What the table must show."""
+    found = json.loads((experiments.parity.report.RESULTS / "parity.json").read_text())
+    assert all(max(row["adapter"], row["merged"]) < 1e-4 < row["effect"] for row in found["rows"])
+    assert len(found["rows"]) == 5
 
 
 def test_the_table_of_methods_is_the_registry():

@@ -75,7 +75,7 @@ def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
     assert tiny_runs.left(copy) == tiny_runs.left(whole.out)
     problems.assert_same_bits(resumed.state, whole.state)
     np.testing.assert_array_equal(resumed.rank, whole.rank)
-    assert resumed.history == json.loads(json.dumps(whole.history))
+    assert resumed.records == json.loads(json.dumps(whole.records))
     assert problems.changed(whole.state, checkpointed_state(whole, 2))
     assert [p.name for p in copy.glob(".*")] == [".lock"]
     timing = (copy / "timing.jsonl").read_text().splitlines()
@@ -208,8 +208,8 @@ def test_a_run_may_go_on_in_another_mode_to_the_tolerance_of_training(whole, cop
     free |= {"data.data_dir": "elsewhere"}
     resumed = run(change(CONFIG, free), copy, resume=True)
     problems.assert_close(resumed.state, whole.state)
-    assert resumed.history[:2] == json.loads(json.dumps(whole.history[:2]))
-    assert "accuracy" in resumed.history[3]
+    assert resumed.records[:2] == json.loads(json.dumps(whole.records[:2]))
+    assert "accuracy" in resumed.records[3]
 
 
 def test_another_base_and_other_data_are_refused(copy):

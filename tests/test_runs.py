@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_behind(finished):
     out = finished.out
     assert configs.load(out / "config.json") == CONFIG
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert lines == finished.history
+    assert lines == finished.records
     assert [x["round"] for x in lines] == [1, 2]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy"] == lines[-1]["accuracy"]
@@ -59,8 +59,10 @@ def test_a_run_leaves_everything_behind(finished):
     assert len((out / "timing.jsonl").read_text().splitlines()) == 2
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (out / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "fedjax_lora.json",
     }
 
 
@@ -77,7 +79,7 @@ def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path
         json.loads(line) for line in (result.out / name).read_text().splitlines()
     ]
     records = read("metrics.jsonl")
-    for record, times, plain in zip(records, read("timing.jsonl"), finished.history, strict=True):
+    for record, times, plain in zip(records, read("timing.jsonl"), finished.records, strict=True):
         assert not any(name.endswith("seconds") for name in record)
         assert times["server_seconds"] + times["measure_seconds"] < times["train_seconds"]
         assert record["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
@@ -90,7 +92,7 @@ def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path
 
 def test_another_seed_gives_other_numbers(finished, assets):
     other = runs.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
-    assert other.history != finished.history
+    assert other.records != finished.records
 
 
 def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
@@ -100,7 +102,7 @@ def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     rank = plan.rank[plan.weight > 0]
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     head = 4 * (384 * 8 + 8)
-    record = finished.history[0]
+    record = finished.records[0]
     assert record["up_bytes"] == int(rank.sum()) * (component + 4) + 3 * head
     assert record["down_bytes"] == 3 * 4 * component + 3 * head
 
@@ -114,7 +116,7 @@ def test_rounds_learn():
         execution={"eval_every": 12},
     )
     result = runs.run(config)
-    assert result.history[-1]["train_loss"] < 0.8 * result.history[0]["train_loss"]
+    assert result.records[-1]["train_loss"] < 0.8 * result.records[0]["train_loss"]
     assert result.summary["accuracy"] > result.summary["majority_accuracy"]
 
 
@@ -199,7 +201,7 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
     best = np.argsort(losses, kind="stable")[:2]  # ceil(0.2 * 8)
     assert np.flatnonzero(scored.rank == 4).tolist() == sorted(best)
     assert np.sum(scored.rank == 1) == 6
-    assert [record.get("ranks") for record in scored.history] == [None, {"1": 6, "4": 2}, None]
+    assert [record.get("ranks") for record in scored.records] == [None, {"1": 6, "4": 2}, None]
     assert scored.template.rank == 4
 
 
@@ -223,7 +225,7 @@ def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
 
 
 def test_a_scored_run_repeats(scored, assets):
-    assert runs.run(SCORED, assets=assets).history == scored.history
+    assert runs.run(SCORED, assets=assets).records == scored.records
 
 
 def test_budgets_know_the_components_of_the_model(assets):
@@ -253,11 +255,11 @@ def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, word
 def test_heads(heads, assets):
     config = change(CONFIG, federation={"heads": heads, "rounds": 1})
     result = runs.run(config, assets=assets)
-    assert 0 <= result.history[-1]["accuracy"] <= 1
+    assert 0 <= result.records[-1]["accuracy"] <= 1
     # A head that nobody sends costs nothing: adapters alone travel.
     average = runs.run(change(config, federation={"heads": "average"}), assets=assets)
     head = 4 * (384 * 8 + 8)
-    assert average.history[0]["up_bytes"] - result.history[0]["up_bytes"] == 3 * head
+    assert average.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
 
 
 FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
@@ -272,13 +274,13 @@ def test_every_kind_of_method_runs_on_the_real_model(name, assets):
         federation={"method": name, "ranks": ranks, "rounds": 1},
         execution={"mode": "loop"},
     )
-    assert np.isfinite(runs.run(config, assets=assets).history[-1]["loss"])
+    assert np.isfinite(runs.run(config, assets=assets).records[-1]["loss"])
 
 
 def test_sharded_over_eight_devices_equals_one(finished, assets):
     config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
     result = runs.run(config, assets=assets)
-    for one, other in zip(finished.history, result.history, strict=True):
+    for one, other in zip(finished.records, result.records, strict=True):
         # float32 sums in another order, through two rounds of AdamW
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)

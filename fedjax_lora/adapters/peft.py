@@ -1,98 +1,95 @@
-"""Adapters as PEFT checkpoints: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""PEFT checkpoints: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
+This module writes them; `fedjax_lora.adapters.peft_read` reads them. A checkpoint is adapted
+matrices by their Hugging Face names, each with its own rank and scale.
+"""
+
+import collections
 import json
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedjax_lora.adapters.template import Template
-from fedjax_lora.types import Adapter, LoRA
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
-NameOf = Callable[[str, int | None], str]
-"""The Hugging Face module name of a site's path and layer."""
+
+class Factors(NamedTuple):
+    """The adapter of one matrix: ``W + scale * a @ b``."""
+
+    a: np.ndarray  # [i, r]
+    b: np.ndarray  # [r, o]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """The number of components."""
+        return self.a.shape[1]
+
+    @property
+    def alpha(self) -> float:
+        """PEFT's alpha: it multiplies by ``alpha / r``."""
+        return self.scale * self.rank
 
 
 def save(
     folder: str | pathlib.Path,
-    template: Template,
-    adapter: Adapter,
+    factors: Mapping[str, Factors],
     *,
-    name_of: NameOf,
     base_model: str,
-    saved_modules: Mapping[str, np.ndarray],
+    task_type: str,
+    saved_modules: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Write an adapter that ``peft.PeftModel.from_pretrained`` loads.
 
     Args:
       folder: made if it does not exist.
-      template: where the adapter belongs; it is used at the scale ``template.server_scale``.
-      adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]``.
-      name_of: Hugging Face names of the sites.
+      factors: by Hugging Face module name.
       base_model: name or folder of the base, for the config.
-      saved_modules: tensors trained in full (the task head) by Hugging Face name, PyTorch layout.
+      task_type: PEFT's name of the class of models that the adapter is for.
+      saved_modules: what is not low-rank (the task head): tensors by their name in a module, in
+        PyTorch's layout, by the module's name.
     """
-    rank = next(iter(adapter.values())).a.shape[-1]
     tensors: dict[str, np.ndarray] = {}
-    targets = []
-    for site in template.sites:
-        pair = adapter[site.path]
-        for layer, adapted in enumerate(site.layers or (True,)):
-            if not adapted:
-                continue
-            name = name_of(site.path, layer if site.stack else None)
-            a, b = (np.asarray(x[layer] if site.stack else x, np.float32) for x in pair)
-            targets.append(name)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
-            tensors[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
-    for name, value in saved_modules.items():
-        tensors[f"base_model.model.{name}"] = np.ascontiguousarray(value)
+    for name, (a, b, _) in factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)
+    for module, parts in saved_modules.items():
+        for name, value in parts.items():
+            tensors[f"{PREFIX}{module}.{name}"] = np.ascontiguousarray(value)
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
-        "r": rank,
-        "lora_alpha": template.server_scale * rank,
+        **_ranks(factors),
         "lora_dropout": 0.0,
-        "target_modules": targets,
-        "modules_to_save": sorted({name.split(".")[0] for name in saved_modules}),
+        "target_modules": list(factors),
+        "modules_to_save": sorted(saved_modules),
         "bias": "none",
         "inference_mode": True,
     }
-    path = pathlib.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def from_kernels(
-    template: Template,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    adapter: Adapter,
-) -> Adapter:
-    """One adapter that does what changed kernels and an adapter on top of them do together.
-
-    For methods that add to the base. Factors come from a float64 SVD of the difference, cut at its
-    numerical rank over all sites (so that the result has one rank).
-
-    Args:
-      template: the sites, whose server scale the result is for.
-      before: the base kernels by path, ``[(L,) i, o]``.
-      after: the changed kernels.
-      adapter: the global adapter, used at the server scale.
-    """
-    found: dict[str, Any] = {}
-    for path, pair in adapter.items():
-        a, b, old, new = (np.asarray(x, np.float64) for x in (*pair, before[path], after[path]))
-        change = (new - old) / template.server_scale + a @ b
-        found[path] = np.linalg.svd(change, full_matrices=False)
-    top = max(s.max() for _, s, _ in found.values())
-    cut = top * np.finfo(np.float32).eps
-    rank = max(1, *(int((s > cut).sum(axis=-1).max()) for _, s, _ in found.values()))
+def _ranks(factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """The most frequent rank and alpha, and the matrices that differ from them."""
+    rank = _most_frequent(pair.rank for pair in factors.values())
+    alpha = _most_frequent(pair.alpha for pair in factors.values())
     return {
-        p: LoRA(u[..., :rank] * s[..., None, :rank], v[..., :rank, :])
-        for p, (u, s, v) in found.items()
+        "r": rank,
+        "lora_alpha": alpha,
+        # PEFT reads a pattern as a regular expression; that of a whole name matches it alone.
+        "rank_pattern": {name: f.rank for name, f in factors.items() if f.rank != rank},
+        "alpha_pattern": {name: f.alpha for name, f in factors.items() if f.alpha != alpha},
     }
+
+
+def _most_frequent(values: Iterable[Any]) -> Any:
+    return collections.Counter(values).most_common(1)[0][0]

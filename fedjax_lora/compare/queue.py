@@ -20,7 +20,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
     Args:
       path: the file.
       config: what the file is to say that was run.
-      run: does it; returns what has ``history`` and ``summary``.
+      run: does it; returns what has ``records`` and ``summary``.
 
     Raises:
       InputError: the file holds another run.
@@ -33,7 +33,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
     result = run()
     record = {
         "config": configs.to_dict(config),
-        "history": result.history,
+        "history": result.records,
         "summary": result.summary,
     }
     files.write(path, json.dumps(record) + "\n")

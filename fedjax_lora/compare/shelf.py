@@ -2,7 +2,7 @@
 
 from fedjax_lora import models
 from fedjax_lora.config import DataConfig, RunConfig
-from fedjax_lora.experiment import Assets, load_assets, model_key
+from fedjax_lora.experiment import Assets, load_assets, model_key, with_first
 
 
 class Shelf:
@@ -23,14 +23,16 @@ class Shelf:
         Raises:
           InputError: anything wrong with task, files or model.
         """
-        which = (config.data, config.model, config.seed if draws(config.data) else None)
-        base = (config.model, config.data.task, config.data.data_dir)
+        first = config.lora.adapter
+        which = (config.data, config.model, first, config.seed if draws(config.data) else None)
+        base = (config.model, first, config.data.task, config.data.data_dir)
         if which not in self._assets:
             loaded = load_assets(config, cache_dir=self._cache_dir, model=self._models.get(base))
             self._models.setdefault(base, loaded.model)
             self._assets[which] = loaded
         found = self._assets[which]
-        return found._replace(model=models.redraw(found.model, model_key(config)))
+        model = models.redraw(found.model, model_key(config))
+        return found._replace(model=with_first(model, config))
 
 
 def draws(data: DataConfig) -> bool:

@@ -141,9 +141,28 @@ def read_named(
     )
 
 
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
+    """Named columns of a file whose ending says its format; None for any other ending.
+
+    Raises:
+      InputError: no such file or column; a broken row; a missing value.
+    """
+    ending = _plain(path).suffix.lstrip(".")
+    if ending not in FORMATS:
+        return None
+    columns, rows = _COLUMNS[ending](path, names)
+    for name, column in columns.items():
+        _refuse_missing(path, name, column, rows)
+    return columns
+
+
 def _ending(path: Path) -> str:
-    name = path.with_suffix("") if path.suffix in _OPENERS else path
-    return {"txt": "tsv"}.get(name.suffix.lstrip("."), name.suffix.lstrip("."))
+    ending = _plain(path).suffix.lstrip(".")
+    return {"txt": "tsv"}.get(ending, ending)
+
+
+def _plain(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in _OPENERS else path
 
 
 def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int]) -> None:

@@ -81,8 +81,8 @@ class Method:
     """A rule for one round. All functions but ``traffic`` and ``check`` are traced.
 
     Attributes:
-      init: ``(adapter, kernels) -> Server`` from a fresh global adapter and the base kernels at the
-        adapted sites.
+      init: ``(adapter, kernels) -> Server`` from the global adapter to begin with (a fresh one has
+        ``b = 0``; one that was trained before does not) and the base kernels at the adapted sites.
       broadcast: ``(server, clients, cohort) -> Start``.
       aggregate: ``(server, clients, cohort, start, result) -> Outcome``, where ``result`` is the
         clients' adapters after local training, ``[c, ...]``, with trained coefficients multiplied

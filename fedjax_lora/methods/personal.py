@@ -1,13 +1,13 @@
 """Methods in which a part of the adapter stays on its client."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
+from fedjax_lora import adapters, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.methods.averaging import Weights, fedit
 from fedjax_lora.methods.base import (
@@ -19,29 +19,45 @@ from fedjax_lora.methods.base import (
     Start,
     Traffic,
     need_equal_ranks,
+    per_client,
+    plain_server,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.types import Adapter, Array, Kernels, LoRA
+
+
+class Own(NamedTuple):
+    """What stays on the clients."""
+
+    trained: Array  # bool[N], whether the client has taken part
+    b: dict[str, Array]  # [N, (L,) R, o], where it left it
 
 
 def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
     """FedSA-LoRA: `a` is averaged, each client keeps its own `b`.
 
-    Both are trained; only `a` is sent. A client's `b` is where it left it when it last took part,
-    zero before. There is no global model; as one to look at, the server holds the mean of the `b`
-    that this round's clients have, which no client sends or receives. All clients have one rank.
+    Both are trained; only `a` is sent. A client's `b` is where it left it when it last took part;
+    before, it is that of the adapter the run began with (zero in a fresh one). There is no global
+    model; as one to look at, the server holds the mean of the `b` that this round's clients have,
+    which no client sends or receives. All clients have one rank.
 
     Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
     arXiv 2410.01463.
     """
 
-    def init_clients(count: int) -> dict[str, Any]:
-        own = {path: pair.b for path, pair in template.shapes().items()}
-        return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), own)
+    def init(adapter: Adapter, kernels: Kernels) -> Server:
+        first = {path: pair.b for path, pair in adapter.items()}
+        return plain_server(adapter, kernels)._replace(state=first)
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+    def init_clients(count: int) -> Own:
+        shapes = {path: pair.b for path, pair in template.shapes().items()}
+        b = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+        return Own(jnp.zeros(count, bool), b)
+
+    def broadcast(server: Server, clients: Own, cohort: Cohort) -> Start:
         start = truncated_start(template, server, cohort)
-        own = {path: LoRA(pair.a, clients[path]) for path, pair in start.adapter.items()}
+        b = trees.where(clients.trained, clients.b, per_client(server.state))
+        own = {path: LoRA(pair.a, b[path]) for path, pair in start.adapter.items()}
         return start._replace(adapter=adapters.keep(own, start.trainable))
 
     mean = fedit(template, weights=weights)
@@ -49,7 +65,7 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
-        kept = {path: pair.b for path, pair in result.items()}
+        kept = Own(jnp.ones_like(cohort.id, bool), {path: pair.b for path, pair in result.items()})
         return mean.aggregate(server, clients, cohort, start, result)._replace(clients=kept)
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
@@ -58,6 +74,7 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
 
     return dataclasses.replace(
         mean,
+        init=init,
         broadcast=broadcast,
         aggregate=aggregate,
         traffic=traffic,

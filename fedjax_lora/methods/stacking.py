@@ -43,6 +43,8 @@ def flora(
 
     def init_server(adapter: Adapter, kernels: Kernels) -> Server:
         # What is learnt is in the kernels: between rounds the adapter is always zero.
+        learnt = adapters.deltas(adapter, adapters.uniform_gain(template))
+        kernels = {path: x + learnt[path].astype(x.dtype) for path, x in kernels.items()}
         return Server(jax.tree.map(jnp.zeros_like, adapter), kernels)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:

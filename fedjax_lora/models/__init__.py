@@ -7,10 +7,11 @@ logits = pretrained.module.apply({"params": pretrained.params}, input_ids, atten
 from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.encoder import Encoded, Encoder
 from fedjax_lora.models.fresh import random_params
+from fedjax_lora.models.fresh import shapes as param_shapes
 from fedjax_lora.models.heads import SequenceClassifier
-from fedjax_lora.models.hf_config import from_json, read_config
+from fedjax_lora.models.hf_config import from_json, read_config, read_raw
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
-from fedjax_lora.models.pretrained import Pretrained, frozen, load, redraw
+from fedjax_lora.models.pretrained import Pretrained, frozen, load, redraw, with_values
 from fedjax_lora.models.sources import MODELS, Model, resolve
 from fedjax_lora.models.tiny import tiny
 
@@ -28,9 +29,12 @@ __all__ = [
     "hf_name",
     "is_stacked",
     "load",
+    "param_shapes",
     "random_params",
     "read_config",
+    "read_raw",
     "redraw",
     "resolve",
     "tiny",
+    "with_values",
 ]

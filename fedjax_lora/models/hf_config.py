@@ -22,6 +22,16 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
     Raises:
       InputError: no readable ``config.json``, or one that describes an unsupported model.
     """
+    raw = read_raw(folder)
+    return from_json(raw, where=str(folder / "config.json"), name=folder.name, **options)
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """The JSON object in a folder's ``config.json``, unchecked.
+
+    Raises:
+      InputError: no such file, or it holds something else.
+    """
     file = folder / "config.json"
     try:
         need_file(file)
@@ -32,7 +42,7 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise InputError(f"{file} must hold one JSON object.")
-    return from_json(raw, where=str(file), name=folder.name, **options)
+    return raw
 
 
 def from_json(

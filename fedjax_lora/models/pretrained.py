@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import trees
@@ -116,8 +117,18 @@ def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
       model: from `load`.
       key: for the parameters that the checkpoint does not have.
     """
+    return with_values(model, fresh.draw(model.config, model.new_params, key))
+
+
+def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
+    """The model with other values for its head, or for what its checkpoint does not have.
+
+    Args:
+      model: from `load`.
+      values: by path, joined by ``/``.
+    """
     assert model.folder is not None, "a model without a checkpoint has nothing to share"
-    params = trees.replace(model.params, fresh.draw(model.config, model.new_params, key))
+    params = trees.replace(model.params, {path: jnp.asarray(x) for path, x in values.items()})
     label = f"{weights_sha256(model.folder)} layers={model.config.layers}"
     return dataclasses.replace(
         model, params=params, fingerprint=fingerprint(label, params, model.new_params)

@@ -7,7 +7,7 @@ function compiles once.
 """
 
 from fedjax_lora.rounds.check import check_method
-from fedjax_lora.rounds.local import Local, LocalFn, all_finite, make_local
+from fedjax_lora.rounds.local import Local, LocalFn, all_finite, cohort_of, make_local
 from fedjax_lora.rounds.round import RoundFn, make_round
 from fedjax_lora.rounds.state import (
     ClientStore,
@@ -30,6 +30,7 @@ __all__ = [
     "RoundMetrics",
     "all_finite",
     "check_method",
+    "cohort_of",
     "init_state",
     "make_local",
     "make_round",

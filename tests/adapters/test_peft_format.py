@@ -12,21 +12,22 @@ from safetensors.numpy import load_file
 from small_model import random_adapter
 
 from fedjax_lora import adapters
-from fedjax_lora.adapters import peft
+from fedjax_lora.adapters import layers, peft
 
 
 @pytest.mark.parametrize("rule", list(adapters.SCALES))
 def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path):
     """``lora_alpha / r * B A`` is our product transposed, for every adapted layer and no other."""
     template = small_model.template(scale=rule, layers=[0, 2])
-    adapter = random_adapter(template)
-    name_of = lambda path, layer: path.replace("/", ".") + ("" if layer is None else f".{layer}")  # noqa: E731
-    peft.save(tmp_path, template, adapter, name_of=name_of, base_model="base", saved_modules={})
+    adapter, gain = random_adapter(template), adapters.uniform_gain(template)
+    factors = layers.split(template.sites, adapter, gain, name_of)
+    peft.save(tmp_path, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    deltas = adapters.deltas(adapter, adapters.uniform_gain(template))
+    deltas = adapters.deltas(adapter, gain)
     names = ["head", *(f"layers.{n}.{k}" for n in ("query", "value") for k in (0, 2))]
     assert sorted(config["target_modules"]) == sorted(names)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
     assert len(tensors) == 2 * len(names)
     for name in names:
         A = tensors[f"base_model.model.{name}.lora_A.weight"].astype(np.float64)
@@ -36,6 +37,29 @@ def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path)
         want = deltas[path.replace(".", "/")]
         want = want[int(layer)] if layer else want
         np.testing.assert_allclose(config["lora_alpha"] / config["r"] * B @ A, want.T, atol=1e-5)
+
+
+def name_of(path: str, layer: int | None) -> str:
+    return path.replace("/", ".") + ("" if layer is None else f".{layer}")
+
+
+def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
+    """A client that uses components 1 and 3 at two scales, and one that adds nothing at the end."""
+    template = small_model.template()
+    adapter = random_adapter(template)
+    gain = {s.path: np.zeros((*s.stack, template.rank), np.float32) for s in template.sites}
+    for path in gain:
+        gain[path][..., 1], gain[path][..., 3] = 2.0, 0.5
+    gain["head"][...] = [1.0, 1.0, 1.0, 0.25]
+    adapter["head"] = adapter["head"]._replace(b=adapter["head"].b.at[3].set(0.0))
+    gain = {path: jnp.asarray(x) for path, x in gain.items()}
+    factors = layers.split(template.sites, adapter, gain, name_of)
+    assert {name: pair.rank for name, pair in factors.items() if pair.rank != 2} == {"head": 3}
+    for name, want in adapters.deltas(adapter, gain).items():
+        for layer in range(3) if name != "head" else (None,):
+            a, b, scale = factors[name_of(name, layer)]
+            got = want if layer is None else want[layer]
+            np.testing.assert_allclose(scale * a @ b, got, atol=1e-6)
 
 
 def test_changed_kernels_become_one_adapter():
@@ -52,15 +76,13 @@ def test_changed_kernels_become_one_adapter():
     for adapter in rounds:
         after = {p: after[p] + d for p, d in adapters.deltas(adapter, gain).items()}
     rest = adapters.truncate(random_adapter(template, 3), jnp.asarray(1, jnp.int32))
-    one = peft.from_kernels(template, before, after, rest)
-    extra = adapters.deltas(rest, adapters.uniform_gain(template))
-    for path, pair in one.items():
-        product = template.server_scale * pair.a @ pair.b
+    own = adapters.uniform_gain(template)
+    one, ones = layers.from_kernels(before, after, rest, own)
+    extra = adapters.deltas(rest, own)
+    for path, product in adapters.deltas(one, ones).items():
+        # Dropped components are no larger than what float32 rounds off the kernels.
         np.testing.assert_allclose(product, after[path] - before[path] + extra[path], atol=1e-6)
-    ranks = {pair.a.shape[-1] for pair in one.values()}
-    assert len(ranks) == 1
-    # 2 + 1 components, or a few of the size of float32's rounding of the kernels.
-    assert next(iter(ranks)) >= 3
+        assert one[path].a.shape[-1] == 3, "2 + 1 components, and no rounding errors among them"
     nothing = jax.tree.map(jnp.zeros_like, rest)
-    same = peft.from_kernels(template, before, before, nothing)
-    assert not any(np.any(pair.a @ pair.b) for pair in same.values())
+    same, ones = layers.from_kernels(before, before, nothing, own)
+    assert not any(np.any(x) for x in adapters.deltas(same, ones).values())

@@ -76,7 +76,7 @@ def test_the_numbers_are_those_of_single_runs(done):
     cell, record = made.lines[0].runs[1]
     assert cell.config.seed == 1
     alone = runs.run(cell.config)
-    assert record["history"] == alone.history
+    assert record["history"] == alone.records
     assert record["summary"]["base_sha256"] == alone.summary["base_sha256"]
 
 

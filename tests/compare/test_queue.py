@@ -11,7 +11,7 @@ from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 
 CONFIG = RunConfig(seed=3)
-RESULT = types.SimpleNamespace(history=[{"round": 1}], summary={"accuracy": 0.5})
+RESULT = types.SimpleNamespace(records=[{"round": 1}], summary={"accuracy": 0.5})
 
 
 def nobody():
@@ -21,7 +21,7 @@ def nobody():
 def test_a_run_is_written_once(tmp_path):
     path = tmp_path / "runs" / "a.json"
     record = queue.run_once(path, CONFIG, lambda: RESULT)
-    assert record["history"] == RESULT.history and record["summary"] == RESULT.summary
+    assert record["history"] == RESULT.records and record["summary"] == RESULT.summary
     assert configs.from_dict(record["config"]) == CONFIG
     assert queue.run_once(path, CONFIG, nobody) == record
     assert queue.finished(tmp_path / "runs") == {CONFIG: record}

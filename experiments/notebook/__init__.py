@@ -1,0 +1,1 @@
+"""The example notebook, and the command that executes it."""

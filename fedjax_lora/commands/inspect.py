@@ -1,0 +1,150 @@
+"""``fedjax-lora inspect``: what is in a run's folder."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from fedjax_lora.config import RunConfig, to_dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Say what a run's folder holds: config, rounds, last numbers, checkpoints, adapter, sizes."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Folder of the run."""
+    redraw: bool = False
+    """Draw figures/accuracy.png again from the numbers there are."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Inspect as the arguments say.
+
+    Raises:
+      InputError: no run there, or a damaged one.
+    """
+    options = tyro.cli(InspectOptions, args=args, prog="fedjax-lora inspect")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for title, lines in report(options.run):
+        console.print(title)
+        for line in lines:
+            console.print(f"  {line}")
+    if options.redraw:
+        console.print(f"drawn again: {redraw(options.run)}")
+
+
+def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    """Titles, each with its lines.
+
+    Raises:
+      InputError: no run there, or a damaged one.
+    """
+    # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora import checkpoints
+    from fedjax_lora.commands.folders import left_in, need_run
+    from fedjax_lora.reopening import read_config
+    from fedjax_lora.results import METRICS, RunFolder, read_lines
+
+    need_run(run)
+    config = read_config(run)
+    yield "config", _changed(config)
+    records = read_lines(run / METRICS)
+    summary = RunFolder(run).finished()
+    state = "finished" if summary else "not finished"
+    yield f"rounds: {len(records)} of {config.federation.rounds}, {state}", _last(records)
+    found = checkpoints.whole(run)
+    best = checkpoints.best(found)
+    yield (
+        f"checkpoints: {len(found)}",
+        [
+            f"{c.path.relative_to(run)}: {_size(c.path)}{', the best' if c is best else ''}"
+            for c in found
+        ],
+    )
+    left = left_in(run)
+    if left is not None:
+        yield f"model: {left.relative_to(run)}, {_size(left)}", _adapter(left)
+    files = sorted(p for p in run.iterdir() if not p.name.startswith("."))
+    yield f"files: {_size(run)}", [f"{p.name}: {_size(p)}" for p in files]
+
+
+def redraw(run: pathlib.Path) -> pathlib.Path:
+    """Draw the figure of a run's history again; returns where it is.
+
+    Raises:
+      InputError: there is no round to draw.
+    """
+    from fedjax_lora import plots
+    from fedjax_lora.data import find
+    from fedjax_lora.errors import InputError
+    from fedjax_lora.reopening import read_config
+    from fedjax_lora.results import METRICS, RunFolder, read_lines
+
+    config, records = read_config(run), read_lines(run / METRICS)
+    if not records:
+        raise InputError(f"Run {run} has no rounds yet.")
+    path = run / "figures" / "accuracy.png"
+    path.parent.mkdir(exist_ok=True)
+    figure = plots.history(
+        records,
+        metric=find(config.data.task).metric,
+        title=f"{config.data.task}: {config.federation.method}",
+        majority=(RunFolder(run).finished() or {}).get("majority_accuracy"),
+    )
+    figure.savefig(path)
+    return path
+
+
+def _changed(config: RunConfig) -> list[str]:
+    """The choices that say what the run is, and what differs from the defaults."""
+    default, here = to_dict(RunConfig()), to_dict(config)
+    always = ("data.task", "model.model", "federation.method", "federation.ranks", "seed")
+    flat = {
+        f"{group}.{name}": (value, default[group][name])
+        for group, values in here.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    } | {"seed": (here["seed"], None)}
+    return [
+        f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+        for name, (value, usual) in flat.items()
+        if name in always or value != usual
+    ]
+
+
+def _last(records: Sequence[dict[str, Any]]) -> list[str]:
+    if not records:
+        return []
+    numbers = {k: x for k, x in records[-1].items() if isinstance(x, int | float)}
+    evaluated = next((r for r in reversed(records) if "loss" in r), {})
+    numbers |= {k: x for k, x in evaluated.items() if isinstance(x, float)}
+    return [f"{k} = {x:.4f}" if isinstance(x, float) else f"{k} = {x}" for k, x in numbers.items()]
+
+
+def _adapter(folder: pathlib.Path) -> list[str]:
+    """The rank and scale of an adapter, and the shapes of the matrices it is for."""
+    from fedjax_lora.adapters import peft, peft_read
+
+    if not (folder / peft.CONFIG).is_file():
+        return ["merged into the base: the adapter would be larger than the matrices it is for"]
+    config = peft_read.read_config(folder)
+    shapes = peft_read.shapes(folder / peft.WEIGHTS)
+    pairs: dict[str, int] = {}
+    for name, a in shapes.items():
+        if name.endswith(".lora_A.weight"):
+            b = shapes.get(name.replace(".lora_A.", ".lora_B."), (0, 0))
+            text = f"{a[1]} x {b[0]} at rank {a[0]}"
+            pairs[text] = pairs.get(text, 0) + 1
+    base = config.get("base_model_name_or_path")
+    return [f"for {base}", *(f"{count} matrices {text}" for text, count in pairs.items())]
+
+
+def _size(path: pathlib.Path) -> str:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    size = sum(p.stat().st_size for p in files)
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,123 @@
+"""What a run hands over: the global model, and the model each client would go on from."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora import exchange, files, methods, specs
+from fedjax_lora.checkpoints import Progress
+from fedjax_lora.config import RunConfig
+from fedjax_lora.errors import InputError
+from fedjax_lora.exchange import About, Fitted
+from fedjax_lora.experiment import Assets, Experiment, global_model
+from fedjax_lora.methods.base import per_client
+from fedjax_lora.rounds import FederatedState, Plan, cohort_of
+
+ADAPTER, MERGED = "adapter", "merged"
+
+
+def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> About:
+    """What is said of a run's models.
+
+    Args:
+      config: the run's.
+      assets: the run's.
+      record: of a round, whose evaluation is told.
+    """
+    task, fed, local = assets.task.task, config.federation, config.local
+    paper = methods.METHODS[specs.parse(fed.method)[0]].paper
+    return About(
+        base=config.model.model,
+        base_sha256=assets.model.fingerprint,
+        layers=config.model.layers,
+        pooling=config.model.pooling,
+        max_length=config.data.max_length,
+        classes=assets.task.classes,
+        pair=assets.task.test.pairs is not None,
+        task=task.name,
+        metric=task.metric,
+        hub=task.hub.id if task.hub else "",
+        training={
+            "method": f"{fed.method} ({paper})",
+            "clients": f"{fed.clients}, {fed.cohort} in a round, {fed.rounds} rounds",
+            "ranks": fed.ranks,
+            "training examples": f"{len(assets.train.label)}, divided by {fed.partition}",
+            "local training": f"{local.optimizer}, learning rate {local.learning_rate:g} "
+            f"({local.schedule}), batch {local.batch}, epochs a round: {local.epochs}",
+            "updates": " ".join(fed.updates) or "as they are",
+            "heads": fed.heads,
+            "seed": str(config.seed),
+        },
+        results={name: record[name] for name in (task.metric, "loss") if name in record},
+    )
+
+
+def of_server(experiment: Experiment, state: FederatedState) -> Fitted:
+    """The global model."""
+    trained, gain = global_model(state, experiment.template)
+    return Fitted(
+        experiment.assets.model,
+        experiment.template.sites,
+        *_here((trained.adapter, gain, trained.head, state.server.kernels)),
+    )
+
+
+def of_client(experiment: Experiment, progress: Progress, client: int) -> Fitted:
+    """The model that a client would begin the next round with, at its own rank.
+
+    What a method keeps on its clients and local heads are the client's own.
+
+    Args:
+      experiment: the run.
+      progress: what it has led to.
+      client: from 0.
+
+    Raises:
+      InputError: no such client.
+    """
+    count = len(progress.rank)
+    if not 0 <= client < count:
+        raise InputError(f"Client {client} does not exist; the clients are 0..{count - 1}.")
+    state, fed = progress.state, experiment.config.federation
+    nothing: Any = None  # is trained on
+    plan = Plan(
+        id=jnp.array([client], jnp.int32),
+        rank=jnp.asarray(progress.rank[[client]], jnp.int32),
+        weight=jnp.array([len(experiment.federation.members[client])], jnp.float32),
+        batches=nothing,
+        rate=0.0,
+        round=jnp.asarray(progress.round, jnp.int32),
+    )
+    key = jax.random.key(experiment.config.seed)
+    mine = jax.tree.map(lambda x: x[client][None], state.clients)
+    cohort = cohort_of(experiment.template, plan, plan.weight, key)
+    start = experiment.method.broadcast(state.server, mine.method, cohort)
+    own = (start.adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
+    parts = jax.tree.map(lambda x: x[0], own)
+    return Fitted(
+        experiment.assets.model,
+        experiment.template.sites,
+        *_here((*parts, state.server.kernels)),
+    )
+
+
+def _here(tree: Any) -> Any:
+    """Arrays that may be spread over devices, on the one where the base was loaded."""
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
+
+
+def leave(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
+    """Write a run's global model into its folder, as ``adapter`` or else as ``merged``.
+
+    Methods that add to the base can add so much in many rounds that the one adapter that does the
+    same would be larger than the matrices it is for. Then the merged model is written.
+    """
+    one = fitted.in_one_adapter()
+    small = one.share_of_kernels() < 1
+    wanted, other = (ADAPTER, MERGED) if small else (MERGED, ADAPTER)
+    files.remove_folder(folder / other)
+    save = exchange.save_adapter if small else exchange.save_merged
+    files.write_folder(folder / wanted, lambda path: save(path, one if small else fitted, about))

@@ -1,0 +1,55 @@
+"""A run's folder, opened again: what it was built from and what it has led to."""
+
+import dataclasses
+import pathlib
+
+from fedjax_lora import checkpoints, resuming, runs
+from fedjax_lora import config as configs
+from fedjax_lora.checkpoints import Progress
+from fedjax_lora.config import RunConfig
+from fedjax_lora.errors import InputError
+from fedjax_lora.experiment import Experiment, load_assets, prepare
+from fedjax_lora.results import CONFIG
+
+
+def read_config(
+    folder: pathlib.Path, *, data_dir: str | None = None, model: str | None = None
+) -> RunConfig:
+    """The config of a run's folder.
+
+    Args:
+      folder: the run's.
+      data_dir: where its data is now, if it has moved.
+      model: where its model is now, if it has moved.
+
+    Raises:
+      InputError: no config there, or one that is damaged.
+    """
+    config = configs.load(folder / CONFIG)
+    if data_dir is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    if model is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=model))
+    return config
+
+
+def reopen(
+    folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = None
+) -> tuple[Experiment, Progress]:
+    """The run in a folder and its newest checkpoint; nothing is compiled or computed.
+
+    Args:
+      folder: the run's.
+      config: from `read_config`.
+      cache_dir: folder of tokens.
+
+    Raises:
+      InputError: no whole checkpoint; data or model that are not those of the run.
+    """
+    found = checkpoints.latest(folder)
+    if found is None:
+        raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
+    experiment = prepare(config, load_assets(config, cache_dir=cache_dir))
+    return experiment, resuming.continued(found, experiment, runs.begin(experiment))
