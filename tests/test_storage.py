@@ -62,6 +62,11 @@ def checkpoint(tmp_path, key, **options):
 def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
     exact, small = (checkpoint(tmp_path, key, storage=kept) for kept in ("float32", kind))
     assert small.fingerprint != exact.fingerprint
+    jax.tree.map(
+        lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(f"{x} {y}"),
+        small.params,
+        models.abstract_params(small.config, kind),
+    )
     path = "decoder/layers/mlp/up_proj/kernel"
     one, other = (trees.flat(model.params)[path] for model in (exact, small))
     scales = 0 if kind == "bfloat16" else other.scale.size * 4
