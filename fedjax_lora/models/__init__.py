@@ -18,6 +18,7 @@ from fedjax_lora.models.fresh import abstract_params, random_params
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
+from fedjax_lora.models.modules import module_of
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.pretrained import Pretrained, load, redraw
 from fedjax_lora.models.sources import MODELS, Model, resolve
@@ -45,6 +46,7 @@ __all__ = [
     "is_stacked",
     "load",
     "logits",
+    "module_of",
     "random_params",
     "read_config",
     "redraw",

@@ -181,7 +181,7 @@ def _scanned(config: DecoderConfig) -> Any:
         unroll=unroll,
         variable_axes={True: 0},
         split_rngs={True: True},
-        in_axes=(0, cast(int, nn.broadcast)),
+        in_axes=cast(int, (0, nn.broadcast)),
     )
 
 
