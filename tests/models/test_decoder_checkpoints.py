@@ -177,6 +177,20 @@ def test_shard_that_is_missing(llama, key, tmp_path):
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
             r"rope type 'longrope' \(only default, linear, dynamic, llama3, yarn\)",
         ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "not a valid llama"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 1.0,
+                    "factor": 0.0,
+                    "low_freq_factor": 1,
+                    "high_freq_factor": 1,
+                    "original_max_position_embeddings": 8,
+                }
+            },
+            "theta is 1.0 but must be above 1; rope factor is 0.0 .* rope frequency factors are 1 and",
+        ),
         ({"rope_parameters": 3}, "rope parameters that are no JSON object"),
         ({"rope_parameters": {"rope_type": "linear"}}, "Missing required keys"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights"),
