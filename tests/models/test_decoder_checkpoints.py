@@ -189,7 +189,7 @@ def test_shard_that_is_missing(llama, key, tmp_path):
                     "original_max_position_embeddings": 8,
                 }
             },
-            "theta is 1.0 but must be above 1; rope factor is 0.0 .* rope frequency factors are 1 and",
+            "theta is 1.0 but must be above 1; rope factor is 0.0 .*; rope frequency factors are 1",
         ),
         ({"rope_parameters": 3}, "rope parameters that are no JSON object"),
         ({"rope_parameters": {"rope_type": "linear"}}, "Missing required keys"),
