@@ -106,6 +106,7 @@ def load_assets(
             num_labels=max(1, len(task.classes)),
             layers=config.model.layers,
             dtype=config.model.dtype,
+            storage=config.model.storage,
             pooling=config.model.pooling,
             dropout=config.model.dropout,
             remat=config.model.remat,

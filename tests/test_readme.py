@@ -16,6 +16,7 @@ import experiments.noise.report
 import experiments.own_model.report
 import experiments.parity.report
 import experiments.server_aggregation.report
+import experiments.storage.report
 from experiments import methods_table
 from fedjax_lora import cli
 from fedjax_lora.commands import evaluate, export, inspect, predict
@@ -99,7 +100,9 @@ def test_every_trial_of_a_fault_has_ended_well():
     assert (report.RESULTS / "methods.md").read_text() == report.methods_table()
 
 
-@pytest.mark.parametrize("name", ["ag_news", "faults", "noise", "server_aggregation", "parity"])
+@pytest.mark.parametrize(
+    "name", ["ag_news", "faults", "noise", "parity", "server_aggregation", "storage"]
+)
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report
     table = report.table()

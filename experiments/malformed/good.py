@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -83,7 +84,7 @@ def as_json(value: object) -> bytes:
 
 def model_config() -> dict[str, object]:
     """What Hugging Face calls the very small model."""
-    small = models.tiny(vocab_size=32).config
+    small: Any = models.tiny(vocab_size=32).config
     return {
         "model_type": "bert",
         "architectures": ["BertModel"],

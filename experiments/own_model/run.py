@@ -98,9 +98,11 @@ def pretrain(net: nn.Module, train: Digits, *, steps: int) -> Params:
 
     @jax.jit
     def step(params: Any, state: Any) -> tuple[Any, Any]:
-        mean = lambda p: jnp.mean(
-            loss_of(cast(Array, net.apply({"params": p}, train.image)), train.label)
-        )  # noqa: E731
+        def mean(params: Any) -> Array:
+            return jnp.mean(
+                loss_of(cast(Array, net.apply({"params": params}, train.image)), train.label)
+            )
+
         updates, state = optimizer.update(jax.grad(mean)(params), state)
         return optax.apply_updates(params, updates), state
 

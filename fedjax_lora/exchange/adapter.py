@@ -44,13 +44,20 @@ def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
             lambda site, layer: names.module(model, site, layer),
         ),
         base_model=models.MODELS[about.base].hub if about.base in models.MODELS else about.base,
-        task_type="SEQ_CLS" if with_class else "FEATURE_EXTRACTION",
+        task_type=_task_type(model),
         saved_modules=parts if with_class else {},
     )
     if not with_class:
         save_head(path, parts)
     about.write(path)
     card.write(path, about, card.ADAPTER, mean=not with_class)
+
+
+def _task_type(model: models.Pretrained) -> str:
+    """PEFT's name of what the model is for PyTorch."""
+    if not names.has_class(model):
+        return "FEATURE_EXTRACTION"
+    return "SEQ_CLS" if model.config.num_labels else "CAUSAL_LM"
 
 
 def save_head(folder: pathlib.Path, parts: dict[str, dict[str, np.ndarray]]) -> None:

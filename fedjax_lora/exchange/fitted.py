@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, clients, data, evaluation, models, trees
+from fedjax_lora import adapters, clients, data, evaluation, models, storage, trees
 from fedjax_lora.adapters import Site, layers
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.types import Adapter, Array, Gain, Kernels, Params, Trained
@@ -49,7 +49,7 @@ class Fitted(NamedTuple):
         if not self.kernels:
             return self
         base = trees.flat(self.model.params)
-        before = {path: base[f"{path}/kernel"] for path in self.adapter}
+        before = {path: storage.full(base[f"{path}/kernel"]) for path in self.adapter}
         adapter, gain = layers.from_kernels(before, self.kernels, self.adapter, self.gain)
         return self._replace(adapter=adapter, gain=gain, kernels={})
 

@@ -41,7 +41,7 @@ def save_merged(
     path, model = pathlib.Path(folder), fitted.model
     with_class = names.has_class(model)
     params = fitted.merged
-    kept = params if with_class else {"encoder": params["encoder"]}
+    kept = params if with_class else {k: part for k, part in params.items() if k != "head"}
     tensors = names.tensors(model, kept)
     try:
         plan = split_state_dict_into_shards_factory(
@@ -83,9 +83,15 @@ def _config(model: models.Pretrained, about: About) -> dict[str, Any]:
     config.problem_type = "regression" if about.regression else "single_label_classification"
     config.dtype = "float32"
     family = type(config).__name__.removesuffix("Config")
-    last = "ForSequenceClassification" if names.has_class(model) else "Model"
-    config.architectures = [f"{family}{last}"]
+    config.architectures = [f"{family}{_class_of(model)}"]
     return json.loads(config.to_json_string(use_diff=True))
+
+
+def _class_of(model: models.Pretrained) -> str:
+    """The last words of the class that the model is in `transformers`."""
+    if not names.has_class(model):
+        return "Model"
+    return "ForSequenceClassification" if model.config.num_labels else "ForCausalLM"
 
 
 def _write_json(file: pathlib.Path, values: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lora import models, trees
+from fedjax_lora import models, storage, trees
 from fedjax_lora.adapters import Site
 from fedjax_lora.types import Params
 
@@ -31,9 +31,10 @@ def module(model: models.Pretrained, path: str, layer: int | None = None) -> str
 
 
 def matrices(model: models.Pretrained) -> dict[str, Place]:
-    """Where each matrix of the encoder is, by its name with and without the base's prefix."""
+    """Where each matrix of the base is, by its name with and without the base's prefix."""
     found: dict[str, Place] = {}
-    for parameter, leaf in trees.flat({"encoder": model.params["encoder"]}).items():
+    base = {part: model.params[part] for part in model.params if part in ("encoder", "decoder")}
+    for parameter, leaf in trees.flat(base).items():
         if parameter.endswith("/kernel"):
             path, shape = parameter.removesuffix("/kernel"), leaf.shape
             stacked = models.is_stacked(model.config, path)
@@ -49,7 +50,7 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
     """Parameters by PyTorch name, in PyTorch's layout; a view of each where it is on a CPU."""
     found = {}
     for path, leaf in trees.flat(params).items():
-        value = np.asarray(leaf)
+        value = np.asarray(storage.full(leaf))
         stacked = models.is_stacked(model.config, path)
         for layer in range(value.shape[0]) if stacked else (None,):
             one = value if layer is None else value[layer]
@@ -103,7 +104,7 @@ def _drawn(model: models.Pretrained) -> list[str]:
 
 
 def _bare(model: models.Pretrained, name: str) -> str:
-    return name.removeprefix(f"{model.config.traits.prefix}.")
+    return name.removeprefix(f"{model.config.prefix}.")
 
 
 def _shown(model: models.Pretrained, name: str) -> str:

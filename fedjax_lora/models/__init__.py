@@ -1,15 +1,26 @@
-"""Pretrained encoders in Flax: Hugging Face checkpoints as modules and parameter trees.
+"""Pretrained encoders and decoders in Flax, from Hugging Face checkpoints.
 
 pretrained = load("minilm", num_labels=4, pooling="mean", key=jax.random.key(0))
 logits = pretrained.module.apply({"params": pretrained.params}, input_ids, attention_mask)
+
+The modules are this package's own, in Linen: `transformers` 5 has no Flax classes, and the
+maintained NNX models (google-tunix) loop over layers in Python, put the products of attention into
+einsums of their own and come with some 80 packages. Here layers are scanned, every product is an
+`nn.Dense` that can be found by its path, and a frozen base is shared by whatever is vmapped over
+it.
 """
 
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.decoder import Decoded, Decoder
+from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Encoded, Encoder
-from fedjax_lora.models.fresh import random_params
+from fedjax_lora.models.fresh import abstract_params, random_params
 from fedjax_lora.models.fresh import shapes as param_shapes
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config, read_raw
+from fedjax_lora.models.kv_cache import Cache, init_cache
+from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
+from fedjax_lora.models.modules import module_of
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.pretrained import Pretrained, frozen, load, redraw, with_values
 from fedjax_lora.models.sources import MODELS, Model, resolve
@@ -17,18 +28,28 @@ from fedjax_lora.models.tiny import tiny
 
 __all__ = [
     "MODELS",
+    "Cache",
+    "Decoded",
+    "Decoder",
+    "DecoderClassifier",
+    "DecoderConfig",
     "Encoded",
     "Encoder",
     "EncoderConfig",
+    "LanguageModel",
     "Model",
     "Pretrained",
     "SequenceClassifier",
+    "abstract_params",
     "from_json",
     "frozen",
     "hf_module",
     "hf_name",
+    "init_cache",
     "is_stacked",
     "load",
+    "logits",
+    "module_of",
     "param_shapes",
     "random_params",
     "read_config",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fedjax_lora import adapters
-from fedjax_lora.adapters import Template, peft
+from fedjax_lora.adapters import Template, layers, peft
 from fedjax_lora.errors import InputError
 from fedjax_lora.types import LoRA
 
@@ -115,7 +115,9 @@ def test_the_peft_form_is_the_same_function(place, seed):
     adapter = drawn(template, seed)
     name_of = lambda path, layer: path if layer is None else f"{path}.{layer}"  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
-        peft.save(folder, template, adapter, name_of=name_of, base_model="base", saved_modules={})
+        gain = adapters.uniform_gain(template)
+        factors = layers.split(template.sites, adapter, gain, name_of)
+        peft.save(folder, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
         tensors = load_file(pathlib.Path(folder) / "adapter_model.safetensors")
         config = json.loads((pathlib.Path(folder) / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]

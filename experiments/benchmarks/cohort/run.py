@@ -54,12 +54,14 @@ def _make(name: str, order: dict[str, Any]) -> tuple[Callable[[], float], dict[s
     import jax
 
     from experiments.benchmarks.cohort import ours, products
-    from fedjax_lora.models import read_config
+    from fedjax_lora.models import EncoderConfig, read_config
 
     versions = {"jax": jax.__version__}
     if name == "products":
         loaded = work.load(folder / "work.npz")
-        return products.contender(case, read_config(folder / "model"), loaded), versions
+        config = read_config(folder / "model")
+        assert isinstance(config, EncoderConfig)
+        return products.contender(case, config, loaded), versions
     mode = "loop" if name == "loop" else "vmap"
     return ours.contender(case, model, data_dir, mode), versions
 
