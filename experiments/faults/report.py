@@ -12,8 +12,8 @@ from fedjax_lora.methods import METHODS
 PHASES = {
     "loading": "loading",
     "compiling, first round": "compiling or in the first round",
-    "rounds": "in later rounds",
-    "writing a checkpoint": "writing a checkpoint",
+    "rounds": "in later rounds, no checkpoint being written",
+    "writing a checkpoint": "in later rounds with a checkpoint half written",
     "writing results": "writing the results",
     "ended": "at the very end",
 }
