@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import exchange, files, methods, specs
+from fedjax_lora import adapters, exchange, files, methods, specs
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
@@ -95,7 +95,8 @@ def of_client(experiment: Experiment, progress: Progress, client: int) -> Fitted
     mine = jax.tree.map(lambda x: x[client][None], state.clients)
     cohort = cohort_of(experiment.template, plan, plan.weight, key)
     start = experiment.method.broadcast(state.server, mine.method, cohort)
-    own = (start.adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
+    adapter = adapters.fold(start.adapter, start.coefficients)
+    own = (adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
     parts = jax.tree.map(lambda x: x[0], own)
     return Fitted(
         experiment.assets.model,

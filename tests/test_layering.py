@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rounds",
     },
     "handover": FOUNDATION | {
+        "adapters",
         "checkpoints", "config", "exchange", "experiment", "files", "methods", "rounds",
     },
     "resuming": {"errors", "checkpoints", "config", "experiment", "optimizers", "results"},

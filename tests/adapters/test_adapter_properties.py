@@ -132,7 +132,6 @@ def test_the_peft_form_is_the_same_function(place, seed):
                 seen += 1
                 A, B = (tensors[f"{stem}{x}.weight"].astype(np.float64) for x in "AB")
                 ours = a[layer] @ b[layer] if site.stack else a @ b
-                np.testing.assert_allclose(
-                    scale * (B @ A).T, template.server_scale * ours, rtol=1e-12, atol=1e-12
-                )
+                want = template.server_scale * ours  # the gain of a component is a float32
+                np.testing.assert_allclose(scale * (B @ A).T, want, rtol=1e-6, atol=1e-6)
     assert len(tensors) == 2 * seen == 2 * len(config["target_modules"])

@@ -144,7 +144,7 @@ def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
         path: np.average(delta, axis=0, weights=cohort.weight)
         for path, delta in jax.jit(adapters.deltas)(result, start.gain).items()
     }
-    want = PARAMS["layers"]["value"]["kernel"] + mean["layers/value"]
+    want = server.kernels["layers/value"] + mean["layers/value"]
     np.testing.assert_allclose(base["layers"]["value"]["kernel"], want, atol=1e-5)
 
 

@@ -80,7 +80,7 @@ def test_every_method_begins_with_the_model_it_is_given(name, model, folder):
     mine = jax.tree.map(lambda x: x[1:2], method.init_clients(3))
     start = method.broadcast(server, mine, cohort)
     own = products(template, adapter)
-    for path, pair in start.adapter.items():
+    for path, pair in adapters.fold(start.adapter, start.coefficients).items():
         change = adapters.delta(LoRA(pair.a[0], pair.b[0]), start.gain[path][0])
         whole = server.kernels.get(path, kernels[path]) + change
         np.testing.assert_allclose(whole, kernels[path] + own[path], atol=1e-5)
