@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.errors import InputError
 from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.attention import mix
 from fedjax_lora.models.config import EncoderConfig
 
 Tokens = Int[Array | np.ndarray, "n t"]
@@ -96,24 +97,14 @@ class Attention(nn.Module):
             dense(config, config.hidden, name)(x).reshape(split)
             for name in ("query", "key", "value")
         )
+        drop = None
         if config.attention_dropout and not self.deterministic:
-            mixed = self._mix_with_dropout(query, key, value, mask)
-        else:
-            # It promotes bfloat16 to float32 inside, which strict promotion rules would refuse.
-            with jax.numpy_dtype_promotion("standard"):
-                mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+            drop = nn.Dropout(config.attention_dropout, deterministic=False)
+        mixed = mix(query, key, value, mask, drop=drop)
         y = dense(config, config.hidden, "output")(mixed.reshape(x.shape))
         if config.traits.attention_output_dropout:
             y = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(y)
         return _normalise(config, x + y)
-
-    def _mix_with_dropout(self, query: Array, key: Array, value: Array, mask: Array) -> Array:
-        """Attention with its weights spelled out, because dropout applies to them."""
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(value.dtype)
-        weights = nn.Dropout(self.config.attention_dropout, deterministic=False)(weights)
-        return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
 
 
 class FeedForward(nn.Module):
@@ -150,7 +141,7 @@ class Layer(nn.Module):
 
 def _scanned(config: EncoderConfig) -> Any:
     """`Layer` repeated: every collection has a leading layer axis, or is shared by all layers."""
-    unroll = _unroll(config)
+    unroll = layers_per_step(config)
     # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
     layer = nn.remat(Layer, prevent_cse=unroll > 1) if config.remat else Layer
     options: dict[str, Any] = {"length": config.layers, "unroll": unroll}
@@ -161,7 +152,7 @@ def _scanned(config: EncoderConfig) -> Any:
     return nn.scan(layer, in_axes=cast(int, nn.broadcast), **options)
 
 
-def _unroll(config: EncoderConfig) -> int:
+def layers_per_step(config: Any) -> int:
     """Layers per loop step: a CPU is a fifth faster without a loop, accelerators want one."""
     if config.scan_unroll is not None:
         return min(config.scan_unroll, config.layers)
@@ -205,15 +196,20 @@ class Encoder(nn.Module):
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:
         if self.config.pooling == "mean":
-            weight = mask.astype(jnp.float32)[:, :, None]
-            total = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1)
-            return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+            return mean_of_tokens(hidden, mask)
         first = hidden[:, 0].astype(jnp.float32)
         if self.config.has_pooler:
             return jnp.tanh(
                 dense(self.config, self.config.hidden, "pooler", dtype="float32")(first)
             )
         return first
+
+
+def mean_of_tokens(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> Float[Array, "n h"]:
+    """The float32 mean of the states that are not padding; 0 where all are."""
+    weight = mask.astype(jnp.float32)[:, :, None]
+    total = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1)
+    return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 
 
 def _check(config: EncoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:

@@ -1,0 +1,36 @@
+"""Attention of queries over keys, as encoders and decoders use it."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def mix(
+    query: Float[Array, "n t heads d"],
+    key: Float[Array, "n s kv d"],
+    value: Float[Array, "n s kv d"],
+    mask: Bool[Array, "n 1 #t s"],
+    *,
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "n t heads d"]:
+    """What each token gathers from those that `mask` lets it see.
+
+    Args:
+      query: one per token and head.
+      key: fewer heads than queries have are shared by groups of neighbouring query heads.
+      value: as `key`.
+      mask: True where a token (third axis, or all alike) may attend.
+      drop: dropout for the attention weights; None for none, which allows fused kernels.
+    """
+    if drop is None:
+        # It promotes bfloat16 to float32 inside, which strict promotion rules would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    shared = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    weights = drop(jax.nn.softmax(scores).astype(value.dtype))
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, value)

@@ -1,0 +1,278 @@
+"""One Flax module for decoders of the Llama shape: Llama 2 and 3, TinyLlama, Mistral, Qwen 2 to 3.
+
+Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one scanned
+module, so that code outside can find each product by its module path
+(``decoder/layers/self_attn/q_proj``) and can give any module its own variables, in any collection,
+with a leading layer axis.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_lora.errors import InputError
+from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.attention import mix
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.encoder import Mask, Tokens, layers_per_step
+from fedjax_lora.models.rope import angles, rotate
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far, with room for more.
+
+    Attributes:
+      keys: turned by their positions, in the compute dtype.
+      values: in the compute dtype.
+      mask: True where a slot holds a token, False for padding and for room.
+      filled: slots in use, padding included.
+    """
+
+    keys: Float[Array, "L n slots kv d"]
+    values: Float[Array, "L n slots kv d"]
+    mask: Bool[Array, "n slots"]
+    filled: Int[Array, ""]
+
+
+class Decoded(NamedTuple):
+    """What a decoder makes of a batch.
+
+    Attributes:
+      hidden: states after the final norm, in the compute dtype.
+      cache: with the batch's tokens added; None if none was given.
+    """
+
+    hidden: Float[Array, "n t h"]
+    cache: Cache | None
+
+
+class View(NamedTuple):
+    """What tokens see and where they are; the same for all layers.
+
+    Attributes:
+      turn: angles of the tokens' positions.
+      mask: True where a token may attend to a slot in a layer that sees everything.
+      near: True within the sliding window; None if there is none.
+      slot: where the batch's first token goes in the cache.
+    """
+
+    turn: Float[Array, "n t half"]
+    mask: Bool[Array, "n 1 t s"]
+    near: Bool[Array, "1 1 t s"] | None
+    slot: Int[Array, ""]
+
+
+class PerLayer(NamedTuple):
+    """What one layer gets; stacked, what the layer loop takes a slice of.
+
+    Attributes:
+      slides: whether it sees the sliding window only.
+      past: keys and values in the cache; None without one.
+    """
+
+    slides: Bool[Array, "*L"]
+    past: tuple[Float[Array, "*L n slots kv d"], Float[Array, "*L n slots kv d"]] | None
+
+
+def init_cache(config: DecoderConfig, *, rows: int, slots: int) -> Cache:
+    """An empty cache for `rows` texts of up to `slots` tokens, padding included."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    empty = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
+    return Cache(empty(), empty(), jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))
+
+
+def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn.Dense:
+    return nn.Dense(features, use_bias=bias, name=name, dtype=config.dtype)
+
+
+def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
+    """RMSNorm in float32, whatever comes in; the compute dtype goes out."""
+    norm = nn.RMSNorm(name=name, epsilon=config.norm_eps, dtype=jnp.float32)
+    return norm(x.astype(jnp.float32)).astype(config.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in groups of query heads."""
+
+    config: DecoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n t h"], layer: PerLayer, view: View
+    ) -> tuple[Float[Array, "n t h"], tuple[Array, Array]]:
+        """What is added to the states, and the batch's own keys and values."""
+        config = self.config
+        query = self._heads(x, "q_proj", config.heads)
+        key = self._heads(x, "k_proj", config.kv_heads)
+        value = self._heads(x, "v_proj", config.kv_heads)
+        if config.qk_norm:
+            query, key = _norm(config, "q_norm", query), _norm(config, "k_norm", key)
+        query, key = (rotate(z, view.turn, config.rope.attention_factor) for z in (query, key))
+        keys, values = key, value
+        if layer.past is not None:
+            at = (0, view.slot, 0, 0)
+            keys = jax.lax.dynamic_update_slice(layer.past[0], key, at)
+            values = jax.lax.dynamic_update_slice(layer.past[1], value, at)
+        mask = view.mask if view.near is None else view.mask & (view.near | ~layer.slides)
+        drop = None
+        if config.attention_dropout and not self.deterministic:
+            drop = nn.Dropout(config.attention_dropout, deterministic=False)
+        mixed = mix(query, keys, values, mask, drop=drop)
+        y = _dense(config, config.hidden, "o_proj", bias=config.output_bias)(
+            mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
+        )
+        return y, (key, value)
+
+    def _heads(self, x: Array, name: str, heads: int) -> Array:
+        config = self.config
+        y = _dense(config, heads * config.head_dim, name, bias=config.qkv_bias)(x)
+        return y.reshape(*x.shape[:2], heads, config.head_dim)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: a gated projection up, and one down."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
+        """What is added to the states."""
+        config = self.config
+        gate, up = (
+            _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
+            for name in ("gate_proj", "up_proj")
+        )
+        y = ACTIVATIONS[config.activation](gate) * up
+        return _dense(config, config.hidden, "down_proj", bias=config.mlp_bias)(y)
+
+
+class Layer(nn.Module):
+    """One decoder layer in the form `nn.scan` wants: carry in, carry and output out."""
+
+    config: DecoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n t h"], layer: PerLayer, view: View
+    ) -> tuple[Float[Array, "n t h"], tuple[Array, Array] | None]:
+        """New states; the batch's keys and values if there is a cache to put them into."""
+        config = self.config
+        attention = Attention(config, self.deterministic, name="self_attn")
+        y, new = attention(_norm(config, "input_layernorm", x), layer, view)
+        x = x + y
+        y = FeedForward(config, name="mlp")(_norm(config, "post_attention_layernorm", x))
+        return x + y, None if layer.past is None else new
+
+
+def _scanned(config: DecoderConfig) -> Any:
+    """`Layer` repeated: every collection has a leading layer axis."""
+    unroll = layers_per_step(config)
+    # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
+    layer = nn.remat(Layer, prevent_cse=unroll > 1) if config.remat else Layer
+    return nn.scan(
+        layer,
+        length=config.layers,
+        unroll=unroll,
+        variable_axes={True: 0},
+        split_rngs={True: True},
+        in_axes=(0, cast(int, nn.broadcast)),
+    )
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the final norm of a frozen or trained base model."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        *,
+        positions: Int[Array, "n t"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> Decoded:
+        """States of a batch, or of the next tokens of the texts in a cache.
+
+        Args:
+          input_ids: token ids.
+          attention_mask: True for tokens, False for padding, on either side.
+          positions: of the tokens in their texts; counted from the mask (and the cache) if None.
+          cache: of the tokens before; there must be room for ``t`` more.
+          deterministic: False applies dropout, with keys from the ``dropout`` stream.
+
+        Raises:
+          InputError: texts longer than the window, or a mask that is not boolean.
+        """
+        config = self.config
+        _check(config, input_ids, attention_mask)
+        mask = jnp.asarray(attention_mask)
+        if positions is None:
+            positions = _positions(mask, cache)
+        view, seen = _view(config, positions, mask, cache)
+        x = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens", dtype=config.dtype)(
+            jnp.asarray(input_ids)
+        )
+        slides = jnp.array(
+            [
+                config.sliding_window is not None and layer not in config.full_layers
+                for layer in range(config.layers)
+            ]
+        )
+        past = None if cache is None else (cache.keys, cache.values)
+        x, new = _scanned(config)(config, deterministic, name="layers")(
+            x, PerLayer(slides, past), view
+        )
+        hidden = _norm(config, "norm", x)
+        return Decoded(hidden, None if cache is None else _extended(cache, new, seen, mask))
+
+
+def _positions(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
+    """Tokens before each token of its text, padding not counted."""
+    before = jnp.cumsum(mask.astype(jnp.int32), axis=1, dtype=jnp.int32) - 1
+    if cache is not None:
+        before = before + jnp.sum(cache.mask, axis=1, dtype=jnp.int32)[:, None]
+    return jnp.maximum(before, 0)
+
+
+def _view(
+    config: DecoderConfig, positions: Array, mask: Array, cache: Cache | None
+) -> tuple[View, Bool[Array, "n s"]]:
+    """What the tokens see, and which slots hold tokens now."""
+    slot = jnp.zeros((), jnp.int32) if cache is None else cache.filled
+    seen = mask if cache is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, slot))
+    own = slot + jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
+    other = jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]
+    near = None
+    if config.sliding_window is not None:
+        near = (own - other < config.sliding_window)[None, None]
+    turn = angles(config.rope, positions, width=config.head_dim, window=config.max_positions)
+    return View(turn, seen[:, None, None, :] & (other <= own)[None, None], near, slot), seen
+
+
+def _extended(cache: Cache, new: tuple[Array, Array], seen: Array, mask: Array) -> Cache:
+    at = (0, 0, cache.filled, 0, 0)
+    keys, values = (
+        jax.lax.dynamic_update_slice(old, added, at)
+        for old, added in zip((cache.keys, cache.values), new, strict=True)
+    )
+    return Cache(keys, values, seen, cache.filled + mask.shape[1])
+
+
+def _check(config: DecoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:
+    if input_ids.shape[1] > config.max_tokens:
+        raise InputError(
+            f"The texts have {input_ids.shape[1]} tokens but this {config.family} model takes at "
+            f"most {config.max_tokens}; truncate them."
+        )
+    if attention_mask.dtype != jnp.bool_:
+        raise InputError(
+            f"attention_mask must be boolean, not {attention_mask.dtype}; pass mask != 0."
+        )

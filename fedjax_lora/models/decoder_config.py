@@ -1,0 +1,115 @@
+"""The frozen record that a decoder is built from."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from fedjax_lora.errors import raise_all, unknown
+from fedjax_lora.models import rope
+from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.config import DTYPES, POOLINGS
+from fedjax_lora.models.rope import Rope
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Everything that decides a decoder's shapes and its function, given its parameters.
+
+    Attributes:
+      family: the architecture's name, one of `DECODERS`; what sets them apart is in the fields
+        below.
+      vocab_size: rows of the token embedding table.
+      hidden: width of the hidden states.
+      layers: number of layers that run.
+      heads: attention heads.
+      kv_heads: heads of keys and values; divides `heads`.
+      head_dim: features of a head.
+      intermediate: width inside the feed-forward block.
+      max_positions: the window the checkpoint states; `max_tokens` is what fits.
+      rope: the position embedding.
+      norm_eps: added to the mean square in every RMSNorm.
+      activation: of the gate, a key of `activations.ACTIVATIONS`.
+      qkv_bias: query, key and value have biases.
+      output_bias: the attention's output projection has one.
+      mlp_bias: the feed-forward projections have them.
+      qk_norm: queries and keys are normalised per head.
+      sliding_window: how many tokens, itself included, a token sees in a sliding layer; None if
+        there is no such layer.
+      full_layers: layers, counted from 0, that see everything in spite of `sliding_window`.
+      tied: the embedding table is also the vocabulary matrix.
+      attention_dropout: rate on attention weights.
+      initializer_range: standard deviation of newly initialised kernels and tables.
+      num_labels: width of a classifier's logits; 1 for regression; 0 for a language model.
+      pooling: what a classifier reads: the last token (``family``) or the ``mean`` of all tokens.
+      dtype: what matrix products compute in; RMSNorm, softmax and logits are float32.
+      remat: recompute each layer in the backward pass instead of storing its activations.
+      scan_unroll: layers per step of the layer loop; None picks by backend.
+      architectures: class names the checkpoint was saved from, as its config lists them.
+    """
+
+    family: str
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    max_positions: int
+    rope: Rope = Rope()
+    norm_eps: float = 1e-6
+    activation: str = "silu"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    tied: bool = False
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    num_labels: int = 0
+    pooling: str = "family"
+    dtype: str = "float32"
+    remat: bool = False
+    scan_unroll: int | None = None
+    architectures: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        raise_all("The decoder cannot be built", _problems(self))
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text: the stated window, or the stretched one where that is longer."""
+        if self.rope.type in ("linear", "dynamic"):
+            return int(self.max_positions * self.rope.factor)
+        return max(self.max_positions, int(self.rope.original_positions * self.rope.factor))
+
+
+def _problems(config: DecoderConfig) -> Iterator[str]:
+    """Every field that is out of range, in words."""
+    if config.family not in DECODERS:
+        yield str(unknown("decoder family", config.family, DECODERS)).rstrip(".")
+    if config.activation not in ACTIVATIONS:
+        yield str(unknown("activation", config.activation, ACTIVATIONS)).rstrip(".")
+    sizes = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "intermediate", "max_positions")
+    for name in sizes:
+        if getattr(config, name) < 1:
+            yield f"{name} is {getattr(config, name)} but must be at least 1"
+    if config.kv_heads > 0 and config.heads % config.kv_heads:
+        yield f"the {config.heads} heads are not a multiple of the {config.kv_heads} kv_heads"
+    if config.head_dim < 4 or config.head_dim % 2:
+        yield f"head_dim is {config.head_dim} but must be even and at least 4"
+    if config.num_labels < 0:
+        yield f"num_labels is {config.num_labels} but must be at least 0 (0: a language model)"
+    if not 0 <= config.attention_dropout < 1:
+        yield f"attention_dropout is {config.attention_dropout} but must be in [0, 1)"
+    if config.sliding_window is not None and config.sliding_window < 1:
+        yield f"sliding_window is {config.sliding_window} but must be at least 1, or None"
+    for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
+        if getattr(config, name) not in known:
+            yield f"{name} is {getattr(config, name)!r} but must be one of {', '.join(known)}"
+    if config.scan_unroll is not None and config.scan_unroll < 1:
+        yield f"scan_unroll is {config.scan_unroll} but must be at least 1, or None to choose"
+    yield from rope.problems(config.rope)

@@ -1,0 +1,107 @@
+"""A decoder as a language model, and with a classification head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_lora.models.decoder import Cache, Decoded, Decoder
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.encoder import Mask, Tokens, mean_of_tokens
+
+
+class LanguageModel(nn.Module):
+    """A decoder and its vocabulary matrix, which `logits` multiplies by.
+
+    Parameters are ``{'decoder': ..., 'vocabulary': ..., 'head': {}}``, without ``vocabulary`` where
+    the embedding table serves. All of it is base: a language model has no head to train.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        *,
+        positions: Int[Array, "n t"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> Decoded:
+        """States of a batch; the arguments are those of `Decoder`."""
+        if not self.config.tied and self.is_initializing():
+            rows = nn.Embed(self.config.vocab_size, self.config.hidden, name="vocabulary")
+            rows(jnp.zeros((), jnp.int32))
+        return Decoder(self.config, name="decoder")(
+            input_ids,
+            attention_mask,
+            positions=positions,
+            cache=cache,
+            deterministic=deterministic,
+        )
+
+
+def logits(params: Mapping[str, Any], hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]:
+    """Scores of every token of the vocabulary, in float32.
+
+    The largest array of a language model: apply it to the states that need it, in parts.
+
+    Args:
+      params: of a `LanguageModel`.
+      hidden: states, the products' dtype.
+    """
+    part = params["vocabulary"] if "vocabulary" in params else params["decoder"]["embed_tokens"]
+    table = part["embedding"].astype(hidden.dtype)
+    return jax.lax.dot_general(
+        hidden,
+        table,
+        (((hidden.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+class DecoderClassifier(nn.Module):
+    """A decoder with a linear head without bias; parameters are ``{'decoder', 'head'}``.
+
+    It reads the last token that is not padding, as Hugging Face's ``ForSequenceClassification``
+    does, or the mean of all of them.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        token_types: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "n labels"]:
+        """Float32 logits of a batch; decoders have no token types, `token_types` is ignored."""
+        decoder = Decoder(self.config, name="decoder")
+        hidden = decoder(input_ids, attention_mask, deterministic=deterministic).hidden
+        pool = mean_of_tokens if self.config.pooling == "mean" else last_token
+        pooled = pool(hidden, jnp.asarray(attention_mask))
+        return ScoreHead(self.config, name="head")(pooled)
+
+
+def last_token(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> Float[Array, "n h"]:
+    """The float32 state of each text's last token, with padding on either side."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+
+
+class ScoreHead(nn.Module):
+    """One linear layer, in float32."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Logits."""
+        return nn.Dense(self.config.num_labels, use_bias=False, name="score")(pooled)

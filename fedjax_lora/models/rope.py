@@ -1,0 +1,128 @@
+"""Rotary position embeddings and the ways to stretch them, as `transformers` defines them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """How a model turns its queries and keys (arXiv 2104.09864).
+
+    Attributes:
+      type: ``default``; ``linear`` (positions divided by `factor`); ``dynamic`` (NTK: a larger
+        base for texts beyond the window); ``llama3`` (low frequencies divided by `factor`);
+        ``yarn`` (arXiv 2309.00071).
+      theta: the base of the wavelengths.
+      factor: by how much the window is stretched.
+      original_positions: the window before it was stretched (llama3, yarn).
+      low_frequency: llama3: wavelengths above ``original_positions / low_frequency`` are stretched.
+      high_frequency: llama3: those below ``original_positions / high_frequency`` are not.
+      beta_fast: yarn: turns within the window from which on a frequency is left as it is.
+      beta_slow: yarn: turns up to which it is stretched completely.
+      attention_factor: yarn: multiplier of sines and cosines.
+      truncate: yarn: whether the borders between frequencies are whole numbers.
+    """
+
+    type: str = "default"
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_positions: int = 1
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+
+def problems(rope: Rope) -> Iterator[str]:
+    """Every field that is out of range, in words."""
+    if rope.type not in ROPE_TYPES:
+        yield f"rope type is {rope.type!r} but must be one of {', '.join(ROPE_TYPES)}"
+    for name in ("theta", "factor", "original_positions", "attention_factor"):
+        if not getattr(rope, name) > 0:
+            yield f"rope {name} is {getattr(rope, name)} but must be above 0"
+    if rope.type == "llama3" and not rope.high_frequency > rope.low_frequency > 0:
+        yield (
+            f"rope frequency factors are {rope.low_frequency:g} and {rope.high_frequency:g} but "
+            "must be positive, the high one above the low one"
+        )
+
+
+def angles(
+    rope: Rope, positions: Int[Array, "n t"], *, width: int, window: int
+) -> Float[Array, "n t {width}//2"]:
+    """By how much each pair of features is turned, in radians.
+
+    Args:
+      rope: the kind of embedding.
+      positions: of the tokens in their text.
+      width: features of a head.
+      window: the model's ``max_positions``, from which ``dynamic`` starts to stretch. What it
+        does to a text depends on that text's length alone, not on the batch's as in
+        `transformers`.
+    """
+    at = positions.astype(jnp.float32)[:, :, None]
+    if rope.type != "dynamic":
+        return at * _frequencies(rope, width)
+    length = jnp.maximum(at.max(axis=1) + 1.0, float(window))  # [n, 1]
+    grown = rope.factor * length / window - (rope.factor - 1.0)
+    theta = rope.theta * grown ** (width / (width - 2))
+    return at * (1.0 / theta ** _exponents(width)[None])[:, None, :]
+
+
+def rotate(
+    x: Float[Array, "n t heads d"], turn: Float[Array, "n t d//2"], factor: float
+) -> Float[Array, "n t heads d"]:
+    """Turn the pairs ``(x[j], x[j + d/2])``, in float32; the result has the dtype of `x`."""
+    cos, sin = (factor * f(turn)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _exponents(width: int) -> np.ndarray:
+    # float32 as in the implementations that models were trained with: at far positions the last
+    # bit of a frequency is visible.
+    return np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+
+
+def _frequencies(rope: Rope, width: int) -> np.ndarray:
+    """Radians per position, ``float32[1, 1, width // 2]``."""
+    plain = np.float32(1.0) / np.float32(rope.theta) ** _exponents(width)
+    stretch = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}.get(rope.type)
+    value = plain if stretch is None else stretch(rope, plain, width)
+    return value.astype(np.float32)[None, None]
+
+
+def _linear(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
+    return plain / rope.factor
+
+
+def _llama3(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
+    turns = rope.original_positions * plain / (2 * math.pi)  # within the original window
+    low, high = rope.low_frequency, rope.high_frequency
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * kept + plain / rope.factor * (1.0 - kept)
+
+
+def _yarn(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
+    def place(turns: float) -> float:
+        """The feature, as a real number, that turns so many times within the window."""
+        wavelength = rope.original_positions / (turns * 2 * math.pi)
+        return width * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = place(rope.beta_fast), place(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 if low == high else 0.0
+    stretched = np.clip((np.arange(width // 2) - low) / (high - low), 0.0, 1.0)
+    return plain / rope.factor * stretched + plain * (1.0 - stretched)
