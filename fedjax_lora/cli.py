@@ -140,9 +140,15 @@ def _print_summary(
     line = f"{metric} {summary[metric]:.4f}"
     if "majority_accuracy" in summary:
         line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
+    if f"start_{metric}" in summary:
+        line += f" (before training: {summary[f'start_{metric}']:.4f})"
     console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
     if summary["train_test_overlap"]:
         console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")
+    if summary["skipped_examples"]:
+        console.print(
+            f"note: {summary['skipped_examples']} examples could not be used and are left out"
+        )
     console.print(f"results in {out}")
 
 

@@ -15,7 +15,6 @@ from fedjax_lora import (
     clients,
     data,
     methods,
-    metrics,
     models,
     promotion,
     rounds,
@@ -24,7 +23,9 @@ from fedjax_lora import (
 from fedjax_lora.adapters import Template
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.errors import InputError
 from fedjax_lora.federation import Federation
+from fedjax_lora.kinds import KINDS, Global, Scores, Tools
 from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
 from fedjax_lora.reallocation import Reallocate, unchanged
@@ -66,7 +67,8 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     round_fn: rounds.RoundFn
-    evaluate: Callable[[FederatedState], dict[str, float]]
+    evaluate: Callable[[FederatedState], Scores]
+    reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
     updates: tuple[around.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
@@ -95,10 +97,11 @@ def load_assets(
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
+    kind = KINDS[task.task.kind]
     if model is None:
         model = models.load(
             config.model.model,
-            num_labels=max(1, len(task.classes)),
+            num_labels=kind.outputs(task),
             layers=config.model.layers,
             dtype=config.model.dtype,
             pooling=config.model.pooling,
@@ -108,11 +111,33 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
-    encode = lambda split: data.encode(  # noqa: E731
-        split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
+    splits = [task.train, task.validation, task.test]
+    encoded = [
+        None
+        if split is None
+        else kind.encode(task.task, split, model.tokenizer, chosen.max_length, cache_dir)
+        for split in splits
+    ]
+    train, validation, test = encoded
+    assert train is not None and test is not None
+    lost = sum(len(s.texts) - len(e.kept) for s, e in zip(splits, encoded, strict=True) if s and e)
+    task = task._replace(
+        train=train.split,
+        validation=None if validation is None else validation.split,
+        test=test.split,
+        skipped=task.skipped + lost,
     )
-    validation = None if task.validation is None else encode(task.validation)
-    return Assets(task, model, encode(task.train), validation, encode(task.test))
+    tokens = [e and e.tokens for e in (train, validation, test)]
+    _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
+    return Assets(task, model, train.tokens, tokens[1], test.tokens)
+
+
+def _check_length(longest: int, window: int) -> None:
+    if longest > window:
+        raise InputError(
+            f"The longest text has {longest} tokens, but the model takes at most {window}; set "
+            f"max_length to {window} or less."
+        )
 
 
 def model_key(config: RunConfig) -> Key:
@@ -180,7 +205,7 @@ def prepare(
     reading = Reading(
         module=assets.model.module,
         lengths=length_buckets(assets.train.length, longest=longest),
-        regression=assets.task.task.regression,
+        kind=assets.task.task.kind,
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
     )
@@ -196,6 +221,7 @@ def prepare(
         by_length=local.group_by_length,
         seed=config.seed,
         least_steps=shared.least_steps,
+        amount=_amount(assets) if fed.client_weights == "tokens" else None,
     )
     recipe = RoundRecipe(
         reading=reading,
@@ -231,7 +257,9 @@ def prepare(
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(reading, how.eval_batch)
-    evaluate = _make_evaluate(assets, template, predict, base, place)
+    evaluate = _make_evaluate(config, assets, template, predict, base, place)
+    kind = KINDS[assets.task.task.kind]
+    reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
         reallocate = promotion.make_reallocate(
@@ -247,7 +275,7 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reallocate, updates, privacy,
+        shared.round(recipe), evaluate, reference, reallocate, updates, privacy,
     )  # fmt: skip
 
 
@@ -259,24 +287,36 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
 
 
-def _make_evaluate(assets, template, predict, base, place):
-    task = assets.task.task
-    splits = {"": assets.test} | (
-        {} if assets.validation is None else {"validation_": assets.validation}
-    )
-    placed = {prefix: place(tokens) for prefix, tokens in splits.items()}
+def _amount(assets: Assets) -> np.ndarray:
+    """Tokens that are learned from each training example, ``int32[E]``."""
+    tokens = assets.train
+    if assets.task.task.kind == "language":
+        return tokens.types.sum(axis=1)
+    return tokens.length
 
-    def evaluate(state: FederatedState) -> dict[str, float]:
+
+def _make_evaluate(config, assets, template, predict, base, place):
+    task, model = assets.task, assets.model
+    kind, length = KINDS[task.task.kind], config.data.max_length
+    tools = Tools(
+        task=task,
+        predict=predict,
+        place=place,
+        encode=lambda split: kind.encode(task.task, split, model.tokenizer, length, None),
+        answer=lambda model, tokens: [],
+    )
+    splits = [("", task.test, assets.test)]
+    if assets.validation is not None:
+        splits.append(("validation_", task.validation, assets.validation))
+    judges = {prefix: kind.judge(tools, split, tokens) for prefix, split, tokens in splits}
+
+    def evaluate(state: FederatedState) -> Scores:
         trained, gain = global_model(state, template)
-        full = rounds.with_kernels(base, state.server.kernels)
-        scores = {}
-        for prefix, tokens in splits.items():
-            output = predict(full, placed[prefix], trained, gain)
-            score = metrics.METRICS[task.metric](tokens.label, output)
-            scores[f"{prefix}{task.metric}"] = score
-            scores[f"{prefix}loss"] = metrics.mean_loss(
-                tokens.label, output, regression=task.regression
-            )
-        return scores
+        model = Global(rounds.with_kernels(base, state.server.kernels), trained, gain)
+        return {
+            f"{prefix}{name}": value
+            for prefix, judge in judges.items()
+            for name, value in judge(model).items()
+        }
 
     return evaluate

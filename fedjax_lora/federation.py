@@ -29,6 +29,9 @@ class Federation:
     by_length: bool
     seed: int
     least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
+    amount: np.ndarray | None = (
+        None  # float[E], an example's part of its client's weight; 1 if None
+    )
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -42,6 +45,9 @@ class Federation:
         most = max(len(own) for own in self.members)
         taken = batches.local_steps(most, batch=self.batch, epochs=self.epochs, most=self.max_steps)
         return max(taken, self.least_steps)
+
+    def _weight(self, own: np.ndarray) -> float:
+        return float(len(own) if self.amount is None else self.amount[own].sum())
 
     def sample(self, round: int) -> np.ndarray:
         """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
@@ -89,7 +95,7 @@ class Federation:
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
-            weight=np.array([len(own) for own in members], np.float32),
+            weight=np.array([self._weight(own) for own in members], np.float32),
             batches=work,
             rate=np.float32(rate),
             round=np.int32(round),

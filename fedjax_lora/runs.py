@@ -70,6 +70,7 @@ def run(
     history = []
     if folder:
         folder.start(config)
+    reference = experiment.reference()
     for t in range(fed.rounds):
         clock = time.perf_counter()
         rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
@@ -106,7 +107,7 @@ def run(
             folder.append("metrics.jsonl", record)
             folder.append("timing.jsonl", times)
         on_round(record | times)
-    summary = summarise(experiment, history, time.perf_counter() - began)
+    summary = summarise(experiment, history, reference, time.perf_counter() - began)
     if folder:
         folder.write("summary.json", summary)
         leave(folder, experiment, state, history, summary)
@@ -129,7 +130,7 @@ def leave(
         folder.path / "figures" / "accuracy.png",
         metric=assets.task.task.metric,
         title=f"{config.data.task}: {config.federation.method}",
-        majority=summary.get("majority_accuracy"),
+        beat=plots.to_beat(summary, assets.task.task.metric),
     )
     if assets.task.classes:
         parts = data.Partition(tuple(experiment.federation.members), None)
@@ -147,22 +148,24 @@ def leave(
 
 
 def summarise(
-    experiment: Experiment, history: list[dict[str, Any]], seconds: float
+    experiment: Experiment,
+    history: list[dict[str, Any]],
+    reference: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The numbers of a whole run."""
+    """The numbers of a whole run; ``reference`` is what they are to be compared with."""
     task, assets = experiment.assets.task.task, experiment.assets
-    labels = assets.test.label
     summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
     summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
-    if not task.regression:
-        summary["majority_accuracy"] = float(np.bincount(labels).max() / len(labels))
     return (
         summary
+        | reference
         | {
             "rounds": len(history),
             "train_examples": len(assets.train.label),
-            "test_examples": len(labels),
+            "test_examples": len(assets.test.label),
             "train_test_overlap": assets.task.overlap,
+            "skipped_examples": assets.task.skipped,
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
             "seconds": seconds,

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "specs": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
-    "metrics": set(),
+    "metrics": {"errors"},
     "cache": set(),
     "plots": set(),
     # Leaves: know nothing of each other.
@@ -50,11 +50,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
+    "kinds": {"types", "data", "evaluation", "metrics"},
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
     "programs": {
-        "adapters", "around", "clients", "evaluation", "measure", "methods", "optimizers", "rounds",
+        "adapters", "around", "clients", "evaluation", "measure", "methods", "models", "optimizers",
+        "rounds",
     },
     "promotion": {
         "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",
@@ -62,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "experiment": FOUNDATION | {
         "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
-        "metrics", "models", "programs", "promotion", "reallocation", "rounds",
+        "kinds", "models", "programs", "promotion", "reallocation", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
@@ -85,7 +87,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
     "specs": set(),
-    "metrics": {"numpy", "jaxtyping"},
+    "metrics": {"numpy", "jaxtyping", "rouge_score"},
     "allocation": {"numpy"},
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},

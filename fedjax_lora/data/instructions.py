@@ -95,11 +95,10 @@ def read_dolly_alpaca(folder: Path) -> tuple[Table, Table]:
             "put the files of one split there, or check --data-dir."
         )
     columns = DOLLY._replace(group=None)
-    parts = [
-        read_instructions(files[client], columns)._replace(groups=[client] * count)
-        for client in sorted(files, key=int)
-        if (count := len(read_instructions(files[client], columns).texts))
-    ]
+    parts = []
+    for client in sorted(files, key=int):
+        own = read_instructions(files[client], columns)
+        parts.append(own._replace(groups=[client] * len(own.texts)))
     return _joined(str(folder), parts), read_instructions(tests[0], columns)
 
 
@@ -113,7 +112,9 @@ def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
     Raises:
       InputError: no task files, or one that is broken.
     """
-    files = {path.name.split(".json")[0]: path for path in sorted((folder / "tasks").glob("*.json*"))}
+    files = {
+        path.name.split(".json")[0]: path for path in sorted((folder / "tasks").glob("*.json*"))
+    }
     if not files:
         raise InputError(f"{folder} has no tasks/*.json; put the task files there.")
     chosen = [_listed(folder / "splits" / "default" / f"{k}_tasks.txt") for k in ("train", "test")]
@@ -160,7 +161,9 @@ def read_mmlu_1444(path: Path) -> Table:
     for row, text in zip(table.rows, table.pairs, strict=True):
         found = re.match(r"The answer is: ([A-D])\.", text)
         if found is None:
-            raise InputError(f"{path} row {row}: the output is {text!r}, not 'The answer is: A. ...'.")
+            raise InputError(
+                f"{path} row {row}: the output is {text!r}, not 'The answer is: A. ...'."
+            )
         letters.append(found[1])
     return table._replace(pairs=letters, choices=[LETTERS] * len(letters))
 

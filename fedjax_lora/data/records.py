@@ -1,7 +1,7 @@
 """The records that the modules of this package hand to each other; plain data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -139,7 +139,7 @@ class Task:
     hub: Hub | None = None
     local: Local | Folder | None = None
     builtin: Callable[[], tuple[Table, Table]] | None = None
-    prompting: Prompting = Prompting()
+    prompting: Prompting = field(default_factory=Prompting)
 
     @property
     def kind(self) -> Kind:
