@@ -1,4 +1,4 @@
-"""Pretrained encoders and decoders in Flax: Hugging Face checkpoints as modules and parameter trees.
+"""Pretrained models in Flax: Hugging Face checkpoints as modules and parameter trees.
 
 pretrained = load("minilm", num_labels=4, pooling="mean", key=jax.random.key(0))
 logits = pretrained.module.apply({"params": pretrained.params}, input_ids, attention_mask)

@@ -1,7 +1,8 @@
 """A Hugging Face checkpoint folder as a parameter tree."""
 
+import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,26 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import trees
+from fedjax_lora import storage as storages
 from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.models import fresh, names
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.modules import Config
 from fedjax_lora.models.tensors import Tensor, open_tensors
 
 # What a checkpoint may hold beside the model: heads of pretraining and of other tasks, a pooler
-# that the config does not use, and index buffers that old versions saved.
+# that the config does not use, a vocabulary matrix that is tied, and buffers that old versions
+# saved.
 _OTHER_PARTS = re.compile(
     r"embeddings\.(position_ids|token_type_ids)$"
     r"|(cls|lm_head|predictions|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
-    r"|(pooler|classifier|pre_classifier)\."
+    r"|(pooler|classifier|pre_classifier|score)\."
+    r"|layers\.\d+\.self_attn\.rotary_emb\."
 )
+
+
+_OUTPUTS = ("head/classifier/", "head/out_proj/", "head/score/")
+
+
+Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+"""Where an array goes, from its parameter's path and its shape."""
 
 
 class Checkpoint(NamedTuple):
     """What was read.
 
     Attributes:
-      params: ``{'encoder': ..., 'head': ...}``, float32.
+      params: of the module that the config describes.
       new_params: paths, joined by ``/``, of parameters that the checkpoint does not have.
     """
 
@@ -53,9 +63,15 @@ class _Slot(NamedTuple):
 
 
 def read(
-    folder: Path, config: EncoderConfig, *, key: jax.Array, stored_layers: int | None = None
+    folder: Path,
+    config: Config,
+    *,
+    key: jax.Array,
+    stored_layers: int | None = None,
+    storage: str = "float32",
+    sharding: Sharding | None = None,
 ) -> Checkpoint:
-    """Read the parameters of a `SequenceClassifier` from a checkpoint, tensor by tensor.
+    """Read a model's parameters from a checkpoint, tensor by tensor.
 
     A head that is absent, belongs to another task or has another number of labels is newly
     initialised from `key`, and so is an absent pooler.
@@ -65,6 +81,8 @@ def read(
       config: what to read; fewer `layers` than are stored reads the first ones only.
       key: for newly initialised parameters.
       stored_layers: how many layers the checkpoint has; `config.layers` if None.
+      storage: one of `fedjax_lora.storage.STORAGES`.
+      sharding: where each parameter goes; the default device if None.
 
     Raises:
       InputError: missing and unexpected tensors and wrong shapes, all of them in one message.
@@ -79,15 +97,18 @@ def read(
         f"The weights in {folder} do not fit the {config.family} that its config.json describes",
         [*_misfits(slots, stored), *_unexpected([*slots, *cut], stored)],
     )
-    values = _assemble(slots, stored, shapes) | fresh.draw(config, new, key)
-    return Checkpoint(trees.nested(values), tuple(sorted(new)))
+    place = functools.partial(_place, sharding)
+    values = dict(_assembled(slots, stored, shapes, storage, place))
+    for path, value in fresh.draw(config, new, key).items():
+        values[path] = place(path, value.astype(storages.dtype_of(path, storage)))
+    return Checkpoint(fresh.tree(values), tuple(sorted(new)))
 
 
-def _bare_names(tensors: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+def _bare_names(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Tensors by name without the base prefix, and with the old spelling of LayerNorm's."""
     bare = {}
     for name, tensor in tensors.items():
-        short = name.removeprefix(f"{config.traits.prefix}.")
+        short = name.removeprefix(f"{config.prefix}.")
         short = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", short))
         if short in bare:
             raise InputError(f"Tensor {name!r} is stored twice, under two spellings of its name.")
@@ -95,11 +116,9 @@ def _bare_names(tensors: Mapping[str, Tensor], config: EncoderConfig) -> dict[st
     return bare
 
 
-def _slots(
-    config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]], layers: range
-) -> Iterator[_Slot]:
+def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range) -> Iterator[_Slot]:
     """Where each stored tensor of these layers goes, and each that belongs to no layer."""
-    prefix = f"{config.traits.prefix}."
+    prefix = f"{config.prefix}."
     for path, shape in shapes.items():
         stacked = names.is_stacked(config, path)
         one = shape[1:] if stacked else shape
@@ -108,9 +127,7 @@ def _slots(
             yield _Slot(path, layer, names.hf_name(config, path, layer).removeprefix(prefix), one)
 
 
-def _new_paths(
-    config: EncoderConfig, slots: Collection[_Slot], stored: Mapping[str, Tensor]
-) -> set[str]:
+def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> set[str]:
     """Parameters to initialise: the whole head if it is another task's, the pooler if absent."""
     head = [slot for slot in slots if slot.path.startswith("head/")]
     pooler = [slot for slot in slots if slot.path.startswith("encoder/pooler/")]
@@ -120,16 +137,14 @@ def _new_paths(
     return {slot.path for slot in new}
 
 
-def _has_head(config: EncoderConfig, head: Collection[_Slot], stored: Mapping[str, Tensor]) -> bool:
+def _has_head(config: Config, head: Collection[_Slot], stored: Mapping[str, Tensor]) -> bool:
     """Whether the stored head is this model's: same pooling, same task, same labels."""
     # A head for another task can have the same names and shapes; the class name tells.
     classes = config.architectures
     if classes and not any(name.endswith("ForSequenceClassification") for name in classes):
         return False
     found = [slot for slot in head if slot.name in stored]
-    outputs = [
-        slot for slot in found if slot.path.startswith(("head/classifier/", "head/out_proj/"))
-    ]
+    outputs = [slot for slot in found if slot.path.startswith(_OUTPUTS)]
     same_labels = all(stored[slot.name].shape[:1] == (config.num_labels,) for slot in outputs)
     return config.pooling == "family" and bool(found) and same_labels
 
@@ -161,9 +176,9 @@ def _grouped(tensor_names: Collection[str]) -> list[str]:
     """Names sorted, those that differ only in their layer as one: ``layer.{0,1}.x``."""
     layers: dict[str, list[int]] = {}
     for name in tensor_names:
-        number = re.search(r"(?<=\blayer\.)\d+", name)
-        pattern = name if number is None else f"{name[: number.start()]}*{name[number.end() :]}"
-        layers.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
+        number = re.search(r"\blayers?\.(\d+)", name)
+        pattern = name if number is None else f"{name[: number.start(1)]}*{name[number.end(1) :]}"
+        layers.setdefault(pattern, []).extend([] if number is None else [int(number[1])])
     return [
         pattern.replace("*", f"{numbers[0]}" if len(numbers) == 1 else _braces(numbers))
         for pattern, numbers in sorted(layers.items())
@@ -174,22 +189,56 @@ def _braces(numbers: Collection[int]) -> str:
     return "{" + ",".join(map(str, sorted(numbers))) + "}"
 
 
-def _assemble(
+def _assembled(
     slots: Collection[_Slot],
     stored: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, jax.Array]:
-    """Parameters by path; one parameter at a time is in memory twice."""
+    storage: str,
+    place: Callable[[str, Any], Any],
+) -> Iterator[tuple[str, Any]]:
+    """Parameters by path; one at a time is on the host too, and no two kernels as they were."""
     parts: dict[str, list[_Slot]] = {}
     for slot in slots:
         parts.setdefault(slot.path, []).append(slot)
-    values = {}
     for path, slots_of_path in parts.items():
-        value = np.empty(shapes[path], np.float32)
-        for slot in slots_of_path:
-            tensor = stored[slot.name].read()
-            value[... if slot.layer is None else slot.layer] = (
-                tensor.T if path.endswith("/kernel") else tensor
-            )
-        values[path] = jnp.asarray(value)
-    return values
+        build = _encoded if storages.is_encoded(path, storage) else _stacked
+        yield path, place(path, build(path, slots_of_path, stored, shapes[path], storage))
+
+
+def _oriented(slot: _Slot, stored: Mapping[str, Tensor]) -> np.ndarray:
+    tensor = stored[slot.name].read()
+    return tensor.T if slot.path.endswith("/kernel") else tensor
+
+
+def _stacked(
+    path: str,
+    slots: Collection[_Slot],
+    stored: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    storage: str,
+) -> np.ndarray:
+    value = np.empty(shape, storages.dtype_of(path, storage))
+    for slot in slots:
+        value[... if slot.layer is None else slot.layer] = _oriented(slot, stored)
+    return value
+
+
+def _encoded(
+    path: str,
+    slots: Collection[_Slot],
+    stored: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    storage: str,
+) -> Any:
+    codes = [
+        storages.encode(jnp.asarray(_oriented(slot, stored), jnp.float32), storage)
+        for slot in slots
+    ]
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *codes)
+    return stacked if len(shape) > 2 else jax.tree.map(lambda x: x[0], stacked)
+
+
+def _place(sharding: Sharding | None, path: str, value: Any) -> Any:
+    if sharding is None:
+        return jax.tree.map(jnp.asarray, value)
+    return jax.tree.map(lambda x: jax.device_put(x, sharding(path, x.shape)), value)

@@ -37,7 +37,7 @@ class EncoderConfig:
       dtype: what matrix products compute in; parameters, LayerNorm, softmax and logits stay
         float32.
       remat: recompute each layer in the backward pass instead of storing its activations.
-      scan_unroll: layers per step of the layer loop; None picks by backend (`unroll`).
+      scan_unroll: layers per step of the layer loop; None picks by backend.
       architectures: class names the checkpoint was saved from, as its config lists them.
     """
 
@@ -71,6 +71,17 @@ class EncoderConfig:
     def traits(self) -> Family:
         """The facts of this config's family."""
         return FAMILIES[self.family]
+
+    @property
+    def prefix(self) -> str:
+        """The base model's name inside a Hugging Face checkpoint with a head."""
+        return self.traits.prefix
+
+    def with_dropout(self, rate: float) -> "EncoderConfig":
+        """The same model with this rate in every dropout."""
+        return dataclasses.replace(
+            self, hidden_dropout=rate, attention_dropout=rate, head_dropout=rate
+        )
 
     @property
     def head(self) -> str:

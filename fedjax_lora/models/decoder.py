@@ -19,6 +19,7 @@ from fedjax_lora.models.attention import mix
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, layers_per_step
 from fedjax_lora.models.rope import angles, rotate
+from fedjax_lora.storage import promote
 
 
 class Cache(NamedTuple):
@@ -85,7 +86,7 @@ def init_cache(config: DecoderConfig, *, rows: int, slots: int) -> Cache:
 
 
 def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn.Dense:
-    return nn.Dense(features, use_bias=bias, name=name, dtype=config.dtype)
+    return nn.Dense(features, use_bias=bias, name=name, dtype=config.dtype, promote_dtype=promote)
 
 
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:

@@ -57,7 +57,7 @@ class DecoderConfig:
     head_dim: int
     intermediate: int
     max_positions: int
-    rope: Rope = Rope()
+    rope: Rope = dataclasses.field(default_factory=Rope)
     norm_eps: float = 1e-6
     activation: str = "silu"
     qkv_bias: bool = False
@@ -78,6 +78,15 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         raise_all("The decoder cannot be built", _problems(self))
+
+    @property
+    def prefix(self) -> str:
+        """The base model's name inside a Hugging Face checkpoint with a head."""
+        return "model"
+
+    def with_dropout(self, rate: float) -> "DecoderConfig":
+        """The same model with this rate in every dropout."""
+        return dataclasses.replace(self, attention_dropout=rate)
 
     @property
     def max_tokens(self) -> int:

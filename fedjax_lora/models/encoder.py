@@ -17,6 +17,7 @@ from fedjax_lora.errors import InputError
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.storage import promote
 
 Tokens = Int[Array | np.ndarray, "n t"]
 Mask = Bool[Array | np.ndarray, "n t"]
@@ -36,7 +37,7 @@ class Encoded(NamedTuple):
 
 def dense(config: EncoderConfig, features: int, name: str, dtype: str | None = None) -> nn.Dense:
     """A projection in the compute dtype of the config, or in another one."""
-    return nn.Dense(features, name=name, dtype=dtype or config.dtype)
+    return nn.Dense(features, name=name, dtype=dtype or config.dtype, promote_dtype=promote)
 
 
 def _normalise(config: EncoderConfig, x: Array) -> Array:

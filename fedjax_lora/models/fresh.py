@@ -1,7 +1,7 @@
 """New parameters, initialised as Hugging Face does: normal kernels and tables, zero biases."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,24 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import trees
-from fedjax_lora.models.config import EncoderConfig
-from fedjax_lora.models.heads import SequenceClassifier
+from fedjax_lora.models.modules import Config, module_of
 
 
-def random_params(config: EncoderConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters ``{'encoder': ..., 'head': ...}`` of a `SequenceClassifier`."""
-    return trees.nested(draw(config, shapes(config), key))
+def random_params(config: Config, key: jax.Array) -> dict[str, Any]:
+    """Random parameters of the module that a config describes."""
+    return tree(draw(config, shapes(config), key))
 
 
-def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+def tree(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path as a tree; a model without a head has an empty one."""
+    return {"head": {}} | trees.nested(values)
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, by path; nothing is computed."""
     ids, mask = np.zeros((1, 1), np.int32), np.ones((1, 1), np.bool_)
-    init = lambda key: SequenceClassifier(config).init(key, ids, mask)  # noqa: E731
-    tree: Any = jax.eval_shape(init, jax.random.key(0))
-    return {path: leaf.shape for path, leaf in trees.flat(tree["params"]).items()}
+    init = lambda key: module_of(config).init(key, ids, mask)  # noqa: E731
+    made: Any = jax.eval_shape(init, jax.random.key(0))
+    return {path: leaf.shape for path, leaf in trees.flat(made["params"]).items()}
 
 
-def draw(config: EncoderConfig, paths: Iterable[str], key: jax.Array) -> dict[str, jax.Array]:
+def draw(config: Config, paths: Iterable[str], key: jax.Array) -> dict[str, jax.Array]:
     """The parameters at `paths`, which are drawn together: a different set, different values."""
     wanted = {path: shape for path, shape in sorted(shapes(config).items()) if path in set(paths)}
     # One draw for all of them compiles much faster than one for each.

@@ -1,4 +1,4 @@
-"""An `EncoderConfig` from a Hugging Face ``config.json``."""
+"""A model's config from a Hugging Face ``config.json``."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,10 +7,15 @@ from typing import Any
 
 from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.families import FAMILIES
+from fedjax_lora.models.hf_decoder import decoder_config, unsupported
+from fedjax_lora.models.modules import Config
+
+_SUPPORTED = (*FAMILIES, *DECODERS)
 
 
-def read_config(folder: Path, **options: Any) -> EncoderConfig:
+def read_config(folder: Path, **options: Any) -> Config:
     """The config of a checkpoint folder.
 
     Args:
@@ -36,7 +41,7 @@ def read_config(folder: Path, **options: Any) -> EncoderConfig:
 
 def from_json(
     raw: Mapping[str, Any], *, where: str = "config", name: str = "", **options: Any
-) -> EncoderConfig:
+) -> Config:
     """The config that a Hugging Face ``config.json`` describes.
 
     Args:
@@ -58,26 +63,32 @@ def from_json(
     except (StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
+    if family in DECODERS:
+        return decoder_config(hf, **options)
     return EncoderConfig(**{**_fields(hf, family), **options})
 
 
 def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
     """The family by ``model_type``, else by architecture, else by name, as old files need."""
     if "model_type" in raw:
-        if raw["model_type"] in FAMILIES:
+        if raw["model_type"] in _SUPPORTED:
             return raw["model_type"]
         raise InputError(
-            f"{where} describes a {raw['model_type']!r} model; supported are {', '.join(FAMILIES)}."
+            f"{where} describes a {raw['model_type']!r} model; supported are "
+            f"{', '.join(_SUPPORTED)}."
         )
     hints = " ".join([*(raw.get("architectures") or ()), name]).lower()
-    for family in sorted(FAMILIES, key=len, reverse=True):  # "bert" is part of every other name
+    for family in sorted(_SUPPORTED, key=len, reverse=True):  # "bert" is part of every other name
         if family in hints:
             return family
-    raise InputError(f"{where} has no model_type; add one of {', '.join(FAMILIES)}.")
+    raise InputError(f"{where} has no model_type; add one of {', '.join(_SUPPORTED)}.")
 
 
 def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
-    """Features of a config that change the function and that `encoder` does not have."""
+    """Features of a config that change the function and that the modules do not have."""
+    if family in DECODERS:
+        yield from unsupported(raw)
+        return
     positions = raw.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         yield f"{positions!r} position embeddings (only 'absolute')"

@@ -19,6 +19,9 @@ _TOKENIZER = frozenset(
         "vocab.json",
         "merges.txt",
         "spiece.model",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "generation_config.json",
     }
 )
 _SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from fedjax_lora.errors import InputError
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.modules import Config
 
 _LEAVES = MappingProxyType(
     {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -74,6 +75,16 @@ _ALBERT = _table(
 _ENCODERS = MappingProxyType(
     {"albert": _ALBERT, "bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT}
 )
+_DECODER_LAYER = (
+    "input_layernorm",
+    *(f"self_attn/{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    "post_attention_layernorm",
+    *(f"mlp/{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+)
+_DECODER = MappingProxyType(
+    {"embed_tokens": "embed_tokens", "norm": "norm"}
+    | {f"layers/{name}": "layers.{layer}." + name.replace("/", ".") for name in _DECODER_LAYER}
+)
 _HEADS = MappingProxyType(
     {
         "linear": {"classifier": "classifier"},
@@ -83,16 +94,26 @@ _HEADS = MappingProxyType(
 )
 
 
-def is_stacked(config: EncoderConfig, path: str) -> bool:
+def is_stacked(config: Config, path: str) -> bool:
     """Whether the variables at a path have a leading layer axis."""
-    return path.startswith("encoder/layers/") and not config.traits.shared_layers
+    shared = isinstance(config, EncoderConfig) and config.traits.shared_layers
+    return path.startswith(("encoder/layers/", "decoder/layers/")) and not shared
 
 
-def hf_module(config: EncoderConfig, path: str, layer: int | None = None) -> str:
+def _modules(config: Config, part: str) -> Mapping[str, str]:
+    """Hugging Face names below the prefix, by module path below a part of the parameters."""
+    if isinstance(config, EncoderConfig):
+        parts = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}
+    else:
+        parts = {"decoder": _DECODER, "vocabulary": {"": "lm_head"}, "head": {"score": "score"}}
+    return parts.get(part, {})
+
+
+def hf_module(config: Config, path: str, layer: int | None = None) -> str:
     """The Hugging Face name of the module at `path`, base prefix included.
 
     Args:
-      config: the encoder's config.
+      config: the model's config.
       path: a module path, for example ``encoder/layers/attention/query``.
       layer: which layer, for a path whose parameters are stacked over layers.
 
@@ -103,23 +124,23 @@ def hf_module(config: EncoderConfig, path: str, layer: int | None = None) -> str
       InputError: a path this family does not have, or `layer` missing or out of place.
     """
     part, _, rest = path.partition("/")
-    table = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}.get(part, {})
+    table = _modules(config, part)
     if rest not in table:
         raise InputError(f"A {config.family} model has no module {path}.")
     if is_stacked(config, path) != (layer is not None):
         need = "needs" if is_stacked(config, path) else "does not take"
         raise InputError(f"Module {path} of a {config.family} model {need} a layer number.")
     name = table[rest].format(layer=layer)
-    return f"{config.traits.prefix}.{name}" if part == "encoder" else name
+    return f"{config.prefix}.{name}" if part in ("encoder", "decoder") else name
 
 
-def hf_name(config: EncoderConfig, path: str, layer: int | None = None) -> str:
+def hf_name(config: Config, path: str, layer: int | None = None) -> str:
     """The Hugging Face name of the tensor for the parameter at `path`.
 
     PyTorch stores kernels transposed, ``[o, i]``; tables and vectors are stored as they are.
 
     Args:
-      config: the encoder's config.
+      config: the model's config.
       path: a parameter path, ending in ``kernel``, ``bias``, ``scale`` or ``embedding``.
       layer: as for `hf_module`.
 

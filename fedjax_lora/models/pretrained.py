@@ -9,92 +9,111 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_lora import storage as storages
 from fedjax_lora import trees
 from fedjax_lora.errors import InputError
 from fedjax_lora.models import checkpoint, fresh
 from fedjax_lora.models.config import EncoderConfig
-from fedjax_lora.models.heads import SequenceClassifier
+from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.hf_config import read_config
+from fedjax_lora.models.modules import Config, Module, module_of
 from fedjax_lora.models.sources import resolve
 from fedjax_lora.models.tensors import weight_files, weights_sha256
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A sequence classifier with its parameters.
+    """A model with its parameters.
 
     Attributes:
       module: call it as ``module.apply({'params': params}, input_ids, attention_mask, ...)``.
-      params: ``{'encoder': ..., 'head': ...}``, float32, layers stacked on the first axis.
+      params: ``{'encoder': ..., 'head': ...}``, or of a decoder ``{'decoder': ..., 'head': ...}``
+        and, if its vocabulary matrix is not tied, ``'vocabulary'``; layers are stacked on the first
+        axis. A language model's head is empty.
       config: what `module` was built from.
       tokenizer: a `transformers` tokenizer; None if the checkpoint has none.
-      fingerprint: identifies the encoder's parameters: digest of the stored weights, the number
-        of layers used and every newly initialised encoder parameter.
+      fingerprint: identifies the parameters below the head: digest of the stored weights, the
+        number of layers used, how they are stored in memory, and every newly initialised one.
       folder: where it was read from; None for random parameters.
       new_params: paths of the parameters that were newly initialised, not read.
+      storage: how matrices are kept in memory, one of `fedjax_lora.storage.STORAGES`.
     """
 
-    module: SequenceClassifier
+    module: Module
     params: dict[str, Any]
-    config: EncoderConfig
+    config: Config
     tokenizer: Any
     fingerprint: str
     folder: Path | None
     new_params: tuple[str, ...]
+    storage: str = "float32"
 
 
 def load(
     name: str,
     *,
-    num_labels: int,
+    num_labels: int | None,
     layers: int | None = None,
     dtype: str = "float32",
+    storage: str = "float32",
     pooling: str = "family",
     dropout: float | None = None,
     remat: bool = False,
     scan_unroll: int | None = None,
+    sharding: checkpoint.Sharding | None = None,
     key: jax.Array,
 ) -> Pretrained:
-    """Load a pretrained encoder with a classification head.
+    """Load a pretrained model: with a classification head, or a decoder as a language model.
 
     Args:
       name: an alias (`sources.MODELS`), a checkpoint folder, or a hub id ``org/name``.
-      num_labels: width of the logits; 1 for regression.
+      num_labels: width of the logits; 1 for regression; None for a language model.
       layers: use only the first `layers` layers; all of them if None.
-      dtype: compute dtype, ``float32`` or ``bfloat16``; parameters are float32 either way.
+      dtype: compute dtype, ``float32`` or ``bfloat16``.
+      storage: how the matrices are kept in memory, one of `fedjax_lora.storage.STORAGES`; vectors
+        and the head are float32 always.
       pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
       dropout: replaces every dropout rate; the checkpoint's own rates if None.
       remat: recompute layers in the backward pass to save memory.
       scan_unroll: layers per loop step; chosen by backend if None.
+      sharding: where each parameter goes, from its path and shape; the default device if None.
       key: for a head (and a pooler) that the checkpoint does not have.
 
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
+    storages.check(storage)
     source = resolve(name)
     options: dict[str, Any] = {
-        "num_labels": num_labels,
         "dtype": dtype,
         "pooling": pooling,
         "remat": remat,
         "scan_unroll": scan_unroll,
     }
+    full = _with_labels(read_config(source.folder, **options), num_labels)
     if dropout is not None:
-        options |= dict.fromkeys(("hidden_dropout", "attention_dropout", "head_dropout"), dropout)
-    full = read_config(source.folder, **options)
+        full = full.with_dropout(dropout)
     config = _cut(full, layers)
     digest = _verified_digest(source.folder, source.sha256)
-    read = checkpoint.read(source.folder, config, key=key, stored_layers=full.layers)
+    read = checkpoint.read(
+        source.folder,
+        config,
+        key=key,
+        stored_layers=full.layers,
+        storage=storage,
+        sharding=sharding,
+    )
     return Pretrained(
-        module=SequenceClassifier(config),
+        module=module_of(config),
         params=read.params,
         config=config,
         tokenizer=_tokenizer(source.folder, config),
-        fingerprint=fingerprint(f"{digest} layers={config.layers}", read.params, read.new_params),
+        fingerprint=fingerprint(_label(digest, config, storage), read.params, read.new_params),
         folder=source.folder,
         new_params=read.new_params,
+        storage=storage,
     )
 
 
@@ -106,14 +125,35 @@ def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
       key: for the parameters that the checkpoint does not have.
     """
     assert model.folder is not None, "a model without a checkpoint has nothing to share"
-    params = trees.replace(model.params, fresh.draw(model.config, model.new_params, key))
-    label = f"{weights_sha256(model.folder)} layers={model.config.layers}"
+    drawn = {
+        path: value.astype(storages.dtype_of(path, model.storage))
+        for path, value in fresh.draw(model.config, model.new_params, key).items()
+    }
+    params = fresh.tree(trees.flat(model.params) | drawn)
+    label = _label(weights_sha256(model.folder), model.config, model.storage)
     return dataclasses.replace(
         model, params=params, fingerprint=fingerprint(label, params, model.new_params)
     )
 
 
-def _cut(config: EncoderConfig, layers: int | None) -> EncoderConfig:
+def _label(digest: str, config: Config, storage: str) -> str:
+    kept = "" if storage == "float32" else f" storage={storage}"
+    return f"{digest} layers={config.layers}{kept}"
+
+
+def _with_labels(config: Config, num_labels: int | None) -> Config:
+    """The config of a classifier with so many labels, or of a language model."""
+    if num_labels is not None and num_labels < 1:
+        raise InputError(f"num_labels is {num_labels} but must be at least 1 (1 means regression).")
+    if num_labels is None and isinstance(config, EncoderConfig):
+        raise InputError(
+            f"A {config.family} model is an encoder and cannot write text; choose a decoder "
+            f"({', '.join(DECODERS)})."
+        )
+    return dataclasses.replace(config, num_labels=num_labels or 0)
+
+
+def _cut(config: Config, layers: int | None) -> Config:
     if layers is None:
         return config
     if not 1 <= layers <= config.layers:
@@ -136,18 +176,22 @@ def _verified_digest(folder: Path, pinned: str | None) -> str:
 
 
 def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str:
-    """Hex sha256 of a label and of the encoder's parameters at the given paths."""
+    """Hex sha256 of a label and of the parameters at the given paths, the head's left out."""
     total = hashlib.sha256(label.encode())
     flat = trees.flat(params)
     for path in sorted(paths):
-        if path.startswith("encoder/"):
+        if not path.startswith("head/"):
             total.update(path.encode())
             total.update(np.asarray(flat[path]).tobytes())
     return total.hexdigest()
 
 
-def _tokenizer(folder: Path, config: EncoderConfig) -> Any:
-    """The folder's tokenizer; None if it has no tokenizer files."""
+def _tokenizer(folder: Path, config: Config) -> Any:
+    """The folder's tokenizer; None if it has no tokenizer files.
+
+    One without a padding token pads with the end of text, as is usual for decoders: attention
+    masks tell them apart.
+    """
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
@@ -161,4 +205,6 @@ def _tokenizer(folder: Path, config: EncoderConfig) -> Any:
             f"The tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
             f"{config.vocab_size}; they do not belong together."
         )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -1,0 +1,106 @@
+"""A `DecoderConfig` from a `transformers` configuration of the Llama shape."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.rope import ROPE_TYPES, Rope
+
+
+def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Features of a ``config.json`` that change the function and that `decoder` does not have."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        yield "rope parameters that are no JSON object"
+        return
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        yield f"rope type {kind!r} (only {', '.join(ROPE_TYPES)})"
+    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        yield "rotary embeddings of a part of each head"
+    if raw.get("quantization_config"):
+        yield "quantised weights (use the original checkpoint, and storage int8 or nf4)"
+    if raw.get("model_type") == "mistral" and raw.get("layer_types"):
+        yield "layer_types in a mistral model"
+
+
+def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
+    """The config of a decoder; `options` replace what `hf` says."""
+    return DecoderConfig(**{**_fields(hf), **options})
+
+
+def _fields(hf: Any) -> dict[str, Any]:
+    family = hf.model_type
+    bias = getattr(hf, "attention_bias", False)
+    architectures = tuple(hf.architectures or ())
+    classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+    kinds = getattr(hf, "layer_types", None) or []
+    return {
+        "family": family,
+        "vocab_size": hf.vocab_size,
+        "hidden": hf.hidden_size,
+        "layers": hf.num_hidden_layers,
+        "heads": hf.num_attention_heads,
+        "kv_heads": hf.num_key_value_heads,
+        "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        "intermediate": hf.intermediate_size,
+        "max_positions": hf.max_position_embeddings,
+        "rope": _rope(hf),
+        "norm_eps": hf.rms_norm_eps,
+        "activation": hf.hidden_act,
+        "qkv_bias": family == "qwen2" or bias,
+        "output_bias": bias,
+        "mlp_bias": getattr(hf, "mlp_bias", False),
+        "qk_norm": family == "qwen3",
+        "sliding_window": _window(hf, kinds),
+        "full_layers": tuple(n for n, kind in enumerate(kinds) if kind == "full_attention"),
+        "tied": hf.tie_word_embeddings,
+        "attention_dropout": float(hf.attention_dropout or 0.0),
+        "initializer_range": hf.initializer_range,
+        "num_labels": hf.num_labels if classifier else 0,
+        "architectures": architectures,
+    }
+
+
+def _window(hf: Any, kinds: list[str]) -> int | None:
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    return getattr(hf, "sliding_window", None)
+
+
+def _rope(hf: Any) -> Rope:
+    stated = hf.rope_parameters
+    original = stated.get("original_max_position_embeddings") or hf.max_position_embeddings
+    factor = stated.get("factor") or 1.0
+    common = {
+        "type": stated.get("rope_type", "default"),
+        "theta": float(stated["rope_theta"]),
+        "factor": float(factor),
+        "original_positions": int(original),
+    }
+    if common["type"] == "llama3":
+        common |= {
+            "low_frequency": float(stated["low_freq_factor"]),
+            "high_frequency": float(stated["high_freq_factor"]),
+        }
+    if common["type"] == "yarn":
+        common |= {
+            "beta_fast": float(stated.get("beta_fast") or 32),
+            "beta_slow": float(stated.get("beta_slow") or 1),
+            "attention_factor": _yarn_attention(stated, factor),
+            "truncate": bool(stated.get("truncate", True)),
+        }
+    return Rope(**common)
+
+
+def _yarn_attention(stated: Mapping[str, Any], factor: float) -> float:
+    """The multiplier of sines and cosines that the paper suggests, unless one is stated."""
+    if (given := stated.get("attention_factor")) is not None:
+        return float(given)
+
+    def suggested(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    top, bottom = stated.get("mscale"), stated.get("mscale_all_dim")
+    return suggested(top) / suggested(bottom) if top and bottom else suggested(1.0)

@@ -1,0 +1,16 @@
+"""Which module a config describes."""
+
+from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.heads import SequenceClassifier
+from fedjax_lora.models.language import DecoderClassifier, LanguageModel
+
+Config = EncoderConfig | DecoderConfig
+Module = SequenceClassifier | DecoderClassifier | LanguageModel
+
+
+def module_of(config: Config) -> Module:
+    """An encoder's or a decoder's classifier, or a language model where there are no labels."""
+    if isinstance(config, EncoderConfig):
+        return SequenceClassifier(config)
+    return DecoderClassifier(config) if config.num_labels else LanguageModel(config)
