@@ -45,14 +45,14 @@ class Kind(NamedTuple):
     """A kind of task.
 
     Attributes:
-      outputs: how many numbers a model's head makes; 0 for a language model.
+      outputs: how many numbers a model's head makes; None for a language model.
       encode: ``(task, split, tokenizer, max_length, cache_dir)`` to the split and its tokens.
       judge: ``(tools, split, tokens) -> Judge``.
       reference: ``(test labels, scores of the model before the first round, as a function)`` to
         what a run's scores are to be compared with.
     """
 
-    outputs: Callable[[data.TaskData], int]
+    outputs: Callable[[data.TaskData], int | None]
     encode: Callable[..., completions.Encoded]
     judge: Callable[[Tools, data.Split, data.Tokens], Judge]
     reference: Callable[[np.ndarray, Callable[[], Scores]], Scores]
@@ -153,5 +153,5 @@ def _start(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
 KINDS: dict[str, Kind] = {
     "classification": Kind(lambda task: len(task.classes), _encode_texts, _judge_labels, _majority),
     "regression": Kind(lambda task: 1, _encode_texts, _judge_labels, lambda label, start: {}),
-    "language": Kind(lambda task: 0, _encode_completions, _judge_language, _start),
+    "language": Kind(lambda task: None, _encode_completions, _judge_language, _start),
 }
