@@ -25,10 +25,7 @@ def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
     if task.local is not None and (data_dir is not None or task.hub is None):
         return _read_local(task.local, Path(data_dir or "."))
     if task.hub is None:
-        raise InputError(
-            f"Task {task.name!r} has no source without its files; put them into a folder and "
-            "pass it as --data-dir."
-        )
+        raise InputError(f"Task {task.name!r} has no source; choose another task.")
     parts = [task.hub.train, *([task.hub.test] if task.hub.test else [])]
     tables = _read_hub(task.name, task.hub, parts)
     return _cut(tables[0]) if task.hub.test is None else (tables[0], tables[1])
