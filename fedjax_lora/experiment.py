@@ -21,6 +21,7 @@ from fedjax_lora import (
     trees,
 )
 from fedjax_lora.adapters import Template
+from fedjax_lora.answers import make_answer
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.errors import InputError
@@ -303,7 +304,12 @@ def _make_evaluate(config, assets, template, predict, base, place):
         predict=predict,
         place=place,
         encode=lambda split: kind.encode(task.task, split, model.tokenizer, length, None),
-        answer=lambda model, tokens: [],
+        answer=functools.partial(
+            make_answer,
+            model,
+            new_tokens=task.task.prompting.answer_tokens,
+            batch=config.execution.eval_batch,
+        ),
     )
     splits = [("", task.test, assets.test)]
     if assets.validation is not None:

@@ -27,8 +27,6 @@ class Global(NamedTuple):
 
 
 Judge = Callable[[Global], Scores]
-Answer = Callable[[Global, data.Tokens], list[str]]
-"""What the model writes behind each example's prompt."""
 
 
 class Tools(NamedTuple):
@@ -38,7 +36,7 @@ class Tools(NamedTuple):
     predict: Predict
     place: Callable[[Any], Any]  # onto the device(s)
     encode: Callable[[data.Split], completions.Encoded]
-    answer: Answer
+    answer: Callable[[data.Tokens], Callable[[Global], list[str]]]
 
 
 class Kind(NamedTuple):
@@ -134,7 +132,8 @@ def _answers(
     metric: Callable[[list[str], list[str]], float],
 ) -> Callable[[Tools, data.Split, data.Tokens], Callable[[Global], float]]:
     def prepare(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[Global], float]:
-        return lambda model: metric(tools.answer(model, tokens), split.pairs or [])
+        answer = tools.answer(tokens)
+        return lambda model: metric(answer(model), split.pairs or [])
 
     return prepare
 

@@ -156,7 +156,8 @@ def summarise(
     """The numbers of a whole run; ``reference`` is what they are to be compared with."""
     task, assets = experiment.assets.task.task, experiment.assets
     summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
+    names = (task.metric, "loss", "perplexity")
+    summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
     return (
         summary
         | reference

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
     "kinds": {"types", "data", "evaluation", "metrics"},
+    "answers": {"errors", "data", "generation", "kinds", "models"},
     "results": {"errors", "config"},
     # Those who put it together know everything below them.
     "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "experiment": FOUNDATION | {
         "adapters", "allocation", "around", "clients", "config", "data", "federation", "methods",
-        "kinds", "models", "programs", "promotion", "reallocation", "rounds",
+        "answers", "kinds", "models", "programs", "promotion", "reallocation", "rounds",
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",

@@ -49,7 +49,8 @@ class TokenBatch(NamedTuple):
 
 
 def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
-    """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens."""
+    """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens if they are wider."""
+    length = min(length, data.ids.shape[1])
     place = jnp.arange(length, dtype=data.length.dtype)
     return TokenBatch(
         ids=data.ids[index, :length],
