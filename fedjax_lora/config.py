@@ -42,11 +42,13 @@ class ModelConfig:
     model: str = "minilm"
     """Model by name (`fedjax-lora models` lists them), checkpoint folder, or hub id."""
     layers: int | None = None
-    """Keep only the first so many layers of the encoder."""
+    """Keep only the first so many layers."""
     pooling: Literal["family", "mean"] = "family"
     """What the classifier reads: as the model family does, or the mean of all tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the base's computation; adapters and their optimizer stay float32."""
+    storage: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """How the frozen base is kept in memory; int8 and nf4 need [quantized]."""
     dropout: float | None = 0.0
     """Dropout rate of the base in training; None takes the checkpoint's own."""
     remat: bool = False

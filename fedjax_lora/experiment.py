@@ -105,6 +105,7 @@ def load_assets(
             num_labels=kind.outputs(task),
             layers=config.model.layers,
             dtype=config.model.dtype,
+            storage=config.model.storage,
             pooling=config.model.pooling,
             dropout=config.model.dropout,
             remat=config.model.remat,
@@ -203,9 +204,10 @@ def prepare(
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
+    kind = KINDS[assets.task.task.kind]
     reading = Reading(
         module=assets.model.module,
-        lengths=length_buckets(assets.train.length, longest=longest),
+        lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
         kind=assets.task.task.kind,
         dropout=config.model.dropout != 0,
         lora_dropout=lora.lora_dropout,
@@ -259,7 +261,6 @@ def prepare(
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(reading, how.eval_batch)
     evaluate = _make_evaluate(config, assets, template, predict, base, place)
-    kind = KINDS[assets.task.task.kind]
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from fedjax_lora import models, trees
+from fedjax_lora import models, storage, trees
 from fedjax_lora.adapters import Template, peft
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.types import Params, Trained
@@ -34,7 +34,7 @@ def save_adapter(
     adapter = jax.device_get(trained.adapter)
     if state.server.kernels:
         base = trees.flat(model.params)
-        before = {path: np.asarray(base[f"{path}/kernel"]) for path in adapter}
+        before = {path: np.asarray(storage.full(base[f"{path}/kernel"])) for path in adapter}
         adapter = peft.from_kernels(template, before, jax.device_get(state.server.kernels), adapter)
     peft.save(
         folder,
@@ -43,6 +43,7 @@ def save_adapter(
         name_of=lambda path, layer: models.hf_module(model.config, path, layer),
         base_model=models.MODELS[name].hub if name in models.MODELS else name,
         saved_modules=head_tensors(model, trained.head),
+        task_type="SEQ_CLS" if model.config.num_labels else "CAUSAL_LM",
     )
 
 

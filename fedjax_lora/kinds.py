@@ -46,6 +46,7 @@ class Kind(NamedTuple):
       outputs: how many numbers a model's head makes; None for a language model.
       encode: ``(task, split, tokenizer, max_length, cache_dir)`` to the split and its tokens.
       judge: ``(tools, split, tokens) -> Judge``.
+      buckets: how many lengths batches are padded to; each is compiled.
       reference: ``(test labels, scores of the model before the first round, as a function)`` to
         what a run's scores are to be compared with.
     """
@@ -54,6 +55,7 @@ class Kind(NamedTuple):
     encode: Callable[..., completions.Encoded]
     judge: Callable[[Tools, data.Split, data.Tokens], Judge]
     reference: Callable[[np.ndarray, Callable[[], Scores]], Scores]
+    buckets: int = 2
 
 
 # ------------------------------------------------------------------------------- labels and scores
@@ -152,5 +154,5 @@ def _start(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
 KINDS: dict[str, Kind] = {
     "classification": Kind(lambda task: len(task.classes), _encode_texts, _judge_labels, _majority),
     "regression": Kind(lambda task: 1, _encode_texts, _judge_labels, lambda label, start: {}),
-    "language": Kind(lambda task: None, _encode_completions, _judge_language, _start),
+    "language": Kind(lambda task: None, _encode_completions, _judge_language, _start, buckets=3),
 }

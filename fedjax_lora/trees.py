@@ -89,4 +89,4 @@ def square_norm(tree: Any) -> Array:
 
 def size_bytes(tree: Any) -> int:
     """Bytes of all leaves; leaves may be abstract."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(-(-x.size * jax.dtypes.itemsize_bits(x.dtype) // 8) for x in jax.tree.leaves(tree))

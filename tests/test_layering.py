@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": set(),
     "plots": set(),
     # Leaves: know nothing of each other.
-    "adapters": {"types", "errors", "trees"},
+    "adapters": {"types", "errors", "trees", "storage"},
     "models": {"types", "errors", "trees", "storage"},
     "data": {"types", "errors", "specs"},
     "config": {"errors", "specs"},
@@ -42,11 +42,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # How clients train, and what a server does: neither knows the other, nor models, nor data.
     "clients": {"types", "errors", "trees", "adapters"},
     "methods": {"types", "errors", "trees", "specs", "adapters", "layerwise", "lowrank"},
-    "measure": {"types", "errors", "trees", "adapters", "lowrank", "methods"},
+    "measure": {"types", "errors", "trees", "storage", "adapters", "lowrank", "methods"},
     # What goes around a method: it knows what a method is, but none of them.
     "around": {"types", "errors", "trees", "specs", "adapters", "methods"},
     # One round, and the host's side of it.
-    "rounds": {"types", "errors", "trees", "layerwise", "adapters", "around", "clients", "methods"},
+    "rounds": {
+        "types", "errors", "trees", "storage", "layerwise", "adapters", "around", "clients",
+        "methods",
+    },
     "federation": {"errors", "data", "rounds"},
     "scoring": {"types", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
@@ -54,8 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kinds": {"types", "data", "evaluation", "metrics"},
     "answers": {"errors", "data", "generation", "kinds", "models"},
     "results": {"errors", "config"},
+    # Text from a language model, with adapters.
+    "generation": {"types", "errors", "adapters", "models"},
     # Those who put it together know everything below them.
-    "export": {"types", "errors", "trees", "adapters", "models", "rounds"},
+    "export": {"types", "errors", "trees", "storage", "adapters", "models", "rounds"},
     "programs": {
         "adapters", "around", "clients", "evaluation", "measure", "methods", "models", "optimizers",
         "rounds",

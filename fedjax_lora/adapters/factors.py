@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_lora import trees
+from fedjax_lora import storage, trees
 from fedjax_lora.adapters.template import Template
 from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.types import Adapter, Gain, Kernels, Key, LoRA
@@ -147,6 +147,8 @@ def deltas(adapter: Adapter, gain: Gain) -> Kernels:
 def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain, *, sign: int = 1) -> Any:
     """A copy of the base with ``W + delta`` at the adapted kernels (``sign=-1`` takes it out).
 
+    Kernels that are stored as codes become arrays there.
+
     Raises:
       InputError: an adapter path without a kernel, or with one of another shape.
     """
@@ -154,7 +156,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain, *, sign: int 
     _check_kernels(params, adapter)
     base = trees.flat(params)
     new = {
-        kernels[path]: (base[kernels[path]].astype(d.dtype) + sign * d).astype(
+        kernels[path]: (storage.full(base[kernels[path]], d.dtype) + sign * d).astype(
             base[kernels[path]].dtype
         )
         for path, d in deltas(adapter, gain).items()

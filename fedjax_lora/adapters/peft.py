@@ -23,6 +23,7 @@ def save(
     name_of: NameOf,
     base_model: str,
     saved_modules: Mapping[str, np.ndarray],
+    task_type: str = "SEQ_CLS",
 ) -> None:
     """Write an adapter that ``peft.PeftModel.from_pretrained`` loads.
 
@@ -33,6 +34,7 @@ def save(
       name_of: Hugging Face names of the sites.
       base_model: name or folder of the base, for the config.
       saved_modules: tensors trained in full (the task head) by Hugging Face name, PyTorch layout.
+      task_type: PEFT's name of what the model does: ``SEQ_CLS`` or ``CAUSAL_LM``.
     """
     rank = next(iter(adapter.values())).a.shape[-1]
     tensors: dict[str, np.ndarray] = {}
@@ -51,7 +53,7 @@ def save(
         tensors[f"base_model.model.{name}"] = np.ascontiguousarray(value)
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
         "r": rank,
         "lora_alpha": template.server_scale * rank,

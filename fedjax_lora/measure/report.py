@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_lora import trees
+from fedjax_lora import storage, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.measure.footprint import client_footprint
 from fedjax_lora.measure.noise import aggregation_noise, initialization_noise
@@ -89,7 +89,7 @@ def make_measure(
         after: Server,
     ) -> dict[str, Any]:
         leaves = trees.flat(base)
-        kernels = {path: leaves[f"{path}/kernel"] for path in after.kernels}
+        kernels = {path: storage.full(leaves[f"{path}/kernel"]) for path in after.kernels}
         found = jax.device_get(numbers(kernels, before, cohort, start, result, after))
         memory = client_footprint(
             template, start, base=base, head=head, train_head=train_head, optimizer=optimizer

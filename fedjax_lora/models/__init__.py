@@ -1,7 +1,13 @@
-"""Pretrained models in Flax: Hugging Face checkpoints as modules and parameter trees.
+"""Pretrained encoders and decoders in Flax, from Hugging Face checkpoints.
 
 pretrained = load("minilm", num_labels=4, pooling="mean", key=jax.random.key(0))
 logits = pretrained.module.apply({"params": pretrained.params}, input_ids, attention_mask)
+
+The modules are this package's own, in Linen: `transformers` 5 has no Flax classes, and the
+maintained NNX models (google-tunix) loop over layers in Python, put the products of attention into
+einsums of their own and come with some 80 packages. Here layers are scanned, every product is an
+`nn.Dense` that can be found by its path, and a frozen base is shared by whatever is vmapped over
+it.
 """
 
 from fedjax_lora.models.config import EncoderConfig

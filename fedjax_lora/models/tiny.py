@@ -7,8 +7,9 @@ import jax
 
 from fedjax_lora import trees
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.decoder_config import DECODERS, DecoderConfig
 from fedjax_lora.models.fresh import random_params
-from fedjax_lora.models.heads import SequenceClassifier
+from fedjax_lora.models.modules import Config, module_of
 from fedjax_lora.models.pretrained import Pretrained, fingerprint
 
 # Where a family's shape differs from BERT's.
@@ -21,7 +22,7 @@ _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
 
 def tiny(
     *,
-    num_labels: int = 4,
+    num_labels: int | None = 4,
     layers: int = 2,
     family: str = "bert",
     pooling: str = "family",
@@ -29,12 +30,12 @@ def tiny(
     vocab_size: int = 128,
     key: jax.Array | None = None,
 ) -> Pretrained:
-    """A random encoder of hidden width 32 with 4 heads, for texts of up to 64 tokens.
+    """A random model of hidden width 32 with 4 heads, for texts of up to 64 tokens.
 
     Args:
-      num_labels: width of the logits.
+      num_labels: width of the logits; None for a decoder that is a language model.
       layers: number of layers.
-      family: a key of `families.FAMILIES`.
+      family: a key of `families.FAMILIES`, or one of `decoder_config.DECODERS`.
       pooling: ``family`` or ``mean``.
       dropout: every dropout rate.
       vocab_size: valid token ids are ``0 .. vocab_size - 1``; 0 is padding (1 for RoBERTa).
@@ -43,31 +44,29 @@ def tiny(
     Raises:
       InputError: an option out of range.
     """
-    sizes: dict[str, Any] = {
-        "type_vocab": 2,
+    common: dict[str, Any] = {
+        "family": family,
+        "vocab_size": vocab_size,
+        "hidden": 32,
+        "layers": layers,
+        "heads": 4,
+        "intermediate": 64,
         "max_positions": 64,
-        "pad_token_id": 0,
-        "embedding_size": 32,
+        "initializer_range": 0.2,  # at this width 0.02 would make every output nearly the same
+        "num_labels": num_labels or 0,
+        "pooling": pooling,
     }
-    config = EncoderConfig(
-        family=family,
-        vocab_size=vocab_size,
-        hidden=32,
-        layers=layers,
-        heads=4,
-        intermediate=64,
-        hidden_dropout=dropout,
-        attention_dropout=dropout,
-        head_dropout=dropout,
-        initializer_range=0.2,  # at this width 0.02 would make every output nearly the same
-        num_labels=num_labels,
-        pooling=pooling,
-        **{**sizes, **_OTHER_SIZES.get(family, {})},
-    )
+    config: Config
+    if family in DECODERS:
+        config = DecoderConfig(**common, kv_heads=2, head_dim=8)
+    else:
+        sizes = {"type_vocab": 2, "pad_token_id": 0, "embedding_size": 32}
+        config = EncoderConfig(**{**common, **sizes, **_OTHER_SIZES.get(family, {})})
+    config = config.with_dropout(dropout)
     params = random_params(config, jax.random.key(0) if key is None else key)
     paths = tuple(sorted(trees.flat(params)))
     return Pretrained(
-        module=SequenceClassifier(config),
+        module=module_of(config),
         params=params,
         config=config,
         tokenizer=None,

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import around, trees
+from fedjax_lora import around, storage, trees
 from fedjax_lora.methods.base import Method, Server
 from fedjax_lora.types import Adapter, Array, Batches, Kernels, Params, Trained
 
@@ -65,7 +65,8 @@ def init_state(
     Args:
       method: the federated method.
       adapter: the global adapter to begin with.
-      kernels: base kernels at the adapted sites.
+      kernels: base kernels at the adapted sites, however they are stored; a method that changes
+        them keeps them in float32.
       head: the initial task head.
       clients: `N`.
       heads: ``average`` (global, trained), ``frozen``, or ``local`` (each client keeps its own).
@@ -75,11 +76,16 @@ def init_state(
     if heads == "local":
         own = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (clients, *x.shape)), head)
     store = ClientStore(method.init_clients(clients), own)
-    server = method.init(adapter, kernels)
+    server = jax.jit(lambda *args: _in_full(method, *args))(adapter, kernels)
     moments = ()
     if server_optimizer is not None:
         moments = server_optimizer.init(Trained(server.adapter, head))
     return FederatedState(server, head, store, moments)
+
+
+def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> Server:
+    """The method's state; compiled, so that kernels no method keeps are never decoded."""
+    return method.init(adapter, {path: storage.full(kernel) for path, kernel in kernels.items()})
 
 
 def with_kernels(base: Params, kernels: Kernels) -> Params:

@@ -1,9 +1,9 @@
 """The Flax decoder computes what PyTorch `transformers` computes on the same weights."""
 
-import decoders
 import jax
 import numpy as np
 import pytest
+import small_decoders as decoders
 
 from fedjax_lora import models
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+
+from fedjax_lora import adapters
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -83,3 +86,13 @@ def torch_logits(model: Any, batch: Texts) -> np.ndarray:
             attention_mask=torch.tensor(batch.attention_mask, dtype=torch.long),
         )
     return out.logits.float().numpy()
+
+
+def random_adapters(template: adapters.Template, key: jax.Array, *rows: int) -> Any:
+    """An adapter that does something, or so many of them on a leading axis."""
+    leaves, tree = jax.tree.flatten(template.shapes())
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        0.3 * jax.random.normal(k, (*rows, *x.shape)) for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)

@@ -1,0 +1,128 @@
+"""A decoder's low-rank factors against PyTorch with PEFT: loss, gradients, and exported files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_decoders as decoders
+
+from fedjax_lora import adapters, models
+from fedjax_lora.adapters import peft as files
+
+RANK, ALPHA = 3, 6.0
+
+
+def by_peft_name(config, tree):
+    """Factors (or their gradients) by PEFT's tensor names, in PyTorch's orientation."""
+    named = {}
+    for path, pair in tree.items():
+        for layer in range(config.layers):
+            name = models.hf_module(config, path, layer)
+            for side, factor in zip("AB", pair, strict=True):
+                named[f"{name}.lora_{side}.default.weight"] = np.asarray(factor[layer]).T
+    return named
+
+
+def peft_gradients(model, factors, batch, targets):
+    """Loss and gradients by tensor name, after putting the same factors into a PEFT model."""
+    import peft
+    import torch
+
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
+    wrapped = peft.get_peft_model(model, config).eval()
+    lora = {
+        name.removeprefix("base_model.model."): value
+        for name, value in wrapped.named_parameters()
+        if ".lora_" in name
+    }
+    assert lora.keys() == factors.keys()
+    with torch.no_grad():
+        for name, value in lora.items():
+            value.copy_(torch.tensor(factors[name]))
+    labels = np.where(batch.attention_mask, batch.input_ids, -100)
+    loss = wrapped(
+        input_ids=torch.tensor(batch.input_ids, dtype=torch.long),
+        attention_mask=torch.tensor(batch.attention_mask, dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
+    ).loss
+    loss.backward()
+    return loss.item(), {name: value.grad.numpy() for name, value in lora.items()}
+
+
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, family)
+    loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
+    template = adapters.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    names = {site.path.rpartition("/")[2] for site in template.sites}
+    assert len(names) == 7
+    factors = decoders.random_adapters(template, key)
+    gain = adapters.uniform_gain(template)
+    batch = decoders.texts()
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(factors, params):
+        out = adapters.apply(loaded.module, params, factors, gain, *batch)
+        scores = jax.nn.log_softmax(models.logits(params, out.hidden[:, :-1]))
+        chosen = jnp.take_along_axis(scores, jnp.asarray(batch.input_ids)[:, 1:, None], axis=-1)
+        return -jnp.mean(chosen[..., 0], where=jnp.asarray(batch.attention_mask)[:, 1:])
+
+    value, gradient = loss(factors, loaded.params)
+    want_value, want = peft_gradients(
+        model, by_peft_name(loaded.config, factors), batch, sorted(names)
+    )
+    assert float(value) == pytest.approx(want_value, abs=1e-4)
+    got = by_peft_name(loaded.config, gradient)
+    for name, expected in want.items():
+        assert np.abs(expected).max() > 1e-4, "a vacuous comparison"
+        np.testing.assert_allclose(got[name], expected, atol=1e-4, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("attention-qv", {"q_proj", "v_proj"}),
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+def test_presets_know_the_names(preset, names):
+    params = models.tiny(family="llama", num_labels=None).params
+    sites = adapters.make_template(params, targets=preset, rank=2).sites
+    assert {site.path.rpartition("/")[2] for site in sites} == names
+    assert all(site.stack == (2,) for site in sites)
+
+
+@pytest.mark.parametrize("task", ["CausalLM", "SequenceClassification"])
+def test_exported_adapter_gives_the_same_logits_in_peft(task, tmp_path, key):
+    import peft
+
+    folder, model = decoders.saved(tmp_path, "qwen3", task)
+    labels = 3 if task == "SequenceClassification" else None
+    loaded = models.load(str(folder), num_labels=labels, scan_unroll=1, key=key)
+    template = adapters.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    factors = decoders.random_adapters(template, key)
+    saved = {}
+    if labels:
+        saved["score.weight"] = np.asarray(loaded.params["head"]["score"]["kernel"]).T
+    files.save(
+        tmp_path / "adapter",
+        template,
+        factors,
+        name_of=lambda path, layer: models.hf_module(loaded.config, path, layer),
+        base_model=str(folder),
+        saved_modules=saved,
+        task_type="SEQ_CLS" if labels else "CAUSAL_LM",
+    )
+    batch = decoders.texts(left=True)
+    base = decoders.torch_logits(model, batch)
+    want = decoders.torch_logits(
+        peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval(), batch
+    )
+    gain = adapters.uniform_gain(template)
+    out = adapters.apply(loaded.module, loaded.params, factors, gain, *batch)
+    got = out if labels else models.logits(loaded.params, out.hidden)
+    at = slice(None) if labels else batch.attention_mask
+    got, want, base = np.asarray(got)[at], want[at], base[at]
+    assert np.abs(want - base).max() > 0.1, "a vacuous comparison"
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
