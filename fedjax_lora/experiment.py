@@ -113,6 +113,7 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
+    check_tokenizer(model)
     splits = [task.train, task.validation, task.test]
     encoded = [
         None
@@ -132,6 +133,18 @@ def load_assets(
     tokens = [e and e.tokens for e in (train, validation, test)]
     _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
     return Assets(task, model, train.tokens, tokens[1], test.tokens)
+
+
+def check_tokenizer(model: models.Pretrained) -> None:
+    """Refuse a checkpoint that comes without its tokenizer.
+
+    Raises:
+      InputError: it has none.
+    """
+    if model.tokenizer is None:
+        raise InputError(
+            f"The checkpoint {model.folder} has no tokenizer; put its tokenizer.json there."
+        )
 
 
 def _check_length(longest: int, window: int) -> None:

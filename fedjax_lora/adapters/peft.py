@@ -94,7 +94,15 @@ def from_kernels(
     top = max(s.max() for _, s, _ in found.values())
     cut = top * np.finfo(np.float32).eps
     rank = max(1, *(int((s > cut).sum(axis=-1).max()) for _, s, _ in found.values()))
+    # A narrow site has fewer components than others; zeros fill it up.
     return {
-        p: LoRA(u[..., :rank] * s[..., None, :rank], v[..., :rank, :])
+        p: LoRA(_of_width(u * s[..., None, :], rank, -1), _of_width(v, rank, -2))
         for p, (u, s, v) in found.items()
     }
+
+
+def _of_width(x: np.ndarray, width: int, axis: int) -> np.ndarray:
+    """An array cut or filled up with zeros along an axis."""
+    x = np.moveaxis(x, axis, -1)[..., :width]
+    missing = [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]
+    return np.moveaxis(np.pad(x, missing), -1, axis)

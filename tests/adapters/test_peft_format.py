@@ -64,3 +64,22 @@ def test_changed_kernels_become_one_adapter():
     nothing = jax.tree.map(jnp.zeros_like, rest)
     same = peft.from_kernels(template, before, before, nothing)
     assert not any(np.any(pair.a @ pair.b) for pair in same.values())
+
+
+def test_narrow_sites_have_the_rank_of_the_wide_ones():
+    """As where keys and values have fewer heads; the products are exact, the factors fit."""
+    template = small_model.template()
+    rng = np.random.default_rng(0)
+    before = {
+        s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
+        for s in template.sites
+    }
+    after = {p: x + jnp.asarray(rng.normal(size=x.shape), jnp.float32) for p, x in before.items()}
+    nothing = jax.tree.map(jnp.zeros_like, random_adapter(template))
+    one = peft.from_kernels(template, before, after, nothing)
+    sides = {min(x.shape[-2:]) for x in before.values()}
+    assert len(sides) > 1
+    for path, pair in one.items():
+        assert pair.a.shape[-1] == pair.b.shape[-2] == max(sides)
+        product = template.server_scale * pair.a @ pair.b
+        np.testing.assert_allclose(product, after[path] - before[path], atol=1e-5)

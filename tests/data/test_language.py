@@ -1,4 +1,4 @@
-"""Language tasks: files to instructions, instructions to tokens of which completions are learned."""
+"""Language tasks: files to instructions, and those to tokens of which completions are learned."""
 
 import gzip
 import json
@@ -7,33 +7,18 @@ import types
 
 import numpy as np
 import pytest
+from characters import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from fedjax_lora.data import Split, completions, find, load, partition, prompts
 from fedjax_lora.data.tasks import TASKS
 from fedjax_lora.errors import InputError
 
-START, END = 1, 2
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-def make_tokenizer():
-    """One token a character, a start token in front of every text, no padding token."""
-    letters = ["<s>", "</s>", "<?>", *map(chr, range(32, 127)), "\n"]
-    made = Tokenizer(models.WordLevel({c: n + 1 for n, c in enumerate(letters)}, unk_token="<?>"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", START)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<?>"
-    )
 
 
 @pytest.fixture
@@ -247,7 +232,7 @@ def test_natural_instructions_follow_the_official_split(folder):
     assert (len(made.train.texts), len(made.test.texts)) == (240, 60)
     broken = folder / "natural_instructions/tasks/task1_a.json"
     broken.write_text('{"Definition": []}')
-    with pytest.raises(InputError, match="task1_a.json is not a natural-instructions task"):
+    with pytest.raises(InputError, match=r"task1_a\.json is not a natural-instructions task"):
         load("natural_instructions", data_dir=str(folder))
 
 
@@ -304,7 +289,7 @@ def test_bad_choices_get_a_sentence(spec, sentence, tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     (tmp_path / "dolly_alpaca_fed10").mkdir()
-    with pytest.raises(InputError, match="lacks local_training_0.json"):
+    with pytest.raises(InputError, match=r"lacks local_training_0\.json"):
         load("dolly_alpaca", data_dir=str(tmp_path))
     with pytest.raises(InputError, match="no folder dolly_alpaca_fed10; check --data-dir"):
         load("dolly_alpaca")

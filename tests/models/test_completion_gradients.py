@@ -1,11 +1,11 @@
-"""The loss of completions and its gradients, against PyTorch: transformers' labels with -100, PEFT."""
+"""The loss of completions and its gradients, against PyTorch: labels of -100, PEFT."""
 
-import decoders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_lora_gradients import ALPHA, RANK, by_peft_name
+import small_decoders as decoders
+from test_decoder_gradients import ALPHA, RANK, by_peft_name
 
 from fedjax_lora import adapters, clients, models
 from fedjax_lora.clients.objective import TokenBatch
