@@ -22,6 +22,7 @@ install_import_hook(
             "adapters",
             "allocation",
             "around",
+            "generation",
             "layerwise",
             "lowrank",
             "measure",
@@ -30,6 +31,7 @@ install_import_hook(
             "models",
             "reallocation",
             "scoring",
+            "storage",
             "trees",
         )
     ],

@@ -10,6 +10,7 @@ import experiments.ag_news.report
 import experiments.demo.report
 import experiments.noise.report
 import experiments.server_aggregation.report
+import experiments.storage.report
 from experiments import methods_table
 from fedjax_lora import cli
 
@@ -63,7 +64,7 @@ def test_the_demo_is_told_from_its_result_folder():
     assert generated("demo") == experiments.demo.report.sentence()
 
 
-@pytest.mark.parametrize("name", ["ag_news", "noise", "server_aggregation"])
+@pytest.mark.parametrize("name", ["ag_news", "noise", "server_aggregation", "storage"])
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report
     table = report.table()

@@ -14,7 +14,7 @@ from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.decoder import Cache, Decoded, Decoder, init_cache
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Encoded, Encoder
-from fedjax_lora.models.fresh import random_params
+from fedjax_lora.models.fresh import abstract_params, random_params
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
@@ -37,6 +37,7 @@ __all__ = [
     "Model",
     "Pretrained",
     "SequenceClassifier",
+    "abstract_params",
     "from_json",
     "hf_module",
     "hf_name",

@@ -196,7 +196,7 @@ class Decoder(nn.Module):
         input_ids: Tokens,
         attention_mask: Mask,
         *,
-        positions: Int[Array, "n t"] | None = None,
+        positions: Tokens | None = None,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Decoded:
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         mask = jnp.asarray(attention_mask)
         if positions is None:
             positions = _positions(mask, cache)
-        view, seen = _view(config, positions, mask, cache)
+        view, seen = _view(config, jnp.asarray(positions), mask, cache)
         x = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens", dtype=config.dtype)(
             jnp.asarray(input_ids)
         )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora import storage as storages
 from fedjax_lora import trees
 from fedjax_lora.models.modules import Config, module_of
 
@@ -20,6 +21,21 @@ def random_params(config: Config, key: jax.Array) -> dict[str, Any]:
 def tree(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters by path as a tree; a model without a head has an empty one."""
     return {"head": {}} | trees.nested(values)
+
+
+def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
+    """The parameters as `jax.ShapeDtypeStruct` leaves: to count bytes, or to compile with."""
+
+    def leaf(path: str, shape: tuple[int, ...]) -> Any:
+        made = jax.ShapeDtypeStruct(shape, storages.dtype_of(path, storage))
+        if not storages.is_encoded(path, storage):
+            return made
+        codes = jax.eval_shape(
+            lambda x: storages.encode(x, storage), jax.ShapeDtypeStruct(shape[-2:], jnp.float32)
+        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape[:-2], *x.shape), x.dtype), codes)
+
+    return tree({path: leaf(path, shape) for path, shape in shapes(config).items()})
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -60,7 +60,7 @@ def from_json(
     raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
     try:
         hf = CONFIG_MAPPING[family](**raw)
-    except (StrictDataclassError, TypeError, ValueError) as error:
+    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
     if family in DECODERS:

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.models.decoder import Cache, Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
         input_ids: Tokens,
         attention_mask: Mask,
         *,
-        positions: Int[Array, "n t"] | None = None,
+        positions: Tokens | None = None,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Decoded:

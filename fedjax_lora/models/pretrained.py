@@ -77,7 +77,7 @@ def load(
       pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
       dropout: replaces every dropout rate; the checkpoint's own rates if None.
       remat: recompute layers in the backward pass to save memory.
-      scan_unroll: layers per loop step; chosen by backend if None.
+      scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
       sharding: where each parameter goes, from its path and shape; the default device if None.
       key: for a head (and a pooler) that the checkpoint does not have.
 
@@ -90,7 +90,8 @@ def load(
         "dtype": dtype,
         "pooling": pooling,
         "remat": remat,
-        "scan_unroll": scan_unroll,
+        # Unrolled layers would all be decoded at once, and nothing would be saved.
+        "scan_unroll": 1 if scan_unroll is None and storage != "float32" else scan_unroll,
     }
     full = _with_labels(read_config(source.folder, **options), num_labels)
     if dropout is not None:

@@ -73,6 +73,36 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             summary="24 layers that share one set of parameters, hidden 1024, 18 M parameters",
             url="https://arxiv.org/abs/1909.11942",
         ),
+        "tinyllama": Model(
+            hub="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+            summary="decoder: 22 layers, hidden 2048, 1.1 B parameters, chat",
+            url="https://arxiv.org/abs/2401.02385",
+        ),
+        "llama-2-7b": Model(
+            hub="meta-llama/Llama-2-7b-hf",
+            summary="decoder: 32 layers, hidden 4096, 6.7 B parameters, gated",
+            url="https://arxiv.org/abs/2307.09288",
+        ),
+        "llama-3.2-1b": Model(
+            hub="meta-llama/Llama-3.2-1B",
+            summary="decoder: 16 layers, hidden 2048, 1.2 B parameters, gated",
+            url="https://arxiv.org/abs/2407.21783",
+        ),
+        "mistral-7b": Model(
+            hub="mistralai/Mistral-7B-v0.1",
+            summary="decoder: 32 layers, hidden 4096, 7.2 B parameters, sliding window",
+            url="https://arxiv.org/abs/2310.06825",
+        ),
+        "qwen2.5-0.5b": Model(
+            hub="Qwen/Qwen2.5-0.5B-Instruct",
+            summary="decoder: 24 layers, hidden 896, 0.5 B parameters, chat",
+            url="https://arxiv.org/abs/2412.15115",
+        ),
+        "qwen3-0.6b": Model(
+            hub="Qwen/Qwen3-0.6B",
+            summary="decoder: 28 layers, hidden 1024, 0.6 B parameters, chat",
+            url="https://arxiv.org/abs/2505.09388",
+        ),
     }
 )
 

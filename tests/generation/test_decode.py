@@ -23,7 +23,7 @@ def batch(prompts=PROMPTS):
     return ids, mask
 
 
-def slowly(loaded, prompt, new, **adapter):
+def slowly(loaded, prompt, new, adapter=None, gain=None):
     """The most likely token, again and again, each time from the whole text."""
     width = len(prompt) + new
 
@@ -36,13 +36,7 @@ def slowly(loaded, prompt, new, **adapter):
     ids = np.zeros((1, width), np.int32)
     ids[0, : len(prompt)] = prompt
     for length in range(len(prompt), width):
-        ids[0, length] = best(
-            loaded.params,
-            ids,
-            np.int32(length),
-            adapter.get("adapter", {}),
-            adapter.get("gain", {}),
-        )
+        ids[0, length] = best(loaded.params, ids, np.int32(length), adapter or {}, gain or {})
     return ids[0, len(prompt) :]
 
 
@@ -134,11 +128,12 @@ def test_rows_end_at_a_stop_token_and_the_rest_goes_on(tiny):
 
 def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
     rule = generation.Sampling(temperature=1.0, top_k=20)
-    run = lambda ids, mask, key: (
-        generation.generate(  # noqa: E731
+
+    def run(ids, mask, key):
+        return generation.generate(
             tiny.module, tiny.params, ids, mask, new_tokens=NEW, sampling=rule, key=key
         ).tokens
-    )
+
     ids, mask = batch()
     first = run(ids, mask, key)
     np.testing.assert_array_equal(first, run(ids, mask, key))

@@ -1,0 +1,36 @@
+"""The table of storages: ``python -m experiments.storage.report``."""
+
+import json
+
+from experiments.markdown import put
+from experiments.storage import RESULTS
+
+_GB = 1e9
+
+
+def table() -> str:
+    """Everything measured, as a Markdown table."""
+    lines = [
+        "| storage | base, GB | beside it in a step, GB | peak while loading, GB | logits' error | "
+        "same best token | perplexity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    record = json.loads((RESULTS / "storage.json").read_text(encoding="utf-8"))
+    for storage, found in record.items():
+        memory, output = found["memory"], found["output"]
+        cells = [
+            f"`{storage}`",
+            f"{memory['base_bytes'] / _GB:.2f}",
+            f"{memory['step_bytes'] / _GB:.2f}",
+            f"{found['loading']['peak_bytes'] / _GB:.2f}",
+            f"{output['error']:.4f}" if output["error"] else "0",
+            f"{100 * output['agreement']:.1f} %",
+            f"{output['perplexity']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (RESULTS / "table.md").write_text(table(), encoding="utf-8")
+    put("storage", table())
