@@ -47,6 +47,8 @@ class RunOptions:
     """Result folder; by default runs/TASK-METHOD-seedSEED."""
     overwrite: bool = False
     """Replace the run that the result folder holds."""
+    explain: bool = False
+    """Print what the run would need, device memory and traffic, and do not run it."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
 
@@ -62,8 +64,20 @@ def run_command(args: Sequence[str]) -> None:
     execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
 
 
+def explain(config: RunConfig) -> None:
+    """Say what a run would need; weights are not read and nothing is written but tokens."""
+    from fedjax_lora.cache import cache_dir
+    from fedjax_lora.experiment import load_assets
+    from fedjax_lora.explain import needs, told
+
+    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
+    print("\n".join(told(needs(config, assets))))
+
+
 def execute(options: RunOptions) -> None:
     """Run a config, telling the terminal about it."""
+    if options.explain:
+        return explain(options.run)
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.experiment import load_assets

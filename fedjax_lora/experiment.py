@@ -76,7 +76,11 @@ class Experiment(NamedTuple):
 
 
 def load_assets(
-    config: RunConfig, *, cache_dir: str | None = None, model: models.Pretrained | None = None
+    config: RunConfig,
+    *,
+    cache_dir: str | None = None,
+    model: models.Pretrained | None = None,
+    weights: bool = True,
 ) -> Assets:
     """Load and tokenise the task, and load the model with a head for it.
 
@@ -85,6 +89,7 @@ def load_assets(
       cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
       model: what was loaded before for the same model options and task with any seed; the new
         model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
+      weights: False leaves the model's weights on disk: its parameters are shapes alone.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
@@ -100,7 +105,8 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        model = models.load(
+        load = models.load if weights else models.outline
+        model = load(
             config.model.model,
             num_labels=kind.outputs(task),
             layers=config.model.layers,
@@ -198,22 +204,18 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     return Layout(parts, allocated, template, method, updates, server_optimizer)
 
 
-def prepare(
-    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
-) -> Experiment:
-    """Divide the data, place the adapters and build the compiled functions of a run.
+def arrange(
+    config: RunConfig, assets: Assets, layout: Layout, *, least_steps: int = 0
+) -> tuple[Federation, RoundRecipe]:
+    """Who does what in a round, and what a round is compiled from; nothing is compiled.
 
     Args:
       config: the run.
-      assets: data and model loaded before, to share between runs.
-      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+      assets: its data and model.
+      layout: from `lay_out`.
+      least_steps: see `fedjax_lora.programs.programs`.
     """
-    assets = load_assets(config) if assets is None else assets
-    shared = programs() if shared is None else shared
-    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
-    parts, allocated, template, method, updates, server_optimizer = lay_out(config, assets)
-    privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
-
+    fed, local, how = config.federation, config.local, config.execution
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
@@ -223,10 +225,10 @@ def prepare(
         lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
         kind=assets.task.task.kind,
         dropout=config.model.dropout != 0,
-        lora_dropout=lora.lora_dropout,
+        lora_dropout=config.lora.lora_dropout,
     )
     federation = Federation(
-        members=parts.indices,
+        members=layout.parts.indices,
         length=assets.train.length,
         buckets=reading.lengths,
         cohort=fed.cohort,
@@ -236,12 +238,12 @@ def prepare(
         max_steps=local.max_steps,
         by_length=local.group_by_length,
         seed=config.seed,
-        least_steps=shared.least_steps,
+        least_steps=least_steps,
         amount=_amount(assets) if fed.client_weights == "tokens" else None,
     )
     recipe = RoundRecipe(
         reading=reading,
-        template=template,
+        template=layout.template,
         method=fed.method,
         optimizer=local.optimizer,
         clip=local.clip,
@@ -255,6 +257,27 @@ def prepare(
         server_optimizer=fed.server_optimizer,
         measure=how.measure,
     )
+    return federation, recipe
+
+
+def prepare(
+    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
+) -> Experiment:
+    """Divide the data, place the adapters and build the compiled functions of a run.
+
+    Args:
+      config: the run.
+      assets: data and model loaded before, to share between runs.
+      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+    """
+    assets = load_assets(config) if assets is None else assets
+    shared = programs() if shared is None else shared
+    fed, lora, how = config.federation, config.lora, config.execution
+    layout = lay_out(config, assets)
+    template, method, allocated = layout.template, layout.method, layout.allocated
+    federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
+    privacy = around.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
+    mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     base = place({name: part for name, part in assets.model.params.items() if name != "head"})
     train_data = place(assets.train)
@@ -268,12 +291,13 @@ def prepare(
         assets.model.params["head"],
         clients=fed.clients,
         heads=fed.heads,
-        server_optimizer=server_optimizer,
+        server_optimizer=layout.server_optimizer,
     )
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
-    predict = shared.predict(reading, how.eval_batch)
+    predict = shared.predict(recipe.reading, how.eval_batch)
     evaluate = _make_evaluate(config, assets, template, predict, base, place)
+    kind = KINDS[assets.task.task.kind]
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
@@ -290,7 +314,7 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reference, reallocate, updates, privacy,
+        shared.round(recipe), evaluate, reference, reallocate, layout.updates, privacy,
     )  # fmt: skip
 
 

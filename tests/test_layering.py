@@ -77,13 +77,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "adapters", "allocation", "around", "config", "data", "experiment", "export", "optimizers",
         "plots", "programs", "reallocation", "results", "rounds",
     },
+    "explain": {
+        "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
+        "methods", "optimizers", "programs", "rounds",
+    },
     "compare": {
         "cache", "config", "data", "errors", "experiment", "models", "optimizers", "plots",
         "programs", "runs",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "compare", "config", "data", "experiment", "methods", "models",
-        "runs",
+        "__init__", "cache", "compare", "config", "data", "experiment", "explain", "methods",
+        "models", "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

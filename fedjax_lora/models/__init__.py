@@ -19,7 +19,7 @@ from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
-from fedjax_lora.models.pretrained import Pretrained, load, redraw
+from fedjax_lora.models.pretrained import Pretrained, load, outline, redraw
 from fedjax_lora.models.sources import MODELS, Model, resolve
 from fedjax_lora.models.tiny import tiny
 
@@ -45,6 +45,7 @@ __all__ = [
     "is_stacked",
     "load",
     "logits",
+    "outline",
     "random_params",
     "read_config",
     "redraw",
