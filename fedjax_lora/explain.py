@@ -21,6 +21,7 @@ from fedjax_lora.data import Tokens
 from fedjax_lora.experiment import Assets, Layout, arrange, lay_out
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods.base import FLOAT_BYTES, Server
+from fedjax_lora.models.encoder import layers_per_step
 from fedjax_lora.programs import Reading, RoundRecipe
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.rounds.local import cohort_of
@@ -39,7 +40,8 @@ class Memory(NamedTuple):
       working: what each client of a wave needs to take a step: a copy of what it trains, its
         gradient and update, and the state of its optimizer.
       activations: what each client of a wave holds between the forward and the backward pass.
-      layer: one layer's parameters, taken out of their stack.
+      layers: parameters of the layers that one step of the layer loop takes out of their stack:
+        of one layer, or of all of them where the loop is unrolled, as on a CPU.
       cohort: clients on the device.
       wave: clients trained at once.
     """
@@ -50,14 +52,14 @@ class Memory(NamedTuple):
     client: int
     working: int
     activations: int
-    layer: int
+    layers: int
     cohort: int
     wave: int
 
     @property
     def total(self) -> int:
         """The sum, each part as often as it is there."""
-        once = self.base + self.server + self.data + self.layer
+        once = self.base + self.server + self.data + self.layers
         return once + self.cohort * self.client + self.wave * (self.working + self.activations)
 
 
@@ -121,7 +123,7 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         + trees.size_bytes(trained),
         working=3 * trees.size_bytes(trained) + trees.size_bytes(moments),
         activations=_activations(recipe, base, trained, _abstract(assets.train)),
-        layer=_layer_bytes(base),
+        layers=layers_per_step(assets.model.config) * _layer_bytes(base),
         cohort=federation.padded // devices,
         wave=min(recipe.wave, federation.padded // devices),
     )
@@ -174,7 +176,8 @@ def _activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Toke
     """What one more client of a wave holds on to in a full batch of the longest texts.
 
     That is what a gradient keeps between its passes, of one layer all of it where layers are
-    recomputed, and three arrays as large as the logits that are made at a time.
+    recomputed, and the gradient of the logits that are made at a time. Where they are made in
+    parts, these have no place in what is kept, and come on top with their exponentials.
     """
     reading = recipe.reading
     kept = _kept(reading, recipe, base, trained, data)
@@ -185,8 +188,8 @@ def _activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Toke
         kept += (whole - kept) // config.layers
     if reading.kind != "language":
         return kept
-    tokens = recipe.batch * (min(reading.lengths[-1], data.ids.shape[1]) - 1)
-    return kept + 3 * FLOAT_BYTES * min(CHUNK_NUMBERS, tokens * config.vocab_size)
+    numbers = recipe.batch * (min(reading.lengths[-1], data.ids.shape[1]) - 1) * config.vocab_size
+    return kept + FLOAT_BYTES * (numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS)
 
 
 def _kept(
@@ -238,7 +241,7 @@ def told(found: Needs) -> list[str]:
         (f"{clients}: adapter and head, before and after", memory.cohort * memory.client),
         (f"{wave}: gradient, update and optimizer", memory.wave * memory.working),
         (f"{wave}: activations, at the longest texts", memory.wave * memory.activations),
-        ("one layer, taken out of the stack", memory.layer),
+        ("layers, taken out of their stack", memory.layers),
         ("device memory, about", memory.total),
         ("sent in a round", found.up),
         ("received in a round", found.down),

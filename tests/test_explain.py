@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from characters import SIZE, make_tokenizer
 
-from fedjax_lora import cli, config, experiment, explain, methods, programs, rounds, runs, trees
+from fedjax_lora import cli, config, experiment, explain, methods, programs, rounds, trees
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 2000,
-    "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3,
+    "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-TOLERANCE = 0.25
-"""Of the sum. Measured: 0.92 to 1.14 of what XLA reports, for encoders and decoders."""
+TOLERANCE = 0.2
+"""Of the sum; it is rather too large. A Llama of 1.2 billion parameters came out at 1.02."""
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ def compiled_bytes(made, assets):
     "options",
     [
         {"method": "flora"},
-        {"method": "hetlora", "remat": True, "wave": 2, "targets": "all-linear"},
+        pytest.param(
+            {"method": "hetlora", "remat": True, "wave": 2, "targets": "all-linear"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["flora", "recomputed layers, two at a time"],
 )
@@ -101,27 +104,13 @@ def test_the_parts_follow_their_causes(folder):
     # FLoRA's server keeps the adapted kernels, HetLoRA's does not.
     plain = make(folder, method="hetlora")
     other = explain.needs(plain, experiment.load_assets(plain, weights=False)).memory
-    kernels = 3 * 4 * (128 * 128 + 128 * 64)
+    kernels = 2 * 4 * (128 * 128 + 128 * 64)
     assert whole.server - other.server == kernels
 
 
-def test_traffic_is_that_of_the_run():
-    made = config.RunConfig(
-        data=config.DataConfig(train_examples=40, test_examples=10, max_length=16),
-        model=config.ModelConfig(layers=1),
-        federation=config.FederationConfig(
-            method="fed_plora", clients=4, cohort=2, rounds=2, ranks="tiers(ranks=[1, 2])"
-        ),
-        local=config.LocalConfig(max_steps=1),
-    )
-    need = explain.needs(made, experiment.load_assets(made, weights=False))
-    history = runs.run(made).history
-    assert need.up == np.mean([h["up_bytes"] for h in history])
-    assert need.down == np.mean([h["down_bytes"] for h in history])
-
-
-def test_every_method_can_be_explained(folder):
+def test_every_method_can_be_explained(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
+    monkeypatch.setattr(explain, "_activations", lambda *_: 0)  # slow, and the same for all
     for name in methods.METHODS:
         made = make(folder, method=name)
         federation = dataclasses.replace(made.federation, ranks="fixed(rank=4)")
@@ -132,8 +121,10 @@ def test_every_method_can_be_explained(folder):
 
 def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    words = ["run", f"--task={SPEC}", f"--data-dir={folder}", f"--model={folder}", "--clients=4",
-             "--cohort=4", "--ranks=fixed(rank=2)", "--explain", f"--out={tmp_path / 'out'}"]  # fmt: skip
+    words = [
+        "run", f"--task={SPEC}", f"--data-dir={folder}", f"--model={folder}", "--clients=4",
+        "--cohort=4", "--ranks=fixed(rank=2)", "--explain", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     for part in ("base model", "activations", "device memory, about", "sent in a round"):

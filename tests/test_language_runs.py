@@ -12,7 +12,18 @@ import pytest
 import small_decoders as decoders
 from characters import SIZE, make_tokenizer
 
-from fedjax_lora import InputError, answers, cli, config, data, experiment, generation, kinds, runs
+from fedjax_lora import (
+    InputError,
+    answers,
+    cli,
+    config,
+    data,
+    experiment,
+    explain,
+    generation,
+    kinds,
+    runs,
+)
 from fedjax_lora.data import completions
 from fedjax_lora.types import Trained
 
@@ -112,6 +123,12 @@ def test_the_record_has_the_groups(finished):
     assert 0 <= last["token_accuracy"] <= 1
     assert finished.summary["start_perplexity"] > 1
     assert (finished.out / "figures" / "accuracy.png").is_file()
+
+
+def test_the_traffic_was_foretold(folder, finished, assets):
+    found = explain.needs(make(folder, learning_rate=3e-2), assets)
+    assert found.up == np.mean([h["up_bytes"] for h in finished.history])
+    assert found.down == np.mean([h["down_bytes"] for h in finished.history])
 
 
 def test_training_lowers_the_perplexity(folder, assets):

@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "explain": {
         "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
-        "methods", "optimizers", "programs", "rounds",
+        "methods", "models", "optimizers", "programs", "rounds",
     },
     "compare": {
         "cache", "config", "data", "errors", "experiment", "models", "optimizers", "plots",
