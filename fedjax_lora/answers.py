@@ -9,7 +9,7 @@ from fedjax_lora import data, generation
 from fedjax_lora.data.completions import prompt_length
 from fedjax_lora.errors import InputError
 from fedjax_lora.kinds import Global
-from fedjax_lora.models import Pretrained
+from fedjax_lora.models import DecoderConfig, Pretrained
 
 
 def make_answer(
@@ -28,14 +28,15 @@ def make_answer(
     """
     asked = prompt_length(tokens)
     _check_room(asked, new_tokens, model.config.max_tokens)
-    stop = generation.stop_ids(model)
+    config, stop = model.config, generation.stop_ids(model)
+    assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
     order = np.argsort(asked, kind="stable")  # prompts of one batch are about as long
     prompts = [tokens.ids[row, : asked[row]].tolist() for row in order]
 
     def answer(current: Global) -> list[str]:
         texts = [""] * len(prompts)
         params = {**current.base, "head": current.trained.head}
-        batches = generation.batched(prompts, model.config, new_tokens=new_tokens, batch=batch)
+        batches = generation.batched(prompts, config, new_tokens=new_tokens, batch=batch)
         for rows, ids, mask in batches:
             made = generation.generate(
                 model.module, params, ids, mask, new_tokens=new_tokens,

@@ -85,7 +85,7 @@ def perplexity_by(
       sums: as for `language_scores`.
     """
     return {
-        names[group]: language_scores(sums[code == group])["perplexity"]
+        names[int(group)]: language_scores(sums[code == group])["perplexity"]
         for group in np.unique(code)
     }
 

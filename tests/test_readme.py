@@ -8,6 +8,7 @@ import pytest
 
 import experiments.ag_news.report
 import experiments.demo.report
+import experiments.instruction_tuning.report
 import experiments.noise.report
 import experiments.server_aggregation.report
 import experiments.storage.report
@@ -64,7 +65,9 @@ def test_the_demo_is_told_from_its_result_folder():
     assert generated("demo") == experiments.demo.report.sentence()
 
 
-@pytest.mark.parametrize("name", ["ag_news", "noise", "server_aggregation", "storage"])
+@pytest.mark.parametrize(
+    "name", ["ag_news", "instruction_tuning", "noise", "server_aggregation", "storage"]
+)
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report
     table = report.table()

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 import tyro
 
@@ -36,7 +37,7 @@ def finish(path: pathlib.Path, config: RunConfig, assets: Assets, shared: Progra
     return run_once(path, public(config), told)
 
 
-def best_rate(method: str, assets: Assets, shared: Programs, where: dict[str, str]) -> float:
+def best_rate(method: str, assets: Assets, shared: Programs, where: dict[str, Any]) -> float:
     """The learning rate with the lowest perplexity on the clients' held-out examples."""
     found = {}
     for rate in RATES:
@@ -56,7 +57,7 @@ def main(data_dir: str, model: str, seeds: int = 1) -> None:
       seeds: how many seeds, from 0.
     """
     keep_compiled_programs()
-    where = {"data_dir": data_dir, "model": model}
+    where: dict[str, Any] = {"data_dir": data_dir, "model": model}
     shared, tokens = programs(), str(cache_dir() / "tokens")
     first = load_assets(get_config("flora", rate=1e-2, seed=0, **where), cache_dir=tokens)
     for seed in SEEDS[:seeds]:

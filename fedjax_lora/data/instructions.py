@@ -18,7 +18,7 @@ ALL = "all"
 PER_TASK = 100
 """Examples that are used of a natural-instructions task, as Tk-Instruct does."""
 
-LETTERS = ("A", "B", "C", "D")
+LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
 
 
 class Columns(NamedTuple):
