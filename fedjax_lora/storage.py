@@ -68,16 +68,18 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
 
 def full(kernel: Any, dtype: Any = jnp.float32) -> Array:
     """A kernel, however it is stored, as an array."""
-    if isinstance(kernel, jax.Array) or not hasattr(kernel, "qvalue"):
+    if not _has_codes(kernel):
         return jnp.asarray(kernel).astype(dtype)
     import qwix
 
     return qwix.dequantize(kernel.astype(dtype))
 
 
-def promote(
-    x: Array | None, kernel: Any, bias: Array | None, *, dtype: Any = None, inexact: bool = True
-) -> list[Array | None]:
+def _has_codes(value: Any) -> bool:
+    return hasattr(value, "qvalue")
+
+
+def promote(*values: Any, dtype: Any = None, inexact: bool = True) -> list[Array | None]:
     """``flax.linen.dtypes.promote_dtype`` for a layer whose kernel may be stored as codes."""
-    decoded = kernel if isinstance(kernel, jax.Array) else full(kernel, dtype or jnp.float32)
-    return promote_dtype(x, decoded, bias, dtype=dtype, inexact=inexact)
+    arrays = [full(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
+    return promote_dtype(*arrays, dtype=dtype, inexact=inexact)

@@ -5,11 +5,14 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 import small_decoders as decoders
 
 from fedjax_lora import adapters, methods, models, rounds, storage, trees
 from fedjax_lora.errors import InputError
+
+quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 # Table 5 of QLoRA (arXiv 2305.14314, appendix E).
 NF4 = np.array(
@@ -54,7 +57,9 @@ def test_nf4_is_the_nearest_of_sixteen_quantiles_per_block(inputs):
 
 
 def checkpoint(tmp_path, key, **options):
-    folder, _ = decoders.saved(tmp_path, "qwen2", hidden_size=64, intermediate_size=128)
+    folder, _ = decoders.saved(
+        tmp_path, "qwen2", num_hidden_layers=2, hidden_size=64, intermediate_size=128
+    )
     return models.load(str(folder), num_labels=None, scan_unroll=1, key=key, **options)
 
 
@@ -75,12 +80,12 @@ def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
     assert flat["decoder/norm/scale"].dtype == jnp.float32
     assert flat["decoder/embed_tokens/embedding"].dtype == jnp.bfloat16
     batch = decoders.texts()
-    logits = [
-        np.asarray(models.logits(m.params, m.module.apply({"params": m.params}, *batch).hidden))[
-            batch.attention_mask
-        ]
-        for m in (exact, small)
-    ]
+
+    @jax.jit
+    def run(params):
+        return models.logits(params, small.module.apply({"params": params}, *batch).hidden)
+
+    logits = [np.asarray(run(m.params))[batch.attention_mask] for m in (exact, small)]
     error = np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / logits[0].std()
     assert 1e-4 < error < {"bfloat16": 0.03, "int8": 0.1, "nf4": 0.7}[kind]
 
@@ -90,7 +95,7 @@ def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
     """Values and gradients are those of the decoded base, client by client."""
     small = checkpoint(tmp_path, key, storage=kind)
     decoded = trees.nested({p: storage.full(x) for p, x in trees.flat(small.params).items()})
-    template = adapters.make_template(small.params, targets="all-linear", rank=2)
+    template = adapters.make_template(small.params, targets="o_proj|up_proj", rank=2)
     many = decoders.random_adapters(template, key, 3)
     gain = adapters.uniform_gain(template)
     batch = decoders.texts()

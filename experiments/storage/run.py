@@ -32,7 +32,7 @@ def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
     params = models.abstract_params(config, storage)
     template = adapters.make_template(params, rank=8)
     gain = jax.eval_shape(lambda: adapters.uniform_gain(template))
-    module = models.LanguageModel(config)
+    module = models.module_of(config)
 
     def loss(adapter, gain, params, ids, mask):
         return jnp.sum(adapters.apply(module, params, adapter, gain, ids, mask).hidden ** 2)
@@ -66,8 +66,8 @@ def stories(folder: pathlib.Path) -> np.ndarray:
 def outputs(folder: pathlib.Path, storage: str, texts: np.ndarray) -> np.ndarray:
     """Logits ``[n, t - 1, V]`` of the next token."""
     model = models.load(str(folder), num_labels=None, storage=storage, key=jax.random.key(0))
-    hidden = model.module.apply({"params": model.params}, texts, np.ones_like(texts, bool)).hidden
-    return np.asarray(models.logits(model.params, hidden[:, :-1]), np.float64)
+    out: Any = model.module.apply({"params": model.params}, texts, np.ones_like(texts, bool))
+    return np.asarray(models.logits(model.params, out.hidden[:, :-1]), np.float64)
 
 
 def compared(got: np.ndarray, want: np.ndarray, texts: np.ndarray) -> dict[str, float]:

@@ -88,9 +88,9 @@ def batched(
       InputError: prompts that are empty, or leave no room for the new tokens; all are named.
     """
     window = config.max_positions if config.rope.type == "dynamic" else config.max_tokens
-    raise_all("Prompts cannot be continued", _problems(prompts, window, new_tokens))
+    raise_all("Prompts cannot be continued", _problems(prompts, window, new_tokens, batch))
     batch = min(batch, len(prompts))
-    for first in range(0, len(prompts), batch):
+    for first in range(0, len(prompts), max(batch, 1)):
         rows = np.minimum(np.arange(first, first + batch), len(prompts) - 1)
         chosen = [prompts[row] for row in rows]
         longest = max(map(len, chosen))
@@ -103,9 +103,12 @@ def batched(
         yield rows, ids, mask
 
 
-def _problems(prompts: Sequence[Sequence[int]], window: int, new_tokens: int) -> Iterator[str]:
-    if new_tokens < 1:
-        yield f"new_tokens is {new_tokens} but must be at least 1"
+def _problems(
+    prompts: Sequence[Sequence[int]], window: int, new_tokens: int, batch: int
+) -> Iterator[str]:
+    for name, value in (("new_tokens", new_tokens), ("batch", batch)):
+        if value < 1:
+            yield f"{name} is {value} but must be at least 1"
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
             yield f"prompt {number} has no tokens"

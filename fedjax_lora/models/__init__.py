@@ -11,13 +11,15 @@ it.
 """
 
 from fedjax_lora.models.config import EncoderConfig
-from fedjax_lora.models.decoder import Cache, Decoded, Decoder, init_cache
+from fedjax_lora.models.decoder import Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Encoded, Encoder
 from fedjax_lora.models.fresh import abstract_params, random_params
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config
+from fedjax_lora.models.kv_cache import Cache, init_cache
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
+from fedjax_lora.models.modules import module_of
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.pretrained import Pretrained, load, outline, redraw
 from fedjax_lora.models.sources import MODELS, Model, resolve
@@ -45,6 +47,7 @@ __all__ = [
     "is_stacked",
     "load",
     "logits",
+    "module_of",
     "outline",
     "random_params",
     "read_config",

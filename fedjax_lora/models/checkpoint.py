@@ -25,10 +25,7 @@ _OTHER_PARTS = re.compile(
     r"|(pooler|classifier|pre_classifier|score)\."
     r"|layers\.\d+\.self_attn\.rotary_emb\."
 )
-
-
 _OUTPUTS = ("head/classifier/", "head/out_proj/", "head/score/")
-
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """Where an array goes, from its parameter's path and its shape."""
@@ -196,7 +193,7 @@ def _assembled(
     storage: str,
     place: Callable[[str, Any], Any],
 ) -> Iterator[tuple[str, Any]]:
-    """Parameters by path; one at a time is on the host too, and no two kernels as they were."""
+    """Parameters by path; one at a time is on the host too, of encoded ones one layer at a time."""
     parts: dict[str, list[_Slot]] = {}
     for slot in slots:
         parts.setdefault(slot.path, []).append(slot)

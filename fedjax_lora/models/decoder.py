@@ -11,31 +11,16 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.errors import InputError
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, layers_per_step
-from fedjax_lora.models.rope import angles, rotate
+from fedjax_lora.models.kv_cache import Cache, View, extended, look
+from fedjax_lora.models.rope import rotate
 from fedjax_lora.storage import promote
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far, with room for more.
-
-    Attributes:
-      keys: turned by their positions, in the compute dtype.
-      values: in the compute dtype.
-      mask: True where a slot holds a token, False for padding and for room.
-      filled: slots in use, padding included.
-    """
-
-    keys: Float[Array, "L n slots kv d"]
-    values: Float[Array, "L n slots kv d"]
-    mask: Bool[Array, "n slots"]
-    filled: Int[Array, ""]
 
 
 class Decoded(NamedTuple):
@@ -50,22 +35,6 @@ class Decoded(NamedTuple):
     cache: Cache | None
 
 
-class View(NamedTuple):
-    """What tokens see and where they are; the same for all layers.
-
-    Attributes:
-      turn: angles of the tokens' positions.
-      mask: True where a token may attend to a slot in a layer that sees everything.
-      near: True within the sliding window; None if there is none.
-      slot: where the batch's first token goes in the cache.
-    """
-
-    turn: Float[Array, "n t half"]
-    mask: Bool[Array, "n 1 t s"]
-    near: Bool[Array, "1 1 t s"] | None
-    slot: Int[Array, ""]
-
-
 class PerLayer(NamedTuple):
     """What one layer gets; stacked, what the layer loop takes a slice of.
 
@@ -76,13 +45,6 @@ class PerLayer(NamedTuple):
 
     slides: Bool[Array, "*L"]
     past: tuple[Float[Array, "*L n slots kv d"], Float[Array, "*L n slots kv d"]] | None
-
-
-def init_cache(config: DecoderConfig, *, rows: int, slots: int) -> Cache:
-    """An empty cache for `rows` texts of up to `slots` tokens, padding included."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-    empty = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
-    return Cache(empty(), empty(), jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))
 
 
 def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn.Dense:
@@ -181,7 +143,7 @@ def _scanned(config: DecoderConfig) -> Any:
         unroll=unroll,
         variable_axes={True: 0},
         split_rngs={True: True},
-        in_axes=(0, cast(int, nn.broadcast)),
+        in_axes=cast(int, (0, nn.broadcast)),
     )
 
 
@@ -214,13 +176,11 @@ class Decoder(nn.Module):
         """
         config = self.config
         _check(config, input_ids, attention_mask)
-        mask = jnp.asarray(attention_mask)
-        if positions is None:
-            positions = _positions(mask, cache)
-        view, seen = _view(config, jnp.asarray(positions), mask, cache)
-        x = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens", dtype=config.dtype)(
-            jnp.asarray(input_ids)
-        )
+        at = None if positions is None else jnp.asarray(positions)
+        view = look(config, jnp.asarray(attention_mask), at, cache)
+        # Rows are taken before they are cast: never a second table.
+        table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
+        x = table(jnp.asarray(input_ids)).astype(config.dtype)
         slides = jnp.array(
             [
                 config.sliding_window is not None and layer not in config.full_layers
@@ -232,39 +192,7 @@ class Decoder(nn.Module):
             x, PerLayer(slides, past), view
         )
         hidden = _norm(config, "norm", x)
-        return Decoded(hidden, None if cache is None else _extended(cache, new, seen, mask))
-
-
-def _positions(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
-    """Tokens before each token of its text, padding not counted."""
-    before = jnp.cumsum(mask.astype(jnp.int32), axis=1, dtype=jnp.int32) - 1
-    if cache is not None:
-        before = before + jnp.sum(cache.mask, axis=1, dtype=jnp.int32)[:, None]
-    return jnp.maximum(before, 0)
-
-
-def _view(
-    config: DecoderConfig, positions: Array, mask: Array, cache: Cache | None
-) -> tuple[View, Bool[Array, "n s"]]:
-    """What the tokens see, and which slots hold tokens now."""
-    slot = jnp.zeros((), jnp.int32) if cache is None else cache.filled
-    seen = mask if cache is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, slot))
-    own = slot + jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
-    other = jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]
-    near = None
-    if config.sliding_window is not None:
-        near = (own - other < config.sliding_window)[None, None]
-    turn = angles(config.rope, positions, width=config.head_dim, window=config.max_positions)
-    return View(turn, seen[:, None, None, :] & (other <= own)[None, None], near, slot), seen
-
-
-def _extended(cache: Cache, new: tuple[Array, Array], seen: Array, mask: Array) -> Cache:
-    at = (0, 0, cache.filled, 0, 0)
-    keys, values = (
-        jax.lax.dynamic_update_slice(old, added, at)
-        for old, added in zip((cache.keys, cache.values), new, strict=True)
-    )
-    return Cache(keys, values, seen, cache.filled + mask.shape[1])
+        return Decoded(hidden, None if cache is None else extended(cache, view, new))
 
 
 def _check(config: DecoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:

@@ -60,11 +60,11 @@ def from_json(
     raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
     try:
         hf = CONFIG_MAPPING[family](**raw)
+        if family in DECODERS:
+            return decoder_config(hf, **options)
     except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
-    if family in DECODERS:
-        return decoder_config(hf, **options)
     return EncoderConfig(**{**_fields(hf, family), **options})
 
 

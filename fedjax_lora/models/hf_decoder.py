@@ -72,7 +72,7 @@ def _window(hf: Any, kinds: list[str]) -> int | None:
 def _rope(hf: Any) -> Rope:
     stated = hf.rope_parameters
     original = stated.get("original_max_position_embeddings") or hf.max_position_embeddings
-    factor = stated.get("factor") or 1.0
+    factor = 1.0 if stated.get("factor") is None else stated["factor"]
     common = {
         "type": stated.get("rope_type", "default"),
         "theta": float(stated["rope_theta"]),

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedjax_lora.models.decoder import Cache, Decoded, Decoder
+from fedjax_lora.models.decoder import Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, mean_of_tokens
+from fedjax_lora.models.kv_cache import Cache
 
 
 class LanguageModel(nn.Module):

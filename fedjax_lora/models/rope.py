@@ -46,7 +46,9 @@ def problems(rope: Rope) -> Iterator[str]:
     """Every field that is out of range, in words."""
     if rope.type not in ROPE_TYPES:
         yield f"rope type is {rope.type!r} but must be one of {', '.join(ROPE_TYPES)}"
-    for name in ("theta", "factor", "original_positions", "attention_factor"):
+    if not rope.theta > 1:
+        yield f"rope theta is {rope.theta} but must be above 1"
+    for name in ("factor", "original_positions", "beta_fast", "beta_slow", "attention_factor"):
         if not getattr(rope, name) > 0:
             yield f"rope {name} is {getattr(rope, name)} but must be above 0"
     if rope.type == "llama3" and not rope.high_frequency > rope.low_frequency > 0:

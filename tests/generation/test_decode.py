@@ -178,6 +178,9 @@ def test_batches_have_one_shape_and_pad_on_the_left():
 
 def test_prompts_that_cannot_be_continued():
     config = models.tiny(family="llama", num_labels=None).config
+    assert list(generation.batched([], config, new_tokens=5, batch=2)) == []
+    with pytest.raises(InputError, match=r"new_tokens is 0 .*; batch is 0 but must be at least 1"):
+        list(generation.batched([[1]], config, new_tokens=0, batch=0))
     with pytest.raises(InputError) as error:
         list(generation.batched([[1], [], [1] * 60], config, new_tokens=5, batch=2))
     assert str(error.value) == (

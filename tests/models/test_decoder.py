@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 import small_decoders as decoders
 
@@ -12,10 +13,12 @@ from fedjax_lora import models
 from fedjax_lora.errors import InputError
 from fedjax_lora.models.rope import Rope
 
+quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
+
 
 def small(family="qwen3", **fields):
     """A language model with a loop over its layers, which compiles faster."""
-    model = models.tiny(family=family, num_labels=None, layers=3, vocab_size=50)
+    model = models.tiny(family=family, num_labels=None, layers=2, vocab_size=50)
     config = dataclasses.replace(model.config, **{"scan_unroll": 1} | fields)
     params = models.random_params(config, jax.random.key(0))
     return dataclasses.replace(
@@ -117,7 +120,7 @@ def test_dropout_needs_a_key_and_changes_with_it():
     batch = decoders.texts()
 
     def running(rate):
-        model = small(layers=2, attention_dropout=rate)
+        model = small(attention_dropout=rate)
 
         @jax.jit
         def run(key):
@@ -133,7 +136,7 @@ def test_dropout_needs_a_key_and_changes_with_it():
     assert np.abs(run(1) - run(2)).max() > 1e-3
     # When nothing is dropped, the spelled-out attention is the fused one.
     mask = batch.attention_mask
-    want = hidden(small(layers=2), batch)
+    want = hidden(small(), batch)
     np.testing.assert_allclose(running(1e-9)(0)[mask], want[mask], atol=1e-4)
 
 

@@ -6,12 +6,15 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 import small_decoders as decoders
 from safetensors.numpy import load_file, save_file
 
 from fedjax_lora import models, trees
 from fedjax_lora.errors import InputError
+
+quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
 def load(folder, key, **options):
@@ -173,6 +176,20 @@ def test_shard_that_is_missing(llama, key, tmp_path):
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
             r"rope type 'longrope' \(only default, linear, dynamic, llama3, yarn\)",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "not a valid llama"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 1.0,
+                    "factor": 0.0,
+                    "low_freq_factor": 1,
+                    "high_freq_factor": 1,
+                    "original_max_position_embeddings": 8,
+                }
+            },
+            "theta is 1.0 but must be above 1; rope factor is 0.0 .*; rope frequency factors are 1",
         ),
         ({"rope_parameters": 3}, "rope parameters that are no JSON object"),
         ({"rope_parameters": {"rope_type": "linear"}}, "Missing required keys"),
