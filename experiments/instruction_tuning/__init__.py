@@ -10,7 +10,8 @@ rounds with a learning rate that falls linearly to a tenth.
 
 The learning rate of each method is the best of `RATES` by perplexity on held-out examples of the
 clients after `TUNING_ROUNDS` rounds with seed 0; the global test set is not looked at before. (0.1
-was tried with FLoRA and FlexLoRA, diverged, and was left out for the others.) The perplexities per
+was tried with FLoRA and FlexLoRA, diverged, and was left out for the others; replication and FedIT
+have the rate that all others chose.) The perplexities per
 client are those of the global model on the clients' held-out examples.
 
     python -m experiments.instruction_tuning.run --data-dir DATA --model STORIES260K    # resumable
