@@ -62,11 +62,11 @@ def draw() -> None:
             _dots(right, runs, n, label)
     runs = records(next(iter(METHODS.values())))
     level(left, runs[0]["summary"]["start_perplexity"], "before training", at=8)
-    left.set(xlabel="round", ylabel="perplexity on the global test set", yscale="log")
+    left.set(xlabel="round", ylabel="perplexity on the global test set")
     names = sorted(runs[0]["summary"][PER_CLIENT], key=int)
     before = np.mean([per_client(run, "start_") for run in runs], axis=0)
     right.plot(range(len(names)), before, "_", ms=16, color=GREY, label="before training")
-    right.set(xlabel="natural client", ylabel="perplexity on its held-out examples", yscale="log")
+    right.set(xlabel="natural client", ylabel="perplexity on its held-out examples")
     right.set_xticks(range(len(names)), names)
     for axes in (left, right):
         style(axes, rounds=axes is left)
