@@ -57,6 +57,8 @@ class RunOptions:
     resume: pathlib.Path | None = None
     """Go on with the interrupted run in this result folder, whose config is used; other options
     override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
+    explain: bool = False
+    """Print what the run would need, device memory and traffic, and do not run it."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
 
@@ -72,8 +74,21 @@ def run_command(args: Sequence[str]) -> int:
     return execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
 
 
+def explain(config: RunConfig) -> None:
+    """Say what a run would need; weights are not read and nothing is written but tokens."""
+    from fedjax_lora.cache import cache_dir
+    from fedjax_lora.experiment import load_assets
+    from fedjax_lora.explain import needs, told
+
+    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
+    print("\n".join(told(needs(config, assets))))
+
+
 def execute(options: RunOptions) -> int:
     """Run a config, telling the terminal about it; returns the exit status."""
+    if options.explain:
+        explain(options.run)
+        return 0
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.experiment import load_assets
@@ -194,9 +209,15 @@ def _print_summary(
     line = f"{metric} {summary[metric]:.4f}"
     if "majority_accuracy" in summary:
         line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
+    if f"start_{metric}" in summary:
+        line += f" (before training: {summary[f'start_{metric}']:.4f})"
     console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
     if summary["train_test_overlap"]:
         console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")
+    if summary["skipped_examples"]:
+        console.print(
+            f"note: {summary['skipped_examples']} examples could not be used and are left out"
+        )
     console.print(f"results in {out}")
 
 

@@ -108,6 +108,9 @@ class FederationConfig:
     the first round: loss_based(low=5, high=20, share=0.1)."""
     heads: Literal["average", "frozen", "local"] = "average"
     """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
+    client_weights: Literal["examples", "tokens"] = "examples"
+    """What a client counts by where a method weights by examples: how many it has, as in FedAvg,
+    or how many tokens it learns from (of completions, in a language task)."""
     updates: tuple[str, ...] = ()
     """What happens to clients' updates, in this order: clip(norm=1.0),
     gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,

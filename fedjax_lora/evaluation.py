@@ -25,14 +25,16 @@ def make_predict(objective: Objective, *, batch: int) -> Predict:
 
     def predict(base: Params, data: Any, trained: Trained, gain: Gain) -> np.ndarray:
         length = np.asarray(data.length)
+        # Of data that training has never seen, the longest may fit into none of its lengths.
+        sizes = (*objective.lengths, int(length.max()))
         order = np.argsort(length, kind="stable")
         parts = []
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
             fits = int(np.searchsorted(objective.lengths, length[rows].max()))
             index = np.resize(rows, batch).astype(np.int32)  # a short last batch repeats its rows
-            size = objective.lengths[fits]
-            parts.append((rows, outputs(base, data, trained, gain, index, length=size)))
+            out = outputs(base, data, trained, gain, index, length=sizes[fits])
+            parts.append((rows, out))
         first = np.asarray(parts[0][1])
         result = np.zeros((len(order), *first.shape[1:]), first.dtype)
         for rows, out in parts:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,19 @@ from fedjax_lora import (
     data,
     exchange,
     methods,
-    metrics,
     models,
     promotion,
     rounds,
     trees,
 )
 from fedjax_lora.adapters import Template
+from fedjax_lora.answers import make_answer
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.errors import InputError
 from fedjax_lora.faults import make_faults
 from fedjax_lora.federation import Federation
+from fedjax_lora.kinds import KINDS, Global, Scores, Tools
 from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
 from fedjax_lora.reallocation import Reallocate, unchanged
@@ -70,7 +72,8 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     round_fn: rounds.RoundFn
-    evaluate: Callable[[FederatedState], dict[str, float | None]]
+    evaluate: Callable[[FederatedState], Scores]
+    reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
     review: allocation.Review | None
     updates: tuple[around.Update, ...]
@@ -78,7 +81,11 @@ class Experiment(NamedTuple):
 
 
 def load_assets(
-    config: RunConfig, *, cache_dir: str | None = None, model: models.Pretrained | None = None
+    config: RunConfig,
+    *,
+    cache_dir: str | None = None,
+    model: models.Pretrained | None = None,
+    weights: bool = True,
 ) -> Assets:
     """Load and tokenise the task, and load the model with a head for it.
 
@@ -87,6 +94,7 @@ def load_assets(
       cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
       model: what was loaded before for the same model options and task with any seed; the new
         model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
+      weights: False leaves the model's weights on disk: its parameters are shapes alone.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
@@ -100,10 +108,12 @@ def load_assets(
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
+    kind = KINDS[task.task.kind]
     if model is None:
-        model = models.load(
+        load = models.load if weights else models.outline
+        model = load(
             config.model.model,
-            num_labels=max(1, len(task.classes)),
+            num_labels=kind.outputs(task),
             layers=config.model.layers,
             dtype=config.model.dtype,
             storage=config.model.storage,
@@ -114,12 +124,48 @@ def load_assets(
         )
     else:
         model = models.redraw(model, model_key(config))
-    model = with_first(model, config)
-    encode = lambda split: data.encode(  # noqa: E731
-        split, model.tokenizer, max_length=chosen.max_length, cache_dir=cache_dir
+    if weights:
+        model = with_first(model, config)
+    check_tokenizer(model)
+    splits = [task.train, task.validation, task.test]
+    encoded = [
+        None
+        if split is None
+        else kind.encode(task.task, split, model.tokenizer, chosen.max_length, cache_dir)
+        for split in splits
+    ]
+    train, validation, test = encoded
+    assert train is not None and test is not None
+    lost = sum(len(s.texts) - len(e.kept) for s, e in zip(splits, encoded, strict=True) if s and e)
+    task = task._replace(
+        train=train.split,
+        validation=None if validation is None else validation.split,
+        test=test.split,
+        skipped=task.skipped + lost,
     )
-    validation = None if task.validation is None else encode(task.validation)
-    return Assets(task, model, encode(task.train), validation, encode(task.test))
+    tokens = [e and e.tokens for e in (train, validation, test)]
+    _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
+    return Assets(task, model, train.tokens, tokens[1], test.tokens)
+
+
+def check_tokenizer(model: models.Pretrained) -> None:
+    """Refuse a checkpoint that comes without its tokenizer.
+
+    Raises:
+      InputError: it has none.
+    """
+    if model.tokenizer is None:
+        raise InputError(
+            f"The checkpoint {model.folder} has no tokenizer; put its tokenizer.json there."
+        )
+
+
+def _check_length(longest: int, window: int) -> None:
+    if longest > window:
+        raise InputError(
+            f"The longest text has {longest} tokens, but the model takes at most {window}; set "
+            f"max_length to {window} or less."
+        )
 
 
 def model_key(config: RunConfig) -> Key:
@@ -178,34 +224,31 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     return Layout(parts, allocated, template, method, updates, server_optimizer, first)
 
 
-def prepare(
-    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
-) -> Experiment:
-    """Divide the data, place the adapters and build the compiled functions of a run.
+def arrange(
+    config: RunConfig, assets: Assets, layout: Layout, *, least_steps: int = 0
+) -> tuple[Federation, RoundRecipe]:
+    """Who does what in a round, and what a round is compiled from; nothing is compiled.
 
     Args:
       config: the run.
-      assets: data and model loaded before, to share between runs.
-      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+      assets: its data and model.
+      layout: from `lay_out`.
+      least_steps: see `fedjax_lora.programs.programs`.
     """
-    assets = load_assets(config) if assets is None else assets
-    shared = programs() if shared is None else shared
-    fed, local, lora, how = config.federation, config.local, config.lora, config.execution
-    parts, allocated, template, method, updates, server_optimizer, first = lay_out(config, assets)
-    privacy = around.account(updates, cohort=fed.cohort, clients=fed.clients)
-
+    fed, local, how = config.federation, config.local, config.execution
     mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
+    kind = KINDS[assets.task.task.kind]
     reading = Reading(
         module=assets.model.module,
-        lengths=length_buckets(assets.train.length, longest=longest),
-        regression=assets.task.task.regression,
+        lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
+        kind=assets.task.task.kind,
         dropout=config.model.dropout != 0,
-        lora_dropout=lora.lora_dropout,
+        lora_dropout=config.lora.lora_dropout,
     )
     federation = Federation(
-        members=parts.indices,
+        members=layout.parts.indices,
         length=assets.train.length,
         buckets=reading.lengths,
         cohort=fed.cohort,
@@ -215,12 +258,13 @@ def prepare(
         max_steps=local.max_steps,
         by_length=local.group_by_length,
         seed=config.seed,
-        least_steps=shared.least_steps,
+        least_steps=least_steps,
         faults=make_faults(fed.faults),
+        amount=_amount(assets) if fed.client_weights == "tokens" else None,
     )
     recipe = RoundRecipe(
         reading=reading,
-        template=template,
+        template=layout.template,
         method=fed.method,
         optimizer=local.optimizer,
         clip=local.clip,
@@ -234,13 +278,34 @@ def prepare(
         server_optimizer=fed.server_optimizer,
         measure=how.measure,
     )
+    return federation, recipe
+
+
+def prepare(
+    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
+) -> Experiment:
+    """Divide the data, place the adapters and build the compiled functions of a run.
+
+    Args:
+      config: the run.
+      assets: data and model loaded before, to share between runs.
+      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+    """
+    assets = load_assets(config) if assets is None else assets
+    shared = programs() if shared is None else shared
+    fed, lora, how = config.federation, config.lora, config.execution
+    layout = lay_out(config, assets)
+    template, method, allocated = layout.template, layout.method, layout.allocated
+    federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
+    privacy = around.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
+    mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
     base = place(models.frozen(assets.model))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
-    if first is not None:
-        adapter = exchange.begin_with(template, adapter, first)
+    if layout.first is not None:
+        adapter = exchange.begin_with(template, adapter, layout.first)
     kernels = trees.flat(assets.model.params)
     state = rounds.init_state(
         method,
@@ -249,13 +314,15 @@ def prepare(
         assets.model.params["head"],
         clients=fed.clients,
         heads=fed.heads,
-        server_optimizer=server_optimizer,
+        server_optimizer=layout.server_optimizer,
     )
     rounds.check_method(method, template, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
-    predict = shared.predict(reading, how.eval_batch)
-    evaluate = _make_evaluate(assets, template, predict, base, place)
+    predict = shared.predict(recipe.reading, how.eval_batch)
+    evaluate = _make_evaluate(config, assets, template, predict, base, place)
+    kind = KINDS[assets.task.task.kind]
+    reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
         reallocate = promotion.make_reallocate(
@@ -271,7 +338,8 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reallocate, allocated.review, updates, privacy,
+        shared.round(recipe), evaluate, reference, reallocate, allocated.review, layout.updates,
+        privacy,
     )  # fmt: skip
 
 
@@ -283,24 +351,49 @@ def global_model(state: FederatedState, template: Template) -> tuple[Trained, ad
     return Trained(state.server.adapter, head), adapters.uniform_gain(template)
 
 
-def _make_evaluate(assets, template, predict, base, place):
-    task = assets.task.task
-    splits = {"": assets.test} | (
-        {} if assets.validation is None else {"validation_": assets.validation}
-    )
-    placed = {prefix: place(tokens) for prefix, tokens in splits.items()}
+def _amount(assets: Assets) -> np.ndarray:
+    """Tokens that are learned from each training example, ``int32[E]``."""
+    tokens = assets.train
+    if assets.task.task.kind == "language":
+        return tokens.types.sum(axis=1)
+    return tokens.length
 
-    def evaluate(state: FederatedState) -> dict[str, float | None]:
+
+def _make_evaluate(config, assets, template, predict, base, place):
+    task, model = assets.task, assets.model
+    kind, length = KINDS[task.task.kind], config.data.max_length
+    tools = Tools(
+        task=task,
+        predict=predict,
+        place=place,
+        encode=lambda split: kind.encode(task.task, split, model.tokenizer, length, None),
+        answer=functools.partial(
+            make_answer,
+            model,
+            new_tokens=task.task.prompting.answer_tokens,
+            batch=config.execution.eval_batch,
+        ),
+    )
+    splits = [("", task.test, assets.test)]
+    if assets.validation is not None:
+        splits.append(("validation_", task.validation, assets.validation))
+    judges = {prefix: kind.judge(tools, split, tokens) for prefix, split, tokens in splits}
+
+    def evaluate(state: FederatedState) -> Scores:
         trained, gain = global_model(state, template)
-        full = rounds.with_kernels(base, state.server.kernels)
-        scores = {}
-        for prefix, tokens in splits.items():
-            output = predict(full, placed[prefix], trained, gain)
-            score = metrics.METRICS[task.metric](tokens.label, output)
-            scores[f"{prefix}{task.metric}"] = score
-            loss = metrics.mean_loss(tokens.label, output, regression=task.regression)
-            # A model that has diverged has no loss; JSON has no word for what it would be.
-            scores[f"{prefix}loss"] = loss if math.isfinite(loss) else None
-        return scores
+        model = Global(rounds.with_kernels(base, state.server.kernels), trained, gain)
+        found = {
+            f"{prefix}{name}": value
+            for prefix, judge in judges.items()
+            for name, value in judge(model).items()
+        }
+        return _finite(found)
 
     return evaluate
+
+
+def _finite(scores: Any) -> Any:
+    """Scores with None for what is not finite: JSON has no word for a model that has diverged."""
+    if isinstance(scores, dict):
+        return {name: _finite(value) for name, value in scores.items()}
+    return scores if not isinstance(scores, float) or math.isfinite(scores) else None

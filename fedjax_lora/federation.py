@@ -31,6 +31,7 @@ class Federation:
     seed: int
     least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
     faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
+    amount: np.ndarray | None = None  # float[E], an example's part of its client's weight, or all 1
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -48,6 +49,9 @@ class Federation:
         return batches.local_steps(
             examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
         )
+
+    def _weight(self, own: np.ndarray) -> float:
+        return float(len(own) if self.amount is None else self.amount[own].sum())
 
     def sample(self, round: int) -> np.ndarray:
         """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
@@ -100,7 +104,8 @@ class Federation:
             by_length=self.by_length,
         )
         fill = np.full(absent, len(self.members))
-        weight = np.concatenate([np.where(steps > 0, size, 0), np.zeros(absent)])
+        amount = np.array([self._weight(own) for own in members])
+        weight = np.where(np.concatenate([steps, np.zeros(absent)]) > 0, amount, 0)
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),

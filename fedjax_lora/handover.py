@@ -35,7 +35,8 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Ab
         layers=config.model.layers,
         pooling=config.model.pooling,
         max_length=config.data.max_length,
-        classes=assets.task.classes,
+        classes=() if task.kind == "language" else assets.task.classes,
+        language=task.kind == "language",
         pair=assets.task.test.pairs is not None,
         task=task.name,
         metric=task.metric,
@@ -51,7 +52,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Ab
             "heads": fed.heads,
             "seed": str(config.seed),
         },
-        results={name: record[name] for name in (task.metric, "loss") if name in record},
+        results={n: record[n] for n in (task.metric, "perplexity", "loss") if n in record},
     )
 
 

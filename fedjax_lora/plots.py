@@ -36,20 +36,33 @@ def level(axes: Axes, height: float, text: str, *, at: float) -> None:
     axes.annotate(text, (at, height), color=GREY, ha="right", va="bottom", fontsize=8)
 
 
+def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
+    """What a run's metric is to be compared with, in words and as a number; None if unknown.
+
+    >>> to_beat({"start_perplexity": 9.5}, "perplexity")
+    ('before training', 9.5)
+    """
+    if f"start_{metric}" in summary:
+        return "before training", summary[f"start_{metric}"]
+    if metric == "accuracy" and "majority_accuracy" in summary:
+        return "majority class", summary["majority_accuracy"]
+    return None
+
+
 def history(
     records: Sequence[Mapping[str, Any]],
     *,
     metric: str,
     title: str,
-    majority: float | None = None,
+    beat: tuple[str, float] | None = None,
 ) -> Figure:
-    """Draw the test metric (and the majority class's) and the losses over the rounds."""
+    """Draw the test metric (and what it is to beat) and the losses over the rounds."""
     figure = Picture(figsize=(8, 3.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     tested = [r for r in records if metric in r]
     left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
-    if majority is not None:
-        level(left, majority, "majority class", at=records[-1]["round"])
+    if beat is not None:
+        level(left, beat[1], beat[0], at=records[-1]["round"])
     left.set(xlabel="round", ylabel=f"test {metric}")
     right.plot([r["round"] for r in records], [r["train_loss"] for r in records],
                color=ORANGE, label="training (clients)")  # fmt: skip

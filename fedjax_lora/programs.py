@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from fedjax_lora import around, clients, evaluation, measure, methods, optimizers, rounds
+from fedjax_lora import around, clients, evaluation, measure, methods, models, optimizers, rounds
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients import Mode, Objective
 from fedjax_lora.clients.local import Train
@@ -21,25 +21,28 @@ from fedjax_lora.evaluation import Predict
 from fedjax_lora.methods import Method
 from fedjax_lora.rounds import Head, RoundFn
 
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "classification": clients.text_classification,
+    "regression": functools.partial(clients.text_classification, regression=True),
+    "language": functools.partial(clients.causal_lm, logits=models.logits),
+}
+"""What clients minimise, by the kind of the task."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a model reads the data; see `fedjax_lora.clients.text_classification`."""
+    """How a model reads the data; see `OBJECTIVES`."""
 
     module: nn.Module
     lengths: tuple[int, ...]
-    regression: bool
+    kind: str
     dropout: bool
     lora_dropout: float
 
     def objective(self) -> Objective:
         """What clients minimise."""
-        return clients.text_classification(
-            self.module,
-            self.lengths,
-            regression=self.regression,
-            dropout=self.dropout,
-            lora_dropout=self.lora_dropout,
+        return OBJECTIVES[self.kind](
+            self.module, self.lengths, dropout=self.dropout, lora_dropout=self.lora_dropout
         )
 
 

@@ -69,7 +69,7 @@ def _check(review: Review, recipe: RoundRecipe, validation: Any | None) -> None:
             "Rank allocation 'loss_based' scores clients on validation examples, of which there "
             "are none; set validation_examples."
         )
-    if recipe.reading.regression and review.score == "accuracy":
+    if recipe.reading.kind == "regression" and review.score == "accuracy":
         raise InputError(
             "This task has no classes to be accurate about; choose score='loss' in the rank "
             "allocation 'loss_based'."
@@ -81,5 +81,5 @@ def _make_score(recipe: RoundRecipe, validation: Any, batch: int) -> scoring.Sco
     locally = rounds.make_local(method, recipe.template, train, heads=recipe.heads, **execution)
     objective = recipe.reading.objective()
     rows = scoring.rows_by_length(jax.device_get(validation.length), objective.lengths, batch=batch)
-    validate = scoring.make_validation(objective, rows, regression=recipe.reading.regression)
+    validate = scoring.make_validation(objective, rows)
     return scoring.make_score(locally, validate, **execution)

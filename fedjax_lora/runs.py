@@ -66,11 +66,12 @@ class Result:
 
     def plot(self) -> Figure:
         """The test metric and the losses over the rounds, as a figure that a notebook shows."""
+        metric = data.find(self.config.data.task).metric
         return plots.history(
             self.records,
-            metric=data.find(self.config.data.task).metric,
+            metric=metric,
             title=f"{self.config.data.task}: {self.config.federation.method}",
-            majority=self.summary.get("majority_accuracy"),
+            beat=plots.to_beat(self.summary, metric),
         )
 
 
@@ -115,7 +116,7 @@ def run(
         experiment = prepare(config, assets, programs)
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
-        progress = begin(experiment)
+        progress, reference = begin(experiment), experiment.reference()
         if found:
             progress = resuming.continued(found[-1], experiment, progress)
         summary = folder.finished() if folder and resume else None
@@ -129,7 +130,7 @@ def run(
                 on_round(last.history[-1] | times)
                 if stopping:
                     raise Stopped(f"stopped after round {last.round} of {rounds}")
-        summary = summarise(experiment, last.history, time.perf_counter() - began)
+        summary = summarise(experiment, last.history, reference, time.perf_counter() - began)
         made = result(experiment, last, summary, folder)
         if folder:
             with folder.writing():
@@ -251,22 +252,25 @@ def leave(folder: RunFolder, experiment: Experiment, made: Result) -> None:
 
 
 def summarise(
-    experiment: Experiment, history: list[dict[str, Any]], seconds: float
+    experiment: Experiment,
+    history: list[dict[str, Any]],
+    reference: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The numbers of a whole run."""
+    """The numbers of a whole run; ``reference`` is what they are to be compared with."""
     task, assets = experiment.assets.task.task, experiment.assets
-    labels = assets.test.label
     summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
-    if not task.regression:
-        summary["majority_accuracy"] = float(np.bincount(labels).max() / len(labels))
+    names = (task.metric, "loss", "perplexity")
+    summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
     return (
         summary
+        | reference
         | {
             "rounds": len(history),
             "train_examples": len(assets.train.label),
-            "test_examples": len(labels),
+            "test_examples": len(assets.test.label),
             "train_test_overlap": assets.task.overlap,
+            "skipped_examples": assets.task.skipped,
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
             "seconds": seconds,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_lora import adapters
-from fedjax_lora.clients import Clients, Mode, Objective, everywhere, example_loss, execute
+from fedjax_lora.clients import Clients, Mode, Objective, Score, everywhere, execute
 from fedjax_lora.rounds import FederatedState, LocalFn, Plan, all_finite, with_kernels
 from fedjax_lora.types import Array, Key, Params
 
@@ -22,8 +22,8 @@ from fedjax_lora.types import Array, Key, Params
 class Seen(NamedTuple):
     """What validation finds, per client of the cohort."""
 
-    loss: Array  # float32[c], mean over the validation examples; not finite for a broken model
-    accuracy: Array  # float32[c], share of examples whose highest logit is the label's
+    loss: Array  # float32[c], mean over what is predicted; not finite for a broken model
+    accuracy: Array  # float32[c], share of predictions whose highest logit is right
 
 
 class Rows(NamedTuple):
@@ -57,46 +57,40 @@ def rows_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) ->
 
 
 def make_validation(
-    objective: Objective, rows: Sequence[Rows], *, regression: bool = False
+    objective: Objective, rows: Sequence[Rows]
 ) -> Callable[[Params, Any, Clients, Array], Seen]:
     """Evaluate a wave of clients on the validation examples, without dropout.
 
     Args:
       objective: the task.
       rows: which examples, see `rows_by_length`.
-      regression: labels are scores: the loss is the squared error and the accuracy is 0.
 
     Returns:
       ``validate(base, data, clients, rate) -> Seen [w]`` of the clients' parameters; as local
       training is called, and the learning rate is not used.
     """
-    total = sum(int(part.valid.sum()) for part in rows)
 
     def validate(base: Params, data: Any, clients: Clients, rate: Array) -> Seen:
-        def batch_sums(size: int, index: Array, valid: Array) -> Seen:
+        def batch_sums(size: int, index: Array, valid: Array) -> Score:
             batch = objective.take(data, index, size)
 
-            def one(client: Clients) -> Seen:
+            def one(client: Clients) -> Score:
                 gain = adapters.times(client.gain, client.params.coefficients)
                 output = objective.outputs(base, client.params, gain, batch)
-                loss = example_loss(output, batch.label, regression=regression)
-                hit = jnp.argmax(output, axis=1) == batch.label.astype(jnp.int32)
-                return Seen(
-                    jnp.sum(jnp.where(valid, loss, 0)),
-                    jnp.sum((hit & valid & (not regression)).astype(jnp.float32)),
-                )
+                score = objective.score(output, batch)
+                return Score(*(jnp.sum(jnp.where(valid, x, 0)) for x in score))
 
             return jax.vmap(one)(clients)
 
         count = clients.rank.shape[0]
-        sums = Seen(jnp.zeros(count), jnp.zeros(count))
+        sums = Score(*(jnp.zeros(count) for _ in Score._fields))
         for part in rows:
 
-            def step(carry: Seen, batch: tuple, size: int = part.size) -> tuple[Seen, None]:
+            def step(carry: Score, batch: tuple, size: int = part.size) -> tuple[Score, None]:
                 return jax.tree.map(jnp.add, carry, batch_sums(size, *batch)), None
 
             sums, _ = jax.lax.scan(step, sums, (jnp.asarray(part.index), jnp.asarray(part.valid)))
-        return jax.tree.map(lambda x: x / total, sums)
+        return Seen(sums.loss / sums.count, sums.hits / sums.count)
 
     return validate
 

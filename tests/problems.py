@@ -226,6 +226,10 @@ def _take_rows(data: jax.Array, index: jax.Array, length: int) -> jax.Array:
     return data[index]
 
 
+def _no_score(output: jax.Array, batch: Any) -> clients.Score:
+    raise NotImplementedError
+
+
 def _mean(each: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
 
@@ -236,7 +240,7 @@ def quadratic() -> Objective:
     def loss(base, trained, gain, fixed, batch, valid, key):
         return _mean(0.5 * jnp.sum(jnp.square(trained.head["w"][None] - batch), axis=1), valid)
 
-    return Objective(loss, loss, _take_rows)
+    return Objective(loss, loss, _take_rows, _no_score)
 
 
 def linear() -> Objective:
@@ -248,7 +252,7 @@ def linear() -> Objective:
             start=jnp.zeros(()),
         )
 
-    return Objective(loss, loss, _take_rows)
+    return Objective(loss, loss, _take_rows, _no_score)
 
 
 def noise() -> Objective:
@@ -258,7 +262,7 @@ def noise() -> Objective:
         w = trained.head["w"]
         return jnp.sum(w * jax.random.normal(key, w.shape))
 
-    return Objective(loss, loss, _take_rows)
+    return Objective(loss, loss, _take_rows, _no_score)
 
 
 def shape_seen(lengths: Sequence[int]) -> Objective:
@@ -267,7 +271,9 @@ def shape_seen(lengths: Sequence[int]) -> Objective:
     def loss(base, trained, gain, fixed, batch, valid, key):
         return jnp.sum(trained.head["w"]) * 0 + jnp.float32(100 * batch[1] + valid.shape[0])
 
-    return Objective(loss, loss, lambda data, index, length: (data[index], length), tuple(lengths))
+    return Objective(
+        loss, loss, lambda data, index, length: (data[index], length), _no_score, tuple(lengths)
+    )
 
 
 def stub_clients(

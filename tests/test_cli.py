@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small import small
+from small_options import small
 
 from fedjax_lora import cli, models
 

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "structure": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
-    "metrics": set(),
+    "metrics": {"errors"},
     "cache": set(),
     "plots": set(),
     "interrupts": set(),
@@ -61,22 +61,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"types", "clients"},
     "checkpoints": {"errors", "allocation", "files", "rounds"},
     "results": {"errors", "checkpoints", "config", "files", "untrusted"},
+    "kinds": {"types", "data", "evaluation", "metrics"},
+    "answers": {"errors", "data", "generation", "kinds", "models"},
     # Text from a language model, with adapters.
     "generation": {"types", "errors", "adapters", "models"},
     # Those who put it together know everything below them.
     # Models in and out, without a run.
     "exchange": FOUNDATION | {"adapters", "clients", "data", "evaluation", "models", "storage"},
     "programs": {
-        "adapters", "around", "clients", "evaluation", "measure", "methods", "optimizers", "rounds",
+        "adapters", "around", "clients", "evaluation", "measure", "methods", "models", "optimizers",
+        "rounds",
     },
     "promotion": {
         "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",
         "rounds", "scoring",
     },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "around", "clients", "config", "data", "exchange", "faults",
-        "federation", "methods", "metrics", "models", "programs", "promotion", "reallocation",
-        "rounds",
+        "adapters", "allocation", "answers", "around", "clients", "config", "data", "exchange",
+        "faults", "federation", "kinds", "methods", "models", "programs", "promotion",
+        "reallocation", "rounds",
     },
     "handover": FOUNDATION | {
         "adapters",
@@ -88,6 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "adapters", "allocation", "around", "checkpoints", "config", "data", "experiment",
         "handover", "journal", "optimizers", "plots", "programs", "reallocation", "results",
         "resuming", "rounds",
+    },
+    "explain": {
+        "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
+        "methods", "models", "optimizers", "programs", "rounds",
     },
     "compare": {
         "cache", "config", "data", "errors", "experiment", "files", "models", "optimizers",
@@ -102,8 +109,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handover", "plots", "reopening", "results",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "interrupts",
-        "methods", "models", "runs",
+        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "explain",
+        "interrupts", "methods", "models", "runs",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},
@@ -116,7 +123,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "files": {"filelock"},
     "untrusted": set(),
     "specs": set(),
-    "metrics": {"numpy", "jaxtyping"},
+    "metrics": {"numpy", "jaxtyping", "rouge_score"},
     "allocation": {"numpy"},
     "methods": {"jax", "jaxtyping", "numpy"},
     "adapters": {"flax", "jax", "jaxtyping", "numpy", "safetensors"},

@@ -11,6 +11,7 @@ import tyro
 import experiments.ag_news.report
 import experiments.demo.report
 import experiments.faults.report
+import experiments.instruction_tuning.report
 import experiments.malformed.report
 import experiments.noise.report
 import experiments.own_model.report
@@ -101,7 +102,16 @@ def test_every_trial_of_a_fault_has_ended_well():
 
 
 @pytest.mark.parametrize(
-    "name", ["ag_news", "faults", "noise", "parity", "server_aggregation", "storage"]
+    "name",
+    [
+        "ag_news",
+        "faults",
+        "instruction_tuning",
+        "noise",
+        "parity",
+        "server_aggregation",
+        "storage",
+    ],
 )
 def test_tables_are_told_from_their_result_files(name: str):
     report = getattr(experiments, name).report

@@ -11,6 +11,7 @@ import pytest
 from problems import COHORT, PADDED, WIDTH, bag_rounds
 
 from fedjax_lora import adapters, clients, evaluation, methods, metrics, rounds, scoring
+from fedjax_lora.clients.objective import value_score
 from fedjax_lora.types import Trained
 
 quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
@@ -118,7 +119,8 @@ def test_regression_is_scored_by_squared_error():
     take = lambda data, index, length: jax.tree.map(lambda x: jnp.asarray(x)[index], data)  # noqa: E731
     line = lambda base, trained, gain, batch: trained.head["w"][None] * batch.x[:, None]  # noqa: E731
     rows = scoring.rows_by_length(np.ones(7, int), (1,), batch=3)
-    validate = scoring.make_validation(clients.Objective(line, line, take), rows, regression=True)
+    score = lambda output, batch: value_score(output, batch.label)  # noqa: E731
+    validate = scoring.make_validation(clients.Objective(line, line, take, score), rows)
     slope = np.array([[0.5], [-2.0]], np.float32)
     made = problems.stub_clients(slope, problems.batches_of([[0]], [[0]]))
     got = validate({}, data, made, jnp.float32(0))

@@ -7,7 +7,7 @@ their ranks are 1, 2, 4 and 8, and HLoRA aggregates them. What is the user's own
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import optax
 from sklearn.datasets import load_digits
 
 from fedjax_lora import adapters, clients, data, evaluation, methods, optimizers, rounds
-from fedjax_lora.clients import Objective
+from fedjax_lora.clients import Objective, Score
 from fedjax_lora.federation import Federation
 from fedjax_lora.types import Array, Gain, Key, Params, Trained
 
@@ -76,7 +76,11 @@ def make_objective(net: nn.Module) -> Objective:
     def take(digits: Any, index: Array, length: int) -> Digits:
         return Digits(*(x[index] for x in digits))
 
-    return Objective(loss, outputs, take, lengths=(1,))
+    def score(output: Array, batch: Digits) -> Score:
+        hits = jnp.argmax(output, axis=1) == batch.label
+        return Score(loss_of(output, batch.label), hits.astype(jnp.float32), jnp.ones(len(output)))
+
+    return Objective(loss, outputs, take, score, lengths=(1,))
 
 
 def digits(turned: bool) -> tuple[Digits, Digits]:

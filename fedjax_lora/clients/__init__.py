@@ -9,8 +9,9 @@ from fedjax_lora.clients.cohort import (
     execute,
     padded_size,
 )
+from fedjax_lora.clients.completion import causal_lm
 from fedjax_lora.clients.local import Clients, Report, make_training, row_buckets
-from fedjax_lora.clients.objective import Objective, TokenBatch, example_loss, text_classification
+from fedjax_lora.clients.objective import Objective, Score, TokenBatch, text_classification
 
 __all__ = [
     "AXIS",
@@ -18,11 +19,12 @@ __all__ = [
     "Mode",
     "Objective",
     "Report",
+    "Score",
     "TokenBatch",
+    "causal_lm",
     "client_mesh",
     "default_wave",
     "everywhere",
-    "example_loss",
     "execute",
     "make_training",
     "padded_size",

@@ -11,20 +11,31 @@ from fedjax_lora import adapters
 from fedjax_lora.types import Array, Gain, Key, Params, Trained
 
 
+class Score(NamedTuple):
+    """What the predictions of each example amount to, ``float32[n]``; sums, so that they add up."""
+
+    loss: Array  # over what is predicted
+    hits: Array  # predictions whose highest logit is right; 0 for scores
+    count: Array  # predictions: 1, or the tokens of a completion
+
+
 class Objective(NamedTuple):
     """A task as local training sees it.
 
     Attributes:
       loss: ``(base, trained, gain, fixed, batch, valid: bool[n], key) -> float32[]``, the mean over
-        valid examples. ``fixed`` is None or the gains of components that dropout must spare.
+        what the valid examples predict. ``fixed`` is None or the gains of components that dropout
+        must spare.
       outputs: ``(base, trained, gain, batch) -> [n, ...]``, the model's predictions.
       take: ``(data, index: int32[n], length: int) -> batch``.
+      score: ``(outputs, batch) -> Score``.
       lengths: static lengths a batch is cut to, ascending; ``take`` receives one of them.
     """
 
     loss: Callable[..., Array]
     outputs: Callable[..., Array]
     take: Callable[[Any, Array, int], Any]
+    score: Callable[[Array, Any], Score]
     lengths: tuple[int, ...] = (0,)
 
 
@@ -38,7 +49,8 @@ class TokenBatch(NamedTuple):
 
 
 def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
-    """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens."""
+    """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens if they are wider."""
+    length = min(length, data.ids.shape[1])
     place = jnp.arange(length, dtype=data.length.dtype)
     return TokenBatch(
         ids=data.ids[index, :length],
@@ -48,11 +60,66 @@ def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
     )
 
 
-def example_loss(output: Array, label: Array, *, regression: bool = False) -> Array:
-    """Cross-entropy of logits ``[n, classes]``, or squared error of ``[n, 1]``: ``float32[n]``."""
-    if regression:
-        return jnp.square(output[:, 0] - label)
-    return optax.softmax_cross_entropy_with_integer_labels(output, label)
+def class_score(output: Array, label: Array) -> Score:
+    """Cross-entropy of logits ``[n, classes]``."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(output, label)
+    hits = (jnp.argmax(output, axis=1) == label.astype(jnp.int32)).astype(jnp.float32)
+    return Score(loss, hits, jnp.ones_like(loss))
+
+
+def value_score(output: Array, label: Array) -> Score:
+    """Squared error of outputs ``[n, 1]``."""
+    loss = jnp.square(output[:, 0] - label)
+    return Score(loss, jnp.zeros_like(loss), jnp.ones_like(loss))
+
+
+def mean_loss(score: Score, valid: Array) -> Array:
+    """The mean over all predictions of the valid examples, ``float32[]``; 0 without any."""
+    total, count = (jnp.sum(jnp.where(valid, x, 0)) for x in (score.loss, score.count))
+    return total / jnp.maximum(count, 1)
+
+
+def make_objective(
+    forward: Callable[..., Array],
+    score: Callable[[Array, Any], Score],
+    lengths: Sequence[int],
+    *,
+    dropout: bool,
+    lora_dropout: float,
+) -> Objective:
+    """An objective on `TokenBatch`es from its two halves.
+
+    Args:
+      forward: ``(base, trained, gain, batch, *, deterministic, **options) -> outputs``; the options
+        are those of `fedjax_lora.adapters.apply`.
+      score: ``(outputs, batch) -> Score``.
+      lengths: length buckets.
+      dropout: use the model's own dropout rates in training.
+      lora_dropout: rate for the inputs of the trained components.
+    """
+
+    def loss(
+        base: Params,
+        trained: Trained,
+        gain: Gain,
+        fixed: Gain | None,
+        batch: TokenBatch,
+        valid: Array,
+        key: Key,
+    ) -> Array:
+        output = forward(
+            base,
+            trained,
+            gain,
+            batch,
+            fixed=fixed,
+            dropout=lora_dropout,
+            deterministic=not dropout,
+            rngs={"dropout": key} if dropout or lora_dropout else None,
+        )
+        return mean_loss(score(output, batch), valid)
+
+    return Objective(loss, forward, take_tokens, score, tuple(lengths))
 
 
 def text_classification(
@@ -89,28 +156,11 @@ def text_classification(
         logits = adapters.apply(module, params, trained.adapter, gain, *inputs, **options)
         return logits.astype(jnp.float32)
 
-    def loss(
-        base: Params,
-        trained: Trained,
-        gain: Gain,
-        fixed: Gain | None,
-        batch: TokenBatch,
-        valid: Array,
-        key: Key,
-    ) -> Array:
-        logits = forward(
-            base,
-            trained,
-            gain,
-            batch,
-            fixed=fixed,
-            dropout=lora_dropout,
-            deterministic=not dropout,
-            rngs={"dropout": key} if dropout or lora_dropout else None,
-        )
-        each = example_loss(logits, batch.label, regression=regression)
-        return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1).astype(
-            jnp.float32
-        )
-
-    return Objective(loss, forward, take_tokens, tuple(lengths))
+    one = value_score if regression else class_score
+    return make_objective(
+        forward,
+        lambda output, batch: one(output, batch.label),
+        lengths,
+        dropout=dropout,
+        lora_dropout=lora_dropout,
+    )

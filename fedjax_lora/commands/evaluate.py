@@ -151,7 +151,7 @@ def _check_task(loaded: "data.TaskData", opened: "Opened") -> None:
     about, task = opened.about, loaded.task
     named = about.classes and about.classes != tuple(map(str, range(len(about.classes))))
     problems = []
-    if task.regression != about.regression or len(loaded.classes) != len(about.classes):
+    if (task.kind == "regression") != about.regression or len(loaded.classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
         problems.append(f"it has {len(loaded.classes) or 'no'} classes, the model {outputs}")
     elif named and loaded.classes != about.classes:

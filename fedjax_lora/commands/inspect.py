@@ -94,7 +94,7 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
         records,
         metric=find(config.data.task).metric,
         title=f"{config.data.task}: {config.federation.method}",
-        majority=(RunFolder(run).finished() or {}).get("majority_accuracy"),
+        beat=plots.to_beat(RunFolder(run).finished() or {}, find(config.data.task).metric),
     )
     figure.savefig(path)
     return path

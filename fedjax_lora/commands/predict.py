@@ -80,10 +80,10 @@ def read_texts(options: PredictOptions, *, pair: bool) -> tuple[list[str], list[
     Raises:
       InputError: a file that cannot be read, a missing column or second text.
     """
-    from fedjax_lora.data.readers import read_columns
+    from fedjax_lora.data.readers import columns_of
 
     names = [options.text, options.pair] if pair else [options.text]
-    columns = None if options.input is None else read_columns(options.input, names)
+    columns = None if options.input is None else columns_of(options.input, names)
     if columns is None:
         columns = dict(zip(names, _lines(options.input, len(names)), strict=True))
     texts = [str(value) for value in columns[options.text]]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedjax_lora.compare.table import Line, evaluated, spread
-from fedjax_lora.plots import COLOURS, level, style
+from fedjax_lora.plots import COLOURS, level, style, to_beat
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -72,11 +72,11 @@ def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
     runs = [run for line in lines for run in line.runs]
     values = [h[line.metric] for line in lines for run in line.runs for h in evaluated(run)]
     # A seed that chooses the test examples chooses their most frequent class too: the mean.
-    majority = [record["summary"].get("majority_accuracy") for _, record in runs]
-    if lines[0].metric == "accuracy" and None not in majority:
-        values.append(float(np.mean(majority)))
+    beat = [found for _, r in runs if (found := to_beat(r["summary"], lines[0].metric))]
+    if len(beat) == len(runs):
+        values.append(float(np.mean([height for _, height in beat])))
         last = max(h["round"] for run in runs for h in evaluated(run))
-        level(left, values[-1], "majority class", at=last)
+        level(left, values[-1], beat[0][0], at=last)
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.08 * (high - low) or 0.05
     left.set_ylim(low - margin, high + margin)

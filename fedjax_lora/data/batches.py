@@ -8,16 +8,26 @@ from fedjax_lora.types import Batches
 
 
 def length_buckets(length: np.ndarray, *, longest: int, most: int = 2) -> tuple[int, ...]:
-    """A few lengths that batches are padded to: quantiles of the examples' lengths.
+    """A few lengths that batches are padded to: those that leave the least padding.
 
-    Multiples of 8, but for the longest, which is as given.
+    The best there are if examples in a batch are about as long. Multiples of 8, but for the
+    longest, which is as given.
 
     >>> length_buckets(np.array([10, 11, 12, 30, 31, 61]), longest=61, most=3)
     (16, 32, 61)
     """
-    quantiles = np.quantile(length, np.arange(1, most) / most, method="higher")
-    rounded = {min(longest, -(-int(q) // 8) * 8) for q in quantiles}
-    return tuple(sorted(rounded | {longest}))
+    sizes = np.unique([*np.minimum(-(-np.asarray(length) // 8) * 8, longest), longest])
+    fits = np.searchsorted(np.sort(length), sizes, side="right")
+    # Padded tokens of all examples that fit into each size, if it is the last bucket of the best.
+    cost, best = (fits * sizes).astype(float), [(int(size),) for size in sizes]
+    for _ in range(most - 1):
+        more = cost[:, None] + (fits - fits[:, None]) * sizes
+        more[np.tril_indices(len(sizes))] = np.inf  # the bucket before is smaller
+        before, lower = more.argmin(axis=0), more.min(axis=0) < cost
+        best = [(*best[k], int(s)) if x else own
+                for k, s, x, own in zip(before, sizes, lower, best, strict=True)]  # fmt: skip
+        cost = np.minimum(cost, more.min(axis=0))
+    return best[-1]
 
 
 def local_steps(examples: int, *, batch: int, epochs: int = 1, most: int | None = None) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_lora.data.records import Split, Table, Task, TaskData
-from fedjax_lora.data.sources import read_task
-from fedjax_lora.data.tasks import find
+from fedjax_lora.data.sources import read_task, read_test
+from fedjax_lora.data.tasks import TASKS, find
 from fedjax_lora.errors import InputError, raise_all
 
 
@@ -43,29 +43,48 @@ def load(
     """
     task = find(spec)
     _check_sizes(train_examples, validation_examples, test_examples)
-    train_table, test_table = read_task(task, data_dir)
+    train_table, test_table = _tables(task, data_dir)
     stated = task.classes or train_table.classes
-    classes = () if task.regression else stated or _ordered(map(str, train_table.labels))
-    codes = _group_codes(train_table, test_table)
+    classes = () if task.kind == "regression" else stated or _ordered(map(str, train_table.labels))
+    if task.kind == "language":  # a category only names an example; the test set may have others
+        classes = _names(train_table.labels, test_table.labels)
+    groups = _group_names(train_table, test_table)
     index = {name: i for i, name in enumerate(classes)}
     if stated:  # then a source may also give a class by its number
         index = {str(i): i for i in range(len(classes))} | index
+    codes = {name: code for code, name in enumerate(groups)}
     whole, tests = (_split(table, index, codes) for table in (train_table, test_table))
 
     _check_available(task, len(whole.texts), train_examples, validation_examples, "training")
     _check_available(task, len(tests.texts), test_examples, 0, "test")
     order = np.random.default_rng([seed, 0]).permutation(len(whole.texts))
     rest = order[validation_examples:]
-    train = _take(whole, rest if train_examples is None else rest[:train_examples])
-    validation = _take(whole, order[:validation_examples]) if validation_examples else None
+    train = whole.take(np.sort(rest if train_examples is None else rest[:train_examples]))
+    validation = whole.take(np.sort(order[:validation_examples])) if validation_examples else None
     order = np.random.default_rng([seed, 1]).permutation(len(tests.texts))
-    test = _take(tests, order[:test_examples])
+    test = tests.take(np.sort(order[:test_examples]))
     skipped = train_table.skipped + test_table.skipped
-    return TaskData(task, classes, train, validation, test, count_overlap(train, test), skipped)
+    overlap = count_overlap(train, test)
+    return TaskData(task, classes, train, validation, test, overlap, skipped, groups)
+
+
+def _tables(task: Task, data_dir: str | None) -> tuple[Table, Table]:
+    """Read (train, test) as the task's options say."""
+    chosen = task.prompting
+    if chosen.test is None:
+        tables = read_task(task, data_dir)
+    else:
+        tables = (read_task(task, data_dir)[0], read_test(TASKS[chosen.test], data_dir))
+    if chosen.clients == "category":
+        tables = tuple(table._replace(groups=[*map(str, table.labels)]) for table in tables)
+    train, test = tables
+    return train, test
 
 
 def count_overlap(train: Split, test: Split) -> int:
     """Count the examples of `test` whose text (pairs: both texts) also occurs in `train`.
+
+    Of a language task it is the instruction with its context that counts, whatever the completion.
 
     Texts that differ only in case and white space count as the same.
     """
@@ -74,11 +93,12 @@ def count_overlap(train: Split, test: Split) -> int:
 
 
 def _keys(split: Split) -> list[Any]:
+    second = split.pairs if split.contexts is None else split.contexts
     texts, pairs = (
         [" ".join(text.casefold().split()) for text in column or ()]
-        for column in (split.texts, split.pairs)
+        for column in (split.texts, second)
     )
-    return texts if split.pairs is None else list(zip(texts, pairs, strict=True))
+    return texts if second is None else list(zip(texts, pairs, strict=True))
 
 
 def _check_sizes(train: int | None, validation: int, test: int | None) -> None:
@@ -112,20 +132,23 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(ordered, key=int) if numbers else ordered)
 
 
-def _group_codes(train: Table, test: Table) -> dict[str, int] | None:
-    """A code for each group; those of the training set are 0, 1, ... without gaps."""
-    if train.groups is None or test.groups is None:
-        return None
-    names = (*_ordered(train.groups), *_ordered(set(test.groups) - set(train.groups)))
-    return {name: code for code, name in enumerate(names)}
+def _names(train: Iterable[Any], test: Iterable[Any]) -> tuple[str, ...]:
+    """The names in the training set in their order, then those that only the test set has."""
+    known, others = set(map(str, train)), set(map(str, test))
+    return (*_ordered(known), *_ordered(others - known))
 
 
-def _split(table: Table, index: dict[str, int], codes: dict[str, int] | None) -> Split:
+def _group_names(train: Table, test: Table) -> tuple[str, ...]:
+    """The natural clients; codes of the training set's are 0, 1, ... without gaps."""
+    return () if train.groups is None else _names(train.groups, test.groups or ())
+
+
+def _split(table: Table, index: dict[str, int], codes: dict[str, int]) -> Split:
     labels = _classes(table, index) if index else _scores(table)
     groups = None
-    if codes is not None and table.groups is not None:
+    if codes and table.groups is not None:
         groups = np.array([codes[name] for name in table.groups], np.int32)
-    return Split(table.texts, table.pairs, labels, groups)
+    return Split(table.texts, table.pairs, labels, groups, table.contexts, table.choices)
 
 
 def _scores(table: Table) -> np.ndarray:
@@ -151,14 +174,3 @@ def _classes(table: Table, index: dict[str, int]) -> np.ndarray:
             f"the {len(names)} classes ({shown}); correct it or remove the row."
         )
     return np.array(found, np.int32)
-
-
-def _take(split: Split, index: np.ndarray) -> Split:
-    """The examples at `index`, in the source's order."""
-    index = np.sort(index)
-    return Split(
-        [split.texts[i] for i in index],
-        None if split.pairs is None else [split.pairs[i] for i in index],
-        split.labels[index],
-        None if split.groups is None else split.groups[index],
-    )

@@ -29,7 +29,7 @@ LARGEST_PARQUET = 2**34
 MOST_ROWS = 10**8
 """Of a parquet file, in which a row that repeats takes no bytes."""
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
+FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -109,9 +109,7 @@ def read_named(
     group: str | None = None,
     format: str | None = None,
 ) -> Table:
-    """Read named columns of a csv, tsv, jsonl or parquet file (.gz and .xz too).
-
-    csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE).
+    """Read a table from named columns of a file, see `read_columns`.
 
     Args:
       path: the file.
@@ -124,13 +122,8 @@ def read_named(
     Raises:
       InputError: no such file, column or format; a broken row; a missing value.
     """
-    format = format or _ending(path)
-    if format not in FORMATS:
-        raise unknown(f"file format (of {path})", format, FORMATS)
     names = [name for name in (text, label, pair, group) if name is not None]
-    columns, rows = _COLUMNS[format](path, names)
-    for name, column in columns.items():
-        _refuse_missing(path, name, column, rows)
+    columns, rows = read_columns(path, names, format=format)
     return Table(
         where=str(path),
         texts=[str(value) for value in columns[text]],
@@ -141,19 +134,52 @@ def read_named(
     )
 
 
-def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
+def read_columns(
+    path: Path, names: Sequence[str], *, format: str | None = None
+) -> tuple[dict[str, list[Any]], Sequence[int]]:
+    """Read columns of a csv, tsv, jsonl, json or parquet file (.gz and .xz too), and row numbers.
+
+    csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE);
+    jsonl holds one object per line, json one array of objects.
+
+    Args:
+      path: the file.
+      names: the columns; each row must have a text or number in all of them.
+      format: one of `FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: no such file, column or format; a broken row; a missing value.
+    """
+    format = format or _ending(path)
+    if format not in FORMATS:
+        raise unknown(f"file format (of {path})", format, FORMATS)
+    columns, rows = _COLUMNS[format](path, names)
+    for name, column in columns.items():
+        _refuse_missing(path, name, column, rows)
+    return columns, rows
+
+
+def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
     """Named columns of a file whose ending says its format; None for any other ending.
 
     Raises:
       InputError: no such file or column; a broken row; a missing value.
     """
-    ending = _plain(path).suffix.lstrip(".")
-    if ending not in FORMATS:
-        return None
-    columns, rows = _COLUMNS[ending](path, names)
-    for name, column in columns.items():
-        _refuse_missing(path, name, column, rows)
-    return columns
+    known = _plain(path).suffix.lstrip(".") in FORMATS
+    return read_columns(path, names)[0] if known else None
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value (.gz and .xz too).
+
+    Raises:
+      InputError: the file cannot be read or is not JSON.
+    """
+    with open_text(path) as stream:
+        try:
+            return json.load(stream)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON ({brief(error)}); fix it.") from error
 
 
 def _ending(path: Path) -> str:
@@ -219,12 +245,24 @@ def _jsonl(path: Path, names: Sequence[str]):
             except (ValueError, RecursionError) as error:
                 reason = brief(error)
                 raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
-            if not isinstance(record, dict):
-                raise InputError(f"{path} row {number} is not a JSON object; write one per line.")
-            _check_header(Path(f"{path} row {number}"), names, list(record))
             numbers.append(number)
             kept.append(record)
-    return {name: [record[name] for record in kept] for name in names}, numbers
+    return _objects(path, names, kept, numbers)
+
+
+def _json(path: Path, names: Sequence[str]):
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path} is not a JSON array; write one object per example into an array.")
+    return _objects(path, names, records, range(1, len(records) + 1))
+
+
+def _objects(path: Path, names: Sequence[str], records: list[Any], numbers: Sequence[int]):
+    for number, record in zip(numbers, records, strict=True):
+        if not isinstance(record, dict):
+            raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
+        _check_header(Path(f"{path} row {number}"), names, list(record))
+    return {name: [record[name] for record in records] for name in names}, numbers
 
 
 def _parquet(path: Path, names: Sequence[str]):
@@ -272,4 +310,4 @@ def _tsv(path: Path, names: Sequence[str]):
     return _delimited(path, names, delimiter="\t", quoted=False)
 
 
-_COLUMNS = {"csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "parquet": _parquet}
+_COLUMNS = {"csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "json": _json, "parquet": _parquet}

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_lora.data.records import Hub, Local, Table, Task
+from fedjax_lora.data.records import Folder, Hub, Local, Table, Task
 from fedjax_lora.errors import InputError, raise_all
 
 CUT_SEED = 0  # of the cut of data that comes without a test set; not the run's seed
@@ -26,13 +27,38 @@ def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
         return _read_local(task.local, Path(data_dir or "."))
     if task.hub is None:
         raise InputError(f"Task {task.name!r} has no source; choose another task.")
-    return _read_hub(task.name, task.hub)
+    parts = [task.hub.train, *([task.hub.test] if task.hub.test else [])]
+    tables = _read_hub(task.name, task.hub, parts)
+    return _cut(tables[0]) if task.hub.test is None else (tables[0], tables[1])
 
 
-def _read_local(local: Local, root: Path) -> tuple[Table, Table]:
+def read_test(task: Task, data_dir: str | None) -> Table:
+    """Read the test set alone: all of it, also where it is what `read_task` would cut in two.
+
+    Raises:
+      InputError: as `read_task`.
+    """
+    if isinstance(task.local, Local) and data_dir is not None:
+        path = _first(_folder(task.local, Path(data_dir)), task.local.test)
+        if path is not None:
+            return task.local.read(path)
+    if task.hub is not None and task.hub.test is not None and data_dir is None:
+        return _read_hub(task.name, task.hub, [task.hub.test])[0]
+    return read_task(task, data_dir)[1]
+
+
+def _folder(local: Local | Folder, root: Path) -> Path:
     folder = root / local.folder
     if not os.path.isdir(folder):
         raise InputError(f"There is no folder {folder}; check --data-dir or put the files there.")
+    return folder
+
+
+def _read_local(local: Local | Folder, root: Path) -> tuple[Table, Table]:
+    folder = _folder(local, root)
+    if isinstance(local, Folder):
+        whole, tests = local.read(folder)
+        return _cut(whole) if tests is None else (whole, tests)
     train = _first(folder, local.train)
     test = _first(folder, local.test)
     if train is None or (test is None and not local.cut):
@@ -64,29 +90,29 @@ def _cut(table: Table) -> tuple[Table, Table]:
 def _take_rows(table: Table, index: np.ndarray) -> Table:
     columns = {
         name: [column[i] for i in index]
-        for name in ("texts", "labels", "rows", "pairs", "groups")
+        for name in ("texts", "labels", "rows", "pairs", "groups", "contexts", "choices")
         if (column := getattr(table, name)) is not None
     }
     return table._replace(**columns)
 
 
-def _read_hub(name: str, hub: Hub) -> tuple[Table, Table]:
+def _read_hub(name: str, hub: Hub, splits: list[str]) -> list[Table]:
     import datasets  # slow to import; only this path needs it
 
     where = f"{hub.id} ({hub.config})" if hub.config else hub.id
     try:
-        parts = datasets.load_dataset(hub.id, hub.config, split=[hub.train, hub.test])
+        parts = datasets.load_dataset(hub.id, hub.config, split=splits)
     except Exception as error:  # the hub client raises many unrelated types
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"Task {name!r} could not be loaded from the hub's {where} ({reason}); connect to the "
             "network, or pass --data-dir with the files on disk."
         ) from error
-    train, test = (_hub_table(f"hub dataset {where}", part, hub) for part in parts)
-    return train, test
+    read = hub.read or partial(_hub_table, hub)
+    return [read(f"hub dataset {where}", part) for part in parts]
 
 
-def _hub_table(where: str, part: Any, hub: Hub) -> Table:
+def _hub_table(hub: Hub, where: str, part: Any) -> Table:
     wanted = [*hub.columns, hub.label, *([hub.group] if hub.group else [])]
     raise_all(where, [f"no column {c!r}" for c in wanted if c not in part.column_names])
     return Table(

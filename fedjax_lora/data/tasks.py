@@ -1,20 +1,18 @@
 """The tasks by name: what each is, its columns on the hub, and where its files are on disk.
 
 A task is chosen as a spec: `"ag_news"`, or a user's own files,
-`"file(train='a.csv', test='b.csv', text='review', label='stars')"`. GLUE hides its test labels, so
-the official development set of such a task is its `test`.
+`"file(train='a.csv', test='b.csv', text='review', label='stars')"`. Language tasks have options and
+their own spec for files, see `fedjax_lora.data.language`. GLUE hides its test labels, so the
+official development set of such a task is its `test`.
 """
 
 from functools import partial
 
 from fedjax_lora import specs
-from fedjax_lora.data import docstrings, official
+from fedjax_lora.data import docstrings, language, official
 from fedjax_lora.data.readers import read_named
-from fedjax_lora.data.records import Hub, Local, Task
+from fedjax_lora.data.records import METRICS, Hub, Local, Task
 from fedjax_lora.errors import InputError, unknown
-
-METRICS = ("accuracy", "f1", "matthews", "pearson")
-
 
 _DBPEDIA = """Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation
     Building NaturalPlace Village Animal Plant Album Film WrittenWork"""
@@ -197,7 +195,7 @@ _ALL = (
     ),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *language.TASKS)}
 
 
 def file(
@@ -211,7 +209,7 @@ def file(
     metric: str = "accuracy",
     format: str | None = None,
 ) -> Task:
-    """A task made of the user's own csv, tsv, jsonl or parquet files (.gz and .xz too).
+    """A task made of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
 
     Args:
       train: the training file, relative to the data folder if one is given.
@@ -221,10 +219,11 @@ def file(
       label: name of the label column; the classes are the labels that occur in `train`.
       group: name of the column that says which natural client an example belongs to.
       metric: `"accuracy"`, `"f1"`, `"matthews"`, or `"pearson"` (labels are scores).
-      format: `"csv"`, `"tsv"`, `"jsonl"` or `"parquet"`; by default the file name's ending.
+      format: a name of `readers.FORMATS`; by default the file name's ending says it.
     """
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
+    known = [name for name, kind in METRICS.items() if kind != "language"]
+    if metric not in known:
+        raise unknown("metric", metric, known)
     if not isinstance(train, str) or not isinstance(test, str | None):
         raise InputError("file(...): train and test are file names in quotes.")
     reader = partial(read_named, text=text, pair=pair, label=label, group=group, format=format)
@@ -242,5 +241,10 @@ def find(spec: str) -> Task:
       InputError: unknown task or option.
     """
     name, _ = specs.parse(spec, "task")
-    factories = {**dict.fromkeys(TASKS, lambda: TASKS[name]), "file": file}
+    factories = {
+        **dict.fromkeys(TASKS, lambda: TASKS[name]),
+        **{task.name: language.chooser(task) for task in language.TASKS},
+        "file": file,
+        "instructions": language.instructions,
+    }
     return specs.build(spec, factories, "task")

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fedjax_lora.data.records import Split
 from fedjax_lora.errors import InputError, raise_all
 
 MULTIPLE = 8  # lengths are rounded up to a multiple: aligned shapes, fewer of them
-_CHUNK = 10_000  # texts tokenised at a time: Python lists of ids take ten times the arrays' memory
+CHUNK = 10_000  # texts tokenised at a time: Python lists of ids take ten times the arrays' memory
 _CACHE_VERSION = 1
 
 
@@ -24,7 +25,8 @@ class Tokens(NamedTuple):
 
     Attributes:
       ids: `int32[E, T]`, padded on the right with the tokenizer's padding id.
-      types: `int32[E, T]`, 1 on the second text of a pair where the tokenizer marks it, else 0.
+      types: `int32[E, T]`, 1 on the second text of a pair where the tokenizer marks it, else 0; of
+        a language task always 1 on what is learned, see `completions.encode`.
       length: `int32[E]`, tokens of each example without padding; at least 1.
       label: `int32[E]` class indices, or `float32[E]` scores.
     """
@@ -56,15 +58,34 @@ def encode(
     if tokenizer is None:
         raise InputError("The model has no tokenizer; put its tokenizer.json beside its weights.")
     _check(tokenizer, max_length, special=tokenizer.num_special_tokens_to_add(bool(split.pairs)))
-    path = None
-    if cache_dir is not None:
-        path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length)}.npz"
-    arrays = _read_cache(path, len(split.texts)) if path else None
-    if arrays is None:
-        arrays = _tokenise(split, tokenizer, max_length)
-        if path:
-            _write_cache(path, arrays)
+    arrays = cached(
+        split,
+        tokenizer,
+        max_length,
+        lambda: _tokenise(split, tokenizer, max_length),
+        cache_dir=cache_dir,
+    )
     return Tokens(**arrays, label=split.labels)
+
+
+def cached(
+    split: Split,
+    tokenizer: Any,
+    max_length: int,
+    make: Callable[[], dict[str, np.ndarray]],
+    *,
+    cache_dir: str | Path | None,
+    what: Any = None,
+) -> dict[str, np.ndarray]:
+    """What ``make`` returns, found again by texts, tokenizer, length and ``what`` (JSON)."""
+    if cache_dir is None:
+        return make()
+    path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length, what)}.npz"
+    arrays = _read_cache(path, len(split.texts))
+    if arrays is None:
+        arrays = make()
+        _write_cache(path, arrays)
+    return arrays
 
 
 def _check(tokenizer: Any, max_length: int, *, special: int) -> None:
@@ -81,8 +102,8 @@ def _check(tokenizer: Any, max_length: int, *, special: int) -> None:
 def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
-    for start in range(0, len(split.texts), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(split.texts), CHUNK):
+        chunk = slice(start, start + CHUNK)
         batch = tokenizer(
             split.texts[chunk],
             split.pairs[chunk] if split.pairs is not None else None,
@@ -95,14 +116,17 @@ def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.nda
         # Padding by hand: a tokenizer may be set to pad on the left.
         ids += [np.array(row or [tokenizer.pad_token_id], np.int32) for row in batch["input_ids"]]
         types += [np.array(row or [0], np.int32) for row in batch["token_type_ids"]]
+    return padded(ids, types, max_length, tokenizer.pad_token_id)
+
+
+def padded(
+    ids: list[np.ndarray], types: list[np.ndarray], max_length: int, fill: int
+) -> dict[str, np.ndarray]:
+    """The fields of `Tokens` without the label; ids are filled up with ``fill``, types with 0."""
     length = np.array([len(row) for row in ids], np.int32)
     longest = int(length.max(initial=1))
     width = min(-(-longest // MULTIPLE) * MULTIPLE, max_length)
-    return {
-        "ids": _pad(ids, width, tokenizer.pad_token_id),
-        "types": _pad(types, width, 0),
-        "length": length,
-    }
+    return {"ids": _pad(ids, width, fill), "types": _pad(types, width, 0), "length": length}
 
 
 def _pad(rows: list[np.ndarray], width: int, value: int) -> np.ndarray:
@@ -112,7 +136,7 @@ def _pad(rows: list[np.ndarray], width: int, value: int) -> np.ndarray:
     return padded
 
 
-def _key(split: Split, tokenizer: Any, max_length: int) -> str:
+def _key(split: Split, tokenizer: Any, max_length: int, what: Any) -> str:
     """Hash everything the arrays depend on: the texts, how they are cut up, and the length."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # These two are set anew by every call and say nothing about the tokenizer.
@@ -122,6 +146,7 @@ def _key(split: Split, tokenizer: Any, max_length: int) -> str:
     digest.update(
         json.dumps(
             [_CACHE_VERSION, backend, tokenizer.pad_token_id, tokenizer.truncation_side, max_length]
+            + ([] if what is None else [what])
         ).encode()
     )
     for texts in (split.texts, split.pairs or []):

@@ -23,7 +23,8 @@ class About:
       layers: how many layers of the base are used; None for all.
       pooling: as in `fedjax_lora.config.ModelConfig`.
       max_length: tokens that texts are cut to.
-      classes: names in the order of the outputs; empty for a regression task.
+      classes: names in the order of the outputs; empty for a regression task and for text.
+      language: whether the model writes text.
       pair: whether an example is two texts.
       task: name of the task.
       metric: of the task.
@@ -38,6 +39,7 @@ class About:
     pooling: str = "family"
     max_length: int = 64
     classes: tuple[str, ...] = ()
+    language: bool = False
     pair: bool = False
     task: str = ""
     metric: str = "accuracy"
@@ -48,7 +50,7 @@ class About:
     @property
     def regression(self) -> bool:
         """Whether the one output is a score."""
-        return not self.classes
+        return not self.classes and not self.language
 
     def write(self, folder: pathlib.Path) -> None:
         """Write ``fedjax_lora.json``."""

@@ -16,6 +16,7 @@ class Kind(NamedTuple):
     title: str
     use: str  # Python: ends with `logits`
     mean: str  # the same for a mean-pooled encoder, which has its own head
+    write: str  # Python that lets a language model write
 
 
 _TEXTS = """
@@ -34,6 +35,12 @@ _MEAN = (
     logits = mean @ head["classifier.weight"].T + head["classifier.bias"]
 """
 )
+
+_WRITE = """
+inputs = tokenizer(["A prompt"], return_tensors="pt")
+with torch.no_grad():
+    text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64))
+"""
 
 ADAPTER = Kind(
     "peft",
@@ -60,6 +67,16 @@ model = PeftModel.from_pretrained(model, "{folder}").eval()
 head = load_file("{folder}/head.safetensors")
 """
     + _MEAN,
+    """import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = "{base}"
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base{layers})
+model = PeftModel.from_pretrained(model, "{folder}").eval()
+"""
+    + _WRITE,
 )
 MERGED = Kind(
     "transformers",
@@ -80,6 +97,13 @@ model = AutoModel.from_pretrained("{folder}").eval()
 head = load_file("{folder}/head.safetensors")
 """
     + _MEAN,
+    """import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained("{folder}").eval()
+"""
+    + _WRITE,
 )
 _MEAN_NOTE = """
 **This is not a `...ForSequenceClassification` model.** Its classifier reads the mean of all tokens'
@@ -104,6 +128,8 @@ def write(folder: pathlib.Path, about: About, kind: Kind, *, mean: bool) -> None
 def _metadata(about: About, kind: Kind) -> str:
     known = about.results.get(about.metric)
     task = ("text-classification", "Text Classification")
+    if about.language:
+        task = ("text-generation", "Text Generation")
     results = [] if known is None else [
         EvalResult(
             task_type=task[0],
@@ -121,7 +147,7 @@ def _metadata(about: About, kind: Kind) -> str:
             datasets=[about.hub] if about.hub else None,
             eval_results=results or None,
             library_name=kind.library,
-            model_name=f"{about.task or 'text'} classifier, {kind.title}",
+            model_name=f"{_what(about)}, {kind.title}",
             pipeline_tag=task[0],
             tags=["federated-learning", "lora", "fedjax-lora"],
         ).to_yaml()
@@ -141,17 +167,23 @@ def _body(about: About, kind: Kind, mean: bool) -> str:
     outputs = "one score" if about.regression else "; ".join(
         f"{n} {name}" for n, name in enumerate(about.classes)
     )  # fmt: skip
-    rows = {"base model": f"`{_base(about)}`", "task": about.task, "outputs": outputs}
+    rows = {"base model": f"`{_base(about)}`", "task": about.task}
+    rows |= {"outputs": "text" if about.language else outputs}
     rows |= about.training | {name: f"{x:.4f}" for name, x in about.results.items()}
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    code = (kind.mean if mean else kind.use).format(**fields)
+    code = kind.write if about.language else kind.mean if mean else kind.use
+    code = code.format(**fields)
     return (
-        f"# {about.task or 'Text'} classifier: {kind.title}\n{_MEAN_NOTE if mean else ''}\n"
+        f"# {_what(about)}: {kind.title}\n{_MEAN_NOTE if mean else ''}\n"
         f"Trained by many clients that keep their data, with fedjax-lora.\n\n"
         f"```python\n{code}```\n\n| | |\n|---|---|\n{table}\n\n"
         "The numbers are those of the run's own test examples. Nothing else was evaluated: bias, "
         "other domains and other languages are unknown.\n"
     )
+
+
+def _what(about: About) -> str:
+    return f"{about.task or 'Text'} {'language model' if about.language else 'classifier'}"
 
 
 def _base(about: About) -> str:

@@ -78,9 +78,10 @@ def _config(model: models.Pretrained, about: About) -> dict[str, Any]:
     raw = {k: x for k, x in models.read_raw(model.folder).items() if k not in _NOT_KEPT}
     config = CONFIG_MAPPING[model.config.family](**raw)
     config.num_hidden_layers = model.config.layers
-    config.id2label = dict(enumerate(about.classes or ["score"]))
-    config.label2id = {name: n for n, name in config.id2label.items()}
-    config.problem_type = "regression" if about.regression else "single_label_classification"
+    if not about.language:
+        config.id2label = dict(enumerate(about.classes or ["score"]))
+        config.label2id = {name: n for n, name in config.id2label.items()}
+        config.problem_type = "regression" if about.regression else "single_label_classification"
     config.dtype = "float32"
     family = type(config).__name__.removesuffix("Config")
     config.architectures = [f"{family}{_class_of(model)}"]

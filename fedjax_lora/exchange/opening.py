@@ -51,6 +51,7 @@ def open_model(
 
 def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> Opened:
     told, labels = about.read(path), labels_of(path)
+    _need_classifier(path, told)
     if labels is None:
         raise InputError(f"The adapter in {path} has no head: it can be trained, but not used.")
     if told is None:
@@ -83,6 +84,7 @@ def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> 
 
 def _open_checkpoint(path: pathlib.Path) -> Opened:
     told, names = about.read(path), _labels(models.read_raw(path))
+    _need_classifier(path, told)
     if told is not None and told.pooling != "family":
         raise InputError(
             f"{path} is a mean-pooled encoder with its head in a file of its own; its README.md "
@@ -95,6 +97,14 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
     fitted = Fitted(model, (), {}, {}, model.params["head"])
     told = told or _of_stranger(About(base="", base_sha256="", classes=classes), str(path), model)
     return Opened(fitted, told)
+
+
+def _need_classifier(path: pathlib.Path, told: About | None) -> None:
+    if told is not None and told.language:
+        raise InputError(
+            f"{path} is a language model, not a classifier; its README.md has the lines that let "
+            "it write, and its run's metrics.jsonl its scores."
+        )
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:

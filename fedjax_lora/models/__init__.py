@@ -22,7 +22,15 @@ from fedjax_lora.models.kv_cache import Cache, init_cache
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
 from fedjax_lora.models.modules import module_of
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
-from fedjax_lora.models.pretrained import Pretrained, frozen, load, redraw, with_values
+from fedjax_lora.models.pretrained import (
+    Pretrained,
+    frozen,
+    has_arrays_by_layer,
+    load,
+    outline,
+    redraw,
+    with_values,
+)
 from fedjax_lora.models.sources import MODELS, Model, resolve
 from fedjax_lora.models.tiny import tiny
 
@@ -43,6 +51,7 @@ __all__ = [
     "abstract_params",
     "from_json",
     "frozen",
+    "has_arrays_by_layer",
     "hf_module",
     "hf_name",
     "init_cache",
@@ -50,6 +59,7 @@ __all__ = [
     "load",
     "logits",
     "module_of",
+    "outline",
     "param_shapes",
     "random_params",
     "read_config",

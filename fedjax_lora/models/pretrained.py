@@ -122,13 +122,70 @@ def load(
     )
 
 
+def has_arrays_by_layer(config: Config) -> bool:
+    """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
+    unrolled = stack.unrolled(config.layers, config.scan_unroll)
+    return unrolled and config.family not in DECODERS  # which scan their layers even where unrolled
+
+
 def frozen(model: Pretrained) -> dict[str, Any]:
     """The parameters without the head, in the form that the module computes with fastest here."""
     base = {name: part for name, part in model.params.items() if name != "head"}
-    looped = not stack.unrolled(model.config.layers, model.config.scan_unroll)
-    if looped or model.config.family in DECODERS:  # decoders are looped even where unrolled
+    if not has_arrays_by_layer(model.config):
         return base
     return stack.by_layer(base, functools.partial(is_stacked, model.config))
+
+
+def outline(
+    name: str,
+    *,
+    num_labels: int | None,
+    layers: int | None = None,
+    dtype: str = "float32",
+    storage: str = "float32",
+    pooling: str = "family",
+    dropout: float | None = None,
+    remat: bool = False,
+    scan_unroll: int | None = None,
+    key: jax.Array | None = None,
+) -> Pretrained:
+    """What `load` returns for the same arguments, with the shapes of parameters for their values.
+
+    Weights are not read, need not be there, and have no fingerprint; ``key`` is not used.
+
+    Raises:
+      InputError: as `load`, weights aside.
+    """
+    storages.check(storage)
+    source = resolve(name)
+    full = _full_config(
+        source.folder,
+        num_labels,
+        dropout,
+        dtype=dtype,
+        pooling=pooling,
+        remat=remat,
+        scan_unroll=scan_unroll,
+    )
+    config = _cut(full, layers)
+    return Pretrained(
+        module=module_of(config),
+        params=fresh.abstract_params(config, storage),
+        config=config,
+        tokenizer=_tokenizer(source.folder, config),
+        fingerprint="",
+        folder=source.folder,
+        new_params=(),
+        storage=storage,
+    )
+
+
+def _full_config(
+    folder: Path, num_labels: int | None, dropout: float | None, **options: Any
+) -> Config:
+    """The config of all layers of the checkpoint."""
+    full = _with_labels(read_config(folder, **options), num_labels)
+    return full if dropout is None else full.with_dropout(dropout)
 
 
 def redraw(model: Pretrained, key: jax.Array) -> Pretrained:

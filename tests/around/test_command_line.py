@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small import small
+from small_options import small
 
 from fedjax_lora import cli, clients, config, rounds
 

@@ -194,8 +194,14 @@ def test_length_buckets_are_few_ascending_and_hold_everything(lengths, room, mos
     assert found == tuple(sorted(set(found))) and 1 <= len(found) <= most
     assert found[-1] == longest
     assert all(x % 8 == 0 for x in found[:-1])
-    if most > 1:  # the quantile promise: the first bucket holds at least its share of the examples
-        assert np.mean(np.array(lengths) <= found[0]) >= 1 / most
+    sizes = sorted({min(longest, -(-n // 8) * 8) for n in lengths} - {longest})
+    others = [
+        (*chosen, longest)
+        for count in range(min(most, len(sizes) + 1))
+        for chosen in itertools.combinations(sizes, count)
+    ]
+    padded = lambda buckets: sum(min(b for b in buckets if b >= n) for n in lengths)  # noqa: E731
+    assert padded(found) == min(map(padded, others))
 
 
 @pytest.mark.parametrize(

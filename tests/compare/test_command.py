@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from small import small
+from small_options import small
 
 from fedjax_lora import cli
 from fedjax_lora.compare import command, comparison

@@ -63,7 +63,7 @@ def test_scores_and_chunks(tokenizer, monkeypatch):
     texts = ["a " * n for n in range(1, 8)]
     whole = encode(split(texts, labels=np.ones(7, np.float32)), tokenizer, max_length=16)
     assert whole.label.dtype == np.float32
-    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    monkeypatch.setattr(tokens, "CHUNK", 3)
     parts = encode(split(texts), tokenizer, max_length=16)
     assert all(np.array_equal(a, b) for a, b in zip(whole[:3], parts[:3], strict=True))
 

@@ -1,0 +1,60 @@
+"""What a global model writes behind the prompts of a language task."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from fedjax_lora import data, generation
+from fedjax_lora.data.completions import prompt_length
+from fedjax_lora.errors import InputError
+from fedjax_lora.kinds import Global
+from fedjax_lora.models import DecoderConfig, Pretrained
+
+
+def make_answer(
+    model: Pretrained, tokens: data.Tokens, *, new_tokens: int, batch: int
+) -> Callable[[Global], list[str]]:
+    """A function ``(global model) -> texts``: greedy, without special tokens, stripped.
+
+    Args:
+      model: the language model that global models are variants of.
+      tokens: examples, of which only the prompts are used.
+      new_tokens: how many tokens to write at most.
+      batch: prompts written at once.
+
+    Raises:
+      InputError: a prompt that leaves no room for an answer.
+    """
+    asked = prompt_length(tokens)
+    _check_room(asked, new_tokens, model.config.max_tokens)
+    config, stop = model.config, generation.stop_ids(model)
+    assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
+    order = np.argsort(asked, kind="stable")  # prompts of one batch are about as long
+    prompts = [tokens.ids[row, : asked[row]].tolist() for row in order]
+
+    def answer(current: Global) -> list[str]:
+        texts = [""] * len(prompts)
+        params = {**current.base, "head": current.trained.head}
+        batches = generation.batched(prompts, config, new_tokens=new_tokens, batch=batch)
+        for rows, ids, mask in batches:
+            made = generation.generate(
+                model.module, params, ids, mask, new_tokens=new_tokens,
+                adapter=current.trained.adapter, gain=current.gain, stop=stop,
+            )  # fmt: skip
+            written = [row[:end] for row, end in zip(*jax.device_get(made), strict=True)]
+            decoded = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+            for row, text in zip(rows, decoded, strict=True):
+                texts[order[row]] = text.strip()
+        return texts
+
+    return answer
+
+
+def _check_room(asked: np.ndarray, new_tokens: int, window: int) -> None:
+    if asked.max(initial=0) + new_tokens > window:
+        raise InputError(
+            f"Answers of {new_tokens} tokens do not fit behind the longest prompt, {asked.max()} "
+            f"tokens of a window of {window}; set answer_tokens in the task, or max_length to at "
+            f"most {window - new_tokens}."
+        )

@@ -1,0 +1,69 @@
+"""The loss of completions and its gradients, against PyTorch: labels of -100, PEFT."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_decoders as decoders
+from test_decoder_gradients import ALPHA, RANK, by_peft_name
+
+from fedjax_lora import adapters, clients, models
+from fedjax_lora.clients.objective import TokenBatch
+from fedjax_lora.types import Trained
+
+PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but its prompt
+
+
+def torch_loss(model, factors, batch, learned):
+    """The mean over learned tokens, and the gradients of the factors by PEFT's names."""
+    import peft
+    import torch
+
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"])
+    wrapped = peft.get_peft_model(model, config).eval()
+    named = {
+        name.removeprefix("base_model.model."): value for name, value in wrapped.named_parameters()
+    }
+    lora = {name: value for name, value in named.items() if ".lora_" in name}
+    assert lora.keys() == factors.keys()
+    with torch.no_grad():
+        for name, value in lora.items():
+            value.copy_(torch.tensor(np.array(factors[name])))
+    ids, mask = (torch.tensor(x, dtype=torch.long) for x in batch)
+    labels = torch.where(torch.tensor(learned), ids, -100)
+    loss = wrapped(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    return loss.item(), {name: value.grad.numpy() for name, value in lora.items()}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
+@pytest.mark.parametrize("chunk_numbers", [2**23, 150], ids=["whole", "three tokens at a time"])
+def test_loss_and_gradients(chunk_numbers, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, "llama")
+    loaded = models.load(str(folder), num_labels=None, scan_unroll=1, key=key)
+    template = adapters.make_template(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)
+    factors = jax.tree.map(
+        lambda leaf: 0.3 * jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape),
+        adapters.init(template, key),
+    )
+    texts = decoders.texts()
+    learned = texts.attention_mask & (np.arange(11) >= PROMPTS)
+    objective = clients.causal_lm(
+        loaded.module, (11,), logits=models.logits, chunk_numbers=chunk_numbers
+    )
+    batch = TokenBatch(*map(jnp.asarray, (*texts, learned.astype(np.int32), np.zeros(4, np.int32))))
+    valid = jnp.array([True, True, True, True])
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(factors, base):
+        gain = adapters.uniform_gain(template)
+        return objective.loss(base, Trained(factors, {}), gain, None, batch, valid, key)
+
+    value, gradient = loss(factors, loaded.params)
+    want_value, want = torch_loss(model, by_peft_name(loaded.config, factors), texts, learned)
+    got = by_peft_name(loaded.config, gradient)
+    assert float(value) == pytest.approx(want_value, rel=1e-5)
+    for name, expected in want.items():
+        assert np.abs(expected).max() > 1e-4, "a vacuous comparison"
+        np.testing.assert_allclose(got[name], expected, atol=1e-5, rtol=1e-3, err_msg=name)

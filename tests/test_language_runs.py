@@ -1,0 +1,263 @@
+"""Federated runs of a language task, small: scores, answers, weights and what is left behind."""
+
+import dataclasses
+import json
+import math
+import string
+
+import jax
+import numpy as np
+import problems
+import pytest
+import small_decoders as decoders
+from characters import SIZE, make_tokenizer
+
+from fedjax_lora import (
+    InputError,
+    answers,
+    cli,
+    config,
+    data,
+    experiment,
+    explain,
+    generation,
+    kinds,
+    runs,
+)
+from fedjax_lora.data import completions
+from fedjax_lora.types import Trained
+
+SPEC = (
+    "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "
+    "category='kind', group='who', format='plain', answer_tokens=6"
+)
+
+
+quick = pytest.fixture(scope="module", autouse=True)(problems.quick_compilation)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random decoder with its tokenizer, and instructions of three people."""
+    folder = tmp_path_factory.mktemp("language")
+    checkpoint, _ = decoders.saved(
+        folder, "llama", vocab_size=SIZE, max_position_embeddings=32, num_hidden_layers=1
+    )
+    make_tokenizer().save_pretrained(checkpoint)
+    rng = np.random.default_rng(0)
+
+    def rows(count):
+        for n in range(count):
+            word = "".join(rng.choice([*string.ascii_lowercase], rng.integers(1, 9)))
+            yield {"say": word, "said": word[:4], "kind": "ab"[n % 2], "who": f"p{n % 3}"}
+
+    for name, count in (("train", 40), ("test", 14)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows(count))))
+    return folder
+
+
+def make(folder, *, method="flora", task=SPEC + ")", weights="examples", **local):
+    return config.RunConfig(
+        data=config.DataConfig(
+            task=task, data_dir=str(folder), validation_examples=8, max_length=18
+        ),
+        model=config.ModelConfig(model=str(folder / "llama")),
+        federation=config.FederationConfig(
+            method=method, clients=3, cohort=3, rounds=2, partition="natural",
+            ranks="tiers(ranks=[1, 2, 3])", client_weights=weights,
+        ),
+        local=config.LocalConfig(**({"batch": 4, "learning_rate": 3e-3} | local)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def assets(folder):
+    return experiment.load_assets(make(folder))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, assets):
+    return runs.run(make(folder, learning_rate=3e-2), out=folder / "run", assets=assets)
+
+
+def peft_losses(folder, adapter, split):
+    """Of each example, PyTorch's sum over its completion's tokens with PEFT, and their number."""
+    import peft
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "llama")
+    model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    tokenizer, found = make_tokenizer(), []
+    for told, said in zip(split.texts, split.pairs, strict=True):
+        prompt = tokenizer(f"{told}\n")["input_ids"]
+        ids = prompt + tokenizer(said, add_special_tokens=False)["input_ids"] + [2]
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+        found.append((loss * (len(ids) - len(prompt)), len(ids) - len(prompt)))
+    return np.array(found)
+
+
+def test_the_exported_adapter_has_the_runs_perplexity_in_peft(folder, finished, assets):
+    """Everything at once: prompts, tokens, loss, the base that FLoRA changed, names, scale."""
+    summary = finished.summary
+    chosen = json.loads((folder / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (chosen["task_type"], chosen["modules_to_save"]) == ("CAUSAL_LM", [])
+    losses = peft_losses(folder, folder / "run" / "adapter", assets.task.test)
+    total, count = losses.sum(axis=0)
+    assert summary["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    label = assets.task.test.labels
+    for code, name in enumerate(assets.task.classes):
+        total, count = losses[label == code].sum(axis=0)
+        found = summary["perplexity_by_category"][name]
+        assert found == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert abs(summary["perplexity"] / summary["start_perplexity"] - 1) > 0.01, "nothing learned"
+
+
+def test_the_record_has_the_groups(finished):
+    last = finished.history[-1]
+    assert set(last["perplexity_by_client"]) == {"p0", "p1", "p2"}
+    assert set(last["validation_perplexity_by_category"]) == {"a", "b"}
+    assert last["perplexity"] == pytest.approx(math.exp(last["loss"]))
+    assert 0 <= last["token_accuracy"] <= 1
+    assert finished.summary["start_perplexity"] > 1
+    assert (finished.out / "figures" / "accuracy.png").is_file()
+
+
+def test_the_traffic_was_foretold(folder, finished, assets):
+    found = explain.needs(make(folder, learning_rate=3e-2), assets)
+    assert found.up == np.mean([h["up_bytes"] for h in finished.history])
+    assert found.down == np.mean([h["down_bytes"] for h in finished.history])
+
+
+def test_training_lowers_the_perplexity(folder, assets):
+    result = runs.run(make(folder, method="hetlora", learning_rate=3e-2, epochs=2), assets=assets)
+    first, last = result.history[0]["train_loss"], result.history[-1]["train_loss"]
+    assert last < first
+    assert result.summary["perplexity"] < 0.9 * result.summary["start_perplexity"]
+
+
+def test_clients_may_count_by_their_tokens(folder, assets):
+    tokens = assets.train.types.sum(axis=1)
+    made = experiment.prepare(make(folder, weights="tokens"), assets)
+    plan = made.federation.plan(0, made.rank, 0.1)
+    own = {k: tokens[rows].sum() for k, rows in enumerate(made.federation.members)}
+    assert plan.weight.tolist() == [own[k] for k in plan.id.tolist()]
+    made = experiment.prepare(make(folder), assets)
+    plan = made.federation.plan(0, made.rank, 0.1)
+    assert plan.weight.tolist() == [len(made.federation.members[k]) for k in plan.id]
+
+
+def test_answers_are_those_of_each_prompt_alone(folder, assets):
+    """Sorted, batched and padded: the texts are in the order of the examples."""
+    model, tokens = assets.model, assets.test
+    current = kinds.Global(model.params, Trained({}, {}), {})
+    got = answers.make_answer(model, tokens, new_tokens=6, batch=4)(current)
+    prompts = [f"{text}\n" for text in assets.task.test.texts]
+    alone = [generation.write(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
+    assert got[:5] == [text.strip() for text in alone]
+    assert len(got) == len(prompts) and len(set(got)) > 3
+
+
+def test_generated_answers_are_scored(folder, assets, monkeypatch):
+    """The model is taught to be right about half of the examples."""
+    task = dataclasses.replace(assets.task.task, metric="exact_match")
+    right = [text if n % 2 else "wrong" for n, text in enumerate(assets.task.test.pairs)]
+    monkeypatch.setattr(experiment, "make_answer", lambda *_, **__: lambda model: right)
+    other = assets._replace(task=assets.task._replace(task=task), validation=None)
+    made = experiment.prepare(make(folder), other)
+    scores = made.evaluate(made.state)
+    assert scores["exact_match"] == 0.5
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+
+
+def test_choices_are_scored_by_their_likelihood(assets):
+    """With the answers as choices, the likelihoods of the rows decide, questions whole."""
+    test = assets.task.test
+    choices = [("a", "b", said) for said in test.pairs]
+    split = test._replace(choices=choices)
+    predict = lambda base, rows, trained, gain: np.stack(  # noqa: E731
+        [rows.length - 7.0 * (rows.label == 1), rows.label * 0, rows.label * 0 + 1], axis=1
+    ).astype(np.float32)
+    encode = lambda rows: completions.encode(  # noqa: E731
+        rows, make_tokenizer(), format="plain", max_length=18
+    )
+    chosen = dataclasses.replace(assets.task.task, metric="choice_accuracy")
+    task = assets.task._replace(task=chosen)
+    tools = kinds.Tools(task, predict, lambda x: x, encode, lambda tokens: lambda model: [])
+    judge = kinds.KINDS["language"].judge(tools, split, assets.test)
+    # A right choice is at most 3 tokens longer than a wrong one, so always likelier.
+    assert judge(kinds.Global({}, Trained({}, {}), {}))["choice_accuracy"] == 1.0
+
+
+@pytest.mark.slow
+def test_ranks_may_follow_the_loss(folder, assets):
+    made = make(folder)
+    federation = dataclasses.replace(
+        made.federation, ranks="loss_based(low=1, high=3, share=0.4, score='loss')"
+    )
+    result = runs.run(dataclasses.replace(made, federation=federation), assets=assets)
+    assert result.history[-1]["ranks"] == {"1": 1, "3": 2}
+
+
+@pytest.mark.slow
+def test_modes_agree(folder, assets):
+    made = make(folder)
+    finals = []
+    for mode in ("loop", "vmap", "sharded"):
+        execution = dataclasses.replace(made.execution, mode=mode, wave=2)
+        result = runs.run(dataclasses.replace(made, execution=execution), assets=assets)
+        finals.append(jax.device_get(result.state.server.adapter))
+    for other in finals[1:]:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5), finals[0], other)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--max-length=40"], "The longest text has"),
+        (["--model=minilm"], "is an encoder and cannot write text"),
+        ([f"--task={SPEC.replace('plain', 'chat')})"], "has no chat template"),
+        (
+            [f"--task={SPEC.replace('6', '60')}, metric='rouge_l')"],
+            "Answers of 60 tokens do not fit",
+        ),
+        ([f"--task={SPEC}, metric='rougel')"], "did you mean 'rouge_l'"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_no_folder(
+    options, sentence, folder, tmp_path, capsys
+):
+    long = {"say": "s" * 20, "said": "t" * 30, "kind": "a", "who": "p0"}
+    for name in ("train", "test"):
+        rows = (folder / f"{name}.jsonl").read_text()
+        (tmp_path / f"{name}.jsonl").write_text(f"{rows}\n{json.dumps(long)}")
+    given = {word.split("=")[0]: word for word in [
+        f"--task={SPEC})", f"--data-dir={tmp_path}", f"--model={folder / 'llama'}",
+        "--max-length=18", f"--out={tmp_path / 'out'}", "--partition=iid", "--clients=2",
+        "--cohort=2", "--rounds=1", *options,
+    ]}  # fmt: skip
+    assert cli.main(["run", *given.values()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("fedjax-lora: ") and sentence in said, said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_tells_what_it_left_out(folder, tmp_path, capsys):
+    rows = (folder / "train.jsonl").read_text().splitlines()
+    blank = json.dumps({"say": "x", "said": " ", "kind": "a", "who": "p1"})
+    (tmp_path / "train.jsonl").write_text("\n".join([*rows, blank, blank]))
+    (tmp_path / "test.jsonl").write_text((folder / "test.jsonl").read_text())
+    words = [f"--task={SPEC})", f"--data-dir={tmp_path}", f"--model={folder / 'llama'}",
+             "--max-length=18", f"--out={tmp_path / 'out'}", "--partition=natural", "--clients=3",
+             "--cohort=2", "--rounds=1", "--ranks=fixed(rank=2)", "--max-steps=1"]  # fmt: skip
+    assert cli.main(["run", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "2 examples could not be used" in printed and "before training" in printed
+
+
+def test_tasks_without_a_tokenizer_are_refused(assets):
+    assert isinstance(assets.task, data.TaskData)
+    with pytest.raises(InputError, match="no tokenizer"):
+        experiment.check_tokenizer(dataclasses.replace(assets.model, tokenizer=None))
