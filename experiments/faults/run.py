@@ -12,8 +12,6 @@ from experiments.faults import KILLS, RESULTS, SEED, harness, trials
 from experiments.faults.trials import Trial
 from fedjax_lora import config as configs
 from fedjax_lora import files, methods, results
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.errors import InputError
 from fedjax_lora.experiment import Assets, load_assets
 from fedjax_lora.programs import programs
 
@@ -41,12 +39,7 @@ class Book:
 
 def ranks_for(method: str) -> str:
     """Ranks that a method takes: mixed ones if it can."""
-    template = Template(sites=(Site("layer", 8, 8, None),), rank=4, alpha=4.0)
-    try:
-        methods.make(method, template).check(np.array([1, 2, 4]))
-    except InputError:
-        return "fixed(rank=2)"
-    return "tiers(ranks=[1, 2, 4])"
+    return "tiers(ranks=[1, 2, 4])" if methods.takes_mixed_ranks(method) else "fixed(rank=2)"
 
 
 def main(folder: pathlib.Path, part: str = "all") -> None:
