@@ -65,6 +65,7 @@ class Experiment(NamedTuple):
     base: Params  # on the device(s), without the head
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
+    recipe: RoundRecipe  # what ``round_fn`` is compiled from
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], dict[str, float]]
     reallocate: Reallocate
@@ -248,7 +249,7 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reallocate, allocated.review, updates, privacy,
+        recipe, shared.round(recipe), evaluate, reallocate, allocated.review, updates, privacy,
     )  # fmt: skip
 
 
@@ -273,8 +274,9 @@ def _make_evaluate(assets, template, predict, base, place):
         scores = {}
         for prefix, tokens in splits.items():
             output = predict(full, placed[prefix], trained, gain)
-            score = metrics.METRICS[task.metric](tokens.label, output)
-            scores[f"{prefix}{task.metric}"] = score
+            # Papers often give the accuracy of tasks that have another metric.
+            for name in dict.fromkeys((task.metric, *(() if task.regression else ("accuracy",)))):
+                scores[f"{prefix}{name}"] = metrics.METRICS[name](tokens.label, output)
             scores[f"{prefix}loss"] = metrics.mean_loss(
                 tokens.label, output, regression=task.regression
             )

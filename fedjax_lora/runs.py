@@ -58,7 +58,7 @@ def run(
     """
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     folder = None if out is None else RunFolder.claim(out, config, overwrite=overwrite)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     experiment = prepare(config, assets, programs)
     federation, state, rank = experiment.federation, experiment.state, experiment.rank.copy()
     fed, how = config.federation, config.execution
@@ -109,7 +109,11 @@ def run(
             folder.append("metrics.jsonl", record)
             folder.append("timing.jsonl", times)
         on_round(record | times)
-    summary = summarise(experiment, history, time.perf_counter() - began)
+    seconds = {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - worked,
+    }
+    summary = summarise(experiment, history, seconds)
     if folder:
         folder.write("summary.json", summary)
         leave(folder, experiment, state, history, summary)
@@ -166,13 +170,15 @@ def leave(
 
 
 def summarise(
-    experiment: Experiment, history: list[dict[str, Any]], seconds: float
+    experiment: Experiment, history: list[dict[str, Any]], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The numbers of a whole run."""
     task, assets = experiment.assets.task.task, experiment.assets
     labels = assets.test.label
     summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    summary |= {k: v for k, v in history[-1].items() if k.endswith((task.metric, "loss"))}
+    summary |= {
+        k: v for k, v in history[-1].items() if k.endswith((task.metric, "accuracy", "loss"))
+    }
     if not task.regression:
         summary["majority_accuracy"] = float(np.bincount(labels).max() / len(labels))
     return (
@@ -184,7 +190,7 @@ def summarise(
             "train_test_overlap": assets.task.overlap,
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
-            "seconds": seconds,
+            **seconds,
             "base_sha256": assets.model.fingerprint,
         }
         | environment()

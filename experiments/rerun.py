@@ -1,0 +1,139 @@
+"""Runs what a study lacks: one file per finished run, one process for all of them."""
+
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments import turns
+from experiments.study import Records, Size, Stage, Study
+from fedjax_lora.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.compare import grid, queue
+from fedjax_lora.compare.comparison import Finished, check, file_name, run_missing
+from fedjax_lora.compare.grid import Cell
+from fedjax_lora.compare.shelf import Shelf
+from fedjax_lora.config import RunConfig
+from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.programs import Programs, programs
+from fedjax_lora.runs import run
+
+Told = Callable[[str], Any]
+
+
+def rerun(
+    studies: Sequence[Study], size: Size, data_dir: str | None, *, only: Sequence[str] = ()
+) -> int:
+    """Run what is missing, study by study; returns how many runs failed.
+
+    It can be interrupted at any time: what is finished is kept, and the same call goes on. Where a
+    run of a stage fails, the stages that depend on it are left for the next call.
+
+    Args:
+      studies: in this order.
+      size: of the runs.
+      data_dir: folder with the tasks' files; None takes them from the hub.
+      only: names of the studies to run; all by default.
+
+    Raises:
+      InputError: an unknown study, or whatever is wrong with the configs or the data, before
+        anything of a stage runs.
+    """
+    known = {study.name: study for study in studies}
+    for name in only:
+        if name not in known:
+            raise unknown("study", name, known)
+    keep_compiled_programs()
+    failed = 0
+    for name in only or known:
+        for number, stage in enumerate(known[name].stages, 1):
+            tell = functools.partial(_tell, f"{name}, stage {number}")
+            errors = run_stage(known[name], stage, size, data_dir, tell)
+            failed += len(errors)
+            if errors:
+                break
+    return failed
+
+
+def run_stage(
+    study: Study, stage: Stage, size: Size, data_dir: str | None, tell: Told
+) -> dict[str, str]:
+    """Run what a stage lacks; returns the errors by the name of the run."""
+    folder = study.folder(size)
+    records = study.records(size)
+    cells = _distinct(stage, size, records)
+    missing = [cell for cell in cells if cell.config not in records]
+    tell(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
+    if not missing:
+        return {}
+    shelf = Shelf(str(cache_dir() / "tokens"))
+    steps, problems = check(
+        [c._replace(config=located(c.config, data_dir)) for c in missing], shelf
+    )
+    grid.refuse(problems)
+    queue.write(folder / "machine.json", json.dumps(turns.machine()) + "\n")
+    shared = programs(least_steps=steps)
+    seconds: list[float] = []
+
+    def work(cell: Cell) -> Any:
+        config = located(cell.config, data_dir)
+        assets = shelf.assets(config)
+        if instead := study.works.get(cell.labels["part"]):
+            return instead(config, assets, shared)
+        return _run(study, size, cell, config, assets, shared)
+
+    def on_run(done: Finished) -> None:
+        seconds.append(done.seconds)
+        left = (done.total - done.number) * statistics.median(seconds) / 60
+        how = f"accuracy {done.record['summary']['accuracy']:.3f}" if done.record else done.error
+        tell(
+            f"[{done.number}/{done.total}] {grid.name(done.cell.labels)}: {how} in "
+            f"{done.seconds:.0f} s, about {left:.0f} min left"
+        )
+
+    _, errors = run_missing(cells, records, folder / "runs", work, on_run)
+    return errors
+
+
+def located(config: RunConfig, data_dir: str | None) -> RunConfig:
+    """The config with where the files are, which no result file says."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+
+
+def _distinct(stage: Stage, size: Size, records: Records) -> list[Cell]:
+    """The runs of a stage, those that two parts share once."""
+    cells = [cell for part in stage(size, records) for cell in part.cells()]
+    return list({cell.config: cell for cell in cells}.values())
+
+
+def _run(
+    study: Study, size: Size, cell: Cell, config: RunConfig, assets: Any, shared: Programs
+) -> Any:
+    """A run; the times of a measured one go into a file of their own."""
+    times: list[dict[str, float]] = []
+
+    def note(record: dict[str, Any]) -> None:
+        times.append({k: v for k, v in record.items() if k.endswith("seconds")})
+
+    result = run(config, assets=assets, programs=shared, on_round=note)
+    if config.execution.measure:
+        path = study.folder(size) / "seconds" / file_name(cell.config)
+        queue.write(path, json.dumps(times) + "\n")
+    return result
+
+
+def _tell(where: str, text: str) -> None:
+    print(f"{where}: {text}", flush=True)
+
+
+def main(studies: Sequence[Study], size: Size, data_dir: str | None, only: Sequence[str]) -> int:
+    """`rerun` for the command line: the exit status."""
+    try:
+        return 1 if rerun(studies, size, data_dir, only=only) else 0
+    except InputError as error:
+        print(error)
+        return 2
+    except KeyboardInterrupt:
+        print("Finished runs are kept; the same command runs the others.")
+        return 130
