@@ -11,13 +11,14 @@ from experiments import turns
 from experiments.study import Records, Size, Stage, Study
 from fedjax_lora.cache import cache_dir, keep_compiled_programs
 from fedjax_lora.compare import grid, queue
-from fedjax_lora.compare.comparison import Finished, check, file_name, run_missing
+from fedjax_lora.compare.comparison import Finished, check, run_missing
 from fedjax_lora.compare.grid import Cell
 from fedjax_lora.compare.shelf import Shelf
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.experiment import Assets
 from fedjax_lora.programs import Programs, programs
-from fedjax_lora.runs import run
+from fedjax_lora.runs import Result, run
 
 Told = Callable[[str], Any]
 
@@ -79,9 +80,7 @@ def run_stage(
     def work(cell: Cell) -> Any:
         config = located(cell.config, data_dir)
         assets = shelf.assets(config)
-        if instead := study.works.get(cell.labels["part"]):
-            return instead(config, assets, shared)
-        return _run(study, size, cell, config, assets, shared)
+        return study.works.get(cell.labels["part"], _run)(config, assets, shared)
 
     def on_run(done: Finished) -> None:
         seconds.append(done.seconds)
@@ -107,20 +106,20 @@ def _distinct(stage: Stage, size: Size, records: Records) -> list[Cell]:
     return list({cell.config: cell for cell in cells}.values())
 
 
-def _run(
-    study: Study, size: Size, cell: Cell, config: RunConfig, assets: Any, shared: Programs
-) -> Any:
-    """A run; the times of a measured one go into a file of their own."""
-    times: list[dict[str, float]] = []
+def _run(config: RunConfig, assets: Assets, shared: Programs) -> Result:
+    """A run; the summary of a measured one has the median time of the server's step."""
+    server: list[float] = []
 
     def note(record: dict[str, Any]) -> None:
-        times.append({k: v for k, v in record.items() if k.endswith("seconds")})
+        if "server_seconds" in record:
+            server.append(record["server_seconds"])
 
     result = run(config, assets=assets, programs=shared, on_round=note)
-    if config.execution.measure:
-        path = study.folder(size) / "seconds" / file_name(cell.config)
-        queue.write(path, json.dumps(times) + "\n")
-    return result
+    if not server:
+        return result
+    # The first round's step may have had to be compiled.
+    seconds = {"server_seconds": statistics.median(server[1:] or server)}
+    return dataclasses.replace(result, summary=result.summary | seconds)
 
 
 def _tell(where: str, text: str) -> None:

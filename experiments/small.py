@@ -2,6 +2,8 @@
 
 python -m experiments.small --data-dir DATA                     # resumable at any time
 python -m experiments.small --data-dir DATA --only byun_lee
+    python -m experiments.plan                                      # how many, and how long
+    python -m experiments.reports                                   # the READMEs from the files
 """
 
 import sys

@@ -1,51 +1,44 @@
 """Reports of reruns: claims, tables and cost in Markdown, from the result files alone."""
 
 import json
-import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.markdown import put
 from experiments.study import ROOT, Part, Results, Size, Study, results
-from experiments.verdicts import RULE, Claim, course, last, spread
+from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import estimate
 
-Extra = Callable[[Results], str]
-"""More Markdown of a study, or nothing."""
+
+class Report(NamedTuple):
+    """What a study's README is made from."""
+
+    study: Study
+    claims: Sequence[Claim] = ()
+    extra: Callable[[Results], str] = lambda results: ""  # more Markdown
 
 
-def page(study: Study, size: Size, claims: Sequence[Claim], extra: Extra | None = None) -> str:
-    """Everything that the README of a study says of one size."""
-    found = results(study, size)
-    sections = [cost(found)]
-    if claims:
-        sections += [claim_table(found, claims), RULE]
-    if extra is not None:
-        sections.append(extra(found))
-    sections += [part_table(found, part) for part in found.parts.values() if part.shown]
-    return "\n".join(section for section in sections if section)
-
-
-def publish(
-    study: Study,
-    claims: Sequence[Claim],
-    extra: Extra | None = None,
-    path: pathlib.Path | None = None,
-) -> None:
+def publish(report: Report) -> None:
     """Put both sizes into the study's README."""
-    readme = path or ROOT / study.name / "README.md"
-    put("small", page(study, "small", claims, extra), readme)
-    put("full", page_of_full(study, claims, extra), readme)
+    readme = ROOT / report.study.name / "README.md"
+    put("small", page(report, "small"), readme)
+    put("full", page(report, "full"), readme)
 
 
-def page_of_full(study: Study, claims: Sequence[Claim], extra: Extra | None = None) -> str:
-    """The full size, in one sentence as long as nothing has been run."""
-    if study.records("full"):
-        return page(study, "full", claims, extra)
-    return cost(results(study, "full"))
+def page(report: Report, size: Size) -> str:
+    """Everything that the README says of one size; of the full one no more than it has to."""
+    found = results(report.study, size)
+    sections = [cost(found)]
+    if size == "small" or found.records:
+        if report.claims:
+            sections += [claim_table(found, report.claims), RULE]
+        sections.append(report.extra(found))
+        sections += [part_table(found, part) for part in found.parts.values() if part.shown]
+    return "\n".join(section for section in sections if section)
 
 
 def cost(found: Results) -> str:
@@ -61,8 +54,9 @@ def cost(found: Results) -> str:
     machine = json.loads((found.folder / "machine.json").read_text(encoding="utf-8"))
     summary = done[-1]["summary"]
     return (
-        f"{len(done)} of {len(cells)} runs are finished ([result files](results/{found.size}/runs)); "
-        f"the median run took {wall:.1f} minutes, {processor:.1f} of processor time, on "
+        f"{len(done)} of {len(cells)} runs are finished "
+        f"([result files](results/{found.size}/runs)). The median run took "
+        f"{wall:.1f} minutes, {processor:.1f} of processor time, on "
         f"{machine['cores']} cores ({machine['processor']}), {summary['devices']}, Python "
         f"{summary['python']}, jax {summary['packages']['jax']}.\n"
     )
@@ -73,9 +67,15 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
     lines = ["| claim | published | ours | verdict | evidence |", "|---|---|---|---|---|"]
     for claim in claims:
         ours, verdict = claim.find(found)
-        evidence = f"[{claim.part}](results/{found.size}/runs)" if claim.part else ""
+        evidence = _evidence(found, claim) if verdict != NOT_RUN else ""
         lines.append(f"| {claim.says} | {claim.published} | {ours} | **{verdict}** | {evidence} |")
     return "\n".join(lines) + "\n"
+
+
+def _evidence(found: Results, claim: Claim) -> str:
+    """A link to the runs of the claim's part, or to the file that it names."""
+    where = f"results/{found.size}/runs" if claim.part in found.parts else claim.part
+    return f"[{claim.part}]({where})" if where else ""
 
 
 def part_table(found: Results, part: Part) -> str:

@@ -45,7 +45,7 @@ class Claim(NamedTuple):
 
     says: str
     published: str  # its numbers, as far as they are known
-    part: str  # of the study, whose runs are the evidence
+    part: str  # of the study, whose runs are the evidence; or the name of a file, or nothing
     find: Callable[[Results], Finding]
 
 

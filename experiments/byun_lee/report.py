@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from experiments.byun_lee import HIGH, LOW, MIDDLE, SHARES, STUDY, TASKS
 from experiments.byun_lee.counts import PUBLISHED, count, mean_count
 from experiments.study import Results
-from experiments.telling import publish
+from experiments.telling import Report, publish
 from experiments.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
@@ -109,10 +109,12 @@ def _counts() -> Claim:
     return Claim(
         "the mix of ranks sends a third of what rank 20 for all does (DistilBERT)",
         "179,715 (0.69 MB) against 552,960 (2.11 MB) numbers",
-        "",
+        "counts.py",
         lambda results: Finding(ours, REPRODUCED if right else NOT_REPRODUCED),
     )
 
 
+REPORT = Report(STUDY, claims())
+
 if __name__ == "__main__":
-    publish(STUDY, claims())
+    publish(REPORT)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from experiments.hlora import STUDY, TASKS
-from experiments.telling import publish
+from experiments.telling import Report, publish
 from experiments.verdicts import Claim, course, higher, last
 
 PUBLISHED = {"mrpc": (84.0, 87.1), "rte": (78.3, 86.1), "qqp": (83.7, 88.4)}
@@ -47,5 +47,7 @@ def _fig3() -> Iterator[Claim]:
         yield Claim(f"{says} (mean over the tasks)", FIGURE, "table", found)
 
 
+REPORT = Report(STUDY, claims())
+
 if __name__ == "__main__":
-    publish(STUDY, claims())
+    publish(REPORT)

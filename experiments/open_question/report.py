@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments.open_question import METHODS, PAIR, RATES, STUDY, TASKS, best_rate, tuned
 from experiments.study import Results
-from experiments.telling import publish
+from experiments.telling import Report, publish
 from experiments.verdicts import Paired, Value, best, interval, last, paired, spread
 from fedjax_lora.compare.table import Estimate, estimate
 
@@ -137,5 +137,7 @@ def _tuned_cell(values: list[float]) -> str:
     return spread(estimate(values)) if values else "-"
 
 
+REPORT = Report(STUDY, extra=answer)
+
 if __name__ == "__main__":
-    publish(STUDY, [], answer)
+    publish(REPORT)
