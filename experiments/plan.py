@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator
 
 from experiments.studies import STUDIES
-from experiments.study import Size, Study
+from experiments.study import Size, Study, distinct
 
 CORES = 2
 """Minutes are processor minutes over so many cores: what a run takes where nothing else runs."""
@@ -28,14 +28,14 @@ def table(size: Size = "small") -> str:
 
 
 def _runs(study: Study, size: Size) -> int:
-    return len({cell.config for part in study.parts(size, {}) for cell in part.cells()})
+    return len(distinct(study.parts(size, {})))
 
 
 def _minutes(study: Study, size: Size) -> Iterator[float]:
     records = study.records(size)
-    asked = {cell.config for part in study.parts(size, records) for cell in part.cells()}
-    for config in asked & records.keys():
-        yield records[config]["summary"]["processor_seconds"] / CORES / 60
+    for cell in distinct(study.parts(size, records)):
+        if cell.config in records:
+            yield records[cell.config]["summary"]["processor_seconds"] / CORES / 60
 
 
 def _line(name: str, row: list, minutes: str) -> str:

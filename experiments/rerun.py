@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments import turns
-from experiments.study import Records, Size, Stage, Study
+from experiments.study import Size, Stage, Study, distinct
 from fedjax_lora.cache import cache_dir, keep_compiled_programs
 from fedjax_lora.compare import grid, queue
 from fedjax_lora.compare.comparison import Finished, check, run_missing
@@ -63,7 +63,7 @@ def run_stage(
     """Run what a stage lacks; returns the errors by the name of the run."""
     folder = study.folder(size)
     records = study.records(size)
-    cells = _distinct(stage, size, records)
+    cells = distinct(stage(size, records))
     missing = [cell for cell in cells if cell.config not in records]
     tell(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
     if not missing:
@@ -98,12 +98,6 @@ def run_stage(
 def located(config: RunConfig, data_dir: str | None) -> RunConfig:
     """The config with where the files are, which no result file says."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
-
-
-def _distinct(stage: Stage, size: Size, records: Records) -> list[Cell]:
-    """The runs of a stage, those that two parts share once."""
-    cells = [cell for part in stage(size, records) for cell in part.cells()]
-    return list({cell.config: cell for cell in cells}.values())
 
 
 def _run(config: RunConfig, assets: Assets, shared: Programs) -> Result:

@@ -1,7 +1,7 @@
 """Reruns of papers as data: parts of runs, in stages, at two sizes, and where their results are."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from fedjax_lora.compare import queue
@@ -106,10 +106,11 @@ class Results(NamedTuple):
         configs = {seed: chosen.config(arm, task, seed) for seed in chosen.seeds}
         return {seed: self.records[c] for seed, c in configs.items() if c in self.records}
 
-    def cells(self) -> Iterator[Cell]:
-        """All runs there are to be, those that two parts share once."""
-        cells = [cell for part in self.parts.values() for cell in part.cells()]
-        return iter({cell.config: cell for cell in cells}.values())
+
+def distinct(parts: Iterable[Part]) -> list[Cell]:
+    """All runs of some parts, those that two of them share once."""
+    cells = {cell.config: cell for part in parts for cell in part.cells()}
+    return list(cells.values())
 
 
 def results(study: Study, size: Size) -> Results:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.markdown import put
-from experiments.study import ROOT, Part, Results, Size, Study, results
+from experiments.study import ROOT, Part, Results, Size, Study, distinct, results
 from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import estimate
@@ -43,7 +43,7 @@ def page(report: Report, size: Size) -> str:
 
 def cost(found: Results) -> str:
     """How many runs are finished, how long one takes and where they ran."""
-    cells = list(found.cells())
+    cells = distinct(found.parts.values())
     done = [found.records[cell.config] for cell in cells if cell.config in found.records]
     if not done:
         return f"Not yet run: 0 of {len(cells)} runs.\n"

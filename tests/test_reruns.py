@@ -11,7 +11,18 @@ import pytest
 import scipy.stats
 import transformers
 
-from experiments import byun_lee, full, open_question, plan, rerun, small, study, telling, verdicts
+from experiments import (
+    byun_lee,
+    full,
+    open_question,
+    plan,
+    reports,
+    rerun,
+    small,
+    study,
+    telling,
+    verdicts,
+)
 from experiments.byun_lee import counts, diagnostic
 from experiments.open_question import report as open_question_report
 from experiments.reports import REPORTS
@@ -283,6 +294,13 @@ def test_readmes_are_told_from_their_result_files(report, size):
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {size}:begin -->\n", f"<!-- {size}:end -->"
     assert text.split(begin)[1].split(end)[0] == telling.page(report, size)
+
+
+def test_the_overview_is_told_from_the_result_files():
+    readme = study.ROOT.parent / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    shown = text.split("<!-- reruns:begin -->\n")[1].split("<!-- reruns:end -->")[0]
+    assert shown == reports.overview()
 
 
 @EVERY
