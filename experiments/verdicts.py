@@ -18,17 +18,17 @@ FLOOR = 0.02
 MARGIN = 0.02
 """Accuracies whose difference surely lies within it are called close."""
 
-RULE = f"""\
-The rule of the verdicts: differences are paired by seed (same data, clients, cohorts and ranks) and
-given with Student's two-sided 95 % interval over the seeds. *A above B* is **reproduced** if the
-whole interval is above zero, *A close to B* if it lies within {100 * MARGIN:.0f} points of zero; \
-else the claim is
-**not reproduced**, and the interval says whether the opposite was seen or no difference could be
-told. **Not testable here**: neither arm ends {100 * FLOOR:.0f} points above the majority class, \
-or the reason
-given. **Not yet run**: a run of the claim's seeds is missing. Intervals are per claim, not
-corrected for their number.
-"""
+RULE = (
+    "The rule of the verdicts: differences are paired by seed (same data, clients, cohorts and "
+    "ranks) and given with Student's two-sided 95 % interval over the seeds. *A above B* is "
+    "**reproduced** if the whole interval is above zero, *A close to B* if it lies within "
+    f"{100 * MARGIN:.0f} points of zero; else the claim is **not reproduced**, and the interval "
+    "says whether the opposite was seen or no difference could be told. A claim about one measured "
+    "number goes by its mean over the seeds. **Not testable here**: neither arm ends "
+    f"{100 * FLOOR:.0f} points above the majority class, or the reason given. **Not yet run**: a "
+    "run of the claim's seeds is missing. Intervals are per claim, not corrected for their "
+    "number.\n"
+)
 
 Value = Callable[[Record], float]
 

@@ -1,6 +1,7 @@
 """Reruns of papers: every config builds, every part runs on tiny shapes, reports tell the files."""
 
 import dataclasses
+import doctest
 import json
 import pathlib
 import re
@@ -23,7 +24,7 @@ from experiments import (
     telling,
     verdicts,
 )
-from experiments.byun_lee import counts, diagnostic
+from experiments.byun_lee import counts
 from experiments.open_question import report as open_question_report
 from experiments.reports import REPORTS
 from experiments.studies import STUDIES
@@ -31,10 +32,8 @@ from experiments.study import Part, Results, Study
 from fedjax_lora import allocation, data, methods, models, optimizers
 from fedjax_lora import config as configs
 from fedjax_lora.compare.grid import changed
-from fedjax_lora.compare.shelf import Shelf
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
-from fedjax_lora.programs import programs
 
 BOTH = [(one, size) for one in STUDIES for size in ("small", "full")]
 EACH = pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def tiny_model(tmp_path_factory) -> str:
 
 
 def shrunk(part: Part, model: str) -> Part:
-    """A part's last arm with one seed, on a tiny model and the built-in task, for two rounds."""
+    """A part's first arm with one seed, on a tiny model and the built-in task, for two rounds."""
     changes = {
         "data.task": "docstrings",
         "data.train_examples": 60,
@@ -78,7 +77,7 @@ def shrunk(part: Part, model: str) -> Part:
         held_out = min(part.base(task).data.validation_examples, 10)
         return changed(part.base(task), {**changes, "data.validation_examples": held_out})
 
-    name, arm = list(part.arms.items())[-1]
+    name, arm = next(iter(part.arms.items()))
     return part._replace(base=base, tasks=part.tasks[:1], arms={name: arm}, seeds=part.seeds[:1])
 
 
@@ -125,8 +124,8 @@ def test_an_unknown_field_is_refused():
 REPRESENTATIVES = {
     ("open_question", "small"): ("tuning", "minilm"),
     ("open_question", "full"): ("qnli_heavy_tail",),
-    ("byun_lee", "small"): ("diagnostic", "fig2"),
-    ("byun_lee", "full"): ("fig4",),
+    ("byun_lee", "small"): ("fig3",),
+    ("byun_lee", "full"): ("fig2_albert",),
     ("fed_plora", "small"): ("measured",),
     ("fed_plora", "full"): ("fig3",),
     ("hlora", "small"): ("table",),
@@ -155,14 +154,16 @@ def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     assert text.startswith(f"{len(files)} of {len(files)} runs are finished")
 
 
-def test_a_lone_client_is_its_own_aggregate(tiny_model):
+def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
     """The diagnostic's three accuracies agree where there is nothing to aggregate with."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
     part = next(p for p in byun_lee.STUDY.parts("small", {}) if p.name == "diagnostic")
-    tiny = shrunk(part, tiny_model)
-    config = tiny.config("one aggregation", "ag_news", 0)
-    fed = dataclasses.replace(config.federation, clients=1, cohort=1)
-    config = dataclasses.replace(config, federation=fed)
-    found = diagnostic.diagnose(config, Shelf().assets(config), programs()).history[0]
+    (arm,) = part.arms
+    alone = {**part.arms[arm], "federation.clients": 1, "federation.cohort": 1}
+    tiny = shrunk(part._replace(arms={arm: alone}), tiny_model)
+    one = byun_lee.STUDY._replace(stages=(lambda size, records: [tiny],))
+    assert rerun.rerun([one], "small", None) == 0
+    ((found,),) = (record["history"] for record in one.records("small").values())
     assert found["local"] == found["zero_padding"] == found["replication"]
 
 
@@ -264,6 +265,12 @@ def test_verdicts_of_being_higher(first, second, options, verdict):
 def test_verdicts_of_being_close(second, verdict):
     results = made_up({"a": GOOD, "b": second})
     assert verdicts.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
+
+
+@pytest.mark.parametrize("module", [verdicts, open_question_report])
+def test_examples_in_docstrings(module):
+    failures, tried = doctest.testmod(module)
+    assert failures == 0 < tried
 
 
 def test_the_course_is_judged_over_all_rounds_and_the_best_is_the_highest():

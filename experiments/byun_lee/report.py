@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from experiments.byun_lee import HIGH, LOW, MIDDLE, SHARES, STUDY, TASKS
 from experiments.byun_lee.counts import PUBLISHED, count, mean_count
 from experiments.study import Results
 from experiments.telling import Report, publish
 from experiments.verdicts import (
+    FLOOR,
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
+    UNTESTABLE,
     Claim,
     Finding,
     close,
@@ -42,7 +46,8 @@ def _diagnostic_claims() -> Iterator[Claim]:
 def diagnostic(results: Results) -> Finding:
     """Replication minus zero padding after one aggregation, paired by seed."""
     part, task, arm = results.parts["diagnostic"], TASKS[0], "one aggregation"
-    rounds = [record["history"][0] for record in results.runs(part.name, arm, task).values()]
+    records = results.runs(part.name, arm, task).values()
+    rounds = [record["history"][0] for record in records]
     if len(rounds) < len(part.seeds):
         return Finding(progress(results, part.name, [arm], [task]), NOT_RUN)
     of = lambda name: estimate([h[name] for h in rounds])  # noqa: E731
@@ -51,6 +56,9 @@ def diagnostic(results: Results) -> Finding:
         f"{spread(of('local'))} before, {spread(of('zero_padding'))} after zero padding, "
         f"{spread(of('replication'))} after replication: {interval(difference)}"
     )
+    majority = np.mean([record["summary"]["majority_accuracy"] for record in records])
+    if of("local").mean < majority + FLOOR:
+        return Finding(ours, UNTESTABLE)
     above = difference.mean - difference.half > 0
     return Finding(ours, REPRODUCED if above else NOT_REPRODUCED)
 
