@@ -77,8 +77,9 @@ def _noise() -> Iterator[Claim]:
         ("FLoRA", "initialization", False, "large: adapters start afresh"),
         ("FLoRA", "aggregation", True, "0"),
     ):
+        says = f"no {kind} noise (below" if none else f"{kind} noise (above"
         yield Claim(
-            f"{arm} has {'no ' if none else ''}{kind} noise (no: below {EXACT:g} of the update)",
+            f"{arm} has {says} {EXACT:g} of the ideal update)",
             published,
             "measured",
             measured(

@@ -88,8 +88,9 @@ def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Pa
 def _differences(results: Results) -> str:
     """Paired differences in every setting and over all, after the last and at the best round."""
     names = [*settings(results), *(["minilm"] if "minilm" in results.parts else [])]
+    mean = "mean of the tasks and mixes"
     lines = [
-        "| difference, points [95 % interval] | measure | " + " | ".join([*names, "mean"]) + " |",
+        "| difference, points [95 % interval] | measure | " + " | ".join([*names, mean]) + " |",
         "|---" * (3 + len(names)) + "|",
     ]
     for pair in PAIRS:
@@ -98,8 +99,8 @@ def _differences(results: Results) -> str:
                 _one(results, n, pair, value) if _has(results, n, pair) else None for n in names
             ]
             cells = [interval(found.difference) if found else "-" for found in each]
-            mean = over_settings(results, pair, settings(results), value)
-            cells.append(interval(mean) if mean else "-")
+            whole = over_settings(results, pair, settings(results), value)
+            cells.append(interval(whole) if whole else "-")
             lines.append(f"| {pair[0]} - {pair[1]} | {measure} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
