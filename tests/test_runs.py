@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_behind(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy"] == lines[-1]["accuracy"]
     assert 0 < summary["majority_accuracy"] < 1
+    assert summary["processor_seconds"] > 0 < summary["seconds"]
     assert len((out / "timing.jsonl").read_text().splitlines()) == 2
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (out / "adapter").iterdir()} == {
@@ -116,6 +117,16 @@ def test_rounds_learn():
     result = runs.run(config)
     assert result.history[-1]["train_loss"] < 0.8 * result.history[0]["train_loss"]
     assert result.summary["accuracy"] > result.summary["majority_accuracy"]
+
+
+def test_a_task_with_another_metric_has_its_accuracy_too(assets):
+    other = dataclasses.replace(assets.task.task, metric="f1")
+    ready = experiment.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.state), experiment.prepare(CONFIG, assets)
+    expected = plain.evaluate(plain.state)
+    assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
+    assert {name: scores[name] for name in expected} == expected
+    assert expected["accuracy"] != scores["f1"]
 
 
 def test_the_top_level_function_is_the_same(assets):
