@@ -71,6 +71,7 @@ class Experiment(NamedTuple):
     base: Params  # on the device(s), without the head
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
+    recipe: RoundRecipe  # what ``round_fn`` is compiled from
     round_fn: rounds.RoundFn
     evaluate: Callable[[FederatedState], Scores]
     reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
@@ -338,8 +339,8 @@ def prepare(
         )
     return Experiment(
         config, assets, template, method, federation, allocated.ranks, base, train_data, state,
-        shared.round(recipe), evaluate, reference, reallocate, allocated.review, layout.updates,
-        privacy,
+        recipe, shared.round(recipe), evaluate, reference, reallocate, allocated.review,
+        layout.updates, privacy,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def run(
         claimed = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
     with claimed as folder:
         found = resuming.find(folder, config) if folder and resume else []
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         experiment = prepare(config, assets, programs)
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
@@ -130,7 +130,11 @@ def run(
                 on_round(last.history[-1] | times)
                 if stopping:
                     raise Stopped(f"stopped after round {last.round} of {rounds}")
-        summary = summarise(experiment, last.history, reference, time.perf_counter() - began)
+        seconds = {
+            "seconds": time.perf_counter() - began,
+            "processor_seconds": time.process_time() - worked,  # of this process alone
+        }
+        summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
         if folder:
             with folder.writing():
@@ -255,12 +259,12 @@ def summarise(
     experiment: Experiment,
     history: list[dict[str, Any]],
     reference: dict[str, Any],
-    seconds: float,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The numbers of a whole run; ``reference`` is what they are to be compared with."""
     task, assets = experiment.assets.task.task, experiment.assets
     summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    names = (task.metric, "loss", "perplexity")
+    names = (task.metric, "accuracy", "loss", "perplexity")
     summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
     return (
         summary
@@ -273,7 +277,7 @@ def summarise(
             "skipped_examples": assets.task.skipped,
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
-            "seconds": seconds,
+            **seconds,
             "base_sha256": assets.model.fingerprint,
         }
         | environment()

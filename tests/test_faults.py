@@ -369,31 +369,31 @@ def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
     head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
     size = 4 * result.template.component_size
     for event in ("dropped", "stragglers"):
-        assert any(record[event] for record in result.history)
-    for record in result.history:
+        assert any(record[event] for record in result.records)
+    for record in result.records:
         assert not set(record["dropped"]) & set(record["stragglers"])
         # All ranks are as they began: the method does not change them.
         missing = record["down_bytes"] - record["up_bytes"]
         dropped = record["dropped"]
         assert missing == size * result.rank[dropped].sum() + head * len(dropped)
-    assert strict(result.out) == result.history
+    assert strict(result.out) == result.records
 
 
 def test_a_run_in_which_nobody_answers(run_with):
     result = run_with(*NOBODY)
-    for record in result.history:
+    for record in result.records:
         assert record["train_loss"] is None and record["up_bytes"] == record["examples"] == 0
         assert len(record["dropped"]) == 3 and record["down_bytes"] > 0
-    assert len({record["loss"] for record in result.history}) == 1
+    assert len({record["loss"] for record in result.records}) == 1
     assert all(not np.any(pair.b) for pair in result.state.server.adapter.values())
-    assert strict(result.out) == result.history
+    assert strict(result.out) == result.records
 
 
 def test_a_run_that_diverges_ends_and_says_so(run_with):
     """Finite, but too large to compute with: the next updates are no numbers, and left out."""
     result = run_with(learning_rate=1e16)
-    assert any(record["rejected"] for record in result.history)
-    assert strict(result.out) == result.history
+    assert any(record["rejected"] for record in result.records)
+    assert strict(result.out) == result.records
     for leaf in jax.tree.leaves((result.state.server.adapter, result.state.head)):
         assert np.all(np.isfinite(leaf))
 

@@ -116,7 +116,7 @@ def test_the_exported_adapter_has_the_runs_perplexity_in_peft(folder, finished, 
 
 
 def test_the_record_has_the_groups(finished):
-    last = finished.history[-1]
+    last = finished.records[-1]
     assert set(last["perplexity_by_client"]) == {"p0", "p1", "p2"}
     assert set(last["validation_perplexity_by_category"]) == {"a", "b"}
     assert last["perplexity"] == pytest.approx(math.exp(last["loss"]))
@@ -127,13 +127,13 @@ def test_the_record_has_the_groups(finished):
 
 def test_the_traffic_was_foretold(folder, finished, assets):
     found = explain.needs(make(folder, learning_rate=3e-2), assets)
-    assert found.up == np.mean([h["up_bytes"] for h in finished.history])
-    assert found.down == np.mean([h["down_bytes"] for h in finished.history])
+    assert found.up == np.mean([h["up_bytes"] for h in finished.records])
+    assert found.down == np.mean([h["down_bytes"] for h in finished.records])
 
 
 def test_training_lowers_the_perplexity(folder, assets):
     result = runs.run(make(folder, method="hetlora", learning_rate=3e-2, epochs=2), assets=assets)
-    first, last = result.history[0]["train_loss"], result.history[-1]["train_loss"]
+    first, last = result.records[0]["train_loss"], result.records[-1]["train_loss"]
     assert last < first
     assert result.summary["perplexity"] < 0.9 * result.summary["start_perplexity"]
 
@@ -198,7 +198,7 @@ def test_ranks_may_follow_the_loss(folder, assets):
         made.federation, ranks="loss_based(low=1, high=3, share=0.4, score='loss')"
     )
     result = runs.run(dataclasses.replace(made, federation=federation), assets=assets)
-    assert result.history[-1]["ranks"] == {"1": 1, "3": 2}
+    assert result.records[-1]["ranks"] == {"1": 1, "3": 2}
 
 
 @pytest.mark.slow

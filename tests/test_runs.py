@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_behind(finished):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy"] == lines[-1]["accuracy"]
     assert 0 < summary["majority_accuracy"] < 1
+    assert summary["processor_seconds"] > 0 < summary["seconds"]
     assert len((out / "timing.jsonl").read_text().splitlines()) == 2
     assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (out / "adapter").iterdir()} == {
@@ -118,6 +119,16 @@ def test_rounds_learn():
     result = runs.run(config)
     assert result.records[-1]["train_loss"] < 0.8 * result.records[0]["train_loss"]
     assert result.summary["accuracy"] > result.summary["majority_accuracy"]
+
+
+def test_a_task_with_another_metric_has_its_accuracy_too(assets):
+    other = dataclasses.replace(assets.task.task, metric="f1")
+    ready = experiment.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.state), experiment.prepare(CONFIG, assets)
+    expected = plain.evaluate(plain.state)
+    assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
+    assert {name: scores[name] for name in expected} == expected
+    assert expected["accuracy"] != scores["f1"]
 
 
 def test_the_top_level_function_is_the_same(assets):
@@ -208,17 +219,17 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
 def test_the_bytes_of_scoring_are_part_of_the_record(scored):
     """Eight clients of rank 1 get a component and the head, and send their own back."""
     model = 4 * 2 * (384 + 384) + 4 * (384 * 8 + 8)
-    first, second, _ = scored.history
+    first, second, _ = scored.records
     assert first["score_up_bytes"] == first["score_down_bytes"] == 8 * model
     assert first["up_bytes"] == first["down_bytes"] == (8 + 3) * model
     assert "score_up_bytes" not in second and second["up_bytes"] < 8 * model
-    assert scored.summary["up_bytes"] == sum(record["up_bytes"] for record in scored.history)
+    assert scored.summary["up_bytes"] == sum(record["up_bytes"] for record in scored.records)
 
 
 @pytest.mark.parametrize("heads", ["frozen", "local"])
 def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
     config = change(SCORED, federation={"heads": heads, "rounds": 1, "cohort": 2})
-    (record,) = runs.run(config, assets=assets).history
+    (record,) = runs.run(config, assets=assets).records
     component, head = 4 * 2 * (384 + 384), 4 * (384 * 8 + 8)
     assert record["score_down_bytes"] == 8 * component
     assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)

@@ -30,7 +30,7 @@ def finish(path: pathlib.Path, config: RunConfig, assets: Assets, shared: Progra
     def told() -> Result:
         clock = time.perf_counter()
         result = run(config, assets=assets, programs=shared)
-        score = result.history[-1]["perplexity"]
+        score = result.records[-1]["perplexity"]
         print(f"{path.stem}: {score:.2f} in {time.perf_counter() - clock:.0f} s", flush=True)
         return result
 

@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_lora import config as configs
@@ -83,25 +83,50 @@ def compare(
 
     _make(folder, chosen)
     shared = programs(least_steps=steps)
-    errors: dict[str, str] = {}
-    for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
-        clock = time.perf_counter()
 
-        def work(cell: Cell = cell) -> Result:
-            told = functools.partial(on_round, cell)
-            assets = shelf.assets(cell.config)
-            return run(cell.config, assets=assets, programs=shared, on_round=told)
+    def work(cell: Cell) -> Result:
+        told = functools.partial(on_round, cell)
+        assets = shelf.assets(cell.config)
+        return run(cell.config, assets=assets, programs=shared, on_round=told)
 
-        record, error = attempt(folder / RUNS / file_name(cell.config), cell.config, work)
-        if record is None:
-            errors[grid.name(cell.labels)] = error
-        else:
-            records[cell.config] = record
-        seconds = time.perf_counter() - clock
-        on_run(Finished(cell, record, error, seconds, number, len(cells)))
+    records, errors = run_missing(cells, records, folder / RUNS, work, on_run)
     runs = [(cell, records[cell.config]) for cell in cells if cell.config in records]
     others = len(records.keys() - {cell.config for cell in cells})
     return Comparison(leave(folder, chosen, runs, errors), errors, others, folder)
+
+
+def run_missing(
+    cells: Sequence[Cell],
+    records: Mapping[RunConfig, Record],
+    folder: pathlib.Path,
+    work: Callable[[Cell], Result],
+    on_run: Callable[[Finished], None] = lambda finished: None,
+) -> tuple[dict[RunConfig, Record], dict[str, str]]:
+    """Run the cells that no record is of, one after another, each into a file of its own.
+
+    Args:
+      cells: what there is to be, in this order.
+      records: what there is.
+      folder: where the files go.
+      work: runs a cell; what it raises does not stop the others.
+      on_run: called after each run.
+
+    Returns:
+      The records with the new ones, and the errors by the name of the run.
+    """
+    found, errors = dict(records), {}
+    missing = [cell for cell in cells if cell.config not in found]
+    for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
+        clock = time.perf_counter()
+        path = folder / file_name(cell.config)
+        record, error = attempt(path, cell.config, functools.partial(work, cell))
+        if record is None:
+            errors[grid.name(cell.labels)] = error
+        else:
+            found[cell.config] = record
+        seconds = time.perf_counter() - clock
+        on_run(Finished(cell, record, error, seconds, number, len(cells)))
+    return found, errors
 
 
 def check(cells: Iterable[Cell], shelf: Shelf) -> tuple[int, list[Problem]]:

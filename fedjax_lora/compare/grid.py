@@ -70,7 +70,7 @@ def cells(grid: Grid) -> tuple[list[Cell], list[Problem]]:
         varied = dict(zip(vary, values, strict=True))
         labels = {"method": method, **varied, "seed": seed}
         try:
-            config = _changed(grid.base, {**varied, "federation.method": method, "seed": seed})
+            config = changed(grid.base, {**varied, "federation.method": method, "seed": seed})
         except InputError as error:
             problems.append(Problem(name(labels), str(error)))
         else:
@@ -115,7 +115,15 @@ def fields() -> list[str]:
     return [field for field in dotted if field not in ELSEWHERE]
 
 
-def _changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The config with other values at some dotted fields.
+
+    >>> changed(RunConfig(), {"local.batch": 4, "seed": 1}).local.batch
+    4
+
+    Raises:
+      InputError: an unknown field, or a value of the wrong kind.
+    """
     tree = configs.to_dict(base)
     for field, value in values.items():
         group, _, key = field.rpartition(".")

@@ -1,0 +1,134 @@
+"""Byun & Lee, "Towards Federated Low-Rank Adaptation of Language Models with Rank Heterogeneity".
+
+arXiv 2406.17477 (NAACL 2025): replication padding and loss-based rank allocation. The README in
+this folder has the claims, what of the setting is published, and what came out.
+
+    python -m experiments.small --data-dir DATA --only byun_lee
+    python -m experiments.byun_lee.report
+"""
+
+from collections.abc import Callable, Mapping
+
+from experiments.byun_lee.diagnostic import diagnose
+from experiments.study import Changes, Part, Records, Size, Study, small, variant
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
+
+LOW, MIDDLE, HIGH = 5, 7, 20  # ranks
+SHARE = 0.1  # of the clients have the high rank
+SHARES = (0.1, 0.2, 0.5)  # Fig. 3
+SEEDS = (0, 1, 2)
+TASKS = ("ag_news", "dbpedia_14")
+
+PROJECTIONS = "/attention/(query|key|value)$"
+"""Three square matrices a layer, as the paper's parameter counts need; which three is a guess."""
+
+REPLICATION: Changes = {"federation.method": "replication"}
+ZERO_PADDING: Changes = {"federation.method": "zero_padding"}
+NORM_WEIGHTED: Changes = {"federation.method": "hetlora(gamma=1.0)"}
+
+
+def by_loss(share: float = SHARE, order: str = "best") -> Changes:
+    """The paper's allocation, and its controls."""
+    spec = f"loss_based(low={LOW}, high={HIGH}, share={share}, order={order!r})"
+    return {"federation.ranks": spec}
+
+
+def same_for_all(rank: int) -> Changes:
+    """Homogeneous LoRA."""
+    return {"federation.method": "fedit", "federation.ranks": f"fixed(rank={rank})"}
+
+
+FIG2: Mapping[str, Changes] = {
+    "replication": REPLICATION | by_loss(),
+    "zero padding": ZERO_PADDING | by_loss(),
+    "norm-weighted zero padding": NORM_WEIGHTED | by_loss(),
+    f"rank {LOW} for all": same_for_all(LOW),
+    f"rank {MIDDLE} for all": same_for_all(MIDDLE),
+    f"rank {HIGH} for all": same_for_all(HIGH),
+}
+FIG3: Mapping[str, Changes] = {
+    f"{name}, {share:.0%} high": method | by_loss(share)
+    for share in SHARES
+    for name, method in (("replication", REPLICATION), ("zero padding", ZERO_PADDING))
+}
+FIG4: Mapping[str, Changes] = {
+    "loss-based": REPLICATION | by_loss(),
+    "random": REPLICATION | by_loss(order="random"),
+    "inverse": REPLICATION | by_loss(order="worst"),
+    "by the true quality": REPLICATION
+    | {"federation.ranks": f"by_quality(low={LOW}, high={HIGH})"},
+}
+DIAGNOSTIC: Changes = REPLICATION | {
+    "federation.clients": 10,
+    "federation.cohort": 10,
+    "federation.rounds": 1,
+    "federation.ranks": f"by_quality(low={LOW}, high={HIGH})",
+    "local.schedule": "constant",
+    "local.max_steps": None,
+}
+
+
+def small_base(task: str) -> RunConfig:
+    """The paper's federation on three layers of MiniLM."""
+    changes = {
+        "lora.targets": PROJECTIONS,
+        "federation.partition": f"quality(share={SHARE})",
+        "data.validation_examples": 100,
+    }
+    return variant(small, changes)(task)
+
+
+def full_base(task: str, model: str = "distilbert") -> RunConfig:
+    """The paper's models and data; what it does not publish is our choice."""
+    return RunConfig(
+        data=DataConfig(task=task, validation_examples=1000, max_length=128),
+        model=ModelConfig(model=model, dropout=None),
+        lora=LoraConfig(targets=PROJECTIONS),
+        federation=FederationConfig(
+            method="replication",
+            clients=100,
+            cohort=10,
+            rounds=50,
+            partition=f"quality(share={SHARE})",
+        ),
+        local=LocalConfig(learning_rate=1e-3, schedule="linear(end=0.1)", batch=16, epochs=1),
+        execution=ExecutionConfig(eval_every=2),
+    )
+
+
+def albert_base(task: str) -> RunConfig:
+    """The paper's other model."""
+    return full_base(task, "albert-base")
+
+
+def parts(size: Size, records: Records) -> list[Part]:
+    """All of the paper's figures."""
+    base = small_base if size == "small" else full_base
+    one_aggregation = {"data.train_examples": 3000 if size == "small" else 12000}
+    made = [
+        Part("fig2", "padding rules and equal ranks", base, TASKS, FIG2, SEEDS),
+        Part("fig3", "share of high-rank clients", base, TASKS[:1], FIG3, SEEDS),
+        Part("fig4", "who gets the high rank", base, TASKS[:1], FIG4, SEEDS),
+        _diagnostic(variant(base, one_aggregation)),
+    ]
+    if size == "full":
+        made.append(Part("fig2_albert", "Fig. 2 with ALBERT", albert_base, TASKS, FIG2, SEEDS))
+    return made
+
+
+def _diagnostic(base: Callable[[str], RunConfig]) -> Part:
+    title = "a high-quality client before and after one aggregation"
+    return Part(
+        "diagnostic", title, base, TASKS[:1], {"one aggregation": DIAGNOSTIC}, SEEDS, shown=False
+    )
+
+
+STUDY = Study("byun_lee", (parts,), {"diagnostic": diagnose})

@@ -1,0 +1,74 @@
+"""Zhang, Hu, Xu, "Fed-PLoRA": parallel one-rank modules, select-n-fold. arXiv 2602.16936.
+
+python -m experiments.small --data-dir DATA --only fed_plora
+python -m experiments.fed_plora.report
+"""
+
+from collections.abc import Mapping
+
+from experiments.study import Changes, Part, Records, Size, Study, small, variant
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
+
+TASKS = ("sst2", "qnli", "qqp", "mrpc", "rte")
+SEEDS = (0, 1, 2)
+MIXED = "tiers(ranks=[4, 8, 16, 32])"
+EQUAL = "fixed(rank=32)"
+SELECTIONS = ("random", "prefix", "round_robin", "importance")
+
+MAIN: Mapping[str, Changes] = {
+    "Fed-PLoRA": {"federation.method": "fed_plora", "federation.ranks": MIXED},
+    "FLoRA": {"federation.method": "flora", "federation.ranks": MIXED},
+    "FlexLoRA": {"federation.method": "flexlora", "federation.ranks": MIXED},
+    "HetLoRA": {"federation.method": "hetlora", "federation.ranks": MIXED},
+    "FedIT, rank 32 for all": {"federation.method": "fedit", "federation.ranks": EQUAL},
+}
+FIG3: Mapping[str, Changes] = {
+    "PLoRA": {"lora.scale": "alpha/R"},
+    "PrsLoRA": {"lora.scale": "alpha/sqrt(R)"},
+}
+FIG4: Mapping[str, Changes] = {
+    selection: {
+        "federation.method": f"fed_plora(selection={selection!r})",
+        "federation.ranks": MIXED,
+    }
+    for selection in SELECTIONS
+}
+MEASURED: Changes = {"execution.measure": True, "federation.rounds": 10}
+
+
+def full_base(task: str) -> RunConfig:
+    """The paper's model and tasks; what it does not publish is our choice."""
+    return RunConfig(
+        data=DataConfig(task=task, max_length=128),
+        model=ModelConfig(model="bert-base", dropout=None),
+        lora=LoraConfig(targets="attention-qv"),
+        federation=FederationConfig(
+            clients=100, cohort=10, rounds=100, partition="dirichlet(alpha=0.5)"
+        ),
+        local=LocalConfig(learning_rate=1e-3, schedule="linear(end=0.1)", batch=16, epochs=1),
+        execution=ExecutionConfig(eval_every=4),
+    )
+
+
+def parts(size: Size, records: Records) -> list[Part]:
+    """The table of GLUE tasks, the figures, and what a round loses and costs."""
+    base = small if size == "small" else full_base
+    one = TASKS[:1]
+    equal = variant(base, {"federation.ranks": EQUAL, "lora.alpha": 16.0})
+    return [
+        Part("glue", "methods on GLUE tasks", base, TASKS, MAIN, SEEDS),
+        Part("measured", "noise, similarity and cost", variant(base, MEASURED), one, MAIN, SEEDS),
+        Part("fig3", "the scale with equal ranks", equal, one, FIG3, SEEDS),
+        Part("fig4", "which modules are trained", base, one, FIG4, SEEDS),
+    ]
+
+
+STUDY = Study("fed_plora", (parts,))

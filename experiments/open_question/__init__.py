@@ -1,0 +1,144 @@
+"""Is Fed-PLoRA far above FlexLoRA, as its paper says, or level with it, as FedRoRA's tables say?
+
+The same for the rules that merge what clients of different ranks own. Every method has the same
+seeds, ranks, scale and tuning budget; the README in this folder has the protocol and the outcome.
+
+    python -m experiments.small --data-dir DATA --only open_question
+    python -m experiments.open_question.report
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from experiments.study import Changes, Part, Records, Size, Study, small, variant
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
+
+METHODS = {
+    "Fed-PLoRA": "fed_plora",
+    "FlexLoRA": "flexlora",
+    "replication": "replication(donors='highest')",
+    "masked mean": "masked_mean",
+    "HLoRA": "hlora",
+    "raFLoRA": "raflora",
+    "zero padding": "zero_padding",
+}
+"""With all owners as donors replication is the masked mean; so the highest rank donates."""
+
+PAIR = ("Fed-PLoRA", "FlexLoRA")
+TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
+TASKS: Mapping[Size, tuple[str, ...]] = {
+    "small": ("ag_news", "sst2"),
+    "full": ("qnli", "sst2", "qqp", "mnli"),
+}
+RATES: Mapping[Size, tuple[float, ...]] = {
+    "small": (3e-3, 8e-3, 2e-2),
+    "full": (2e-4, 5e-4, 1.2e-3),
+}
+RANKS: Mapping[Size, str] = {"small": "[4, 8, 16, 32]", "full": "[8, 16, 32, 64]"}
+MIXES = {"uniform": "'uniform'", "heavy_tail": "'heavy_tail'"}
+
+
+def full_base(task: str) -> RunConfig:
+    """The setting of FedRoRA's tables (arXiv 2609.00632), the one yardstick that has both."""
+    return RunConfig(
+        data=DataConfig(task=task, train_examples=20_000, max_length=128),
+        model=ModelConfig(model="roberta-large", dtype="bfloat16", dropout=None),
+        lora=LoraConfig(targets="attention-qv", lora_dropout=0.05),
+        federation=FederationConfig(
+            clients=20, cohort=20, rounds=40, partition="dirichlet(alpha=0.5)", heads="frozen"
+        ),
+        local=LocalConfig(learning_rate=5e-4, batch=128, epochs=2),
+        execution=ExecutionConfig(eval_every=4),
+    )
+
+
+def base_of(size: Size, mix: str) -> Callable[[str], RunConfig]:
+    """The base of a size with a mix of ranks."""
+    ranks = f"tiers(ranks={RANKS[size]}, shares={MIXES[mix]})"
+    return variant(small if size == "small" else full_base, {"federation.ranks": ranks})
+
+
+def tuning(size: Size, records: Records) -> list[Part]:
+    """Every method with every rate, whole runs, judged on validation examples alone."""
+    base = variant(
+        base_of(size, "uniform"),
+        {"data.validation_examples": 500, "data.test_examples": 64, "execution.eval_every": 100},
+    )
+    arms = {
+        tuned(method, rate): {"federation.method": spec, "local.learning_rate": rate}
+        for method, spec in METHODS.items()
+        for rate in RATES[size]
+    }
+    return [Part("tuning", "learning rates", base, TASKS[size], arms, TUNING_SEEDS, shown=False)]
+
+
+def tuned(method: str, rate: float) -> str:
+    """The arm of the tuning."""
+    return f"{method}, rate {rate:g}"
+
+
+def best_rate(size: Size, records: Records, method: str, task: str) -> float:
+    """The rate of the highest mean validation accuracy; the smaller one if equal.
+
+    Before the tuning is finished it is the smallest.
+    """
+    (part,) = tuning(size, records)
+
+    def score(rate: float) -> float:
+        configs = [part.config(tuned(method, rate), task, seed) for seed in part.seeds]
+        found = [records[c]["history"][-1]["validation_accuracy"] for c in configs if c in records]
+        return float(np.mean(found)) if len(found) == len(configs) else -np.inf
+
+    return max(RATES[size], key=lambda rate: (score(rate), -rate))
+
+
+def reporting(size: Size, records: Records) -> list[Part]:
+    """All methods with their rates on every task and mix of ranks."""
+    return [
+        Part(
+            f"{task}_{mix}",
+            f"{task}, {mix} mix of ranks",
+            base_of(size, mix),
+            (task,),
+            arms(size, records, task),
+            SEEDS,
+        )
+        for mix in MIXES
+        for task in TASKS[size]
+    ]
+
+
+def arms(size: Size, records: Records, task: str) -> dict[str, Changes]:
+    """Every method with its rate."""
+    return {
+        method: {
+            "federation.method": spec,
+            "local.learning_rate": best_rate(size, records, method, task),
+        }
+        for method, spec in METHODS.items()
+    }
+
+
+def deeper(size: Size, records: Records) -> list[Part]:
+    """The pair in question again on all six layers of MiniLM, with the rates of three."""
+    if size == "full":
+        return []
+    base = variant(base_of(size, "uniform"), {"model.layers": None})
+    task = TASKS[size][0]
+    pair = {m: changes for m, changes in arms(size, records, task).items() if m in PAIR}
+    return [Part("minilm", f"{task}, all of MiniLM", base, (task,), pair, SEEDS)]
+
+
+STUDY = Study(
+    "open_question",
+    (tuning, lambda size, records: reporting(size, records) + deeper(size, records)),
+)

@@ -1,0 +1,144 @@
+"""The answer to the open question and its tables, from the result files alone."""
+
+from collections.abc import Iterator, Sequence
+
+from experiments.open_question import METHODS, PAIR, RATES, STUDY, TASKS, best_rate, tuned
+from experiments.study import Results
+from experiments.telling import Report, publish
+from experiments.verdicts import Paired, Value, best, interval, last, paired, spread
+from fedjax_lora.compare.table import Estimate, estimate
+
+PAIRS = (
+    PAIR,
+    *(("replication", other) for other in METHODS if other not in ("replication", *PAIR)),
+)
+"""What is compared: the question, and replication against the other rules."""
+
+MEASURES: dict[str, Value] = {"last round": last, "best round": best}
+"""The second is how the yardstick's tables are made."""
+
+
+def answer(results: Results) -> str:
+    """The verdict sentences, the table of paired differences, and the rates that were chosen."""
+    return "\n".join([*_sentences(results), _differences(results), _rates(results)])
+
+
+def settings(results: Results) -> list[str]:
+    """The parts that report every method: a task with a mix of ranks each."""
+    return [name for name, part in results.parts.items() if set(part.arms) == set(METHODS)]
+
+
+def _sentences(results: Results) -> Iterator[str]:
+    for pair in PAIRS:
+        found = over_settings(results, pair, settings(results), last)
+        yield "* " + (sentence(pair, found) if found else f"{pair[0]} and {pair[1]}: not yet run.")
+    if "minilm" in results.parts:
+        found = _one(results, "minilm", PAIR, last)
+        text = sentence(PAIR, found.difference) if found else "not yet run."
+        yield f"* On all layers of MiniLM: {text}"
+    yield ""
+
+
+def sentence(pair: tuple[str, str], difference: Estimate) -> str:
+    """What the interval says, in words.
+
+    >>> sentence(("A", "B"), estimate([0.02, 0.03, 0.025]))
+    'A is above B: +2.5 [+1.3, +3.7] points at 95 %.'
+    >>> sentence(("A", "B"), estimate([0.02, -0.02, 0.0]))
+    'A and B: no difference beyond 5.0 points at 95 % (+0.0 [-5.0, +5.0]).'
+    """
+    low, high = difference.mean - difference.half, difference.mean + difference.half
+    first, second = pair
+    if low > 0:
+        return f"{first} is above {second}: {interval(difference)} points at 95 %."
+    if high < 0:
+        return f"{first} is below {second}: {interval(difference)} points at 95 %."
+    bound = 100 * max(-low, high)
+    return (
+        f"{first} and {second}: no difference beyond {bound:.1f} points at 95 % "
+        f"({interval(difference)})."
+    )
+
+
+def over_settings(
+    results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
+) -> Estimate | None:
+    """The difference as a mean over tasks and mixes, by seed; None if a run is missing."""
+    if any(_one(results, name, pair, value) is None for name in names) or not names:
+        return None
+    by_seed = [
+        sum(_difference(results, name, pair, value, seed) for name in names) / len(names)
+        for seed in results.parts[names[0]].seeds
+    ]
+    return estimate(by_seed)
+
+
+def _difference(
+    results: Results, name: str, pair: tuple[str, str], value: Value, seed: int
+) -> float:
+    (task,) = results.parts[name].tasks
+    first, second = (value(results.runs(name, arm, task)[seed]) for arm in pair)
+    return first - second
+
+
+def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Paired | None:
+    return paired(results, name, pair, results.parts[name].tasks, value)
+
+
+def _differences(results: Results) -> str:
+    """Paired differences in every setting and over all, after the last and at the best round."""
+    names = [*settings(results), *(["minilm"] if "minilm" in results.parts else [])]
+    mean = "mean of the tasks and mixes"
+    lines = [
+        "| difference, points [95 % interval] | measure | " + " | ".join([*names, mean]) + " |",
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for pair in PAIRS:
+        for measure, value in MEASURES.items():
+            each = [
+                _one(results, n, pair, value) if _has(results, n, pair) else None for n in names
+            ]
+            cells = [interval(found.difference) if found else "-" for found in each]
+            whole = over_settings(results, pair, settings(results), value)
+            cells.append(interval(whole) if whole else "-")
+            lines.append(f"| {pair[0]} - {pair[1]} | {measure} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _has(results: Results, name: str, pair: tuple[str, str]) -> bool:
+    return set(pair) <= set(results.parts[name].arms)
+
+
+def _rates(results: Results) -> str:
+    """Mean validation accuracy of every rate; the chosen one in bold once all are known."""
+    part, size = results.parts["tuning"], results.size
+    lines = [
+        "| task | method | " + " | ".join(f"rate {rate:g}" for rate in RATES[size]) + " |",
+        "|---" * (2 + len(RATES[size])) + "|",
+    ]
+    for task in TASKS[size]:
+        for method in METHODS:
+            runs = [results.runs(part.name, tuned(method, rate), task) for rate in RATES[size]]
+            cells = [_tuned_cell([_validated(r) for r in of_rate.values()]) for of_rate in runs]
+            if all(len(of_rate) == len(part.seeds) for of_rate in runs):
+                chosen = RATES[size].index(best_rate(size, results.records, method, task))
+                cells[chosen] = f"**{cells[chosen]}**"
+            lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
+    seeds = " and ".join(map(str, part.seeds))
+    return f"Validation accuracy with seeds {seeds}, by which rates were chosen:\n\n" + (
+        "\n".join(lines) + "\n"
+    )
+
+
+def _validated(record: dict) -> float:
+    return record["history"][-1]["validation_accuracy"]
+
+
+def _tuned_cell(values: list[float]) -> str:
+    return spread(estimate(values)) if values else "-"
+
+
+REPORT = Report(STUDY, extra=answer)
+
+if __name__ == "__main__":
+    publish(REPORT)

@@ -1,0 +1,37 @@
+"""The READMEs of all reruns from their result files: ``python -m experiments.reports``."""
+
+import collections
+
+from experiments.byun_lee.report import REPORT as BYUN_LEE
+from experiments.fed_plora.report import REPORT as FED_PLORA
+from experiments.hlora.report import REPORT as HLORA
+from experiments.markdown import put
+from experiments.open_question.report import REPORT as OPEN_QUESTION
+from experiments.study import distinct, results
+from experiments.telling import publish
+from experiments.verdicts import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
+
+REPORTS = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
+
+
+def overview() -> str:
+    """The small runs of every rerun, and how many of its claims have which verdict."""
+    header = ["rerun", "runs finished", *(f"claims {verdict}" for verdict in VERDICTS)]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for report in REPORTS:
+        found = results(report.study, "small")
+        cells = [cell.config for cell in distinct(found.parts.values())]
+        finished = sum(config in found.records for config in cells)
+        counted = collections.Counter(claim.find(found).verdict for claim in report.claims)
+        name = report.study.name
+        row = [f"[{name}](experiments/{name})", f"{finished} of {len(cells)}"]
+        row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for report in REPORTS:
+        publish(report)
+    put("reruns", overview())

@@ -1,0 +1,121 @@
+"""Reports of reruns: claims, tables and cost in Markdown, from the result files alone."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.markdown import put
+from experiments.study import ROOT, Part, Results, Size, Study, distinct, results
+from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
+from fedjax_lora.compare.queue import Record
+from fedjax_lora.compare.table import estimate
+
+
+class Report(NamedTuple):
+    """What a study's README is made from."""
+
+    study: Study
+    claims: Sequence[Claim] = ()
+    extra: Callable[[Results], str] = lambda results: ""  # more Markdown
+
+
+def publish(report: Report) -> None:
+    """Put both sizes into the study's README."""
+    readme = ROOT / report.study.name / "README.md"
+    put("small", page(report, "small"), readme)
+    put("full", page(report, "full"), readme)
+
+
+def page(report: Report, size: Size) -> str:
+    """Everything that the README says of one size; of the full one no more than it has to."""
+    found = results(report.study, size)
+    sections = [cost(found)]
+    if size == "small" or found.records:
+        if report.claims:
+            sections += [claim_table(found, report.claims), RULE]
+        sections.append(report.extra(found))
+        sections += [part_table(found, part) for part in found.parts.values() if part.shown]
+    return "\n".join(section for section in sections if section)
+
+
+def cost(found: Results) -> str:
+    """How many runs are finished, how long one takes and where they ran."""
+    cells = distinct(found.parts.values())
+    done = [found.records[cell.config] for cell in cells if cell.config in found.records]
+    if not done:
+        return f"Not yet run: 0 of {len(cells)} runs.\n"
+    wall, processor = (
+        statistics.median(record["summary"][name] for record in done) / 60
+        for name in ("seconds", "processor_seconds")
+    )
+    machine = json.loads((found.folder / "machine.json").read_text(encoding="utf-8"))
+    summary = done[-1]["summary"]
+    return (
+        f"{len(done)} of {len(cells)} runs are finished "
+        f"([result files](results/{found.size}/runs)). The median run took "
+        f"{wall:.1f} minutes, {processor:.1f} of processor time, on "
+        f"{machine['cores']} cores ({machine['processor']}), {summary['devices']}, Python "
+        f"{summary['python']}, jax {summary['packages']['jax']}.\n"
+    )
+
+
+def claim_table(found: Results, claims: Sequence[Claim]) -> str:
+    """Every claim with its verdict."""
+    lines = ["| claim | published | ours | verdict | evidence |", "|---|---|---|---|---|"]
+    for claim in claims:
+        ours, verdict = claim.find(found)
+        evidence = _evidence(found, claim) if verdict != NOT_RUN else ""
+        lines.append(f"| {claim.says} | {claim.published} | {ours} | **{verdict}** | {evidence} |")
+    return "\n".join(lines) + "\n"
+
+
+def _evidence(found: Results, claim: Claim) -> str:
+    """A link to the runs of the claim's part, or to the file that it names."""
+    where = f"results/{found.size}/runs" if claim.part in found.parts else claim.part
+    return f"[{claim.part}]({where})" if where else ""
+
+
+def part_table(found: Results, part: Part) -> str:
+    """The arms of a part, or nothing if none of its runs is finished."""
+    rows = list(_rows(found, part))
+    if not rows:
+        return ""
+    lines = [
+        f"**{part.name}**: {part.title}. Test accuracy in per cent, mean ± standard deviation over "
+        "seeds.\n",
+        "| task | arm | last round | mean over the rounds | majority class | seeds | MB up "
+        "| MB down |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(found: Results, part: Part) -> Iterator[str]:
+    for task in part.tasks:
+        for arm in part.arms:
+            runs = [r for r in found.runs(part.name, arm, task).values() if is_run(r)]
+            if runs:
+                yield _row(task, arm, runs, len(part.seeds))
+
+
+def is_run(record: Record) -> bool:
+    """Whether it is a run with test accuracies, and not something done in place of one."""
+    return "accuracy" in record["history"][-1]
+
+
+def _row(task: str, arm: str, runs: Sequence[Record], planned: int) -> str:
+    summaries = [run["summary"] for run in runs]
+    mean = lambda name: float(np.mean([summary[name] for summary in summaries]))  # noqa: E731
+    cells = [
+        task,
+        arm,
+        *(spread(estimate([value(run) for run in runs])) for value in (last, course)),
+        f"{100 * mean('majority_accuracy'):.1f}",
+        f"{len(runs)} of {planned}",
+        *(f"{mean(f'{way}_bytes') / 1e6:.0f}" for way in ("up", "down")),
+    ]
+    return "| " + " | ".join(cells) + " |"
