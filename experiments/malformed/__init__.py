@@ -11,7 +11,7 @@ anything else either.
 
 import pathlib
 
-from experiments.malformed import checkpoints, settings, tables, tokenizers, weights
+from experiments.malformed import adapters, checkpoints, settings, tables, tokenizers, weights
 from experiments.malformed.case import Case
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -19,5 +19,5 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def cases() -> list[Case]:
     """All of them, always the same."""
-    families = (tables, weights, checkpoints, tokenizers, settings)
+    families = (tables, weights, checkpoints, tokenizers, adapters, settings)
     return [case for family in families for case in family.cases()]

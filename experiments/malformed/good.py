@@ -25,15 +25,17 @@ def write(root: pathlib.Path) -> None:
     """Everything that ``fedjax-lora run --config=ROOT/config.json`` reads."""
     (root / "data").mkdir(parents=True)
     (root / "model").mkdir()
+    (root / "adapter").mkdir()
     for name, content in files().items():
         (root / name).write_bytes(content)
 
 
 def settings(root: pathlib.Path) -> dict[str, dict]:
-    """The run's config, which holds two paths."""
+    """The run's config, which holds three paths."""
     return SETTINGS | {
         "data": SETTINGS["data"] | {"task": task("train.csv"), "data_dir": str(root / "data")},
         "model": {"model": str(root / "model")},
+        "lora": {"adapter": str(root / "adapter")},
     }
 
 
@@ -55,6 +57,8 @@ def files() -> dict[str, bytes]:
         "model/model.safetensors": save(tensors()),
         "model/tokenizer.json": as_json(tokenizer()),
         "model/tokenizer_config.json": as_json(tokenizer_config()),
+        "adapter/adapter_config.json": as_json(adapter_config()),
+        "adapter/adapter_model.safetensors": save(factors()),
     }
 
 
@@ -118,6 +122,33 @@ def _tensors() -> dict[str, np.ndarray]:
             name = models.hf_name(small.config, path, layer)
             found[name] = np.ascontiguousarray(one.T if path.endswith("kernel") else one)
     return found
+
+
+def adapter_config() -> dict[str, object]:
+    """What PEFT says of an adapter of rank 2 for queries and values."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "model",
+        "r": 2,
+        "lora_alpha": 4,
+        "lora_dropout": 0.0,
+        "target_modules": ["query", "value"],
+        "bias": "none",
+    }
+
+
+def factors() -> dict[str, np.ndarray]:
+    """The adapter's tensors by name."""
+    small, rng = models.tiny(vocab_size=32).config, np.random.default_rng(0)
+    shapes = {"lora_A": (2, small.hidden), "lora_B": (small.hidden, 2)}
+    return {
+        f"base_model.model.bert.encoder.layer.{layer}.attention.self.{part}.{factor}.weight":
+            rng.normal(size=shape).astype(np.float32)
+        for layer in range(small.layers)
+        for part in ("query", "value")
+        for factor, shape in shapes.items()
+    }  # fmt: skip
 
 
 def tokenizer() -> dict[str, object]:

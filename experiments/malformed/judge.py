@@ -9,7 +9,6 @@ from typing import NamedTuple
 from unittest import mock
 
 from fedjax_lora import cli
-from fedjax_lora.config import RunConfig
 from fedjax_lora.results import RunFolder
 
 SELF = pathlib.Path("/proc/self")
@@ -66,7 +65,7 @@ def judge(words: list[str], out: pathlib.Path) -> Verdict:
     return Verdict(outcome, sentence, len(lines), out.exists(), seconds, _peak() - before)
 
 
-def _begin(folder: RunFolder, config: RunConfig) -> None:
+def _begin(folder: RunFolder, *_: object) -> None:
     raise Started
 
 

@@ -130,7 +130,7 @@ def _problems(config: EncoderConfig) -> Iterator[str]:
         yield f"layer_norm_eps is {config.layer_norm_eps} but must be above 0 and finite"
     if not 0 <= config.initializer_range < math.inf:
         yield f"initializer_range is {config.initializer_range} but must be at least 0 and finite"
-    if not 0 <= config.first_position < config.max_positions:
+    if config.family in FAMILIES and not 0 <= config.first_position < config.max_positions:
         yield f"pad_token_id {config.pad_token_id} leaves none of {config.max_positions} positions"
     if config.num_labels < 1:
         yield f"num_labels is {config.num_labels} but must be at least 1 (1 means regression)"
