@@ -45,6 +45,7 @@ class Result:
     """A finished run."""
 
     config: RunConfig
+    metric: str  # of the task
     template: Template
     state: FederatedState
     rank: np.ndarray  # int32[N], at the end
@@ -66,12 +67,11 @@ class Result:
 
     def plot(self) -> Figure:
         """The test metric and the losses over the rounds, as a figure that a notebook shows."""
-        metric = data.find(self.config.data.task).metric
         return plots.history(
             self.records,
-            metric=metric,
+            metric=self.metric,
             title=f"{self.config.data.task}: {self.config.federation.method}",
-            beat=plots.to_beat(self.summary, metric),
+            beat=plots.to_beat(self.summary, self.metric),
         )
 
 
@@ -158,6 +158,7 @@ def result(
     """A finished run, from what it has led to."""
     return Result(
         experiment.config,
+        experiment.assets.task.task.metric,
         experiment.template,
         progress.state,
         progress.rank,

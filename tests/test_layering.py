@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "interrupts": set(),
     # Leaves: know nothing of each other.
-    "adapters": {"types", "errors", "trees", "storage"},
+    "adapters": {"types", "errors", "trees", "storage", "untrusted"},
     "models": {"types", "errors", "trees", "storage", "untrusted"},
     "data": {"types", "errors", "specs", "untrusted"},
     "config": {"errors", "specs", "untrusted"},

@@ -4,7 +4,6 @@ Nothing is unpickled, no name in the files becomes a path, and a tensor's shape 
 what the base model has before the tensor is read.
 """
 
-import json
 import math
 import pathlib
 import re
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedjax_lora.adapters.peft import CONFIG, PREFIX, WEIGHTS, Factors
 from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.untrusted import brief, need_file, read_json
 
 _LARGEST_CONFIG = 4 << 20  # bytes
 _FLOATING = ("F64", "F32", "F16", "BF16")
@@ -107,10 +107,11 @@ def _read(file: pathlib.Path, misfits: Callable[[Any], Iterable[str]]) -> dict[s
 
 
 def _opened(file: pathlib.Path) -> Any:
+    need_file(file)
     try:
         return safe_open(file, framework="np")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({error}).") from error
+        raise InputError(f"{file} is not a readable safetensors file ({brief(error)}).") from error
 
 
 def _described(opened: Any) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -128,14 +129,11 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(folder)
     file = path / CONFIG
-    try:
-        if file.stat().st_size > _LARGEST_CONFIG:
-            raise InputError(f"{file} is larger than any PEFT config; it is not one.")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{folder} is no PEFT adapter: it has no readable {CONFIG}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON.") from error
+    if not file.is_file():  # a pipe would be waited for
+        raise InputError(f"{folder} is no PEFT adapter: it has no readable {CONFIG}.")
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise InputError(f"{file} is larger than any PEFT config; it is not one.")
+    config = read_json(file)
     if not isinstance(config, dict):
         raise InputError(f"{file} must hold one JSON object.")
     raise_all(f"{file} cannot be used", _config_problems(config))
