@@ -339,7 +339,7 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
 def run_with(tmp_path):
     """A run on a very small model and two dozen texts, by clients of one class each."""
     good.write(tmp_path / "good")
-    config = configs.from_dict(good.settings(tmp_path / "good"))
+    config = configs.from_dict(good.settings(tmp_path / "good") | {"lora": {}})
     federation = {
         "cohort": 3,
         "rounds": 4,

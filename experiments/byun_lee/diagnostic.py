@@ -18,7 +18,7 @@ AFTER = ("zero_padding", "replication")
 class Diagnosed(NamedTuple):
     """As much of a run's result as goes into its file."""
 
-    history: list[dict[str, Any]]
+    records: list[dict[str, Any]]
     summary: dict[str, Any]
 
 
