@@ -18,6 +18,7 @@ from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.untrusted import brief, need_file, read_json
 
 _LARGEST_CONFIG = 4 << 20  # bytes
+_DEFAULT = 8  # PEFT's, of ranks and alphas
 _FLOATING = ("F64", "F32", "F16", "BF16")
 # Features that change what an adapter computes, and that two plain factors cannot say.
 _UNSUPPORTED = (
@@ -65,7 +66,7 @@ def load(
     """
     path = pathlib.Path(folder)
     config = read_config(path)
-    stored = _read(path / WEIGHTS, lambda found: _misfits(found, modules, tensors))
+    stored = _read(path / WEIGHTS, lambda found: _misfits(found, modules, tensors, config))
     factors = {}
     for name in modules:
         if f"{name}.lora_A.weight" in stored:
@@ -103,7 +104,10 @@ def _read(file: pathlib.Path, misfits: Callable[[Any], Iterable[str]]) -> dict[s
     ]
     found = {name: shape for name, (shape, _) in described.items()}
     raise_all(f"{file} does not fit the model", [*problems, *misfits(found)])
-    return {_bare(n): np.asarray(opened.get_tensor(n), np.float32) for n in opened.keys()}  # noqa: SIM118
+    read = {_bare(n): np.asarray(opened.get_tensor(n), np.float32) for n in opened.keys()}  # noqa: SIM118
+    broken = sorted(name for name, value in read.items() if not np.all(np.isfinite(value)))
+    raise_all(f"{file} holds what is not a finite number", broken[:5])
+    return read
 
 
 def _opened(file: pathlib.Path) -> Any:
@@ -153,17 +157,28 @@ def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is not supported"
     if config.get("bias", "none") != "none":
         yield f"bias is {config['bias']!r} (only 'none')"
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        yield "alpha_pattern is not an object"
-        patterns = {}
-    for key, alpha in {"lora_alpha": config.get("lora_alpha", 8), **patterns}.items():
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not number or not math.isfinite(alpha) or alpha <= 0:
-            yield f"alpha of {key!r} is {alpha!r}, not a number above 0"
-    for key in patterns:
-        if not _is_safe(key):
-            yield f"alpha_pattern {key!r} is no simple pattern; write the module's whole name"
+    yield from _alpha_problems("lora_alpha", config.get("lora_alpha", _DEFAULT))
+    yield from _rank_problems("r", config.get("r", _DEFAULT))
+    for name, problems in (("alpha_pattern", _alpha_problems), ("rank_pattern", _rank_problems)):
+        patterns = config.get(name) or {}
+        if not isinstance(patterns, dict):
+            yield f"{name} is not an object"
+            continue
+        for key, value in patterns.items():
+            yield from problems(key, value)
+            if not _is_safe(key):
+                yield f"{name} {key!r} is no simple pattern; write the module's whole name"
+
+
+def _alpha_problems(key: str, alpha: Any) -> Iterator[str]:
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not math.isfinite(alpha) or alpha <= 0:
+        yield f"alpha of {key!r} is {alpha!r}, not a number above 0"
+
+
+def _rank_problems(key: str, rank: Any) -> Iterator[str]:
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        yield f"rank of {key!r} is {rank!r}, not a whole number above 0"
 
 
 def _is_safe(pattern: str) -> bool:
@@ -177,13 +192,17 @@ def _is_safe(pattern: str) -> bool:
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """PEFT's rule: the first pattern that matches the end of the name, by rank or its root."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, other in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = other
-            break
+    """A matrix's alpha by its rank, or by the root of that."""
+    alpha = _of_module(config, name, "alpha_pattern", "lora_alpha")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_module(config: Mapping[str, Any], name: str, patterns: str, default: str) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the name, else the default."""
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return config.get(default, _DEFAULT)
 
 
 def _bare(name: str) -> str:
@@ -194,8 +213,9 @@ def _misfits(
     found: Mapping[str, tuple[int, ...]],
     modules: Mapping[str, tuple[int, int]],
     tensors: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Everything in which an adapter's shapes differ from what the base can take."""
+    """Everything in which an adapter's shapes differ from what base and config say."""
     known = {f"{name}.lora_{x}.weight" for name in modules for x in "AB"} | set(tensors)
     for name, (inputs, outputs) in modules.items():
         pair = [found.get(f"{name}.lora_{x}.weight") for x in "AB"]
@@ -206,6 +226,8 @@ def _misfits(
         rank = pair[0][0] if pair[0] else 0
         if pair != [(rank, inputs), (outputs, rank)] or not 1 <= rank <= min(inputs, outputs):
             yield f"{name} has factors {pair[0]} and {pair[1]} for a matrix {inputs} x {outputs}"
+        elif (said := _of_module(config, name, "rank_pattern", "r")) != rank:
+            yield f"{name} has rank {rank}, but {CONFIG} says {said}"
     yield from _other_shapes(found, tensors, known)
     if not any(".lora_A." in name for name in found):
         yield "it adapts no layer"
