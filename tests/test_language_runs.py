@@ -80,14 +80,18 @@ def finished(folder, assets):
     return runs.run(make(folder, learning_rate=3e-2), out=folder / "run", assets=assets)
 
 
-def peft_losses(folder, adapter, split):
-    """Of each example, PyTorch's sum over its completion's tokens with PEFT, and their number."""
+def torch_losses(folder, left, split):
+    """Of each example, PyTorch's sum over its completion's tokens, and their number.
+
+    By what a run has left: an adapter on the base, or a merged checkpoint.
+    """
     import peft
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "llama")
-    model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    merged = left.name == "merged"
+    model = transformers.AutoModelForCausalLM.from_pretrained(left if merged else folder / "llama")
+    model = (model if merged else peft.PeftModel.from_pretrained(model, left)).eval()
     tokenizer, found = make_tokenizer(), []
     for told, said in zip(split.texts, split.pairs, strict=True):
         prompt = tokenizer(f"{told}\n")["input_ids"]
@@ -99,12 +103,21 @@ def peft_losses(folder, adapter, split):
     return np.array(found)
 
 
-def test_the_exported_adapter_has_the_runs_perplexity_in_peft(folder, finished, assets):
-    """Everything at once: prompts, tokens, loss, the base that FLoRA changed, names, scale."""
-    summary = finished.summary
-    chosen = json.loads((folder / "run" / "adapter" / "adapter_config.json").read_text())
-    assert (chosen["task_type"], chosen["modules_to_save"]) == ("CAUSAL_LM", [])
-    losses = peft_losses(folder, folder / "run" / "adapter", assets.task.test)
+@pytest.mark.parametrize(("method", "leaves"), [("flora", "merged"), ("fed_plora", "adapter")])
+def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder, finished, assets):
+    """Everything at once: prompts, tokens, loss, names, scale, and the base that FLoRA changed.
+
+    FLoRA's stack is of nearly full rank in a model as small as this.
+    """
+    if method != "flora":
+        config = make(folder, method=method, learning_rate=3e-2)
+        finished = runs.run(config, out=folder / method, assets=assets)
+    summary, left = finished.summary, finished.out / leaves
+    if leaves == "adapter":
+        chosen = json.loads((left / "adapter_config.json").read_text())
+        assert chosen["task_type"] == "CAUSAL_LM" and not chosen.get("modules_to_save")
+    assert "AutoModelForCausalLM" in (left / "README.md").read_text()
+    losses = torch_losses(folder, left, assets.task.test)
     total, count = losses.sum(axis=0)
     assert summary["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
     label = assets.task.test.labels

@@ -102,7 +102,7 @@ def fake(failing: tuple[int, ...] = ()):
         if config.seed in failing:
             raise FloatingPointError("lost its way\nfar from here")
         return types.SimpleNamespace(
-            history=[{"round": 2, "train_loss": 1.0, "examples": 1, "up_bytes": 1, "down_bytes": 1,
+            records=[{"round": 2, "train_loss": 1.0, "examples": 1, "up_bytes": 1, "down_bytes": 1,
                       "rejected": [], "accuracy": 0.1 * config.seed, "loss": 1.0}],
             summary={"accuracy": 0.1 * config.seed, "python": "3", "packages": {}, "devices": "1",
                      "base_sha256": "a"},
