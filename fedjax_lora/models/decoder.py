@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedjax_lora.errors import InputError
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.decoder_config import DecoderConfig
-from fedjax_lora.models.encoder import Mask, Tokens
+from fedjax_lora.models.encoder import Mask, Tokens, check_batch
 from fedjax_lora.models.kv_cache import Cache, View, extended, look
 from fedjax_lora.models.rope import rotate
 from fedjax_lora.models.stack import layers_per_step
@@ -176,7 +175,7 @@ class Decoder(nn.Module):
           InputError: texts longer than the window, or a mask that is not boolean.
         """
         config = self.config
-        _check(config, input_ids, attention_mask)
+        check_batch(config, input_ids, attention_mask)
         at = None if positions is None else jnp.asarray(positions)
         view = look(config, jnp.asarray(attention_mask), at, cache)
         # Rows are taken before they are cast: never a second table.
@@ -194,15 +193,3 @@ class Decoder(nn.Module):
         )
         hidden = _norm(config, "norm", x)
         return Decoded(hidden, None if cache is None else extended(cache, view, new))
-
-
-def _check(config: DecoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:
-    if input_ids.shape[1] > config.max_tokens:
-        raise InputError(
-            f"The texts have {input_ids.shape[1]} tokens but this {config.family} model takes at "
-            f"most {config.max_tokens}; truncate them."
-        )
-    if attention_mask.dtype != jnp.bool_:
-        raise InputError(
-            f"attention_mask must be boolean, not {attention_mask.dtype}; pass mask != 0."
-        )

@@ -5,7 +5,7 @@ outside can find each product by its module path (``encoder/layers/attention/que
 give any module its own variables, in any collection, with a leading layer axis.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ class Encoder(nn.Module):
           InputError: texts longer than the position table, or a mask that is not boolean.
         """
         config = self.config
-        _check(config, input_ids, attention_mask)
+        check_batch(config, input_ids, attention_mask)
         x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_types)
         if config.traits.factorised:
             x = dense(config, config.hidden, "projection")(x)
@@ -208,7 +208,12 @@ def mean_of_tokens(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> F
     return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 
 
-def _check(config: EncoderConfig, input_ids: Tokens, attention_mask: Mask) -> None:
+def check_batch(config: Any, input_ids: Tokens, attention_mask: Mask) -> None:
+    """Refuse what no model of this package can read, whether it encodes or decodes.
+
+    Raises:
+      InputError: texts longer than the config's ``max_tokens``, or a mask that is not boolean.
+    """
     if input_ids.shape[1] > config.max_tokens:
         raise InputError(
             f"The texts have {input_ids.shape[1]} tokens but this {config.family} model takes at "

@@ -90,16 +90,16 @@ def load(
     """
     storages.check(storage)
     source = resolve(name)
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "pooling": pooling,
-        "remat": remat,
-        # Unrolled layers would all be decoded at once, and nothing would be saved.
-        "scan_unroll": 1 if scan_unroll is None and storage != "float32" else scan_unroll,
-    }
-    full = _with_labels(read_config(source.folder, **options), num_labels)
-    if dropout is not None:
-        full = full.with_dropout(dropout)
+    full = _full_config(
+        source.folder,
+        num_labels,
+        dropout,
+        storage,
+        dtype=dtype,
+        pooling=pooling,
+        remat=remat,
+        scan_unroll=scan_unroll,
+    )
     config = _cut(full, layers)
     digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(
@@ -162,6 +162,7 @@ def outline(
         source.folder,
         num_labels,
         dropout,
+        storage,
         dtype=dtype,
         pooling=pooling,
         remat=remat,
@@ -181,9 +182,19 @@ def outline(
 
 
 def _full_config(
-    folder: Path, num_labels: int | None, dropout: float | None, **options: Any
+    folder: Path,
+    num_labels: int | None,
+    dropout: float | None,
+    storage: str,
+    *,
+    scan_unroll: int | None,
+    **options: Any,
 ) -> Config:
     """The config of all layers of the checkpoint."""
+    if scan_unroll is None and storage != "float32":
+        # Unrolled layers would all be decoded at once, and nothing would be saved.
+        scan_unroll = 1
+    options["scan_unroll"] = scan_unroll
     full = _with_labels(read_config(folder, **options), num_labels)
     return full if dropout is None else full.with_dropout(dropout)
 
