@@ -24,8 +24,9 @@ from fedjax_lora import (
 )
 from fedjax_lora.adapters import Template
 from fedjax_lora.answers import make_answer
-from fedjax_lora.config import RunConfig
+from fedjax_lora.config import LocalConfig, RunConfig
 from fedjax_lora.data.batches import length_buckets
+from fedjax_lora.data.shapes import padded_shapes, row_buckets, unpadded_shapes
 from fedjax_lora.errors import InputError
 from fedjax_lora.faults import make_faults
 from fedjax_lora.federation import Federation
@@ -34,7 +35,7 @@ from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
 from fedjax_lora.reallocation import Reallocate, unchanged
 from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Key, Params, Trained
+from fedjax_lora.types import Key, Params, Shape, Trained
 
 
 class Assets(NamedTuple):
@@ -251,7 +252,6 @@ def arrange(
     federation = Federation(
         members=layout.parts.indices,
         length=assets.train.length,
-        buckets=reading.lengths,
         cohort=fed.cohort,
         padded=clients.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
         batch=local.batch,
@@ -270,6 +270,7 @@ def arrange(
         optimizer=local.optimizer,
         clip=local.clip,
         batch=local.batch,
+        shapes=_shapes(reading, assets, local),
         heads=fed.heads,
         mode=how.mode,
         wave=wave,
@@ -280,6 +281,16 @@ def arrange(
         measure=how.measure,
     )
     return federation, recipe
+
+
+def _shapes(reading: Reading, assets: Assets, local: LocalConfig) -> tuple[Shape, ...]:
+    """What local steps are compiled for."""
+    if reading.objective().unpad is None:
+        return padded_shapes(row_buckets(local.batch), reading.lengths)
+    by_length = local.group_by_length
+    return unpadded_shapes(
+        assets.train.length, reading.lengths, batch=local.batch, by_length=by_length
+    )
 
 
 def prepare(

@@ -21,7 +21,6 @@ class Federation:
 
     members: Sequence[np.ndarray]  # per client, its rows of the training data
     length: np.ndarray  # int[E], tokens of each example
-    buckets: tuple[int, ...]
     cohort: int  # clients drawn per round
     padded: int  # cohort size with absent clients added
     batch: int
@@ -95,7 +94,6 @@ class Federation:
         work = batches.client_batches(
             members,
             self.length,
-            self.buckets,
             batch=self.batch,
             epochs=self.epochs,
             max_steps=self.max_steps,

@@ -20,10 +20,17 @@ from fedjax_lora.clients.local import Train
 from fedjax_lora.evaluation import Predict
 from fedjax_lora.methods import Method
 from fedjax_lora.rounds import Head, RoundFn
+from fedjax_lora.types import Shape
+
+
+def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
+    unpadded = models.leaves_padding_out(module)
+    return clients.text_classification(module, lengths, unpadded=unpadded, **options)
+
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "classification": clients.text_classification,
-    "regression": functools.partial(clients.text_classification, regression=True),
+    "classification": _classification,
+    "regression": functools.partial(_classification, regression=True),
     "language": functools.partial(clients.causal_lm, logits=models.logits),
 }
 """What clients minimise, by the kind of the task."""
@@ -56,6 +63,7 @@ class RoundRecipe:
     optimizer: str
     clip: float | None
     batch: int
+    shapes: tuple[Shape, ...]
     heads: Head
     mode: Mode
     wave: int
@@ -75,7 +83,7 @@ class RoundRecipe:
             rates=method.rates,
             project=method.project,
             split_gains=self.reading.lora_dropout > 0,
-            rows=clients.row_buckets(self.batch),
+            shapes=self.shapes,
             prox=self.prox,
         )
         mesh = clients.client_mesh(self.devices) if self.mode == "sharded" else None

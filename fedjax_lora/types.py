@@ -73,4 +73,18 @@ class Batches(NamedTuple):
     index: Any  # int32[c, s, n], rows of the data set
     valid: Any  # bool[c, s, n], false where a batch is not full
     steps: Any  # int32[c], steps the client takes
-    bucket: Any  # int32[c, s], which of the length buckets the step's examples fit into
+    longest: Any  # int32[c, s], tokens of the longest of the step's examples
+    tokens: Any  # int32[c, s], tokens of all of them
+
+
+class Shape(NamedTuple):
+    """What fits into a local step: texts, tokens of the longest, and tokens of all of them."""
+
+    rows: int
+    length: int
+    tokens: int
+
+    @property
+    def padded(self) -> bool:
+        """Whether there is room for every text to be as long as the longest."""
+        return self.tokens == self.rows * self.length

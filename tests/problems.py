@@ -15,7 +15,7 @@ from fedjax_lora.clients import Clients, Objective
 from fedjax_lora.data import Tokens
 from fedjax_lora.federation import Federation
 from fedjax_lora.rounds import FederatedState, Plan
-from fedjax_lora.types import Batches, Trained
+from fedjax_lora.types import Batches, Shape, Trained
 
 R = 4
 SIZES = (1, 5, 9, 12, 3, 7)  # examples of the clients
@@ -112,7 +112,6 @@ def federation(data: Tokens, **options: Any) -> Federation:
     given = {
         "members": members(),
         "length": np.asarray(data.length),
-        "buckets": (WIDTH,),
         "cohort": len(SIZES),
         "padded": len(SIZES),
         "batch": BATCH,
@@ -190,17 +189,18 @@ def training(
     optimizer: str = ADAMW,
     clip: float | None = 1.0,
     lengths: tuple[int, ...] = (WIDTH,),
-    rows: tuple[int, ...] | None = None,
+    shapes: tuple[Shape, ...] | None = None,
+    unpadded: bool = False,
     lora_dropout: float = 0.0,
     **of_method: Any,
 ) -> Any:
     """Local training of ``encoder`` or ``bag``; the same function for the same options."""
     module = globals()[problem]().module
     return clients.make_training(
-        clients.text_classification(module, lengths, lora_dropout=lora_dropout),
+        clients.text_classification(module, lengths, lora_dropout=lora_dropout, unpadded=unpadded),
         optimizers.optimizer(optimizer, clip=clip),
         split_gains=lora_dropout > 0,
-        rows=rows,
+        shapes=shapes,
         **of_method,
     )
 
@@ -265,14 +265,25 @@ def noise() -> Objective:
     return Objective(loss, loss, _take_rows, _no_score)
 
 
-def shape_seen(lengths: Sequence[int]) -> Objective:
-    """Its loss tells what a step was cut to: 100 times the tokens plus the rows."""
+def shape_number(shape: Shape) -> float:
+    """A number that is another one for every shape."""
+    return shape.rows + 10 * shape.length + 1000 * shape.tokens
+
+
+def shape_seen() -> Objective:
+    """Its loss is the number of the shape that a step was computed with."""
 
     def loss(base, trained, gain, fixed, batch, valid, key):
-        return jnp.sum(trained.head["w"]) * 0 + jnp.float32(100 * batch[1] + valid.shape[0])
+        length, tokens = batch
+        seen = Shape(valid.shape[0], length, tokens or valid.shape[0] * length)
+        return jnp.sum(trained.head["w"]) * 0 + jnp.float32(shape_number(seen))
 
     return Objective(
-        loss, loss, lambda data, index, length: (data[index], length), _no_score, tuple(lengths)
+        loss,
+        loss,
+        lambda data, index, length: (length, None),
+        _no_score,
+        unpad=lambda batch, valid, tokens: (batch[0], tokens),
     )
 
 
@@ -302,7 +313,7 @@ def stub_clients(
 
 
 def batches_of(
-    *rows: Sequence[Sequence[int]], size: int = 2, steps: int = 3, bucket: Any = 0
+    *rows: Sequence[Sequence[int]], size: int = 2, steps: int = 3, longest: Any = 0, tokens: Any = 0
 ) -> Batches:
     """Batches written out: for each client a list of steps, each a list of rows."""
     index = np.zeros((len(rows), steps, size), np.int32)
@@ -312,9 +323,8 @@ def batches_of(
             index[k, s, : len(chosen)] = chosen
             valid[k, s, : len(chosen)] = True
     count = np.array([len(client) for client in rows], np.int32)
-    return Batches(
-        index, valid, count, np.broadcast_to(np.asarray(bucket, np.int32), index.shape[:2])
-    )
+    wide = lambda x: np.broadcast_to(np.asarray(x, np.int32), index.shape[:2])  # noqa: E731
+    return Batches(index, valid, count, longest=wide(longest), tokens=wide(tokens))
 
 
 # ------------------------------------------------------------------------------------------- rounds

@@ -21,7 +21,6 @@ def make(**options) -> Federation:
     given = {
         "members": np.split(rng.permutation(EXAMPLES), np.cumsum(SIZES)[:-1]),
         "length": rng.integers(1, 33, EXAMPLES),
-        "buckets": (8, 16, 32),
         "cohort": 4,
         "padded": 6,
         "batch": 4,

@@ -14,9 +14,9 @@ import tyro
 
 from experiments.instruction_tuning import RESULTS
 from fedjax_lora import data
-from fedjax_lora.clients import row_buckets
 from fedjax_lora.data import completions
 from fedjax_lora.data.batches import client_batches, length_buckets
+from fedjax_lora.data.shapes import row_buckets
 from fedjax_lora.kinds import KINDS
 
 BATCH = 16
@@ -26,13 +26,13 @@ def share(members: list[np.ndarray], length: np.ndarray, lengths: tuple[int, ...
     """Tokens of texts among all tokens computed."""
     steps = max(-(-len(own) // BATCH) for own in members)
     made = client_batches(
-        members, length, lengths, batch=BATCH, padded_steps=steps, by_length=by_length,
+        members, length, batch=BATCH, padded_steps=steps, by_length=by_length,
         rngs=[np.random.default_rng(k) for k in range(len(members))],
     )  # fmt: skip
     rows = made.valid.sum(axis=2)
     sizes = np.array(row_buckets(BATCH))
     computed = np.where(rows > 0, sizes[np.searchsorted(sizes, rows)], 0)
-    padded = (computed * np.array(lengths)[made.bucket]).sum()
+    padded = (computed * np.array(lengths)[np.searchsorted(lengths, made.longest)]).sum()
     return float((made.valid * length[made.index]).sum() / padded)
 
 

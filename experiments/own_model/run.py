@@ -126,7 +126,6 @@ def federate(
     federation = Federation(
         members=parts.indices,
         length=train.length,
-        buckets=(1,),
         cohort=8,
         padded=8,
         batch=16,

@@ -10,7 +10,7 @@ from fedjax_lora.clients.cohort import (
     padded_size,
 )
 from fedjax_lora.clients.completion import causal_lm
-from fedjax_lora.clients.local import Clients, Report, make_training, row_buckets
+from fedjax_lora.clients.local import Clients, Report, make_training
 from fedjax_lora.clients.objective import Objective, Score, TokenBatch, text_classification
 
 __all__ = [
@@ -28,6 +28,5 @@ __all__ = [
     "execute",
     "make_training",
     "padded_size",
-    "row_buckets",
     "text_classification",
 ]

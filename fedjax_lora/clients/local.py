@@ -25,6 +25,7 @@ from fedjax_lora.types import (
     LoRA,
     Params,
     Rates,
+    Shape,
     Trained,
 )
 
@@ -51,15 +52,6 @@ class Report(NamedTuple):
 
 
 Train = Callable[[Params, Any, Clients, Array], tuple[Trained, Report]]
-
-
-def row_buckets(batch: int) -> tuple[int, ...]:
-    """Batch sizes to compile: a client's last batch is often at most half full.
-
-    >>> row_buckets(16)
-    (8, 16)
-    """
-    return (batch // 2, batch) if batch >= 4 else (batch,)
 
 
 def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
@@ -89,6 +81,13 @@ def _projected(project: Project, new: Trained, trainable: Trained) -> Trained:
     return new._replace(adapter=adapter)
 
 
+def _smallest(shapes: Sequence[Shape], *need: Array) -> Array:
+    """The index of the first shape that has room for so much."""
+    return jnp.argmax(jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)).astype(
+        jnp.int32
+    )
+
+
 def make_training(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -97,7 +96,7 @@ def make_training(
     rates: Rates = EQUAL_RATES,
     project: Project | None = None,
     split_gains: bool = False,
-    rows: Sequence[int] | None = None,
+    shapes: Sequence[Shape] | None = None,
     prox: float = 0.0,
 ) -> Train:
     """Local training of a wave of clients.
@@ -110,7 +109,8 @@ def make_training(
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter after every step, see `fedjax_lora.methods.Method`.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
-      rows: batch sizes to compile, ascending, see `row_buckets`; only the full one by default.
+      shapes: of the steps to compile, ascending, see `fedjax_lora.data.shapes`; by default that
+        of a full batch with each of the objective's lengths.
       prox: FedProx's `mu` (arXiv 1812.06127): ``mu/2 ||x - x_start||^2`` is part of what a client
         minimises, but not of the loss it reports.
 
@@ -129,9 +129,10 @@ def make_training(
         return loss + extra, loss
 
     def one_client(base, data, step, shape, rate, client, params, opt_state):
-        size, length = shape
-        valid = client.batches.valid[step, :size]
-        batch = objective.take(data, client.batches.index[step, :size], length)
+        valid = client.batches.valid[step, : shape.rows]
+        batch = objective.take(data, client.batches.index[step, : shape.rows], shape.length)
+        if objective.unpad is not None and not shape.padded:
+            batch = objective.unpad(batch, valid, shape.tokens)
         key = jax.random.fold_in(client.key, step)
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, base, client, batch, valid, key
@@ -158,7 +159,7 @@ def make_training(
         def step(t: Array, carry: tuple) -> tuple:
             params, opt_state, total = carry
 
-            def of_shape(shape: tuple[int, int]) -> Callable[[], tuple]:
+            def of_shape(shape: Shape) -> Callable[[], tuple]:
                 def run() -> tuple:
                     each = lambda *args: one_client(base, data, t, shape, rate, *args)  # noqa: E731
                     return jax.vmap(each)(clients, params, opt_state)
@@ -167,14 +168,14 @@ def make_training(
 
             work = clients.batches
             going = t < work.steps
-            long = jnp.max(jnp.where(going, work.bucket[:, t], 0))
-            full = jnp.max(jnp.sum(work.valid[:, t], axis=1))  # valid rows come first
-            sizes = rows or (work.valid.shape[-1],)
-            wide = jnp.searchsorted(jnp.asarray(sizes), full).astype(long.dtype)
-            shapes = [(size, length) for size in sizes for length in objective.lengths]
-            params, opt_state, new = jax.lax.switch(
-                wide * len(objective.lengths) + long, [of_shape(shape) for shape in shapes]
-            )
+            most = lambda x: jnp.max(jnp.where(going, x[:, t], 0))  # noqa: E731
+            full = jnp.max(
+                jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32)
+            )  # valid rows come first
+            size = work.valid.shape[-1]
+            choice = shapes or [Shape(size, n, size * n) for n in objective.lengths]
+            at = _smallest(choice, full, most(work.longest), most(work.tokens))
+            params, opt_state, new = jax.lax.switch(at, [of_shape(shape) for shape in choice])
             return params, opt_state, jax.tree.map(jnp.add, total, new)
 
         count = clients.rank.shape[0]

@@ -30,6 +30,8 @@ class Objective(NamedTuple):
       take: ``(data, index: int32[n], length: int) -> batch``.
       score: ``(outputs, batch) -> Score``.
       lengths: static lengths a batch is cut to, ascending; ``take`` receives one of them.
+      unpad: ``(batch, valid: bool[n], tokens: int) -> batch``, one that is computed without its
+        padding; its valid texts have at most so many tokens. None if padding is computed too.
     """
 
     loss: Callable[..., Array]
@@ -37,6 +39,7 @@ class Objective(NamedTuple):
     take: Callable[[Any, Array, int], Any]
     score: Callable[[Array, Any], Score]
     lengths: tuple[int, ...] = (0,)
+    unpad: Callable[[Any, Array, int], Any] | None = None
 
 
 class TokenBatch(NamedTuple):
@@ -46,6 +49,9 @@ class TokenBatch(NamedTuple):
     mask: Array  # bool[n, t], true at real tokens
     types: Array  # int32[n, t]
     label: Array  # int32[n] or float32[n]
+    # int32[rows], of a batch that is computed without its padding: where in the flattened batch its
+    # tokens are; n * t for rows to spare
+    at: Array | None = None
 
 
 def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
@@ -58,6 +64,13 @@ def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
         types=data.types[index, :length],
         label=data.label[index],
     )
+
+
+def unpad_tokens(batch: TokenBatch, valid: Array, tokens: int) -> TokenBatch:
+    """The batch with the places of the tokens of its valid texts; they are at most ``tokens``."""
+    mask = batch.mask & valid[:, None]
+    at = jnp.nonzero(mask.reshape(-1), size=tokens, fill_value=mask.size)[0]
+    return batch._replace(mask=mask, at=at.astype(jnp.int32))
 
 
 def class_score(output: Array, label: Array) -> Score:
@@ -86,6 +99,7 @@ def make_objective(
     *,
     dropout: bool,
     lora_dropout: float,
+    unpadded: bool = False,
 ) -> Objective:
     """An objective on `TokenBatch`es from its two halves.
 
@@ -96,6 +110,7 @@ def make_objective(
       lengths: length buckets.
       dropout: use the model's own dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
+      unpadded: ``forward`` understands a batch's ``at``.
     """
 
     def loss(
@@ -119,7 +134,8 @@ def make_objective(
         )
         return mean_loss(score(output, batch), valid)
 
-    return Objective(loss, forward, take_tokens, score, tuple(lengths))
+    unpad = unpad_tokens if unpadded else None
+    return Objective(loss, forward, take_tokens, score, tuple(lengths), unpad)
 
 
 def text_classification(
@@ -129,6 +145,7 @@ def text_classification(
     regression: bool = False,
     dropout: bool = False,
     lora_dropout: float = 0.0,
+    unpadded: bool = False,
 ) -> Objective:
     """Cross-entropy (squared error for regression) of an encoder with a task head.
 
@@ -139,6 +156,7 @@ def text_classification(
       regression: one output, float labels.
       dropout: use the model's own dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
+      unpadded: the module also takes ``at``, that of a `TokenBatch`, and computes nothing else.
     """
 
     def forward(
@@ -153,6 +171,8 @@ def text_classification(
         params = {**base, "head": trained.head}
         inputs = (batch.ids, batch.mask, batch.types)
         options["deterministic"] = deterministic
+        if batch.at is not None:
+            options["at"] = batch.at
         logits = adapters.apply(module, params, trained.adapter, gain, *inputs, **options)
         return logits.astype(jnp.float32)
 
@@ -163,4 +183,5 @@ def text_classification(
         lengths,
         dropout=dropout,
         lora_dropout=lora_dropout,
+        unpadded=unpadded,
     )

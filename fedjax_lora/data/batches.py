@@ -7,16 +7,20 @@ import numpy as np
 from fedjax_lora.types import Batches
 
 
-def length_buckets(length: np.ndarray, *, longest: int, most: int = 2) -> tuple[int, ...]:
+def length_buckets(
+    length: np.ndarray, *, longest: int, most: int = 2, multiple: int = 8
+) -> tuple[int, ...]:
     """A few lengths that batches are padded to: those that leave the least padding.
 
-    The best there are if examples in a batch are about as long. Multiples of 8, but for the
-    longest, which is as given.
+    The best there are if examples in a batch are about as long. Multiples of ``multiple``, but for
+    the longest, which is as given.
 
     >>> length_buckets(np.array([10, 11, 12, 30, 31, 61]), longest=61, most=3)
     (16, 32, 61)
     """
-    sizes = np.unique([*np.minimum(-(-np.asarray(length) // 8) * 8, longest), longest])
+    sizes = np.unique(
+        [*np.minimum(-(-np.asarray(length) // multiple) * multiple, longest), longest]
+    )
     fits = np.searchsorted(np.sort(length), sizes, side="right")
     # Padded tokens of all examples that fit into each size, if it is the last bucket of the best.
     cost, best = (fits * sizes).astype(float), [(int(size),) for size in sizes]
@@ -39,7 +43,6 @@ def local_steps(examples: int, *, batch: int, epochs: int = 1, most: int | None 
 def client_batches(
     members: Sequence[np.ndarray],
     length: np.ndarray,
-    buckets: Sequence[int],
     *,
     batch: int,
     epochs: int = 1,
@@ -55,7 +58,6 @@ def client_batches(
     Args:
       members: the examples of each client in the cohort.
       length: ``int[E]``, tokens of each example.
-      buckets: ascending lengths; the last one holds every example.
       batch: examples in a batch.
       epochs: passes over the client's examples.
       max_steps: stop after this many steps.
@@ -77,9 +79,10 @@ def client_batches(
         for s, rows in enumerate(chunks[: steps[k]]):
             index[k, s, : len(rows)] = rows
             valid[k, s, : len(rows)] = True
-    longest = np.where(valid, length[index], 0).max(axis=2)
-    bucket = np.searchsorted(np.asarray(buckets), longest).astype(np.int32)
-    return Batches(index, valid, steps, bucket)
+    each = np.where(valid, length[index], 0).astype(np.int32)
+    return Batches(
+        index, valid, steps, longest=each.max(axis=2), tokens=each.sum(axis=2, dtype=np.int32)
+    )
 
 
 def cut(work: Batches, steps: np.ndarray) -> Batches:
@@ -88,7 +91,8 @@ def cut(work: Batches, steps: np.ndarray) -> Batches:
     return work._replace(
         valid=work.valid & taken[..., None],
         steps=np.minimum(work.steps, steps).astype(np.int32),
-        bucket=np.where(taken, work.bucket, 0),
+        longest=np.where(taken, work.longest, 0),
+        tokens=np.where(taken, work.tokens, 0),
     )
 
 

@@ -20,7 +20,7 @@ from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.hf_config import from_json, read_config, read_raw
 from fedjax_lora.models.kv_cache import Cache, init_cache
 from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
-from fedjax_lora.models.modules import module_of
+from fedjax_lora.models.modules import leaves_padding_out, module_of
 from fedjax_lora.models.names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.pretrained import (
     Pretrained,
@@ -56,6 +56,7 @@ __all__ = [
     "hf_name",
     "init_cache",
     "is_stacked",
+    "leaves_padding_out",
     "load",
     "logits",
     "module_of",

@@ -17,10 +17,12 @@ from fedjax_lora.models import stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.unpadding import Layout, layout
 from fedjax_lora.storage import promote
 
 Tokens = Int[Array | np.ndarray, "n t"]
 Mask = Bool[Array | np.ndarray, "n t"]
+Places = Int[Array | np.ndarray, "rows"]
 
 
 class Encoded(NamedTuple):
@@ -90,23 +92,28 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None
-    ) -> Float[Array, "n q h"]:
-        """New states of the first `wanted` tokens; `mask` says which may be attended to."""
+        self, x: Float[Array, "*rows h"], at: Layout, wanted: int | None
+    ) -> Float[Array, "*rows_left h"]:
+        """New states, or those of the first `wanted` tokens of each text, ``[n, wanted, h]``."""
         config = self.config
 
-        def project(name: str, x: Array) -> Array:
-            y = dense(config, config.hidden, name)(x)
-            return y.reshape(*x.shape[:-1], config.heads, config.hidden // config.heads)
+        def heads(x: Array) -> Array:
+            return x.reshape(*x.shape[:2], config.heads, config.hidden // config.heads)
 
-        key, value = project("key", x), project("value", x)
-        x = x[:, :wanted]
-        query = project("query", x)
+        key, value = (
+            heads(at.texts(dense(config, config.hidden, name)(x))) for name in ("key", "value")
+        )
+        texts, states = at.texts, at.states
+        if wanted is not None:
+            x = at.texts(x)[:, :wanted]
+            texts = states = lambda x: x
+        query = heads(texts(dense(config, config.hidden, "query")(x)))
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
-        mixed = mix(query, key, value, mask, drop=drop)
-        y = dense(config, config.hidden, "output")(mixed.reshape(x.shape))
+        mixed = mix(query, key, value, at.mask[:, None, None], drop=drop)
+        mixed = states(mixed.reshape(*mixed.shape[:2], config.hidden))
+        y = dense(config, config.hidden, "output")(mixed)
         if config.traits.attention_output_dropout:
             y = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(y)
         return _normalise(config, x + y)
@@ -119,7 +126,7 @@ class FeedForward(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
+    def __call__(self, x: Float[Array, "*rows h"]) -> Float[Array, "*rows h"]:
         """New states."""
         config = self.config
         y = dense(config, config.intermediate, "intermediate")(x)
@@ -137,10 +144,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t h"], mask: Bool[Array, "n 1 1 t"], wanted: int | None = None
-    ) -> Float[Array, "n q h"]:
-        """New states of the first `wanted` tokens, of all if None."""
-        x = Attention(self.config, self.deterministic, name="attention")(x, mask, wanted)
+        self, x: Float[Array, "*rows h"], at: Layout, wanted: int | None = None
+    ) -> Float[Array, "*rows_left h"]:
+        """New states, or those of the first `wanted` tokens of each text, ``[n, wanted, h]``."""
+        x = Attention(self.config, self.deterministic, name="attention")(x, at, wanted)
         return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
@@ -158,6 +165,7 @@ class Encoder(nn.Module):
         *,
         deterministic: bool = True,
         pooled_only: bool = False,
+        at: Places | None = None,
     ) -> Encoded:
         """Encode a batch.
 
@@ -168,6 +176,8 @@ class Encoder(nn.Module):
             no segments.
           deterministic: False applies dropout, with keys from the ``dropout`` stream.
           pooled_only: the last states are needed only of the tokens that pooling reads.
+          at: leave out the padding: where in the flattened batch its tokens are, ascending, then
+            ``n * t`` for rows to spare. The states of padding are 0 then.
 
         Raises:
           InputError: texts longer than the position table, or a mask that is not boolean.
@@ -177,18 +187,21 @@ class Encoder(nn.Module):
         x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_types)
         if config.traits.factorised:
             x = dense(config, config.hidden, "projection")(x)
-        mask = jnp.asarray(attention_mask)[:, None, None, :]
-        wanted = 1 if pooled_only and config.pooling == "family" else None
+        where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
+        first = pooled_only and config.pooling == "family"
+        # A loop's layers all return what they take.
+        wanted = 1 if first and stack.unrolled(config.layers, config.scan_unroll) else None
         x = stack.run(
             Layer(config, deterministic, name="layers"),
-            lambda layer, x, last: layer(x, mask, wanted if last else None),
-            x,
+            lambda layer, x, last: layer(x, where, wanted if last else None),
+            where.states(x),
             count=config.layers,
             scan_unroll=config.scan_unroll,
             shared=config.traits.shared_layers,
             remat=config.remat,
         )
-        return Encoded(hidden=x, pooled=self._pool(x, jnp.asarray(attention_mask)))
+        x = where.texts(x) if wanted is None else x
+        return Encoded(hidden=x, pooled=self._pool(x, where.mask))
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:
         if self.config.pooling == "mean":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_lora.models.config import EncoderConfig
-from fedjax_lora.models.encoder import Encoder, Mask, Tokens, dense
+from fedjax_lora.models.encoder import Encoder, Mask, Places, Tokens, dense
 
 
 class LinearHead(nn.Module):
@@ -86,10 +86,16 @@ class SequenceClassifier(nn.Module):
         token_types: Tokens | None = None,
         *,
         deterministic: bool = True,
+        at: Places | None = None,
     ) -> Float[Array, "n labels"]:
         """Float32 logits of a batch; the arguments are those of `Encoder`."""
         encoded = Encoder(self.config, name="encoder")(
-            input_ids, attention_mask, token_types, deterministic=deterministic, pooled_only=True
+            input_ids,
+            attention_mask,
+            token_types,
+            deterministic=deterministic,
+            pooled_only=True,
+            at=at,
         )
         head = HEADS[self.config.head](self.config, deterministic, name="head")
         return head(encoded.pooled)

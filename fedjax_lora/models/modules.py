@@ -14,3 +14,8 @@ def module_of(config: Config) -> Module:
     if isinstance(config, EncoderConfig):
         return SequenceClassifier(config)
     return DecoderClassifier(config) if config.num_labels else LanguageModel(config)
+
+
+def leaves_padding_out(module: Module) -> bool:
+    """Whether the module takes ``at``, the places of the real tokens; see `Encoder`."""
+    return isinstance(module, SequenceClassifier)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from fedjax_lora.data.batches import client_batches, length_buckets, local_steps
 
-BUCKETS = (8, 16, 32)
-
 
 @st.composite
 def cohorts(draw):
@@ -39,7 +37,7 @@ def make(members, length, options, seed, *, extra=0, **changed):
         for own in members
     )
     rngs = [np.random.default_rng([seed, k]) for k in range(len(members))]
-    return client_batches(members, length, BUCKETS, padded_steps=most + extra, rngs=rngs, **options)
+    return client_batches(members, length, padded_steps=most + extra, rngs=rngs, **options)
 
 
 def rows_of(batches, k, s):
@@ -94,24 +92,23 @@ def test_max_steps_cuts_the_same_sequence_short(cohort):
 def test_nothing_happens_after_the_last_step(cohort):
     made = make(*cohort, extra=2)
     after = np.arange(made.index.shape[1]) >= made.steps[:, None]
-    assert not made.valid[after].any() and not made.bucket[after].any()
+    for name in ("valid", "longest", "tokens"):
+        assert not getattr(made, name)[after].any()
     plain = make(*cohort)
-    for name in ("index", "valid", "bucket"):
+    for name in ("index", "valid", "longest", "tokens"):
         got, want = getattr(made, name), getattr(plain, name)
         np.testing.assert_array_equal(got[:, : want.shape[1]], want)
 
 
 @given(cohorts())
 @settings(deadline=None)
-def test_a_bucket_is_the_smallest_that_holds_the_batch(cohort):
+def test_a_step_knows_its_longest_text_and_all_its_tokens(cohort):
     members, length, _, _ = cohort
     made = make(*cohort)
     for k in range(len(members)):
         for s in range(int(made.steps[k])):
-            longest = length[rows_of(made, k, s)].max()
-            chosen = made.bucket[k, s]
-            assert BUCKETS[chosen] >= longest
-            assert chosen == 0 or BUCKETS[chosen - 1] < longest
+            own = length[rows_of(made, k, s)]
+            assert (made.longest[k, s], made.tokens[k, s]) == (own.max(), own.sum())
 
 
 @given(cohorts())
@@ -140,7 +137,7 @@ def test_batches_come_from_the_generators_alone(cohort):
     last = len(members) - 1
     options = {**options, "padded_steps": one.index.shape[1]}
     alone = client_batches(
-        members[last:], length, BUCKETS, rngs=[np.random.default_rng([seed, last])], **options
+        members[last:], length, rngs=[np.random.default_rng([seed, last])], **options
     )
     for x, y in zip(one, alone, strict=True):
         np.testing.assert_array_equal(x[last], y[0])
@@ -173,7 +170,7 @@ def test_the_order_of_batches_grouped_by_length_is_random():
 def test_one_generator_per_client():
     with pytest.raises(ValueError, match="zip"):
         client_batches(
-            [np.arange(2)] * 2, np.ones(2, int), BUCKETS, batch=2, padded_steps=1,
+            [np.arange(2)] * 2, np.ones(2, int), batch=2, padded_steps=1,
             rngs=[np.random.default_rng(0)],
         )  # fmt: skip
 
@@ -181,7 +178,7 @@ def test_one_generator_per_client():
 def test_dtypes_are_what_the_device_gets():
     options = {"batch": 2, "epochs": 1, "max_steps": None, "by_length": False}
     made = make([np.arange(3)], np.ones(3, int), options, 0)
-    assert [x.dtype for x in made] == [np.int32, np.bool_, np.int32, np.int32]
+    assert [x.dtype for x in made] == [np.int32, np.bool_, np.int32, np.int32, np.int32]
 
 
 @given(

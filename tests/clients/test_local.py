@@ -11,9 +11,10 @@ import pytest
 from problems import STUB, batches_of, cohort_fn, make_clients, plan_for, stub_clients
 
 from fedjax_lora import optimizers
-from fedjax_lora.clients import make_training, row_buckets
+from fedjax_lora.clients import make_training
 from fedjax_lora.clients.local import split_gain
-from fedjax_lora.types import LoRA
+from fedjax_lora.data.shapes import padded_shapes, row_buckets
+from fedjax_lora.types import LoRA, Shape
 
 POINTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 BEGIN = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
@@ -206,12 +207,12 @@ def test_a_frozen_head_and_folded_components_stay_bit_for_bit():
 
 # --------------------------------------------------------------------------------- shapes of a step
 
-LENGTHS, ROWS = (8, 16, 32), (2, 4)
+SHAPES = (Shape(2, 8, 12), Shape(2, 16, 32), Shape(4, 16, 20), Shape(4, 16, 40), Shape(4, 32, 128))
 
 
 def shapes_seen(batches, count):
-    """Per client and step: the tokens and rows that the wave's step was computed with."""
-    train = jax.jit(make_training(problems.shape_seen(LENGTHS), optax.sgd(1.0), rows=ROWS))
+    """Per client and step: the shape that the wave's step was computed with."""
+    train = jax.jit(make_training(problems.shape_seen(), optax.sgd(1.0), shapes=SHAPES))
     seen = []
     for s in range(batches.index.shape[1]):
         # A client's mean loss over its first s + 1 steps, times its examples, minus that before.
@@ -226,34 +227,39 @@ def test_a_step_is_cut_to_the_smallest_shape_that_fits_the_wave():
         [[0, 1, 2, 3], [4], [5, 6]],
         [[0], [1, 2]],
         size=4,
-        bucket=[[0, 1, 0], [1, 0, 2]],  # the third step of the second client does not happen
+        longest=[[5, 3, 7], [9, 4, 20]],  # the third step of the second client does not happen
+        tokens=[[18, 3, 12], [9, 13, 20]],
     )
-    # First step: 4 rows (first client), 16 tokens (second client). Second: 2 rows, 16 tokens.
-    # Third: the second client is done and its bucket of 32 tokens counts no more.
-    rows, shape = np.array([[4, 1, 2], [1, 2, 0]]), np.array([1604, 1602, 802])
-    np.testing.assert_allclose(shapes_seen(work, 2), rows * shape, rtol=1e-5)
+    # First step: 4 rows and 18 tokens (first client), 9 in a text (second). Second: 2 rows, and 13
+    # tokens (second client) are one too many for the first shape. Third: the second client is done
+    # and its 20 tokens count no more.
+    rows = np.array([[4, 1, 2], [1, 2, 0]])
+    shape = [problems.shape_number(SHAPES[n]) for n in (2, 1, 0)]
+    np.testing.assert_allclose(shapes_seen(work, 2), rows * np.array(shape), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("batch", "rows"), [(1, (1,)), (3, (3,)), (4, (2, 4)), (16, (8, 16))])
-def test_row_buckets(batch, rows):
-    assert row_buckets(batch) == rows
+UNPADDED = (
+    Shape(2, 8, 12), Shape(2, problems.WIDTH, 20), Shape(2, problems.WIDTH, 32),
+    Shape(4, problems.WIDTH, 40), Shape(4, problems.WIDTH, 64),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("problem", "options"),
     [
-        ("encoder", {"lengths": (8, problems.WIDTH)}),
-        ("bag", {"lengths": (8, problems.WIDTH), "rows": row_buckets(problems.BATCH)}),
+        ("encoder", {"shapes": padded_shapes([problems.BATCH], (8, problems.WIDTH))}),
+        ("encoder", {"shapes": UNPADDED, "unpadded": True}),
+        ("bag", {"shapes": padded_shapes(row_buckets(problems.BATCH), (8, problems.WIDTH))}),
     ],
 )
-def test_buckets_change_nothing(problem, options):
+def test_shapes_change_nothing(problem, options):
     made = getattr(problems, problem)()
-    plan = plan_for(made, buckets=options["lengths"])
+    plan = plan_for(made)
     start, count = make_clients(made, plan), len(plan.id)
     want = cohort_fn(problem, mode="vmap", wave=count)(made.base, made.data, start, plan.rate)
     # One client at a time, so that short texts and half-empty batches do get their small shapes.
     steps = np.arange(plan.batches.index.shape[1]) < plan.batches.steps[:, None]
-    assert set(plan.batches.bucket[steps]) == {0, 1}
+    assert plan.batches.longest[steps].min() <= 8 < plan.batches.longest[steps].max()
     assert set(plan.batches.valid.sum(axis=2)[steps]) >= {1, problems.BATCH}
     got = cohort_fn(problem, mode="vmap", wave=1, **options)(made.base, made.data, start, plan.rate)
     problems.assert_close(got, want)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.cohort.work import RATE, Case, Work
-from fedjax_lora import clients, experiment, models
+from fedjax_lora import experiment, models
 from fedjax_lora.config import (
     DataConfig,
     ExecutionConfig,
@@ -59,9 +59,9 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
     """The round's work as arrays."""
     made, plan = prepare(case, model, data_dir)
     tokens, batches = made.data, plan.batches
-    rows = np.asarray(clients.row_buckets(case.batch))
-    wide = rows[np.searchsorted(rows, batches.valid.sum(axis=2))]
-    long = np.asarray(made.federation.buckets)[batches.bucket]
+    shapes = np.asarray(made.recipe.shapes)
+    need = np.stack([batches.valid.sum(axis=2), batches.longest, batches.tokens], axis=-1)
+    chosen = np.argmax((shapes >= need[:, :, None]).all(axis=-1), axis=-1)
     return Work(
         ids=np.asarray(tokens.ids),
         types=np.asarray(tokens.types),
@@ -71,7 +71,7 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
         index=batches.index,
         valid=batches.valid,
         steps=batches.steps,
-        padded=np.stack([wide, long], axis=-1),
+        shape=shapes[chosen],
     )
 
 

@@ -12,15 +12,15 @@ from fedjax_lora.models import EncoderConfig
 
 
 def contender(case: Case, config: EncoderConfig, work: Work) -> Callable[[], float]:
-    """All products of the round, step by step, padded as our steps are."""
+    """All products of the round, step by step, with as much room as our steps have."""
     kernels = _kernels(config)
     shapes = [
-        tuple(work.padded[k, s].tolist())
+        tuple(work.shape[k, s].tolist())
         for k in range(len(work.rank))
         for s in range(int(work.steps[k]))
     ]
     steps = {shape: jax.jit(_step(config, *shape)) for shape in set(shapes)}
-    states = {(n, t): jnp.full((n * t, config.hidden), 1e-2, jnp.float32) for n, t in set(shapes)}
+    states = {s: jnp.full((s[-1], config.hidden), 1e-2, jnp.float32) for s in set(shapes)}
 
     def round() -> float:
         for shape in shapes:
@@ -39,33 +39,35 @@ def _kernels(config: EncoderConfig) -> list[dict[str, Any]]:
     return [{n: make(*size) for n, size in sizes.items()} for _ in range(config.layers)]
 
 
-def _step(config: EncoderConfig, n: int, t: int) -> Callable[[Any, Any], Any]:
-    """One step: every layer forwards, then every layer backwards.
+def _step(config: EncoderConfig, n: int, t: int, tokens: int) -> Callable[[Any, Any], Any]:
+    """One step of `n` texts of `t` tokens, of which only `tokens` are real.
 
+    Every layer forwards, then every layer backwards; attention alone is of whole texts.
     Gradients of the frozen kernels are nobody's work. The last layer computes queries, and what
     follows them, for the first tokens only; nothing flows below the first layer's query and value.
     """
     h, heads = config.hidden, config.heads
 
     def attend(q: Any, k: Any, v: Any) -> Any:
-        """The two products of attention, forwards; `q` may be of fewer tokens."""
-        split = lambda x: x.reshape(n, -1, heads, h // heads)  # noqa: E731
+        """The two products of attention, forwards; `q` may be of first tokens alone."""
+        whole = lambda x: jnp.pad(x, ((0, n * t - tokens), (0, 0))) if len(x) > n else x  # noqa: E731
+        split = lambda x: whole(x).reshape(n, -1, heads, h // heads)  # noqa: E731
         weight = jnp.einsum("nqhd,nkhd->nhqk", split(q), split(k))
-        return jnp.einsum("nhqk,nkhd->nqhd", weight, split(v)).reshape(-1, h)
+        return jnp.einsum("nhqk,nkhd->nqhd", weight, split(v)).reshape(-1, h)[: len(q)]
 
     def layer(x: Any, w: dict[str, Any], last: bool) -> Any:
-        first = x.reshape(n, t, -1)[:, 0] if last else x
+        first = x[:n] if last else x
         mixed = attend(first @ w["query"], x @ w["key"], x @ w["value"])
         return (mixed @ w["mix"]) @ w["up"] @ w["down"]
 
     def back(g: Any, x: Any, w: dict[str, Any], lowest: bool) -> Any:
-        """`g` may be of fewer tokens than `x`; what goes down is of all."""
+        """`g` may be of first tokens alone; what goes down is of all."""
         g = (g @ w["down"].T @ w["up"].T) @ w["mix"].T
         g = attend(attend(g, x, x), x, x)  # each of the two products has two gradients
         if lowest:
             return g
-        down = (x @ w["key"].T + x @ w["value"].T).reshape(n, t, -1)
-        return down.at[:, : len(g) // n].add((g @ w["query"].T).reshape(n, -1, h)).reshape(-1, h)
+        down = x @ w["key"].T + x @ w["value"].T
+        return down.at[: len(g)].add(g @ w["query"].T)
 
     def step(kernels: list[dict[str, Any]], x: Any) -> Any:
         y = x

@@ -51,7 +51,9 @@ class Work(NamedTuple):
     index: np.ndarray  # int32[c, s, n]
     valid: np.ndarray  # bool[c, s, n]
     steps: np.ndarray  # int32[c]
-    padded: np.ndarray  # int32[c, s, 2], rows and tokens that ours pads a step to
+    shape: (
+        np.ndarray
+    )  # int32[c, s, 3], texts, tokens of each and tokens in all that ours makes room for
 
     @property
     def tokens(self) -> int:
