@@ -48,21 +48,21 @@ def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pat
 
 def test_the_products_are_those_of_a_step():
     model = models.tiny(layers=3)
-    config, (n, t) = model.config, (2, 8)
-    step = jax.jit(products._step(config, n, t))
-    x = np.zeros((n * t, config.hidden), np.float32)
+    config, (n, t, tokens) = model.config, (2, 8, 13)
+    step = jax.jit(products._step(config, n, t, tokens))
+    x = np.zeros((tokens, config.hidden), np.float32)
     counted = step.lower(products._kernels(config), x).cost_analysis()["flops"]
     h, m = config.hidden, config.intermediate
-    all_tokens, first = 2 * n * t, 2 * n
+    real, whole, first = 2 * tokens, 2 * n * t, 2 * n
     linear = 4 * h * h + 2 * h * m
     attention = 2 * t * h
-    forward = 2 * all_tokens * (linear + attention)
-    forward += all_tokens * 2 * h * h + first * (linear - 2 * h * h + attention)
+    forward = 2 * (real * linear + whole * attention)
+    forward += real * 2 * h * h + first * (linear - 2 * h * h + attention)
     # Backwards: nothing below the first layer's query and value, two gradients a product.
     above = h * h + 2 * h * m
-    backward = all_tokens * (above + 2 * attention)
-    backward += all_tokens * (linear + 2 * attention)
-    backward += first * (above + h * h) + all_tokens * 2 * h * h + 4 * first * attention // 2
+    backward = real * above + 2 * whole * attention
+    backward += real * linear + 2 * whole * attention
+    backward += first * (above + h * h) + real * 2 * h * h + 4 * first * attention // 2
     assert counted == pytest.approx(forward + backward, rel=0.05)
 
 
@@ -76,7 +76,7 @@ def test_a_round_counts_real_tokens():
         index=np.array([[[0, 1], [2, 2]]]),
         valid=np.array([[[True, True], [True, False]]]),
         steps=np.array([2]),
-        padded=np.array([[[2, 4], [1, 4]]]),
+        shape=np.array([[[2, 4, 8], [1, 4, 4]]]),
     )
     assert work.tokens == 4 + 3 + 2
     assert work._replace(steps=np.array([1])).tokens == 7

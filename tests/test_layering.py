@@ -69,8 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Models in and out, without a run.
     "exchange": FOUNDATION | {"adapters", "clients", "data", "evaluation", "models", "storage"},
     "programs": {
-        "adapters", "around", "clients", "evaluation", "measure", "methods", "models", "optimizers",
-        "rounds",
+        "types", "adapters", "around", "clients", "evaluation", "measure", "methods", "models",
+        "optimizers", "rounds",
     },
     "promotion": {
         "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",

@@ -66,7 +66,7 @@ def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[Shape]
     shapes, length = [], lengths[0]
     for n, tokens in enumerate(levels):
         own = int(longest[fits == n].max(initial=0))
-        length = max(length, lengths[np.searchsorted(lengths, own)])
+        length = max(length, lengths[int(np.searchsorted(lengths, own))])
         length = lengths[-1] if tokens == room else length
         shapes.append(Shape(rows, length, min(tokens, rows * length)))
     return shapes
