@@ -56,6 +56,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most of the time would go to optimising what runs for milliseconds.
+
+    A module with ``pytestmark = pytest.mark.optimized`` compiles as users do: whole runs, and what
+    is about compiled programs.
+    """
+    quick = request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Iterator[None]:
     """Compiled programs are mapped into memory, and a process may have only so many mappings."""
     yield

@@ -19,7 +19,6 @@ from fedjax_lora import InputError, around, experiment, methods, rounds, runs
 from fedjax_lora import config as configs
 from fedjax_lora.faults import FAULTS, make_faults, steps_taken
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
 RANK = np.array([1, 2, 4, 3, 2, 1])

@@ -7,7 +7,6 @@ import string
 
 import jax
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 from characters import SIZE, make_tokenizer
@@ -31,9 +30,6 @@ SPEC = (
     "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "
     "category='kind', group='who', format='plain', answer_tokens=6"
 )
-
-
-quick = pytest.fixture(scope="module", autouse=True)(problems.quick_compilation)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from fedjax_lora.errors import Stopped
 from fedjax_lora.programs import programs
 from fedjax_lora.results import RunFolder
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 SHARED = programs()
 ASSETS = tiny_runs.assets()
 

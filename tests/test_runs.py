@@ -19,6 +19,8 @@ from fedjax_lora.config import (
     ModelConfig,
 )
 
+pytestmark = pytest.mark.optimized
+
 CONFIG = RunConfig(
     data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
     model=ModelConfig(layers=1),

@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 
 from fedjax_lora import adapters, exchange, models
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 RANK, ALPHA = 3, 6.0
 
