@@ -76,8 +76,8 @@ def run_command(args: Sequence[str]) -> int:
 
 def explain(config: RunConfig) -> None:
     """Say what a run would need; weights are not read and nothing is written but tokens."""
+    from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir
-    from fedjax_lora.experiment import load_assets
     from fedjax_lora.explain import needs, told
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
@@ -90,8 +90,8 @@ def execute(options: RunOptions) -> int:
         explain(options.run)
         return 0
     # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.experiment import load_assets
     from fedjax_lora.runs import run
 
     _check_resume(options)

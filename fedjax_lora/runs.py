@@ -25,11 +25,12 @@ from fedjax_lora import (
 )
 from fedjax_lora.adapters import Template
 from fedjax_lora.allocation import Scores
+from fedjax_lora.assets import Assets
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.errors import InputError, Stopped
-from fedjax_lora.experiment import Assets, Experiment, prepare
+from fedjax_lora.experiment import Experiment, prepare
 from fedjax_lora.journal import journal
 from fedjax_lora.programs import Programs
 from fedjax_lora.results import SUMMARY, RunFolder, environment
