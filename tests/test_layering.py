@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kinds": {"types", "data", "evaluation", "metrics"},
     "answers": {"errors", "data", "generation", "kinds", "models"},
     # Text from a language model, with adapters.
-    "generation": {"types", "errors", "adapters", "models"},
+    "generation": {"types", "errors", "adapters", "models", "untrusted"},
     # Those who put it together know everything below them.
     # Models in and out, without a run.
     "exchange": FOUNDATION | {"adapters", "clients", "data", "evaluation", "models", "storage"},
