@@ -51,8 +51,7 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        load = models.load if weights else models.outline
-        model = load(
+        model = models.load(
             config.model.model,
             num_labels=kind.outputs(task),
             layers=config.model.layers,
@@ -61,6 +60,7 @@ def load_assets(
             pooling=config.model.pooling,
             dropout=config.model.dropout,
             remat=config.model.remat,
+            weights=weights,
             key=model_key(config),
         )
     else:

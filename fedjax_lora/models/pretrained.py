@@ -67,6 +67,7 @@ def load(
     remat: bool = False,
     scan_unroll: int | None = None,
     sharding: checkpoint.Sharding | None = None,
+    weights: bool = True,
     key: jax.Array,
 ) -> Pretrained:
     """Load a pretrained model: with a classification head, or a decoder as a language model.
@@ -83,6 +84,8 @@ def load(
       remat: recompute layers in the backward pass to save memory.
       scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
       sharding: where each parameter goes, from its path and shape; the default device if None.
+      weights: False leaves the weights on disk, where they need not be: parameters are shapes, and
+        have no fingerprint.
       key: for a head (and a pooler) that the checkpoint does not have.
 
     Raises:
@@ -101,6 +104,16 @@ def load(
         scan_unroll=scan_unroll,
     )
     config = _cut(full, layers)
+    made = functools.partial(
+        Pretrained,
+        module=module_of(config),
+        config=config,
+        tokenizer=_tokenizer(source.folder, config),
+        folder=source.folder,
+        storage=storage,
+    )
+    if not weights:
+        return made(params=fresh.abstract_params(config, storage), fingerprint="", new_params=())
     digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(
         source.folder,
@@ -110,15 +123,10 @@ def load(
         storage=storage,
         sharding=sharding,
     )
-    return Pretrained(
-        module=module_of(config),
+    return made(
         params=read.params,
-        config=config,
-        tokenizer=_tokenizer(source.folder, config),
         fingerprint=fingerprint(_label(digest, config, storage), read.params, read.new_params),
-        folder=source.folder,
         new_params=read.new_params,
-        storage=storage,
     )
 
 
@@ -134,51 +142,6 @@ def frozen(model: Pretrained) -> dict[str, Any]:
     if not has_arrays_by_layer(model.config):
         return base
     return stack.by_layer(base, functools.partial(is_stacked, model.config))
-
-
-def outline(
-    name: str,
-    *,
-    num_labels: int | None,
-    layers: int | None = None,
-    dtype: str = "float32",
-    storage: str = "float32",
-    pooling: str = "family",
-    dropout: float | None = None,
-    remat: bool = False,
-    scan_unroll: int | None = None,
-    key: jax.Array | None = None,
-) -> Pretrained:
-    """What `load` returns for the same arguments, with the shapes of parameters for their values.
-
-    Weights are not read, need not be there, and have no fingerprint; ``key`` is not used.
-
-    Raises:
-      InputError: as `load`, weights aside.
-    """
-    storages.check(storage)
-    source = resolve(name)
-    full = _full_config(
-        source.folder,
-        num_labels,
-        dropout,
-        storage,
-        dtype=dtype,
-        pooling=pooling,
-        remat=remat,
-        scan_unroll=scan_unroll,
-    )
-    config = _cut(full, layers)
-    return Pretrained(
-        module=module_of(config),
-        params=fresh.abstract_params(config, storage),
-        config=config,
-        tokenizer=_tokenizer(source.folder, config),
-        fingerprint="",
-        folder=source.folder,
-        new_params=(),
-        storage=storage,
-    )
 
 
 def _full_config(
