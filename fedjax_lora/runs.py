@@ -187,13 +187,14 @@ def play(
         scoring = scoring_bytes(experiment, state, scores, t)
         plan = federation.plan(t, rank, rate)
         drawn, present = federation.drawn(plan), plan.weight > 0
-        # All who were drawn receive, as if all of them were going to answer.
-        received = experiment.method.traffic(state.server, plan.rank[drawn], t).down
+        asked = experiment.method.traffic(state.server, plan.rank[drawn], t)
         state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
         traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
         sent = around.up_bytes(experiment.updates, traffic, experiment.template, head)
+        # All who were drawn receive, but of what clients send no more than there was.
+        received = asked.down - asked.common + traffic.common
         record = (
             {
                 "round": t + 1,
