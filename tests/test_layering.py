@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": set(),
     "plots": set(),
     "interrupts": set(),
+    "terminal": set(),
     # Leaves: know nothing of each other.
     "adapters": {"types", "errors", "trees", "storage", "untrusted"},
     "models": {"types", "errors", "trees", "storage", "untrusted"},
@@ -116,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": FOUNDATION | {
         "__init__", "assets", "cache", "commands", "compare", "config", "data", "explain",
-        "interrupts", "methods", "models", "runs",
+        "interrupts", "methods", "models", "runs", "terminal",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},
