@@ -22,9 +22,7 @@ from fedjax_lora.models.modules import Config, Module, module_of
 from fedjax_lora.models.names import is_stacked
 from fedjax_lora.models.sources import resolve
 from fedjax_lora.models.tensors import weight_files, weights_sha256
-from fedjax_lora.untrusted import brief
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+from fedjax_lora.models.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ def load(
         Pretrained,
         module=module_of(config),
         config=config,
-        tokenizer=_tokenizer(source.folder, config),
+        tokenizer=load_tokenizer(source.folder, config),
         folder=source.folder,
         storage=storage,
     )
@@ -239,37 +237,3 @@ def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str
             total.update(path.encode())
             total.update(np.asarray(flat[path]).tobytes())
     return total.hexdigest()
-
-
-def _tokenizer(folder: Path, config: Config) -> Any:
-    """The folder's tokenizer; None if it has no tokenizer files.
-
-    One without a padding token pads with the end of text, as is usual for decoders: attention
-    masks tell them apart.
-    """
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        # Said aloud: without it `transformers` asks on the terminal whether to run foreign code.
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        ids = tokenizer.get_vocab().values()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
-        reason = brief(error)
-        raise InputError(
-            f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
-        ) from error
-    needed = max(len(tokenizer), max(ids, default=-1) + 1)
-    if needed > config.vocab_size:
-        raise InputError(
-            f"The tokenizer in {folder} has {needed} tokens but the model only "
-            f"{config.vocab_size}; they do not belong together."
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
