@@ -92,10 +92,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "resuming": {"errors", "checkpoints", "config", "experiment", "optimizers", "results"},
     "journal": {"checkpoints", "experiment", "results", "resuming"},
+    "playing": {
+        "trees", "allocation", "around", "checkpoints", "experiment", "reallocation", "rounds",
+    },
     "runs": FOUNDATION | {
-        "adapters", "allocation", "around", "assets", "checkpoints", "config", "data",
-        "experiment", "handover", "journal", "optimizers", "plots", "programs", "reallocation",
-        "results", "resuming", "rounds",
+        "adapters", "allocation", "assets", "checkpoints", "config", "data", "experiment",
+        "handover", "journal", "optimizers", "playing", "plots", "programs", "results", "resuming",
+        "rounds",
     },
     "explain": {
         "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
