@@ -60,7 +60,7 @@ def make_evaluate(
         ),
     )
     splits = [("", task.test, assets.test)]
-    if assets.validation is not None:
+    if task.validation is not None and assets.validation is not None:
         splits.append(("validation_", task.validation, assets.validation))
     judges = {prefix: kind.judge(tools, split, tokens) for prefix, split, tokens in splits}
 
