@@ -145,6 +145,23 @@ def small(task: str) -> RunConfig:
     )
 
 
+def full(task: str) -> RunConfig:
+    """What the full runs of the papers on encoders share; a study exchanges the model and more.
+
+    100 clients, 10 a round, 100 rounds of one epoch; all examples, of at most 128 tokens.
+    """
+    return RunConfig(
+        data=DataConfig(task=task, max_length=128),
+        model=ModelConfig(dropout=None),
+        lora=LoraConfig(targets="attention-qv"),
+        federation=FederationConfig(
+            clients=100, cohort=10, rounds=100, partition="dirichlet(alpha=0.5)"
+        ),
+        local=LocalConfig(learning_rate=1e-3, schedule="linear(end=0.1)", batch=16, epochs=1),
+        execution=ExecutionConfig(eval_every=4),
+    )
+
+
 def variant(base: Callable[[str], RunConfig], changes: Changes) -> Callable[[str], RunConfig]:
     """The base with the same changes for every task."""
     return lambda task: changed(base(task), changes)

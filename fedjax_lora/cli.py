@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedjax_lora import __version__
@@ -22,6 +21,7 @@ from fedjax_lora.config import RunConfig, demo
 from fedjax_lora.config import load as load_config
 from fedjax_lora.errors import InputError, Stopped, unknown
 from fedjax_lora.interrupts import after_this_round
+from fedjax_lora.terminal import print_summary, progress_bar, row_printer
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -76,8 +76,8 @@ def run_command(args: Sequence[str]) -> int:
 
 def explain(config: RunConfig) -> None:
     """Say what a run would need; weights are not read and nothing is written but tokens."""
+    from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir
-    from fedjax_lora.experiment import load_assets
     from fedjax_lora.explain import needs, told
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
@@ -90,8 +90,8 @@ def execute(options: RunOptions) -> int:
         explain(options.run)
         return 0
     # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.experiment import load_assets
     from fedjax_lora.runs import run
 
     _check_resume(options)
@@ -101,9 +101,9 @@ def execute(options: RunOptions) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
-    with _progress(console) as progress, after_this_round() as signal:
+    with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
-        print_row = _row_printer(console, assets.task.task.metric)
+        print_row = row_printer(console, assets.task.task.metric)
 
         def on_round(record: dict[str, Any]) -> None:
             print_row(record)
@@ -126,7 +126,7 @@ def execute(options: RunOptions) -> int:
             return 128 + signal()
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
-    _print_summary(console, result.summary, assets.task.task.metric, out)
+    print_summary(console, result.summary, assets.task.task.metric, out)
     return 0
 
 
@@ -159,66 +159,6 @@ def _value(option: str, args: Sequence[str]) -> str | None:
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")
     return None
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def _row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
-    header = (
-        f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
-        f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
-    )
-
-    def number(record: dict[str, Any], name: str) -> str:
-        return "-" if record.get(name) is None else f"{record[name]:.4f}"
-
-    told = []
-
-    def print_row(record: dict[str, Any]) -> None:
-        if not told and record["round"] > 1:
-            console.print(f"resumed after round {record['round'] - 1}")
-        if not told:
-            console.print(header)
-        told.append(record["round"])
-        seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
-        console.print(
-            f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "
-            f"{number(record, 'train_loss'):>10}  {seconds:>7.1f}  "
-            f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
-        )
-        for event in ("dropped", "stragglers", "rejected"):
-            if record[event]:
-                console.print(f"       {event}: clients {record[event]}")
-
-    return print_row
-
-
-def _print_summary(
-    console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
-) -> None:
-    line = f"{metric} {summary[metric]:.4f}"
-    if "majority_accuracy" in summary:
-        line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
-    if f"start_{metric}" in summary:
-        line += f" (before training: {summary[f'start_{metric}']:.4f})"
-    console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
-    if summary["train_test_overlap"]:
-        console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")
-    if summary["skipped_examples"]:
-        console.print(
-            f"note: {summary['skipped_examples']} examples could not be used and are left out"
-        )
-    console.print(f"results in {out}")
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

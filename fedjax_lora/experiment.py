@@ -1,9 +1,8 @@
 """What a run needs before its first round, built from its config."""
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +22,19 @@ from fedjax_lora import (
     trees,
 )
 from fedjax_lora.adapters import Template
-from fedjax_lora.answers import make_answer
+from fedjax_lora.assets import Assets, load_assets
 from fedjax_lora.config import LocalConfig, RunConfig
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.data.shapes import padded_shapes, row_buckets, unpadded_shapes
-from fedjax_lora.errors import InputError
 from fedjax_lora.faults import make_faults
 from fedjax_lora.federation import Federation
-from fedjax_lora.kinds import KINDS, Global, Scores, Tools
+from fedjax_lora.global_model import make_evaluate
+from fedjax_lora.kinds import KINDS, Scores
 from fedjax_lora.methods import Method
 from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
 from fedjax_lora.reallocation import Reallocate, unchanged
 from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Key, Params, Shape, Trained
-
-
-class Assets(NamedTuple):
-    """What does not depend on the method: runs that compare methods share it."""
-
-    task: data.TaskData
-    model: models.Pretrained
-    train: data.Tokens
-    validation: data.Tokens | None
-    test: data.Tokens
+from fedjax_lora.types import Params, Shape
 
 
 class Layout(NamedTuple):
@@ -80,109 +69,6 @@ class Experiment(NamedTuple):
     review: allocation.Review | None
     updates: tuple[around.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
-
-
-def load_assets(
-    config: RunConfig,
-    *,
-    cache_dir: str | None = None,
-    model: models.Pretrained | None = None,
-    weights: bool = True,
-) -> Assets:
-    """Load and tokenise the task, and load the model with a head for it.
-
-    Args:
-      config: what to load.
-      cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
-      model: what was loaded before for the same model options and task with any seed; the new
-        model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
-      weights: False leaves the model's weights on disk: its parameters are shapes alone.
-
-    Raises:
-      InputError: anything wrong with task, files or model, in one sentence.
-    """
-    chosen = config.data
-    task = data.load(
-        chosen.task,
-        data_dir=chosen.data_dir,
-        train_examples=chosen.train_examples,
-        validation_examples=chosen.validation_examples,
-        test_examples=chosen.test_examples,
-        seed=config.seed,
-    )
-    kind = KINDS[task.task.kind]
-    if model is None:
-        load = models.load if weights else models.outline
-        model = load(
-            config.model.model,
-            num_labels=kind.outputs(task),
-            layers=config.model.layers,
-            dtype=config.model.dtype,
-            storage=config.model.storage,
-            pooling=config.model.pooling,
-            dropout=config.model.dropout,
-            remat=config.model.remat,
-            key=model_key(config),
-        )
-    else:
-        model = models.redraw(model, model_key(config))
-    if weights:
-        model = with_first(model, config)
-    check_tokenizer(model)
-    splits = [task.train, task.validation, task.test]
-    encoded = [
-        None
-        if split is None
-        else kind.encode(task.task, split, model.tokenizer, chosen.max_length, cache_dir)
-        for split in splits
-    ]
-    train, validation, test = encoded
-    assert train is not None and test is not None
-    lost = sum(len(s.texts) - len(e.kept) for s, e in zip(splits, encoded, strict=True) if s and e)
-    task = task._replace(
-        train=train.split,
-        validation=None if validation is None else validation.split,
-        test=test.split,
-        skipped=task.skipped + lost,
-    )
-    tokens = [e and e.tokens for e in (train, validation, test)]
-    _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
-    return Assets(task, model, train.tokens, tokens[1], test.tokens)
-
-
-def check_tokenizer(model: models.Pretrained) -> None:
-    """Refuse a checkpoint that comes without its tokenizer.
-
-    Raises:
-      InputError: it has none.
-    """
-    if model.tokenizer is None:
-        raise InputError(
-            f"The checkpoint {model.folder} has no tokenizer; put its tokenizer.json there."
-        )
-
-
-def _check_length(longest: int, window: int) -> None:
-    if longest > window:
-        raise InputError(
-            f"The longest text has {longest} tokens, but the model takes at most {window}; set "
-            f"max_length to {window} or less."
-        )
-
-
-def model_key(config: RunConfig) -> Key:
-    """The key of the parameters that the checkpoint does not have, the head first of all."""
-    return jax.random.fold_in(jax.random.key(config.seed), 2)
-
-
-def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained:
-    """The model with what the adapter that a config begins with brings along, its head above all.
-
-    Raises:
-      InputError: an adapter that cannot be read, or of another model.
-    """
-    folder = config.lora.adapter
-    return model if folder is None else exchange.with_parts(model, folder)
 
 
 def lay_out(config: RunConfig, assets: Assets) -> Layout:
@@ -332,7 +218,7 @@ def prepare(
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(recipe.reading, how.eval_batch)
-    evaluate = _make_evaluate(config, assets, template, predict, base, place)
+    evaluate = make_evaluate(config, assets, template, predict, base, place)
     kind = KINDS[assets.task.task.kind]
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
@@ -355,57 +241,9 @@ def prepare(
     )  # fmt: skip
 
 
-def global_model(state: FederatedState, template: Template) -> tuple[Trained, adapters.Gain]:
-    """The adapter, head and gains the server would hand out; local heads are averaged."""
-    head = state.head
-    if state.clients.head != ():
-        head = jax.tree.map(lambda x: jnp.mean(x, axis=0), state.clients.head)
-    return Trained(state.server.adapter, head), adapters.uniform_gain(template)
-
-
 def _amount(assets: Assets) -> np.ndarray:
     """Tokens that are learned from each training example, ``int32[E]``."""
     tokens = assets.train
     if assets.task.task.kind == "language":
         return tokens.types.sum(axis=1)
     return tokens.length
-
-
-def _make_evaluate(config, assets, template, predict, base, place):
-    task, model = assets.task, assets.model
-    kind, length = KINDS[task.task.kind], config.data.max_length
-    tools = Tools(
-        task=task,
-        predict=predict,
-        place=place,
-        encode=lambda split: kind.encode(task.task, split, model.tokenizer, length, None),
-        answer=functools.partial(
-            make_answer,
-            model,
-            new_tokens=task.task.prompting.answer_tokens,
-            batch=config.execution.eval_batch,
-        ),
-    )
-    splits = [("", task.test, assets.test)]
-    if assets.validation is not None:
-        splits.append(("validation_", task.validation, assets.validation))
-    judges = {prefix: kind.judge(tools, split, tokens) for prefix, split, tokens in splits}
-
-    def evaluate(state: FederatedState) -> Scores:
-        trained, gain = global_model(state, template)
-        model = Global(rounds.with_kernels(base, state.server.kernels), trained, gain)
-        found = {
-            f"{prefix}{name}": value
-            for prefix, judge in judges.items()
-            for name, value in judge(model).items()
-        }
-        return _finite(found)
-
-    return evaluate
-
-
-def _finite(scores: Any) -> Any:
-    """Scores with None for what is not finite: JSON has no word for a model that has diverged."""
-    if isinstance(scores, dict):
-        return {name: _finite(value) for name, value in scores.items()}
-    return scores if not isinstance(scores, float) or math.isfinite(scores) else None

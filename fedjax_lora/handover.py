@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import adapters, exchange, files, methods, specs
+from fedjax_lora.assets import Assets
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 from fedjax_lora.exchange import About, Fitted
-from fedjax_lora.experiment import Assets, Experiment, global_model
+from fedjax_lora.experiment import Experiment
+from fedjax_lora.global_model import global_model
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.rounds import FederatedState, Plan, cohort_of
 

@@ -5,10 +5,11 @@ import pathlib
 
 from fedjax_lora import checkpoints, resuming, runs
 from fedjax_lora import config as configs
+from fedjax_lora.assets import load_assets
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
-from fedjax_lora.experiment import Experiment, load_assets, prepare
+from fedjax_lora.experiment import Experiment, prepare
 from fedjax_lora.results import CONFIG
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 # Before jax is imported: eight devices to shard over.
@@ -10,6 +11,11 @@ if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Of this session and all its processes, unless it is given: nobody's own is used or filled.
+if "FEDJAX_LORA_CACHE" not in os.environ:
+    session = tempfile.TemporaryDirectory(prefix="fedjax-lora-tests-")
+    os.environ["FEDJAX_LORA_CACHE"] = session.name
 
 import jax
 import pytest
@@ -42,6 +48,10 @@ install_import_hook(
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# A program that several tests or processes need is compiled once.
+jax.config.update("jax_compilation_cache_dir", os.environ["FEDJAX_LORA_CACHE"] + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 MOST_MAPPINGS = 20_000  # of the 65,530 that Linux allows
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -53,6 +63,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("shared"):
                 item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most of the time would go to optimising what runs for milliseconds.
+
+    A module with ``pytestmark = pytest.mark.optimized`` compiles as users do: whole runs, and what
+    is about compiled programs.
+    """
+    quick = request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

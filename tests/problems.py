@@ -1,7 +1,7 @@
 """Small federations to test clients and rounds with: two models, ragged clients, mixed ranks."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,13 +33,6 @@ MODE_TOLERANCE = 5e-6
 Parameters are of the order of 1, a step is 0.01, and a batched product adds up in another order
 than a single one. Measured: at most 4e-7, between modes and against merged kernels.
 """
-
-
-def quick_compilation() -> Iterator[None]:
-    """The body of a fixture: most of the time would go to optimising what runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Problem(NamedTuple):

@@ -17,7 +17,7 @@ from fedjax_lora.exchange import load_adapter, probabilities
 from fedjax_lora.reopening import read_config, reopen
 
 SMALL = [
-    "--layers=1", "--max-length=16", "--train-examples=60", "--test-examples=30", "--clients=4",
+    "--layers=1", "--max-length=8", "--train-examples=60", "--test-examples=30", "--clients=4",
     "--cohort=2", "--rounds=1", "--batch=8",
 ]  # fmt: skip
 TEXTS = "Opens a file\nSends a \t message\n"

@@ -10,6 +10,8 @@ from characters import SIZE, make_tokenizer
 
 from fedjax_lora import cli, config, experiment, explain, methods, programs, rounds, trees
 
+pytestmark = pytest.mark.optimized
+
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 2000,
     "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2,

@@ -19,7 +19,6 @@ from fedjax_lora import InputError, around, experiment, methods, rounds, runs
 from fedjax_lora import config as configs
 from fedjax_lora.faults import FAULTS, make_faults, steps_taken
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
 RANK = np.array([1, 2, 4, 3, 2, 1])
@@ -343,13 +342,12 @@ def run_with(tmp_path):
     federation = {
         "cohort": 3,
         "rounds": 4,
-        "method": "zero_padding",
         "ranks": "tiers(ranks=[1, 2])",
         "partition": "shards(per_client=1)",
     }
 
-    def play(*faults, **local):
-        fed = dataclasses.replace(config.federation, **federation, faults=faults)
+    def play(*faults, method="zero_padding", **local):
+        fed = dataclasses.replace(config.federation, **federation, method=method, faults=faults)
         own = dataclasses.replace(config.local, **{"batch": 2, "optimizer": "sgd"} | local)
         changed = dataclasses.replace(config, federation=fed, local=own)
         return runs.run(changed, out=tmp_path / "run", overwrite=True)
@@ -377,6 +375,16 @@ def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
         dropped = record["dropped"]
         assert missing == size * result.rank[dropped].sum() + head * len(dropped)
     assert strict(result.out) == result.records
+
+
+def test_a_stack_is_of_those_who_answered(run_with):
+    """FLoRA: each of the three clients that were drawn receives all that was sent, and a head."""
+    result = run_with("dropout(probability=0.4)", method="flora")
+    head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
+    assert any(record["dropped"] for record in result.records)
+    for record in result.records:
+        stack = record["up_bytes"] - head * (3 - len(record["dropped"]))
+        assert record["down_bytes"] == 3 * (stack + head)
 
 
 def test_a_run_in_which_nobody_answers(run_with):

@@ -7,7 +7,6 @@ import string
 
 import jax
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 from characters import SIZE, make_tokenizer
@@ -21,9 +20,11 @@ from fedjax_lora import (
     experiment,
     explain,
     generation,
+    global_model,
     kinds,
     runs,
 )
+from fedjax_lora.assets import check_tokenizer
 from fedjax_lora.data import completions
 from fedjax_lora.types import Trained
 
@@ -31,9 +32,6 @@ SPEC = (
     "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "
     "category='kind', group='who', format='plain', answer_tokens=6"
 )
-
-
-quick = pytest.fixture(scope="module", autouse=True)(problems.quick_compilation)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +175,7 @@ def test_generated_answers_are_scored(folder, assets, monkeypatch):
     """The model is taught to be right about half of the examples."""
     task = dataclasses.replace(assets.task.task, metric="exact_match")
     right = [text if n % 2 else "wrong" for n, text in enumerate(assets.task.test.pairs)]
-    monkeypatch.setattr(experiment, "make_answer", lambda *_, **__: lambda model: right)
+    monkeypatch.setattr(global_model, "make_answer", lambda *_, **__: lambda model: right)
     other = assets._replace(task=assets.task._replace(task=task), validation=None)
     made = experiment.prepare(make(folder), other)
     scores = made.evaluate(made.state)
@@ -273,4 +271,4 @@ def test_a_run_tells_what_it_left_out(folder, tmp_path, capsys):
 def test_tasks_without_a_tokenizer_are_refused(assets):
     assert isinstance(assets.task, data.TaskData)
     with pytest.raises(InputError, match="no tokenizer"):
-        experiment.check_tokenizer(dataclasses.replace(assets.model, tokenizer=None))
+        check_tokenizer(dataclasses.replace(assets.model, tokenizer=None))

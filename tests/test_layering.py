@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": set(),
     "plots": set(),
     "interrupts": set(),
+    "terminal": set(),
     # Leaves: know nothing of each other.
     "adapters": {"types", "errors", "trees", "storage", "untrusted"},
     "models": {"types", "errors", "trees", "storage", "untrusted"},
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kinds": {"types", "data", "evaluation", "metrics"},
     "answers": {"errors", "data", "generation", "kinds", "models"},
     # Text from a language model, with adapters.
-    "generation": {"types", "errors", "adapters", "models"},
+    "generation": {"types", "errors", "adapters", "models", "untrusted"},
     # Those who put it together know everything below them.
     # Models in and out, without a run.
     "exchange": FOUNDATION | {"adapters", "clients", "data", "evaluation", "models", "storage"},
@@ -76,31 +77,40 @@ MAY_IMPORT: dict[str, set[str]] = {
         "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",
         "rounds", "scoring",
     },
+    "assets": {"types", "errors", "config", "data", "exchange", "kinds", "models"},
+    "global_model": {
+        "types", "adapters", "answers", "assets", "config", "evaluation", "kinds", "rounds",
+    },
     "experiment": FOUNDATION | {
-        "adapters", "allocation", "answers", "around", "clients", "config", "data", "exchange",
-        "faults", "federation", "kinds", "methods", "models", "programs", "promotion",
-        "reallocation", "rounds",
+        "adapters", "allocation", "around", "assets", "clients", "config", "data", "exchange",
+        "faults", "federation", "global_model", "kinds", "methods", "models", "programs",
+        "promotion", "reallocation", "rounds",
     },
     "handover": FOUNDATION | {
-        "adapters",
-        "checkpoints", "config", "exchange", "experiment", "files", "methods", "rounds",
+        "adapters", "assets", "checkpoints", "config", "exchange", "experiment", "files",
+        "global_model", "methods", "rounds",
     },
     "resuming": {"errors", "checkpoints", "config", "experiment", "optimizers", "results"},
     "journal": {"checkpoints", "experiment", "results", "resuming"},
+    "playing": {
+        "trees", "allocation", "around", "checkpoints", "experiment", "reallocation", "rounds",
+    },
     "runs": FOUNDATION | {
-        "adapters", "allocation", "around", "checkpoints", "config", "data", "experiment",
-        "handover", "journal", "optimizers", "plots", "programs", "reallocation", "results",
-        "resuming", "rounds",
+        "adapters", "allocation", "assets", "checkpoints", "config", "data", "experiment",
+        "handover", "journal", "optimizers", "playing", "plots", "programs", "results", "resuming",
+        "rounds",
     },
     "explain": {
         "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
         "methods", "models", "optimizers", "programs", "rounds",
     },
     "compare": {
-        "cache", "config", "data", "errors", "experiment", "files", "models", "optimizers",
-        "plots", "programs", "runs",
+        "assets", "cache", "config", "data", "errors", "experiment", "files", "models",
+        "optimizers", "plots", "programs", "runs",
     },
-    "reopening": {"errors", "checkpoints", "config", "experiment", "results", "resuming", "runs"},
+    "reopening": {
+        "errors", "assets", "checkpoints", "config", "experiment", "results", "resuming", "runs",
+    },
     "assessment": {
         "adapters", "checkpoints", "data", "exchange", "experiment", "handover", "metrics",
     },
@@ -109,8 +119,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handover", "plots", "reopening", "results",
     },
     "cli": FOUNDATION | {
-        "__init__", "cache", "commands", "compare", "config", "data", "experiment", "explain",
-        "interrupts", "methods", "models", "runs",
+        "__init__", "assets", "cache", "commands", "compare", "config", "data", "explain",
+        "interrupts", "methods", "models", "runs", "terminal",
     },
     "__init__": {"config", "errors", "runs"},
     "__main__": {"cli"},

@@ -16,6 +16,8 @@ from fedjax_lora.layerwise import over_layers
 from fedjax_lora.methods import Cohort
 from fedjax_lora.types import LoRA
 
+pytestmark = pytest.mark.optimized
+
 DEVICES, CLIENTS, RANK = 8, 8, 2
 WIDE, NARROW = (40, 24), (12, 12)  # stacks of 16: two thin QR, or the dense product
 

@@ -15,8 +15,6 @@ TOLERANCE = {name: 2e-5 for name in FROM_AN_SVD}
 differ by 1e-4, and what is cut off with them by 7e-6 (measured). The other methods are as close as
 training itself, `problems.MODE_TOLERANCE`, in every factor; measured: 5e-7."""
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 
 def play(method: str, mode: str, count: int, rate: float):
     """Some rounds: the state at the end, and what every round reported."""

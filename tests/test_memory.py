@@ -20,6 +20,8 @@ from fedjax_lora.models import EncoderConfig, SequenceClassifier
 from fedjax_lora.models.fresh import shapes
 from fedjax_lora.types import Batches, LoRA, Trained
 
+pytestmark = pytest.mark.optimized
+
 HIDDEN, WORDS, RANK = 512, 20_000, 4
 ROWS, WIDTH, STEPS = 1, 4, 2
 

@@ -47,7 +47,7 @@ def test_the_two_set_up_commands_are_one_line_each():
     assert demo.count("\n") == tests.count("\n") == 1
     assert demo.rstrip().endswith("fedjax-lora run")
     assert "[test]" in tests
-    assert tests.rstrip().endswith("pytest")
+    assert tests.rstrip().endswith("python -m pytest -n auto --maxprocesses=4 --dist=worksteal")
 
 
 def test_the_python_example_runs(capsys):

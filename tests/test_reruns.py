@@ -16,6 +16,7 @@ import transformers
 from experiments import (
     byun_lee,
     full,
+    hlora,
     open_question,
     plan,
     reports,
@@ -63,7 +64,7 @@ def shrunk(part: Part, arm: str, model: str) -> Part:
         "data.task": "docstrings",
         "data.train_examples": 60,
         "data.test_examples": 20,
-        "data.max_length": 16,
+        "data.max_length": 8,  # one length of batches: compiles in half the time
         "model.model": model,
         "model.layers": None,
         "federation.clients": 4,
@@ -95,8 +96,9 @@ def test_every_choice_of_every_config_is_known(chosen, size):
     """Nothing is trained: methods, ranks, partitions, tasks, schedules are built."""
     cells = [cell for part in chosen.parts(size, {}) for cell in part.cells()]
     assert len({json.dumps(cell.labels, sort_keys=True) for cell in cells}) == len(cells)
-    quality = np.arange(100) < 10
-    for fed in {cell.config.federation for cell in cells}:
+    quality, labels = np.arange(100) < 10, np.arange(2000) % 4
+    federations = {cell.config.federation for cell in cells}
+    for fed in {(one.method, one.ranks, one.clients): one for one in federations}.values():
         allocated = allocation.allocate(
             fed.ranks,
             clients=fed.clients,
@@ -106,8 +108,8 @@ def test_every_choice_of_every_config_is_known(chosen, size):
         )
         method = methods.make(fed.method, counts.template())
         method.check(allocated.possible)
-        labels = np.arange(2000) % 4
-        data.partition(fed.partition, labels, clients=fed.clients, seed=0, min_examples=2)
+    for partition, clients in {(one.partition, one.clients) for one in federations}:
+        data.partition(partition, labels, clients=clients, seed=0, min_examples=2)
     for config in {dataclasses.replace(cell.config, seed=0) for cell in cells}:
         data.tasks.find(config.data.task)
         optimizers.optimizer(config.local.optimizer, clip=config.local.clip)
@@ -135,7 +137,14 @@ REPRESENTATIVES = {
 }
 
 
-@EACH
+def train(one: Study, size: str):
+    """The full studies train as the small ones do; one of them is run by default."""
+    slow = size == "full" and one is not hlora.STUDY
+    marks = pytest.mark.slow if slow else ()
+    return pytest.param(one, size, id=f"{one.name}-{size}", marks=marks)
+
+
+@pytest.mark.parametrize(("chosen", "size"), [train(*both) for both in BOTH])
 def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     chosen, size, tiny_model, monkeypatch, tmp_path, capsys
 ):

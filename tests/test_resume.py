@@ -19,8 +19,6 @@ from fedjax_lora.errors import Stopped
 from fedjax_lora.programs import programs
 from fedjax_lora.results import RunFolder
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 SHARED = programs()
 ASSETS = tiny_runs.assets()
 
@@ -62,9 +60,15 @@ AROUND = {
     "sharded": {"execution.mode": "sharded"},
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
+FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
+ALIKE = CASES.keys() - AROUND.keys() - {*FAMILIES.values()}
+"""Methods of a file of which another one is resumed by default."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case in ALIKE)) for case in CASES],
+)
 def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
     config = change(CONFIG, CASES[case])
     whole = run(config, tmp_path / "whole")

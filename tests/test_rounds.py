@@ -25,9 +25,6 @@ METHODS = list(methods.METHODS)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
-
 def plan_of(t: int = 0, method: str = "zero_padding", rate: float = 0.05, seed: int = 0):
     return problems.round_federation(seed=seed).plan(t, ranks_for(method), rate)
 

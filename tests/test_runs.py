@@ -18,6 +18,9 @@ from fedjax_lora.config import (
     LocalConfig,
     ModelConfig,
 )
+from fedjax_lora.global_model import global_model
+
+pytestmark = pytest.mark.optimized
 
 CONFIG = RunConfig(
     data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
@@ -154,7 +157,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
 
-    trained, gain = experiment.global_model(result.state, result.template)
+    trained, gain = global_model(result.state, result.template)
     full = rounds.with_kernels(assets.model.params, result.state.server.kernels)
     objective = clients.text_classification(assets.model.module, [tokens.ids.shape[1]])
     batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])

@@ -14,8 +14,6 @@ from fedjax_lora import adapters, clients, evaluation, methods, metrics, rounds,
 from fedjax_lora.clients.objective import value_score
 from fedjax_lora.types import Trained
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 VALIDATION = problems.texts(seed=9)
 BUCKETS = (8, WIDTH)
 TOLERANCE = 2e-6

@@ -5,14 +5,11 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 
 from fedjax_lora import adapters, methods, models, rounds, storage, trees
 from fedjax_lora.errors import InputError
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 # Table 5 of QLoRA (arXiv 2305.14314, appendix E).
 NF4 = np.array(

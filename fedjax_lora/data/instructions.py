@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_lora.data.readers import read_columns, read_json
+from fedjax_lora.data.readers import read_columns
 from fedjax_lora.data.records import Table
+from fedjax_lora.data.text_files import read_json
 from fedjax_lora.errors import InputError, raise_all
 
 ALL = "all"

@@ -5,23 +5,18 @@ builder of `datasets`: the builder (pandas) turns the text "NA" or "null" into a
 fills short rows without a word, and cannot say in which row a file is broken.
 """
 
-import contextlib
 import csv
-import gzip
-import io
 import json
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fedjax_lora.data.records import Table
+from fedjax_lora.data.text_files import OPENERS, lines, open_text, plain_name, read_json
 from fedjax_lora.errors import InputError, raise_all, unknown
 from fedjax_lora.untrusted import brief, need_file
-
-LONGEST_LINE = 2**24
-"""Characters; a text is cut to some hundred tokens anyway."""
 
 LARGEST_PARQUET = 2**34
 """Bytes, unpacked: what the columns that are read may say that they hold."""
@@ -30,41 +25,6 @@ MOST_ROWS = 10**8
 """Of a parquet file, in which a row that repeats takes no bytes."""
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-
-
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open plain, .gz or .xz text as UTF-8, with or without BOM, line ends untouched.
-
-    Raises:
-      InputError: the file is absent, damaged or not UTF-8; also while it is being read.
-    """
-    need_file(path)
-    opener = _OPENERS.get(path.suffix, open)
-    try:
-        with opener(path, "rb") as raw:
-            yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # pyright: ignore
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); convert it to UTF-8.") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path} cannot be read ({error}); check the file.") from error
-
-
-def lines(path: Path, stream: TextIO) -> Iterator[str]:
-    """The lines of a text, none of them too long to hold: compressed files may hold anything.
-
-    Raises:
-      InputError: a line of more than `LONGEST_LINE` characters.
-    """
-    number = 0
-    while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) > LONGEST_LINE:
-            raise InputError(
-                f"{path} line {number} has more than {LONGEST_LINE} characters; check the file."
-            )
-        yield line
 
 
 def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
@@ -165,30 +125,13 @@ def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
     Raises:
       InputError: no such file or column; a broken row; a missing value.
     """
-    known = _plain(path).suffix.lstrip(".") in FORMATS
+    known = plain_name(path).suffix.lstrip(".") in FORMATS
     return read_columns(path, names)[0] if known else None
 
 
-def read_json(path: Path) -> Any:
-    """Read one JSON value (.gz and .xz too).
-
-    Raises:
-      InputError: the file cannot be read or is not JSON.
-    """
-    with open_text(path) as stream:
-        try:
-            return json.load(stream)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON ({brief(error)}); fix it.") from error
-
-
 def _ending(path: Path) -> str:
-    ending = _plain(path).suffix.lstrip(".")
+    ending = plain_name(path).suffix.lstrip(".")
     return {"txt": "tsv"}.get(ending, ending)
-
-
-def _plain(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix in _OPENERS else path
 
 
 def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int]) -> None:
@@ -271,7 +214,7 @@ def _parquet(path: Path, names: Sequence[str]):
 
     need_file(path)
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as stream:  # unpacked as it is read
+        with OPENERS.get(path.suffix, open)(path, "rb") as stream:  # unpacked as it is read
             file = pyarrow.parquet.ParquetFile(stream)
             _check_header(path, names, file.schema_arrow.names)
             _check_unpacked(path, names, file.metadata)

@@ -8,9 +8,9 @@ from typing import Any
 
 from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.specs import fits
+from fedjax_lora.untrusted import read_json
 
 FILE = "fedjax_lora.json"
-_LARGEST = 4 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,7 @@ def read(folder: pathlib.Path) -> About | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    if file.stat().st_size > _LARGEST:
-        raise InputError(f"{file} is too large to be what its name says.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON.") from error
+    values = read_json(file)
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold one JSON object.")
     hints = typing.get_type_hints(About)

@@ -1,6 +1,5 @@
 """From prompts to texts: tokens, batches and what ends a text, on the host."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from fedjax_lora.generation.decode import generate
 from fedjax_lora.generation.sampling import GREEDY, Sampling
 from fedjax_lora.models import DecoderConfig, Pretrained
 from fedjax_lora.types import Adapter, Gain, Key
+from fedjax_lora.untrusted import read_json
 
 _STEP = 32  # prompts are padded to multiples of this, so that few shapes are compiled
 
@@ -125,10 +125,10 @@ def stop_ids(model: Pretrained) -> tuple[int, ...]:
     folder: Path | None = model.folder
     file = None if folder is None else folder / "generation_config.json"
     if file is not None and file.is_file():
-        try:
-            stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") or []
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{file} is not a JSON object ({error}).") from error
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise InputError(f"{file} must hold one JSON object.")
+        stated = values.get("eos_token_id") or []
     own = getattr(model.tokenizer, "eos_token_id", None)
     every = {*(stated if isinstance(stated, list) else [stated]), *([] if own is None else [own])}
     if not all(isinstance(end, int) for end in every):

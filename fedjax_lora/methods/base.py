@@ -70,6 +70,7 @@ class Traffic(NamedTuple):
     down: np.ndarray  # int64[c]
     exact: Any = 0  # int64[c], of ``up``: indices and the like, which are never rounded
     factors: int = 2  # arrays of a layer that travel up
+    common: int = 0  # of each client's ``down``: made of what all of these clients send
 
 
 def no_check(rank: np.ndarray) -> None:

@@ -85,13 +85,14 @@ def fedex_lora(
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
-        components = residual_rank or int(rank.sum())
-        residual = sum(
+        most = int(rank.sum())
+        components = min(residual_rank or most, most)
+        residual = FLOAT_BYTES * sum(
             s.adapted * min(components * (s.inputs + s.outputs), s.inputs * s.outputs)
             for s in template.sites
         )
         up = rank * template.component_size * FLOAT_BYTES
-        return Traffic(up=up, down=up + residual * FLOAT_BYTES)
+        return Traffic(up=up, down=up + residual, common=residual)
 
     return Method(
         init=Server,

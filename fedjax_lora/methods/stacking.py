@@ -64,6 +64,7 @@ def flora(
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
-        return Traffic(up=size, down=np.full_like(size, size.sum()))
+        stack = int(size.sum())
+        return Traffic(up=size, down=np.full_like(size, stack), common=stack)
 
     return Method(init=init_server, broadcast=broadcast, aggregate=aggregate, traffic=traffic)

@@ -27,7 +27,6 @@ from fedjax_lora.models.pretrained import (
     frozen,
     has_arrays_by_layer,
     load,
-    outline,
     redraw,
     with_values,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "load",
     "logits",
     "module_of",
-    "outline",
     "param_shapes",
     "random_params",
     "read_config",

@@ -4,23 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from fedjax_lora.errors import raise_all, unknown
-from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.errors import raise_all
+from fedjax_lora.models import checks
 from fedjax_lora.models.families import FAMILIES, Family
-
-POOLINGS = ("family", "mean")
-DTYPES = ("float32", "bfloat16")
-LARGEST = {
-    "vocab_size": 2**24,
-    "embedding_size": 2**17,
-    "hidden": 2**17,
-    "layers": 1000,
-    "heads": 2**12,
-    "intermediate": 2**20,
-    "max_positions": 2**24,
-    "type_vocab": 2**16,
-}
-"""Sizes beyond those of any model: a config comes from outside, and arrays are made by it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,29 +104,15 @@ class EncoderConfig:
 
 def _problems(config: EncoderConfig) -> Iterator[str]:
     """Every field that is out of range, in words."""
-    if config.family not in FAMILIES:
-        yield str(unknown("model family", config.family, FAMILIES)).rstrip(".")
-    if config.activation not in list(ACTIVATIONS):
-        yield str(unknown("activation", str(config.activation), ACTIVATIONS)).rstrip(".")
-    for name, most in LARGEST.items():
-        least = 0 if name == "type_vocab" else 1
-        if not least <= getattr(config, name) <= most:
-            yield f"{name} is {getattr(config, name)} but must be at least {least}, at most {most}"
+    rates = ("hidden_dropout", "attention_dropout", "head_dropout")
+    yield from checks.problems(config, families=FAMILIES, rates=rates)
+    yield from checks.sizes(config, {"embedding_size": checks.LARGEST["hidden"]})
+    yield from checks.sizes(config, {"type_vocab": 2**16}, least=0)
     if not 0 < config.layer_norm_eps < math.inf:
         yield f"layer_norm_eps is {config.layer_norm_eps} but must be above 0 and finite"
-    if not 0 <= config.initializer_range < math.inf:
-        yield f"initializer_range is {config.initializer_range} but must be at least 0 and finite"
     if config.family in FAMILIES and not 0 <= config.first_position < config.max_positions:
         yield f"pad_token_id {config.pad_token_id} leaves none of {config.max_positions} positions"
     if config.num_labels < 1:
         yield f"num_labels is {config.num_labels} but must be at least 1 (1 means regression)"
     if config.heads > 0 and config.hidden % config.heads:
         yield f"hidden size {config.hidden} is not a multiple of the {config.heads} heads"
-    for name in ("hidden_dropout", "attention_dropout", "head_dropout"):
-        if not 0 <= getattr(config, name) < 1:
-            yield f"{name} is {getattr(config, name)} but must be at least 0 and below 1"
-    for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
-        if getattr(config, name) not in known:
-            yield f"{name} is {getattr(config, name)!r} but must be one of {', '.join(known)}"
-    if config.scan_unroll is not None and config.scan_unroll < 1:
-        yield f"scan_unroll is {config.scan_unroll} but must be at least 1, or None to choose"

@@ -3,10 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from fedjax_lora.errors import raise_all, unknown
-from fedjax_lora.models import rope
-from fedjax_lora.models.activations import ACTIVATIONS
-from fedjax_lora.models.config import DTYPES, POOLINGS
+from fedjax_lora.errors import raise_all
+from fedjax_lora.models import checks, rope
 from fedjax_lora.models.rope import Rope
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
@@ -98,27 +96,14 @@ class DecoderConfig:
 
 def _problems(config: DecoderConfig) -> Iterator[str]:
     """Every field that is out of range, in words."""
-    if config.family not in DECODERS:
-        yield str(unknown("decoder family", config.family, DECODERS)).rstrip(".")
-    if config.activation not in ACTIVATIONS:
-        yield str(unknown("activation", config.activation, ACTIVATIONS)).rstrip(".")
-    sizes = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "intermediate", "max_positions")
-    for name in sizes:
-        if getattr(config, name) < 1:
-            yield f"{name} is {getattr(config, name)} but must be at least 1"
+    yield from checks.problems(config, families=DECODERS, rates=("attention_dropout",))
+    yield from checks.sizes(config, {"kv_heads": checks.LARGEST["heads"]})
     if config.kv_heads > 0 and config.heads % config.kv_heads:
         yield f"the {config.heads} heads are not a multiple of the {config.kv_heads} kv_heads"
     if config.head_dim < 4 or config.head_dim % 2:
         yield f"head_dim is {config.head_dim} but must be even and at least 4"
     if config.num_labels < 0:
         yield f"num_labels is {config.num_labels} but must be at least 0 (0: a language model)"
-    if not 0 <= config.attention_dropout < 1:
-        yield f"attention_dropout is {config.attention_dropout} but must be in [0, 1)"
     if config.sliding_window is not None and config.sliding_window < 1:
         yield f"sliding_window is {config.sliding_window} but must be at least 1, or None"
-    for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
-        if getattr(config, name) not in known:
-            yield f"{name} is {getattr(config, name)!r} but must be one of {', '.join(known)}"
-    if config.scan_unroll is not None and config.scan_unroll < 1:
-        yield f"scan_unroll is {config.scan_unroll} but must be at least 1, or None to choose"
     yield from rope.problems(config.rope)

@@ -22,9 +22,7 @@ from fedjax_lora.models.modules import Config, Module, module_of
 from fedjax_lora.models.names import is_stacked
 from fedjax_lora.models.sources import resolve
 from fedjax_lora.models.tensors import weight_files, weights_sha256
-from fedjax_lora.untrusted import brief
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+from fedjax_lora.models.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,7 @@ def load(
     remat: bool = False,
     scan_unroll: int | None = None,
     sharding: checkpoint.Sharding | None = None,
+    weights: bool = True,
     key: jax.Array,
 ) -> Pretrained:
     """Load a pretrained model: with a classification head, or a decoder as a language model.
@@ -83,6 +82,8 @@ def load(
       remat: recompute layers in the backward pass to save memory.
       scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
       sharding: where each parameter goes, from its path and shape; the default device if None.
+      weights: False leaves the weights on disk, where they need not be: parameters are shapes, and
+        have no fingerprint.
       key: for a head (and a pooler) that the checkpoint does not have.
 
     Raises:
@@ -101,6 +102,16 @@ def load(
         scan_unroll=scan_unroll,
     )
     config = _cut(full, layers)
+    made = functools.partial(
+        Pretrained,
+        module=module_of(config),
+        config=config,
+        tokenizer=load_tokenizer(source.folder, config),
+        folder=source.folder,
+        storage=storage,
+    )
+    if not weights:
+        return made(params=fresh.abstract_params(config, storage), fingerprint="", new_params=())
     digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(
         source.folder,
@@ -110,15 +121,10 @@ def load(
         storage=storage,
         sharding=sharding,
     )
-    return Pretrained(
-        module=module_of(config),
+    return made(
         params=read.params,
-        config=config,
-        tokenizer=_tokenizer(source.folder, config),
         fingerprint=fingerprint(_label(digest, config, storage), read.params, read.new_params),
-        folder=source.folder,
         new_params=read.new_params,
-        storage=storage,
     )
 
 
@@ -134,51 +140,6 @@ def frozen(model: Pretrained) -> dict[str, Any]:
     if not has_arrays_by_layer(model.config):
         return base
     return stack.by_layer(base, functools.partial(is_stacked, model.config))
-
-
-def outline(
-    name: str,
-    *,
-    num_labels: int | None,
-    layers: int | None = None,
-    dtype: str = "float32",
-    storage: str = "float32",
-    pooling: str = "family",
-    dropout: float | None = None,
-    remat: bool = False,
-    scan_unroll: int | None = None,
-    key: jax.Array | None = None,
-) -> Pretrained:
-    """What `load` returns for the same arguments, with the shapes of parameters for their values.
-
-    Weights are not read, need not be there, and have no fingerprint; ``key`` is not used.
-
-    Raises:
-      InputError: as `load`, weights aside.
-    """
-    storages.check(storage)
-    source = resolve(name)
-    full = _full_config(
-        source.folder,
-        num_labels,
-        dropout,
-        storage,
-        dtype=dtype,
-        pooling=pooling,
-        remat=remat,
-        scan_unroll=scan_unroll,
-    )
-    config = _cut(full, layers)
-    return Pretrained(
-        module=module_of(config),
-        params=fresh.abstract_params(config, storage),
-        config=config,
-        tokenizer=_tokenizer(source.folder, config),
-        fingerprint="",
-        folder=source.folder,
-        new_params=(),
-        storage=storage,
-    )
 
 
 def _full_config(
@@ -276,37 +237,3 @@ def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str
             total.update(path.encode())
             total.update(np.asarray(flat[path]).tobytes())
     return total.hexdigest()
-
-
-def _tokenizer(folder: Path, config: Config) -> Any:
-    """The folder's tokenizer; None if it has no tokenizer files.
-
-    One without a padding token pads with the end of text, as is usual for decoders: attention
-    masks tell them apart.
-    """
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        # Said aloud: without it `transformers` asks on the terminal whether to run foreign code.
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        ids = tokenizer.get_vocab().values()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
-        reason = brief(error)
-        raise InputError(
-            f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
-        ) from error
-    needed = max(len(tokenizer), max(ids, default=-1) + 1)
-    if needed > config.vocab_size:
-        raise InputError(
-            f"The tokenizer in {folder} has {needed} tokens but the model only "
-            f"{config.vocab_size}; they do not belong together."
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

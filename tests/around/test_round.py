@@ -10,8 +10,6 @@ from problems import COHORT, POINTS, assert_close, assert_same_bits, stub_rounds
 
 from fedjax_lora import around
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 NOISY = ("gaussian_noise(multiplier=0.1, norm=5.0)", "int8")
 FED_ADAM = optax.adam(0.1, b1=0.9, b2=0.99, eps=1e-3)
 MOMENTUM = optax.sgd(0.7, momentum=0.9)

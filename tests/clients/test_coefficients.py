@@ -15,8 +15,6 @@ from fedjax_lora import adapters, around, clients, methods, optimizers, rounds, 
 from fedjax_lora.methods.decoupled import directions
 from fedjax_lora.types import LoRA, Rates, Trained
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 RATE, TIMES, SCALE = 0.01, 7.0, 6.0 / R
 PATH = "layers/query"
 

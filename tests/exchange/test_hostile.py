@@ -178,3 +178,12 @@ def test_a_half_head_and_a_lone_factor_are_refused(model, folder):
     lone = next(name for name in tensors if name.endswith("lora_B.weight"))
     save_file({k: x for k, x in tensors.items() if k != lone}, file)
     refused(folder, model, "has only one of its two factors")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("{", "json is not JSON"), ("[]", "json must hold one JSON object")]
+)
+def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder):
+    (folder / "fedjax_lora.json").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        exchange.open_model(folder, base=str(model.folder))

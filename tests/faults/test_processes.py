@@ -1,6 +1,7 @@
 """Real processes, killed and asked to stop; `experiments.faults` has the long series."""
 
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,6 +10,14 @@ from experiments.faults import harness, trials
 from fedjax_lora import config as configs
 from fedjax_lora.experiment import Assets, load_assets
 from fedjax_lora.programs import programs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_processes() -> Iterator[None]:
+    """Processes compile as this one does, which goes on with what they have left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -208,3 +208,17 @@ def test_a_trained_checkpoint_tells_its_story(shared, key):
         "One day, she saw a big, red ball."
     )
     assert told == generation.write(loaded, ["Once upon a time", "One day, a boy"], new_tokens=40)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "generation_config.json is not JSON"),
+        ("[2]", "generation_config.json must hold one JSON object"),
+        ('{"eos_token_id": "</s>"}', "must give eos_token_id as a number or a list"),
+    ],
+)
+def test_what_ends_a_text_must_be_readable(text, sentence, tiny, tmp_path):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        generation.stop_ids(dataclasses.replace(tiny, folder=tmp_path))

@@ -11,8 +11,6 @@ from problems import PADDED, assert_close, bag_rounds
 
 from fedjax_lora import clients, measure, methods, optimizers, rounds
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 NAMES = {
     "init_noise", "agg_noise", "ideal_norm", "init_ratio", "agg_ratio", "energy", "stable_rank",
     "effective_rank", "same_cosine", "cross_cosine", "client_bytes_mean", "client_bytes_max",

@@ -586,6 +586,8 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
         down = numbers + 4 * sum(min(stack * (d + k), d * k) for d, k in sizes)
     np.testing.assert_array_equal(traffic.up, up)
     np.testing.assert_array_equal(traffic.down, down)
+    everybody_sends = name in {"flora", "fedex_lora"}
+    assert traffic.common == (down[0] - numbers[0] * (name == "fedex_lora")) * everybody_sends
     assert traffic.up.dtype == traffic.down.dtype == np.int64
 
 

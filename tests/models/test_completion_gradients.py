@@ -5,35 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_decoders as decoders
-from test_decoder_gradients import ALPHA, RANK, by_peft_name
+from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 from fedjax_lora import adapters, clients, models
 from fedjax_lora.clients.objective import TokenBatch
 from fedjax_lora.types import Trained
 
 PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but its prompt
-
-
-def torch_loss(model, factors, batch, learned):
-    """The mean over learned tokens, and the gradients of the factors by PEFT's names."""
-    import peft
-    import torch
-
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "v_proj"])
-    wrapped = peft.get_peft_model(model, config).eval()
-    named = {
-        name.removeprefix("base_model.model."): value for name, value in wrapped.named_parameters()
-    }
-    lora = {name: value for name, value in named.items() if ".lora_" in name}
-    assert lora.keys() == factors.keys()
-    with torch.no_grad():
-        for name, value in lora.items():
-            value.copy_(torch.tensor(np.array(factors[name])))
-    ids, mask = (torch.tensor(x, dtype=torch.long) for x in batch)
-    labels = torch.where(torch.tensor(learned), ids, -100)
-    loss = wrapped(input_ids=ids, attention_mask=mask, labels=labels).loss
-    loss.backward()
-    return loss.item(), {name: value.grad.numpy() for name, value in lora.items()}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
@@ -61,7 +39,13 @@ def test_loss_and_gradients(chunk_numbers, tmp_path, key):
         return objective.loss(base, Trained(factors, {}), gain, None, batch, valid, key)
 
     value, gradient = loss(factors, loaded.params)
-    want_value, want = torch_loss(model, by_peft_name(loaded.config, factors), texts, learned)
+    want_value, want = loss_and_gradients(
+        model,
+        by_peft_name(loaded.config, factors),
+        ["q_proj", "v_proj"],
+        **texts._asdict(),
+        labels=np.where(learned, texts.input_ids, -100),
+    )
     got = by_peft_name(loaded.config, gradient)
     assert float(value) == pytest.approx(want_value, rel=1e-5)
     for name, expected in want.items():

@@ -5,15 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 
 from fedjax_lora import models
 from fedjax_lora.errors import InputError
 from fedjax_lora.models.rope import Rope
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
 def small(family="qwen3", **fields):

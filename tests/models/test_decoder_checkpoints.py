@@ -6,15 +6,12 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 from safetensors.numpy import load_file, save_file
 
 from fedjax_lora import models, trees
 from fedjax_lora.errors import InputError
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
 def load(folder, key, **options):

@@ -3,52 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
+from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 from fedjax_lora import adapters, exchange, models
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
-RANK, ALPHA = 3, 6.0
-
-
-def by_peft_name(config, tree):
-    """Factors (or their gradients) by PEFT's tensor names, in PyTorch's orientation."""
-    named = {}
-    for path, pair in tree.items():
-        for layer in range(config.layers):
-            name = models.hf_module(config, path, layer)
-            for side, factor in zip("AB", pair, strict=True):
-                named[f"{name}.lora_{side}.default.weight"] = np.asarray(factor[layer]).T
-    return named
-
-
-def peft_gradients(model, factors, batch, targets):
-    """Loss and gradients by tensor name, after putting the same factors into a PEFT model."""
-    import peft
-    import torch
-
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
-    wrapped = peft.get_peft_model(model, config).eval()
-    lora = {
-        name.removeprefix("base_model.model."): value
-        for name, value in wrapped.named_parameters()
-        if ".lora_" in name
-    }
-    assert lora.keys() == factors.keys()
-    with torch.no_grad():
-        for name, value in lora.items():
-            value.copy_(torch.tensor(factors[name]))
-    labels = np.where(batch.attention_mask, batch.input_ids, -100)
-    loss = wrapped(
-        input_ids=torch.tensor(batch.input_ids, dtype=torch.long),
-        attention_mask=torch.tensor(batch.attention_mask, dtype=torch.long),
-        labels=torch.tensor(labels, dtype=torch.long),
-    ).loss
-    loss.backward()
-    return loss.item(), {name: value.grad.numpy() for name, value in lora.items()}
 
 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
@@ -71,8 +30,12 @@ def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, k
         return -jnp.mean(chosen[..., 0], where=jnp.asarray(batch.attention_mask)[:, 1:])
 
     value, gradient = loss(factors, loaded.params)
-    want_value, want = peft_gradients(
-        model, by_peft_name(loaded.config, factors), batch, sorted(names)
+    want_value, want = loss_and_gradients(
+        model,
+        by_peft_name(loaded.config, factors),
+        sorted(names),
+        **batch._asdict(),
+        labels=np.where(batch.attention_mask, batch.input_ids, -100),
     )
     assert float(value) == pytest.approx(want_value, abs=1e-4)
     got = by_peft_name(loaded.config, gradient)

@@ -2,13 +2,10 @@
 
 import jax
 import numpy as np
-import problems
 import pytest
 import small_decoders as decoders
 
 from fedjax_lora import models
-
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 TOLERANCE = 1e-4
 

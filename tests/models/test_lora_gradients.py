@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 from fedjax_lora import adapters, models
 
-RANK, ALPHA = 3, 6.0
 TARGETS = {
     "bert": ["query", "value", "attention.output.dense"],
     "roberta": ["query", "value", "attention.output.dense"],
@@ -15,43 +15,6 @@ TARGETS = {
     "albert": ["query", "value", "attention.dense"],
 }
 PATHS = r"attention/(query|value|output)$"
-
-
-def peft_gradients(model, family, factors, batch, labels):
-    """Gradients by tensor name, after putting the same factors into a PEFT model."""
-    import peft
-    import torch
-
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS[family])
-    wrapped = peft.get_peft_model(model, config).eval()
-    named = {
-        name.removeprefix("base_model.model."): value for name, value in wrapped.named_parameters()
-    }
-    lora = {name: value for name, value in named.items() if ".lora_" in name}
-    assert lora.keys() == factors.keys()
-    with torch.no_grad():
-        for name, value in lora.items():
-            value.copy_(torch.tensor(np.array(factors[name])))
-    inputs = {
-        "input_ids": torch.tensor(batch.input_ids, dtype=torch.long),
-        "attention_mask": torch.tensor(batch.attention_mask, dtype=torch.long),
-    }
-    loss = wrapped(**inputs, labels=torch.tensor(labels)).loss
-    loss.backward()
-    return loss.item(), {name: value.grad.numpy() for name, value in lora.items()}
-
-
-def by_peft_name(config, tree):
-    """Factors (or their gradients) by PEFT's tensor names, in PyTorch's orientation."""
-    named = {}
-    for path, pair in tree.items():
-        stacked = models.is_stacked(config, path)
-        for layer in range(config.layers) if stacked else [None]:
-            module = models.hf_module(config, path, layer)
-            a, b = pair if layer is None else (pair.a[layer], pair.b[layer])
-            named[f"{module}.lora_A.default.weight"] = np.asarray(a).T
-            named[f"{module}.lora_B.default.weight"] = np.asarray(b).T
-    return named
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
@@ -78,8 +41,13 @@ def test_gradients_of_factors(family, saved, texts, key):
         return -chosen.mean()
 
     value, gradient = loss(factors, loaded.params)
-    want_value, want = peft_gradients(
-        model, family, by_peft_name(loaded.config, factors), batch, labels
+    want_value, want = loss_and_gradients(
+        model,
+        by_peft_name(loaded.config, factors),
+        TARGETS[family],
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        labels=labels,
     )
     got = by_peft_name(loaded.config, gradient)
     assert float(value) == pytest.approx(want_value, abs=1e-5)

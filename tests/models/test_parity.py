@@ -8,6 +8,8 @@ import pytest
 
 from fedjax_lora import models
 
+pytestmark = pytest.mark.optimized
+
 
 class Batch(NamedTuple):
     """Tokenised texts."""

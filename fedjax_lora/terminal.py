@@ -1,0 +1,71 @@
+"""What a run tells the terminal while it goes on, and at its end."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over the rounds, where there is a terminal to draw it on."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
+    """A function that prints a round's record as a row, with a header before the first."""
+    header = (
+        f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
+        f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
+    )
+
+    def number(record: dict[str, Any], name: str) -> str:
+        return "-" if record.get(name) is None else f"{record[name]:.4f}"
+
+    told = []
+
+    def print_row(record: dict[str, Any]) -> None:
+        if not told and record["round"] > 1:
+            console.print(f"resumed after round {record['round'] - 1}")
+        if not told:
+            console.print(header)
+        told.append(record["round"])
+        seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
+        console.print(
+            f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "
+            f"{number(record, 'train_loss'):>10}  {seconds:>7.1f}  "
+            f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
+        )
+        for event in ("dropped", "stragglers", "rejected"):
+            if record[event]:
+                console.print(f"       {event}: clients {record[event]}")
+
+    return print_row
+
+
+def print_summary(
+    console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
+) -> None:
+    """Say what a finished run has come to, and where its results are."""
+    line = f"{metric} {summary[metric]:.4f}"
+    if "majority_accuracy" in summary:
+        line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
+    if f"start_{metric}" in summary:
+        line += f" (before training: {summary[f'start_{metric}']:.4f})"
+    console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
+    if summary["train_test_overlap"]:
+        console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")
+    if summary["skipped_examples"]:
+        console.print(
+            f"note: {summary['skipped_examples']} examples could not be used and are left out"
+        )
+    console.print(f"results in {out}")
