@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import problems
 import pytest
@@ -138,7 +139,7 @@ def test_a_plain_checkpoint_writes(folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("abc\n")
     words = [f"--input={tmp_path / 'a.txt'}", "--prompt-format=plain", "--answer-tokens=5"]
     assert cli.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
-    model = models.load(str(folder / "llama"), num_labels=None, key=None)
+    model = models.load(str(folder / "llama"), num_labels=None, key=jax.random.key(0))
     (wanted,) = generation.write(model, ["abc\n"], new_tokens=5)
     assert json.loads(capsys.readouterr().out)["answer"] == wanted.strip()
 
