@@ -10,6 +10,7 @@ a process of its own whose resident memory is watched.
 
 import dataclasses
 import pathlib
+from typing import Any, Literal
 
 from fedjax_lora.config import (
     DataConfig,
@@ -23,7 +24,8 @@ from fedjax_lora.config import (
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LARGE, TOKENIZER = "llama-3.2-1b", "stories260k"
-STORAGES = ("bfloat16", "int8", "nf4")
+Storage = Literal["float32", "bfloat16", "int8", "nf4"]
+STORAGES: tuple[Storage, ...] = ("bfloat16", "int8", "nf4")
 CLIENTS = 9
 CARDS = (24e9, 80e9, 141e9)
 """Bytes of devices that are asked how many clients they take."""
@@ -42,7 +44,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-WATCHED = {
+WATCHED: dict[str, dict[str, Any]] = {
     "one client at a time": {"wave": 1},
     "the same, layers recomputed": {"wave": 1, "remat": True},
     "two at a time, layers recomputed": {"wave": 2, "remat": True},
@@ -51,7 +53,7 @@ WATCHED = {
 """Runs of the small model."""
 
 
-def large(storage: str, *, data_dir: str, model: str) -> RunConfig:
+def large(storage: Storage, *, data_dir: str, model: str) -> RunConfig:
     """Nine clients at once, rank 16 on all linear layers, 4 texts of 512 tokens in a step."""
     return RunConfig(
         data=DataConfig(task="dolly_alpaca(format='plain')", data_dir=data_dir, max_length=512),
@@ -71,10 +73,10 @@ def large(storage: str, *, data_dir: str, model: str) -> RunConfig:
 
 
 def small(
-    *, wave: int, remat: bool = False, storage: str = "float32", data_dir: str, model: str
+    *, wave: int, remat: bool = False, storage: Storage = "float32", data_dir: str, model: str
 ) -> RunConfig:
     """Two clients of the small model, 8 texts of 256 tokens in a step."""
-    made = large("float32", data_dir=data_dir, model=model)
+    made = large(storage, data_dir=data_dir, model=model)
     return dataclasses.replace(
         made,
         data=dataclasses.replace(made.data, max_length=256, train_examples=400, test_examples=20),

@@ -21,6 +21,7 @@ from experiments.explain import (
     STORAGES,
     TOKENIZER,
     WATCHED,
+    Storage,
     large,
 )
 from experiments.explain.compiled import compiled_bytes
@@ -39,7 +40,7 @@ def checkpoint(folder: pathlib.Path, config: dict[str, Any], tokenizer: pathlib.
     return str(folder)
 
 
-def asked(storage: str, data_dir: str, model: str) -> dict[str, Any]:
+def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
     """What `--explain` says of the large model, and what XLA does."""
     config = large(storage, data_dir=data_dir, model=model)
     assets = load_assets(config, weights=False)

@@ -48,7 +48,7 @@ class View(NamedTuple):
     turn: Float[Array, "n t half"]
     mask: Bool[Array, "n 1 t s"]
     near: Bool[Array, "1 1 t s"] | None
-    slides: Bool[Array, "L"]
+    slides: Bool[Array, " L"]
     slot: Int[Array, ""]
     seen: Bool[Array, "n s"]
 
