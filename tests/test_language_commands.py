@@ -48,6 +48,14 @@ def test_an_adapter_folder_has_the_numbers_of_its_run(run, folder):
     assert found["global"]["perplexity"] == pytest.approx(run.summary["perplexity"], rel=1e-5)
 
 
+def test_a_merged_model_has_the_numbers_of_its_run(folder):
+    """FLoRA's stack is of nearly full rank in a model as small as this."""
+    made = runs.run(make(folder, method="flora", learning_rate=3e-2), out=folder / "merging")
+    assert (folder / "merging" / "merged").is_dir()
+    found = evaluate(EvaluateOptions(where=folder / "merging"))["global"]
+    assert found["perplexity"] == pytest.approx(made.summary["perplexity"], rel=1e-5)
+
+
 def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, capsys):
     out = tmp_path / "numbers.json"
     assert cli.main(["evaluate", str(run.out), "--clients", f"--out={out}"]) == 0
