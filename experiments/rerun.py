@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,12 @@ Told = Callable[[str], Any]
 
 
 def rerun(
-    studies: Sequence[Study], size: Size, data_dir: str | None, *, only: Sequence[str] = ()
+    studies: Sequence[Study],
+    size: Size,
+    data_dir: str | None,
+    *,
+    only: Sequence[str] = (),
+    models_dir: str | None = None,
 ) -> int:
     """Run what is missing, study by study; returns how many runs failed.
 
@@ -37,6 +43,7 @@ def rerun(
       size: of the runs.
       data_dir: folder with the tasks' files; None takes them from the hub.
       only: names of the studies to run; all by default.
+      models_dir: folder with the models' folders; None takes them by name.
 
     Raises:
       InputError: an unknown study, or whatever is wrong with the configs or the data, before
@@ -47,11 +54,12 @@ def rerun(
         if name not in known:
             raise unknown("study", name, known)
     keep_compiled_programs()
+    locate = functools.partial(located, data_dir=data_dir, models_dir=models_dir)
     failed = 0
     for name in only or known:
         for number, stage in enumerate(known[name].stages, 1):
             tell = functools.partial(_tell, f"{name}, stage {number}")
-            errors = run_stage(known[name], stage, size, data_dir, tell)
+            errors = run_stage(known[name], stage, size, locate, tell)
             failed += len(errors)
             if errors:
                 break
@@ -59,7 +67,7 @@ def rerun(
 
 
 def run_stage(
-    study: Study, stage: Stage, size: Size, data_dir: str | None, tell: Told
+    study: Study, stage: Stage, size: Size, locate: Callable[[RunConfig], RunConfig], tell: Told
 ) -> dict[str, str]:
     """Run what a stage lacks; returns the errors by the name of the run."""
     folder = study.folder(size)
@@ -70,23 +78,21 @@ def run_stage(
     if not missing:
         return {}
     shelf = Shelf(str(cache_dir() / "tokens"))
-    steps, problems = check(
-        [c._replace(config=located(c.config, data_dir)) for c in missing], shelf
-    )
+    steps, problems = check([c._replace(config=locate(c.config)) for c in missing], shelf)
     grid.refuse(problems)
     files.write(folder / "machine.json", json.dumps(turns.machine()) + "\n")
     shared = programs(least_steps=steps)
     seconds: list[float] = []
 
     def work(cell: Cell) -> Any:
-        config = located(cell.config, data_dir)
+        config = locate(cell.config)
         assets = shelf.assets(config)
         return study.works.get(cell.labels["part"], _run)(config, assets, shared)
 
     def on_run(done: Finished) -> None:
         seconds.append(done.seconds)
         left = (done.total - done.number) * statistics.median(seconds) / 60
-        how = f"accuracy {done.record['summary']['accuracy']:.3f}" if done.record else done.error
+        how = _score(done.record["summary"]) if done.record else done.error
         tell(
             f"[{done.number}/{done.total}] {grid.name(done.cell.labels)}: {how} in "
             f"{done.seconds:.0f} s, about {left:.0f} min left"
@@ -96,9 +102,12 @@ def run_stage(
     return errors
 
 
-def located(config: RunConfig, data_dir: str | None) -> RunConfig:
+def located(config: RunConfig, data_dir: str | None, models_dir: str | None = None) -> RunConfig:
     """The config with where the files are, which no result file says."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+    data, model = dataclasses.replace(config.data, data_dir=data_dir), config.model
+    if models_dir is not None:
+        model = dataclasses.replace(model, model=str(pathlib.Path(models_dir) / model.model))
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def _run(config: RunConfig, assets: Assets, shared: Programs) -> Result:
@@ -117,14 +126,25 @@ def _run(config: RunConfig, assets: Assets, shared: Programs) -> Result:
     return dataclasses.replace(result, summary=result.summary | seconds)
 
 
+def _score(summary: dict[str, Any]) -> str:
+    name = "accuracy" if "accuracy" in summary else "perplexity"
+    return f"{name} {summary[name]:.3f}"
+
+
 def _tell(where: str, text: str) -> None:
     print(f"{where}: {text}", flush=True)
 
 
-def main(studies: Sequence[Study], size: Size, data_dir: str | None, only: Sequence[str]) -> int:
+def main(
+    studies: Sequence[Study],
+    size: Size,
+    data_dir: str | None,
+    only: Sequence[str] = (),
+    models_dir: str | None = None,
+) -> int:
     """`rerun` for the command line: the exit status."""
     try:
-        return 1 if rerun(studies, size, data_dir, only=only) else 0
+        return 1 if rerun(studies, size, data_dir, only=only, models_dir=models_dir) else 0
     except InputError as error:
         print(error)
         return 2

@@ -1,6 +1,6 @@
-"""What a global model writes behind the prompts of a language task."""
+"""What a model writes behind prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,15 +28,34 @@ def make_answer(
     """
     asked = prompt_length(tokens)
     _check_room(asked, new_tokens, model.config.max_tokens)
+    prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, asked, strict=True)]
+    return make_writer(model, prompts, new_tokens=new_tokens, batch=batch)
+
+
+def make_writer(
+    model: Pretrained, prompts: Sequence[Sequence[int]], *, new_tokens: int, batch: int
+) -> Callable[[Global], list[str]]:
+    """A function ``(global model) -> texts`` as `make_answer`, from the prompts' tokens.
+
+    Args:
+      model: the language model that global models are variants of.
+      prompts: token ids.
+      new_tokens: how many tokens to write at most.
+      batch: prompts written at once.
+
+    Raises:
+      InputError: once it writes: prompts that are empty, or leave no room for an answer.
+    """
     config, stop = model.config, generation.stop_ids(model)
     assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
-    order = np.argsort(asked, kind="stable")  # prompts of one batch are about as long
-    prompts = [tokens.ids[row, : asked[row]].tolist() for row in order]
+    # Prompts of one batch are about as long.
+    order = np.argsort([len(ids) for ids in prompts], kind="stable")
+    told = [prompts[row] for row in order]
 
     def answer(current: Global) -> list[str]:
-        texts = [""] * len(prompts)
+        texts = [""] * len(told)
         params = {**current.base, "head": current.trained.head}
-        batches = generation.batched(prompts, config, new_tokens=new_tokens, batch=batch)
+        batches = generation.batched(told, config, new_tokens=new_tokens, batch=batch)
         for rows, ids, mask in batches:
             made = generation.generate(
                 model.module, params, ids, mask, new_tokens=new_tokens,

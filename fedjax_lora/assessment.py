@@ -1,8 +1,9 @@
 """How good models are: the global one, cut to lower ranks, and each client's."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +13,49 @@ from fedjax_lora.adapters import Template
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.exchange import Fitted
 from fedjax_lora.experiment import Experiment
+from fedjax_lora.kinds import Global, Judge, Scores
+from fedjax_lora.types import Trained
 
-Outputs = Callable[[Fitted], np.ndarray]
-"""The logits of a model for the texts it is assessed on, ``[E, C]``."""
+
+class Assess(NamedTuple):
+    """How models are assessed on examples.
+
+    Attributes:
+      look: what has to be computed of a model, once for all clients that have the same.
+      tell: a model's scores, from that and the share of each class (a language task's categories)
+        among a client's own examples, or None.
+      names: the scores that tables show, the task's metric first.
+    """
+
+    look: Callable[[Fitted], Any]
+    tell: Callable[[Any, np.ndarray | None], Scores]
+    names: tuple[str, ...]
+
+    def of(self, fitted: Fitted) -> Scores:
+        """The scores of a model that is no client's."""
+        return self.tell(self.look(fitted), None)
+
+
+def by_labels(label: np.ndarray, outputs: Callable[[Fitted], np.ndarray], metric: str) -> Assess:
+    """By the logits ``[E, C]`` of a model's `outputs`, see `scores`."""
+    tell = lambda output, share: scores(label, output, metric, share=share)  # noqa: E731
+    return Assess(outputs, tell, (metric, "loss", "own_accuracy"))
+
+
+def by_text(judge: Judge, categories: Sequence[str], metric: str) -> Assess:
+    """By what a language model makes of examples, see `fedjax_lora.kinds`."""
+
+    def look(fitted: Fitted) -> Scores:
+        trained = Trained(fitted.adapter, fitted.head)
+        return judge(Global(fitted.base, trained, fitted.gain))
+
+    def tell(found: Scores, share: np.ndarray | None) -> Scores:
+        each = found.get("perplexity_by_category")
+        if share is None or each is None:
+            return found
+        return found | {"own_perplexity": own_perplexity(each, categories, share)}
+
+    return Assess(look, tell, tuple(dict.fromkeys((metric, "perplexity", "own_perplexity"))))
 
 
 def scores(
@@ -55,24 +96,38 @@ def own_accuracy(label: np.ndarray, output: np.ndarray, share: np.ndarray) -> fl
     return float(np.sum(share * each) / np.sum(share)) if share.sum() else 0.0
 
 
-def of_ranks(
-    fitted: Fitted,
-    outputs: Outputs,
-    label: np.ndarray,
-    metric: str,
-    ranks: Mapping[int, float],
-) -> list[dict[str, Any]]:
+def own_perplexity(
+    each: Mapping[str, float], categories: Sequence[str], share: np.ndarray
+) -> float | None:
+    """Perplexity on test examples mixed as a client's own are: ``exp(sum_c share_c loss_c)``.
+
+    Categories without test examples are left out; None if there is no other.
+
+    >>> round(own_perplexity({"a": 2.0, "b": 8.0}, ["a", "b"], np.array([0.5, 0.5])), 6)
+    4.0
+
+    Args:
+      each: perplexity by category.
+      categories: their names, in the order of `share`.
+      share: of each category among the client's training examples.
+    """
+    known = [
+        (s, math.log(each[name])) for s, name in zip(share, categories, strict=True) if name in each
+    ]
+    total = sum(s for s, _ in known)
+    return math.exp(sum(s * loss for s, loss in known) / total) if total else None
+
+
+def of_ranks(fitted: Fitted, assess: Assess, ranks: Mapping[int, float]) -> list[dict[str, Any]]:
     """The model cut to lower ranks.
 
     Args:
       fitted: the model.
-      outputs: see `Outputs`.
-      label: of the texts.
-      metric: of the task.
+      assess: how it is assessed.
       ranks: and what the scale is multiplied by there.
     """
     return [
-        {"rank": rank, **scores(label, outputs(fitted.truncated(rank, factor)), metric)}
+        {"rank": rank, **assess.of(fitted.truncated(rank, factor))}
         for rank, factor in sorted(ranks.items())
     ]
 
@@ -85,24 +140,20 @@ def scale_factors(template: Template, ranks: Sequence[int]) -> dict[int, float]:
 def of_clients(
     experiment: Experiment,
     progress: Progress,
-    outputs: Outputs,
-    label: np.ndarray,
-    metric: str,
+    assess: Assess,
     *,
     own_mix: bool,
     on_client: Callable[[int], None] = lambda client: None,
 ) -> list[dict[str, Any]]:
-    """Each client's own model (see `fedjax_lora.handover.of_client`) on the same texts.
+    """Each client's own model (see `fedjax_lora.handover.of_client`) on the same examples.
 
     Clients with the same model are computed once.
 
     Args:
       experiment: the run.
       progress: what it has led to.
-      outputs: see `Outputs`.
-      label: of the texts.
-      metric: of the task.
-      own_mix: whether labels are the run's classes, so that `own_accuracy` can be told.
+      assess: how they are assessed.
+      own_mix: whether labels are the run's classes, so that a client's own mix can be told.
       on_client: called with each client that is done.
     """
     members, classes = experiment.federation.members, experiment.assets.task.classes
@@ -111,16 +162,16 @@ def of_clients(
         parts = data.Partition(tuple(members), None)
         count = data.class_counts(parts, experiment.assets.task.train.labels, len(classes))
         share = count / count.sum(axis=1, keepdims=True)
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Any] = {}
     found = []
     for client, rank in enumerate(progress.rank.tolist()):
         fitted = handover.of_client(experiment, progress, client)
         which = _digest(fitted)
         if which not in known:
-            known[which] = outputs(fitted)
+            known[which] = assess.look(fitted)
         mine = None if share is None else share[client]
         own = {"client": client, "rank": rank, "examples": len(members[client])}
-        found.append(own | scores(label, known[which], metric, share=mine))
+        found.append(own | assess.tell(known[which], mine))
         on_client(client)
     return found
 

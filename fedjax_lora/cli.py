@@ -31,7 +31,7 @@ commands:
   run       run a config; without options the demo on the standard library's docstrings
   compare   run methods x seeds x any options, and write tables, a figure and a report
   evaluate  a run's, an adapter's or a checkpoint's model on a task; also per client and rank
-  predict   texts in, labels and probabilities out
+  predict   texts in, labels and probabilities or a language model's answers out
   export    a run's model, or one client's, as a PEFT adapter or a merged checkpoint
   inspect   what is in a run's folder
   methods   the federated methods, with their papers
@@ -58,7 +58,7 @@ class RunOptions:
     """Go on with the interrupted run in this result folder, whose config is used; other options
     override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
     explain: bool = False
-    """Print what the run would need, device memory and traffic, and do not run it."""
+    """Print what the run would need, device memory, traffic and matrix products; do not run it."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""What a run will need, before anything is compiled: device memory and traffic of a round.
+"""What a run will need, before anything is compiled: memory, traffic of a round, and products.
 
 Sizes come from shapes alone: of the parameters, of what the method sends and keeps, and of what the
 gradient of a batch holds on to between its two passes, as JAX traces it. The compiler may do with
@@ -7,14 +7,14 @@ less, and adds scratch space of its own; how close the sum is to what XLA report
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import around, models, optimizers, rounds, trees
+from fedjax_lora import around, flops, models, optimizers, rounds, trees
 from fedjax_lora.clients.completion import CHUNK_NUMBERS
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data import Tokens
@@ -71,12 +71,14 @@ class Needs(NamedTuple):
       up: bytes that all clients of a cohort send, mean over the rounds.
       down: bytes that they receive.
       rounds: of the run.
+      flops: of the matrix products in one client's step, with a full batch of the longest texts.
     """
 
     memory: Memory
     up: float
     down: float
     rounds: int
+    flops: int
 
 
 def needs(config: RunConfig, assets: Assets) -> Needs:
@@ -128,7 +130,9 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         wave=min(recipe.wave, federation.padded // devices),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
-    return Needs(memory, up, down, fed.rounds)
+    step, of_clients = _step(recipe.reading, recipe, base, trained, _abstract(assets.train))
+    backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
+    return Needs(memory, up, down, fed.rounds, flops.of(backward, base, *of_clients(1)))
 
 
 def _abstract(tree: Any) -> Any:
@@ -203,6 +207,24 @@ def _kept(
     reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
 ) -> int:
     """Bytes that the gradient of a second client adds to those of a first one."""
+    step, of_clients = _step(reading, recipe, base, trained, data)
+
+    def size(count: int) -> int:
+        kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
+        return trees.size_bytes(
+            [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+        )
+
+    return size(2) - size(1)
+
+
+def _step(
+    reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
+    """``(base, *clients) -> (loss, backward pass)`` of a full batch, and shapes of so many clients.
+
+    The backward pass is a pytree of what it keeps.
+    """
     objective, template = reading.objective(), recipe.template
     gain = {
         site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
@@ -215,26 +237,18 @@ def _kept(
     valid = jax.ShapeDtypeStruct((recipe.batch,), bool)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def backward(
-        base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any
-    ) -> Any:
+    def step(base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any) -> Any:
         def loss(trained: Trained) -> Any:
             one = lambda *own: objective.loss(base, own[0], own[1], None, *own[2:])  # noqa: E731
             return jnp.sum(jax.vmap(one)(trained, gain, batch, valid, key))
 
-        return jax.vjp(loss, trained)[1]  # a pytree of what it keeps
+        return jax.vjp(loss, trained)
 
-    def size(count: int) -> int:
-        of_all = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree
-        )
-        own = map(of_all, (trained, gain, batch, valid, key))
-        kept = jax.tree.leaves(jax.eval_shape(backward, base, *own))
-        return trees.size_bytes(
-            [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-        )
+    def of_clients(count: int) -> Iterator[Any]:
+        stacked = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
+        return (jax.tree.map(stacked, one) for one in (trained, gain, batch, valid, key))
 
-    return size(2) - size(1)
+    return step, of_clients
 
 
 def told(found: Needs) -> list[str]:
@@ -255,4 +269,8 @@ def told(found: Needs) -> list[str]:
         (f"both in {found.rounds} rounds", found.rounds * (found.up + found.down)),
     ]
     width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}{amount(size)}" for name, size in rows]
+    lines = [f"{name:<{width}}{amount(size)}" for name, size in rows]
+    return [
+        *lines,
+        f"{'matrix products in a step of a client':<{width}}{found.flops / 1e9:12.1f} GFLOP",
+    ]

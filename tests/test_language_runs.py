@@ -3,19 +3,18 @@
 import dataclasses
 import json
 import math
-import string
+import shutil
 
 import jax
 import numpy as np
 import pytest
-import small_decoders as decoders
-from characters import SIZE, make_tokenizer
+from characters import make_tokenizer
+from small_instructions import SPEC, fill, make
 
 from fedjax_lora import (
     InputError,
     answers,
     cli,
-    config,
     data,
     experiment,
     explain,
@@ -28,44 +27,10 @@ from fedjax_lora.assets import check_tokenizer
 from fedjax_lora.data import completions
 from fedjax_lora.types import Trained
 
-SPEC = (
-    "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "
-    "category='kind', group='who', format='plain', answer_tokens=6"
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random decoder with its tokenizer, and instructions of three people."""
-    folder = tmp_path_factory.mktemp("language")
-    checkpoint, _ = decoders.saved(
-        folder, "llama", vocab_size=SIZE, max_position_embeddings=32, num_hidden_layers=1
-    )
-    make_tokenizer().save_pretrained(checkpoint)
-    rng = np.random.default_rng(0)
-
-    def rows(count):
-        for n in range(count):
-            word = "".join(rng.choice([*string.ascii_lowercase], rng.integers(1, 9)))
-            yield {"say": word, "said": word[:4], "kind": "ab"[n % 2], "who": f"p{n % 3}"}
-
-    for name, count in (("train", 40), ("test", 14)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows(count))))
-    return folder
-
-
-def make(folder, *, method="flora", task=SPEC + ")", weights="examples", **local):
-    return config.RunConfig(
-        data=config.DataConfig(
-            task=task, data_dir=str(folder), validation_examples=8, max_length=18
-        ),
-        model=config.ModelConfig(model=str(folder / "llama")),
-        federation=config.FederationConfig(
-            method=method, clients=3, cohort=3, rounds=2, partition="natural",
-            ranks="tiers(ranks=[1, 2, 3])", client_weights=weights,
-        ),
-        local=config.LocalConfig(**({"batch": 4, "learning_rate": 3e-3} | local)),
-    )  # fmt: skip
+    return fill(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +73,8 @@ def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder,
     FLoRA's stack is of nearly full rank in a model as small as this.
     """
     if method != "flora":
-        config = make(folder, method=method, learning_rate=3e-2)
-        finished = runs.run(config, out=folder / method, assets=assets)
+        chosen = make(folder, method=method, learning_rate=3e-2)
+        finished = runs.run(chosen, out=folder / method, assets=assets)
     summary, left = finished.summary, finished.out / leaves
     if leaves == "adapter":
         chosen = json.loads((left / "adapter_config.json").read_text())
@@ -253,6 +218,67 @@ def test_bad_input_gets_one_sentence_and_leaves_no_folder(
     said = capsys.readouterr().err.strip()
     assert said.startswith("fedjax-lora: ") and sentence in said, said
     assert not (tmp_path / "out").exists()
+
+
+def without_a_shard(llama):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    (llama / "model.safetensors").unlink()
+    model.save_pretrained(llama, max_shard_size="10KB")
+    sorted(llama.glob("model-*.safetensors"))[1].unlink()
+
+
+def without_an_end(llama):
+    file = llama / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({name: x for name, x in told.items() if name != "eos_token"}))
+
+
+def in_eight_bits(llama):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(llama / "model.safetensors")
+    reduced = {name: x.to(torch.float8_e4m3fn) for name, x in tensors.items()}
+    save_file(reduced, llama / "model.safetensors")
+
+
+def without_completions(llama):
+    for name in ("train", "test"):
+        file = llama.parent / f"{name}.jsonl"
+        rows = map(json.loads, file.read_text().splitlines())
+        file.write_text("\n".join(json.dumps(row | {"said": " "}) for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("damage", "option", "sentence"),
+    [
+        (without_a_shard, "", "shard model-00002-of-"),
+        (without_an_end, "", "it has no end-of-text token"),
+        (in_eight_bits, "", "F8_E4M3"),
+        (without_completions, "", "Not one of 40 examples has a completion"),
+        (None, "--dtype=float16", "float16"),
+        (None, "--storage=int4", "int4"),
+    ],
+)
+def test_models_and_texts_that_cannot_be_used_get_one_sentence(
+    damage, option, sentence, folder, tmp_path, capsys
+):
+    """And one without a padding token can, which the checkpoint of all these tests has not."""
+    place = shutil.copytree(folder, tmp_path / "all", ignore=shutil.ignore_patterns("run*"))
+    if damage:
+        damage(place / "llama")
+    words = [f"--task={SPEC})", f"--data-dir={place}", f"--model={place / 'llama'}",
+             "--max-length=18", f"--out={tmp_path / 'out'}", "--clients=2", "--cohort=2",
+             *([option] if option else [])]  # fmt: skip
+    try:
+        assert cli.main(["run", *words]) == 2
+    except SystemExit as refused:  # by the parser of options
+        assert refused.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert make_tokenizer().pad_token is None
 
 
 def test_a_run_tells_what_it_left_out(folder, tmp_path, capsys):

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trees": {"types"},
     "specs": {"errors"},
     "storage": {"errors"},
+    "flops": set(),
     "structure": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
@@ -102,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "explain": {
         "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
-        "methods", "models", "optimizers", "programs", "rounds",
+        "flops", "methods", "models", "optimizers", "programs", "rounds",
     },
     "compare": {
         "assets", "cache", "config", "data", "errors", "experiment", "files", "models",
@@ -112,11 +113,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "assets", "checkpoints", "config", "experiment", "results", "resuming", "runs",
     },
     "assessment": {
-        "adapters", "checkpoints", "data", "exchange", "experiment", "handover", "metrics",
+        "types", "adapters", "checkpoints", "data", "exchange", "experiment", "handover", "kinds",
+        "metrics",
+    },
+    "writing": {
+        "types", "errors", "answers", "assessment", "data", "exchange", "kinds", "programs",
     },
     "commands": FOUNDATION | {
         "adapters", "assessment", "cache", "checkpoints", "config", "data", "exchange", "files",
-        "handover", "plots", "reopening", "results",
+        "handover", "plots", "reopening", "results", "writing",
     },
     "cli": FOUNDATION | {
         "__init__", "assets", "cache", "commands", "compare", "config", "data", "explain",

@@ -8,18 +8,18 @@ Ranks 2, 4 and 8 for three clients each (FedIT, which needs one rank, has 8 for 
 clients in every round, 6 local steps of 16 examples of about the same length, AdamW, clip 1, 8
 rounds with a learning rate that falls linearly to a tenth.
 
-The learning rate of each method is the best of `RATES` by perplexity on held-out examples of the
-clients after `TUNING_ROUNDS` rounds with seed 0; the global test set is not looked at before. (0.1
-was tried with FLoRA and FlexLoRA, diverged, and was left out for the others; replication and FedIT
-have the rate that all others chose.) The perplexities per
-client are those of the global model on the clients' held-out examples.
+All methods have the same budget of tuning: whole runs with each of `RATES` and a seed that is not
+reported on, judged by perplexity on 600 examples of the clients that are not trained on. The global
+test set is not looked at before. Then the same three seeds for all. The perplexities per client are
+those of the global model on the clients' held-out examples.
 
-    python -m experiments.instruction_tuning.run --data-dir DATA --model STORIES260K    # resumable
+    python -m experiments.instruction_tuning.run --data-dir DATA --models-dir MODELS   # resumable
     python -m experiments.instruction_tuning.report             # table and figure from the files
 """
 
 import pathlib
 
+from experiments.study import Changes, Part, Records, Size, Study, variant
 from fedjax_lora.config import (
     DataConfig,
     ExecutionConfig,
@@ -31,9 +31,10 @@ from fedjax_lora.config import (
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-RATES = (1e-2, 3e-2)
-TUNING_ROUNDS = 4
-SEEDS = (0, 1)
+TASK = "dolly_alpaca(format='plain')"
+RATES = (0.015, 0.03, 0.06)
+TUNING_SEED, SEEDS = 100, (0, 1, 2)
+TUNED_BY = "validation_perplexity"
 
 METHODS = {
     "FLoRA": "flora",
@@ -45,34 +46,59 @@ METHODS = {
 }
 
 
-def get_config(
-    method: str, *, rate: float, seed: int, data_dir: str, model: str, rounds: int = 8
-) -> RunConfig:
-    """One run."""
+def base(task: str) -> RunConfig:
+    """What all runs share."""
     return RunConfig(
-        data=DataConfig(
-            task="dolly_alpaca(format='plain')",
-            data_dir=data_dir,
-            validation_examples=600,
-            max_length=128,
-        ),
-        model=ModelConfig(model=model),
+        data=DataConfig(task=task, validation_examples=600, max_length=128),
+        model=ModelConfig(model="stories260k"),
         lora=LoraConfig(targets="all-linear"),
         federation=FederationConfig(
-            method=method,
-            clients=9,
-            cohort=9,
-            rounds=rounds,
-            partition="natural",
-            ranks="fixed(rank=8)" if method == "fedit" else "tiers(ranks=[2, 4, 8])",
+            clients=9, cohort=9, rounds=8, partition="natural", ranks="tiers(ranks=[2, 4, 8])"
         ),
-        local=LocalConfig(
-            learning_rate=rate,
-            schedule="linear(end=0.1)",
-            batch=16,
-            max_steps=6,
-            group_by_length=True,
-        ),
+        local=LocalConfig(schedule="linear(end=0.1)", batch=16, max_steps=6, group_by_length=True),
         execution=ExecutionConfig(eval_every=2),
-        seed=seed,
     )
+
+
+def arm(label: str, rate: float) -> Changes:
+    """A method with a learning rate."""
+    changes = {"federation.method": METHODS[label], "local.learning_rate": rate}
+    return changes | ({"federation.ranks": "fixed(rank=8)"} if METHODS[label] == "fedit" else {})
+
+
+def tuned(label: str, rate: float) -> str:
+    """The arm of the tuning."""
+    return f"{label}, rate {rate:g}"
+
+
+def tuning(size: Size, records: Records) -> list[Part]:
+    """Every method with every rate, judged on held-out examples of the clients alone."""
+    shared = variant(base, {"data.test_examples": 16, "execution.eval_every": 100})
+    arms = {tuned(label, rate): arm(label, rate) for rate in RATES for label in METHODS}
+    return [Part("tuning", "learning rates", shared, (TASK,), arms, (TUNING_SEED,), shown=False)]
+
+
+def tuning_scores(records: Records, label: str) -> dict[float, float]:
+    """Perplexity on the held-out examples, by learning rate, as far as it is known."""
+    (part,) = tuning("small", records)
+    configs = {rate: part.config(tuned(label, rate), TASK, TUNING_SEED) for rate in RATES}
+    return {
+        rate: records[config]["history"][-1][TUNED_BY]
+        for rate, config in configs.items()
+        if config in records
+    }
+
+
+def best_rate(records: Records, label: str) -> float:
+    """The rate of the lowest perplexity; the smaller one if equal, and before it is known."""
+    scores = tuning_scores(records, label)
+    return min(RATES, key=lambda rate: (scores.get(rate, float("inf")), rate))
+
+
+def reporting(size: Size, records: Records) -> list[Part]:
+    """Every method with its rate and every seed."""
+    arms = {label: arm(label, best_rate(records, label)) for label in METHODS}
+    return [Part("methods", "six methods", base, (TASK,), arms, SEEDS)]
+
+
+STUDY = Study("instruction_tuning", (tuning, reporting))

@@ -1,26 +1,35 @@
 """Table and figure of the instruction-tuning comparison, from the result files alone."""
 
-import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.instruction_tuning import METHODS, RESULTS
+from experiments.instruction_tuning import (
+    METHODS,
+    RATES,
+    RESULTS,
+    STUDY,
+    TASK,
+    best_rate,
+    tuning_scores,
+)
 from experiments.markdown import put
+from experiments.study import Records, Results, results
+from fedjax_lora.compare.queue import Record
+from fedjax_lora.compare.table import estimate
 from fedjax_lora.plots import COLOURS, GREY, level, style
 
 PER_CLIENT = "validation_perplexity_by_client"
 
 
-def records(method: str) -> list[dict[str, Any]]:
+def runs_of(found: Results, label: str) -> list[Record]:
     """The finished runs of a method, one per seed."""
-    paths = sorted((RESULTS / "runs").glob(f"{method}-seed*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    return list(found.runs("methods", label, TASK).values())
 
 
-def per_client(run: dict[str, Any], when: str = "") -> np.ndarray:
+def per_client(run: Record, when: str = "") -> np.ndarray:
     """Perplexity of the global model on each client's held-out examples, by client number."""
     found = run["summary"][f"{when}{PER_CLIENT}"]
     return np.array([found[name] for name in sorted(found, key=int)])
@@ -28,43 +37,64 @@ def per_client(run: dict[str, Any], when: str = "") -> np.ndarray:
 
 def table() -> str:
     """The comparison as a Markdown table."""
+    found = results(STUDY, "small")
+    rates = " / ".join(f"{rate:g}" for rate in RATES)
     lines = [
-        "| method | learning rate | perplexity before | after | best client | worst client | seeds "
-        "| MB up | MB down |",
+        f"| method | held-out perplexity, tuning, at {rates} | perplexity before | after "
+        "| best client | worst client | seeds | MB up | MB down |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, method in METHODS.items():
-        runs = records(method)
+        runs = runs_of(found, label)
         if not runs:
             continue
         summaries = [run["summary"] for run in runs]
         mean = lambda name: np.mean([s[name] for s in summaries])  # noqa: E731, B023
         clients = np.mean([per_client(run) for run in runs], axis=0)
-        rates = sorted({run["config"]["local"]["learning_rate"] for run in runs})
-        cells = [f"{label} `{method}`", ", ".join(f"{rate:g}" for rate in rates)]
-        values = (mean("start_perplexity"), mean("perplexity"), clients.min(), clients.max())
-        cells += [*(f"{x:.1f}" for x in values), str(len(runs))]
+        cells = [f"{label} `{method}`", _tuned(found.records, label)]
+        cells += [f"{mean('start_perplexity'):.1f}", _spread([s["perplexity"] for s in summaries])]
+        cells += [f"{clients.min():.1f}", f"{clients.max():.1f}", str(len(runs))]
         cells += [f"{mean(f'{way}_bytes') / 1e6:.1f}" for way in ("up", "down")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _tuned(records: Records, label: str) -> str:
+    """What tuning found; the chosen rate's in bold."""
+    scores, best = tuning_scores(records, label), best_rate(records, label)
+    cells = [f"{scores[rate]:.1f}" if rate in scores else "-" for rate in RATES]
+    cells[RATES.index(best)] = f"**{cells[RATES.index(best)]}**"
+    return " / ".join(cells)
+
+
+def _spread(values: Sequence[float]) -> str:
+    score = estimate(values)
+    text = f"{score.mean:.2f}"
+    return text if score.n < 2 else f"{text} ± {score.deviation:.2f}"
+
+
 def draw() -> None:
-    """Test perplexity over the rounds, and each client's at the end."""
+    """Test perplexity over the rounds, and each client's at the end; means over seeds."""
+    found = results(STUDY, "small")
+    runs = {label: runs for label in METHODS if (runs := runs_of(found, label))}
     figure = Figure(figsize=(11, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for n, (label, method) in enumerate(METHODS.items()):
-        if runs := records(method):
-            tested = [[h for h in run["history"] if "perplexity" in h] for run in runs]
-            rounds = [h["round"] for h in tested[0]]
-            values = np.mean([[h["perplexity"] for h in history] for history in tested], axis=0)
-            left.plot(rounds, values, "o-", ms=3, color=COLOURS[n], label=label)
-            _dots(right, runs, n, label)
-    runs = records(next(iter(METHODS.values())))
-    level(left, runs[0]["summary"]["start_perplexity"], "before training", at=8)
-    left.set(xlabel="round", ylabel="perplexity on the global test set")
-    names = sorted(runs[0]["summary"][PER_CLIENT], key=int)
-    before = np.mean([per_client(run, "start_") for run in runs], axis=0)
+    for n, (label, own) in enumerate(runs.items()):
+        tested = [[h for h in run["history"] if "perplexity" in h] for run in own]
+        values = np.array([[h["perplexity"] for h in history] for history in tested])
+        rounds = [h["round"] for h in tested[0]]
+        left.plot(rounds, values.mean(axis=0), "o-", ms=3, color=COLOURS[n], label=label)
+        left.fill_between(
+            rounds, values.min(axis=0), values.max(axis=0), color=COLOURS[n], alpha=0.15, lw=0
+        )
+        _dots(right, own, n, label)
+    first = next(iter(runs.values()))
+    level(left, first[0]["summary"]["start_perplexity"], "before training", at=8)
+    left.set(xlabel="round", ylabel="perplexity on the global test set", yscale="log")
+    left.set_yticks([20, 30, 40, 60], ["20", "30", "40", "60"])
+    left.minorticks_off()
+    names = sorted(first[0]["summary"][PER_CLIENT], key=int)
+    before = np.mean([per_client(run, "start_") for run in first], axis=0)
     right.plot(range(len(names)), before, "_", ms=16, color=GREY, label="before training")
     right.set(xlabel="natural client", ylabel="perplexity on its held-out examples")
     right.set_xticks(range(len(names)), names)
@@ -74,7 +104,7 @@ def draw() -> None:
     figure.savefig(RESULTS / "perplexity.png")
 
 
-def _dots(axes: Axes, runs: list[dict[str, Any]], n: int, label: str) -> None:
+def _dots(axes: Axes, runs: Sequence[Record], n: int, label: str) -> None:
     values = np.mean([per_client(run) for run in runs], axis=0)
     shift = 0.12 * (n - (len(METHODS) - 1) / 2)
     axes.plot(np.arange(len(values)) + shift, values, "o", ms=4, color=COLOURS[n], label=label)

@@ -13,6 +13,7 @@ from fedjax_lora.errors import InputError, raise_all
 
 if TYPE_CHECKING:
     from fedjax_lora import data
+    from fedjax_lora.assessment import Assess
     from fedjax_lora.exchange import Opened
 
 
@@ -31,7 +32,8 @@ class EvaluateOptions:
     ranks: tuple[int, ...] = ()
     """Also the global model cut to its first so many components."""
     task: str | None = None
-    """Another task with the same classes; needed where the folder names none."""
+    """Another task with the same classes, or of a language model any language task; needed where
+    the folder names none. Its prompts are those of the training unless it has a format."""
     data_dir: str | None = None
     """Folder with the task's files; without it they come from where the run's came from."""
     test_examples: int | None = None
@@ -41,7 +43,7 @@ class EvaluateOptions:
     pooling: Literal["family", "mean"] | None = None
     """What the classifier of an adapter reads that was not made by fedjax-lora."""
     batch: int = 64
-    """Texts computed at once."""
+    """Texts computed, or prompts answered, at once."""
     out: pathlib.Path | None = None
     """JSON file for all numbers."""
 
@@ -72,8 +74,8 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora import assessment, handover
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.commands.folders import is_run, need_run, open_folder
-    from fedjax_lora.exchange import Opened, encode, make_outputs
+    from fedjax_lora.commands.folders import check_options, is_run, need_run, open_folder
+    from fedjax_lora.exchange import Opened
     from fedjax_lora.reopening import read_config, reopen
 
     keep_compiled_programs()
@@ -92,39 +94,37 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
         opened = Opened(handover.of_server(run[0], run[1].state), about)
     else:
         opened = open_folder(where, model=options.model, pooling=options.pooling)
-    split, metric, task = _test(options, opened, config)
-    tokens = encode(opened, split, cache_dir=cache)
-    outputs, label = make_outputs(opened.fitted.model, tokens, batch=options.batch), tokens.label
+    check_options(where, opened, classifier={"pooling": options.pooling})
+    loaded = _load(options, opened, config)
+    assess, examples = _assess(opened, loaded, batch=options.batch, cache_dir=cache)
     tell("computing ...")
     found: dict[str, Any] = {
-        "task": task,
-        "examples": len(label),
-        "metric": metric,
-        "global": assessment.scores(label, outputs(opened.fitted), metric),
+        "task": loaded.task.name,
+        "examples": examples,
+        "metric": loaded.task.metric,
+        "global": assess.of(opened.fitted),
     }
     ranks = dict.fromkeys(options.ranks, 1.0)
     if run is not None:
         template = run[0].template
         ranks = assessment.scale_factors(template, [*run[1].rank.tolist(), *options.ranks])
     if ranks:
-        found["ranks"] = assessment.of_ranks(opened.fitted, outputs, label, metric, ranks)
+        found["ranks"] = assessment.of_ranks(opened.fitted, assess, ranks)
     if run is not None:
         rows = assessment.of_clients(
             *run,
-            outputs,
-            label,
-            metric,
+            assess,
             own_mix=options.task is None,
             on_client=lambda client: tell(f"client {client} done"),
         )
-        names = [name for name in (metric, "loss", "own_accuracy") if name in rows[0]]
+        names = [name for name in assess.names if rows[0].get(name) is not None]
         found["spread"] = {name: assessment.spread(rows, name) for name in names}
         found["clients"] = rows
     return found
 
 
-def _test(options: EvaluateOptions, opened: "Opened", config: Any):
-    """The test examples with their labels, the metric and the name of the task.
+def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.TaskData":
+    """The task whose test examples are used.
 
     Raises:
       InputError: no task, or one that does not go with the model.
@@ -144,11 +144,30 @@ def _test(options: EvaluateOptions, opened: "Opened", config: Any):
         sizes["test_examples"] = options.test_examples or chosen.test_examples
     loaded = data.load(spec, data_dir=data_dir, seed=seed, **sizes)
     _check_task(loaded, opened)
-    return loaded.test, loaded.task.metric, loaded.task.name
+    return loaded
+
+
+def _assess(
+    opened: "Opened", loaded: "data.TaskData", *, batch: int, cache_dir: str
+) -> tuple["Assess", int]:
+    """How models are assessed on the test examples, and how many there are."""
+    from fedjax_lora import assessment, exchange, writing
+
+    if opened.about.language:
+        return writing.assess(opened, loaded, batch=batch, cache_dir=cache_dir)
+    tokens = exchange.encode(opened, loaded.test, cache_dir=cache_dir)
+    outputs = exchange.make_outputs(opened.fitted.model, tokens, batch=batch)
+    return assessment.by_labels(tokens.label, outputs, loaded.task.metric), len(tokens.label)
 
 
 def _check_task(loaded: "data.TaskData", opened: "Opened") -> None:
     about, task = opened.about, loaded.task
+    if about.language or task.kind == "language":
+        kinds = {True: "a language model", False: "a classifier"}
+        told = f"it is for {kinds[task.kind == 'language']}, and this is {kinds[about.language]}"
+        differs = about.language != (task.kind == "language")
+        raise_all(f"Task {task.name!r} does not go with the model", [told] * differs)
+        return
     named = about.classes and about.classes != tuple(map(str, range(len(about.classes))))
     problems = []
     if (task.kind == "regression") != about.regression or len(loaded.classes) != len(about.classes):
@@ -164,12 +183,12 @@ def _check_task(loaded: "data.TaskData", opened: "Opened") -> None:
 def _print(console: Console, found: dict[str, Any]) -> None:
     metric = found["metric"]
     console.print(f"{found['task']}, {found['examples']} test examples")
-    columns = [name for name in (metric, "loss", "own_accuracy") if name in found.get("spread", ())]
-    columns = columns or [metric, "loss"]
-    console.print(f"{'':<24}" + "".join(f"{name:>14}" for name in columns))
+    columns = list(found.get("spread") or dict.fromkeys((metric, "perplexity", "loss")))
+    columns = [name for name in columns if name in found["global"] or "spread" in found]
+    console.print(f"{'':<24}" + "".join(f"{name:>16}" for name in columns))
 
     def line(title: str, values: dict[str, float]) -> None:
-        cells = (f"{values[name]:>14.4f}" if name in values else f"{'-':>14}" for name in columns)
+        cells = (f"{values[name]:>16.4f}" if name in values else f"{'-':>16}" for name in columns)
         console.print(f"{title:<24}" + "".join(cells))
 
     line("global model", found["global"])

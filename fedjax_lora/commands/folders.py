@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.errors import InputError, raise_all
 from fedjax_lora.exchange import Opened, open_model
 from fedjax_lora.handover import ADAPTER, MERGED
 from fedjax_lora.reopening import read_config
@@ -59,3 +61,31 @@ def open_folder(
         raise InputError(f"Run {folder} is not finished and has left no model yet.")
     # The user's own run: its config says which base, also where that is a folder.
     return open_model(found, base=model or read_config(folder).model.model)
+
+
+def check_options(
+    where: pathlib.Path,
+    opened: Opened,
+    *,
+    classifier: Mapping[str, Any] | None = None,
+    language: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse options that are of the other kind of model.
+
+    Args:
+      where: the model's folder.
+      opened: the model.
+      classifier: options of classifiers by name; None where one is not given.
+      language: options of language models, likewise.
+
+    Raises:
+      InputError: such options; all of them are named.
+    """
+    is_language = opened.about.language
+    wrong, own = (classifier, "classifiers") if is_language else (language, "language models")
+    what = "a language model" if is_language else "a classifier"
+    given = [name for name, value in (wrong or {}).items() if value is not None]
+    raise_all(
+        f"{where} is {what}",
+        [f"--{name.replace('_', '-')} is only for {own}, leave it out" for name in given],
+    )

@@ -85,6 +85,29 @@ def prompt_length(tokens: Tokens) -> np.ndarray:
     return tokens.length - tokens.types.sum(axis=1, dtype=np.int32)
 
 
+def prompt_ids(
+    instructions: Sequence[str], contexts: Sequence[str], tokenizer: Any, *, format: str
+) -> list[list[int]]:
+    """The tokens that generation starts from: prompts as `encode` makes them, without an answer.
+
+    Args:
+      instructions: one for each prompt.
+      contexts: what they are about; may be empty.
+      tokenizer: a fast `transformers` tokenizer.
+      format: a name of `prompts.FORMATS`, or `"auto"`.
+
+    Raises:
+      InputError: as `encode`, where there are no answers yet.
+    """
+    _check(tokenizer)
+    format = prompts.choose(format, tokenizer)
+    asked = [
+        prompts.prompted(format, tokenizer, *both, "").prompt
+        for both in zip(instructions, contexts, strict=True)
+    ]
+    return _ids(tokenizer, asked, special=format != "chat")
+
+
 def of_choices(split: Split) -> tuple[Split, np.ndarray]:
     """One example for each choice of each question: the split, and `int64[E']`, whose choice it is.
 

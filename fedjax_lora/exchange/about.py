@@ -21,10 +21,13 @@ class About:
       base: the base model: an alias, a checkpoint folder or a hub id.
       base_sha256: fingerprint of the base's parameters.
       layers: how many layers of the base are used; None for all.
+      storage: how the base's matrices were kept, as in `fedjax_lora.config.ModelConfig`.
       pooling: as in `fedjax_lora.config.ModelConfig`.
       max_length: tokens that texts are cut to.
       classes: names in the order of the outputs; empty for a regression task and for text.
       language: whether the model writes text.
+      prompt_format: of a language model, a name of `fedjax_lora.data.prompts.FORMATS` or "auto".
+      answer_tokens: the most tokens that a language model is asked to write.
       pair: whether an example is two texts.
       task: name of the task.
       metric: of the task.
@@ -36,10 +39,13 @@ class About:
     base: str
     base_sha256: str
     layers: int | None = None
+    storage: str = "float32"
     pooling: str = "family"
     max_length: int = 64
     classes: tuple[str, ...] = ()
     language: bool = False
+    prompt_format: str = "auto"
+    answer_tokens: int = 128
     pair: bool = False
     task: str = ""
     metric: str = "accuracy"
@@ -92,7 +98,7 @@ def _good(name: str, value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is dict:
         kind = typing.get_args(hint)[1]
         return isinstance(value, dict) and all(fits(x, kind) for x in value.values())
-    if name in ("layers", "max_length") and isinstance(value, int) and value < 1:
+    if name in ("layers", "max_length", "answer_tokens") and isinstance(value, int) and value < 1:
         return False
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list) and all(isinstance(x, str) for x in value)

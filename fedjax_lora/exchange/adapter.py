@@ -15,6 +15,9 @@ from fedjax_lora.exchange.fitted import Fitted
 
 Folder = str | pathlib.Path
 
+_OUTPUTS = ("classifier.out_proj.bias", "classifier.bias", "score.weight")
+"""Parameters with a number or a row for each output of a head."""
+
 
 def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
     """Write the adapter and the head for ``peft.PeftModel.from_pretrained``.
@@ -93,8 +96,8 @@ def labels_of(folder: Folder) -> int | None:
     shapes, head = peft_read.shapes(path / peft.WEIGHTS), path / names.HEAD_FILE
     if head.is_file():
         shapes |= peft_read.shapes(head)
-    outputs = [shapes.get(name) for name in ("classifier.out_proj.bias", "classifier.bias")]
-    return next((shape[0] for shape in outputs if shape and len(shape) == 1), None)
+    outputs = [shapes.get(name) for name in _OUTPUTS]
+    return next((shape[0] for shape in outputs if shape), None)
 
 
 def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:

@@ -33,13 +33,14 @@ def open_model(
     or be given.
 
     Args:
-      folder: written by this library or by PEFT; or a classifier saved by `transformers`.
+      folder: written by this library or by PEFT; or a classifier or language model saved by
+        `transformers`.
       base: the adapter's base, in place of the one that the folder names.
       pooling: for an adapter that was not written by this library.
 
     Raises:
-      InputError: the folder holds neither, damaged files, an adapter without a head, or one that
-        does not belong to the base.
+      InputError: the folder holds neither, damaged files, a classifier's adapter without a head,
+        or one that does not belong to the base.
     """
     path = pathlib.Path(folder)
     if (path / CONFIG).is_file():
@@ -50,21 +51,22 @@ def open_model(
 
 
 def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> Opened:
-    told, labels = about.read(path), labels_of(path)
-    _need_classifier(path, told)
-    if labels is None:
+    told, labels, said = about.read(path), labels_of(path), peft_read.read_config(path)
+    named = str(said.get("base_model_name_or_path") or "") if told is None else told.base
+    told = told or About(
+        base="",
+        base_sha256="",
+        classes=_numbered(labels or 1),
+        language=labels is None and said.get("task_type") == "CAUSAL_LM",
+        pooling=pooling or "family",
+    )
+    if labels is None and not told.language:
         raise InputError(f"The adapter in {path} has no head: it can be trained, but not used.")
-    if told is None:
-        told = About(
-            base="", base_sha256="", classes=_numbered(labels), pooling=pooling or "family"
-        )
-        named = str(peft_read.read_config(path).get("base_model_name_or_path") or "")
-    else:
-        named = told.base
     model = models.load(
         base or _known(named, path),
-        num_labels=labels,
+        num_labels=None if told.language else labels,
         layers=told.layers,
+        storage=told.storage,
         pooling=told.pooling,
         dropout=0.0,
         key=jax.random.key(0),
@@ -75,7 +77,7 @@ def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> 
             f"The adapter in {path} was trained on another model than {base or named!r}; give the "
             "right one with --model."
         )
-    if len(told.classes or (0,)) != labels:
+    if not told.language and len(told.classes or (0,)) != labels:
         raise InputError(
             f"{path / about.FILE} names {len(told.classes)} classes, but the head has {labels}."
         )
@@ -83,8 +85,12 @@ def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> 
 
 
 def _open_checkpoint(path: pathlib.Path) -> Opened:
-    told, names = about.read(path), _labels(models.read_raw(path))
-    _need_classifier(path, told)
+    told, raw = about.read(path), models.read_raw(path)
+    if told.language if told else _writes(raw):
+        model = models.load(str(path), num_labels=None, dropout=0.0, key=jax.random.key(0))
+        told = told or _of_stranger(About(base="", base_sha256="", language=True), str(path), model)
+        return Opened(Fitted(model, (), {}, {}, model.params["head"]), told)
+    names = _labels(raw)
     if told is not None and told.pooling != "family":
         raise InputError(
             f"{path} is a mean-pooled encoder with its head in a file of its own; its README.md "
@@ -99,12 +105,10 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
     return Opened(fitted, told)
 
 
-def _need_classifier(path: pathlib.Path, told: About | None) -> None:
-    if told is not None and told.language:
-        raise InputError(
-            f"{path} is a language model, not a classifier; its README.md has the lines that let "
-            "it write, and its run's metrics.jsonl its scores."
-        )
+def _writes(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved from a language model."""
+    named = config.get("architectures")
+    return isinstance(named, list) and str(named[:1]).endswith("ForCausalLM']")
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
@@ -127,6 +131,7 @@ def _of_stranger(told: About, base: str, model: models.Pretrained) -> About:
         base_sha256=model.fingerprint,
         pooling=told.pooling,
         classes=told.classes,
+        language=told.language,
         max_length=longest,
     )
 

@@ -6,20 +6,19 @@ module, so that code outside can find each product by its module path
 with a leading layer axis.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
+from fedjax_lora.models import stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
-from fedjax_lora.models.kv_cache import Cache, View, extended, look
+from fedjax_lora.models.kv_cache import Cache, View, grown, look, remember
 from fedjax_lora.models.rope import rotate
-from fedjax_lora.models.stack import layers_per_step
 from fedjax_lora.storage import promote
 
 
@@ -35,16 +34,18 @@ class Decoded(NamedTuple):
     cache: Cache | None
 
 
-class PerLayer(NamedTuple):
-    """What one layer gets; stacked, what the layer loop takes a slice of.
+class States(NamedTuple):
+    """What goes from layer to layer.
 
     Attributes:
-      slides: whether it sees the sliding window only.
-      past: keys and values in the cache; None without one.
+      x: hidden states.
+      layer: the number of the layer that reads them.
+      cache: with what the layers before have added; None without one.
     """
 
-    slides: Bool[Array, "*L"]
-    past: tuple[Float[Array, "*L n slots kv d"], Float[Array, "*L n slots kv d"]] | None
+    x: Float[Array, "n t h"]
+    layer: Int[Array, ""]
+    cache: Cache | None
 
 
 def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn.Dense:
@@ -64,10 +65,8 @@ class Attention(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n t h"], layer: PerLayer, view: View
-    ) -> tuple[Float[Array, "n t h"], tuple[Array, Array]]:
-        """What is added to the states, and the batch's own keys and values."""
+    def __call__(self, states: States, x: Float[Array, "n t h"], view: View) -> States:
+        """The states with what `x`, their norm, adds, and the batch's keys and values cached."""
         config = self.config
         query = self._heads(x, "q_proj", config.heads)
         key = self._heads(x, "k_proj", config.kv_heads)
@@ -75,12 +74,10 @@ class Attention(nn.Module):
         if config.qk_norm:
             query, key = _norm(config, "q_norm", query), _norm(config, "k_norm", key)
         query, key = (rotate(z, view.turn, config.rope.attention_factor) for z in (query, key))
-        keys, values = key, value
-        if layer.past is not None:
-            at = (0, view.slot, 0, 0)
-            keys = jax.lax.dynamic_update_slice(layer.past[0], key, at)
-            values = jax.lax.dynamic_update_slice(layer.past[1], value, at)
-        mask = view.mask if view.near is None else view.mask & (view.near | ~layer.slides)
+        cache, keys, values = states.cache, key, value
+        if cache is not None:
+            cache, keys, values = remember(cache, view, states.layer, key, value)
+        mask = view.seen_by(states.layer)
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
@@ -88,7 +85,7 @@ class Attention(nn.Module):
         y = _dense(config, config.hidden, "o_proj", bias=config.output_bias)(
             mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
         )
-        return y, (key, value)
+        return states._replace(x=states.x + y, cache=cache)
 
     def _heads(self, x: Array, name: str, heads: int) -> Array:
         config = self.config
@@ -114,37 +111,20 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer in the form `nn.scan` wants: carry in, carry and output out."""
+    """One decoder layer."""
 
     config: DecoderConfig
     deterministic: bool
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n t h"], layer: PerLayer, view: View
-    ) -> tuple[Float[Array, "n t h"], tuple[Array, Array] | None]:
-        """New states; the batch's keys and values if there is a cache to put them into."""
+    def __call__(self, states: States, view: View) -> States:
+        """What the layer after this one gets."""
         config = self.config
         attention = Attention(config, self.deterministic, name="self_attn")
-        y, new = attention(_norm(config, "input_layernorm", x), layer, view)
-        x = x + y
+        states = attention(states, _norm(config, "input_layernorm", states.x), view)
+        x = states.x
         y = FeedForward(config, name="mlp")(_norm(config, "post_attention_layernorm", x))
-        return x + y, None if layer.past is None else new
-
-
-def _scanned(config: DecoderConfig) -> Any:
-    """`Layer` repeated: every collection has a leading layer axis."""
-    unroll = layers_per_step(config.layers, config.scan_unroll)
-    # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
-    layer = nn.remat(Layer, prevent_cse=unroll > 1) if config.remat else Layer
-    return nn.scan(
-        layer,
-        length=config.layers,
-        unroll=unroll,
-        variable_axes={True: 0},
-        split_rngs={True: True},
-        in_axes=cast(int, (0, nn.broadcast)),
-    )
+        return States(x + y, states.layer + 1, states.cache)
 
 
 class Decoder(nn.Module):
@@ -181,15 +161,13 @@ class Decoder(nn.Module):
         # Rows are taken before they are cast: never a second table.
         table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
         x = table(jnp.asarray(input_ids)).astype(config.dtype)
-        slides = jnp.array(
-            [
-                config.sliding_window is not None and layer not in config.full_layers
-                for layer in range(config.layers)
-            ]
+        states = stack.run(
+            Layer(config, deterministic, name="layers"),
+            lambda layer, states, last: layer(states, view),
+            States(x, jnp.zeros((), jnp.int32), cache),
+            count=config.layers,
+            scan_unroll=config.scan_unroll,
+            remat=config.remat,
         )
-        past = None if cache is None else (cache.keys, cache.values)
-        x, new = _scanned(config)(config, deterministic, name="layers")(
-            x, PerLayer(slides, past), view
-        )
-        hidden = _norm(config, "norm", x)
-        return Decoded(hidden, None if cache is None else extended(cache, view, new))
+        hidden = _norm(config, "norm", states.x)
+        return Decoded(hidden, None if cache is None else grown(states.cache, view))

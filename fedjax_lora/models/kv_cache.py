@@ -34,12 +34,13 @@ def init_cache(config: DecoderConfig, *, rows: int, slots: int) -> Cache:
 
 
 class View(NamedTuple):
-    """Where a batch's tokens are and what they see; the same for all layers.
+    """Where a batch's tokens are and what they see.
 
     Attributes:
       turn: angles of the tokens' positions.
       mask: True where a token may attend to a slot in a layer that sees everything.
       near: True within the sliding window; None if there is none.
+      slides: which layers see the window only.
       slot: where the batch's first token goes in the cache.
       seen: True where a slot holds a token, those of the batch included.
     """
@@ -47,8 +48,13 @@ class View(NamedTuple):
     turn: Float[Array, "n t half"]
     mask: Bool[Array, "n 1 t s"]
     near: Bool[Array, "1 1 t s"] | None
+    slides: Bool[Array, " L"]
     slot: Int[Array, ""]
     seen: Bool[Array, "n s"]
+
+    def seen_by(self, layer: Int[Array, ""]) -> Bool[Array, "n 1 t s"]:
+        """True where a token may attend to a slot in one layer."""
+        return self.mask if self.near is None else self.mask & (self.near | ~self.slides[layer])
 
 
 def look(
@@ -68,7 +74,9 @@ def look(
     if config.sliding_window is not None:
         near = (own - other < config.sliding_window)[None, None]
     turn = angles(config.rope, positions, width=config.head_dim, window=config.max_positions)
-    return View(turn, seen[:, None, None, :] & (other <= own)[None, None], near, slot, seen)
+    slides = jnp.array([layer not in config.full_layers for layer in range(config.layers)])
+    before = seen[:, None, None, :] & (other <= own)[None, None]
+    return View(turn, before, near, slides, slot, seen)
 
 
 def _counted(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
@@ -79,11 +87,20 @@ def _counted(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
     return jnp.maximum(before, 0)
 
 
-def extended(cache: Cache, view: View, new: tuple[Array, Array]) -> Cache:
-    """The cache with the batch's keys and values ``[L, n, t, kv, d]`` added."""
-    at = (0, 0, view.slot, 0, 0)
-    keys, values = (
-        jax.lax.dynamic_update_slice(old, added, at)
-        for old, added in zip((cache.keys, cache.values), new, strict=True)
-    )
-    return Cache(keys, values, view.seen, cache.filled + new[0].shape[2])
+def remember(
+    cache: Cache,
+    view: View,
+    layer: Int[Array, ""],
+    key: Float[Array, "n t kv d"],
+    value: Float[Array, "n t kv d"],
+) -> tuple[Cache, Float[Array, "n slots kv d"], Float[Array, "n slots kv d"]]:
+    """The cache with the batch's keys and values in one layer, and all that this layer has."""
+    at = (layer, 0, view.slot, 0, 0)
+    keys = jax.lax.dynamic_update_slice(cache.keys, key[None], at)
+    values = jax.lax.dynamic_update_slice(cache.values, value[None], at)
+    return cache._replace(keys=keys, values=values), keys[layer], values[layer]
+
+
+def grown(cache: Cache, view: View) -> Cache:
+    """The cache once all layers have remembered the batch."""
+    return cache._replace(mask=view.seen, filled=cache.filled + view.mask.shape[2])

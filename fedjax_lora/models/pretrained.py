@@ -130,8 +130,7 @@ def load(
 
 def has_arrays_by_layer(config: Config) -> bool:
     """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
-    unrolled = stack.unrolled(config.layers, config.scan_unroll)
-    return unrolled and config.family not in DECODERS  # which scan their layers even where unrolled
+    return stack.unrolled(config.layers, config.scan_unroll)
 
 
 def frozen(model: Pretrained) -> dict[str, Any]:

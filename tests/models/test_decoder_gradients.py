@@ -58,11 +58,14 @@ def test_presets_know_the_names(preset, names):
     assert all(site.stack == (2,) for site in sites)
 
 
-@pytest.mark.parametrize("task", ["CausalLM", "SequenceClassification"])
-def test_exported_adapter_gives_the_same_logits_in_peft(task, tmp_path, key):
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [*((family, "CausalLM") for family in decoders.FAMILIES), ("qwen3", "SequenceClassification")],
+)
+def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, key):
     import peft
 
-    folder, model = decoders.saved(tmp_path, "qwen3", task)
+    folder, model = decoders.saved(tmp_path, family, task)
     labels = 3 if task == "SequenceClassification" else None
     loaded = models.load(str(folder), num_labels=labels, scan_unroll=1, key=key)
     template = adapters.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)

@@ -1,0 +1,58 @@
+"""The tables of what `--explain` says: ``python -m experiments.explain.report``."""
+
+import json
+from typing import Any
+
+from experiments.explain import CARDS, CLIENTS, RESULTS
+from experiments.markdown import put
+
+
+def read() -> dict[str, Any]:
+    """The result file."""
+    return json.loads((RESULTS / "explain.json").read_text(encoding="utf-8"))
+
+
+def table() -> str:
+    """The large model by storage, and the small one against what a process took."""
+    found = read()
+    return f"{_large(found['large'])}\n{_small(found['small'])}"
+
+
+def _large(rows: dict[str, Any]) -> str:
+    cards = ", ".join(f"{card / 1e9:.0f}" for card in CARDS)
+    lines = [
+        "| Llama-3.2-1B in | base, GB | each client: adapter, optimizer, activations, GB "
+        f"| {CLIENTS} clients at once, GB | XLA on a CPU, GB | TFLOP a step and client "
+        f"| clients on {cards} GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for storage, row in rows.items():
+        memory = row["memory"]
+        parts = (memory["client"], memory["working"], memory["activations"])
+        cells = [
+            f"`{storage}`",
+            f"{memory['base'] / 1e9:.2f}",
+            ", ".join(f"{part / 1e9:.2f}" for part in parts),
+            f"{memory['total'] / 1e9:.1f}",
+            f"{row['compiled_bytes'] / 1e9:.1f}",
+            f"{row['flops'] / 1e12:.1f}",
+            ", ".join(str(count) for count in row["clients"].values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _small(rows: dict[str, Any]) -> str:
+    lines = [
+        "| a smaller Llama, really run | foretold, MB | the process took, MB | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        foretold, took = (row[key] / 1e6 for key in ("foretold", "took"))
+        lines.append(f"| {name} | {foretold:.0f} | {took:.0f} | {took / foretold:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (RESULTS / "table.md").write_text(table(), encoding="utf-8")
+    put("explain", table())
