@@ -1,4 +1,4 @@
-"""What a run will need, before anything is compiled: device memory and traffic of a round.
+"""What a run will need, before anything is compiled: devices, memory, traffic and time of a round.
 
 Sizes come from shapes alone: of the parameters, of what the method sends and keeps, and of what the
 gradient of a batch holds on to between its two passes, as JAX traces it. The compiler may do with
@@ -7,14 +7,16 @@ less, and adds scratch space of its own; how close the sum is to what XLA report
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_lora import around, models, optimizers, rounds, trees
+from fedjax_lora.clients import AXIS, MODEL, base_sharding, row_buckets
 from fedjax_lora.clients.completion import CHUNK_NUMBERS
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data import Tokens
@@ -26,6 +28,10 @@ from fedjax_lora.programs import Reading, RoundRecipe
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.rounds.local import cohort_of
 from fedjax_lora.types import Params, Trained
+from fedjax_lora.workload import cohort_flops, product_flops
+
+FEW_ROUNDS = 5
+"""Whose plans are looked at."""
 
 
 class Memory(NamedTuple):
@@ -63,6 +69,22 @@ class Memory(NamedTuple):
         return once + self.cohort * self.client + self.wave * (self.working + self.activations)
 
 
+class Devices(NamedTuple):
+    """What a run is spread over.
+
+    Attributes:
+      kind: of a device.
+      clients: parts the cohort is divided into.
+      model: parts the base is divided into.
+      processes: that run the program together.
+    """
+
+    kind: str
+    clients: int
+    model: int
+    processes: int
+
+
 class Needs(NamedTuple):
     """What a run needs.
 
@@ -71,12 +93,23 @@ class Needs(NamedTuple):
       up: bytes that all clients of a cohort send, mean over the rounds.
       down: bytes that they receive.
       rounds: of the run.
+      devices: it runs on.
+      lengths: to which texts are padded, in tokens; each is compiled.
+      rows: to which batches are padded, likewise.
+      flops: operations of the matrix products of a round's local training, on the device that has
+        the most; mean over the first rounds.
+      dtype: of these products.
     """
 
     memory: Memory
     up: float
     down: float
     rounds: int
+    devices: Devices
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+    flops: float
+    dtype: str
 
 
 def needs(config: RunConfig, assets: Assets) -> Needs:
@@ -113,22 +146,71 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     with jax.numpy_dtype_promotion("standard"):  # as optax is written
         made = optimizers.optimizer(recipe.optimizer, clip=recipe.clip)
         moments = jax.eval_shape(made.init, trained)
-    devices = 1 if execution["mesh"] is None else execution["mesh"].size
+    devices = _devices(execution["mesh"])
+    data = _abstract(assets.train)
     memory = Memory(
-        base=trees.size_bytes(base),
+        base=_base_bytes(base, execution["mesh"]),
         server=trees.size_bytes(state),
         data=trees.size_bytes(tuple(assets.train)),
         client=trees.size_bytes(start) // len(plan.id)
         + trees.size_bytes(head)
         + trees.size_bytes(trained),
         working=3 * trees.size_bytes(trained) + trees.size_bytes(moments),
-        activations=_activations(recipe, base, trained, _abstract(assets.train)),
+        activations=_activations(recipe, base, trained, data),
         layers=_layers_taken_out(assets.model.config) * _layer_bytes(base),
-        cohort=federation.padded // devices,
-        wave=min(recipe.wave, federation.padded // devices),
+        cohort=federation.padded // devices.clients,
+        wave=min(recipe.wave, federation.padded // devices.clients),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
-    return Needs(memory, up, down, fed.rounds)
+    reading = recipe.reading
+    flops = _flops(recipe, federation, layout.allocated.ranks, base, trained, data, devices)
+    return Needs(
+        memory, up, down, fed.rounds, devices, reading.lengths, row_buckets(recipe.batch),
+        flops * (1 if method.select is None else 2), reading.module.config.dtype,  # type: ignore
+    )  # fmt: skip
+
+
+def _devices(mesh: Mesh | None) -> Devices:
+    kind, count = jax.devices()[0].device_kind, jax.process_count()
+    if mesh is None:
+        return Devices(kind, 1, 1, count)
+    return Devices(kind, mesh.shape[AXIS], mesh.shape[MODEL], count)
+
+
+def _base_bytes(base: Params, mesh: Mesh | None) -> int:
+    """Bytes of the base that one device keeps."""
+    if mesh is None:
+        return trees.size_bytes(base)
+    part = lambda x, where: jax.ShapeDtypeStruct(where.shard_shape(x.shape), x.dtype)  # noqa: E731
+    return trees.size_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
+
+
+def _flops(
+    recipe: RoundRecipe,
+    federation: Federation,
+    ranks: np.ndarray,
+    base: Params,
+    trained: Trained,
+    data: Tokens,
+    devices: Devices,
+) -> float:
+    """See `Needs.flops`."""
+    reading, rows = recipe.reading, row_buckets(recipe.batch)
+
+    def of_step(size: int, length: int) -> int:
+        inputs = _step_inputs(reading, recipe, data, size, length)
+        loss = _loss(reading)
+        return product_flops(jax.grad(loss, argnums=1), base, trained, *inputs)
+
+    flops = {
+        (size, n): of_step(size, length) // devices.model
+        for size in rows
+        for n, length in enumerate(reading.lengths)
+    }
+    wave = 1 if recipe.mode == "loop" else recipe.wave
+    plans = (federation.plan(t, ranks, 1.0) for t in range(FEW_ROUNDS))
+    each = [cohort_flops(plan, flops, rows, parts=devices.clients, wave=wave) for plan in plans]
+    return float(np.mean(each))
 
 
 def _abstract(tree: Any) -> Any:
@@ -199,28 +281,38 @@ def _activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Toke
     return kept + FLOAT_BYTES * (numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS)
 
 
-def _kept(
-    reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
-) -> int:
-    """Bytes that the gradient of a second client adds to those of a first one."""
+def _loss(reading: Reading) -> Callable[..., Any]:
+    """The loss of a client's step, ``(base, trained, gain, batch, valid, key)``."""
+    objective = reading.objective()
+    return lambda base, trained, gain, *own: objective.loss(base, trained, gain, None, *own)
+
+
+def _step_inputs(
+    reading: Reading, recipe: RoundRecipe, data: Tokens, rows: int, length: int
+) -> tuple[Any, ...]:
+    """Shapes of what a client's step takes besides the base and what is trained."""
     objective, template = reading.objective(), recipe.template
     gain = {
         site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
         for site in template.sites
     }
-    rows = jax.ShapeDtypeStruct((recipe.batch,), jnp.int32)
-    batch = jax.eval_shape(
-        lambda data, rows: objective.take(data, rows, reading.lengths[-1]), data, rows
-    )
-    valid = jax.ShapeDtypeStruct((recipe.batch,), bool)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    index = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = jax.eval_shape(lambda data, index: objective.take(data, index, length), data, index)
+    valid = jax.ShapeDtypeStruct((rows,), bool)
+    return gain, batch, valid, jax.eval_shape(lambda: jax.random.key(0))
 
-    def backward(
-        base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any
-    ) -> Any:
+
+def _kept(
+    reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+) -> int:
+    """Bytes that the gradient of a second client adds to those of a first one."""
+    inputs = _step_inputs(reading, recipe, data, recipe.batch, reading.lengths[-1])
+    one = _loss(reading)
+
+    def backward(base: Params, trained: Trained, *inputs: Any) -> Any:
         def loss(trained: Trained) -> Any:
-            one = lambda *own: objective.loss(base, own[0], own[1], None, *own[2:])  # noqa: E731
-            return jnp.sum(jax.vmap(one)(trained, gain, batch, valid, key))
+            each = jax.vmap(one, in_axes=(None, *[0] * (1 + len(inputs))))
+            return jnp.sum(each(base, trained, *inputs))
 
         return jax.vjp(loss, trained)[1]  # a pytree of what it keeps
 
@@ -228,7 +320,7 @@ def _kept(
         of_all = lambda tree: jax.tree.map(  # noqa: E731
             lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree
         )
-        own = map(of_all, (trained, gain, batch, valid, key))
+        own = map(of_all, (trained, *inputs))
         kept = jax.tree.leaves(jax.eval_shape(backward, base, *own))
         return trees.size_bytes(
             [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
@@ -237,9 +329,15 @@ def _kept(
     return size(2) - size(1)
 
 
-def told(found: Needs) -> list[str]:
-    """The needs as lines for a terminal, in MB (a million bytes)."""
+def told(found: Needs, rate: float) -> list[str]:
+    """The needs as lines for a terminal, in MB (a million bytes).
+
+    Args:
+      found: the needs.
+      rate: operations a second in matrix products, see `fedjax_lora.workload.product_rate`.
+    """
     memory, amount = found.memory, lambda size: f"{size / 1e6:12.1f} MB"
+    devices = found.devices
     clients, wave = f"{memory.cohort} clients", f"{memory.wave} at a time"
     rows = [
         ("base model", memory.base),
@@ -249,10 +347,22 @@ def told(found: Needs) -> list[str]:
         (f"{wave}: gradient, update and optimizer", memory.wave * memory.working),
         (f"{wave}: activations, at the longest texts", memory.wave * memory.activations),
         ("layers, taken out of their stack", memory.layers),
-        ("device memory, about", memory.total),
+        ("memory of a device, about", memory.total),
         ("sent in a round", found.up),
         ("received in a round", found.down),
         (f"both in {found.rounds} rounds", found.rounds * (found.up + found.down)),
     ]
     width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}{amount(size)}" for name, size in rows]
+    several = f", {devices.processes} processes" if devices.processes > 1 else ""
+    return [
+        f"devices: {devices.clients * devices.model} x {devices.kind}{several}; mesh: clients "
+        f"{devices.clients} x model {devices.model}",
+        f"one program, with a step for each of {len(found.rows)} batch sizes "
+        f"({', '.join(map(str, found.rows))}) and {len(found.lengths)} lengths "
+        f"({', '.join(map(str, found.lengths))} tokens)",
+        *(f"{name:<{width}}{amount(size)}" for name, size in rows),
+        f"local training of a round: {found.flops / 1e12:.3g} TFLOP of matrix products on a device",
+        f"time of that, about: {found.flops / rate:.3g} s at {rate / 1e12:.3g} TFLOP/s, the rate "
+        f"of a large {found.dtype} product measured here just now; a step does not reach it, and "
+        "server, evaluation and compilation come on top",
+    ]

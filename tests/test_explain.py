@@ -127,6 +127,6 @@ def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeyp
     ]  # fmt: skip
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
-    for part in ("base model", "activations", "device memory, about", "sent in a round"):
+    for part in ("base model", "activations", "memory of a device, about", "sent in a round"):
         assert part in printed
     assert not (tmp_path / "out").exists()

@@ -96,6 +96,6 @@ def test_sharding_needs_a_mesh():
 
 def test_a_mesh_takes_the_first_devices():
     mesh = clients.client_mesh(3)
-    assert mesh.axis_names == (clients.AXIS,)
-    assert mesh.devices.tolist() == jax.devices()[:3]
-    assert clients.client_mesh().devices.tolist() == jax.devices()
+    assert dict(mesh.shape) == {clients.AXIS: 3, clients.MODEL: 1}
+    assert mesh.devices.ravel().tolist() == jax.devices()[:3]
+    assert clients.client_mesh().devices.ravel().tolist() == jax.devices()
