@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from fedjax_lora import (
     adapters,
@@ -123,6 +123,7 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             key=model_key(config),
+            **({"sharding": _on_host} if weights and config.execution.mesh[1] != 1 else {}),
         )
     else:
         model = models.redraw(model, model_key(config))
@@ -148,6 +149,11 @@ def load_assets(
     tokens = [e and e.tokens for e in (train, validation, test)]
     _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
     return Assets(task, model, train.tokens, tokens[1], test.tokens)
+
+
+def _on_host(path: str, shape: tuple[int, ...]) -> Sharding:
+    """Where a base is read to that may fit into no single device."""
+    return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

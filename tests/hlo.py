@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-_LINE = re.compile(rf"= (.*?) ({'|'.join(KINDS)}|collective-broadcast)(?:-start)?\(")
+KINDS = (
+    "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
+    "reduce-scatter",
+)  # fmt: skip
+_LINE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 

@@ -18,6 +18,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "finished": {"out": "parted", "resume": True},
     "base in parts": {
         "federation.method": "flora", "execution.mesh": (4, 2), "federation.heads": "local",
+        "out": None,
     },
     "not divisible": {"execution.mesh": (3, 2)},
     "another seed": {"seed": 1},
@@ -47,7 +48,7 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
 
     try:
         made = runs.run(
-            config, out=folder / out, resume=resume, assets=assets, programs=shared,
+            config, out=out and folder / out, resume=resume, assets=assets, programs=shared,
             on_round=done.append, stop=stop,
         )  # fmt: skip
     except (errors.InputError, errors.Stopped) as error:

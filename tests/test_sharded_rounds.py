@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from hlo import collectives
+from hlo import KINDS, collectives
 
-from fedjax_lora import adapters, clients, methods, optimizers, rounds
+from fedjax_lora import clients, methods, optimizers, rounds
 from fedjax_lora.adapters import Site, Template
 
 LAYERS, IN, OUT, RANK = 4, 48, 40, 4
@@ -30,7 +30,7 @@ quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
 def moving() -> clients.Objective:
-    """The inner product of the adapter with a part of ``base``, and a head that follows the examples."""
+    """The inner product of the adapter with a part of ``base``, and a head that moves too."""
     plain = problems.quadratic()
 
     def loss(base, trained, *others):
@@ -99,16 +99,50 @@ def play(method: str, plan: rounds.Plan, mode: str = "sharded") -> tuple[Any, An
 # ------------------------------------------------------------------------------- between devices
 
 
-if __name__ == "__main__":
-    import collections
+LEFT = 1000
+"""Bytes that may be told besides: ids, weights, ranks, losses, norms, the head."""
 
-    for name in methods.METHODS:
-        seen = collectives(made(name).compiled)
-        total = collections.Counter()
-        for one in seen:
-            total[one.kind] += one.bytes
-        big = [(o.kind, o.shape) for o in seen if o.bytes > 512]
-        print(name, methods.make(name, TEMPLATE).averages, dict(total), big, flush=True)
+FACTORS = COHORT * ADAPTER // DEVICES  # of all clients, a device's layers
+OWN = COHORT * ADAPTER * OUT // (IN + OUT)  # of all clients, the second factor
+
+EXCHANGED: dict[str, dict[str, int]] = {
+    "hlora": {"all-to-all": FACTORS, "all-gather": ADAPTER},
+    "flexlora": {"all-to-all": FACTORS, "all-gather": ADAPTER},
+    "raflora": {"all-to-all": FACTORS, "all-gather": ADAPTER},
+    "rb_lora": {"all-to-all": FACTORS, "all-gather": ADAPTER},
+    "florist": {"all-to-all": FACTORS, "all-gather": ADAPTER},
+    "lora_fair": {"all-to-all": FACTORS, "all-gather": ADAPTER, "all-reduce": ADAPTER},
+    # What is added to the base, summed up once.
+    "flora": {"all-reduce": KERNEL},
+    "fedex_lora": {"all-reduce": KERNEL + ADAPTER},
+    # What belongs to clients is kept for them on every device.
+    "fedsa_lora": {"all-gather": OWN, "all-reduce": ADAPTER},
+    "fedrora": {"all-to-all": 2 * FACTORS, "all-gather": COHORT * ADAPTER + ADAPTER},
+}
+"""Bytes by kind of operation. Methods that average factors add up one adapter, and nothing else."""
+
+
+@every_method
+def test_what_devices_tell_each_other(method):
+    """A sum over clients is a sum of one adapter; products are never sent for each client."""
+    told = collectives(made(method).compiled)
+    one_adapter = {"all-reduce": ADAPTER}
+    want = EXCHANGED.get(method, one_adapter)
+    assert want == one_adapter or not methods.make(method, TEMPLATE).averages
+    for kind in KINDS:
+        total = sum(one.bytes for one in told if one.kind == kind)
+        assert 0 <= total - want.get(kind, 0) < LEFT, kind
+    dense = [one.shape for one in told if IN in one.shape and OUT in one.shape]
+    assert dense == [(LAYERS, IN, OUT)] * (want.get("all-reduce", 0) >= KERNEL)
+
+
+def test_a_gather_of_what_clients_return_would_be_seen():
+    mesh = clients.client_mesh(DEVICES)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(clients.AXIS))
+    x = jax.ShapeDtypeStruct((COHORT, LAYERS, IN, RANK), jnp.float32, sharding=split)
+    gather = jax.jit(lambda x: 2 * x, out_shardings=clients.everywhere(mesh))
+    (seen,) = collectives(gather.lower(x).compile())
+    assert seen == ("all-gather", x.shape, 4 * COHORT * LAYERS * IN * RANK)
 
 
 # --------------------------------------------------------------------------------- absent clients

@@ -1,0 +1,124 @@
+"""The arithmetic of a round: counted in the trace, by hand, and by XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+import test_memory as layer
+
+from fedjax_lora import clients, rounds, workload
+from fedjax_lora.clients import Clients
+
+HIDDEN, ROWS, WIDTH, RANK = layer.HIDDEN, layer.ROWS, layer.WIDTH, layer.RANK
+
+
+def by_hand() -> int:
+    """A step of a client of `test_memory.CONFIG`, one layer with adapters on query and value.
+
+    Products are counted as they appear, each twice its multiplications. Nothing below the adapters
+    needs a gradient, so none goes through the kernels of query, key and value.
+    """
+    tokens = ROWS * WIDTH
+    dense = lambda i, o: 2 * tokens * i * o  # noqa: E731
+    square, wide = dense(HIDDEN, HIDDEN), dense(HIDDEN, 4 * HIDDEN)
+    mixing = 2 * ROWS * WIDTH**2 * HIDDEN  # scores, or weighted values, of all heads
+    low = dense(HIDDEN, RANK)
+    forward = 4 * square + 2 * wide + 2 * mixing + 2 * (2 * low)
+    # Through attention: to the values and the weights, and from these to the queries.
+    backward = square + 2 * wide + 3 * mixing + 2 * (3 * low)
+    head = 3 * (2 * ROWS * HIDDEN * layer.CONFIG.num_labels)  # it is trained
+    return forward + backward + head
+
+
+def of_step() -> tuple:
+    objective = clients.text_classification(layer.SequenceClassifier(layer.CONFIG), (WIDTH,))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), layer.cohort(1))
+    tokens, number = layer.struct(16, WIDTH, dtype=jnp.int32), layer.struct(16, dtype=jnp.int32)
+    data = layer.Tokens(tokens, tokens, number, number)
+    index = layer.struct(ROWS, dtype=jnp.int32)
+    batch = jax.eval_shape(lambda data, index: objective.take(data, index, WIDTH), data, index)
+
+    def loss(trained, base, client: Clients, batch, valid):
+        return objective.loss(base, trained, client.gain, None, batch, valid, client.key)
+
+    valid = layer.struct(ROWS, dtype=bool)
+    return jax.grad(loss), (one.params, layer.base_and_head()[0], one, batch, valid)
+
+
+def test_the_trace_is_counted_as_by_hand():
+    step, args = of_step()
+    assert workload.product_flops(step, *args) == by_hand()
+
+
+def test_xla_counts_as_much_for_a_wave_of_clients():
+    """And a few per cent more: norms, activations, softmax and the optimizer, element by element.
+
+    XLA counts the loop over the steps once. Clients add up, and the base's products are not done
+    for each of them again: that would be counted here too.
+    """
+    for count in (1, 3):
+        counted = layer.traced(count).lower().cost_analysis()["flops"]
+        assert 1.0 < counted / (count * by_hand()) < 1.05
+
+
+def test_loops_and_choices():
+    x = jnp.ones((4, 4))
+    turns = lambda x: jax.lax.scan(lambda y, _: (y @ y, None), x, length=5)[0]  # noqa: E731
+    choice = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x)  # noqa: E731
+    again = lambda x: jnp.sum(jax.checkpoint(jnp.dot)(x, x))  # noqa: E731
+    assert workload.product_flops(turns, x) == 5 * 2 * 4**3
+    assert workload.product_flops(choice, x) == 2 * 2 * 4**3
+    assert workload.product_flops(jax.jit(jax.vmap(jnp.dot)), x[None], x[None]) == 2 * 4**3
+    assert workload.product_flops(jax.grad(again), x) == 2 * 2 * 4**3
+
+
+def plan_with(*work: list[list[int]], bucket: list[list[int]]) -> rounds.Plan:
+    """A plan whose clients take these batches, of these buckets."""
+    count = len(work)
+    batches = problems.batches_of(*work, size=4, steps=2, bucket=np.array(bucket))
+    some = np.ones(count, np.int32)
+    return rounds.Plan(some, some, some, batches, np.float32(0), np.int32(0))
+
+
+def test_a_wave_steps_in_the_shape_of_its_largest_batch():
+    flops = {(2, 0): 1, (4, 0): 10, (2, 1): 100, (4, 1): 1000}
+    count = functools.partial(workload.cohort_flops, flops=flops, rows=(2, 4))
+    plan = plan_with(
+        [[0, 1, 2], [3]],  # four rows short, then two rows long
+        [[0]],  # two rows long
+        [[0, 1]],
+        [],
+        bucket=[[0, 1], [1, 0], [0, 0], [1, 1]],
+    )
+    assert count(plan, parts=1, wave=1) == (10 + 100) + 100 + 1
+    assert count(plan, parts=1, wave=2) == 2 * (1000 + 100) + 2 * 1
+    assert count(plan, parts=2, wave=1) == (10 + 100) + 100
+    assert count(plan, parts=2, wave=2) == 2 * (1000 + 100)
+
+
+def test_a_rate_is_measured():
+    rate = workload.product_rate("float32", seconds=0.05)
+    assert 1e8 < rate < 1e15
+
+
+@pytest.mark.parametrize(("lengths", "rows"), [((16,), (4,)), ((8, 16), (2, 4))])
+def test_a_program_has_one_step_for_each_shape(lengths, rows):
+    """As many as are told by --explain: one for each length and batch size."""
+    made = problems.bag()
+    start = problems.make_clients(made, problems.plan_for(made))
+    train = problems.training("bag", lengths=lengths, rows=rows)
+    program = jax.make_jaxpr(train)(made.base, made.data, start, 0.1).jaxpr
+
+    def branches(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "cond":
+                yield len(equation.params["branches"])
+            for value in equation.params.values():
+                for inner in layer.inner(value):
+                    yield from branches(inner)
+
+    shapes = len(lengths) * len(rows)
+    assert [count for count in branches(program) if count > 2] == [shapes] * (shapes > 2)
