@@ -58,7 +58,7 @@ class RunOptions:
     """Go on with the interrupted run in this result folder, whose config is used; other options
     override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
     explain: bool = False
-    """Print what the run would need, device memory and traffic, and do not run it."""
+    """Print what the run would need, devices, memory, traffic and time, and do not run it."""
     distributed: bool = False
     """One of several processes that run this command together, each with its own devices; implies
     --mode sharded. On a TPU pod, under Slurm, Open MPI and Kubernetes JAX finds the others;
@@ -123,7 +123,8 @@ def _execute(options: RunOptions) -> int:
     if options.explain:
         with processes.together():
             lines = explain(config)
-        print(*lines if processes.first() else (), sep="\n")
+        if processes.first():
+            print("\n".join(lines))
         return 0
     out = options.resume or options.out or default_out(config)
     console = Console(highlight=False, soft_wrap=True, quiet=not processes.first())

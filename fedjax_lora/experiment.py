@@ -112,7 +112,10 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        load = models.load if weights else models.outline
+        load: Callable[..., models.Pretrained] = models.outline
+        if weights:
+            cut = config.execution.mesh[1] != 1
+            load = functools.partial(models.load, sharding=_on_host if cut else None)
         model = load(
             config.model.model,
             num_labels=kind.outputs(task),
@@ -123,7 +126,6 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             key=model_key(config),
-            **({"sharding": _on_host} if weights and config.execution.mesh[1] != 1 else {}),
         )
     else:
         model = models.redraw(model, model_key(config))

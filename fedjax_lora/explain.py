@@ -38,14 +38,15 @@ class Memory(NamedTuple):
     """Bytes on one device while a cohort is trained.
 
     Attributes:
-      base: the frozen model, once.
+      base: the frozen model, once, or the device's part of it.
       server: the global adapter and head, what a method and a server optimizer keep (kernels that
         FLoRA changes, for example), and what belongs to single clients between rounds.
       data: the training tokens.
       client: what each client of the cohort begins with and returns.
       working: what each client of a wave needs to take a step: a copy of what it trains, its
         gradient and update, and the state of its optimizer.
-      activations: what each client of a wave holds between the forward and the backward pass.
+      activations: what each client of a wave holds between the forward and the backward pass; a
+        bound where the base is in parts, since the compiler then divides some of them too.
       layers: parameters of the layers that one step of the layer loop takes out of their stack:
         of one layer, of all of them where a loop is unrolled, of none without one.
       cohort: clients on the device.

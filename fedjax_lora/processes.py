@@ -8,7 +8,10 @@ round. With a single process all of this does nothing.
 
 import contextlib
 import json
+import os
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.errors import InputError, Stopped
 
 WAIT = 300.0
 """Seconds that processes wait for each other at the start, as in `jax.distributed`."""
@@ -83,9 +86,15 @@ def joined(
         raise InputError(f"The processes cannot be connected ({reason}).") from failed[0]
     try:
         yield
-    except InputError:
+    except (InputError, Stopped):  # on all of them, see `together`
         jax.distributed.shutdown()
         raise
+    except BaseException:
+        # The interpreter's own end would wait for the others, and they for this process. Without
+        # it JAX ends them, in the time that it gives a process to show that it lives.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     jax.distributed.shutdown()
 
 

@@ -1,6 +1,7 @@
 """What a run compiles, and when: everything in its first round, whatever it is spread over."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
@@ -64,7 +65,7 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
     objective = clients.text_classification(made.module, (8, problems.WIDTH))
     mesh = clients.client_mesh(4) if devices > 1 else None
     adapter = problems.random_adapter(made.template, 0)
-    gain = {"layers/query": np.ones((2, problems.R), np.float32)}
+    gain = {"layers/query": jnp.ones((2, problems.R))}
     place = lambda tree: clients.place(tree, clients.everywhere(mesh))  # noqa: E731
     given = (made.base, made.data, problems.Trained(adapter, made.head), gain)
     placed = [place(tree) for tree in given]

@@ -53,12 +53,9 @@ def played(tmp_path_factory):
         for n in range(2)
     ]
     alone = start([script, "", "1", "0", str(folders[0]), "whole", "base in parts"], devices=8)
-    found = []
-    for process in (alone, *both):
-        code, out, err = ended(process)
-        assert code == 0, err[-3000:]
-        found.append(json.loads(out.splitlines()[-1]))
-    return found, folders
+    left = [ended(process) for process in (alone, *both)]
+    assert all(code == 0 for code, _, _ in left), "\n".join(err[-3000:] for _, _, err in left)
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in left], folders
 
 
 def arrays(made: dict) -> dict[str, np.ndarray]:
@@ -149,6 +146,17 @@ def test_who_cannot_join_says_so_in_one_sentence(words, said):
     assert (code, out) == (2, "")
     assert err.startswith("fedjax-lora: ") and said in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_one_that_fails_takes_the_others_with_it(tmp_path):
+    """Within JAX's heartbeat, 100 s, and not never."""
+    script, address = str(HERE / "one_of_many.py"), f"localhost:{free_port()}"
+    words = [[script, address, "2", str(n), str(tmp_path)] for n in range(2)]
+    both = [start([*words[0], "whole"], devices=4), start([*words[1], "no such scene"], devices=4)]
+    (code, _, _), (failed, _, error) = (ended(process) for process in both)
+    assert failed == 1 and "KeyError: 'no such scene'" in error
+    assert code != 0
 
 
 @pytest.mark.slow
