@@ -135,7 +135,9 @@ def run(
         if summary and progress.round == rounds:
             return result(experiment, progress, summary, folder)
         began, last = began - progress.seconds, progress
-        with processes.together(), journal(folder, experiment, progress, found) as write:
+        with processes.together(), contextlib.ExitStack() as kept:
+            with processes.together():
+                write = kept.enter_context(journal(folder, experiment, progress, found))
             for last, times in play(experiment, schedule, progress):
                 stopping = last.round < rounds and any(processes.of_all(bool(stop())))
                 with processes.together():

@@ -13,8 +13,9 @@ import numpy as np
 import problems
 import pytest
 from hlo import KINDS, collectives
+from test_matrix import FROM_AN_SVD, TOLERANCE
 
-from fedjax_lora import clients, methods, optimizers, rounds
+from fedjax_lora import adapters, clients, methods, optimizers, rounds
 from fedjax_lora.adapters import Site, Template
 
 LAYERS, IN, OUT, RANK = 4, 48, 40, 4
@@ -148,6 +149,12 @@ def test_a_gather_of_what_clients_return_would_be_seen():
 # --------------------------------------------------------------------------------- absent clients
 
 
+def product(state: Any) -> Any:
+    """What the server's model computes with."""
+    gain = adapters.uniform_gain(TEMPLATE)
+    return adapters.deltas(state.server.adapter, gain), state.server.kernels, state.head
+
+
 @every_method
 def test_absent_clients_leave_no_trace(method):
     """Three of eight places are filled up: as if there were five, whatever rank the others have."""
@@ -155,7 +162,10 @@ def test_absent_clients_leave_no_trace(method):
     state, seen = play(method, plan)
     want, alone = play(method, plan_of(PRESENT, method), "vmap")
     assert problems.changed(state.server, made(method).begin.server)
-    problems.assert_close(state, want, 2e-5)
+    if method in FROM_AN_SVD:  # whose factors are not unique, see there
+        problems.assert_close(product(state), product(want), TOLERANCE[method])
+    else:
+        problems.assert_close(state, want)
     problems.assert_close(problems.first(PRESENT, seen), alone)
     absent = jax.tree.map(lambda x: x[PRESENT:], seen)
     assert not np.any(absent.loss) and not np.any(absent.examples) and not np.any(absent.rejected)
