@@ -1,4 +1,4 @@
-"""What a run will need, before anything is compiled: devices, memory, traffic and time of a round.
+"""What a run will need, before anything is compiled: devices, memory, traffic, products and time.
 
 Sizes come from shapes alone: of the parameters, of what the method sends and keeps, and of what the
 gradient of a batch holds on to between its two passes, as JAX traces it. The compiler may do with
@@ -7,7 +7,7 @@ less, and adds scratch space of its own; how close the sum is to what XLA report
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_lora import around, models, optimizers, rounds, trees
+from fedjax_lora import around, flops, models, optimizers, rounds, trees
 from fedjax_lora.clients import AXIS, MODEL, base_sharding, row_buckets
 from fedjax_lora.clients.completion import CHUNK_NUMBERS
 from fedjax_lora.config import RunConfig
@@ -28,7 +28,7 @@ from fedjax_lora.programs import Reading, RoundRecipe
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.rounds.local import cohort_of
 from fedjax_lora.types import Params, Trained
-from fedjax_lora.workload import cohort_flops, product_flops
+from fedjax_lora.workload import cohort_flops
 
 FEW_ROUNDS = 5
 """Whose plans are looked at."""
@@ -94,11 +94,12 @@ class Needs(NamedTuple):
       up: bytes that all clients of a cohort send, mean over the rounds.
       down: bytes that they receive.
       rounds: of the run.
+      flops: of the matrix products in one client's step, with a full batch of the longest texts.
       devices: it runs on.
       lengths: to which texts are padded, in tokens; each is compiled.
       rows: to which batches are padded, likewise.
-      flops: operations of the matrix products of a round's local training, on the device that has
-        the most; mean over the first rounds.
+      round_flops: of the matrix products in a round's local training, on the device that has the
+        most of them; mean over the first rounds.
       dtype: of these products.
     """
 
@@ -106,10 +107,11 @@ class Needs(NamedTuple):
     up: float
     down: float
     rounds: int
+    flops: int
     devices: Devices
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
-    flops: float
+    round_flops: float
     dtype: str
 
 
@@ -148,7 +150,6 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         made = optimizers.optimizer(recipe.optimizer, clip=recipe.clip)
         moments = jax.eval_shape(made.init, trained)
     devices = _devices(execution["mesh"])
-    data = _abstract(assets.train)
     memory = Memory(
         base=_base_bytes(base, execution["mesh"]),
         server=trees.size_bytes(state),
@@ -157,25 +158,28 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         + trees.size_bytes(head)
         + trees.size_bytes(trained),
         working=3 * trees.size_bytes(trained) + trees.size_bytes(moments),
-        activations=_activations(recipe, base, trained, data),
+        activations=_activations(recipe, base, trained, _abstract(assets.train)),
         layers=_layers_taken_out(assets.model.config) * _layer_bytes(base),
         cohort=federation.padded // devices.clients,
         wave=min(recipe.wave, federation.padded // devices.clients),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
     reading = recipe.reading
-    flops = _flops(recipe, federation, layout.allocated.ranks, base, trained, data, devices)
+    rows = row_buckets(recipe.batch)
+    each = _step_flops(recipe, rows, base, trained, _abstract(assets.train))
+    plans = (federation.plan(t, layout.allocated.ranks, 1.0) for t in range(FEW_ROUNDS))
+    how = {"parts": devices.clients, "wave": 1 if recipe.mode == "loop" else recipe.wave}
+    of_round = np.mean([cohort_flops(plan, each, rows, **how) for plan in plans])
+    trainings = 1 if method.select is None else 2  # clients train twice where they are probed
     return Needs(
-        memory, up, down, fed.rounds, devices, reading.lengths, row_buckets(recipe.batch),
-        flops * (1 if method.select is None else 2), reading.module.config.dtype,  # type: ignore
+        memory, up, down, fed.rounds, each[rows[-1], len(reading.lengths) - 1], devices,
+        reading.lengths, rows, trainings * float(of_round) / devices.model, config.model.dtype,
     )  # fmt: skip
 
 
 def _devices(mesh: Mesh | None) -> Devices:
-    kind, count = jax.devices()[0].device_kind, jax.process_count()
-    if mesh is None:
-        return Devices(kind, 1, 1, count)
-    return Devices(kind, mesh.shape[AXIS], mesh.shape[MODEL], count)
+    clients, model = (1, 1) if mesh is None else (mesh.shape[AXIS], mesh.shape[MODEL])
+    return Devices(jax.devices()[0].device_kind, clients, model, jax.process_count())
 
 
 def _base_bytes(base: Params, mesh: Mesh | None) -> int:
@@ -186,32 +190,18 @@ def _base_bytes(base: Params, mesh: Mesh | None) -> int:
     return trees.size_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
 
 
-def _flops(
-    recipe: RoundRecipe,
-    federation: Federation,
-    ranks: np.ndarray,
-    base: Params,
-    trained: Trained,
-    data: Tokens,
-    devices: Devices,
-) -> float:
-    """See `Needs.flops`."""
-    reading, rows = recipe.reading, row_buckets(recipe.batch)
+def _step_flops(
+    recipe: RoundRecipe, rows: tuple[int, ...], base: Params, trained: Trained, data: Tokens
+) -> dict[tuple[int, int], int]:
+    """Of a client's step, by the examples and the number of the length bucket of its batch."""
 
-    def of_step(size: int, length: int) -> int:
-        inputs = _step_inputs(reading, recipe, data, size, length)
-        loss = _loss(reading)
-        return product_flops(jax.grad(loss, argnums=1), base, trained, *inputs)
+    def of_shape(size: int, length: int) -> int:
+        step, of_clients = _step(recipe.reading, recipe, base, trained, data, size, length)
+        backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
+        return flops.of(backward, base, *of_clients(1))
 
-    flops = {
-        (size, n): of_step(size, length) // devices.model
-        for size in rows
-        for n, length in enumerate(reading.lengths)
-    }
-    wave = 1 if recipe.mode == "loop" else recipe.wave
-    plans = (federation.plan(t, ranks, 1.0) for t in range(FEW_ROUNDS))
-    each = [cohort_flops(plan, flops, rows, parts=devices.clients, wave=wave) for plan in plans]
-    return float(np.mean(each))
+    lengths = enumerate(recipe.reading.lengths)
+    return {(size, n): of_shape(size, length) for n, length in lengths for size in rows}
 
 
 def _abstract(tree: Any) -> Any:
@@ -282,47 +272,15 @@ def _activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Toke
     return kept + FLOAT_BYTES * (numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS)
 
 
-def _loss(reading: Reading) -> Callable[..., Any]:
-    """The loss of a client's step, ``(base, trained, gain, batch, valid, key)``."""
-    objective = reading.objective()
-    return lambda base, trained, gain, *own: objective.loss(base, trained, gain, None, *own)
-
-
-def _step_inputs(
-    reading: Reading, recipe: RoundRecipe, data: Tokens, rows: int, length: int
-) -> tuple[Any, ...]:
-    """Shapes of what a client's step takes besides the base and what is trained."""
-    objective, template = reading.objective(), recipe.template
-    gain = {
-        site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
-        for site in template.sites
-    }
-    index = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    batch = jax.eval_shape(lambda data, index: objective.take(data, index, length), data, index)
-    valid = jax.ShapeDtypeStruct((rows,), bool)
-    return gain, batch, valid, jax.eval_shape(lambda: jax.random.key(0))
-
-
 def _kept(
     reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
 ) -> int:
     """Bytes that the gradient of a second client adds to those of a first one."""
-    inputs = _step_inputs(reading, recipe, data, recipe.batch, reading.lengths[-1])
-    one = _loss(reading)
-
-    def backward(base: Params, trained: Trained, *inputs: Any) -> Any:
-        def loss(trained: Trained) -> Any:
-            each = jax.vmap(one, in_axes=(None, *[0] * (1 + len(inputs))))
-            return jnp.sum(each(base, trained, *inputs))
-
-        return jax.vjp(loss, trained)[1]  # a pytree of what it keeps
+    full = recipe.batch, reading.lengths[-1]
+    step, of_clients = _step(reading, recipe, base, trained, data, *full)
 
     def size(count: int) -> int:
-        of_all = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tree
-        )
-        own = map(of_all, (trained, *inputs))
-        kept = jax.tree.leaves(jax.eval_shape(backward, base, *own))
+        kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
         return trees.size_bytes(
             [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
         )
@@ -330,15 +288,53 @@ def _kept(
     return size(2) - size(1)
 
 
-def told(found: Needs, rate: float) -> list[str]:
+def _step(
+    reading: Reading,
+    recipe: RoundRecipe,
+    base: Params,
+    trained: Trained,
+    data: Tokens,
+    size: int,
+    length: int,
+) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
+    """``(base, *clients) -> (loss, backward pass)`` of a batch, and shapes of so many clients.
+
+    The backward pass is a pytree of what it keeps.
+    """
+    objective, template = reading.objective(), recipe.template
+    gain = {
+        site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
+        for site in template.sites
+    }
+    rows = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch = jax.eval_shape(lambda data, rows: objective.take(data, rows, length), data, rows)
+    valid = jax.ShapeDtypeStruct((size,), bool)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def step(base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any) -> Any:
+        def loss(trained: Trained) -> Any:
+            one = lambda *own: objective.loss(base, own[0], own[1], None, *own[2:])  # noqa: E731
+            return jnp.sum(jax.vmap(one)(trained, gain, batch, valid, key))
+
+        return jax.vjp(loss, trained)
+
+    def of_clients(count: int) -> Iterator[Any]:
+        stacked = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
+        return (jax.tree.map(stacked, one) for one in (trained, gain, batch, valid, key))
+
+    return step, of_clients
+
+
+def told(found: Needs, rate: float | None = None) -> list[str]:
     """The needs as lines for a terminal, in MB (a million bytes).
 
     Args:
       found: the needs.
-      rate: operations a second in matrix products, see `fedjax_lora.workload.product_rate`.
+      rate: operations a second in matrix products (`fedjax_lora.workload.product_rate`), for the
+        time of a round.
     """
+    devices, size = found.devices, found.round_flops
     memory, amount = found.memory, lambda size: f"{size / 1e6:12.1f} MB"
-    devices = found.devices
     clients, wave = f"{memory.cohort} clients", f"{memory.wave} at a time"
     rows = [
         ("base model", memory.base),
@@ -348,22 +344,28 @@ def told(found: Needs, rate: float) -> list[str]:
         (f"{wave}: gradient, update and optimizer", memory.wave * memory.working),
         (f"{wave}: activations, at the longest texts", memory.wave * memory.activations),
         ("layers, taken out of their stack", memory.layers),
-        ("memory of a device, about", memory.total),
+        ("device memory, about", memory.total),
         ("sent in a round", found.up),
         ("received in a round", found.down),
         (f"both in {found.rounds} rounds", found.rounds * (found.up + found.down)),
     ]
     width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}{amount(size)}" for name, size in rows]
     several = f", {devices.processes} processes" if devices.processes > 1 else ""
-    return [
-        f"devices: {devices.clients * devices.model} x {devices.kind}{several}; mesh: clients "
+    told = [
+        f"{devices.clients * devices.model} x {devices.kind}{several}; mesh: clients "
         f"{devices.clients} x model {devices.model}",
-        f"one program, with a step for each of {len(found.rows)} batch sizes "
+        f"one program with a step for each of {len(found.rows)} batch sizes "
         f"({', '.join(map(str, found.rows))}) and {len(found.lengths)} lengths "
         f"({', '.join(map(str, found.lengths))} tokens)",
-        *(f"{name:<{width}}{amount(size)}" for name, size in rows),
-        f"local training of a round: {found.flops / 1e12:.3g} TFLOP of matrix products on a device",
-        f"time of that, about: {found.flops / rate:.3g} s at {rate / 1e12:.3g} TFLOP/s, the rate "
-        f"of a large {found.dtype} product measured here just now; a step does not reach it, and "
-        "server, evaluation and compilation come on top",
+        *lines,
+        f"{'matrix products in a step of a client':<{width}}{found.flops / 1e9:12.1f} GFLOP",
+        f"{'matrix products in a round, on a device':<{width}}{size / 1e9:12.1f} GFLOP",
     ]
+    if rate is not None:
+        told += [
+            f"{'local training of a round, about':<{width}}{size / rate:12.1f} s at "
+            f"{rate / 1e9:.0f} GFLOP/s, which a large {found.dtype} product reaches here just now "
+            "and a step does not; server, evaluation and compilation come on top",
+        ]
+    return told

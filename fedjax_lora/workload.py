@@ -1,13 +1,11 @@
 """How much arithmetic the training of a round is, and how fast a device does it.
 
-Counted are the matrix products of a program, as JAX traces it: nearly all of what a transformer
-computes. XLA's own cost analysis agrees where there are no loops, but counts the body of a loop
-once, however often it runs (tested).
+A step's matrix products are counted by `fedjax_lora.flops`. (XLA's own cost analysis agrees to a
+few per cent, but counts the body of a loop once, however often it runs.)
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,44 +16,6 @@ from fedjax_lora.rounds import Plan
 
 Shape = tuple[int, int]
 """Examples and the number of the length bucket of a step."""
-
-
-def product_flops(fn: Callable[..., Any], *args: Any) -> int:
-    """Operations in the matrix products of a function, two for a multiplication with its addition.
-
-    The longest branch counts of a choice, and one turn of a loop whose number of turns is data.
-
-    >>> product_flops(lambda x: x @ x, jax.ShapeDtypeStruct((10, 10), jnp.float32))
-    2000
-    """
-    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _of_jaxpr(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-            continue
-        inside = [_of_jaxpr(inner) for value in params.values() for inner in _programs(value)]
-        if inside:
-            turns = params["length"] if name == "scan" else 1
-            total += turns * (max(inside) if name == "cond" else sum(inside))
-    return total
-
-
-def _programs(value: Any) -> Iterator[Any]:
-    """The jaxprs in a parameter of an equation."""
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _programs(item)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from _programs(value.jaxpr)
 
 
 def cohort_flops(

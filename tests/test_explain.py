@@ -134,7 +134,8 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
     assert eight.memory.base == one.memory.base
     assert parts.memory.base == pytest.approx(one.memory.base / 2, rel=0.01)
     # Four clients of as many steps, each on devices of its own, then on two of them.
-    assert eight.flops == one.flops / 4 == 2 * parts.flops
+    assert eight.round_flops == one.round_flops / 4 == 2 * parts.round_flops
+    assert eight.flops == one.flops
     assert (one.up, one.down) == (eight.up, eight.down) == (parts.up, parts.down)
 
 
@@ -147,13 +148,12 @@ def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
     assert cli.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     clients, model = mesh.split()
-    assert (
-        lines[0]
-        == f"devices: {8 if model == '2' else 1} x cpu; mesh: clients {clients} x model {model}"
-    )
+    count = int(clients) * int(model)
+    assert lines[0] == f"{count} x cpu; mesh: clients {clients} x model {model}"
     assert "2 batch sizes (4, 8)" in lines[1]
     assert any(line.startswith("sent in a round") for line in lines)
-    assert "TFLOP of matrix products" in lines[-2] and "measured here just now" in lines[-1]
+    assert lines[-1].startswith("local training of a round, about")
+    assert "GFLOP/s, which a large float32 product reaches here just now" in lines[-1]
 
 
 def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeypatch):
@@ -164,6 +164,6 @@ def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeyp
     ]  # fmt: skip
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
-    for part in ("base model", "activations", "memory of a device, about", "sent in a round"):
+    for part in ("base model", "activations", "device memory, about", "sent in a round"):
         assert part in printed
     assert not (tmp_path / "out").exists()

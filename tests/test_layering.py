@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trees": {"types"},
     "specs": {"errors"},
     "storage": {"errors"},
+    "flops": set(),
     "structure": {"errors"},
     "layerwise": set(),
     "lowrank": {"types", "layerwise"},
@@ -98,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workload": {"rounds"},
     "explain": {
         "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
-        "methods", "models", "optimizers", "programs", "rounds", "workload",
+        "flops", "methods", "models", "optimizers", "programs", "rounds", "workload",
     },
     "compare": {
         "cache", "config", "data", "errors", "experiment", "files", "models", "optimizers",

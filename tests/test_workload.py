@@ -9,7 +9,7 @@ import problems
 import pytest
 import test_memory as layer
 
-from fedjax_lora import clients, rounds, workload
+from fedjax_lora import clients, flops, rounds, workload
 from fedjax_lora.clients import Clients
 
 HIDDEN, ROWS, WIDTH, RANK = layer.HIDDEN, layer.ROWS, layer.WIDTH, layer.RANK
@@ -50,7 +50,7 @@ def of_step() -> tuple:
 
 def test_the_trace_is_counted_as_by_hand():
     step, args = of_step()
-    assert workload.product_flops(step, *args) == by_hand()
+    assert flops.of(step, *args) == by_hand()
 
 
 def test_xla_counts_as_much_for_a_wave_of_clients():
@@ -64,17 +64,6 @@ def test_xla_counts_as_much_for_a_wave_of_clients():
         assert 1.0 < counted / (count * by_hand()) < 1.05
 
 
-def test_loops_and_choices():
-    x = jnp.ones((4, 4))
-    turns = lambda x: jax.lax.scan(lambda y, _: (y @ y, None), x, length=5)[0]  # noqa: E731
-    choice = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x)  # noqa: E731
-    again = jax.checkpoint(lambda x: jnp.sum(jnp.sin(x @ x)))
-    assert workload.product_flops(turns, x) == 5 * 2 * 4**3
-    assert workload.product_flops(choice, x) == 2 * 2 * 4**3
-    assert workload.product_flops(jax.jit(jax.vmap(jnp.dot)), x[None], x[None]) == 2 * 4**3
-    assert workload.product_flops(jax.grad(again), x) == (1 + 1 + 2) * 2 * 4**3  # once again
-
-
 def plan_with(*work: list[list[int]], bucket: list[list[int]]) -> rounds.Plan:
     """A plan whose clients take these batches, of these buckets."""
     count = len(work)
@@ -84,8 +73,8 @@ def plan_with(*work: list[list[int]], bucket: list[list[int]]) -> rounds.Plan:
 
 
 def test_a_wave_steps_in_the_shape_of_its_largest_batch():
-    flops = {(2, 0): 1, (4, 0): 10, (2, 1): 100, (4, 1): 1000}
-    count = functools.partial(workload.cohort_flops, flops=flops, rows=(2, 4))
+    each = {(2, 0): 1, (4, 0): 10, (2, 1): 100, (4, 1): 1000}
+    count = functools.partial(workload.cohort_flops, flops=each, rows=(2, 4))
     plan = plan_with(
         [[0, 1, 2], [3]],  # four rows short, then two rows long
         [[0]],  # two rows long
