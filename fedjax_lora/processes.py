@@ -48,42 +48,8 @@ def joined(
       InputError: there is no way to find the others, or they do not come in time.
     """
     given = (address, count, number)
-    if any(x is None for x in given) and any(x is not None for x in given):
-        raise InputError(
-            "--coordinator-address, --num-processes and --process-id belong together; give all "
-            "three, or none on a cluster that JAX knows."
-        )
-    if address is not None and not address.rpartition(":")[2].isdigit():
-        raise InputError(f"--coordinator-address is {address!r}; write HOST:PORT.")
-    if count is not None and number is not None and not 0 <= number < count:
-        raise InputError(f"--process-id is {number}, but it counts from 0 to {count - 1}.")
-    failed: list[Exception] = []
-
-    def connect() -> None:
-        try:
-            # JAX itself would end the process with a stack trace; so it waits longer than we do.
-            jax.distributed.initialize(*given, initialization_timeout=int(2 * wait) + 60)
-        except Exception as error:
-            failed.append(error)
-
-    connecting = threading.Thread(target=connect, daemon=True)
-    connecting.start()
-    connecting.join(wait)
-    if connecting.is_alive():
-        who = "the cluster" if number is None else f"process {number} of {count}"
-        raise InputError(
-            f"The processes did not all come together within {wait:g} s (this is {who}"
-            f"{'' if address is None else f', the first is expected at {address}'}); start them "
-            "all, and see that they can reach the first."
-        )
-    if failed and isinstance(failed[0], ValueError) and address is None:
-        raise InputError(
-            "No cluster was found (a TPU pod, Slurm, Open MPI, Kubernetes); give "
-            "--coordinator-address HOST:PORT, --num-processes and --process-id."
-        )
-    if failed:
-        reason = str(failed[0]).partition("\n")[0]
-        raise InputError(f"The processes cannot be connected ({reason}).") from failed[0]
+    _check(*given)
+    _connect(given, wait)
     try:
         yield
     except (InputError, Stopped):  # on all of them, see `together`
@@ -96,6 +62,50 @@ def joined(
         sys.stderr.flush()
         os._exit(1)
     jax.distributed.shutdown()
+
+
+def _check(address: str | None, count: int | None, number: int | None) -> None:
+    given = (address, count, number)
+    if any(x is None for x in given) and any(x is not None for x in given):
+        raise InputError(
+            "--coordinator-address, --num-processes and --process-id belong together; give all "
+            "three, or none on a cluster that JAX knows."
+        )
+    if address is not None and not address.rpartition(":")[2].isdigit():
+        raise InputError(f"--coordinator-address is {address!r}; write HOST:PORT.")
+    if count is not None and number is not None and not 0 <= number < count:
+        raise InputError(f"--process-id is {number}, but it counts from 0 to {count - 1}.")
+
+
+def _connect(given: tuple[str | None, int | None, int | None], wait: float) -> None:
+    """`jax.distributed.initialize`, whose own end of waiting is a stack trace and no exception."""
+    address, count, number = given
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(*given, initialization_timeout=int(2 * wait) + 60)
+        except Exception as error:
+            failed.append(error)
+
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    connecting.join(wait)
+    if connecting.is_alive():
+        who = "on a cluster" if address is None else f"process {number} of {count}"
+        where = "" if address is None else f", the first is expected at {address}"
+        raise InputError(
+            f"The processes did not all come together within {wait:g} s (this is {who}{where}); "
+            "start them all, and see that they can reach the first."
+        )
+    if failed and isinstance(failed[0], ValueError) and address is None:
+        raise InputError(
+            "No cluster was found (a TPU pod, Slurm, Open MPI, Kubernetes); give "
+            "--coordinator-address HOST:PORT, --num-processes and --process-id."
+        )
+    if failed:
+        reason = str(failed[0]).partition("\n")[0]
+        raise InputError(f"The processes cannot be connected ({reason}).") from failed[0]
 
 
 def first() -> bool:

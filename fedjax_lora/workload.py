@@ -31,7 +31,7 @@ def cohort_flops(
       wave: clients of a part that step together, each padded to the shape of the largest.
     """
     work, size = plan.batches, len(plan.id) // parts
-    counts = work.valid.sum(axis=2)
+    counts, wave = work.valid.sum(axis=2), min(wave, size)
 
     def of_wave(members: slice) -> int:
         total, steps = 0, work.steps[members]
