@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from fedjax_lora import data, exchange, models
 from fedjax_lora.config import RunConfig
@@ -51,6 +52,7 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
+        cut = config.execution.mesh[1] != 1
         model = models.load(
             config.model.model,
             num_labels=kind.outputs(task),
@@ -61,6 +63,7 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             weights=weights,
+            sharding=_on_host if cut else None,
             key=model_key(config),
         )
     else:
@@ -87,6 +90,11 @@ def load_assets(
     tokens = [e and e.tokens for e in (train, validation, test)]
     _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
     return Assets(task, model, train.tokens, tokens[1], test.tokens)
+
+
+def _on_host(path: str, shape: tuple[int, ...]) -> Sharding:
+    """Where a base is read to that may fit into no single device."""
+    return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

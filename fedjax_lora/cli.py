@@ -58,7 +58,17 @@ class RunOptions:
     """Go on with the interrupted run in this result folder, whose config is used; other options
     override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
     explain: bool = False
-    """Print what the run would need, device memory, traffic and matrix products; do not run it."""
+    """Print what the run would need, devices, memory, traffic and time, and do not run it."""
+    distributed: bool = False
+    """One of several processes that run this command together, each with its own devices; implies
+    --mode sharded. On a TPU pod, under Slurm, Open MPI and Kubernetes JAX finds the others;
+    elsewhere give the three options that follow, as to jax.distributed.initialize."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0, the same on all processes."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Number of this process, from 0; process 0 writes the results."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
 
@@ -74,22 +84,35 @@ def run_command(args: Sequence[str]) -> int:
     return execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
 
 
-def explain(config: RunConfig) -> None:
-    """Say what a run would need; weights are not read and nothing is written but tokens."""
+def explain(config: RunConfig) -> list[str]:
+    """What a run would need, in lines; weights are not read and nothing is written but tokens."""
     from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir
     from fedjax_lora.explain import needs, told
+    from fedjax_lora.workload import product_rate
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
-    print("\n".join(told(needs(config, assets))))
+    found = needs(config, assets)
+    return told(found, product_rate(found.dtype))
 
 
 def execute(options: RunOptions) -> int:
     """Run a config, telling the terminal about it; returns the exit status."""
-    if options.explain:
-        explain(options.run)
-        return 0
     # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora import processes
+
+    others = (options.coordinator_address, options.num_processes, options.process_id)
+    if not options.distributed and others == (None, None, None):
+        return _execute(options)
+    sharded = dataclasses.replace(options.run.execution, mode="sharded")
+    config = dataclasses.replace(options.run, execution=sharded)
+    with processes.joined(*others):
+        return _execute(dataclasses.replace(options, run=config))
+
+
+def _execute(options: RunOptions) -> int:
+    """`execute`, on one of the processes."""
+    from fedjax_lora import processes
     from fedjax_lora.assets import load_assets
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.runs import run
@@ -97,10 +120,17 @@ def execute(options: RunOptions) -> int:
     _check_resume(options)
     keep_compiled_programs()
     config = options.run
+    if options.explain:
+        with processes.together():
+            lines = explain(config)
+        if processes.first():
+            print("\n".join(lines))
+        return 0
     out = options.resume or options.out or default_out(config)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=not processes.first())
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
-    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+    with processes.together():
+        assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
         print_row = row_printer(console, assets.task.task.metric)
@@ -123,7 +153,7 @@ def execute(options: RunOptions) -> int:
             console.print(
                 f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
             )
-            return 128 + signal()
+            return 128 + max(processes.of_all(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
     print_summary(console, result.summary, assets.task.task.metric, out)

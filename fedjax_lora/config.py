@@ -156,6 +156,10 @@ class ExecutionConfig:
     """Clients trained at once per device; by default one on a CPU and all on an accelerator."""
     devices: int | None = None
     """Devices used by mode sharded; all by default."""
+    mesh: tuple[int, int] = (-1, 1)
+    """Mode sharded: sizes of the mesh axes clients and model, -1 for all devices that are left.
+    The cohort is divided along clients. With more than one device along model the base is too: each
+    keeps a part of every matrix."""
     eval_every: int = 1
     """Evaluate the global model after every so many rounds, and after the last."""
     eval_batch: int = 64
@@ -248,6 +252,9 @@ def _problems(config: RunConfig) -> list[str]:
         for name, value in rates
         if value is not None and not 0 <= value < 1
     ]
+    mesh = config.execution.mesh
+    if len(mesh) != 2 or sorted(mesh)[1] < 1 or min(mesh) < -1 or 0 in mesh:
+        problems.append(f"mesh must be two sizes above 0, or -1 for one of them, got {mesh}")
     return problems + list(_secrets(dataclasses.asdict(config)))
 
 

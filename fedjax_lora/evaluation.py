@@ -5,22 +5,36 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_lora.clients.mesh import AXIS, everywhere
 from fedjax_lora.clients.objective import Objective
 from fedjax_lora.types import Gain, Params, Trained
 
 Predict = Callable[[Params, Any, Trained, Gain], np.ndarray]
 
 
-def make_predict(objective: Objective, *, batch: int) -> Predict:
+def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) -> Predict:
     """A function ``(base, data, trained, gain) -> float32[E, C]``, one compilation per length.
 
     Examples are sorted by length, so that a batch holds little padding; the result is in the order
     of the data.
-    """
 
-    @jax.jit(static_argnames="length")
+    Args:
+      objective: the task.
+      batch: examples predicted at once, or a few more, so that a mesh divides them.
+      mesh: over whose axis ``clients`` they are spread.
+    """
+    placed = {}
+    if mesh is not None:
+        batch += -batch % mesh.shape[AXIS]
+        placed = {"out_shardings": everywhere(mesh)}
+
+    @jax.jit(static_argnames="length", **placed)
     def outputs(base, data, trained, gain, index, *, length):
+        if mesh is not None:
+            rows = NamedSharding(mesh, PartitionSpec(AXIS))
+            index = jax.lax.with_sharding_constraint(index, rows)
         return objective.outputs(base, trained, gain, objective.take(data, index, length))
 
     def predict(base: Params, data: Any, trained: Trained, gain: Gain) -> np.ndarray:

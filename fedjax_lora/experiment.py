@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_lora import (
     adapters,
@@ -112,6 +113,16 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     return Layout(parts, allocated, template, method, updates, server_optimizer, first)
 
 
+def mesh_of(config: RunConfig) -> Mesh | None:
+    """The mesh a run is spread over, if it is.
+
+    Raises:
+      InputError: the devices do not make one.
+    """
+    how = config.execution
+    return clients.client_mesh(how.devices, how.mesh) if how.mode == "sharded" else None
+
+
 def arrange(
     config: RunConfig, assets: Assets, layout: Layout, *, least_steps: int = 0
 ) -> tuple[Federation, RoundRecipe]:
@@ -124,7 +135,7 @@ def arrange(
       least_steps: see `fedjax_lora.programs.programs`.
     """
     fed, local, how = config.federation, config.local, config.execution
-    mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
+    mesh = mesh_of(config)
     wave = how.wave or clients.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
     kind = KINDS[assets.task.task.kind]
@@ -161,6 +172,7 @@ def arrange(
         mode=how.mode,
         wave=wave,
         devices=how.devices,
+        mesh=how.mesh,
         prox=local.prox,
         updates=fed.updates,
         server_optimizer=fed.server_optimizer,
@@ -196,9 +208,10 @@ def prepare(
     template, method, allocated = layout.template, layout.method, layout.allocated
     federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
     privacy = around.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
-    mesh = clients.client_mesh(how.devices) if how.mode == "sharded" else None
-    place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    base = place(models.frozen(assets.model))
+    mesh = mesh_of(config)
+    place = lambda tree: clients.place(tree, clients.everywhere(mesh))  # noqa: E731
+    frozen = models.frozen(assets.model)
+    base = clients.place(frozen, clients.base_sharding(frozen, mesh))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
     adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
@@ -217,7 +230,7 @@ def prepare(
     rounds.check_method(method, template, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
-    predict = shared.predict(recipe.reading, how.eval_batch)
+    predict = shared.predict(recipe.reading, how.eval_batch, mesh)
     evaluate = make_evaluate(config, assets, template, predict, base, place)
     kind = KINDS[assets.task.task.kind]
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731

@@ -1,4 +1,4 @@
-"""What a run will need, before anything is compiled: memory, traffic of a round, and products.
+"""What a run will need, before anything is compiled: devices, memory, traffic, products and time.
 
 Sizes come from shapes alone: of the parameters, of what the method sends and keeps, and of what the
 gradient of a batch holds on to between its two passes, as JAX traces it. The compiler may do with
@@ -6,6 +6,7 @@ less, and adds scratch space of its own; how close the sum is to what XLA report
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,9 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_lora import around, flops, models, optimizers, rounds, trees
+from fedjax_lora.clients import AXIS, MODEL, base_sharding
 from fedjax_lora.clients.completion import CHUNK_NUMBERS
+from fedjax_lora.clients.local import make_batch
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data import Tokens
 from fedjax_lora.experiment import Assets, Layout, arrange, lay_out
@@ -25,21 +29,26 @@ from fedjax_lora.models.stack import layers_per_step
 from fedjax_lora.programs import Reading, RoundRecipe
 from fedjax_lora.rounds import FederatedState
 from fedjax_lora.rounds.local import cohort_of
-from fedjax_lora.types import Params, Trained
+from fedjax_lora.types import Params, Shape, Trained
+from fedjax_lora.workload import cohort_flops
+
+FEW_ROUNDS = 5
+"""Whose plans are looked at."""
 
 
 class Memory(NamedTuple):
     """Bytes on one device while a cohort is trained.
 
     Attributes:
-      base: the frozen model, once.
+      base: the frozen model, once, or the device's part of it.
       server: the global adapter and head, what a method and a server optimizer keep (kernels that
         FLoRA changes, for example), and what belongs to single clients between rounds.
       data: the training tokens.
       client: what each client of the cohort begins with and returns.
       working: what each client of a wave needs to take a step: a copy of what it trains, its
         gradient and update, and the state of its optimizer.
-      activations: what each client of a wave holds between the forward and the backward pass.
+      activations: what each client of a wave holds between the forward and the backward pass; a
+        bound where the base is in parts, since the compiler then divides some of them too.
       layers: parameters of the layers that one step of the layer loop takes out of their stack:
         of one layer, of all of them where a loop is unrolled, of none without one.
       cohort: clients on the device.
@@ -63,6 +72,22 @@ class Memory(NamedTuple):
         return once + self.cohort * self.client + self.wave * (self.working + self.activations)
 
 
+class Devices(NamedTuple):
+    """What a run is spread over.
+
+    Attributes:
+      kind: of a device.
+      clients: parts the cohort is divided into.
+      model: parts the base is divided into.
+      processes: that run the program together.
+    """
+
+    kind: str
+    clients: int
+    model: int
+    processes: int
+
+
 class Needs(NamedTuple):
     """What a run needs.
 
@@ -72,6 +97,11 @@ class Needs(NamedTuple):
       down: bytes that they receive.
       rounds: of the run.
       flops: of the matrix products in one client's step, with a full batch of the longest texts.
+      devices: it runs on.
+      shapes: of the steps that are compiled.
+      round_flops: of the matrix products in a round's local training, on the device that has the
+        most of them; mean over the first rounds.
+      dtype: of these products.
     """
 
     memory: Memory
@@ -79,6 +109,10 @@ class Needs(NamedTuple):
     down: float
     rounds: int
     flops: int
+    devices: Devices
+    shapes: tuple[Shape, ...]
+    round_flops: float
+    dtype: str
 
 
 def needs(config: RunConfig, assets: Assets) -> Needs:
@@ -115,9 +149,9 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     with jax.numpy_dtype_promotion("standard"):  # as optax is written
         made = optimizers.optimizer(recipe.optimizer, clip=recipe.clip)
         moments = jax.eval_shape(made.init, trained)
-    devices = 1 if execution["mesh"] is None else execution["mesh"].size
+    devices = _devices(execution["mesh"])
     memory = Memory(
-        base=trees.size_bytes(base),
+        base=_base_bytes(base, execution["mesh"]),
         server=trees.size_bytes(state),
         data=trees.size_bytes(tuple(assets.train)),
         client=trees.size_bytes(start) // len(plan.id)
@@ -126,13 +160,45 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         working=3 * trees.size_bytes(trained) + trees.size_bytes(moments),
         activations=_activations(recipe, base, trained, _abstract(assets.train)),
         layers=_layers_taken_out(assets.model.config) * _layer_bytes(base),
-        cohort=federation.padded // devices,
-        wave=min(recipe.wave, federation.padded // devices),
+        cohort=federation.padded // devices.clients,
+        wave=min(recipe.wave, federation.padded // devices.clients),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
-    step, of_clients = _step(recipe.reading, recipe, base, trained, _abstract(assets.train))
-    backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
-    return Needs(memory, up, down, fed.rounds, flops.of(backward, base, *of_clients(1)))
+    each = _step_flops(recipe, base, trained, _abstract(assets.train))
+    plans = (federation.plan(t, layout.allocated.ranks, 1.0) for t in range(FEW_ROUNDS))
+    how = {"parts": devices.clients, "wave": 1 if recipe.mode == "loop" else recipe.wave}
+    of_round = np.mean([cohort_flops(plan, each, **how) for plan in plans])
+    trainings = 1 if method.select is None else 2  # clients train twice where they are probed
+    return Needs(
+        memory, up, down, fed.rounds, each[recipe.shapes[-1]], devices, recipe.shapes,
+        trainings * float(of_round) / devices.model, config.model.dtype,
+    )  # fmt: skip
+
+
+def _devices(mesh: Mesh | None) -> Devices:
+    clients, model = (1, 1) if mesh is None else (mesh.shape[AXIS], mesh.shape[MODEL])
+    return Devices(jax.devices()[0].device_kind, clients, model, jax.process_count())
+
+
+def _base_bytes(base: Params, mesh: Mesh | None) -> int:
+    """Bytes of the base that one device keeps."""
+    if mesh is None:
+        return trees.size_bytes(base)
+    part = lambda x, where: jax.ShapeDtypeStruct(where.shard_shape(x.shape), x.dtype)  # noqa: E731
+    return trees.size_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
+
+
+def _step_flops(
+    recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+) -> dict[Shape, int]:
+    """Of a client's step, by its shape."""
+
+    def of_shape(shape: Shape) -> int:
+        step, of_clients = _step(recipe.reading, recipe, base, trained, data, shape)
+        backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
+        return flops.of(backward, base, *of_clients(1))
+
+    return {shape: of_shape(shape) for shape in recipe.shapes}
 
 
 def _abstract(tree: Any) -> Any:
@@ -207,7 +273,7 @@ def _kept(
     reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
 ) -> int:
     """Bytes that the gradient of a second client adds to those of a first one."""
-    step, of_clients = _step(reading, recipe, base, trained, data)
+    step, of_clients = _step(reading, recipe, base, trained, data, recipe.shapes[-1])
 
     def size(count: int) -> int:
         kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
@@ -215,13 +281,18 @@ def _kept(
             [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
         )
 
-    return size(2) - size(1)
+    return step, of_clients
 
 
 def _step(
-    reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+    reading: Reading,
+    recipe: RoundRecipe,
+    base: Params,
+    trained: Trained,
+    data: Tokens,
+    shape: Shape,
 ) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
-    """``(base, *clients) -> (loss, backward pass)`` of a full batch, and shapes of so many clients.
+    """``(base, *clients) -> (loss, backward pass)`` of a batch, and shapes of so many clients.
 
     The backward pass is a pytree of what it keeps.
     """
@@ -230,11 +301,9 @@ def _step(
         site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
         for site in template.sites
     }
-    rows = jax.ShapeDtypeStruct((recipe.batch,), jnp.int32)
-    batch = jax.eval_shape(
-        lambda data, rows: objective.take(data, rows, reading.lengths[-1]), data, rows
-    )
-    valid = jax.ShapeDtypeStruct((recipe.batch,), bool)
+    rows = jax.ShapeDtypeStruct((shape.rows,), jnp.int32)
+    valid = jax.ShapeDtypeStruct((shape.rows,), bool)
+    batch = jax.eval_shape(functools.partial(make_batch, objective, shape), data, rows, valid)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def step(base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any) -> Any:
@@ -251,8 +320,15 @@ def _step(
     return step, of_clients
 
 
-def told(found: Needs) -> list[str]:
-    """The needs as lines for a terminal, in MB (a million bytes)."""
+def told(found: Needs, rate: float | None = None) -> list[str]:
+    """The needs as lines for a terminal, in MB (a million bytes).
+
+    Args:
+      found: the needs.
+      rate: operations a second in matrix products (`fedjax_lora.workload.product_rate`), for the
+        time of a round.
+    """
+    devices, size = found.devices, found.round_flops
     memory, amount = found.memory, lambda size: f"{size / 1e6:12.1f} MB"
     clients, wave = f"{memory.cohort} clients", f"{memory.wave} at a time"
     rows = [
@@ -270,7 +346,20 @@ def told(found: Needs) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}{amount(size)}" for name, size in rows]
-    return [
+    several = f", {devices.processes} processes" if devices.processes > 1 else ""
+    told = [
+        f"{devices.clients * devices.model} x {devices.kind}{several}; mesh: clients "
+        f"{devices.clients} x model {devices.model}",
+        f"one program with {len(found.shapes)} shapes of a step, texts x longest (tokens in all): "
+        + ", ".join(f"{s.rows} x {s.length} ({s.tokens})" for s in found.shapes),
         *lines,
         f"{'matrix products in a step of a client':<{width}}{found.flops / 1e9:12.1f} GFLOP",
+        f"{'matrix products in a round, on a device':<{width}}{size / 1e9:12.1f} GFLOP",
     ]
+    if rate is not None:
+        told += [
+            f"{'local training of a round, about':<{width}}{size / rate:12.1f} s at "
+            f"{rate / 1e9:.0f} GFLOP/s, which a large {found.dtype} product reaches here just now "
+            "and a step does not; server, evaluation and compilation come on top",
+        ]
+    return told

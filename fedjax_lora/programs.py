@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from jax.sharding import Mesh
 
 from fedjax_lora import around, clients, evaluation, measure, methods, models, optimizers, rounds
 from fedjax_lora.adapters import Template
@@ -68,6 +69,7 @@ class RoundRecipe:
     mode: Mode
     wave: int
     devices: int | None
+    mesh: tuple[int, ...]
     prox: float
     updates: tuple[str, ...]
     server_optimizer: str
@@ -86,7 +88,9 @@ class RoundRecipe:
             shapes=self.shapes,
             prox=self.prox,
         )
-        mesh = clients.client_mesh(self.devices) if self.mode == "sharded" else None
+        mesh = None
+        if self.mode == "sharded":
+            mesh = clients.client_mesh(self.devices, self.mesh)
         return method, train, {"mode": self.mode, "wave": self.wave, "mesh": mesh}
 
 
@@ -112,16 +116,16 @@ def build_round(recipe: RoundRecipe) -> RoundFn:
     )
 
 
-def build_predict(reading: Reading, batch: int) -> Predict:
-    """The predictions of any method's global model, in batches of this size."""
-    return evaluation.make_predict(reading.objective(), batch=batch)
+def build_predict(reading: Reading, batch: int, mesh: Mesh | None) -> Predict:
+    """The predictions of any method's global model, in batches of about this size."""
+    return evaluation.make_predict(reading.objective(), batch=batch, mesh=mesh)
 
 
 class Programs(NamedTuple):
     """Programs made so far; see `programs`."""
 
     round: Callable[[RoundRecipe], RoundFn]
-    predict: Callable[[Reading, int], Predict]
+    predict: Callable[[Reading, int, Mesh | None], Predict]
     least_steps: int  # plans are padded to so many local steps, or more if a client takes more
 
 

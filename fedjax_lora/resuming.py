@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import checkpoints, config, optimizers
+from fedjax_lora import checkpoints, config, optimizers, processes
 from fedjax_lora.checkpoints import Checkpoint, Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError, raise_all
@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 
 def about(experiment: Experiment) -> dict[str, Any]:
     """What a run's checkpoints say of it."""
-    return {
-        "config": config.to_dict(experiment.config),
-        "base": experiment.assets.model.fingerprint,
-        "data": data_digest(experiment),
-        "environment": environment(),
-    }
+    made = {"config": config.to_dict(experiment.config), "environment": environment()}
+    return made | inputs(experiment)
+
+
+def inputs(experiment: Experiment) -> dict[str, str]:
+    """Digests of what a run reads."""
+    return {"base": experiment.assets.model.fingerprint, "data": data_digest(experiment)}
 
 
 def data_digest(experiment: Experiment) -> str:
@@ -129,6 +130,15 @@ def continued(checkpoint: Checkpoint, experiment: Experiment, begin: Progress) -
             ", ".join(changed),
         )
     return checkpoints.restore(checkpoint, begin)
+
+
+def on_every_process(progress: Progress) -> Progress:
+    """The progress that the first process goes on with, on all of them."""
+    if jax.process_count() == 1:
+        return progress
+    history, seconds = processes.of_all([progress.history, progress.seconds])[0]
+    held = processes.arrays_of_first(jax.tree.map(np.asarray, checkpoints.arrays(progress)))
+    return checkpoints.placed(held, progress, history, seconds)
 
 
 def _field(values: dict[str, Any], name: str) -> Any:

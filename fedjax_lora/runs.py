@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedjax_lora import data, handover, optimizers, plots, resuming
+from fedjax_lora import config as configs
+from fedjax_lora import data, handover, optimizers, plots, processes, resuming, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.allocation import Scores
 from fedjax_lora.assets import Assets
@@ -18,6 +19,7 @@ from fedjax_lora.checkpoints import Progress
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data.draw import draw
 from fedjax_lora.errors import InputError, Stopped
+from fedjax_lora.exchange import Fitted
 from fedjax_lora.experiment import Experiment, prepare
 from fedjax_lora.journal import journal
 from fedjax_lora.playing import play
@@ -96,27 +98,39 @@ def run(
     """
     if resume and out is None:
         raise InputError("A run is resumed in its folder; give out.")
+    _check_processes(config)
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
-    claimed = contextlib.nullcontext()
-    if out is not None:
-        claimed = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
-    with claimed as folder:
-        found = resuming.find(folder, config) if folder and resume else []
+    with contextlib.ExitStack() as held:
+        folder, found = None, []  # of the first process, which alone writes
+        with processes.together():
+            if out is not None and processes.first():
+                claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
+                folder = held.enter_context(claim)
+                found = resuming.find(folder, config) if resume else []
         began, worked = time.perf_counter(), time.process_time()
-        experiment = prepare(config, assets, programs)
+        with processes.together():
+            experiment = prepare(config, assets, programs)
+        if jax.process_count() > 1:
+            processes.need_same("input", resuming.inputs(experiment))
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
         progress, reference = begin(experiment), experiment.reference()
-        if found:
-            progress = resuming.continued(found[-1], experiment, progress)
-        summary = folder.finished() if folder and resume else None
+        with processes.together():
+            if found:
+                progress = resuming.continued(found[-1], experiment, progress)
+        if resume:
+            progress = resuming.on_every_process(progress)
+        summary = processes.of_all(folder.finished() if folder and resume else None)[0]
         if summary and progress.round == rounds:
             return result(experiment, progress, summary, folder)
         began, last = began - progress.seconds, progress
-        with journal(folder, experiment, progress, found) as write:
+        with processes.together(), contextlib.ExitStack() as kept:
+            with processes.together():
+                write = kept.enter_context(journal(folder, experiment, progress, found))
             for last, times in play(experiment, schedule, progress):
-                stopping = last.round < rounds and bool(stop())
-                write(last._replace(seconds=time.perf_counter() - began), times, stopping)
+                stopping = last.round < rounds and any(processes.of_all(bool(stop())))
+                with processes.together():
+                    write(last._replace(seconds=time.perf_counter() - began), times, stopping)
                 on_round(last.history[-1] | times)
                 if stopping:
                     raise Stopped(f"stopped after round {last.round} of {rounds}")
@@ -126,10 +140,28 @@ def run(
         }
         summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
-        if folder:
-            with folder.writing():
-                leave(folder, experiment, made)
+        fitted = handover.of_server(experiment, last.state)
+        with processes.together():
+            if folder:
+                with folder.writing():
+                    leave(folder, experiment, made, fitted)
         return made
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Refuse what several processes cannot do, and that they do different things.
+
+    Raises:
+      InputError: either.
+    """
+    if jax.process_count() == 1:
+        return
+    processes.need_same("config", trees.flat(configs.to_dict(config)))
+    if config.execution.mode != "sharded" or config.execution.measure:
+        raise InputError(
+            f"A run of {jax.process_count()} processes needs --mode sharded, and cannot measure; "
+            "leave out --measure."
+        )
 
 
 def begin(experiment: Experiment) -> Progress:
@@ -158,7 +190,7 @@ def result(
     )
 
 
-def leave(folder: RunFolder, experiment: Experiment, made: Result) -> None:
+def leave(folder: RunFolder, experiment: Experiment, made: Result, fitted: Fitted) -> None:
     """Write the figures, the global model and, last of all, the summary of a finished run."""
     assets = experiment.assets
     made.plot().savefig(folder.path / "figures" / "accuracy.png")
@@ -167,7 +199,7 @@ def leave(folder: RunFolder, experiment: Experiment, made: Result) -> None:
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
     about = handover.describe(made.config, assets, made.records[-1])
-    handover.leave(folder.path, handover.of_server(experiment, made.state), about)
+    handover.leave(folder.path, fitted, about)
     folder.write(SUMMARY, made.summary)
 
 

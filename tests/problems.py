@@ -199,9 +199,16 @@ def training(
 
 
 @functools.cache
-def cohort_fn(problem: str, mode: str, wave: int = 1, devices: int = 0, **options: Any) -> Any:
+def cohort_fn(
+    problem: str,
+    mode: str,
+    wave: int = 1,
+    devices: int = 0,
+    shape: tuple[int, int] = (-1, 1),
+    **options: Any,
+) -> Any:
     """The compiled training of a cohort."""
-    mesh = clients.client_mesh(devices) if mode == "sharded" else None
+    mesh = clients.client_mesh(devices, shape) if mode == "sharded" else None
     run = clients.execute(training(problem, **options), mode=mode, wave=wave, mesh=mesh)
     return run if mode == "loop" else jax.jit(run)
 
@@ -323,6 +330,7 @@ def batches_of(
 # ------------------------------------------------------------------------------------------- rounds
 
 COHORT, PADDED, DEVICES = 3, 4, 4  # one absent client in every round
+MESHES = {"sharded": (4, 1), "base in parts": (2, 2)}
 
 
 class Rounds(NamedTuple):
@@ -359,14 +367,17 @@ def _rounds(
     updates: Sequence[around.Update] = (),
     server_optimizer: around.ServerOptimizer | None = None,
 ) -> Rounds:
-    mesh = clients.client_mesh(DEVICES) if mode == "sharded" else None
+    mesh = None
+    if mode in MESHES:
+        mesh, mode = clients.client_mesh(DEVICES, MESHES[mode]), "sharded"
     wave = 2 if mode == "vmap" else 1
     run = {"mode": mode, "wave": wave, "mesh": mesh, "updates": updates}
     both = {"heads": heads, "server_optimizer": server_optimizer}
     fn = rounds.make_round(method, template, train, **run, **both)
     state = rounds.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
     place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    return Rounds(fn, place(base), place(data), copy(state))
+    where = clients.base_sharding(base, mesh)
+    return Rounds(fn, jax.device_put(base, where), place(data), copy(state))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from characters import SIZE, make_tokenizer
+from small_options import small
 
 from experiments.explain.compiled import compiled_bytes
 from fedjax_lora import cli, config, experiment, explain, flops, methods, trees
@@ -100,6 +101,42 @@ def test_every_method_can_be_explained(folder, monkeypatch):
         made = dataclasses.replace(made, federation=federation)
         found = explain.needs(made, experiment.load_assets(made, weights=False))
         assert found.up > 0 and found.down > 0
+
+
+def test_a_mesh_divides_the_cohort_and_the_base(folder):
+    """Eight devices: what each of them keeps, and how much of the work it does."""
+    found = {}
+    for shape in (None, (8, 1), (4, 2)):
+        made = make(folder, method="hetlora")
+        how = dataclasses.replace(made.execution, mode="sharded", mesh=shape or (-1, 1))
+        made = dataclasses.replace(made, execution=how) if shape else made
+        found[shape] = explain.needs(made, experiment.load_assets(made, weights=False))
+    one, eight, parts = found.values()
+    assert [tuple(x.devices[1:]) for x in found.values()] == [(1, 1, 1), (8, 1, 1), (4, 2, 1)]
+    assert one.memory.cohort == 4 and eight.memory.cohort == parts.memory.cohort == 1
+    assert eight.memory.base == one.memory.base
+    assert parts.memory.base == pytest.approx(one.memory.base / 2, rel=0.01)
+    # Four clients of as many steps, each on devices of its own, then on two of them.
+    assert eight.round_flops == one.round_flops / 4 == 2 * parts.round_flops
+    assert eight.flops == one.flops
+    assert (one.up, one.down) == (eight.up, eight.down) == (parts.up, parts.down)
+
+
+@pytest.mark.parametrize("mesh", ["1 1", "4 2"])
+def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX_LORA_CACHE", str(tmp_path))
+    words = ["run", *small(), "--explain"]
+    if mesh != "1 1":
+        words += ["--mode=sharded", "--mesh", *mesh.split()]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    clients, model = mesh.split()
+    count = int(clients) * int(model)
+    assert lines[0] == f"{count} x cpu; mesh: clients {clients} x model {model}"
+    assert "2 batch sizes (4, 8)" in lines[1]
+    assert any(line.startswith("sent in a round") for line in lines)
+    assert lines[-1].startswith("local training of a round, about")
+    assert "GFLOP/s, which a large float32 product reaches here just now" in lines[-1]
 
 
 def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeypatch):

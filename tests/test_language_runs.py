@@ -66,6 +66,21 @@ def torch_losses(folder, left, split):
     return np.array(found)
 
 
+def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
+    """On eight devices, the base in two parts: kernels that FLoRA changes, scores and all."""
+    how = config.ExecutionConfig(mode="sharded", mesh=(4, 2))
+    made = dataclasses.replace(make(folder, learning_rate=3e-2), execution=how)
+    got = runs.run(made, assets=assets)
+    layers = experiment.prepare(made, assets).base["decoder"]["layers"]
+    up = jax.tree.leaves(layers["mlp"]["up_proj"]["kernel"])
+    assert not any(kernel.is_fully_replicated for kernel in up)
+    problems.assert_close(
+        problems.copy(got.state.server), problems.copy(finished.state.server), 2e-5
+    )
+    for one, other in zip(got.records, finished.records, strict=True):
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)
+
+
 @pytest.mark.parametrize(("method", "leaves"), [("flora", "merged"), ("fed_plora", "adapter")])
 def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder, finished, assets):
     """Everything at once: prompts, tokens, loss, names, scale, and the base that FLoRA changed.

@@ -33,11 +33,15 @@ def model(state):
     return added, state.server.kernels, state.head
 
 
+A_FEW = {"fed_plora", "hlora", "flora", "fedex_lora", "fedsa_lora", "fedrora", "lora_a2"}
+"""One of each kind: the base in parts is a matter of training, and of what changes kernels."""
+
+
 @every_method
 def test_modes_leave_the_same_server(method):
     want, reports, made = play(method, "loop", 2, 0.01)
     assert problems.changed(model(want), model(made.begin))
-    for mode in ("vmap", "sharded"):
+    for mode in ("vmap", "sharded", *["base in parts"] * (method in A_FEW)):
         got, seen, _ = play(method, mode, 2, 0.01)
         tolerance = TOLERANCE.get(method, problems.MODE_TOLERANCE)
         problems.assert_close(model(got), model(want), tolerance)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import adapters, clients, optimizers, scoring, trees
+from fedjax_lora import adapters, clients, methods, optimizers, rounds, scoring, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.clients import Clients
 from fedjax_lora.data import Tokens
@@ -179,3 +179,44 @@ def test_the_search_finds_a_base_merged_for_each_client():
     merged = jax.vmap(adapters.merge, in_axes=(None, 0, 0))
     program = jax.jit(merged).trace(base, made.params.adapter, made.gain).jaxpr.jaxpr
     assert copies(program, count) >= {(count, 1, HIDDEN, HIDDEN), (count, WORDS, HIDDEN)}
+
+
+# ------------------------------------------------------------------------------------ whole rounds
+
+
+@functools.cache
+def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Bytes on a device that go into a round, and that it makes, of eight clients."""
+    made, (base, head), count = template(), base_and_head(), 8
+    method = methods.make("zero_padding", made)
+    mesh = clients.client_mesh(8, shape) if shape else None
+    mode = "sharded" if shape else "vmap"
+    fn = rounds.make_round(method, made, training(), mode=mode, wave=1, mesh=mesh)
+    begin = lambda *given: rounds.init_state(method, *given, clients=20, heads="average")  # noqa: E731
+    state = jax.eval_shape(begin, made.shapes(), {}, head)
+    number = functools.partial(struct, count, dtype=jnp.int32)
+    tokens = Tokens(*[struct(16, WIDTH, dtype=jnp.int32)] * 2, *[struct(16, dtype=jnp.int32)] * 2)
+    plan = rounds.Plan(
+        number(), number(), struct(count), cohort(count).batches, struct(),
+        struct(dtype=jnp.int32),
+    )  # fmt: skip
+    if mesh is not None:
+        put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+        everywhere = lambda x: put(x, clients.everywhere(mesh))  # noqa: E731
+        base = jax.tree.map(put, base, clients.base_sharding(base, mesh))
+        tokens, state = jax.tree.map(everywhere, (tokens, state))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    stats = fn.lower(base, tokens, state, plan, key).compile().memory_analysis()
+    made_here = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes, made_here
+
+
+@pytest.mark.parametrize(("shape", "parts"), [(None, 1), ((8, 1), 1), ((4, 2), 2), ((2, 4), 4)])
+def test_a_round_makes_no_copy_of_the_base(shape, parts):
+    """What goes in is the base, or a device's part of it; what is made is not even a layer."""
+    given, made = round_memory(shape)
+    base = base_and_head()[0]
+    kernels = sum(x.size * 4 for p, x in trees.flat(base).items() if p.endswith("/kernel"))
+    size = trees.size_bytes(base)
+    assert size / parts < given < 1.03 * size / parts
+    assert made < 0.5 * kernels

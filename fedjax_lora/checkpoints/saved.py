@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fedjax_lora import files
+from fedjax_lora import clients, files
 from fedjax_lora.allocation import Scores
 from fedjax_lora.checkpoints.seal import damage, seal
 from fedjax_lora.errors import raise_all
@@ -98,7 +98,7 @@ def save(
     }
 
     def fill(partial: pathlib.Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(partial.absolute() / ARRAYS, held)
         files.write(partial / ABOUT, json.dumps(told) + "\n")
         seal(partial)
@@ -106,6 +106,15 @@ def save(
     path = folder / FOLDER / str(progress.round)
     files.write_folder(path, fill)
     return Checkpoint(path, progress.round, score, told)
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One for this process alone: the others do not wait for it."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def whole(folder: pathlib.Path) -> list[Checkpoint]:
@@ -152,14 +161,15 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
         ],
     )
     empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays(like))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         held = checkpointer.restore(checkpoint.path.absolute() / ARRAYS, empty)
-    state = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), held["state"], like.state)
-    return Progress(
-        state,
-        held["rank"],
-        held["told"],
-        held["scores"],
-        checkpoint.about["history"],
-        checkpoint.about["seconds"],
-    )
+    return placed(held, like, checkpoint.about["history"], checkpoint.about["seconds"])
+
+
+def placed(
+    held: dict[str, Any], like: Progress, history: list[dict[str, Any]], seconds: float
+) -> Progress:
+    """A progress of these arrays (see `arrays`), those of the state where those of ``like`` are."""
+    where = jax.tree.map(lambda x: x.sharding, like.state)
+    state = clients.place(held["state"], where)
+    return Progress(state, held["rank"], held["told"], held["scores"], history, seconds)

@@ -9,29 +9,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lora.clients.local import Clients
+from fedjax_lora.clients.mesh import AXIS
 from fedjax_lora.types import Params
 
 Mode = Literal["loop", "vmap", "sharded"]
-AXIS = "clients"
 
 Work = Callable[[Params, Any, Clients, jax.Array], Any]
 """What is done with a wave of clients, ``(base, data, clients, rate)`` to leaves ``[w, ...]``."""
-
-
-def client_mesh(devices: int | None = None) -> Mesh:
-    """A mesh with the one axis ``clients`` over the first ``devices`` (all by default)."""
-    chosen = jax.devices()[:devices]
-    # Auto: the round around the `shard_map` is written without a thought of where its arrays are.
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((len(chosen),), (AXIS,), devices=chosen, axis_types=auto)
-
-
-def everywhere(mesh: Mesh | None) -> Any:
-    """Where shared arrays live: on every device of the mesh, or on the default device."""
-    return jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def default_wave(cohort: int) -> int:
@@ -67,13 +54,17 @@ def in_waves(work: Work, wave: int) -> Work:
 
 
 def on_mesh(work: Work, mesh: Mesh) -> Work:
-    """Give each device its part of the cohort; base and data are replicated."""
+    """Give each place on the axis ``clients`` its part of the cohort; data are replicated.
+
+    Where the base is cut along ``model`` is not said here: the compiler sees it in the array.
+    """
     spec, everywhere = PartitionSpec(AXIS), PartitionSpec()
     return jax.shard_map(
         work,
         mesh=mesh,
         in_specs=(everywhere, everywhere, spec, everywhere),
         out_specs=spec,
+        axis_names={name for name, size in mesh.shape.items() if name == AXIS or size == 1},
         check_vma=False,
     )
 

@@ -81,6 +81,14 @@ def _projected(project: Project, new: Trained, trainable: Trained) -> Trained:
     return new._replace(adapter=adapter)
 
 
+def make_batch(objective: Objective, shape: Shape, data: Any, index: Array, valid: Array) -> Any:
+    """The batch of a step of some shape."""
+    batch = objective.take(data, index, shape.length)
+    if objective.unpad is None or shape.padded:
+        return batch
+    return objective.unpad(batch, valid, shape.tokens)
+
+
 def _smallest(shapes: Sequence[Shape], *need: Array) -> Array:
     """The index of the first shape that has room for so much."""
     return jnp.argmax(jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)).astype(
@@ -130,9 +138,8 @@ def make_training(
 
     def one_client(base, data, step, shape, rate, client, params, opt_state):
         valid = client.batches.valid[step, : shape.rows]
-        batch = objective.take(data, client.batches.index[step, : shape.rows], shape.length)
-        if objective.unpad is not None and not shape.padded:
-            batch = objective.unpad(batch, valid, shape.tokens)
+        index = client.batches.index[step, : shape.rows]
+        batch = make_batch(objective, shape, data, index, valid)
         key = jax.random.fold_in(client.key, step)
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, base, client, batch, valid, key

@@ -56,6 +56,16 @@ def unpadded_shapes(
     return tuple(shapes)
 
 
+def fitting(shapes: Sequence[Shape], need: np.ndarray) -> np.ndarray:
+    """The number of the first shape that has room, as a step chooses it.
+
+    Args:
+      shapes: what is compiled.
+      need: ``int[..., 3]``: texts, tokens of the longest, tokens of all.
+    """
+    return np.argmax((np.array(shapes) >= need[..., None, :]).all(axis=-1), axis=-1)
+
+
 def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[Shape]:
     """The shapes that are filled best by batches, ``drawn: int[b, rows]`` tokens."""
     rows, longest = drawn.shape[1], drawn.max(axis=1)

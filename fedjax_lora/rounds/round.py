@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 
 from fedjax_lora import adapters, around, layerwise, trees
 from fedjax_lora.adapters import Template
-from fedjax_lora.clients.cohort import Mode, everywhere
+from fedjax_lora.clients.cohort import Mode
 from fedjax_lora.clients.local import Train
+from fedjax_lora.clients.mesh import everywhere
 from fedjax_lora.methods.base import Cohort, Method, Server
 from fedjax_lora.rounds.check import check_outcome
 from fedjax_lora.rounds.local import Local, all_finite, cohort_of, make_local

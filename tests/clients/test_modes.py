@@ -6,8 +6,9 @@ import problems
 import pytest
 from problems import assert_close, assert_same_bits, cohort_fn, first, make_clients, plan_for
 
-from fedjax_lora import clients
+from fedjax_lora import clients, storage
 from fedjax_lora.clients import padded_size
+from fedjax_lora.errors import InputError
 
 COHORT = len(problems.SIZES)
 
@@ -17,11 +18,19 @@ MODES = {
     "vmap of all": {"mode": "vmap", "wave": COHORT},
     "eight devices": {"mode": "sharded", "wave": 1, "devices": 8},
     "two devices, waves of two": {"mode": "sharded", "wave": 2, "devices": 2},
+    "base in two parts": {"mode": "sharded", "wave": 2, "devices": 8, "shape": (4, 2)},
+    "base in eight parts": {"mode": "sharded", "wave": 2, "devices": 8, "shape": (1, 8)},
 }
 
 
+def mesh_of(options: dict):
+    if "devices" not in options:
+        return None
+    return clients.client_mesh(options["devices"], options.get("shape", (-1, 1)))
+
+
 def padded(options: dict) -> int:
-    mesh = clients.client_mesh(options["devices"]) if "devices" in options else None
+    mesh = mesh_of(options)
     return padded_size(COHORT, mode=options["mode"], wave=options["wave"], mesh=mesh)
 
 
@@ -30,12 +39,14 @@ def train(problem: str, count: int, **options):
     made = getattr(problems, problem)()
     plan = plan_for(made, cohort=COHORT, padded=count)
     start = make_clients(made, plan)
-    return cohort_fn(problem, **options)(made.base, made.data, start, plan.rate), start
+    base = jax.device_put(made.base, clients.base_sharding(made.base, mesh_of(options)))
+    return cohort_fn(problem, **options)(base, made.data, start, plan.rate), start
 
 
 @pytest.mark.parametrize(
     ("problem", "mode"),
-    [("bag", mode) for mode in MODES] + [("encoder", "vmap of all"), ("encoder", "eight devices")],
+    [("bag", mode) for mode in MODES]
+    + [("encoder", "vmap of all"), ("encoder", "eight devices"), ("encoder", "base in two parts")],
 )
 def test_modes_compute_what_the_loop_computes(problem, mode):
     want, start = train(problem, COHORT, mode="loop")
@@ -61,6 +72,8 @@ def test_some_cohorts_here_do_not_divide():
         "vmap of all": 6,
         "eight devices": 8,
         "two devices, waves of two": 8,
+        "base in two parts": 8,
+        "base in eight parts": 6,
     }
 
 
@@ -96,6 +109,43 @@ def test_sharding_needs_a_mesh():
 
 def test_a_mesh_takes_the_first_devices():
     mesh = clients.client_mesh(3)
-    assert mesh.axis_names == (clients.AXIS,)
-    assert mesh.devices.tolist() == jax.devices()[:3]
-    assert clients.client_mesh().devices.tolist() == jax.devices()
+    assert dict(mesh.shape) == {clients.AXIS: 3, clients.MODEL: 1}
+    assert mesh.devices.ravel().tolist() == jax.devices()[:3]
+    assert clients.client_mesh().devices.ravel().tolist() == jax.devices()
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (-1, 3), (8, 8), (1, 1)])
+def test_a_mesh_uses_all_devices(shape):
+    with pytest.raises(InputError, match=r"^A mesh of .* does not use 8 device\(s\) exactly; "):
+        clients.client_mesh(8, shape)
+
+
+def test_there_must_be_as_many_devices():
+    with pytest.raises(InputError, match="devices is 9, but there are 8"):
+        clients.client_mesh(9)
+
+
+def test_matrices_are_cut_and_vectors_are_not():
+    """Outputs first, rows of tables first; else the other axis. Also of layers apart, and codes."""
+    mesh = clients.client_mesh(8, (2, 4))
+    codes = storage.encode(np.ones((8, 12), np.float32), "int8")
+    base = {
+        "table": {"embedding": np.ones((16, 8))},
+        "odd": {"embedding": np.ones((3, 8))},
+        "stack": {"kernel": np.ones((3, 8, 12)), "bias": np.ones((3, 12))},
+        "apart": {"kernel": (np.ones((8, 6)), np.ones((8, 6)))},
+        "codes": {"kernel": codes},
+    }
+    specs = jax.tree.map(lambda x: tuple(x.spec), clients.base_sharding(base, mesh))
+    assert specs["table"]["embedding"] == ("model", None)
+    assert specs["odd"]["embedding"] == (None, "model")
+    assert specs["stack"] == {"kernel": (None, None, "model"), "bias": (None, None)}
+    assert specs["apart"]["kernel"] == (("model", None),) * 2
+    assert set(jax.tree.leaves(specs["codes"]["kernel"])) == {"model"}
+    placed = clients.place(base, clients.base_sharding(base, mesh))
+    problems.assert_same_bits(problems.copy(placed), problems.copy(base))
+    full = storage.full(placed["codes"]["kernel"])
+    np.testing.assert_array_equal(full, storage.full(codes))
+    with pytest.raises(InputError, match=r"on the axis model .* odd/kernel is 6 x 5") as told:
+        clients.base_sharding({"odd": {"kernel": np.ones((6, 5))}}, mesh)
+    assert len(str(told.value).splitlines()) == 1

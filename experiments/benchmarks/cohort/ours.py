@@ -16,6 +16,7 @@ from fedjax_lora.config import (
     ModelConfig,
     RunConfig,
 )
+from fedjax_lora.data.shapes import fitting
 
 
 def task(data_dir: str | None) -> str:
@@ -59,9 +60,7 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
     """The round's work as arrays."""
     made, plan = prepare(case, model, data_dir)
     tokens, batches = made.data, plan.batches
-    shapes = np.asarray(made.recipe.shapes)
     need = np.stack([batches.valid.sum(axis=2), batches.longest, batches.tokens], axis=-1)
-    chosen = np.argmax((shapes >= need[:, :, None]).all(axis=-1), axis=-1)
     return Work(
         ids=np.asarray(tokens.ids),
         types=np.asarray(tokens.types),
@@ -71,7 +70,7 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
         index=batches.index,
         valid=batches.valid,
         steps=batches.steps,
-        shape=shapes[chosen],
+        shape=np.array(made.recipe.shapes)[fitting(made.recipe.shapes, need)],
     )
 
 

@@ -1,0 +1,79 @@
+"""What a run compiles, and when: everything in its first round, whatever it is spread over."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+import tiny_runs
+from jax import monitoring
+
+from fedjax_lora import clients, evaluation, experiment, runs
+
+WAYS = {
+    "together": {},
+    "on eight devices": {"execution.mode": "sharded"},
+    "base in two parts": {"execution.mode": "sharded", "execution.mesh": (-1, 2)},
+}
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
+
+
+@pytest.fixture
+def compiled():
+    """The programs compiled so far: their number, while the test goes on."""
+    seen = []
+
+    def note(event, seconds, **about):
+        if event == COMPILED:
+            seen.append(about)
+
+    monitoring.register_event_duration_secs_listener(note)
+    yield seen
+    monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_compiled_after_the_first_round(way, compiled):
+    changes = WAYS[way] | {"execution.eval_every": 1, "federation.cohort": 4}
+    counts = []
+    runs.run(
+        tiny_runs.change(tiny_runs.CONFIG, changes),
+        assets=tiny_runs.assets(),
+        on_round=lambda record: counts.append(len(compiled)),
+    )
+    assert counts[0] > 0
+    assert counts == [counts[0]] * tiny_runs.ROUNDS
+
+
+def test_a_round_is_one_program(compiled):
+    assets = tiny_runs.assets()
+    made = experiment.prepare(tiny_runs.CONFIG, assets)
+    state, key = made.state, jax.random.key(0)
+    plans = [made.federation.plan(t, made.rank, 0.01) for t in range(3)]
+    compiled.clear()
+    for plan in plans:
+        state, _ = made.round_fn(made.base, made.data, state, plan, key)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_predictions_compile_once_for_each_length(devices, compiled):
+    """Spread over devices they are the same, also where a batch has to be filled up."""
+    made = problems.bag()
+    objective = clients.text_classification(made.module, (8, problems.WIDTH))
+    mesh = clients.client_mesh(4) if devices > 1 else None
+    adapter = problems.random_adapter(made.template, 0)
+    gain = {"layers/query": jnp.ones((2, problems.R))}
+    place = lambda tree: clients.place(tree, clients.everywhere(mesh))  # noqa: E731
+    given = (made.base, made.data, problems.Trained(adapter, made.head), gain)
+    placed = [place(tree) for tree in given]
+    predict = evaluation.make_predict(objective, batch=6, mesh=mesh)
+    compiled.clear()
+    got, again = predict(*placed), predict(*placed)
+    assert len(compiled) == 2
+    np.testing.assert_array_equal(got, again)
+    batch = objective.take(made.data, np.arange(len(got)), problems.WIDTH)
+    want = objective.outputs(made.base, given[2], gain, batch)
+    np.testing.assert_allclose(got, want, atol=problems.MODE_TOLERANCE)
