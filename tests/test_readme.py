@@ -9,6 +9,7 @@ import pytest
 import tyro
 
 import experiments.ag_news.report
+import experiments.benchmarks.aggregation.report
 import experiments.demo.report
 import experiments.faults.report
 import experiments.instruction_tuning.report
@@ -16,7 +17,6 @@ import experiments.malformed.report
 import experiments.noise.report
 import experiments.own_model.report
 import experiments.parity.report
-import experiments.server_aggregation.report
 import experiments.storage.report
 from experiments import methods_table
 from fedjax_lora import cli
