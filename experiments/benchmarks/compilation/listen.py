@@ -28,15 +28,16 @@ class Compiler:
         jax.monitoring.register_event_listener(self._event)
         jax.monitoring.register_event_duration_secs_listener(self._duration)
 
-    def _event(self, event: str, **about: Any) -> None:
+    def _event(self, event: str, **about: str | int) -> None:
         self._hit = self._hit or event == HIT
 
-    def _duration(self, event: str, seconds: float, *, fun_name: str = "", **about: Any) -> None:
+    def _duration(self, event: str, duration_secs: float, **about: str | int) -> None:
+        name = str(about.get("fun_name"))
         if event == COMPILED:
-            self.programs.append({"name": fun_name, "seconds": seconds, "cached": self._hit})
+            self.programs.append({"name": name, "seconds": duration_secs, "cached": self._hit})
             self._hit = False
         elif event in PREPARED:
-            self.traced[fun_name] = self.traced.get(fun_name, 0.0) + seconds
+            self.traced[name] = self.traced.get(name, 0.0) + duration_secs
 
 
 def branches(program: str) -> int:

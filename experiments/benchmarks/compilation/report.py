@@ -16,8 +16,8 @@ COLUMNS = (
     "compilations of the round",
     "copies of the step in it",
     "length buckets x batch sizes",
-    "programs from the cache",
-    "seconds of compiling the round, times warm",
+    "read from the cache",
+    "compiling or reading the round, times warm",
     "time to the end of the first round, times warm",
     "starts",
 )
@@ -59,13 +59,13 @@ def row(name: str, found: Records) -> list[str]:
     """One line of the table."""
     first, made, warm = found[name][0], found[name], found["warm"]
     end = lambda records: statistics.median(r["round_end_seconds"][0] for r in records)  # noqa: E731
-    cached = sum(program["cached"] for program in first["programs"])
+    cached = sorted({program["name"] for program in first["programs"] if program["cached"]})
     return [
         name,
         str(first["round_compilations"]),
         str(first["step_copies"]),
         f"{len(first['lengths'])} x {len(first['batches'])}",
-        f"{cached} of {len(first['programs'])}",
+        ", ".join(f"`{name}`" for name in cached) or "nothing",
         f"{median(made)[2] / median(warm)[2]:.1f}",
         f"{end(made) / end(warm):.2f}",
         str(len(made)),

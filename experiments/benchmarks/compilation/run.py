@@ -68,7 +68,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     assets = experiment.load_assets(chosen, cache_dir=str(cache_dir() / "tokens"))
     loaded = age()
     runs.run(chosen, out=out, assets=assets, programs=shared, on_round=lambda _: ends.append(age()))
-    compiled = list(compiler.programs)
+    compiled, traced = list(compiler.programs), dict(compiler.traced)
     made = experiment.prepare(chosen, assets, shared)  # to look at: its programs are the run's
     plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
     batches = [plan.batches for plan in plans]
@@ -79,7 +79,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
         "loaded_seconds": loaded,
         "round_end_seconds": ends,
         "programs": compiled,
-        "traced_seconds": compiler.traced,
+        "traced_seconds": traced,
         "round_compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
         "step_copies": branches(text),
         "lengths": list(made.federation.buckets),

@@ -1,5 +1,8 @@
 """The same clients and the same server in Flower's simulation engine."""
 
+# Flower is in an environment of its own.
+# pyright: reportMissingImports=false
+
 import functools
 import os
 import pathlib

@@ -85,7 +85,7 @@ def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> Non
 def _rounds(made: experiment.Experiment) -> work.Rounds:
     local, how, count = made.config.local, made.config.execution, made.config.federation.rounds
     factor = optimizers.schedule(local.schedule, rounds=count)
-    rates = [local.learning_rate * float(factor(t)) for t in range(count)]
+    rates = [local.learning_rate * float(np.asarray(factor(t))) for t in range(count)]
     plans = [made.federation.plan(t, made.rank, rate) for t, rate in enumerate(rates)]
     stack = lambda of: np.stack([of(plan) for plan in plans])  # noqa: E731
     ended = np.arange(1, count + 1)
