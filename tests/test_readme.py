@@ -9,6 +9,10 @@ import pytest
 import tyro
 
 import experiments.ag_news.report
+import experiments.benchmarks.aggregation.report
+import experiments.benchmarks.compilation.report
+import experiments.benchmarks.scaling.report
+import experiments.benchmarks.whole.report
 import experiments.demo.report
 import experiments.faults.report
 import experiments.instruction_tuning.report
@@ -16,7 +20,6 @@ import experiments.malformed.report
 import experiments.noise.report
 import experiments.own_model.report
 import experiments.parity.report
-import experiments.server_aggregation.report
 import experiments.storage.report
 from experiments import methods_table
 from fedjax_lora import cli
@@ -109,7 +112,6 @@ def test_every_trial_of_a_fault_has_ended_well():
         "instruction_tuning",
         "noise",
         "parity",
-        "server_aggregation",
         "storage",
     ],
 )
@@ -119,6 +121,20 @@ def test_tables_are_told_from_their_result_files(name: str):
     assert table.count("\n") > 5
     assert generated(name) == table
     assert (report.RESULTS / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize("name", ["aggregation", "compilation", "scaling", "whole"])
+def test_benchmarks_are_told_from_their_result_files(name: str):
+    report = getattr(experiments.benchmarks, name).report
+    assert report.table().count("\n") > 3
+    assert generated(name) == report.table()
+    assert (report.RESULTS / "table.md").read_text() == report.table()
+
+
+def test_the_growing_server_steps_are_told_from_their_result_files():
+    report = experiments.benchmarks.aggregation.report
+    assert generated("aggregation_sweep") == report.sweep_table()
+    assert (report.RESULTS / "sweep.md").read_text() == report.sweep_table()
 
 
 def test_the_model_of_ones_own_is_told_from_its_result_file():

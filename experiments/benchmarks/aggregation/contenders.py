@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.server_aggregation.problem import Problem, clients
+from experiments.benchmarks.aggregation.problem import Problem, clients
 
 Factors = tuple[np.ndarray, np.ndarray]  # [i, R] and [R, o]
 
@@ -63,7 +63,7 @@ def ours(problem: Problem) -> Contender:
     start = methods.Start(result, gain, adapters.factor_mask(active))
     about = {"compile_seconds": {}, "temporary_megabytes": {}, "jax": jax.__version__}
     calls = {}
-    for name in ("hlora", "fedit", "masked_mean", "flora"):
+    for name in problem.methods:
         if len(set(problem.ranks)) > 1 and not methods.takes_mixed_ranks(name):
             continue
         method = methods.make(name, template)
@@ -94,7 +94,7 @@ def ours(problem: Problem) -> Contender:
 
 
 def numpy(problem: Problem) -> Contender:
-    """Stacks of the true ranks, one product, LAPACK's SVD."""
+    """Stacks of the true ranks, one product, LAPACK's SVD; for a mean, sums of the factors."""
     sent, shares = _sent(problem), problem.shares.astype(np.float32)
 
     def mean(cohort: list) -> np.ndarray:
@@ -105,11 +105,16 @@ def numpy(problem: Problem) -> Contender:
         u, s, vt = np.linalg.svd(mean(cohort), full_matrices=False)
         return u[:, : problem.rank], s[: problem.rank, None] * vt[: problem.rank]
 
-    def call() -> dict[str, list[Factors]]:
-        return {site: [one(cohort) for cohort in layers] for site, layers in sent.items()}
+    def padded(cohort: list) -> Factors:
+        a = np.zeros((cohort[0].a.shape[0], problem.rank), np.float32)
+        b = np.zeros((problem.rank, cohort[0].b.shape[1]), np.float32)
+        for share, x in zip(shares, cohort, strict=True):
+            a[:, : x.a.shape[1]] += share * x.a
+            b[: x.b.shape[0]] += share * x.b
+        return a, b
 
     return Contender(
-        {"hlora": call},
+        _calls(problem, {"hlora": one, "zero_padding": padded}, sent),
         problem.dense_layers,
         lambda out, site: out[site][0],
         {"numpy": np.__version__},
@@ -133,15 +138,32 @@ def torch(problem: Problem) -> Contender:
         u, s, vt = torch.linalg.svd(mean, full_matrices=False)
         return u[:, : problem.rank], s[: problem.rank, None] * vt[: problem.rank]
 
-    def call() -> dict[str, list[Any]]:
-        return {site: [one(cohort) for cohort in layers] for site, layers in tensors.items()}
+    def padded(cohort: list) -> tuple[Any, Any]:
+        a = torch.zeros(cohort[0][0].shape[0], problem.rank)
+        b = torch.zeros(problem.rank, cohort[0][1].shape[1])
+        for share, (own_a, own_b) in zip(shares, cohort, strict=True):
+            a[:, : own_a.shape[1]] += share * own_a
+            b[: own_b.shape[0]] += share * own_b
+        return a, b
 
     def factors(out: Any, site: str) -> Factors:
         a, b = out[site][0]
         return a.numpy(), b.numpy()
 
     about = {"torch": importlib.metadata.version("torch"), "threads": torch.get_num_threads()}
-    return Contender({"hlora": call}, problem.dense_layers, factors, about)
+    calls = _calls(problem, {"hlora": one, "zero_padding": padded}, tensors)
+    return Contender(calls, problem.dense_layers, factors, about)
+
+
+def _calls(
+    problem: Problem, known: dict[str, Callable[[list], Any]], sent: dict[str, list[list]]
+) -> dict[str, Callable[[], Any]]:
+    """The problem's methods, as far as they are known, on every matrix in turn."""
+
+    def every(one: Callable[[list], Any]) -> Callable[[], dict[str, list[Any]]]:
+        return lambda: {site: [one(cohort) for cohort in each] for site, each in sent.items()}
+
+    return {name: every(known[name]) for name in problem.methods if name in known}
 
 
 def _sent(problem: Problem) -> dict[str, list[list]]:

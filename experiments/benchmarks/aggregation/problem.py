@@ -17,6 +17,7 @@ class Problem:
     layers: int
     ranks: tuple[int, ...]  # of the clients
     dense_layers: int  # of each site that the dense contenders compute
+    methods: tuple[str, ...] = ("hlora", "fedit", "masked_mean", "flora")
 
     @property
     def rank(self) -> int:
@@ -46,6 +47,26 @@ PROBLEMS = (
         dense_layers=1,
     ),
 )
+
+
+def case(*, clients: int = 100, rank: int = 16, width: int = 1024) -> Problem:
+    """One matrix of clients whose ranks are a quarter, half and all of `rank`, in turn."""
+    return Problem(
+        name=f"{clients}-clients-rank-{rank}-width-{width}",
+        sites={"layers/query": (width, width)},
+        layers=1,
+        ranks=tuple((rank // 4, rank // 2, rank)[k % 3] for k in range(clients)),
+        dense_layers=1,
+        methods=("hlora", "zero_padding"),
+    )
+
+
+SWEEPS = {
+    "clients": {count: case(clients=count) for count in (10, 30, 100, 300, 1000)},
+    "rank": {rank: case(rank=rank) for rank in (4, 16, 64, 256)},
+    "width": {width: case(width=width) for width in (256, 512, 1024, 2048)},
+}
+"""One thing grows at a time: 100 clients, rank 16 and width 1024 are in all three."""
 
 
 class Client(NamedTuple):

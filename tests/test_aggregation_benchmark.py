@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.server_aggregation import report
-from experiments.server_aggregation.contenders import CONTENDERS
-from experiments.server_aggregation.problem import PROBLEMS, Problem, clients, exact
-from experiments.server_aggregation.run import measure
+from experiments.benchmarks.aggregation import report
+from experiments.benchmarks.aggregation.contenders import CONTENDERS
+from experiments.benchmarks.aggregation.problem import PROBLEMS, Problem, clients, exact
+from experiments.benchmarks.aggregation.run import measure
 
 TINY = Problem(
     name="tiny",

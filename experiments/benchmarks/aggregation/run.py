@@ -1,4 +1,4 @@
-"""Measure; see `experiments.server_aggregation`."""
+"""Measure; see `experiments.benchmarks.aggregation`."""
 
 import dataclasses
 import json
@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.server_aggregation import RESULTS
-from experiments.server_aggregation.contenders import CONTENDERS
-from experiments.server_aggregation.problem import PROBLEMS, Problem, exact, relative_error
+from experiments.benchmarks.aggregation import RESULTS
+from experiments.benchmarks.aggregation.contenders import CONTENDERS
+from experiments.benchmarks.aggregation.problem import (
+    PROBLEMS,
+    SWEEPS,
+    Problem,
+    exact,
+    relative_error,
+)
 from experiments.turns import Worker, machine, serve
 
-MODULE = "experiments.server_aggregation.run"
+MODULE = "experiments.benchmarks.aggregation.run"
 
 
 def contend(contender: str, problem: Problem) -> None:
@@ -77,19 +83,26 @@ def factors(worker: Worker, problem: Problem) -> dict[str, tuple[np.ndarray, np.
             return {site: (saved[f"{site}/a"], saved[f"{site}/b"]) for site in problem.sites}
 
 
-def main(repeats: int = 3, only: str = "") -> None:
-    """Measure every adapter set, about a quarter of an hour on two cores.
+def main(
+    repeats: int = 3, only: str = "", data_dir: str | None = None, results: pathlib.Path = RESULTS
+) -> None:
+    """Measure what has no file yet, about twenty minutes on two cores.
 
     Args:
       repeats: turns of each contender.
-      only: the name of a single adapter set.
+      only: what the names of problems begin with.
+      data_dir: not read; all benchmarks take it.
+      results: where the files go.
     """
-    RESULTS.mkdir(exist_ok=True)
-    for problem in PROBLEMS:
-        if only in ("", problem.name):
+    (results / "sweep").mkdir(parents=True, exist_ok=True)
+    grown = {problem.name: problem for cases in SWEEPS.values() for problem in cases.values()}
+    files = {results / f"{problem.name}.json": problem for problem in PROBLEMS}
+    files |= {results / "sweep" / f"{name}.json": problem for name, problem in grown.items()}
+    for path, problem in files.items():
+        if problem.name.startswith(only) and not path.exists():
             record = measure(problem, repeats)
-            path = RESULTS / f"{problem.name}.json"
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            print(problem.name, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ compute some of the layers, and their time is multiplied: a loop takes the same 
 error is that of a matrix's product against the same in float64, relative to its norm. The other
 methods are timed for scale.
 
-    python -m experiments.server_aggregation.run         # 10 GB; one file per adapter set
-    python -m experiments.server_aggregation.report      # the table, from the files
+Then one matrix, of which clients, rank or width grow: HLoRA, and the mean of factors padded with
+zeros. Clients have a quarter, half and all of the rank, in turn.
+
+    python -m experiments.benchmarks.aggregation.run         # 10 GB; a file a problem, resumable
+    python -m experiments.benchmarks.aggregation.report      # tables and figure
 """
 
 import pathlib

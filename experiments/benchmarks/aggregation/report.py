@@ -1,0 +1,123 @@
+"""The table of the server's step: ``python -m experiments.benchmarks.aggregation.report``."""
+
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.benchmarks.aggregation import RESULTS
+from experiments.benchmarks.aggregation.problem import SWEEPS
+from experiments.markdown import put
+from fedjax_lora.plots import COLOURS, style
+
+LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch, dense SVD"}
+
+
+def seconds(record: dict[str, Any], contender: str, method: str) -> float:
+    """The median turn, for all layers."""
+    made = record["contenders"][contender]
+    return statistics.median(made["seconds"][method]) * record["problem"]["layers"] / made["layers"]
+
+
+def rows(record: dict[str, Any]) -> list[list[str]]:
+    """One for each contender and method."""
+    found = []
+    base = seconds(record, "ours", "hlora")
+    for contender, made in record["contenders"].items():
+        for method in made["methods"]:
+            took = seconds(record, contender, method)
+            is_hlora = method == "hlora"
+            cells = [record["problem"]["name"], method, LABELS[contender], f"{took:.3g}"]
+            cells += [f"{took / base:.1f}" if is_hlora else ""]
+            cells += [f"{max(made['errors'].values()):.0e}" if is_hlora else ""]
+            cells += [f"{made['layers']} of {record['problem']['layers']}"]
+            found.append(cells)
+    return found
+
+
+def table(results: pathlib.Path = RESULTS) -> str:
+    """Everything measured, as a Markdown table."""
+    lines = [
+        "| adapters | method | by | seconds | times ours | error | layers computed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(results.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        lines += ["| " + " | ".join(cells) + " |" for cells in rows(record)]
+    return "\n".join(lines) + "\n"
+
+
+SWEEP = (
+    "clients",
+    "rank",
+    "width",
+    "HLoRA: NumPy",
+    "PyTorch",
+    "averaging: NumPy",
+    "PyTorch",
+    "error",
+)
+
+
+def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]]]:
+    """What was measured of growing problems: by what grows, and how large it is."""
+    files = {
+        name: {size: results / "sweep" / f"{case.name}.json" for size, case in cases.items()}
+        for name, cases in SWEEPS.items()
+    }
+    return {
+        name: {size: json.loads(f.read_text("utf-8")) for size, f in each.items() if f.exists()}
+        for name, each in files.items()
+    }
+
+
+def sweep_row(record: dict[str, Any]) -> list[str]:
+    """One line: how many times our time the others take."""
+    problem = record["problem"]
+    times = [
+        seconds(record, other, method) / seconds(record, "ours", method)
+        for method in ("hlora", "zero_padding")
+        for other in ("numpy", "torch")
+    ]
+    (size, _), *_ = problem["sites"].values()
+    error = max(max(made["errors"].values()) for made in record["contenders"].values())
+    sizes = [len(problem["ranks"]), max(problem["ranks"]), size]
+    return [*map(str, sizes), *(f"{x:.2g}" for x in times), f"{error:.0e}"]
+
+
+def sweep_table(results: pathlib.Path = RESULTS) -> str:
+    """Growing problems as a Markdown table."""
+    cases = {r["problem"]["name"]: r for each in sweep(results).values() for r in each.values()}
+    lines = [SWEEP, ("---",) * len(SWEEP), *map(sweep_row, cases.values())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(results: pathlib.Path, file: pathlib.Path) -> None:
+    """Milliseconds over clients, rank and width."""
+    figure = Figure(figsize=(11, 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(SWEEPS), sharey=True)
+    labels = LABELS | {"numpy": "NumPy", "torch": "PyTorch"}
+    lines = {"hlora": ("-", "HLoRA"), "zero_padding": ("--", "averaging")}
+    for axes, (name, cases) in zip(panels, sweep(results).items(), strict=True):
+        for at, contender in enumerate(labels):
+            for method, (line, words) in lines.items():
+                times = [1e3 * seconds(record, contender, method) for record in cases.values()]
+                label = f"{words}, {labels[contender]}"
+                axes.plot(list(cases), times, f"o{line}", ms=3, color=COLOURS[at], label=label)
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xticks(list(cases), list(map(str, cases)), minor=False)
+        axes.set_xticks([], minor=True)
+        style(axes, rounds=False)
+    panels[0].set_ylabel("milliseconds for one matrix")
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    (RESULTS / "table.md").write_text(table(), encoding="utf-8")
+    (RESULTS / "sweep.md").write_text(sweep_table(), encoding="utf-8")
+    draw(RESULTS, RESULTS / "aggregation.png")
+    put("aggregation", table())
+    put("aggregation_sweep", sweep_table())

@@ -1,0 +1,157 @@
+"""Measure; see `experiments.benchmarks.compilation`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+import psutil
+import tyro
+
+from experiments.benchmarks.compilation import RESULTS, STARTS
+from experiments.benchmarks.processes import ROOT, watch
+from experiments.turns import machine
+
+MODULE = "experiments.benchmarks.compilation.run"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The run that is started twice: 100 clients, 10 a round."""
+
+    clients: int = 100
+    cohort: int = 10
+    rounds: int = 4
+    train: int = 1000
+    test: int = 64
+    tokens: int = 64
+    batch: int = 16
+    layers: int | None = None
+
+
+def config(setting: Setting, data_dir: str | None) -> Any:
+    """The run's config."""
+    from fedjax_lora import config
+
+    return config.RunConfig(
+        data=config.DataConfig(
+            task="ag_news" if data_dir else "docstrings",
+            data_dir=data_dir,
+            train_examples=setting.train,
+            test_examples=setting.test,
+            max_length=setting.tokens,
+        ),
+        model=config.ModelConfig(layers=setting.layers),
+        federation=config.FederationConfig(
+            clients=setting.clients, cohort=setting.cohort, rounds=setting.rounds
+        ),
+        local=config.LocalConfig(batch=setting.batch),
+    )
+
+
+def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
+    """The run in this process, as the command line does it, and what its compiler said."""
+    import jax
+    import numpy as np
+
+    from experiments.benchmarks.compilation.listen import Compiler, branches
+    from fedjax_lora import clients, experiment, programs, runs
+    from fedjax_lora.cache import cache_dir, keep_compiled_programs
+
+    compiler = Compiler()
+    keep_compiled_programs()
+    chosen, shared, ends = config(setting, data_dir), programs.programs(), []
+    assets = experiment.load_assets(chosen, cache_dir=str(cache_dir() / "tokens"))
+    loaded = age()
+    runs.run(chosen, out=out, assets=assets, programs=shared, on_round=lambda _: ends.append(age()))
+    compiled, traced = list(compiler.programs), dict(compiler.traced)
+    made = experiment.prepare(chosen, assets, shared)  # to look at: its programs are the run's
+    plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
+    batches = [plan.batches for plan in plans]
+    text = made.round_fn.lower(  # type: ignore[attr-defined]
+        made.base, made.data, made.state, plans[0], jax.random.key(0)
+    ).as_text("hlo")
+    return {
+        "loaded_seconds": loaded,
+        "round_end_seconds": ends,
+        "programs": compiled,
+        "traced_seconds": traced,
+        "round_compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "step_copies": branches(text),
+        "lengths": list(made.federation.buckets),
+        "batches": list(clients.row_buckets(setting.batch)),
+        "cohorts": [plan.id.tolist() for plan in plans],
+        "ranks": [plan.rank.tolist() for plan in plans],
+        "batches_by_length": [
+            int(sum(((b.bucket == n) & (b.valid.any(axis=2))).sum() for b in batches))
+            for n in range(len(made.federation.buckets))
+        ],
+        "smaller_batches": int(
+            sum(
+                np.isin(b.valid.sum(axis=2), range(1, setting.batch // 2 + 1)).sum()
+                for b in batches
+            )
+        ),
+        "jax": jax.__version__,
+    }
+
+
+def age() -> float:
+    """Seconds since this process was started."""
+    return time.time() - psutil.Process().create_time()
+
+
+def main(
+    data_dir: str | None = None,
+    repeats: int = 3,
+    setting: Setting = Setting(),
+    results: pathlib.Path = RESULTS,
+) -> None:
+    """Measure every pair of starts that has no files yet, a few minutes on two quiet cores.
+
+    Args:
+      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      repeats: cold starts, each followed by a warm one.
+      setting: the run's size.
+      results: where the files go.
+    """
+    results.mkdir(exist_ok=True)
+    about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
+    (results / "machine.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    for repetition in range(repeats):
+        if (results / f"{STARTS[-1]}-{repetition}.json").exists():
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for name in STARTS:
+                record = measure(name, setting, data_dir, pathlib.Path(folder))
+                path = results / f"{name}-{repetition}.json"
+                path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                print(name, repetition, f"{record['round_end_seconds'][0]:.1f} s", flush=True)
+
+
+def measure(
+    name: str, setting: Setting, data_dir: str | None, folder: pathlib.Path
+) -> dict[str, Any]:
+    """One start, in a process of its own; the cache is the folder's."""
+    out = folder / name
+    order = {"setting": dataclasses.asdict(setting), "data_dir": data_dir, "out": str(out)}
+    command = [sys.executable, "-m", MODULE, "start", json.dumps(order)]
+    cache = folder / "cache"
+    own = {"PYTHONPATH": str(ROOT), "FEDJAX_LORA_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    watch(command, os.environ | own, folder / "log")
+    told = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    kept = sorted(path.name.rsplit("-", 2)[0] for path in (cache / "xla").glob("*-cache"))
+    return told | {"in_cache_after": kept}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == "start":
+        order = json.loads(sys.argv[2])
+        told = start(Setting(**order["setting"]), order["data_dir"], order["out"])
+        pathlib.Path(f"{order['out']}.json").write_text(json.dumps(told), encoding="utf-8")
+    else:
+        tyro.cli(main)

@@ -1,0 +1,58 @@
+"""A whole process with all its children, from start to end: how long, and how much memory."""
+
+import pathlib
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import psutil
+
+ROOT = pathlib.Path(__file__).parents[2]
+PERIOD = 0.25  # seconds between two looks at the memory
+
+
+class Outcome(NamedTuple):
+    """What a process took."""
+
+    seconds: float
+    peak_megabytes: float
+
+
+def watch(command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path) -> Outcome:
+    """Run a command to its end in the project's root.
+
+    Args:
+      command: program and arguments.
+      environment: all of its environment variables.
+      log: file for what it prints.
+
+    Raises:
+      SystemExit: it failed.
+    """
+    began, peak = time.perf_counter(), 0
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            try:
+                process.wait(PERIOD)
+            except subprocess.TimeoutExpired:
+                continue
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}:\n{end}")
+    return Outcome(seconds, peak / 1e6)
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process and its children now: what each has alone, its part of what they share."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_full_info().pss
+    except psutil.NoSuchProcess:  # ended between two looks
+        pass
+    return total

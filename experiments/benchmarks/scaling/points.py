@@ -1,0 +1,91 @@
+"""What is measured."""
+
+import dataclasses
+
+from fedjax_lora.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
+
+ALL_8, ALL_64 = "fixed(rank=8)", "fixed(rank=64)"
+MEAN_8 = "tiers(ranks=[4, 8, 16, 32, 64], shares=[0.66, 0.21, 0.07, 0.04, 0.02])"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One process."""
+
+    series: str
+    label: str  # what grows, in words
+    clients: int  # all of them in every round
+    ranks: str
+    batch: int = 1
+    steps: int = 1
+    tokens: int = 16
+    wave: int | None = None
+    devices: int | None = None  # on so many; one, without a mesh, if None
+    rounds: int = 3
+    layers: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.series}-{self.label.split()[0]}"
+
+
+def _clients(count: int) -> Point:
+    label = f"{count} clients"
+    return Point(series="clients", label=label, clients=count, ranks="fixed(rank=4)", wave=10)
+
+
+def _ranks(label: str, ranks: str) -> Point:
+    work = {"batch": 4, "steps": 2, "tokens": 32}
+    return Point(series="ranks", label=label, clients=100, ranks=ranks, **work)
+
+
+def _devices(count: int) -> Point:
+    label, work = f"{count} device{'s' * (count > 1)}", {"batch": 4, "tokens": 32}
+    return Point(series="devices", label=label, clients=64, ranks=ALL_8, devices=count, **work)
+
+
+POINTS = (
+    *(_clients(count) for count in (10, 100, 1_000, 10_000)),
+    _ranks("8 for all", ALL_8),
+    _ranks("4-64 with mean 8", MEAN_8),
+    _ranks("64 for all", ALL_64),
+    *(_devices(count) for count in (1, 2, 4, 8)),
+)
+
+
+def config(point: Point, data_dir: str | None) -> RunConfig:
+    """A run whose rounds are the point."""
+    return RunConfig(
+        data=DataConfig(
+            task="ag_news" if data_dir else "docstrings",
+            data_dir=data_dir,
+            train_examples=point.clients * point.batch * point.steps,
+            test_examples=1,
+            max_length=point.tokens,
+        ),
+        model=ModelConfig(layers=point.layers),
+        federation=FederationConfig(
+            method="zero_padding",
+            clients=point.clients,
+            cohort=point.clients,
+            rounds=point.rounds,
+            partition="iid",
+            min_examples=1,
+            ranks=point.ranks,
+        ),
+        local=LocalConfig(batch=point.batch, max_steps=point.steps, learning_rate=1e-3),
+        execution=ExecutionConfig(
+            mode="sharded" if point.devices else "vmap",
+            wave=point.wave,
+            devices=point.devices,
+            eval_every=point.rounds,
+        ),
+    )

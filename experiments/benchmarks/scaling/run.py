@@ -1,0 +1,91 @@
+"""Measure; see `experiments.benchmarks.scaling`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import sys
+import tempfile
+from typing import Any
+
+import tyro
+
+from experiments.benchmarks.processes import ROOT, watch
+from experiments.benchmarks.scaling import RESULTS
+from experiments.benchmarks.scaling.points import POINTS, Point, config
+from experiments.turns import machine
+
+MODULE = "experiments.benchmarks.scaling.run"
+
+
+def play(point: Point, data_dir: str | None) -> dict[str, Any]:
+    """The rounds of a point in this process: their seconds and losses, and its memory."""
+    import jax
+    import numpy as np
+
+    from fedjax_lora import experiment, optimizers, runs
+
+    made = experiment.prepare(config(point, data_dir))
+    before = peak_megabytes()
+    schedule = optimizers.schedule(made.config.local.schedule, rounds=point.rounds)
+    seconds, losses = [], []
+    for progress, times in runs.play(made, schedule, runs.begin(made)):
+        seconds.append(times["train_seconds"])
+        losses.append(progress.history[-1]["train_loss"])
+    return {
+        "seconds": seconds,
+        "train_loss": losses,
+        "compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "mean_rank": float(np.mean(made.rank)),
+        "devices": jax.device_count(),
+        "before_megabytes": before,
+        "peak_megabytes": peak_megabytes(),
+        "jax": jax.__version__,
+    }
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def measure(point: Point, data_dir: str | None) -> dict[str, Any]:
+    """A point in a process of its own, with as many forced CPU devices as it asks for."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        order = {"point": dataclasses.asdict(point), "data_dir": data_dir, "out": f"{made}/out"}
+        command = [sys.executable, "-m", MODULE, "point", json.dumps(order)]
+        forced = f"--xla_force_host_platform_device_count={point.devices or 1}"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": forced}
+        took = watch(command, environment, folder / "log")
+        told = json.loads((folder / "out").read_text(encoding="utf-8"))
+    return {"point": dataclasses.asdict(point), "process_seconds": took.seconds} | told
+
+
+def main(data_dir: str | None = None, only: str = "", results: pathlib.Path = RESULTS) -> None:
+    """Measure every point that has no file yet, ten minutes on two quiet cores.
+
+    Args:
+      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      only: what the names of points begin with.
+      results: where the files go.
+    """
+    results.mkdir(exist_ok=True)
+    about = json.dumps({"machine": machine()}, indent=1) + "\n"
+    (results / "machine.json").write_text(about, encoding="utf-8")
+    for point in POINTS:
+        path = results / f"{point.name}.json"
+        if point.name.startswith(only) and not path.exists():
+            record = measure(point, data_dir)
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            print(point.name, [round(s, 2) for s in record["seconds"]], flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == "point":
+        order = json.loads(sys.argv[2])
+        told = play(Point(**order["point"]), order["data_dir"])
+        pathlib.Path(order["out"]).write_text(json.dumps(told), encoding="utf-8")
+    else:
+        tyro.cli(main)

@@ -1,0 +1,64 @@
+"""The benchmark of compilation, in its smallest form."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks.compilation import report
+from experiments.benchmarks.compilation.listen import Compiler, branches
+from experiments.benchmarks.compilation.run import Setting, main
+
+TINY = Setting(clients=6, cohort=3, rounds=3, train=80, test=10, tokens=32, batch=4, layers=1)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("compilation")
+    main(repeats=1, setting=TINY, results=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
+    (cold,), (warm,) = report.records(results).values()
+    for record in (cold, warm):
+        assert record["round_compilations"] == 1
+        assert record["step_copies"] == len(record["lengths"]) * len(record["batches"]) == 4
+        assert len({tuple(sorted(ids)) for ids in record["cohorts"]}) == 3
+        assert len(record["round_end_seconds"]) == 3
+    assert not any(program["cached"] for program in cold["programs"])
+    assert report.of_round(warm)["cached"]
+    assert any("round_fn" in name for name in cold["in_cache_after"])
+    assert warm["in_cache_after"] == cold["in_cache_after"]  # nothing new to keep
+    assert all(
+        sum(report.parts(r)) == pytest.approx(r["round_end_seconds"][0]) for r in (cold, warm)
+    )
+    assert all(min(report.parts(r)) > 0 for r in (cold, warm))
+
+
+@pytest.mark.slow
+def test_the_table_is_told_from_the_files(results: pathlib.Path):
+    cold, warm = (line.strip("| ").split(" | ") for line in report.table(results).splitlines()[2:])
+    assert cold[:4] == ["cold", "1", "4", "2 x 2"]
+    assert cold[4] == "nothing"
+    assert "round_fn" in warm[4]
+    assert (warm[5], warm[6], warm[7]) == ("1.0", "1.00", "1")
+    assert float(cold[5]) > 1
+
+
+def test_programs_are_heard_by_name_and_branches_counted():
+    compiler = Compiler()
+
+    @jax.jit
+    def chosen_by_data(x, n):
+        return jax.lax.switch(n, [jnp.sin, jnp.cos, jnp.tanh], x)
+
+    x, n = jnp.ones(3), jnp.int32(1)
+    chosen_by_data(x, n)
+    chosen_by_data(x, jnp.int32(2))
+    (heard,) = (p for p in compiler.programs if "chosen_by_data" in p["name"])
+    assert heard["seconds"] > 0
+    assert any("chosen_by_data" in name for name in compiler.traced)
+    assert branches(chosen_by_data.lower(x, n).as_text("hlo")) == 3
