@@ -88,7 +88,7 @@ def assess(
     )
     tools = Tools(
         task=loaded._replace(task=task),
-        predict=programs.build_predict(reading, batch),
+        predict=programs.build_predict(reading, batch, None),
         place=jax.device_put,
         encode=encode,
         answer=functools.partial(

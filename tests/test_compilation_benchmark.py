@@ -25,7 +25,8 @@ def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
     (cold,), (warm,) = report.records(results).values()
     for record in (cold, warm):
         assert record["round_compilations"] == 1
-        assert record["step_copies"] == len(record["lengths"]) * len(record["batches"]) == 4
+        assert record["step_copies"] == len(record["shapes"]) > 2
+        assert sum(record["steps_by_shape"]) > max(record["steps_by_shape"]) > 0
         assert len({tuple(sorted(ids)) for ids in record["cohorts"]}) == 3
         assert len(record["round_end_seconds"]) == 3
     assert not any(program["cached"] for program in cold["programs"])
@@ -41,7 +42,7 @@ def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
 @pytest.mark.slow
 def test_the_table_is_told_from_the_files(results: pathlib.Path):
     cold, warm = (line.strip("| ").split(" | ") for line in report.table(results).splitlines()[2:])
-    assert cold[:4] == ["cold", "1", "4", "2 x 2"]
+    assert cold[:2] == ["cold", "1"] and cold[2] == cold[3]
     assert cold[4] == "nothing"
     assert "round_fn" in warm[4]
     assert (warm[5], warm[6], warm[7]) == ("1.0", "1.00", "1")

@@ -6,7 +6,6 @@ import math
 
 import jax
 import numpy as np
-import problems
 import pytest
 from characters import make_tokenizer
 from small_instructions import SPEC, fill, make
@@ -16,8 +15,6 @@ from fedjax_lora.assessment import own_perplexity
 from fedjax_lora.commands import predict
 from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.commands.folders import open_folder
-
-quick = pytest.fixture(scope="module", autouse=True)(problems.quick_compilation)
 
 
 @pytest.fixture(scope="module")

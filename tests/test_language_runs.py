@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import problems
 import pytest
 from characters import make_tokenizer
 from small_instructions import SPEC, fill, make
@@ -15,6 +16,7 @@ from fedjax_lora import (
     InputError,
     answers,
     cli,
+    config,
     data,
     experiment,
     explain,

@@ -59,8 +59,9 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     import numpy as np
 
     from experiments.benchmarks.compilation.listen import Compiler, branches
-    from fedjax_lora import clients, experiment, programs, runs
+    from fedjax_lora import experiment, programs, runs
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.data.shapes import fitting
 
     compiler = Compiler()
     keep_compiled_programs()
@@ -71,7 +72,13 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     compiled, traced = list(compiler.programs), dict(compiler.traced)
     made = experiment.prepare(chosen, assets, shared)  # to look at: its programs are the run's
     plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
-    batches = [plan.batches for plan in plans]
+    needs = [
+        [plan.batches.valid.sum(axis=2), plan.batches.longest, plan.batches.tokens]
+        for plan in plans
+    ]
+    need = np.moveaxis(np.array(needs), 1, -1)  # [rounds, c, s, 3]
+    shapes, taken = made.recipe.shapes, need[..., 0] > 0
+    steps = np.bincount(fitting(shapes, need[taken]), minlength=len(shapes))
     text = made.round_fn.lower(  # type: ignore[attr-defined]
         made.base, made.data, made.state, plans[0], jax.random.key(0)
     ).as_text("hlo")
@@ -82,20 +89,10 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
         "traced_seconds": traced,
         "round_compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
         "step_copies": branches(text),
-        "lengths": list(made.federation.buckets),
-        "batches": list(clients.row_buckets(setting.batch)),
+        "shapes": shapes,
+        "steps_by_shape": steps.tolist(),
         "cohorts": [plan.id.tolist() for plan in plans],
         "ranks": [plan.rank.tolist() for plan in plans],
-        "batches_by_length": [
-            int(sum(((b.bucket == n) & (b.valid.any(axis=2))).sum() for b in batches))
-            for n in range(len(made.federation.buckets))
-        ],
-        "smaller_batches": int(
-            sum(
-                np.isin(b.valid.sum(axis=2), range(1, setting.batch // 2 + 1)).sum()
-                for b in batches
-            )
-        ),
         "jax": jax.__version__,
     }
 
