@@ -69,8 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most of the time would go to optimising what runs for milliseconds.
 
-    A module with ``pytestmark = pytest.mark.optimized`` compiles as users do: whole runs, and what
-    is about compiled programs.
+    A module with ``pytestmark = pytest.mark.optimized`` compiles as users do: a whole run, models
+    against PyTorch, and what is about compiled programs.
     """
     quick = request.node.get_closest_marker("optimized") is None
     jax.config.update("jax_disable_most_optimizations", quick)

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.notebook import run
 
+pytestmark = pytest.mark.optimized
+
 NOTEBOOK = nbformat.read(run.NOTEBOOK, as_version=4)
 
 

@@ -20,8 +20,6 @@ from fedjax_lora.config import (
 )
 from fedjax_lora.global_model import global_model
 
-pytestmark = pytest.mark.optimized
-
 CONFIG = RunConfig(
     data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
     model=ModelConfig(layers=1),
