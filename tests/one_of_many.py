@@ -1,4 +1,4 @@
-"""One process of a distributed run of a tiny model: plays scenes and prints what came of each.
+"""One process of a distributed run of a tiny model: plays scenes, and writes what came of each.
 
 ``python one_of_many.py ADDRESS COUNT NUMBER FOLDER SCENE...``; a COUNT of 1 starts no others.
 """
@@ -59,14 +59,17 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
 
 
 def main(address: str, count: str, number: str, folder: str, *scenes: str) -> None:
-    """Play the scenes and print a JSON object."""
+    """Play the scenes; what came of them is in a JSON file beside the folder, not in a pipe.
+
+    (A pipe that nobody empties yet would stop this process, and the others with it.)
+    """
     several = processes.joined(address, int(count), int(number))
     with several if int(count) > 1 else contextlib.nullcontext():
         import tiny_runs  # makes arrays, and with them devices
 
         assets, shared = tiny_runs.assets(), programs.programs()
         found = {scene: play(scene, pathlib.Path(folder), assets, shared) for scene in scenes}
-        print(json.dumps(found))
+        pathlib.Path(f"{folder}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

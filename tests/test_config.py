@@ -31,7 +31,7 @@ OTHER = RunConfig(
     lora=LoraConfig(targets="attention", alpha=16, scale="alpha/r", lora_layers=(0, 1)),
     federation=FederationConfig(method="flora", clients=3, cohort=3, heads="local"),
     local=LocalConfig(learning_rate=1, clip=None, group_by_length=True, max_steps=3),
-    execution=ExecutionConfig(mode="sharded", wave=4, devices=8),
+    execution=ExecutionConfig(mode="sharded", wave=4, devices=8, mesh=(-1, 2)),
     seed=7,
 )
 
@@ -173,6 +173,9 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("lora", "alpha", 0, "alpha must be above 0"),
         ("lora", "lora_dropout", 1, "lora_dropout must be in [0, 1), got 1"),
         ("execution", "wave", 0, "wave must be at least 1"),
+        ("execution", "mesh", [4, 0], "mesh must be two sizes above 0, or -1 for one of them"),
+        ("execution", "mesh", [-1, -1], "mesh must be two sizes above 0, or -1 for one of them"),
+        ("execution", "mesh", [8], "mesh must be two sizes above 0, or -1 for one of them"),
         ("execution", "devices", 0, "devices must be at least 1"),
         ("execution", "eval_every", 0, "eval_every must be at least 1"),
         ("execution", "eval_batch", 0, "eval_batch must be at least 1"),

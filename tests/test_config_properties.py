@@ -32,6 +32,7 @@ RANGES: dict[str, st.SearchStrategy] = {
         ("train_examples", "test_examples", "layers", "max_steps", "wave", "devices"),
         st.none() | COUNT,
     ),
+    "mesh": st.tuples(COUNT | st.just(-1), COUNT),
     "dropout": st.none() | SMALL,
     **dict.fromkeys(("alpha", "clip"), st.none() | POSITIVE),
 }

@@ -116,8 +116,9 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
     assert one.memory.cohort == 4 and eight.memory.cohort == parts.memory.cohort == 1
     assert eight.memory.base == one.memory.base
     assert parts.memory.base == pytest.approx(one.memory.base / 2, rel=0.01)
-    # Four clients of as many steps, each on devices of its own, then on two of them.
-    assert eight.round_flops == one.round_flops / 4 == 2 * parts.round_flops
+    # Four clients, each on a device of its own, then on two: the one with the most takes longest.
+    assert one.round_flops / 4 <= eight.round_flops < one.round_flops
+    assert eight.round_flops == 2 * parts.round_flops
     assert eight.flops == one.flops
     assert (one.up, one.down) == (eight.up, eight.down) == (parts.up, parts.down)
 

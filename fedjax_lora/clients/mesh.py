@@ -6,6 +6,7 @@ parallelism; what is kept of the base is as small as under FSDP). Devices may be
 processes: every process then holds the same values and places its own parts of them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,9 @@ def client_mesh(devices: int | None = None, shape: Sequence[int] = (-1, 1)) -> M
 
 
 def _sizes(shape: Sequence[int], devices: int) -> tuple[int, ...]:
-    known = int(np.prod([size for size in shape if size > 0]))
+    known = math.prod(size for size in shape if size > 0)
     sizes = tuple(devices // known if size < 0 else size for size in shape)
-    if int(np.prod(sizes)) != devices:
+    if math.prod(sizes) != devices:
         asked = " x ".join(map(str, shape))
         raise InputError(
             f"A mesh of {asked} (clients x model) does not use {devices} device(s) exactly; choose "
