@@ -10,6 +10,7 @@ import tyro
 
 import experiments.ag_news.report
 import experiments.demo.report
+import experiments.explain.report
 import experiments.faults.report
 import experiments.instruction_tuning.report
 import experiments.malformed.report
@@ -105,6 +106,7 @@ def test_every_trial_of_a_fault_has_ended_well():
     "name",
     [
         "ag_news",
+        "explain",
         "faults",
         "instruction_tuning",
         "noise",
