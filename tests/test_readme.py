@@ -14,6 +14,7 @@ import experiments.benchmarks.compilation.report
 import experiments.benchmarks.scaling.report
 import experiments.benchmarks.whole.report
 import experiments.demo.report
+import experiments.explain.report
 import experiments.faults.report
 import experiments.instruction_tuning.report
 import experiments.malformed.report
@@ -108,6 +109,7 @@ def test_every_trial_of_a_fault_has_ended_well():
     "name",
     [
         "ag_news",
+        "explain",
         "faults",
         "instruction_tuning",
         "noise",

@@ -48,7 +48,6 @@ WATCHED: dict[str, dict[str, Any]] = {
     "one client at a time": {"wave": 1},
     "the same, layers recomputed": {"wave": 1, "remat": True},
     "two at a time, layers recomputed": {"wave": 2, "remat": True},
-    "one at a time, base in bfloat16": {"wave": 1, "remat": True, "storage": "bfloat16"},
 }
 """Runs of the small model."""
 
@@ -72,15 +71,13 @@ def large(storage: Storage, *, data_dir: str, model: str) -> RunConfig:
     )
 
 
-def small(
-    *, wave: int, remat: bool = False, storage: Storage = "float32", data_dir: str, model: str
-) -> RunConfig:
+def small(*, wave: int, remat: bool = False, data_dir: str, model: str) -> RunConfig:
     """Two clients of the small model, 8 texts of 256 tokens in a step."""
-    made = large(storage, data_dir=data_dir, model=model)
+    made = large("float32", data_dir=data_dir, model=model)
     return dataclasses.replace(
         made,
         data=dataclasses.replace(made.data, max_length=256, train_examples=400, test_examples=20),
-        model=ModelConfig(model=model, remat=remat, storage=storage),
+        model=ModelConfig(model=model, remat=remat),
         federation=dataclasses.replace(made.federation, cohort=2, rounds=2),
         local=LocalConfig(batch=8, max_steps=1),
         execution=ExecutionConfig(wave=wave),

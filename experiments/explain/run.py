@@ -62,7 +62,6 @@ def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
 def watched(name: str, data_dir: str, model: str) -> dict[str, int]:
     """What a round of the small model takes of a process's memory, and what was foretold."""
     command = [sys.executable, "-m", "experiments.explain.watch", name, data_dir, model]
-    subprocess.run(command, capture_output=True, check=True)  # leaves the compiled programs
     made = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(made.stdout.splitlines()[-1])
 

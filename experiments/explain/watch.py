@@ -1,5 +1,6 @@
 """One process whose memory is watched: ``python -m experiments.explain.watch NAME DATA MODEL``."""
 
+import ctypes
 import gc
 import json
 import pathlib
@@ -8,9 +9,10 @@ import sys
 import jax
 
 from experiments.explain import WATCHED, small
-from fedjax_lora import explain, models
-from fedjax_lora.cache import keep_compiled_programs
+from fedjax_lora import explain
+from fedjax_lora.config import RunConfig
 from fedjax_lora.experiment import load_assets, prepare
+from fedjax_lora.programs import Programs, programs
 
 STATUS = pathlib.Path("/proc/self/status")
 
@@ -26,28 +28,27 @@ def forget() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
+def one_round(config: RunConfig, shared: Programs) -> None:
+    """Load everything and train; the high-water mark is that of the training."""
+    ready = prepare(config, load_assets(config), shared)
+    plan = ready.federation.plan(0, ready.rank, 1e-3)
+    forget()
+    made = ready.round_fn(ready.base, ready.data, ready.state, plan, jax.random.key(0))
+    jax.block_until_ready(made)
+
+
 def main(name: str, data_dir: str, model: str) -> None:
-    """Train two rounds; the second is watched, so that nothing of the compiler's is counted."""
+    """Train a round, give all back, and train it again: what the compiler left is not counted."""
     config = small(**WATCHED[name], data_dir=data_dir, model=model)
-    keep_compiled_programs()
-    foretold = explain.needs(config, load_assets(config, weights=False))
-    # What importing, tracing and a first compilation leave behind is no part of a run's memory.
-    jax.block_until_ready(models.tiny(family="llama", num_labels=None).params)
+    foretold = explain.needs(config, load_assets(config, weights=False)).memory
+    shared = programs()
+    one_round(config, shared)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
-    ready = prepare(config, load_assets(config))
-    key, state = jax.random.key(0), ready.state
-    for t in range(2):
-        plan = ready.federation.plan(t, ready.rank, 1e-3)
-        forget()
-        state, seen = ready.round_fn(ready.base, ready.data, state, plan, key)
-        jax.block_until_ready((state, seen))
+    one_round(config, shared)
     took = resident("VmHWM") - before
-    print(
-        json.dumps(
-            {"foretold": foretold.memory.total, "took": took, "parts": foretold.memory._asdict()}
-        )
-    )
+    print(json.dumps({"foretold": foretold.total, "took": took, "parts": foretold._asdict()}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One Flax module for decoders of the Llama shape: Llama 2 and 3, TinyLlama, Mistral, Qwen 2 to 3.
 
-Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one scanned
-module, so that code outside can find each product by its module path
+Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one module
+that `stack` runs, so that code outside can find each product by its module path
 (``decoder/layers/self_attn/q_proj``) and can give any module its own variables, in any collection,
 with a leading layer axis.
 """

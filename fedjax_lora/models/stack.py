@@ -37,7 +37,7 @@ def unrolled(count: int, scan_unroll: int | None) -> bool:
 
 
 def by_layer(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[str, Any]:
-    """Parameters with tuples, one array per layer, instead of stacked arrays.
+    """Parameters with tuples, one array (or its codes) per layer, instead of stacked arrays.
 
     On a CPU they share the stacked arrays' memory.
 
@@ -46,9 +46,15 @@ def by_layer(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[
       stacked: whether the parameter at a path has a leading layer axis.
     """
     leaves = trees.flat(params)
+    return trees.nested({path: _apart(x) if stacked(path) else x for path, x in leaves.items()})
+
+
+def _apart(stacked: Any) -> tuple[Any, ...]:
+    """The layers of an array, or of the arrays that a kernel's codes are kept in."""
     # Parts of a NumPy array are views, parts of a JAX array would be copies.
-    apart = {path: tuple(np.asarray(x)) if stacked(path) else x for path, x in leaves.items()}
-    return trees.nested(apart)
+    here = jax.tree.map(np.asarray, stacked)
+    layer = lambda n: jax.tree.map(lambda x: x[n], here)  # noqa: E731
+    return tuple(map(layer, range(len(jax.tree.leaves(here)[0]))))
 
 
 def run(

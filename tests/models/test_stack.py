@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_decoders as decoders
 
 from fedjax_lora import models, rounds
 from fedjax_lora.models import stack
@@ -23,10 +24,22 @@ def apart(model):
     return stack.by_layer(model.params, lambda path: models.is_stacked(model.config, path))
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("family", ["bert", "albert", "mistral"])
 def test_one_array_per_layer_is_the_same_function(family):
     model = models.tiny(family=family, layers=3)
     np.testing.assert_array_equal(logits(model, apart(model)), logits(model, model.params))
+
+
+def test_codes_are_kept_by_layer_too(tmp_path, key):
+    """A model of one layer has no loop, so not even one that is decoded layer by layer."""
+    pytest.importorskip("qwix")
+    folder, _ = decoders.saved(tmp_path, "llama", "SequenceClassification", num_hidden_layers=1)
+    model = models.load(str(folder), num_labels=3, storage="int8", key=key)
+    base = models.frozen(model)
+    (kernel,) = base["decoder"]["layers"]["self_attn"]["q_proj"]["kernel"]
+    assert kernel.qvalue.shape == (24, 24)
+    got = logits(model, base | {"head": model.params["head"]})
+    np.testing.assert_array_equal(got, logits(model, model.params))
 
 
 def test_one_array_per_layer_shares_memory_on_a_cpu():
