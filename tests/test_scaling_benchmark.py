@@ -41,13 +41,16 @@ def test_devices_do_not_change_what_is_learned(records: dict):
 
 
 def test_the_table_is_relative_to_the_first_of_a_series(tmp_path: pathlib.Path):
-    for point, times in zip(POINTS[:2], ([9.0, 1.0, 3.0], [9.0, 8.0, 8.0]), strict=True):
+    rounds = ([9.0, 1.0, 3.0], [9.0, 8.0, 8.0], [9.0, 1.0, 1.0])
+    for point, times in zip((*POINTS[:2], POINTS[-1]), rounds, strict=True):
         record = {"point": dataclasses.asdict(point), "seconds": times, "compilations": 1}
+        record |= {"train_loss": [2.0, 1.5]}
         record |= {"peak_megabytes": 2000.4, "before_megabytes": 1000.0}
         (tmp_path / f"{point.name}.json").write_text(json.dumps(record))
-    first, second = report.table(tmp_path).splitlines()[2:]
-    assert first == "| 10 clients | 1.00 | 1.00 | 2,000 | 1,000 | 1 |"
-    assert second == "| 100 clients | 4.00 | 0.40 | 2,000 | 1,000 | 1 |"
+    first, second, third = report.table(tmp_path).splitlines()[2:]
+    assert first == "| 10 clients | 1.00 | 1.00 | 2,000 | 1,000 | 1 | 1.500000 |"
+    assert second == "| 100 clients | 4.00 | 0.40 | 2,000 | 1,000 | 1 | 1.500000 |"
+    assert third == "| 8 devices | - | - | 2,000 | 1,000 | 1 | 1.500000 |"
 
 
 def test_mixed_ranks_have_the_mean_of_the_equal_ones():

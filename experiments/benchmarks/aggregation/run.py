@@ -90,7 +90,7 @@ def main(
 
     Args:
       repeats: turns of each contender.
-      only: what the names of problems begin with.
+      only: the name of a single problem.
       data_dir: not read; all benchmarks take it.
       results: where the files go.
     """
@@ -99,7 +99,7 @@ def main(
     files = {results / f"{problem.name}.json": problem for problem in PROBLEMS}
     files |= {results / "sweep" / f"{name}.json": problem for name, problem in grown.items()}
     for path, problem in files.items():
-        if problem.name.startswith(only) and not path.exists():
+        if only in ("", problem.name) and not path.exists():
             record = measure(problem, repeats)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             print(problem.name, flush=True)

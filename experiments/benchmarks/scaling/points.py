@@ -25,7 +25,7 @@ class Point:
     ranks: str
     batch: int = 1
     steps: int = 1
-    tokens: int = 16
+    tokens: int = 8
     wave: int | None = None
     devices: int | None = None  # on so many; one, without a mesh, if None
     rounds: int = 3
@@ -34,22 +34,21 @@ class Point:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.series}-{self.label.split()[0]}"
+        return f"{self.series}-{self.label.split()[0].replace(',', '')}"
 
 
 def _clients(count: int) -> Point:
-    label = f"{count} clients"
-    return Point(series="clients", label=label, clients=count, ranks="fixed(rank=4)", wave=10)
+    about = {"label": f"{count:,} clients", "clients": count, "rounds": 2 if count > 1000 else 3}
+    return Point(series="clients", ranks="fixed(rank=4)", wave=10, **about)
 
 
 def _ranks(label: str, ranks: str) -> Point:
-    work = {"batch": 4, "steps": 2, "tokens": 32}
-    return Point(series="ranks", label=label, clients=100, ranks=ranks, **work)
+    return Point(series="ranks", label=label, clients=100, ranks=ranks, batch=4, tokens=16)
 
 
 def _devices(count: int) -> Point:
-    label, work = f"{count} device{'s' * (count > 1)}", {"batch": 4, "tokens": 32}
-    return Point(series="devices", label=label, clients=64, ranks=ALL_8, devices=count, **work)
+    about = {"label": f"{count} device{'s' * (count > 1)}", "devices": count, "clients": 32}
+    return Point(series="devices", ranks=ALL_8, batch=4, tokens=16, **about)
 
 
 POINTS = (

@@ -19,6 +19,7 @@ COLUMNS = (
     "peak memory, MB",
     "of these before the first round",
     "compilations",
+    "loss, last round",
 )
 TITLES = {
     "clients": "clients per round, all of rank 4",
@@ -43,16 +44,21 @@ def seconds(record: dict[str, Any]) -> float:
 
 
 def row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
-    """One line of the table; times are relative to the first of the series."""
+    """One line of the table; times are relative to the first of the series.
+
+    Forced devices share the cores, so there the time says nothing.
+    """
     times = seconds(record) / seconds(first)
     each = times * first["point"]["clients"] / record["point"]["clients"]
+    told = [f"{times:,.2f}" if times < 10 else f"{times:,.0f}", f"{each:.2f}"]
+    label, series = record["point"]["label"], record["point"]["series"]
     return [
-        record["point"]["label"],
-        f"{times:,.2f}" if times < 10 else f"{times:,.0f}",
-        f"{each:.2f}",
+        f"100 clients, rank {label}" if series == "ranks" else label,
+        *(("-", "-") if series == "devices" else told),
         f"{record['peak_megabytes']:,.0f}",
         f"{record['before_megabytes']:,.0f}",
         str(record["compilations"]),
+        f"{record['train_loss'][-1]:.6f}",
     ]
 
 
@@ -64,33 +70,36 @@ def table(results: pathlib.Path = RESULTS) -> str:
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
-    """Time above, memory below, one column for each series."""
+    """Time (of devices: the loss) above, memory below, one column for each series."""
     found = records(results)
     figure = Figure(figsize=(11, 5.5), dpi=120, layout="constrained")
     grid = figure.subplots(2, len(found), squeeze=False)
     for (series, made), (above, below) in zip(found.items(), grid.T, strict=True):
-        base = seconds(made[0])
-        times = [seconds(record) / base for record in made]
-        peaks = [record["peak_megabytes"] / 1e3 for record in made]
-        names = [record["point"]["label"].removesuffix(" clients") for record in made]
-        places: list[Any] = list(range(len(made)))
-        if series == "clients":
-            places = [record["point"]["clients"] for record in made]
-            for axes in (above, below):
-                axes.set_xscale("log")
-            above.set_yscale("log")
+        first, base = made[0]["point"]["label"], seconds(made[0])
+        values, words = (
+            [seconds(r) / base for r in made],
+            f"time of a round,\ntimes that of {first}",
+        )
         if series == "devices":
-            names = [str(record["point"]["devices"]) for record in made]
-        above.plot(places, times, "o-", color=BLUE)
+            values, words = [r["train_loss"][-1] for r in made], "training loss of the last round"
+        peaks = [record["peak_megabytes"] / 1e3 for record in made]
+        counted = series == "clients"
+        places = [r["point"]["clients"] if counted else at for at, r in enumerate(made)]
+        above.plot(places, values, "o-", color=BLUE)
         below.plot(places, peaks, "o-", color=ORANGE)
         for axes in (above, below):
             style(axes, rounds=False)
-            if series != "clients":
+            axes.set_ylim(0, 1.15 * max(values if axes is above else peaks))
+            if counted:
+                axes.set_xscale("log")
+            else:
+                names = [r["point"]["label"].removesuffix("s").split(" device")[0] for r in made]
                 axes.set_xticks(places, names)
                 axes.set_xlim(-0.4, len(made) - 0.6)
-        for axes in (above, below) if series != "clients" else (below,):
-            axes.set_ylim(bottom=0)
-        above.set_ylabel(f"time of a round,\ntimes that with {made[0]['point']['label']}")
+        if counted:
+            above.set_yscale("log")
+            above.set_ylim(bottom=0.7, top=2 * max(values))
+        above.set_ylabel(words)
         below.set_ylabel("peak memory of the process, GB")
         below.set_xlabel(TITLES[series])
     figure.savefig(file)

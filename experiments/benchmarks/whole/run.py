@@ -74,7 +74,6 @@ def main(
     """
     results.mkdir(exist_ok=True)
     about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
-    _write(results / "machine.json", about)
     missing = [
         (name, repetition)
         for repetition in range(repeats)
@@ -86,7 +85,8 @@ def main(
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         if missing:
-            lay_out(setting, folder, data_dir)
+            counted = lay_out(setting, folder, data_dir)
+            _write(results / "machine.json", about | {"training tokens": counted})
         for name, repetition in missing:
             python = flower if flower and name.startswith("flower") else sys.executable
             turns = ours(folder) if name == "ours" else theirs(name, folder, python)

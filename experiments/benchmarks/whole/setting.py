@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks.cohort import base
 from experiments.benchmarks.whole import work
-from fedjax_lora import data, experiment, models, optimizers
+from fedjax_lora import clients, data, experiment, models, optimizers
 from fedjax_lora.config import (
     DataConfig,
     ExecutionConfig,
@@ -62,24 +62,41 @@ def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
     )
 
 
-def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> None:
-    """Write the model, our config, and the work of all rounds."""
+def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dict[str, int]:
+    """Write the model, our config, and the work of all rounds; returns what `tokens` counts."""
     classes = data.find("ag_news" if data_dir else "docstrings").classes
     base.write("minilm", folder / "model", labels=len(classes))
     made = experiment.prepare(config(setting, str(folder / "model"), data_dir))
     (folder / "config.json").write_text(json.dumps(to_dict(made.config)), encoding="utf-8")
     task = made.assets.task
     splits = {"train": task.train, "test": task.test}
+    rounds = _rounds(made)
     work.save(
         work.Work(
             folder=folder,
             tokens=setting.tokens,
             texts={name: list(split.texts) for name, split in splits.items()},
             labels={name: np.asarray(split.labels).tolist() for name, split in splits.items()},
-            rounds=_rounds(made),
+            rounds=rounds,
             start=_start(made),
         )
     )
+    return tokens(made, rounds)
+
+
+def tokens(made: experiment.Experiment, rounds: work.Rounds) -> dict[str, int]:
+    """Tokens of all training batches, without padding and as the contenders pad them."""
+    length, lengths = made.federation.length, np.asarray(made.federation.buckets)
+    rows = np.asarray(clients.row_buckets(made.config.local.batch))
+    total = {"real": 0, "padded to a batch's longest": 0, "padded to our shapes": 0}
+    for t, k in np.ndindex(rounds.steps.shape):
+        for batch in rounds.batches(t, k):
+            longest = length[batch].max()
+            wide, long = np.searchsorted(rows, len(batch)), np.searchsorted(lengths, longest)
+            counted = (length[batch].sum(), len(batch) * longest, rows[wide] * lengths[long])
+            for name, count in zip(total, counted, strict=True):
+                total[name] += int(count)
+    return total
 
 
 def _rounds(made: experiment.Experiment) -> work.Rounds:
