@@ -40,11 +40,6 @@ def test_a_kill_while_a_checkpoint_is_written(site, assets):
     assert 0 < trial["resumed"] <= trial["rounds"]
 
 
-def test_an_interrupted_run_finishes_its_round_and_says_how_to_go_on(site):
-    trial = trials.asked(site, signal.SIGINT)
-    assert trial["same"] and trial["told"] and trial["status"] == 130
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", trials.MOMENTS)
 def test_kills(aim, site, assets):
@@ -57,9 +52,10 @@ def test_a_run_killed_again_and_again(site):
 
 
 @pytest.mark.slow
-def test_sigterm(site):
-    trial = trials.asked(site, signal.SIGTERM)
-    assert trial["same"] and trial["told"] and trial["status"] == 143
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_asked_to_stop_finishes_its_round_and_says_how_to_go_on(number, status, site):
+    trial = trials.asked(site, number)
+    assert trial["same"] and trial["told"] and trial["status"] == status
 
 
 @pytest.mark.slow
