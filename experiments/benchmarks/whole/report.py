@@ -76,9 +76,10 @@ def padding(results: pathlib.Path = RESULTS) -> str:
     about = json.loads((results / "machine.json").read_text(encoding="utf-8"))
     real, longest, ours = about["training tokens"].values()
     return (
-        f"The training batches hold {real:,} real tokens. The PEFT loop, which pads a batch to its\n"
-        f"longest text, computes {longest / real:.2f} times as many; this library {ours / real:.2f}"
-        " times, padded to\ntwo lengths and two batch sizes that are compiled once.\n"
+        f"The training batches hold {real:,} real tokens. The PEFT loop pads a batch to its\n"
+        f"longest text and computes {longest / real:.2f} times as many, this library "
+        f"{ours / real:.2f} times:\n"
+        "it pads to two lengths and two batch sizes that are compiled once.\n"
     )
 
 
