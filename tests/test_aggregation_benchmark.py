@@ -1,5 +1,6 @@
 """The benchmark of the server's step, on matrices as small as they get."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,7 +9,7 @@ import pytest
 
 from experiments.benchmarks.aggregation import report
 from experiments.benchmarks.aggregation.contenders import CONTENDERS
-from experiments.benchmarks.aggregation.problem import PROBLEMS, Problem, clients, exact
+from experiments.benchmarks.aggregation.problem import PROBLEMS, SWEEPS, Problem, clients, exact
 from experiments.benchmarks.aggregation.run import measure
 
 TINY = Problem(
@@ -30,6 +31,21 @@ def test_all_contenders_find_the_same_product(record: dict):
     for made in record["contenders"].values():
         assert made["errors"].keys() == TINY.sites.keys()
         assert all(0 < error < 1e-5 for error in made["errors"].values())
+
+
+def test_all_contenders_average_alike():
+    problem = dataclasses.replace(TINY, methods=("zero_padding",))
+    for site, (inputs, outputs) in problem.sites.items():
+        a, b = np.zeros((inputs, problem.rank)), np.zeros((problem.rank, outputs))
+        for share, x in zip(problem.shares, clients(problem, site, 0), strict=True):
+            a[:, : x.a.shape[1]] += share * x.a
+            b[: x.b.shape[0]] += share * x.b
+        for make in CONTENDERS.values():
+            made = make(problem)
+            assert list(made.methods) == ["zero_padding"]
+            factors = made.factors(made.methods["zero_padding"](), site)
+            for got, want in zip(factors, (a, b), strict=True):
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_every_turn_is_written_down(record: dict):
@@ -55,6 +71,35 @@ def test_the_table_counts_all_layers(record: dict, tmp_path: pathlib.Path):
     ours, dense = (line.split(" | ") for line in (lines[2], lines[5]))
     assert ours[1:5] == ["hlora", "fedjax_lora", "2", "1.0"]
     assert dense[1:5] == ["hlora", "NumPy, dense SVD", "3", "1.5"]  # two of three layers took 2 s
+
+
+def test_growing_problems_are_told_relative_to_ours(tmp_path: pathlib.Path):
+    problem = SWEEPS["clients"][10]
+    times = {"ours": (2.0, 0.5), "numpy": (10.0, 1.0), "torch": (5.0, 0.25)}
+    record = {
+        "problem": dataclasses.asdict(problem),
+        "contenders": {
+            name: {
+                "seconds": {"hlora": [svd], "zero_padding": [mean]},
+                "layers": 1,
+                "errors": {"layers/query": 1e-6},
+            }
+            for name, (svd, mean) in times.items()
+        },
+    }
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / f"{problem.name}.json").write_text(json.dumps(record))
+    (line,) = report.sweep_table(tmp_path).splitlines()[2:]
+    assert line == "| 10 | 16 | 1024 | 5 | 2.5 | 2 | 0.5 | 1e-06 |"
+
+
+def test_one_thing_grows_at_a_time():
+    for name, cases in SWEEPS.items():
+        for size, problem in cases.items():
+            (width, _), *_ = problem.sites.values()
+            sizes = {"clients": len(problem.ranks), "rank": problem.rank, "width": width}
+            assert sizes == {"clients": 100, "rank": 16, "width": 1024} | {name: size}
+            assert set(problem.ranks) == {problem.rank // 4, problem.rank // 2, problem.rank}
 
 
 def test_clients_are_the_same_for_everybody_and_have_their_own_ranks():

@@ -133,6 +133,10 @@ def test_benchmarks_are_told_from_their_result_files(name: str):
     assert (report.RESULTS / "table.md").read_text() == report.table()
 
 
+def test_the_padding_of_the_whole_experiment_is_told_from_its_result_file():
+    assert generated("whole_padding") == experiments.benchmarks.whole.report.padding()
+
+
 def test_the_growing_server_steps_are_told_from_their_result_files():
     report = experiments.benchmarks.aggregation.report
     assert generated("aggregation_sweep") == report.sweep_table()
