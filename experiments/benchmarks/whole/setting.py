@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks.cohort import base
 from experiments.benchmarks.whole import work
-from fedjax_lora import clients, data, experiment, models, optimizers
+from fedjax_lora import data, experiment, models, optimizers
 from fedjax_lora.config import (
     DataConfig,
     ExecutionConfig,
@@ -18,6 +18,7 @@ from fedjax_lora.config import (
     RunConfig,
     to_dict,
 )
+from fedjax_lora.data.shapes import fitting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,15 +86,14 @@ def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dic
 
 
 def tokens(made: experiment.Experiment, rounds: work.Rounds) -> dict[str, int]:
-    """Tokens of all training batches, without padding and as the contenders pad them."""
-    length, lengths = made.federation.length, np.asarray(made.federation.buckets)
-    rows = np.asarray(clients.row_buckets(made.config.local.batch))
-    total = {"real": 0, "padded to a batch's longest": 0, "padded to our shapes": 0}
+    """Tokens of all training batches, without padding and as the contenders make room for them."""
+    length, shapes = made.federation.length, made.recipe.shapes
+    total = {"real": 0, "padded to a batch's longest": 0, "room in our shapes": 0}
     for t, k in np.ndindex(rounds.steps.shape):
         for batch in rounds.batches(t, k):
-            longest = length[batch].max()
-            wide, long = np.searchsorted(rows, len(batch)), np.searchsorted(lengths, longest)
-            counted = (length[batch].sum(), len(batch) * longest, rows[wide] * lengths[long])
+            real, longest = length[batch].sum(), length[batch].max()
+            ours = shapes[int(fitting(shapes, np.array([len(batch), longest, real])))]
+            counted = (real, len(batch) * longest, ours.tokens)
             for name, count in zip(total, counted, strict=True):
                 total[name] += int(count)
     return total
