@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psutil
 
 ROOT = pathlib.Path(__file__).parents[2]
-PERIOD = 0.25  # seconds between two looks at the memory
+PERIOD = 1.0  # seconds between two looks at the memory; each one costs time
 
 
 class Outcome(NamedTuple):

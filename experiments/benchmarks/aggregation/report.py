@@ -84,7 +84,7 @@ def sweep_row(record: dict[str, Any]) -> list[str]:
     (size, _), *_ = problem["sites"].values()
     error = max(max(made["errors"].values()) for made in record["contenders"].values())
     sizes = [len(problem["ranks"]), max(problem["ranks"]), size]
-    return [*map(str, sizes), *(f"{x:.2g}" for x in times), f"{error:.0e}"]
+    return [*map(str, sizes), *(f"{x:.3g}" for x in times), f"{error:.0e}"]
 
 
 def sweep_table(results: pathlib.Path = RESULTS) -> str:
