@@ -45,9 +45,9 @@ def _large(rows: dict[str, Any]) -> str:
 
 def _small(rows: dict[str, Any]) -> str:
     lines = [
-        "And of a Llama of 40 million random parameters (8 layers of width 512), two clients, 8 texts "
-        "of\n256 tokens; by how much the resident memory of a process exceeds, at most, in a round, "
-        "what the\nsame process had before it loaded the model:\n",
+        "And of a Llama of 40 million random parameters (8 layers of width 512), two clients, 8\n"
+        "texts of 256 tokens; by how much the resident memory of a process exceeds, at most, in a\n"
+        "round, what the same process had before it loaded the model:\n",
         "| a smaller Llama, really run | foretold, MB | the process took, MB | ratio |",
         "|---|---|---|---|",
     ]
