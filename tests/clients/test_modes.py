@@ -128,12 +128,13 @@ def test_there_must_be_as_many_devices():
 def test_matrices_are_cut_and_vectors_are_not():
     """Outputs first, rows of tables first; else the other axis. Also of layers apart, and codes."""
     mesh = clients.client_mesh(8, (2, 4))
-    codes = storage.encode(np.ones((8, 12), np.float32), "int8")
+    ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
+    codes = storage.encode(ones(8, 12), "int8")
     base = {
-        "table": {"embedding": np.ones((16, 8))},
-        "odd": {"embedding": np.ones((3, 8))},
-        "stack": {"kernel": np.ones((3, 8, 12)), "bias": np.ones((3, 12))},
-        "apart": {"kernel": (np.ones((8, 6)), np.ones((8, 6)))},
+        "table": {"embedding": ones(16, 8)},
+        "odd": {"embedding": ones(3, 8)},
+        "stack": {"kernel": ones(3, 8, 12), "bias": ones(3, 12)},
+        "apart": {"kernel": (ones(8, 6), ones(8, 6))},
         "codes": {"kernel": codes},
     }
     specs = jax.tree.map(lambda x: tuple(x.spec), clients.base_sharding(base, mesh))
@@ -147,5 +148,5 @@ def test_matrices_are_cut_and_vectors_are_not():
     full = storage.full(placed["codes"]["kernel"])
     np.testing.assert_array_equal(full, storage.full(codes))
     with pytest.raises(InputError, match=r"on the axis model .* odd/kernel is 6 x 5") as told:
-        clients.base_sharding({"odd": {"kernel": np.ones((6, 5))}}, mesh)
+        clients.base_sharding({"odd": {"kernel": ones(6, 5)}}, mesh)
     assert len(str(told.value).splitlines()) == 1
