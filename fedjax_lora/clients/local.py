@@ -2,8 +2,8 @@
 
 The loop over steps is outside and the `vmap` over clients inside, so that the number of iterations
 is what the wave's busiest client needs (a traced number: no compilation per cohort) and every step
-is padded only to the length and, roughly, the number of examples its own batches need. Clients that
-are done keep their values.
+has the first of a few shapes that its own batches fit into. Clients that are done keep their
+values.
 """
 
 from collections.abc import Callable, Sequence
@@ -176,9 +176,8 @@ def make_training(
             work = clients.batches
             going = t < work.steps
             most = lambda x: jnp.max(jnp.where(going, x[:, t], 0))  # noqa: E731
-            full = jnp.max(
-                jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32)
-            )  # valid rows come first
+            # Valid rows come first.
+            full = jnp.max(jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32))
             size = work.valid.shape[-1]
             choice = shapes or [Shape(size, n, size * n) for n in objective.lengths]
             at = _smallest(choice, full, most(work.longest), most(work.tokens))
