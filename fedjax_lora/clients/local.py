@@ -90,10 +90,9 @@ def make_batch(objective: Objective, shape: Shape, data: Any, index: Array, vali
 
 
 def _smallest(shapes: Sequence[Shape], *need: Array) -> Array:
-    """The index of the first shape that has room for so much."""
-    return jnp.argmax(jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)).astype(
-        jnp.int32
-    )
+    """The index of the first shape that has room for so much; of the last if none has."""
+    fits = jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)
+    return jnp.argmax(fits.at[-1].set(True)).astype(jnp.int32)
 
 
 def make_training(
