@@ -48,14 +48,13 @@ def make_writer(
     """
     config, stop = model.config, generation.stop_ids(model)
     assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
-    # Prompts of one batch are about as long.
-    order = np.argsort([len(ids) for ids in prompts], kind="stable")
-    told = [prompts[row] for row in order]
 
     def answer(current: Global) -> list[str]:
-        texts = [""] * len(told)
+        texts = [""] * len(prompts)
         params = {**current.base, "head": current.trained.head}
-        batches = generation.batched(told, config, new_tokens=new_tokens, batch=batch)
+        batches = generation.batched(
+            prompts, config, new_tokens=new_tokens, batch=batch, by_length=True
+        )
         for rows, ids, mask in batches:
             made = generation.generate(
                 model.module, params, ids, mask, new_tokens=new_tokens,
@@ -64,7 +63,7 @@ def make_writer(
             written = [row[:end] for row, end in zip(*jax.device_get(made), strict=True)]
             decoded = model.tokenizer.batch_decode(written, skip_special_tokens=True)
             for row, text in zip(rows, decoded, strict=True):
-                texts[order[row]] = text.strip()
+                texts[row] = text.strip()
         return texts
 
     return answer

@@ -190,12 +190,12 @@ def _digest(fitted: Fitted) -> str:
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """Mean, worst, quartiles and best of one number over clients.
+    """Mean, worst, quartiles and best of one number over the clients that have it.
 
-    >>> spread([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}], "x")["mean"]
+    >>> spread([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}, {"x": None}], "x")["mean"]
     3.0
     """
-    values = np.array([row[name] for row in rows])
+    values = np.array([row[name] for row in rows if row[name] is not None])
     names = ("lowest", "quarter", "median", "three_quarters", "highest")
     quartiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
     return {"mean": float(values.mean()), **dict(zip(names, quartiles, strict=True))}

@@ -52,7 +52,8 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        cut = config.execution.mesh[1] != 1
+        how = config.execution
+        cut = how.mode == "sharded" and how.mesh[1] != 1
         model = models.load(
             config.model.model,
             num_labels=kind.outputs(task),

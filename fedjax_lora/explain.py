@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_lora import around, flops, models, optimizers, rounds, trees
+from fedjax_lora.assets import Assets
 from fedjax_lora.clients import AXIS, MODEL, base_sharding
 from fedjax_lora.clients.completion import CHUNK_NUMBERS
 from fedjax_lora.clients.local import make_batch
 from fedjax_lora.config import RunConfig
 from fedjax_lora.data import Tokens
-from fedjax_lora.experiment import Assets, Layout, arrange, lay_out
+from fedjax_lora.experiment import Layout, arrange, lay_out
 from fedjax_lora.federation import Federation
 from fedjax_lora.methods.base import FLOAT_BYTES, Server
 from fedjax_lora.models.stack import layers_per_step

@@ -71,8 +71,11 @@ def _check(address: str | None, count: int | None, number: int | None) -> None:
             "--coordinator-address, --num-processes and --process-id belong together; give all "
             "three, or none on a cluster that JAX knows."
         )
-    if address is not None and not address.rpartition(":")[2].isdigit():
+    host, _, port = (address or "").rpartition(":")
+    if address is not None and not (host and port.isdecimal() and int(port) < 2**16):
         raise InputError(f"--coordinator-address is {address!r}; write HOST:PORT.")
+    if count is not None and count < 1:
+        raise InputError(f"--num-processes must be at least 1, got {count}.")
     if count is not None and number is not None and not 0 <= number < count:
         raise InputError(f"--process-id is {number}, but it counts from 0 to {count - 1}.")
 

@@ -7,7 +7,7 @@ from fedjax_lora import checkpoints, resuming, runs
 from fedjax_lora import config as configs
 from fedjax_lora.assets import load_assets
 from fedjax_lora.checkpoints import Progress
-from fedjax_lora.config import RunConfig
+from fedjax_lora.config import ExecutionConfig, RunConfig
 from fedjax_lora.errors import InputError
 from fedjax_lora.experiment import Experiment, prepare
 from fedjax_lora.results import CONFIG
@@ -41,6 +41,8 @@ def reopen(
 ) -> tuple[Experiment, Progress]:
     """The run in a folder and its newest checkpoint; nothing is compiled or computed.
 
+    It is held by one device, whatever the run was spread over: that may have been a larger machine.
+
     Args:
       folder: the run's.
       config: from `read_config`.
@@ -52,5 +54,6 @@ def reopen(
     found = checkpoints.latest(folder)
     if found is None:
         raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
+    config = dataclasses.replace(config, execution=ExecutionConfig())
     experiment = prepare(config, load_assets(config, cache_dir=cache_dir))
     return experiment, resuming.continued(found, experiment, runs.begin(experiment))

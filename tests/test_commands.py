@@ -1,5 +1,6 @@
 """What a run has left behind, used from the command line: right and wrong."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 from fedjax_lora import cli, handover, trees
 from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.commands.folders import open_folder
+from fedjax_lora.config import ExecutionConfig
 from fedjax_lora.exchange import load_adapter, probabilities
 from fedjax_lora.reopening import read_config, reopen
 
@@ -90,6 +92,16 @@ def test_a_client_has_what_its_store_holds(personal):
             own = store.method.b[path][client]
             np.testing.assert_array_equal(pair.b, own)
             assert bool(np.any(own)) == bool(trained[client])
+
+
+def test_a_run_of_a_larger_machine_is_opened_on_one_device(plain):
+    larger = ExecutionConfig(mode="sharded", devices=64, mesh=(32, 2))
+    config = dataclasses.replace(read_config(plain), execution=larger)
+    experiment, progress = reopen(plain, config)
+    held = jax.tree.leaves((experiment.base, experiment.data, progress.state))
+    assert {device for x in held if isinstance(x, jax.Array) for device in x.devices()} == {
+        jax.devices()[0]
+    }
 
 
 def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path):

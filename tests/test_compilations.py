@@ -17,8 +17,6 @@ WAYS = {
 }
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
-
 
 @pytest.fixture
 def compiled():

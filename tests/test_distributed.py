@@ -126,6 +126,11 @@ sys.exit(cli.main(sys.argv[1:]))
         (["--distributed"], "No cluster was found"),
         (["--coordinator-address=localhost:1"], "belong together; give all three"),
         (["--coordinator-address=here", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
+        (["--coordinator-address=1234", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
+        (
+            ["--coordinator-address=localhost:1", "--num-processes=0", "--process-id=0"],
+            "--num-processes must be at least 1, got 0",
+        ),
         (
             ["--coordinator-address=localhost:1", "--num-processes=2", "--process-id=2"],
             "--process-id is 2, but it counts from 0 to 1",
@@ -140,7 +145,16 @@ sys.exit(cli.main(sys.argv[1:]))
             "did not all come together within 2 s (this is process 0 of 2",
         ),
     ],
-    ids=["no cluster", "a part", "no port", "no such number", "nobody there", "nobody comes"],
+    ids=[
+        "no cluster",
+        "a part",
+        "no port",
+        "no host",
+        "no processes",
+        "no such number",
+        "nobody there",
+        "nobody comes",
+    ],
 )
 def test_who_cannot_join_says_so_in_one_sentence(words, said):
     words = [word.replace("PORT", str(free_port())) for word in words]

@@ -130,7 +130,7 @@ def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
     clients, model = mesh.split()
     count = int(clients) * int(model)
     assert lines[0] == f"{count} x cpu; mesh: clients {clients} x model {model}"
-    assert "2 batch sizes (4, 8)" in lines[1]
+    assert lines[1].startswith("one program with ") and "8 x 8 (64)" in lines[1]
     assert any(line.startswith("sent in a round") for line in lines)
     assert lines[-1].startswith("local training of a round, about")
     assert "GFLOP/s, which a large float32 product reaches here just now" in lines[-1]

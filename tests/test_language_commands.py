@@ -175,7 +175,7 @@ WRONG = [
     (["predict", "{run}", "--pooling=mean"], "--pooling is only for classifiers"),
     (["evaluate", "{run}", "--task=docstrings"], "it is for a classifier, and this is a language"),
     (["predict", "{run}", "--input={one}", "--prompt-format=chat"], "has no chat template"),
-    (["predict", "{run}", "--input={long}"], "prompt 1 has 42 tokens and the model's window is 32"),
+    (["predict", "{run}", "--input={long}"], "prompt 0 has 42 tokens and the model's window is 32"),
     (["predict", "{run}", "--input={one}", "--answer-tokens=60"], "60 new ones do not fit"),
     (["predict", "{run}", "--input={empty}"], "holds no texts"),
     (["predict", "{run}", "--input={none}"], "cannot be read"),
@@ -189,7 +189,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG, ids=lambda x: str(x)[:50])
 def test_wrong_input_gets_one_sentence(words, sentence, run, folder, tmp_path, capsys):
-    texts = {"one": "abc\n", "long": f"abc\n{'x' * 40}\n", "empty": "", "rows": ""}
+    texts = {"one": "abc\n", "long": f"{'x' * 40}\nabc\n", "empty": "", "rows": ""}
     places = {name: tmp_path / name for name in ("none", *texts)}
     places |= {"run": run.out, "llama": folder / "llama", "rows": folder / "test.jsonl"}
     for name, text in texts.items():

@@ -106,8 +106,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "workload": {"types", "data", "rounds"},
     "explain": {
-        "types", "trees", "around", "clients", "config", "data", "experiment", "federation",
-        "flops", "methods", "models", "optimizers", "programs", "rounds", "workload",
+        "types", "trees", "around", "assets", "clients", "config", "data", "experiment",
+        "federation", "flops", "methods", "models", "optimizers", "programs", "rounds", "workload",
     },
     "compare": {
         "assets", "cache", "config", "data", "errors", "experiment", "files", "models",

@@ -27,7 +27,6 @@ ADAPTER = 4 * LAYERS * RANK * (IN + OUT)  # bytes of a client's: 5,632
 KERNEL = 4 * LAYERS * IN * OUT  # 30,720
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
-quick = pytest.fixture(problems.quick_compilation, scope="module", autouse=True)
 
 
 def moving() -> clients.Objective:

@@ -2,8 +2,8 @@
 
 The loop over steps is outside and the `vmap` over clients inside, so that the number of iterations
 is what the wave's busiest client needs (a traced number: no compilation per cohort) and every step
-is padded only to the length and, roughly, the number of examples its own batches need. Clients that
-are done keep their values.
+has the first of a few shapes that its own batches fit into. Clients that are done keep their
+values.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,10 +90,9 @@ def make_batch(objective: Objective, shape: Shape, data: Any, index: Array, vali
 
 
 def _smallest(shapes: Sequence[Shape], *need: Array) -> Array:
-    """The index of the first shape that has room for so much."""
-    return jnp.argmax(jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)).astype(
-        jnp.int32
-    )
+    """The index of the first shape that has room for so much; of the last if none has."""
+    fits = jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)
+    return jnp.argmax(fits.at[-1].set(True)).astype(jnp.int32)
 
 
 def make_training(
@@ -176,9 +175,8 @@ def make_training(
             work = clients.batches
             going = t < work.steps
             most = lambda x: jnp.max(jnp.where(going, x[:, t], 0))  # noqa: E731
-            full = jnp.max(
-                jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32)
-            )  # valid rows come first
+            # Valid rows come first.
+            full = jnp.max(jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32))
             size = work.valid.shape[-1]
             choice = shapes or [Shape(size, n, size * n) for n in objective.lengths]
             at = _smallest(choice, full, most(work.longest), most(work.tokens))

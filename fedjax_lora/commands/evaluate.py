@@ -117,7 +117,8 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
             own_mix=options.task is None,
             on_client=lambda client: tell(f"client {client} done"),
         )
-        names = [name for name in assess.names if rows[0].get(name) is not None]
+        told = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
+        names = [name for name in assess.names if told(name)]
         found["spread"] = {name: assessment.spread(rows, name) for name in names}
         found["clients"] = rows
     return found

@@ -57,13 +57,15 @@ def unpadded_shapes(
 
 
 def fitting(shapes: Sequence[Shape], need: np.ndarray) -> np.ndarray:
-    """The number of the first shape that has room, as a step chooses it.
+    """The number of the first shape that has room, or of the last, as a step chooses it.
 
     Args:
       shapes: what is compiled.
       need: ``int[..., 3]``: texts, tokens of the longest, tokens of all.
     """
-    return np.argmax((np.array(shapes) >= need[..., None, :]).all(axis=-1), axis=-1)
+    fits = (np.array(shapes) >= need[..., None, :]).all(axis=-1)
+    fits[..., -1] = True
+    return np.argmax(fits, axis=-1)
 
 
 def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[Shape]:

@@ -108,7 +108,7 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
 def _writes(config: dict[str, Any]) -> bool:
     """Whether a checkpoint was saved from a language model."""
     named = config.get("architectures")
-    return isinstance(named, list) and str(named[:1]).endswith("ForCausalLM']")
+    return isinstance(named, list) and any(str(name).endswith("ForCausalLM") for name in named[:1])
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:

@@ -78,20 +78,28 @@ def write(
 
 
 def batched(
-    prompts: Sequence[Sequence[int]], config: DecoderConfig, *, new_tokens: int, batch: int
+    prompts: Sequence[Sequence[int]],
+    config: DecoderConfig,
+    *,
+    new_tokens: int,
+    batch: int,
+    by_length: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Prompts as batches: their row numbers ``[n]``, ids and mask ``[n, t]``, padded on the left.
 
-    Every batch has the same number of rows: the last one repeats its last prompt.
+    Every batch has the same number of rows: the last one repeats its last prompt. With
+    ``by_length`` prompts of one batch are about as long, else they come in their order.
 
     Raises:
       InputError: prompts that are empty, or leave no room for the new tokens; all are named.
     """
     window = config.max_positions if config.rope.type == "dynamic" else config.max_tokens
     raise_all("Prompts cannot be continued", _problems(prompts, window, new_tokens, batch))
-    batch = min(batch, len(prompts))
+    batch, order = min(batch, len(prompts)), np.arange(len(prompts))
+    if by_length:
+        order = np.argsort([len(ids) for ids in prompts], kind="stable")
     for first in range(0, len(prompts), max(batch, 1)):
-        rows = np.minimum(np.arange(first, first + batch), len(prompts) - 1)
+        rows = order[np.minimum(np.arange(first, first + batch), len(prompts) - 1)]
         chosen = [prompts[row] for row in rows]
         longest = max(map(len, chosen))
         width = max(longest, min(-(-longest // _STEP) * _STEP, window - new_tokens))

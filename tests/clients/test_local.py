@@ -238,6 +238,12 @@ def test_a_step_is_cut_to_the_smallest_shape_that_fits_the_wave():
     np.testing.assert_allclose(shapes_seen(work, 2), rows * np.array(shape), rtol=1e-5)
 
 
+def test_what_is_longer_than_all_shapes_is_cut_to_the_last():
+    work = batches_of([[0, 1]], size=4, steps=1, longest=40)
+    want = 2 * problems.shape_number(SHAPES[-1])
+    np.testing.assert_allclose(shapes_seen(work, 1), [[want]], rtol=1e-5)
+
+
 UNPADDED = (
     Shape(2, 8, 12), Shape(2, problems.WIDTH, 20), Shape(2, problems.WIDTH, 32),
     Shape(4, problems.WIDTH, 40), Shape(4, problems.WIDTH, 64),
