@@ -65,7 +65,11 @@ def cohort(count: int) -> Clients:
         trainable=Trained(mask, learns),
         rank=number(),
         batches=Batches(
-            number(STEPS, ROWS), struct(count, STEPS, ROWS, dtype=bool), number(), number(STEPS)
+            index=number(STEPS, ROWS),
+            valid=struct(count, STEPS, ROWS, dtype=bool),
+            steps=number(),
+            longest=number(STEPS),
+            tokens=number(STEPS),
         ),
         key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
     )
