@@ -72,14 +72,14 @@ def table(results: pathlib.Path = RESULTS) -> str:
 
 
 def padding(results: pathlib.Path = RESULTS) -> str:
-    """What batches are padded to, as a sentence."""
+    """How much room batches take, as a sentence."""
     about = json.loads((results / "machine.json").read_text(encoding="utf-8"))
     real, longest, ours = about["training tokens"].values()
     return (
         f"The training batches hold {real:,} real tokens. The PEFT loop pads a batch to its\n"
         f"longest text and computes {longest / real:.2f} times as many, this library "
         f"{ours / real:.2f} times:\n"
-        "it pads to two lengths and two batch sizes that are compiled once.\n"
+        "the room that is left in the few shapes that its steps are compiled for.\n"
     )
 
 
