@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.data.shapes import fitting
+from fedjax_lora.data.shapes import fitting, needed
 from fedjax_lora.rounds import Plan
 from fedjax_lora.types import Shape
 
@@ -28,7 +28,7 @@ def cohort_flops(plan: Plan, flops: Mapping[Shape, int], *, parts: int, wave: in
     """
     work, size = plan.batches, len(plan.id) // parts
     wave, shapes = min(wave, size), list(flops)
-    need = np.stack([work.valid.sum(axis=2), work.longest, work.tokens], axis=-1)
+    need = needed(work)
 
     def of_wave(members: slice) -> int:
         total, steps = 0, work.steps[members]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.types import Shape
+from fedjax_lora.types import Batches, Shape
 
 
 def row_buckets(batch: int) -> tuple[int, ...]:
@@ -54,6 +54,12 @@ def unpadded_shapes(
         drawn = np.where(np.arange(rows) < size[:, None], length[order[at]], 0)
         shapes += _levels(drawn, lengths, most)
     return tuple(shapes)
+
+
+def needed(batches: Batches) -> np.ndarray:
+    """What each client's steps need room for, as `fitting` takes it, ``int[c, s, 3]``."""
+    rows = batches.valid.sum(axis=2)
+    return np.stack([rows, batches.longest, batches.tokens], axis=-1)
 
 
 def fitting(shapes: Sequence[Shape], need: np.ndarray) -> np.ndarray:

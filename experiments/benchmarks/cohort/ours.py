@@ -16,7 +16,7 @@ from fedjax_lora.config import (
     ModelConfig,
     RunConfig,
 )
-from fedjax_lora.data.shapes import fitting
+from fedjax_lora.data.shapes import fitting, needed
 
 
 def task(data_dir: str | None) -> str:
@@ -60,7 +60,6 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
     """The round's work as arrays."""
     made, plan = prepare(case, model, data_dir)
     tokens, batches = made.data, plan.batches
-    need = np.stack([batches.valid.sum(axis=2), batches.longest, batches.tokens], axis=-1)
     return Work(
         ids=np.asarray(tokens.ids),
         types=np.asarray(tokens.types),
@@ -70,7 +69,7 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
         index=batches.index,
         valid=batches.valid,
         steps=batches.steps,
-        shape=np.array(made.recipe.shapes)[fitting(made.recipe.shapes, need)],
+        shape=np.array(made.recipe.shapes)[fitting(made.recipe.shapes, needed(batches))],
     )
 
 

@@ -61,7 +61,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     from experiments.benchmarks.compilation.listen import Compiler, branches
     from fedjax_lora import experiment, programs, runs
     from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.data.shapes import fitting
+    from fedjax_lora.data.shapes import fitting, needed
 
     compiler = Compiler()
     keep_compiled_programs()
@@ -72,11 +72,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     compiled, traced = list(compiler.programs), dict(compiler.traced)
     made = experiment.prepare(chosen, assets, shared)  # to look at: its programs are the run's
     plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
-    needs = [
-        [plan.batches.valid.sum(axis=2), plan.batches.longest, plan.batches.tokens]
-        for plan in plans
-    ]
-    need = np.moveaxis(np.array(needs), 1, -1)  # [rounds, c, s, 3]
+    need = np.stack([needed(plan.batches) for plan in plans])
     shapes, taken = made.recipe.shapes, need[..., 0] > 0
     steps = np.bincount(fitting(shapes, need[taken]), minlength=len(shapes))
     text = made.round_fn.lower(  # type: ignore[attr-defined]
