@@ -16,7 +16,7 @@ from experiments.instruction_tuning import RESULTS
 from fedjax_lora import data
 from fedjax_lora.data import completions
 from fedjax_lora.data.batches import client_batches, length_buckets
-from fedjax_lora.data.shapes import row_buckets
+from fedjax_lora.data.shapes import fitting, needed, padded_shapes, row_buckets
 from fedjax_lora.kinds import KINDS
 
 BATCH = 16
@@ -29,11 +29,10 @@ def share(members: list[np.ndarray], length: np.ndarray, lengths: tuple[int, ...
         members, length, batch=BATCH, padded_steps=steps, by_length=by_length,
         rngs=[np.random.default_rng(k) for k in range(len(members))],
     )  # fmt: skip
-    rows = made.valid.sum(axis=2)
-    sizes = np.array(row_buckets(BATCH))
-    computed = np.where(rows > 0, sizes[np.searchsorted(sizes, rows)], 0)
-    padded = (computed * np.array(lengths)[np.searchsorted(lengths, made.longest)]).sum()
-    return float((made.valid * length[made.index]).sum() / padded)
+    shapes = padded_shapes(row_buckets(BATCH), lengths)
+    need = needed(made)[made.valid.any(axis=2)]
+    padded = sum(shapes[n].tokens for n in fitting(shapes, need))
+    return float(made.tokens.sum() / padded)
 
 
 def packed(members: list[np.ndarray], length: np.ndarray, longest: int) -> float:
