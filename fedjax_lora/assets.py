@@ -1,11 +1,12 @@
 """The data and the model of a run, loaded."""
 
+import functools
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 
-from fedjax_lora import data, exchange, models
+from fedjax_lora import clients, data, exchange, models
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 from fedjax_lora.kinds import KINDS
@@ -52,8 +53,8 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        how = config.execution
-        cut = how.mode == "sharded" and how.mesh[1] != 1
+        mesh = mesh_of(config)
+        cut = mesh is not None and mesh.shape[clients.MODEL] > 1
         model = models.load(
             config.model.model,
             num_labels=kind.outputs(task),
@@ -64,7 +65,8 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             weights=weights,
-            sharding=_on_host if cut else None,
+            # No device may have room for all of a base that is cut.
+            sharding=functools.partial(clients.parameter_sharding, mesh=mesh) if cut else None,
             key=model_key(config),
         )
     else:
@@ -93,9 +95,14 @@ def load_assets(
     return Assets(task, model, train.tokens, tokens[1], test.tokens)
 
 
-def _on_host(path: str, shape: tuple[int, ...]) -> Sharding:
-    """Where a base is read to that may fit into no single device."""
-    return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+def mesh_of(config: RunConfig) -> Mesh | None:
+    """The mesh a run is spread over, if it is.
+
+    Raises:
+      InputError: the devices do not make one.
+    """
+    how = config.execution
+    return clients.client_mesh(how.devices, how.mesh) if how.mode == "sharded" else None
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

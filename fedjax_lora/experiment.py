@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fedjax_lora import (
     adapters,
@@ -23,7 +22,7 @@ from fedjax_lora import (
     trees,
 )
 from fedjax_lora.adapters import Template
-from fedjax_lora.assets import Assets, load_assets
+from fedjax_lora.assets import Assets, load_assets, mesh_of
 from fedjax_lora.config import LocalConfig, RunConfig
 from fedjax_lora.data.batches import length_buckets
 from fedjax_lora.data.shapes import padded_shapes, row_buckets, unpadded_shapes
@@ -111,16 +110,6 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     updates = around.make_updates(fed.updates, method, fed.method)
     server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
     return Layout(parts, allocated, template, method, updates, server_optimizer, first)
-
-
-def mesh_of(config: RunConfig) -> Mesh | None:
-    """The mesh a run is spread over, if it is.
-
-    Raises:
-      InputError: the devices do not make one.
-    """
-    how = config.execution
-    return clients.client_mesh(how.devices, how.mesh) if how.mode == "sharded" else None
 
 
 def arrange(

@@ -180,7 +180,7 @@ def test_one_that_fails_takes_the_others_with_it(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_is_interrupted_and_goes_on(tmp_path):
-    """Real signals: SIGINT to the second process alone."""
+    """Real signals: SIGINT to the second process alone; a base that no device has all of."""
     out, port = tmp_path / "out", free_port()
     cache = {"FEDJAX_LORA_CACHE": str(tmp_path / "cache")}
 
@@ -195,7 +195,7 @@ def test_the_command_line_is_interrupted_and_goes_on(tmp_path):
             for n in range(2)
         ]
 
-    both = run(*small(rounds=400), f"--out={out}")
+    both = run(*small(rounds=400), "--mesh", "4", "2", f"--out={out}")
     deadline = time.monotonic() + 200
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline and all(p.poll() is None for p in both)

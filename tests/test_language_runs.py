@@ -72,10 +72,13 @@ def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
     """On eight devices, the base in two parts: kernels that FLoRA changes, scores and all."""
     how = config.ExecutionConfig(mode="sharded", mesh=(4, 2))
     made = dataclasses.replace(make(folder, learning_rate=3e-2), execution=how)
-    got = runs.run(made, assets=assets)
-    layers = experiment.prepare(made, assets).base["decoder"]["layers"]
-    up = jax.tree.leaves(layers["mlp"]["up_proj"]["kernel"])
-    assert not any(kernel.is_fully_replicated for kernel in up)
+    straight = experiment.load_assets(made)  # every part of a matrix goes to its device at once
+    problems.assert_same_bits(straight.model.params, assets.model.params)
+    assert straight.model.fingerprint == assets.model.fingerprint
+    for base in (straight.model.params, experiment.prepare(made, assets).base):
+        up = jax.tree.leaves(base["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
+        assert not any(kernel.is_fully_replicated for kernel in up)
+    got = runs.run(made, assets=straight)
     problems.assert_close(
         problems.copy(got.state.server), problems.copy(finished.state.server), 2e-5
     )

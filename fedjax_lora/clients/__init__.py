@@ -9,6 +9,7 @@ from fedjax_lora.clients.mesh import (
     base_sharding,
     client_mesh,
     everywhere,
+    parameter_sharding,
     place,
 )
 from fedjax_lora.clients.objective import Objective, Score, TokenBatch, text_classification
@@ -30,6 +31,7 @@ __all__ = [
     "execute",
     "make_training",
     "padded_size",
+    "parameter_sharding",
     "place",
     "text_classification",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fedjax_lora import trees
-from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.errors import InputError
 
 AXIS, MODEL = "clients", "model"
 
@@ -78,14 +78,14 @@ def place(tree: Any, where: Any) -> Any:
 
 
 def _put(x: Any, where: Sharding) -> jax.Array:
-    if isinstance(x, jax.Array) and x.sharding == where:
-        return x
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=where)(x)  # no process has all of its values
     values = np.asarray(x)
     return jax.make_array_from_callback(values.shape, where, lambda part: values[part])
 
 
 def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
-    """Where each array of a base lives: kernels and tables are cut along ``model``.
+    """Where each array of a base lives, see `parameter_sharding`.
 
     Args:
       base: nested dictionaries of arrays, of tuples of arrays, or of codes.
@@ -96,25 +96,34 @@ def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
     """
     if mesh is None or mesh.shape[MODEL] == 1:
         return jax.tree.map(lambda x: everywhere(mesh), base)
-    size, problems = mesh.shape[MODEL], []
-
-    def of_leaf(path: str, x: Any) -> NamedSharding:
-        axes = CUT_AXES.get(path.rpartition("/")[2], ())
-        spec: list[str | None] = [None] * x.ndim
-        fitting = [axis for axis in axes if x.shape[axis] % size == 0]
-        if fitting:
-            spec[fitting[0]] = MODEL
-        elif axes:
-            problems.append(f"{path} is {' x '.join(map(str, x.shape))}")
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    made = {
-        path: jax.tree.map(lambda x, path=path: of_leaf(path, x), leaf)
-        for path, leaf in trees.flat(base).items()
-    }
-    raise_all(
-        f"A mesh with {size} devices on the axis model cannot divide this base; choose a divisor "
-        "of its widths",
-        problems[:1],
+    return trees.nested(
+        {
+            path: jax.tree.map(lambda x, path=path: parameter_sharding(path, x.shape, mesh), leaf)
+            for path, leaf in trees.flat(base).items()
+        }
     )
-    return trees.nested(made)
+
+
+def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where a parameter lives: kernels and tables of the base are cut along ``model``.
+
+    Args:
+      path: of the parameter, joined by ``/``.
+      shape: of it, or of its codes.
+      mesh: the mesh.
+
+    Raises:
+      InputError: the axis ``model`` divides neither inputs nor outputs of a kernel.
+    """
+    axes = () if path.startswith("head/") else CUT_AXES.get(path.rpartition("/")[2], ())
+    size = mesh.shape[MODEL]
+    fitting = [axis for axis in axes if shape[axis] % size == 0]
+    if axes and not fitting:
+        raise InputError(
+            f"A mesh with {size} devices on the axis model cannot divide this base, {path} is "
+            f"{' x '.join(map(str, shape))}; choose a divisor of its widths."
+        )
+    spec: list[str | None] = [None] * len(shape)
+    if fitting:
+        spec[fitting[0]] = MODEL
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -246,4 +246,9 @@ def _encoded(
 def _place(sharding: Sharding | None, path: str, value: Any) -> Any:
     if sharding is None:
         return jax.tree.map(jnp.asarray, value)
-    return jax.tree.map(lambda x: jax.device_put(x, sharding(path, x.shape)), value)
+
+    def put(x: Any) -> jax.Array:
+        host = np.asarray(x)  # each device, of this process or another, takes its part
+        return jax.make_array_from_callback(x.shape, sharding(path, x.shape), host.__getitem__)
+
+    return jax.tree.map(put, value)
