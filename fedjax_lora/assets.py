@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import clients, data, exchange, models
-from fedjax_lora.config import RunConfig
+from fedjax_lora.config import ExecutionConfig, RunConfig
 from fedjax_lora.errors import InputError
 from fedjax_lora.kinds import KINDS
 from fedjax_lora.types import Key
@@ -99,10 +99,18 @@ def mesh_of(config: RunConfig) -> Mesh | None:
     """The mesh a run is spread over, if it is.
 
     Raises:
-      InputError: the devices do not make one.
+      InputError: the devices do not make one, or one is described that the mode has no use for.
     """
-    how = config.execution
-    return clients.client_mesh(how.devices, how.mesh) if how.mode == "sharded" else None
+    how, usual = config.execution, ExecutionConfig()
+    if how.mode == "sharded":
+        return clients.client_mesh(how.devices, how.mesh)
+    for name in ("devices", "mesh"):
+        if getattr(how, name) != getattr(usual, name):
+            raise InputError(
+                f"{name} is given, but mode {how.mode} runs on one device; add --mode sharded, or "
+                "leave it out."
+            )
+    return None
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

@@ -12,6 +12,7 @@ from small_options import small
 
 from experiments.explain.compiled import compiled_bytes
 from fedjax_lora import cli, config, experiment, explain, flops, methods, trees
+from fedjax_lora.explain import estimate
 
 pytestmark = pytest.mark.optimized
 
@@ -94,7 +95,7 @@ def test_the_parts_follow_their_causes(folder):
 
 def test_every_method_can_be_explained(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
-    monkeypatch.setattr(explain, "_activations", lambda *_: 0)  # slow, and the same for all
+    monkeypatch.setattr(estimate, "activations", lambda *_: 0)  # slow, and the same for all
     for name in methods.METHODS:
         made = make(folder, method=name)
         federation = dataclasses.replace(made.federation, ranks="fixed(rank=4)")

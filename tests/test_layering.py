@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "types", "errors", "adapters", "allocation", "federation", "programs", "reallocation",
         "rounds", "scoring",
     },
-    "assets": {"types", "errors", "config", "data", "exchange", "kinds", "models"},
+    "assets": {"types", "errors", "clients", "config", "data", "exchange", "kinds", "models"},
     "global_model": {
         "types", "adapters", "answers", "assets", "config", "evaluation", "kinds", "rounds",
     },

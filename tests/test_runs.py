@@ -181,6 +181,14 @@ def test_a_folder_with_other_files_is_refused(assets, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.parametrize("asked", [{"devices": 4}, {"mesh": (4, 2)}])
+def test_devices_that_a_mode_has_no_use_for_are_not_ignored(asked, assets):
+    with pytest.raises(
+        InputError, match=f"{next(iter(asked))} is given, but mode vmap runs on one"
+    ):
+        runs.run(change(CONFIG, execution=asked), assets=assets)
+
+
 def test_fedit_refuses_different_ranks(assets):
     with pytest.raises(InputError, match=r"'fedit' needs clients of one rank.*\[1, 2, 4\]"):
         runs.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)

@@ -1,27 +1,10 @@
-"""A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
-
-The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
-``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
-`fedjax_lora.specs`.
-"""
+"""The options of a run: frozen dataclasses, checked when they are made."""
 
 import dataclasses
-import json
-import math
-import pathlib
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from fedjax_lora.errors import SECRET, InputError, raise_all, unknown
-from fedjax_lora.specs import fits
-from fedjax_lora.untrusted import read_json
-
-FINITE = 3e38
-"""The largest number in float32, roughly."""
-
-LARGEST_BATCH = 2**16
-"""Examples: beyond it the indices of a round alone would take gigabytes."""
+from fedjax_lora.config.checks import problems
+from fedjax_lora.errors import raise_all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +171,7 @@ class RunConfig:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        raise_all("This run is impossible", _problems(self))
+        raise_all("This run is impossible", problems(self))
 
 
 def demo() -> RunConfig:
@@ -202,118 +185,3 @@ def demo() -> RunConfig:
         local=LocalConfig(learning_rate=1e-2, max_steps=4),
         execution=ExecutionConfig(eval_every=2),
     )
-
-
-def _problems(config: RunConfig) -> list[str]:
-    data, fed, local = config.data, config.federation, config.local
-    in_range = [
-        ("clients", fed.clients, 1, 10**7),
-        ("cohort", fed.cohort, 1, math.inf),
-        ("rounds", fed.rounds, 1, 10**9),
-        ("min_examples", fed.min_examples, 1, math.inf),
-        ("batch", local.batch, 1, LARGEST_BATCH),
-        ("epochs", local.epochs, 1, 10**4),
-        ("max_steps", local.max_steps, 1, math.inf),
-        ("prox", local.prox, 0, FINITE),
-        ("max_length", data.max_length, 4, 2**24),
-        ("train_examples", data.train_examples, 1, math.inf),
-        ("test_examples", data.test_examples, 1, math.inf),
-        ("validation_examples", data.validation_examples, 0, math.inf),
-        ("layers", config.model.layers, 1, math.inf),
-        ("wave", config.execution.wave, 1, math.inf),
-        ("devices", config.execution.devices, 1, math.inf),
-        ("eval_every", config.execution.eval_every, 1, math.inf),
-        ("eval_batch", config.execution.eval_batch, 1, LARGEST_BATCH),
-        ("checkpoint_every", config.execution.checkpoint_every, 1, math.inf),
-        ("checkpoint_keep", config.execution.checkpoint_keep, 1, math.inf),
-        # A larger seed would be cut to its last 32 bits without a word.
-        ("seed", config.seed, 0, 2**32 - 1),
-    ]
-    problems = [
-        f"{name} must be at {f'most {high}' if value > high else f'least {low}'}, got {value}"
-        for name, value, low, high in in_range
-        if value is not None and not low <= value <= high
-    ]
-    if fed.cohort > fed.clients:
-        problems.append(f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients")
-    positive = [
-        ("learning_rate", local.learning_rate),
-        ("clip", local.clip),
-        ("alpha", config.lora.alpha),
-    ]
-    problems += [
-        f"{name} must be above 0, got {value}" if not value > 0 else f"{name} must be finite"
-        for name, value in positive
-        if value is not None and not 0 < value <= FINITE
-    ]
-    rates = [("dropout", config.model.dropout), ("lora_dropout", config.lora.lora_dropout)]
-    problems += [
-        f"{name} must be in [0, 1), got {value}"
-        for name, value in rates
-        if value is not None and not 0 <= value < 1
-    ]
-    mesh = config.execution.mesh
-    if len(mesh) != 2 or sorted(mesh)[1] < 1 or min(mesh) < -1 or 0 in mesh:
-        problems.append(f"mesh must be two sizes above 0, or -1 for one of them, got {mesh}")
-    return problems + list(_secrets(dataclasses.asdict(config)))
-
-
-def _secrets(values: Mapping[str, Any]) -> Iterator[str]:
-    """Options that hold a token or a password: a config is written into every result folder."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _secrets(value)
-        elif SECRET.search(str(value)):
-            yield f"{name} holds a token or a password; leave it out, and set HF_TOKEN instead"
-
-
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The config as nested dictionaries of JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `to_dict`; fields that are missing take their defaults.
-
-    Raises:
-      InputError: an unknown field, or a value of the wrong type.
-    """
-    groups = {field.name: field for field in dataclasses.fields(RunConfig)}
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in groups:
-            raise unknown("config field", name, groups)
-        made[name] = value if name == "seed" else _group(name, groups[name].type, value)
-    return _checked(RunConfig, "seed", made)
-
-
-def _group(name: str, kind: Any, values: Any) -> Any:
-    if not isinstance(values, Mapping):
-        raise InputError(f"Config field {name!r} must hold a group of options, got {values!r}.")
-    known = {field.name for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in known:
-            raise unknown(f"option in config group {name!r}:", key, known)
-    return _checked(kind, name, dict(values))
-
-
-def _checked(kind: Any, where: str, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(kind)
-    made = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
-    raise_all(
-        "Config options of the wrong kind",
-        [f"{where}.{key} cannot be {x!r}" for key, x in made.items() if not fits(x, hints[key])],
-    )
-    return kind(**made)
-
-
-def load(path: str | pathlib.Path) -> RunConfig:
-    """Read a config from a JSON file.
-
-    Raises:
-      InputError: no such file, not JSON, or not a config.
-    """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"Config file {path} must hold a JSON object.")
-    return from_dict(values)
