@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -55,13 +55,22 @@ def joined(
     except (InputError, Stopped):  # on all of them, see `together`
         jax.distributed.shutdown()
         raise
+    except KeyboardInterrupt:
+        _end(130, "fedjax-lora: stopped\n")
     except BaseException:
-        # The interpreter's own end would wait for the others, and they for this process. Without
-        # it JAX ends them, in the time that it gives a process to show that it lives.
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        _end(1, traceback.format_exc())
     jax.distributed.shutdown()
+
+
+def _end(status: int, words: str) -> NoReturn:
+    """End this process at once.
+
+    The interpreter's own end would wait for the others, and they for this process. Without it JAX
+    ends them, in the time that it gives a process to show that it lives.
+    """
+    sys.stderr.write(words)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _check(address: str | None, count: int | None, number: int | None) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks.cohort import products, report
+from experiments.benchmarks.cohort import products, profile, report
 from experiments.benchmarks.cohort.run import CONTENDERS, measure
 from experiments.benchmarks.cohort.work import CASES, Case, Work
 from fedjax_lora import models
@@ -64,6 +64,33 @@ def test_the_products_are_those_of_a_step():
     backward += real * linear + 2 * whole * attention
     backward += first * (above + h * h) + real * 2 * h * h + 4 * first * attention // 2
     assert counted == pytest.approx(forward + backward, rel=0.05)
+
+
+def test_a_trace_is_told_by_what_the_program_holds(tmp_path: pathlib.Path):
+    """Operations of a real program, as its text and its trace name them."""
+
+    def work(x: jax.Array, rows: jax.Array) -> jax.Array:
+        def step(_: int, x: jax.Array) -> jax.Array:
+            return jax.nn.softmax(x @ x)[rows]
+
+        return jax.lax.fori_loop(0, 3, step, x)
+
+    given = np.ones((300, 300), np.float32), np.arange(300)[::-1].astype(np.int32)
+    program = jax.jit(work).lower(*given).compile()
+    kinds = profile.kinds_of(program.as_text())
+    assert profile.PRODUCTS in kinds.values() and "gathers and scatters" in kinds.values()
+    assert not any(name.startswith("while") for name in kinds)
+    with jax.profiler.trace(tmp_path):
+        jax.block_until_ready(program(*given))
+    found = profile.shares(profile.events_of(tmp_path, kinds))
+    assert sum(found.values()) == pytest.approx(1)
+    assert 0 < found[profile.PRODUCTS] < 1
+
+
+def test_threads_that_do_different_things_share_the_time():
+    event = profile.Event
+    events = [event("a", 0, 4), event("b", 2, 4), event("a", 6, 8), event("a", 6, 8)]
+    assert profile.shares(events) == {"a": 5 / 8, "b": 1 / 8, profile.BETWEEN: 2 / 8}
 
 
 def test_a_round_counts_real_tokens():

@@ -175,7 +175,7 @@ WRONG = [
     (["predict", "{run}", "--pooling=mean"], "--pooling is only for classifiers"),
     (["evaluate", "{run}", "--task=docstrings"], "it is for a classifier, and this is a language"),
     (["predict", "{run}", "--input={one}", "--prompt-format=chat"], "has no chat template"),
-    (["predict", "{run}", "--input={long}"], "prompt 0 has 42 tokens and the model's window is 32"),
+    (["predict", "{run}", "--input={long}"], "prompt 1 has 42 tokens and the model's window is 32"),
     (["predict", "{run}", "--input={one}", "--answer-tokens=60"], "60 new ones do not fit"),
     (["predict", "{run}", "--input={empty}"], "holds no texts"),
     (["predict", "{run}", "--input={none}"], "cannot be read"),

@@ -10,6 +10,7 @@ import tyro
 
 import experiments.ag_news.report
 import experiments.benchmarks.aggregation.report
+import experiments.benchmarks.cohort.report
 import experiments.benchmarks.compilation.report
 import experiments.benchmarks.scaling.report
 import experiments.benchmarks.whole.report
@@ -125,12 +126,16 @@ def test_tables_are_told_from_their_result_files(name: str):
     assert (report.RESULTS / "table.md").read_text() == table
 
 
-@pytest.mark.parametrize("name", ["aggregation", "compilation", "scaling", "whole"])
+@pytest.mark.parametrize("name", ["aggregation", "cohort", "compilation", "scaling", "whole"])
 def test_benchmarks_are_told_from_their_result_files(name: str):
     report = getattr(experiments.benchmarks, name).report
     assert report.table().count("\n") > 3
     assert generated(name) == report.table()
     assert (report.RESULTS / "table.md").read_text() == report.table()
+
+
+def test_what_a_traced_round_did_is_told_from_its_result_file():
+    assert generated("cohort_profile") == experiments.benchmarks.cohort.report.profile_table()
 
 
 def test_the_padding_of_the_whole_experiment_is_told_from_its_result_file():

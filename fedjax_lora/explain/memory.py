@@ -83,21 +83,24 @@ def layer_bytes(base: Params) -> int:
 def activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens) -> int:
     """What one more client of a wave holds on to in a full batch of the longest texts.
 
-    That is what a gradient keeps between its passes, of one layer all of it where layers are
-    recomputed, and the gradient of the logits that are made at a time. Where they are made in
-    parts, these have no place in what is kept, and come on top with their exponentials.
+    That is what a gradient keeps between its passes, and what comes on top of it for a while: the
+    gradient of the logits that are made at a time, then, where layers are recomputed, all of one
+    layer. Where logits are made in parts, they are not in what is kept either, and there are their
+    exponentials.
     """
     reading = recipe.reading
-    kept = _kept(reading, recipe, base, trained, data)
+    kept, for_a_while = _kept(reading, recipe, base, trained, data), [0]
     config = reading.module.config  # type: ignore[attr-defined]
     if config.remat:
         once = reading.module.clone(config=dataclasses.replace(config, remat=False))
         whole = _kept(dataclasses.replace(reading, module=once), recipe, base, trained, data)
-        kept += (whole - kept) // config.layers
-    if reading.kind != "language":
-        return kept
-    numbers = recipe.batch * (min(reading.lengths[-1], data.ids.shape[1]) - 1) * config.vocab_size
-    return kept + FLOAT_BYTES * (numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS)
+        for_a_while.append((whole - kept) // config.layers)
+    if reading.kind == "language":
+        length = min(reading.lengths[-1], data.ids.shape[1])
+        numbers = recipe.batch * (length - 1) * config.vocab_size
+        made = numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS
+        for_a_while.append(FLOAT_BYTES * made)
+    return kept + max(for_a_while)
 
 
 def _kept(

@@ -117,7 +117,7 @@ def _problems(
     for name, value in (("new_tokens", new_tokens), ("batch", batch)):
         if value < 1:
             yield f"{name} is {value} but must be at least 1"
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts, 1):
         if len(prompt) == 0:
             yield f"prompt {number} has no tokens"
         elif len(prompt) + new_tokens > window:

@@ -184,7 +184,7 @@ def test_prompts_that_cannot_be_continued():
     with pytest.raises(InputError) as error:
         list(generation.batched([[1], [], [1] * 60], config, new_tokens=5, batch=2))
     assert str(error.value) == (
-        "Prompts cannot be continued: prompt 1 has no tokens; prompt 2 has 60 tokens and the "
+        "Prompts cannot be continued: prompt 2 has no tokens; prompt 3 has 60 tokens and the "
         "model's window is 64, so 5 new ones do not fit; shorten it or ask for fewer."
     )
 

@@ -17,7 +17,8 @@ Each has a process of its own and the others wait; they take turns, and the rati
 neighbouring turns. Speed counts real tokens: padding is nobody's work.
 
     python -m experiments.benchmarks.cohort.run --data-dir DATA    # one file a case, resumable
-    python -m experiments.benchmarks.cohort.report                 # table and figure
+    python -m experiments.benchmarks.cohort.profile --data-dir DATA   # where our time goes
+    python -m experiments.benchmarks.cohort.report                 # tables and figure
 """
 
 import pathlib

@@ -76,12 +76,24 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
 def contender(case: Case, model: str, data_dir: str | None, mode: str) -> Callable[[], float]:
     """A round from the beginning; returns the mean loss that clients report."""
     made, plan = prepare(case, model, data_dir, mode)
+    return _round(case, made, plan, made.round_fn)
+
+
+def compiled(case: Case, model: str, data_dir: str | None) -> tuple[Callable[[], float], str]:
+    """`contender`, and the text of the program that it runs."""
+    made, plan = prepare(case, model, data_dir)
+    given = (made.base, made.data, made.state, plan, jax.random.key(0))
+    program = made.round_fn.lower(*given).compile()
+    return _round(case, made, plan, program), program.as_text()
+
+
+def _round(case: Case, made: Any, plan: Any, round_fn: Callable[..., Any]) -> Callable[[], float]:
     key = jax.random.key(0)
 
     def round() -> float:
         # A round gives its input state's memory back; so does every turn.
         state = jax.tree.map(lambda x: x.copy(), made.state)
-        state, seen = made.round_fn(made.base, made.data, state, plan, key)
+        state, seen = round_fn(made.base, made.data, state, plan, key)
         jax.block_until_ready(state)
         return float(np.mean(np.asarray(seen.loss)[: case.clients]))
 

@@ -62,6 +62,20 @@ def table(results: pathlib.Path = RESULTS) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def profile_table(results: pathlib.Path = RESULTS) -> str:
+    """What our round was doing in each traced case, as a Markdown table, the most first."""
+    found = json.loads((results / "profile.json").read_text(encoding="utf-8"))["cases"]
+    totals: dict[str, float] = {}
+    for record in found:
+        for kind, share in record["shares"].items():
+            totals[kind] = totals.get(kind, 0.0) + share
+    head = ["share of the time", *map(label, found)]
+    lines = [head, ["---"] * len(head)]
+    for kind in sorted(totals, key=totals.__getitem__, reverse=True):
+        lines.append([kind, *(f"{100 * r['shares'].get(kind, 0):.1f} %" for r in found)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
     """Speed against the PEFT loop, and how near the bare products are, case by case."""
     found = records(results)
@@ -83,3 +97,4 @@ if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
     draw(RESULTS, RESULTS / "cohort.png")
     put("cohort", table())
+    put("cohort_profile", profile_table())
