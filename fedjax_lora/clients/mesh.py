@@ -78,6 +78,8 @@ def place(tree: Any, where: Any) -> Any:
 
 
 def _put(x: Any, where: Sharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
+        return x
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(lambda x: x, out_shardings=where)(x)  # no process has all of its values
     values = np.asarray(x)
