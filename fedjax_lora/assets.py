@@ -1,10 +1,11 @@
 """The data and the model of a run, loaded."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from fedjax_lora import clients, data, exchange, models
 from fedjax_lora.config import ExecutionConfig, RunConfig
@@ -53,8 +54,6 @@ def load_assets(
     )
     kind = KINDS[task.task.kind]
     if model is None:
-        mesh = mesh_of(config)
-        cut = mesh is not None and mesh.shape[clients.MODEL] > 1
         model = models.load(
             config.model.model,
             num_labels=kind.outputs(task),
@@ -65,8 +64,7 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             weights=weights,
-            # No device may have room for all of a base that is cut.
-            sharding=functools.partial(clients.parameter_sharding, mesh=mesh) if cut else None,
+            sharding=_in_parts(mesh_of(config)),
             key=model_key(config),
         )
     else:
@@ -111,6 +109,13 @@ def mesh_of(config: RunConfig) -> Mesh | None:
                 "leave it out."
             )
     return None
+
+
+def _in_parts(mesh: Mesh | None) -> Callable[..., NamedSharding] | None:
+    """Where parameters go at once, if they are cut: no device may have room for all of them."""
+    if mesh is None or mesh.shape[clients.MODEL] == 1:
+        return None
+    return functools.partial(clients.parameter_sharding, mesh=mesh)
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

@@ -6,6 +6,7 @@ parallelism; what is kept of the base is as small as under FSDP). Devices may be
 processes: every process then holds the same values and places its own parts of them.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,9 +99,10 @@ def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
     """
     if mesh is None or mesh.shape[MODEL] == 1:
         return jax.tree.map(lambda x: everywhere(mesh), base)
+    where = functools.partial(parameter_sharding, mesh=mesh)
     return trees.nested(
         {
-            path: jax.tree.map(lambda x, path=path: parameter_sharding(path, x.shape, mesh), leaf)
+            path: jax.tree.map(lambda x, path=path: where(path, x.shape), leaf)
             for path, leaf in trees.flat(base).items()
         }
     )
