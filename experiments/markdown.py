@@ -2,8 +2,15 @@
 
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def as_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table with these columns."""
+    every = [columns, ("---",) * len(columns), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in every)
 
 
 def put(name: str, text: str, path: pathlib.Path = README) -> None:

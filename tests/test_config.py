@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -95,7 +94,7 @@ def test_a_config_is_frozen_and_comparable():
 
 def test_every_option_is_documented():
     """The command line shows the docstring under a field as its help."""
-    source = inspect.getsource(sys.modules[RunConfig.__module__])
+    source = inspect.getsource(inspect.getmodule(RunConfig))
     for kind in GROUPS.values():
         for field in dataclasses.fields(kind):
             at = source.index(f"\n    {field.name}: ")

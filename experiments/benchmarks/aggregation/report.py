@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.aggregation import RESULTS
 from experiments.benchmarks.aggregation.problem import SWEEPS
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.plots import COLOURS, style
 
 LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch, dense SVD"}
@@ -90,8 +90,7 @@ def sweep_row(record: dict[str, Any]) -> list[str]:
 def sweep_table(results: pathlib.Path = RESULTS) -> str:
     """Growing problems as a Markdown table."""
     cases = {r["problem"]["name"]: r for each in sweep(results).values() for r in each.values()}
-    lines = [SWEEP, ("---",) * len(SWEEP), *map(sweep_row, cases.values())]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_table(SWEEP, map(sweep_row, cases.values()))
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 import transformers
 
-from fedjax_lora import models
+from experiments.benchmarks.cohort import ours
+from fedjax_lora import data, models
 
 
-def write(name: str, folder: pathlib.Path, *, labels: int) -> None:
+def write(name: str, folder: pathlib.Path, data_dir: str | None) -> None:
     """Save a classifier: MiniLM with a random head, or random weights in RoBERTa's shape."""
+    labels = len(data.find(ours.task(data_dir)).classes)
     torch.manual_seed(0)
     source = models.resolve("minilm").folder
     if name == "minilm":

@@ -18,7 +18,6 @@ import tyro
 from experiments.benchmarks.cohort import RESULTS, base, ours
 from experiments.benchmarks.cohort.work import CASES, Case
 from experiments.turns import machine
-from fedjax_lora import data
 
 FILE = RESULTS / "profile.json"
 PRODUCTS, BETWEEN = "matrix products", "nothing: between operations"
@@ -101,8 +100,7 @@ def events_of(trace: pathlib.Path, kinds: Mapping[str, str]) -> Iterator[Event]:
 
 def profile(case: Case, folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     """One traced round of a case, the third."""
-    classes = data.find(ours.task(data_dir)).classes
-    base.write(case.model, folder / "model", labels=len(classes))
+    base.write(case.model, folder / "model", data_dir)
     round, text = ours.compiled(case, str(folder / "model"), data_dir)
     round()
     round()
@@ -114,9 +112,7 @@ def profile(case: Case, folder: pathlib.Path, data_dir: str | None) -> dict[str,
     return {"case": dataclasses.asdict(case), "shares": found}
 
 
-def main(
-    data_dir: str | None = None, only: tuple[str, ...] = tuple(c.name for c in CASES[:3])
-) -> None:
+def main(data_dir: str | None = None, only: tuple[str, ...] = TRACED) -> None:
     """Trace a round of some cases.
 
     Args:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from experiments.benchmarks.cohort import RESULTS
 from experiments.benchmarks.cohort.work import CASES
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 
 COLUMNS = (
     "model, clients x batch x tokens",
@@ -58,22 +58,16 @@ def row(record: dict[str, Any]) -> list[str]:
 
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(row, records(results))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_table(COLUMNS, map(row, records(results)))
 
 
 def profile_table(results: pathlib.Path = RESULTS) -> str:
     """What our round was doing in each traced case, as a Markdown table, the most first."""
     found = json.loads((results / "profile.json").read_text(encoding="utf-8"))["cases"]
-    totals: dict[str, float] = {}
-    for record in found:
-        for kind, share in record["shares"].items():
-            totals[kind] = totals.get(kind, 0.0) + share
-    head = ["share of the time", *map(label, found)]
-    lines = [head, ["---"] * len(head)]
-    for kind in sorted(totals, key=totals.__getitem__, reverse=True):
-        lines.append([kind, *(f"{100 * r['shares'].get(kind, 0):.1f} %" for r in found)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    of = {kind: [r["shares"].get(kind, 0.0) for r in found] for r in found for kind in r["shares"]}
+    kinds = sorted(of, key=lambda kind: sum(of[kind]), reverse=True)
+    lines = [[kind, *(f"{100 * share:.1f} %" for share in of[kind])] for kind in kinds]
+    return as_table(["share of the time", *map(label, found)], lines)
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:

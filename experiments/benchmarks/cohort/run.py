@@ -69,10 +69,8 @@ def _make(name: str, order: dict[str, Any]) -> tuple[Callable[[], float], dict[s
 def lay_out(case: Case, folder: pathlib.Path, data_dir: str | None) -> int:
     """Write model, work and first adapter of a case; returns the round's real tokens."""
     from experiments.benchmarks.cohort import base, ours
-    from fedjax_lora import data
 
-    classes = data.find(ours.task(data_dir)).classes
-    base.write(case.model, folder / "model", labels=len(classes))
+    base.write(case.model, folder / "model", data_dir)
     made = ours.work(case, str(folder / "model"), data_dir)
     work.save(made, folder / "work.npz")
     begin: dict[str, Any] = ours.start(case, str(folder / "model"), data_dir)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.compilation import RESULTS, STARTS
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.plots import COLOURS, style
 
 COLUMNS = (
@@ -75,8 +75,7 @@ def row(name: str, found: Records) -> list[str]:
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
     found = records(results)
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(name, found) for name in found)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_table(COLUMNS, [row(name, found) for name in found])
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.scaling import RESULTS
 from experiments.benchmarks.scaling.points import POINTS
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.plots import BLUE, ORANGE, style
 
 COLUMNS = (
@@ -64,9 +64,8 @@ def row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
 
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    lines += [row(record, made[0]) for made in records(results).values() for record in made]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    found = records(results).values()
+    return as_table(COLUMNS, [row(record, made[0]) for made in found for record in made])
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:

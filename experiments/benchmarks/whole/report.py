@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.whole import RESULTS
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.plots import COLOURS, style
 
 LABELS = {
@@ -67,8 +67,7 @@ def row(name: str, found: Records) -> list[str]:
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
     found = records(results)
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(name, found) for name in found)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_table(COLUMNS, [row(name, found) for name in found])
 
 
 def padding(results: pathlib.Path = RESULTS) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks.cohort import base
 from experiments.benchmarks.whole import work
-from fedjax_lora import data, experiment, models, optimizers
+from fedjax_lora import experiment, models, optimizers
 from fedjax_lora.config import (
     DataConfig,
     ExecutionConfig,
@@ -65,8 +65,7 @@ def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
 
 def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dict[str, int]:
     """Write the model, our config, and the work of all rounds; returns what `tokens` counts."""
-    classes = data.find("ag_news" if data_dir else "docstrings").classes
-    base.write("minilm", folder / "model", labels=len(classes))
+    base.write("minilm", folder / "model", data_dir)
     made = experiment.prepare(config(setting, str(folder / "model"), data_dir))
     (folder / "config.json").write_text(json.dumps(to_dict(made.config)), encoding="utf-8")
     task = made.assets.task
