@@ -1,47 +1,46 @@
 """How many small runs are planned, and how long they take: ``python -m experiments.plan``."""
 
 import statistics
-from collections.abc import Iterator
 
+from experiments.markdown import as_table
 from experiments.studies import STUDIES
 from experiments.study import Size, Study, distinct
+from fedjax_lora.config import RunConfig
 
-CORES = 2
-"""Minutes are processor minutes over so many cores: what a run takes where nothing else runs."""
+COLUMNS = ("study", "runs", "finished", "CPU minutes a run", "CPU hours in all", "CPU hours left")
 
 
 def table(size: Size = "small") -> str:
-    """Runs and hours of every study, from the median time of its finished runs."""
-    lines = [
-        "| study | runs | finished | minutes a run | hours in all | hours left |",
-        "|---|---|---|---|---|---|",
-    ]
-    totals = [0, 0, 0.0, 0.0]
-    for study in STUDIES:
-        planned, minutes = _runs(study, size), list(_minutes(study, size))
-        median = statistics.median(minutes) if minutes else float("nan")
-        left = planned - len(minutes)
-        row = [planned, len(minutes), planned * median / 60, left * median / 60]
-        totals = [total + x for total, x in zip(totals, row, strict=True)]
-        lines.append(_line(study.name, row, f"{median:.1f}" if minutes else "-"))
-    return "\n".join([*lines, _line("all", totals, "")]) + "\n"
+    """Runs and processor hours of every study, from its finished runs."""
+    every = [_counts(study, size) for study in STUDIES]
+    every.append([sum(column) for column in zip(*every, strict=True)])
+    names = [*(study.name for study in STUDIES), "all"]
+    rows = [[name, *_cells(*counts)] for name, counts in zip(names, every, strict=True)]
+    return as_table(COLUMNS, rows)
 
 
-def _runs(study: Study, size: Size) -> int:
-    return len(distinct(study.parts(size, {})))
-
-
-def _minutes(study: Study, size: Size) -> Iterator[float]:
+def _counts(study: Study, size: Size) -> list[float]:
+    """Runs, finished ones, hours of all, hours of what is left."""
     records = study.records(size)
-    for cell in distinct(study.parts(size, records)):
-        if cell.config in records:
-            yield records[cell.config]["summary"]["processor_seconds"] / CORES / 60
+    configs = [cell.config for cell in distinct(study.parts(size, records))]
+    spent = {c: records[c]["summary"]["processor_seconds"] for c in configs if c in records}
+    ahead = sum(_expected(spent, config) for config in configs if config not in spent) / 3600
+    return [len(configs), len(spent), sum(spent.values()) / 3600 + ahead, ahead]
 
 
-def _line(name: str, row: list, minutes: str) -> str:
-    runs, finished, hours, left = row
+def _expected(spent: dict[RunConfig, float], config: RunConfig) -> float:
+    """The median of the finished runs, of those with the same task and depth if there are any."""
+    like = [
+        seconds
+        for other, seconds in spent.items()
+        if (other.data.task, other.model.layers) == (config.data.task, config.model.layers)
+    ]
+    return statistics.median(like or spent.values()) if spent else float("nan")
+
+
+def _cells(runs: float, finished: float, hours: float, left: float) -> list[str]:
     known = lambda x: f"{x:.1f}" if x == x else "-"  # noqa: E731
-    return f"| {name} | {runs} | {finished} | {minutes} | {known(hours)} | {known(left)} |"
+    return [f"{runs}", f"{finished}", known(60 * hours / runs), known(hours), known(left)]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from experiments.fed_plora.report import REPORT as FED_PLORA
 from experiments.hlora.report import REPORT as HLORA
 from experiments.markdown import put
 from experiments.open_question.report import REPORT as OPEN_QUESTION
+from experiments.open_question.report import outcome
 from experiments.study import distinct, results
 from experiments.telling import publish
 from experiments.verdicts import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
@@ -35,3 +36,4 @@ if __name__ == "__main__":
     for report in REPORTS:
         publish(report)
     put("reruns", overview())
+    put("open_question", outcome(results(OPEN_QUESTION.study, "small")))

@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).parent
 Size = Literal["small", "full"]
 """``small`` runs on two CPU cores; ``full`` is the paper's model and data, for accelerators."""
 
+SIZES: tuple[Size, ...] = ("small", "full")
+
 Records = Mapping[RunConfig, Record]
 """Finished runs."""
 
@@ -105,6 +107,11 @@ class Results(NamedTuple):
         chosen = self.parts[part]
         configs = {seed: chosen.config(arm, task, seed) for seed in chosen.seeds}
         return {seed: self.records[c] for seed, c in configs.items() if c in self.records}
+
+
+def is_run(record: Record) -> bool:
+    """Whether it is a run with test accuracies, and not something done in place of one."""
+    return "accuracy" in record["history"][-1]
 
 
 def distinct(parts: Iterable[Part]) -> list[Cell]:

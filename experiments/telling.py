@@ -1,14 +1,16 @@
-"""Reports of reruns: claims, tables and cost in Markdown, from the result files alone."""
+"""Reports of reruns: claims, tables, figures and cost, from the result files alone."""
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from experiments.drawing import accuracy_figure, finished
 from experiments.markdown import put
-from experiments.study import ROOT, Part, Results, Size, Study, distinct, results
+from experiments.study import ROOT, SIZES, Part, Results, Size, Study, distinct, results
 from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import estimate
@@ -20,13 +22,27 @@ class Report(NamedTuple):
     study: Study
     claims: Sequence[Claim] = ()
     extra: Callable[[Results], str] = lambda results: ""  # more Markdown
+    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}  # more, by name
 
 
 def publish(report: Report) -> None:
-    """Put both sizes into the study's README."""
+    """Draw the figures of both sizes, and put both into the study's README."""
     readme = ROOT / report.study.name / "README.md"
-    put("small", page(report, "small"), readme)
-    put("full", page(report, "full"), readme)
+    for size in SIZES:
+        found = results(report.study, size)
+        for name, figure in drawn(report, found).items():
+            figure.savefig(found.folder / f"{name}.png")
+        put(size, page(report, size), readme)
+
+
+def drawn(report: Report, found: Results) -> dict[str, Figure]:
+    """The figures of what is finished, by name."""
+    of_parts = {
+        name: figure
+        for name, part in found.parts.items()
+        if part.shown and (figure := accuracy_figure(found, part)) is not None
+    }
+    return of_parts | dict(report.figures(found))
 
 
 def page(report: Report, size: Size) -> str:
@@ -73,8 +89,11 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
 
 
 def _evidence(found: Results, claim: Claim) -> str:
-    """A link to the runs of the claim's part, or to the file that it names."""
-    where = f"results/{found.size}/runs" if claim.part in found.parts else claim.part
+    """A link to the figure or the runs of the claim's part, or to the file that it names."""
+    part, where = found.parts.get(claim.part), claim.part
+    if part is not None:
+        curves = any(finished(found, part, task) for task in part.tasks)
+        where = f"results/{found.size}/" + (f"{claim.part}.png" if curves else "runs")
     return f"[{claim.part}]({where})" if where else ""
 
 
@@ -90,21 +109,21 @@ def part_table(found: Results, part: Part) -> str:
         "| MB down |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
+        "",
+        picture(found, part.name, f"{part.title}; bands are one standard deviation over seeds"),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def picture(found: Results, name: str, says: str) -> str:
+    """A figure of `drawn`, embedded."""
+    return f"![{says}](results/{found.size}/{name}.png)\n"
 
 
 def _rows(found: Results, part: Part) -> Iterator[str]:
     for task in part.tasks:
-        for arm in part.arms:
-            runs = [r for r in found.runs(part.name, arm, task).values() if is_run(r)]
-            if runs:
-                yield _row(task, arm, runs, len(part.seeds))
-
-
-def is_run(record: Record) -> bool:
-    """Whether it is a run with test accuracies, and not something done in place of one."""
-    return "accuracy" in record["history"][-1]
+        for arm, runs in finished(found, part, task).items():
+            yield _row(task, arm, runs, len(part.seeds))
 
 
 def _row(task: str, arm: str, runs: Sequence[Record], planned: int) -> str:

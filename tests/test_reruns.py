@@ -15,6 +15,7 @@ import transformers
 
 from experiments import (
     byun_lee,
+    drawing,
     full,
     hlora,
     open_question,
@@ -199,9 +200,12 @@ def test_the_open_question_is_asked_fairly(size):
     assert judged.federation.rounds == reported.federation.rounds
 
 
-def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds():
+def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds(monkeypatch):
     (part,) = open_question.tuning("small", {})
+    part = part._replace(seeds=(100, 101))
+    monkeypatch.setattr(open_question, "TUNING_SEEDS", part.seeds)
     scores = {3e-3: (0.5, 0.7), 8e-3: (0.8, 0.5), 2e-2: (0.9, 0.1)}  # test scores say otherwise
+    scores |= dict.fromkeys(set(open_question.RATES["small"]) - set(scores), (0.1, 0.1))
     records = {}
     for rate, values in scores.items():
         for seed, value in zip(part.seeds, values, strict=True):
@@ -292,10 +296,26 @@ def test_the_course_is_judged_over_all_rounds_and_the_best_is_the_highest():
 
 def test_a_table_has_the_means_of_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7]})
-    rows = telling.part_table(results, results.parts["p"]).splitlines()[-2:]
+    text = telling.part_table(results, results.parts["p"])
+    rows = [line for line in text.splitlines() if line.startswith("| ag_news")]
     assert rows[0] == "| ag_news | a | 81.3 ± 1.5 | 40.7 ± 0.8 | 25.0 | 3 of 3 | 1 | 2 |"
     assert rows[1].startswith("| ag_news | b | 60.0 ± 14.1 |")
     assert "| 2 of 3 |" in rows[1]
+
+
+def test_a_figure_has_the_means_and_deviations_of_the_finished_runs():
+    results = made_up({"a": GOOD, "b": [0.5, None, 0.7], "c": [None] * 3})
+    for record in results.records.values():
+        record["history"] = [h | {"round": 4 * n} for n, h in enumerate(record["history"])]
+    (axes,) = drawing.accuracy_figure(results, results.parts["p"]).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert [*lines] == ["a", "b"], "nothing of what has not been run"
+    assert lines["a"].get_xdata().tolist() == [0, 4]
+    np.testing.assert_allclose(lines["b"].get_ydata(), [0, 60])
+    low, high = axes.collections[0].get_datalim(axes.transData).intervaly
+    top = 100 * (np.mean(GOOD) + np.std(GOOD, ddof=1))
+    assert (low, high) == (0, pytest.approx(top))
+    assert drawing.accuracy_figure(made_up({"a": [None]}), results.parts["p"]) is None
 
 
 EVERY = pytest.mark.parametrize("report", REPORTS, ids=[one.study.name for one in REPORTS])
@@ -314,11 +334,25 @@ def test_readmes_are_told_from_their_result_files(report, size):
     assert text.split(begin)[1].split(end)[0] == telling.page(report, size)
 
 
-def test_the_overview_is_told_from_the_result_files():
+@EVERY
+def test_every_figure_is_there_and_shown(report):
+    folder = study.ROOT / report.study.name
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"!\[[^]]*\]\((results/[^)]*\.png)\)", text))
+    names = [*telling.drawn(report, study.results(report.study, "small"))]
+    assert shown >= {f"results/small/{name}.png" for name in names}
+    there = {str(path.relative_to(folder)) for path in folder.glob("results/*/*.png")}
+    assert shown == there
+
+
+@pytest.mark.parametrize("name", ["reruns", "open_question"])
+def test_the_first_readme_is_told_from_the_result_files(name):
     readme = study.ROOT.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
-    shown = text.split("<!-- reruns:begin -->\n")[1].split("<!-- reruns:end -->")[0]
-    assert shown == reports.overview()
+    shown = text.split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
+    found = study.results(open_question.STUDY, "small")
+    told = reports.overview() if name == "reruns" else open_question_report.outcome(found)
+    assert shown == told
 
 
 @EVERY
@@ -361,6 +395,12 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     assert "Fed-PLoRA is above FlexLoRA: " in text
     assert "replication and masked mean: no difference beyond " in text
     assert "not yet run" not in text
+    panels = {a.get_title(): a for a in report.figures(results)["differences"].axes}
+    assert [*panels] == [" - ".join(pair) for pair in report.PAIRS]
+    axes = panels[" - ".join(open_question.PAIR)]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    bars = {name: bar.lines[0] for name, bar in zip(names, axes.containers, strict=True)}
+    assert bars[report.MEAN].get_xdata()[0] == pytest.approx(100 * np.mean(mean))
 
 
 def test_the_parameter_counts_are_the_papers():

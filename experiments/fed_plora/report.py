@@ -1,13 +1,16 @@
 """The README's claims and tables of the rerun of Fed-PLoRA, from the result files alone."""
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from experiments.drawing import curves, finished, legend, sheet
 from experiments.fed_plora import MAIN, MEASURED, SELECTIONS, STUDY, TASKS
 from experiments.study import Results
-from experiments.telling import Report, publish
+from experiments.telling import Report, picture, publish
 from experiments.verdicts import Claim, higher, measured, untestable
 from fedjax_lora.compare.queue import Record
 
@@ -161,7 +164,10 @@ def noise_table(results: Results) -> str:
     return (
         f"**measured**: noise relative to the ideal update of the round, on {TASKS[0]}, "
         f"{MEASURED['federation.rounds']} rounds, means over seeds; the server's time is the "
-        "median over the rounds after the first.\n\n" + "\n".join(lines) + "\n"
+        "median over the rounds after the first.\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + picture(results, "noise", "noise and similarity over the rounds")
     )
 
 
@@ -184,13 +190,37 @@ def _noise_row(arm: str, runs: list[Record]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+PANELS = {
+    "init_ratio": "initialization noise / ideal update",
+    "agg_ratio": "aggregation noise / ideal update",
+    "same_cosine": "cosine of same-index modules, across clients",
+    "cross_cosine": "cosine of modules of different index",
+}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Both noises and the similarities (the paper's Fig. 2) over the rounds."""
+    part = results.parts["measured"]
+    arms = finished(results, part, TASKS[0])
+    if not arms:
+        return {}
+    figure, panels = sheet(len(PANELS), 2)
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        curves(axes, part, arms, operator.itemgetter(name))
+        axes.set(title=title, xlabel="round")
+        if name in RATIOS.values():
+            axes.set_yscale("symlog", linthresh=EXACT)
+    legend(figure, panels)
+    return {"noise": figure}
+
+
 def _number(values: list[float | None]) -> str:
     """A mean over seeds; what is not defined in any is a dash."""
     known = [value for value in values if value is not None]
     return f"{np.mean(known):.2g}" if known else "-"
 
 
-REPORT = Report(STUDY, claims(), noise_table)
+REPORT = Report(STUDY, claims(), noise_table, figures)
 
 if __name__ == "__main__":
     publish(REPORT)

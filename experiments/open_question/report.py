@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+from matplotlib.figure import Figure
+
+from experiments.drawing import COLUMNS, sheet
+from experiments.markdown import as_table
 from experiments.open_question import METHODS, PAIR, RATES, STUDY, TASKS, best_rate, tuned
 from experiments.study import Results
-from experiments.telling import Report, publish
+from experiments.telling import Report, picture, publish
 from experiments.verdicts import Paired, Value, best, interval, last, paired, spread
 from fedjax_lora.compare.table import Estimate, estimate
+from fedjax_lora.plots import COLOURS, GREY, style
 
 PAIRS = (
     PAIR,
@@ -14,13 +19,21 @@ PAIRS = (
 )
 """What is compared: the question, and replication against the other rules."""
 
+MEAN = "mean of the tasks and mixes"
+
 MEASURES: dict[str, Value] = {"last round": last, "best round": best}
 """The second is how the yardstick's tables are made."""
 
 
 def answer(results: Results) -> str:
-    """The verdict sentences, the table of paired differences, and the rates that were chosen."""
-    return "\n".join([*_sentences(results), _differences(results), _rates(results)])
+    """The outcome with its figure, and the rates that were chosen."""
+    seen = picture(results, "differences", "paired differences") if figures(results) else ""
+    return "\n".join([outcome(results), seen, _rates(results)])
+
+
+def outcome(results: Results) -> str:
+    """The verdict sentences and the table of paired differences."""
+    return "\n".join([*_sentences(results), _differences(results)])
 
 
 def settings(results: Results) -> list[str]:
@@ -85,28 +98,47 @@ def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Pa
     return paired(results, name, pair, results.parts[name].tasks, value)
 
 
+def differences(
+    results: Results, pair: tuple[str, str], value: Value
+) -> dict[str, Estimate | None]:
+    """The paired difference in every setting and over all; None where runs are missing."""
+    names = [n for n, part in results.parts.items() if part.shown and set(pair) <= set(part.arms)]
+    each = {name: _one(results, name, pair, value) for name in names}
+    found = {name: one.difference if one else None for name, one in each.items()}
+    return found | {MEAN: over_settings(results, pair, settings(results), value)}
+
+
 def _differences(results: Results) -> str:
-    """Paired differences in every setting and over all, after the last and at the best round."""
-    names = [*settings(results), *(["minilm"] if "minilm" in results.parts else [])]
-    mean = "mean of the tasks and mixes"
-    lines = [
-        "| difference, points [95 % interval] | measure | " + " | ".join([*names, mean]) + " |",
-        "|---" * (3 + len(names)) + "|",
-    ]
+    """Paired differences after the last and at the best round."""
+    columns = [*differences(results, PAIR, last)]
+    lines = []
     for pair in PAIRS:
         for measure, value in MEASURES.items():
-            each = [
-                _one(results, n, pair, value) if _has(results, n, pair) else None for n in names
-            ]
-            cells = [interval(found.difference) if found else "-" for found in each]
-            whole = over_settings(results, pair, settings(results), value)
-            cells.append(interval(whole) if whole else "-")
-            lines.append(f"| {pair[0]} - {pair[1]} | {measure} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            found = differences(results, pair, value)
+            cells = [interval(one) if (one := found.get(name)) else "-" for name in columns]
+            lines.append([f"{pair[0]} - {pair[1]}", measure, *cells])
+    return as_table(["difference, points [95 % interval]", "measure", *columns], lines)
 
 
-def _has(results: Results, name: str, pair: tuple[str, str]) -> bool:
-    return set(pair) <= set(results.parts[name].arms)
+def figures(results: Results) -> dict[str, Figure]:
+    """Every difference with its interval, a panel per pair."""
+    found = {pair: differences(results, pair, last) for pair in PAIRS}
+    known = {pair: {k: d for k, d in of.items() if d} for pair, of in found.items()}
+    known = {pair: of for pair, of in known.items() if of}
+    if not known:
+        return {}
+    figure, panels = sheet(len(known), COLUMNS)
+    for axes, (pair, of) in zip(panels, known.items(), strict=True):
+        at = range(len(of))[::-1]
+        for y, (name, one) in zip(at, of.items(), strict=True):
+            colour = COLOURS[1] if name == MEAN else COLOURS[0]
+            axes.errorbar(100 * one.mean, y, xerr=100 * one.half, fmt="o", color=colour, capsize=3)
+        axes.axvline(0, color=GREY, lw=1)
+        axes.set_yticks(at, [*of], fontsize=8)
+        axes.set(xlabel="points after the last round")
+        axes.set_title(f"{pair[0]} - {pair[1]}", fontsize=10)
+        style(axes, rounds=False)
+    return {"differences": figure}
 
 
 def _rates(results: Results) -> str:
@@ -124,10 +156,7 @@ def _rates(results: Results) -> str:
                 chosen = RATES[size].index(best_rate(size, results.records, method, task))
                 cells[chosen] = f"**{cells[chosen]}**"
             lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
-    seeds = " and ".join(map(str, part.seeds))
-    return f"Validation accuracy with seeds {seeds}, by which rates were chosen:\n\n" + (
-        "\n".join(lines) + "\n"
-    )
+    return "Validation accuracy, by which rates were chosen:\n\n" + "\n".join(lines) + "\n"
 
 
 def _validated(record: dict) -> float:
@@ -138,7 +167,7 @@ def _tuned_cell(values: list[float]) -> str:
     return spread(estimate(values)) if values else "-"
 
 
-REPORT = Report(STUDY, extra=answer)
+REPORT = Report(STUDY, extra=answer, figures=figures)
 
 if __name__ == "__main__":
     publish(REPORT)
