@@ -395,6 +395,7 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     assert "Fed-PLoRA is above FlexLoRA: " in text
     assert "replication and masked mean: no difference beyond " in text
     assert "not yet run" not in text
+    assert "the two agree" in text, "both are 3 points"
     panels = {a.get_title(): a for a in report.figures(results)["differences"].axes}
     assert [*panels] == [" - ".join(pair) for pair in report.PAIRS]
     axes = panels[" - ".join(open_question.PAIR)]

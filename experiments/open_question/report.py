@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.drawing import COLUMNS, sheet
@@ -46,10 +47,22 @@ def _sentences(results: Results) -> Iterator[str]:
         found = over_settings(results, pair, settings(results), last)
         yield "* " + (sentence(pair, found) if found else f"{pair[0]} and {pair[1]}: not yet run.")
     if "minilm" in results.parts:
-        found = _one(results, "minilm", PAIR, last)
-        text = sentence(PAIR, found.difference) if found else "not yet run."
-        yield f"* On all layers of MiniLM: {text}"
+        yield "* " + _deeper(results)
     yield ""
+
+
+def _deeper(results: Results) -> str:
+    """Whether all layers of MiniLM say what three of them say with the same task and ranks."""
+    (task,) = results.parts["minilm"].tasks
+    deep, cheap = (_one(results, name, PAIR, last) for name in ("minilm", f"{task}_uniform"))
+    where = f"On all layers of MiniLM ({task}, uniform mix of ranks)"
+    if deep is None or cheap is None:
+        return f"{where}: not yet run."
+    agree = "agree" if side(deep.difference) == side(cheap.difference) else "disagree"
+    return (
+        f"{where}: {sentence(PAIR, deep.difference)} Three layers on the same: "
+        f"{interval(cheap.difference)}; the two {agree}."
+    )
 
 
 def sentence(pair: tuple[str, str], difference: Estimate) -> str:
@@ -60,17 +73,20 @@ def sentence(pair: tuple[str, str], difference: Estimate) -> str:
     >>> sentence(("A", "B"), estimate([0.02, -0.02, 0.0]))
     'A and B: no difference beyond 5.0 points at 95 % (+0.0 [-5.0, +5.0]).'
     """
-    low, high = difference.mean - difference.half, difference.mean + difference.half
     first, second = pair
-    if low > 0:
-        return f"{first} is above {second}: {interval(difference)} points at 95 %."
-    if high < 0:
-        return f"{first} is below {second}: {interval(difference)} points at 95 %."
-    bound = 100 * max(-low, high)
+    if side(difference):
+        where = "above" if side(difference) > 0 else "below"
+        return f"{first} is {where} {second}: {interval(difference)} points at 95 %."
+    bound = 100 * (abs(difference.mean) + difference.half)
     return (
         f"{first} and {second}: no difference beyond {bound:.1f} points at 95 % "
         f"({interval(difference)})."
     )
+
+
+def side(difference: Estimate) -> int:
+    """On which side of zero the whole interval is; 0 if zero is in it."""
+    return int(np.sign(difference.mean)) if abs(difference.mean) > difference.half else 0
 
 
 def over_settings(
