@@ -144,6 +144,7 @@ def figures(results: Results) -> dict[str, Figure]:
     if not known:
         return {}
     figure, panels = sheet(len(known), COLUMNS)
+    reach = 105 * max(abs(d.mean) + d.half for of in known.values() for d in of.values())
     for axes, (pair, of) in zip(panels, known.items(), strict=True):
         at = range(len(of))[::-1]
         for y, (name, one) in zip(at, of.items(), strict=True):
@@ -151,7 +152,7 @@ def figures(results: Results) -> dict[str, Figure]:
             axes.errorbar(100 * one.mean, y, xerr=100 * one.half, fmt="o", color=colour, capsize=3)
         axes.axvline(0, color=GREY, lw=1)
         axes.set_yticks(at, [*of], fontsize=8)
-        axes.set(xlabel="points after the last round")
+        axes.set(xlabel="points after the last round", xlim=(-reach, reach))
         axes.set_title(f"{pair[0]} - {pair[1]}", fontsize=10)
         style(axes, rounds=False)
     return {"differences": figure}
