@@ -315,7 +315,8 @@ def test_a_figure_has_the_means_and_deviations_of_the_finished_runs():
     low, high = axes.collections[0].get_datalim(axes.transData).intervaly
     top = 100 * (np.mean(GOOD) + np.std(GOOD, ddof=1))
     assert (low, high) == (0, pytest.approx(top))
-    assert drawing.accuracy_figure(made_up({"a": [None]}), results.parts["p"]) is None
+    nothing = made_up({"a": [None]})
+    assert drawing.accuracy_figure(nothing, nothing.parts["p"]) is None
 
 
 EVERY = pytest.mark.parametrize("report", REPORTS, ids=[one.study.name for one in REPORTS])

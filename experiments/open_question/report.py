@@ -20,6 +20,9 @@ PAIRS = (
 )
 """What is compared: the question, and replication against the other rules."""
 
+FAR = 0.05
+"""What counts as far above: much less than the paper's 39 % of any baseline's accuracy here."""
+
 MEAN = "mean of the tasks and mixes"
 
 MEASURES: dict[str, Value] = {"last round": last, "best round": best}
@@ -42,7 +45,31 @@ def settings(results: Results) -> list[str]:
     return [name for name, part in results.parts.items() if set(part.arms) == set(METHODS)]
 
 
+def plainly(difference: Estimate) -> str:
+    """Which of the two papers the pair's interval bears out.
+
+    >>> plainly(estimate([0.01, -0.01, 0.005]))
+    'FedRoRA is borne out: level; far above (5 points or more) is ruled out.'
+    >>> plainly(estimate([0.02, 0.03, 0.025]))
+    'Between the two papers: above, but by less than 5 points.'
+    """
+    low, high = difference.mean - difference.half, difference.mean + difference.half
+    if low >= FAR:
+        return f"Fed-PLoRA's paper is borne out: far above ({100 * FAR:.0f} points or more)."
+    if high >= FAR:
+        return "Neither paper is ruled out: more seeds are needed."
+    if low > 0:
+        return f"Between the two papers: above, but by less than {100 * FAR:.0f} points."
+    level = "level" if high > 0 else "even below"
+    return (
+        f"FedRoRA is borne out: {level}; far above ({100 * FAR:.0f} points or more) is ruled out."
+    )
+
+
 def _sentences(results: Results) -> Iterator[str]:
+    asked = over_settings(results, PAIR, settings(results), last)
+    if asked:
+        yield f"**{plainly(asked)}**\n"
     for pair in PAIRS:
         found = over_settings(results, pair, settings(results), last)
         yield "* " + (sentence(pair, found) if found else f"{pair[0]} and {pair[1]}: not yet run.")
