@@ -30,6 +30,8 @@ def publish(report: Report) -> None:
     readme = ROOT / report.study.name / "README.md"
     for size in SIZES:
         found = results(report.study, size)
+        for old in found.folder.glob("*.png"):
+            old.unlink()
         for name, figure in drawn(report, found).items():
             figure.savefig(found.folder / f"{name}.png")
         put(size, page(report, size), readme)

@@ -183,8 +183,11 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
 def test_the_open_question_is_asked_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in open_question.STUDY.parts(size, {})}
-    tuning = parts.pop("tuning")
+    tuning, deep = parts.pop("tuning"), parts.pop("tuning_minilm", None)
     assert len(tuning.arms) == len(open_question.METHODS) * len(open_question.RATES[size])
+    assert deep is None or len(deep.arms) == len(open_question.PAIR) * len(
+        open_question.RATES[size]
+    )
     for part in parts.values():
         assert not set(part.seeds) & set(tuning.seeds)
         assert len(part.seeds) >= 5
@@ -201,7 +204,7 @@ def test_the_open_question_is_asked_fairly(size):
 
 
 def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds(monkeypatch):
-    (part,) = open_question.tuning("small", {})
+    (part, _) = open_question.tuning("small", {})
     part = part._replace(seeds=(100, 101))
     monkeypatch.setattr(open_question, "TUNING_SEEDS", part.seeds)
     scores = {3e-3: (0.5, 0.7), 8e-3: (0.8, 0.5), 2e-2: (0.9, 0.1)}  # test scores say otherwise

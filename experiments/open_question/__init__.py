@@ -7,7 +7,7 @@ seeds, ranks, scale and tuning budget; the README in this folder has the protoco
     python -m experiments.open_question.report
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -44,6 +44,7 @@ RATES: Mapping[Size, tuple[float, ...]] = {
     "full": (2e-4, 5e-4, 1.2e-3),
 }
 RANKS: Mapping[Size, str] = {"small": "[4, 8, 16, 32]", "full": "[8, 16, 32, 64]"}
+DEEP: Changes = {"model.layers": None}
 MIXES = {"uniform": "'uniform'", "heavy_tail": "'heavy_tail'"}
 
 
@@ -68,17 +69,36 @@ def base_of(size: Size, mix: str) -> Callable[[str], RunConfig]:
 
 
 def tuning(size: Size, records: Records) -> list[Part]:
-    """Every method with every rate, whole runs, judged on validation examples alone."""
+    """Methods with every rate, whole runs, judged on validation examples alone.
+
+    The pair is tuned again on all layers: rates that were found on three may be too high there.
+    """
     base = variant(
         base_of(size, "uniform"),
         {"data.validation_examples": 500, "data.test_examples": 64, "execution.eval_every": 100},
     )
+    parts = [_tuning("tuning", "learning rates", base, TASKS[size], METHODS, RATES[size])]
+    if size == "small":
+        deep = variant(base, DEEP)
+        title = "learning rates, all of MiniLM"
+        parts.append(_tuning("tuning_minilm", title, deep, TASKS[size][:1], PAIR, RATES[size]))
+    return parts
+
+
+def _tuning(
+    name: str,
+    title: str,
+    base: Callable[[str], RunConfig],
+    tasks: tuple[str, ...],
+    methods: Iterable[str],
+    rates: tuple[float, ...],
+) -> Part:
     arms = {
-        tuned(method, rate): {"federation.method": spec, "local.learning_rate": rate}
-        for method, spec in METHODS.items()
-        for rate in RATES[size]
+        tuned(method, rate): {"federation.method": METHODS[method], "local.learning_rate": rate}
+        for method in methods
+        for rate in rates
     }
-    return [Part("tuning", "learning rates", base, TASKS[size], arms, TUNING_SEEDS, shown=False)]
+    return Part(name, title, base, tasks, arms, TUNING_SEEDS, shown=False)
 
 
 def tuned(method: str, rate: float) -> str:
@@ -86,12 +106,12 @@ def tuned(method: str, rate: float) -> str:
     return f"{method}, rate {rate:g}"
 
 
-def best_rate(size: Size, records: Records, method: str, task: str) -> float:
+def best_rate(size: Size, records: Records, method: str, task: str, name: str = "tuning") -> float:
     """The rate of the highest mean validation accuracy; the smaller one if equal.
 
-    Before the tuning is finished it is the smallest.
+    Before the tuning, a part of that name, is finished it is the smallest.
     """
-    (part,) = tuning(size, records)
+    (part,) = (part for part in tuning(size, records) if part.name == name)
 
     def score(rate: float) -> float:
         configs = [part.config(tuned(method, rate), task, seed) for seed in part.seeds]
@@ -109,7 +129,7 @@ def reporting(size: Size, records: Records) -> list[Part]:
             f"{task}, {mix} mix of ranks",
             base_of(size, mix),
             (task,),
-            arms(size, records, task),
+            arms(size, records, task, METHODS),
             SEEDS,
         )
         for mix in MIXES
@@ -117,24 +137,25 @@ def reporting(size: Size, records: Records) -> list[Part]:
     ]
 
 
-def arms(size: Size, records: Records, task: str) -> dict[str, Changes]:
-    """Every method with its rate."""
+def arms(
+    size: Size, records: Records, task: str, methods: Iterable[str], name: str = "tuning"
+) -> dict[str, Changes]:
+    """Methods with their rates."""
     return {
         method: {
-            "federation.method": spec,
-            "local.learning_rate": best_rate(size, records, method, task),
+            "federation.method": METHODS[method],
+            "local.learning_rate": best_rate(size, records, method, task, name),
         }
-        for method, spec in METHODS.items()
+        for method in methods
     }
 
 
 def deeper(size: Size, records: Records) -> list[Part]:
-    """The pair in question again on all six layers of MiniLM, with the rates of three."""
+    """The pair in question again on all six layers of MiniLM."""
     if size == "full":
         return []
-    base = variant(base_of(size, "uniform"), {"model.layers": None})
-    task = TASKS[size][0]
-    pair = {m: changes for m, changes in arms(size, records, task).items() if m in PAIR}
+    base, task = variant(base_of(size, "uniform"), DEEP), TASKS[size][0]
+    pair = arms(size, records, task, PAIR, "tuning_minilm")
     return [Part("minilm", f"{task}, all of MiniLM", base, (task,), pair, SEEDS)]
 
 

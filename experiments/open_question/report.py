@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from experiments.drawing import COLUMNS, sheet
 from experiments.markdown import as_table
-from experiments.open_question import METHODS, PAIR, RATES, STUDY, TASKS, best_rate, tuned
-from experiments.study import Results
+from experiments.open_question import METHODS, PAIR, RATES, STUDY, best_rate, tuned, tuning
+from experiments.study import Part, Results
 from experiments.telling import Report, picture, publish
 from experiments.verdicts import Paired, Value, best, interval, last, paired, spread
 from fedjax_lora.compare.table import Estimate, estimate
@@ -186,21 +186,27 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def _rates(results: Results) -> str:
-    """Mean validation accuracy of every rate; the chosen one in bold once all are known."""
-    part, size = results.parts["tuning"], results.size
-    lines = [
-        "| task | method | " + " | ".join(f"rate {rate:g}" for rate in RATES[size]) + " |",
-        "|---" * (2 + len(RATES[size])) + "|",
+    """Validation accuracy of every rate; the chosen one in bold once all are known."""
+    size = results.size
+    header = ["task", "method", *(f"rate {rate:g}" for rate in RATES[size])]
+    rows = [
+        [part.name.replace("tuning", task), *_rate_row(results, part, task, method)]
+        for part in tuning(size, results.records)
+        for task in part.tasks
+        for method in METHODS
+        if tuned(method, RATES[size][0]) in part.arms
     ]
-    for task in TASKS[size]:
-        for method in METHODS:
-            runs = [results.runs(part.name, tuned(method, rate), task) for rate in RATES[size]]
-            cells = [_tuned_cell([_validated(r) for r in of_rate.values()]) for of_rate in runs]
-            if all(len(of_rate) == len(part.seeds) for of_rate in runs):
-                chosen = RATES[size].index(best_rate(size, results.records, method, task))
-                cells[chosen] = f"**{cells[chosen]}**"
-            lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
-    return "Validation accuracy, by which rates were chosen:\n\n" + "\n".join(lines) + "\n"
+    return "Validation accuracy, by which rates were chosen:\n\n" + as_table(header, rows)
+
+
+def _rate_row(results: Results, part: Part, task: str, method: str) -> list[str]:
+    size, rates = results.size, RATES[results.size]
+    runs = [results.runs(part.name, tuned(method, rate), task) for rate in rates]
+    cells = [_tuned_cell([_validated(r) for r in of_rate.values()]) for of_rate in runs]
+    if all(len(of_rate) == len(part.seeds) for of_rate in runs):
+        chosen = rates.index(best_rate(size, results.records, method, task, part.name))
+        cells[chosen] = f"**{cells[chosen]}**"
+    return [method, *cells]
 
 
 def _validated(record: dict) -> float:
