@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.study import Part, Results, is_run
+from fedjax_lora.compare.figures import DASHES
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import spread
 from fedjax_lora.plots import COLOURS, style
 
-DASHES = ("-", "--")
 WIDTH = 4.2  # inches of a panel
 COLUMNS = 3
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.drawing import accuracy_figure, finished
 from experiments.markdown import put
-from experiments.study import ROOT, SIZES, Part, Results, Size, Study, distinct, results
+from experiments.study import ROOT, SIZES, Part, Results, Study, distinct, results
 from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import estimate
@@ -34,7 +34,7 @@ def publish(report: Report) -> None:
             old.unlink()
         for name, figure in drawn(report, found).items():
             figure.savefig(found.folder / f"{name}.png")
-        put(size, page(report, size), readme)
+        put(size, page(report, found), readme)
 
 
 def drawn(report: Report, found: Results) -> dict[str, Figure]:
@@ -47,11 +47,10 @@ def drawn(report: Report, found: Results) -> dict[str, Figure]:
     return of_parts | dict(report.figures(found))
 
 
-def page(report: Report, size: Size) -> str:
+def page(report: Report, found: Results) -> str:
     """Everything that the README says of one size; of the full one no more than it has to."""
-    found = results(report.study, size)
     sections = [cost(found)]
-    if size == "small" or found.records:
+    if found.size == "small" or found.records:
         if report.claims:
             sections += [claim_table(found, report.claims), RULE]
         sections.append(report.extra(found))

@@ -335,7 +335,9 @@ def test_readmes_are_told_from_their_result_files(report, size):
     readme = study.ROOT / report.study.name / "README.md"
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {size}:begin -->\n", f"<!-- {size}:end -->"
-    assert text.split(begin)[1].split(end)[0] == telling.page(report, size)
+    assert text.split(begin)[1].split(end)[0] == telling.page(
+        report, study.results(report.study, size)
+    )
 
 
 @EVERY
@@ -362,7 +364,7 @@ def test_the_first_readme_is_told_from_the_result_files(name):
 @EVERY
 def test_reports_do_without_results(report, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    text = telling.page(report, "small")
+    text = telling.page(report, study.results(report.study, "small"))
     assert text.startswith("Not yet run: 0 of ")
     results = study.results(report.study, "small")
     for claim in report.claims:

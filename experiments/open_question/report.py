@@ -31,7 +31,7 @@ MEASURES: dict[str, Value] = {"last round": last, "best round": best}
 
 def answer(results: Results) -> str:
     """The outcome with its figure, and the rates that were chosen."""
-    seen = picture(results, "differences", "paired differences") if figures(results) else ""
+    seen = picture(results, "differences", "paired differences") if _known(results) else ""
     return "\n".join([outcome(results), seen, _rates(results)])
 
 
@@ -163,11 +163,16 @@ def _differences(results: Results) -> str:
     return as_table(["difference, points [95 % interval]", "measure", *columns], lines)
 
 
-def figures(results: Results) -> dict[str, Figure]:
-    """Every difference with its interval, a panel per pair."""
+def _known(results: Results) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """The differences after the last round of which all runs are there."""
     found = {pair: differences(results, pair, last) for pair in PAIRS}
     known = {pair: {k: d for k, d in of.items() if d} for pair, of in found.items()}
-    known = {pair: of for pair, of in known.items() if of}
+    return {pair: of for pair, of in known.items() if of}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Every difference with its interval, a panel per pair."""
+    known = _known(results)
     if not known:
         return {}
     figure, panels = sheet(len(known), COLUMNS)
