@@ -2,13 +2,13 @@
 
 import inspect
 
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora import methods
 
 
 def table() -> str:
     """Name, one line, options and paper of every registered method."""
-    lines = ["| method | what it does | options | paper |", "|---|---|---|---|"]
+    lines = []
     for name, entry in methods.METHODS.items():
         parameters = inspect.signature(entry.factory).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -16,8 +16,8 @@ def table() -> str:
         paper = entry.paper
         if paper.startswith("arXiv "):
             paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
-        lines.append(f"| `{name}` | {methods.summary(name)} | {options} | {paper} |")
-    return "\n".join(lines) + "\n"
+        lines.append([f"`{name}`", methods.summary(name), options, paper])
+    return as_table(["method", "what it does", "options", "paper"], lines)
 
 
 if __name__ == "__main__":

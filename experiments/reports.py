@@ -5,9 +5,9 @@ import collections
 from experiments.byun_lee.report import REPORT as BYUN_LEE
 from experiments.fed_plora.report import REPORT as FED_PLORA
 from experiments.hlora.report import REPORT as HLORA
-from experiments.markdown import put
+from experiments.markdown import as_table, put
+from experiments.open_question.differences import outcome
 from experiments.open_question.report import REPORT as OPEN_QUESTION
-from experiments.open_question.report import outcome
 from experiments.study import distinct, results
 from experiments.telling import publish
 from experiments.verdicts import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
@@ -18,8 +18,8 @@ VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
 
 def overview() -> str:
     """The small runs of every rerun, and how many of its claims have which verdict."""
-    header = ["rerun", "runs finished", *(f"claims {verdict}" for verdict in VERDICTS)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    columns = ["rerun", "runs finished", *(f"claims {verdict}" for verdict in VERDICTS)]
+    lines = []
     for report in REPORTS:
         found = results(report.study, "small")
         cells = [cell.config for cell in distinct(found.parts.values())]
@@ -28,8 +28,8 @@ def overview() -> str:
         name = report.study.name
         row = [f"[{name}](experiments/{name})", f"{finished} of {len(cells)}"]
         row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(row)
+    return as_table(columns, lines)
 
 
 if __name__ == "__main__":

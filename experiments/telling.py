@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.drawing import accuracy_figure, finished
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from experiments.study import ROOT, SIZES, Part, Results, Study, distinct, results
 from experiments.verdicts import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.compare.queue import Record
@@ -30,9 +30,10 @@ def publish(report: Report) -> None:
     readme = ROOT / report.study.name / "README.md"
     for size in SIZES:
         found = results(report.study, size)
+        figures = drawn(report, found)
         for old in found.folder.glob("*.png"):
             old.unlink()
-        for name, figure in drawn(report, found).items():
+        for name, figure in figures.items():
             figure.savefig(found.folder / f"{name}.png")
         put(size, page(report, found), readme)
 
@@ -81,21 +82,34 @@ def cost(found: Results) -> str:
 
 def claim_table(found: Results, claims: Sequence[Claim]) -> str:
     """Every claim with its verdict."""
-    lines = ["| claim | published | ours | verdict | evidence |", "|---|---|---|---|---|"]
+    lines = []
     for claim in claims:
         ours, verdict = claim.find(found)
         evidence = _evidence(found, claim) if verdict != NOT_RUN else ""
-        lines.append(f"| {claim.says} | {claim.published} | {ours} | **{verdict}** | {evidence} |")
-    return "\n".join(lines) + "\n"
+        lines.append([claim.says, claim.published, ours, f"**{verdict}**", evidence])
+    return as_table(["claim", "published", "ours", "verdict", "evidence"], lines)
 
 
 def _evidence(found: Results, claim: Claim) -> str:
-    """A link to the figure or the runs of the claim's part, or to the file that it names."""
+    """A link to what shows it: a figure or runs of the claim's part, or the file that it names."""
     part, where = found.parts.get(claim.part), claim.part
     if part is not None:
         curves = any(finished(found, part, task) for task in part.tasks)
-        where = f"results/{found.size}/" + (f"{claim.part}.png" if curves else "runs")
+        shown = claim.evidence or (f"{claim.part}.png" if curves else "runs")
+        where = f"results/{found.size}/{shown}"
     return f"[{claim.part}]({where})" if where else ""
+
+
+COLUMNS = (
+    "task",
+    "arm",
+    "last round",
+    "mean over the rounds",
+    "majority class",
+    "seeds",
+    "MB up",
+    "MB down",
+)
 
 
 def part_table(found: Results, part: Part) -> str:
@@ -103,17 +117,12 @@ def part_table(found: Results, part: Part) -> str:
     rows = list(_rows(found, part))
     if not rows:
         return ""
-    lines = [
+    says = (
         f"**{part.name}**: {part.title}. Test accuracy in per cent, mean ± standard deviation over "
-        "seeds.\n",
-        "| task | arm | last round | mean over the rounds | majority class | seeds | MB up "
-        "| MB down |",
-        "|---|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-        picture(found, part.name, f"{part.title}; bands are one standard deviation over seeds"),
-    ]
-    return "\n".join(lines)
+        "seeds.\n"
+    )
+    bands = f"{part.title}; bands are one standard deviation over seeds"
+    return "\n".join([says, as_table(COLUMNS, rows), picture(found, part.name, bands)])
 
 
 def picture(found: Results, name: str, says: str) -> str:
@@ -121,16 +130,16 @@ def picture(found: Results, name: str, says: str) -> str:
     return f"![{says}](results/{found.size}/{name}.png)\n"
 
 
-def _rows(found: Results, part: Part) -> Iterator[str]:
+def _rows(found: Results, part: Part) -> Iterator[list[str]]:
     for task in part.tasks:
         for arm, runs in finished(found, part, task).items():
             yield _row(task, arm, runs, len(part.seeds))
 
 
-def _row(task: str, arm: str, runs: Sequence[Record], planned: int) -> str:
+def _row(task: str, arm: str, runs: Sequence[Record], planned: int) -> list[str]:
     summaries = [run["summary"] for run in runs]
     mean = lambda name: float(np.mean([summary[name] for summary in summaries]))  # noqa: E731
-    cells = [
+    return [
         task,
         arm,
         *(spread(estimate([value(run) for run in runs])) for value in (last, course)),
@@ -138,4 +147,3 @@ def _row(task: str, arm: str, runs: Sequence[Record], planned: int) -> str:
         f"{len(runs)} of {planned}",
         *(f"{mean(f'{way}_bytes') / 1e6:.0f}" for way in ("up", "down")),
     ]
-    return "| " + " | ".join(cells) + " |"

@@ -47,6 +47,7 @@ class Claim(NamedTuple):
     published: str  # its numbers, as far as they are known
     part: str  # of the study, whose runs are the evidence; or the name of a file, or nothing
     find: Callable[[Results], Finding]
+    evidence: str = ""  # the file or folder of results that shows it, if not the part's figure
 
 
 def last(record: Record) -> float:
@@ -175,20 +176,21 @@ def difference_text(found: Paired) -> str:
 def measured(
     part: str,
     arms: Sequence[str],
-    task: str,
     holds: Callable[..., bool],
     tell: Callable[..., str],
     number: Callable[[list[dict[str, Any]]], float],
+    *,
+    task: str,
 ) -> Callable[[Results], Finding]:
     """A claim about one number of each run's history, a mean over seeds for each arm.
 
     Args:
       part: of the study.
       arms: whose runs.
-      task: on which task.
       holds: whether the claim does, from one number per arm.
       tell: the numbers in words.
       number: from the history of a run.
+      task: on which task.
     """
 
     def find(results: Results) -> Finding:

@@ -28,7 +28,7 @@ from experiments import (
     verdicts,
 )
 from experiments.byun_lee import counts
-from experiments.open_question import report as open_question_report
+from experiments.open_question import differences
 from experiments.reports import REPORTS
 from experiments.studies import STUDIES
 from experiments.study import Part, Results, Study
@@ -285,7 +285,7 @@ def test_verdicts_of_being_close(second, verdict):
     assert verdicts.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
 
 
-@pytest.mark.parametrize("module", [verdicts, open_question_report])
+@pytest.mark.parametrize("module", [verdicts, differences])
 def test_examples_in_docstrings(module):
     failures, tried = doctest.testmod(module)
     assert failures == 0 < tried
@@ -357,7 +357,7 @@ def test_the_first_readme_is_told_from_the_result_files(name):
     text = readme.read_text(encoding="utf-8")
     shown = text.split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
     found = study.results(open_question.STUDY, "small")
-    told = reports.overview() if name == "reruns" else open_question_report.outcome(found)
+    told = reports.overview() if name == "reruns" else differences.outcome(found)
     assert shown == told
 
 
@@ -387,8 +387,7 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
                 "summary": {"majority_accuracy": 0.25},
             }
     results = Results(parts, records, "small", pathlib.Path())
-    report = open_question_report
-    for name in report.settings(results):
+    for name in differences.settings(results):
         (task,) = parts[name].tasks
         ours, theirs = (results.runs(name, arm, task) for arm in open_question.PAIR)
         for seed in gaps:
@@ -396,18 +395,18 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     assert all(len(values) == 4 for values in gaps.values())
     mean = [np.mean(values) for values in gaps.values()]
     low, high = scipy.stats.ttest_1samp(mean, 0.0).confidence_interval()
-    text = report.answer(results)
+    text = differences.outcome(results)
     assert f"[{100 * low:+.1f}, {100 * high:+.1f}] points at 95 %." in text
     assert "Fed-PLoRA is above FlexLoRA: " in text
     assert "replication and masked mean: no difference beyond " in text
     assert "not yet run" not in text
     assert "the two agree" in text, "both are 3 points"
-    panels = {a.get_title(): a for a in report.figures(results)["differences"].axes}
-    assert [*panels] == [" - ".join(pair) for pair in report.PAIRS]
+    panels = {a.get_title(): a for a in differences.figures(results)["differences"].axes}
+    assert [*panels] == [" - ".join(pair) for pair in differences.PAIRS]
     axes = panels[" - ".join(open_question.PAIR)]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     bars = {name: bar.lines[0] for name, bar in zip(names, axes.containers, strict=True)}
-    assert bars[report.MEAN].get_xdata()[0] == pytest.approx(100 * np.mean(mean))
+    assert bars[differences.MEAN].get_xdata()[0] == pytest.approx(100 * np.mean(mean))
 
 
 def test_the_parameter_counts_are_the_papers():

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.ag_news import METHODS, RESULTS
 from experiments.ag_news.run import slug
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.plots import COLOURS, style
 
 
@@ -27,11 +27,9 @@ def curve(runs: list[dict[str, Any]], name: str) -> tuple[list[int], np.ndarray]
 
 def table() -> str:
     """The comparison as a Markdown table."""
-    lines = [
-        "| method | learning rate | test accuracy, round 5 | round 10 | round 20 | seeds "
-        "| MB up | MB down |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", "learning rate", "test accuracy, round 5", "round 10", "round 20"]
+    columns += ["seeds", "MB up", "MB down"]
+    lines = []
     for label, method in METHODS.items():
         runs = records(method)
         if not runs:
@@ -42,8 +40,8 @@ def table() -> str:
         sent = [np.mean([run["summary"][f"{way}_bytes"] for run in runs]) for way in ("up", "down")]
         cells = [f"{label} `{method}`", ", ".join(f"{rate:g}" for rate in rates), *shown]
         cells += [str(len(runs)), *(f"{x / 1e6:.0f}" for x in sent)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return as_table(columns, lines)
 
 
 def _spread(values: np.ndarray) -> str:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from experiments.explain import CARDS, CLIENTS, RESULTS
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 
 
 def read() -> dict[str, Any]:
@@ -21,12 +21,10 @@ def table() -> str:
 
 def _large(rows: dict[str, Any]) -> str:
     cards = ", ".join(f"{card / 1e9:.0f}" for card in CARDS)
-    lines = [
-        "| Llama-3.2-1B in | base, GB | each client: adapter, optimizer, activations, GB "
-        f"| {CLIENTS} clients at once, GB | XLA on a CPU, GB | TFLOP a step and client "
-        f"| clients on {cards} GB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["Llama-3.2-1B in", "base, GB", "each client: adapter, optimizer, activations, GB"]
+    columns += [f"{CLIENTS} clients at once, GB", "XLA on a CPU, GB", "TFLOP a step and client"]
+    columns.append(f"clients on {cards} GB")
+    lines = []
     for storage, row in rows.items():
         memory = row["memory"]
         parts = (memory["client"], memory["working"], memory["activations"])
@@ -39,22 +37,22 @@ def _large(rows: dict[str, Any]) -> str:
             f"{row['flops'] / 1e12:.1f}",
             ", ".join(str(count) for count in row["clients"].values()),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return as_table(columns, lines)
 
 
 def _small(rows: dict[str, Any]) -> str:
-    lines = [
+    says = (
         "And of a Llama of 40 million random parameters (8 layers of width 512), two clients, 8\n"
         "texts of 256 tokens; by how much the resident memory of a process exceeds, at most, in a\n"
-        "round, what the same process had before it loaded the model:\n",
-        "| a smaller Llama, really run | foretold, MB | the process took, MB | ratio |",
-        "|---|---|---|---|",
-    ]
+        "round, what the same process had before it loaded the model:\n\n"
+    )
+    columns = ["a smaller Llama, really run", "foretold, MB", "the process took, MB", "ratio"]
+    lines = []
     for name, row in rows.items():
         foretold, took = (row[key] / 1e6 for key in ("foretold", "took"))
-        lines.append(f"| {name} | {foretold:.0f} | {took:.0f} | {took / foretold:.2f} |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, f"{foretold:.0f}", f"{took:.0f}", f"{took / foretold:.2f}"])
+    return says + as_table(columns, lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from experiments.faults import RESULTS
 from experiments.faults.trials import Trial
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from fedjax_lora.methods import METHODS
 
 PHASES = {
@@ -33,34 +33,32 @@ def table() -> str:
     damaged = [x for name, x in others.items() if name.startswith(("truncated", "bit flipped"))]
     second = [x for name, x in others.items() if name.startswith("second run")]
     lock = others["killed while it held the lock"]
-    lines = [
-        "| what happens to a run | how it ends | resumed: the same bytes |",
-        "|---|---|---|",
-        f"| `kill -9` at {len(kills)} random moments | {hit} | {_same(kills.values())} |",
-    ]
+    lines = [[f"`kill -9` at {len(kills)} random moments", hit, _same(kills.values())]]
     if many:
         how = f"killed after rounds {', '.join(map(str, many['rounds']))}"
-        lines.append(f"| one run killed again and again | {how} | {_same([many])} |")
+        lines.append(["one run killed again and again", how, _same([many])])
     for name in ("SIGINT", "SIGTERM"):
         how = _told(others[name], "finishes its round, saves, says how to go on, exit status {}")
-        lines.append(f"| {name} | {how} | {_same([others[name]])} |")
+        lines.append([name, how, _same([others[name]])])
     for name in ("full disk", "read-only folder"):
         how = _told(others[name], "says so in a sentence, exit status {}")
-        lines.append(f"| {name} | {how} | {_same([others[name]])} |")
+        lines.append([name, how, _same([others[name]])])
     how = _told(second[0], "the second is refused with a sentence, exit status {}")
-    lines.append(f"| two runs in one folder; the first is then killed | {how} | {_same([lock])} |")
+    lines.append(["two runs in one folder; the first is then killed", how, _same([lock])])
     told = sum(trial["told"] for trial in damaged)
-    lines.append(
-        f"| each of the {len(damaged) // 2} files of the newest checkpoint truncated, then with a "
-        f"bit flipped | damage told, the checkpoint before is used: {told} of {len(damaged)} | "
-        f"{_same(damaged)} |"
+    what = (
+        f"each of the {len(damaged) // 2} files of the newest checkpoint truncated, then with a "
+        "bit flipped"
     )
+    how = f"damage told, the checkpoint before is used: {told} of {len(damaged)}"
+    lines.append([what, how, _same(damaged)])
     each = read("methods").values()
     rounds = [trial["rounds"] for trial in each]
     how = f"[after {min(rounds)} to {max(rounds)} rounds](experiments/faults/results/methods.md)"
-    what = f"`kill -9`, once for {len(each)} of the {len(METHODS)} methods"
-    lines.append(f"| {what} | {how} | {_same(each)} |")
-    return "\n".join(lines) + "\n"
+    lines.append(
+        [f"`kill -9`, once for {len(each)} of the {len(METHODS)} methods", how, _same(each)]
+    )
+    return as_table(["what happens to a run", "how it ends", "resumed: the same bytes"], lines)
 
 
 def _told(trial: Trial, how: str) -> str:
@@ -78,12 +76,11 @@ def _same(given: Iterable[Trial]) -> str:
 def methods_table() -> str:
     """Every method killed in the middle of its rounds."""
     lines = [
-        "| method | killed after round | resumed after round | the same bytes |",
-        "|---|---|---|---|",
+        [f"`{name}`", str(trial["rounds"]), str(trial["resumed"]), _same([trial])]
+        for name, trial in read("methods").items()
     ]
-    for name, trial in read("methods").items():
-        lines.append(f"| `{name}` | {trial['rounds']} | {trial['resumed']} | {_same([trial])} |")
-    return "\n".join(lines) + "\n"
+    columns = ["method", "killed after round", "resumed after round", "the same bytes"]
+    return as_table(columns, lines)
 
 
 def cost() -> str:

@@ -1,5 +1,6 @@
 """The README's claims and tables of the rerun of Fed-PLoRA, from the result files alone."""
 
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +10,15 @@ from matplotlib.figure import Figure
 
 from experiments.drawing import curves, finished, legend, sheet
 from experiments.fed_plora import MAIN, MEASURED, SELECTIONS, STUDY, TASKS
+from experiments.markdown import as_table
 from experiments.study import Results
 from experiments.telling import Report, picture, publish
 from experiments.verdicts import Claim, higher, measured, untestable
 from fedjax_lora.compare.queue import Record
 
 Rounds = list[dict[str, Any]]
+
+NOISE = "noise.png"
 
 EXACT = 1e-3
 """Noise relative to the round's ideal update that counts as none."""
@@ -30,6 +34,9 @@ def claims() -> list[Claim]:
 def mean_of(name: str) -> Callable[[Rounds], float]:
     """The mean over the rounds, without the first, in which every method begins at zero."""
     return lambda rounds: float(np.mean([h[name] for h in rounds[1:]]))
+
+
+_measured = functools.partial(measured, "measured", task=TASKS[0])
 
 
 def _glue() -> Iterator[Claim]:
@@ -48,27 +55,25 @@ def _similarity() -> Iterator[Claim]:
         "modules of the same index grow alike on different clients (Fig. 2)",
         "figure, values not available",
         "measured",
-        measured(
-            "measured",
+        _measured(
             ["Fed-PLoRA"],
-            TASKS[0],
             lambda x: x > 0,
             lambda x: f"cosine changes by {x:+.3f} from the first to the last round",
             grown("same_cosine"),
         ),
+        NOISE,
     )
     yield Claim(
         "modules of different index stay unlike (Fig. 2): cosine below 0.1",
         "figure, values not available",
         "measured",
-        measured(
-            "measured",
+        _measured(
             ["Fed-PLoRA"],
-            TASKS[0],
             lambda x: x < 0.1,
             lambda x: f"{x:.3f} at most",
             lambda rounds: max(abs(h["cross_cosine"]) for h in rounds),
         ),
+        NOISE,
     )
 
 
@@ -85,14 +90,13 @@ def _noise() -> Iterator[Claim]:
             f"{arm} has {says} {EXACT:g} of the ideal update)",
             published,
             "measured",
-            measured(
-                "measured",
+            _measured(
                 [arm],
-                TASKS[0],
                 (lambda x: x < EXACT) if none else (lambda x: x > EXACT),
                 lambda x: f"{x:.2g}",
                 mean_of(RATIOS[kind]),
             ),
+            NOISE,
         )
 
 
@@ -128,7 +132,8 @@ def _cost() -> Iterator[Claim]:
             says,
             "Fig. 5, values not available",
             "measured",
-            measured("measured", arms, TASKS[0], holds, ratio, mean_of(name)),
+            _measured(arms, holds, ratio, mean_of(name)),
+            "runs",
         )
     yield Claim(
         "Fed-PLoRA takes no more time on a client",
@@ -149,34 +154,38 @@ def _language_models() -> Iterator[Claim]:
 
 def noise_table(results: Results) -> str:
     """What a round loses and costs, and how it changes over the rounds."""
-    lines = [
-        "| arm | initialization noise, rounds 2 / last | aggregation noise, rounds 2 / last "
-        "| same-index cosine, first / last | cross-index | MB up | MB down | client MB "
-        "| server ms |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in MAIN:
-        runs = list(results.runs("measured", arm, TASKS[0]).values())
-        if runs:
-            lines.append(_noise_row(arm, runs))
-    if len(lines) == 2:
+    runs = {arm: list(results.runs("measured", arm, TASKS[0]).values()) for arm in MAIN}
+    lines = [_noise_row(arm, of_arm) for arm, of_arm in runs.items() if of_arm]
+    if not lines:
         return ""
-    return (
+    says = (
         f"**measured**: noise relative to the ideal update of the round, on {TASKS[0]}, "
         f"{MEASURED['federation.rounds']} rounds, means over seeds; the server's time is the "
-        "median over the rounds after the first.\n\n"
-        + "\n".join(lines)
-        + "\n\n"
-        + picture(results, "noise", "noise and similarity over the rounds")
+        "median over the rounds after the first.\n"
     )
+    drawing = picture(results, "noise", "noise and similarity over the rounds")
+    return "\n".join([says, as_table(NOISE_COLUMNS, lines), drawing])
 
 
-def _noise_row(arm: str, runs: list[Record]) -> str:
+NOISE_COLUMNS = (
+    "arm",
+    "initialization noise, rounds 2 / last",
+    "aggregation noise, rounds 2 / last",
+    "same-index cosine, first / last",
+    "cross-index",
+    "MB up",
+    "MB down",
+    "client MB",
+    "server ms",
+)
+
+
+def _noise_row(arm: str, runs: list[Record]) -> list[str]:
     histories = [run["history"] for run in runs]
     server = np.mean([run["summary"]["server_seconds"] for run in runs])
     at = lambda name, n: _number([h[n][name] for h in histories])  # noqa: E731
     mean = lambda name: np.mean([mean_of(name)(h) for h in histories])  # noqa: E731
-    cells = [
+    return [
         arm,
         f"{at('init_ratio', 1)} / {at('init_ratio', -1)}",
         f"{at('agg_ratio', 1)} / {at('agg_ratio', -1)}",
@@ -187,7 +196,6 @@ def _noise_row(arm: str, runs: list[Record]) -> str:
         f"{mean('client_bytes_mean') / 1e6:.1f}",
         f"{1000 * server:.0f}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 PANELS = {

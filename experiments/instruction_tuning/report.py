@@ -15,7 +15,7 @@ from experiments.instruction_tuning import (
     best_rate,
     tuning_scores,
 )
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from experiments.study import Records, Results, results
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import estimate
@@ -39,11 +39,9 @@ def table() -> str:
     """The comparison as a Markdown table."""
     found = results(STUDY, "small")
     rates = " / ".join(f"{rate:g}" for rate in RATES)
-    lines = [
-        f"| method | held-out perplexity, tuning, at {rates} | perplexity before | after "
-        "| best client | worst client | seeds | MB up | MB down |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", f"held-out perplexity, tuning, at {rates}", "perplexity before", "after"]
+    columns += ["best client", "worst client", "seeds", "MB up", "MB down"]
+    lines = []
     for label, method in METHODS.items():
         runs = runs_of(found, label)
         if not runs:
@@ -55,8 +53,8 @@ def table() -> str:
         cells += [f"{mean('start_perplexity'):.1f}", _spread([s["perplexity"] for s in summaries])]
         cells += [f"{clients.min():.1f}", f"{clients.max():.1f}", str(len(runs))]
         cells += [f"{mean(f'{way}_bytes') / 1e6:.1f}" for way in ("up", "down")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return as_table(columns, lines)
 
 
 def _tuned(records: Records, label: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from experiments.noise import METHODS, RESULTS
 from fedjax_lora import methods
 from fedjax_lora.plots import COLOURS, style
@@ -31,11 +31,9 @@ def seconds(method: str) -> float:
 
 def table() -> str:
     """Means over the rounds after the first; noise relative to the round's ideal update."""
-    lines = [
-        "| method | initialization noise | aggregation noise | MB up | MB down | server ms "
-        "| client MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", "initialization noise", "aggregation noise"]
+    columns += ["MB up", "MB down", "server ms", "client MB"]
+    lines = []
     for method in METHODS:
         rounds = history(method)[1:]
         if not rounds:
@@ -45,8 +43,8 @@ def table() -> str:
         cells = [name, *(_ratio(mean[f"{kind}_ratio"]) for kind in ("init", "agg"))]
         cells += [f"{mean[f'{way}_bytes'] / 1e6:.1f}" for way in ("up", "down")]
         cells += [f"{1000 * seconds(method):.0f}", f"{mean['client_bytes_mean'] / 1e6:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return as_table(columns, lines)
 
 
 SHOWN = ("init_ratio", "agg_ratio", "up_bytes", "down_bytes", "client_bytes_mean")

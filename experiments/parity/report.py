@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -11,15 +11,12 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def table() -> str:
     """Largest differences of the logits by model."""
     found = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    columns = ["base", "adapter in `peft`", "merged in `transformers`", "effect of the adapter"]
     lines = [
-        "| base | adapter in `peft` | merged in `transformers` | effect of the adapter |",
-        "|---|---|---|---|",
+        [row["model"], f"{row['adapter']:.0e}", f"{row['merged']:.0e}", f"{row['effect']:.2f}"]
+        for row in found["rows"]
     ]
-    for row in found["rows"]:
-        lines.append(
-            f"| {row['model']} | {row['adapter']:.0e} | {row['merged']:.0e} | {row['effect']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    return as_table(columns, lines)
 
 
 if __name__ == "__main__":

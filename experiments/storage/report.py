@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.markdown import put
+from experiments.markdown import as_table, put
 from experiments.storage import RESULTS
 
 _GB = 1e9
@@ -10,11 +10,9 @@ _GB = 1e9
 
 def table() -> str:
     """Everything measured, as a Markdown table."""
-    lines = [
-        "| storage | base, GB | beside it in a step, GB | peak while loading, GB | logits' error | "
-        "same best token | perplexity |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["storage", "base, GB", "beside it in a step, GB", "peak while loading, GB"]
+    columns += ["logits' error", "same best token", "perplexity"]
+    lines = []
     record = json.loads((RESULTS / "storage.json").read_text(encoding="utf-8"))
     for storage, found in record.items():
         memory, output = found["memory"], found["output"]
@@ -27,8 +25,8 @@ def table() -> str:
             f"{100 * output['agreement']:.1f} %",
             f"{output['perplexity']:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return as_table(columns, lines)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,13 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     return found
 
 
+COLUMNS = ("adapters", "method", "by", "seconds", "times ours", "error", "layers computed")
+
+
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
-    lines = [
-        "| adapters | method | by | seconds | times ours | error | layers computed |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(results.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        lines += ["| " + " | ".join(cells) + " |" for cells in rows(record)]
-    return "\n".join(lines) + "\n"
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))]
+    return as_table(COLUMNS, [row for record in records for row in rows(record)])
 
 
 SWEEP = (
