@@ -18,15 +18,22 @@ VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
 
 def overview() -> str:
     """The small runs of every rerun, and how many of its claims have which verdict."""
-    columns = ["rerun", "runs finished", *(f"claims {verdict}" for verdict in VERDICTS)]
+    columns = [
+        "rerun",
+        "runs finished",
+        "processor hours",
+        *(f"claims {verdict}" for verdict in VERDICTS),
+    ]
     lines = []
     for report in REPORTS:
         found = results(report.study, "small")
         cells = [cell.config for cell in distinct(found.parts.values())]
-        finished = sum(config in found.records for config in cells)
+        finished = [found.records[config] for config in cells if config in found.records]
+        hours = sum(record["summary"]["processor_seconds"] for record in finished) / 3600
         counted = collections.Counter(claim.find(found).verdict for claim in report.claims)
         name = report.study.name
-        row = [f"[{name}](experiments/{name})", f"{finished} of {len(cells)}"]
+        row = [f"[{name}](experiments/{name})", f"{len(finished)} of {len(cells)}"]
+        row.append(f"{hours:.1f}")
         row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
         lines.append(row)
     return as_table(columns, lines)

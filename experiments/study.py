@@ -51,6 +51,12 @@ class Part(NamedTuple):
         """One run."""
         return changed(self.base(task), {**self.arms[arm], "seed": seed})
 
+    def backbone(self) -> str:
+        """The model of its runs, and how much text it sees."""
+        of = self.base(self.tasks[0])
+        layers = "all layers" if of.model.layers is None else f"the first {of.model.layers} layers"
+        return f"{layers} of {of.model.model}, {of.data.max_length} tokens"
+
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that what is finished early compares the arms."""
         return [

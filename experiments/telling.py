@@ -76,8 +76,16 @@ def cost(found: Results) -> str:
         f"([result files](results/{found.size}/runs)). The median run took "
         f"{wall:.1f} minutes, {processor:.1f} of processor time, on "
         f"{machine['cores']} cores ({machine['processor']}), {summary['devices']}, Python "
-        f"{summary['python']}, jax {summary['packages']['jax']}.\n"
+        f"{summary['python']}, jax {summary['packages']['jax']}. {_backbones(found)}.\n"
     )
+
+
+def _backbones(found: Results) -> str:
+    """The backbone of most parts, and where it is another."""
+    of = {name: part.backbone() for name, part in found.parts.items()}
+    usual = statistics.mode(of.values())
+    others = [f"{name}: {backbone}" for name, backbone in of.items() if backbone != usual]
+    return "; ".join([f"Backbone: {usual}", *others])
 
 
 def claim_table(found: Results, claims: Sequence[Claim]) -> str:
@@ -118,8 +126,8 @@ def part_table(found: Results, part: Part) -> str:
     if not rows:
         return ""
     says = (
-        f"**{part.name}**: {part.title}. Test accuracy in per cent, mean ± standard deviation over "
-        "seeds.\n"
+        f"**{part.name}**: {part.title}; {part.backbone()}. Test accuracy in per cent, mean ± "
+        "standard deviation over seeds.\n"
     )
     bands = f"{part.title}; bands are one standard deviation over seeds"
     return "\n".join([says, as_table(COLUMNS, rows), picture(found, part.name, bands)])

@@ -300,6 +300,7 @@ def test_the_course_is_judged_over_all_rounds_and_the_best_is_the_highest():
 def test_a_table_has_the_means_of_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7]})
     text = telling.part_table(results, results.parts["p"])
+    assert text.startswith("**p**: title; all layers of minilm, ")
     rows = [line for line in text.splitlines() if line.startswith("| ag_news")]
     assert rows[0] == "| ag_news | a | 81.3 ± 1.5 | 40.7 ± 0.8 | 25.0 | 3 of 3 | 1 | 2 |"
     assert rows[1].startswith("| ag_news | b | 60.0 ± 14.1 |")

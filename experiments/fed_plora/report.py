@@ -160,8 +160,8 @@ def noise_table(results: Results) -> str:
         return ""
     says = (
         f"**measured**: noise relative to the ideal update of the round, on {TASKS[0]}, "
-        f"{MEASURED['federation.rounds']} rounds, means over seeds; the server's time is the "
-        "median over the rounds after the first.\n"
+        f"{MEASURED['federation.rounds']} rounds, {results.parts['measured'].backbone()}, means "
+        "over seeds; the server's time is the median over the rounds after the first.\n"
     )
     drawing = picture(results, "noise", "noise and similarity over the rounds")
     return "\n".join([says, as_table(NOISE_COLUMNS, lines), drawing])
