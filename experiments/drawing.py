@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.study import Part, Results, is_run
-from fedjax_lora.compare.figures import DASHES
 from fedjax_lora.compare.queue import Record
 from fedjax_lora.compare.table import spread
-from fedjax_lora.plots import COLOURS, style
+from fedjax_lora.plots import look, style
 
 WIDTH = 4.2  # inches of a panel
 COLUMNS = 3
@@ -58,14 +57,13 @@ def curves(axes: Axes, part: Part, arms: dict[str, list[Record]], number: Number
     """A line per arm, the mean over its seeds, and a band of one standard deviation."""
     order = [*part.arms]
     for arm, runs in arms.items():
-        at = order.index(arm)
+        drawn = look(order.index(arm))
         rounds, values = over_rounds(runs, number)
         mean, deviation, _ = spread(values)
-        colour, dash = COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)]
-        axes.plot(rounds, mean, dash, marker="o", ms=3, color=colour, label=arm)
+        axes.plot(rounds, mean, marker="o", ms=3, label=arm, **drawn)
         if len(runs) > 1:
             low, high = mean - deviation, mean + deviation
-            axes.fill_between(rounds, low, high, color=colour, alpha=0.12, lw=0)
+            axes.fill_between(rounds, low, high, color=drawn["color"], alpha=0.12, lw=0)
     style(axes)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLUE, ORANGE = COLOURS[:2]
 GREY = "#666666"
+DASHES = ("-", "--", ":", "-.")
 
 
 class Picture(Figure):
@@ -20,6 +21,18 @@ class Picture(Figure):
         png = io.BytesIO()
         self.savefig(png, format="png")
         return png.getvalue()
+
+
+def look(n: int) -> dict[str, Any]:
+    """Colour and line of curve ``n``: more curves than colours are told apart by the line.
+
+    >>> look(8)
+    {'color': '#D55E00', 'ls': '--'}
+    """
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "ls": DASHES[n // len(COLOURS) % len(DASHES)],
+    }
 
 
 def style(axes: Axes, *, rounds: bool = True) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.ag_news import METHODS, RESULTS
 from experiments.ag_news.run import slug
 from experiments.markdown import as_table, put
-from fedjax_lora.plots import COLOURS, style
+from fedjax_lora.plots import look, style
 
 
 def records(method: str) -> list[dict[str, Any]]:
@@ -59,13 +59,13 @@ def draw(path: pathlib.Path) -> None:
         if not runs:
             continue
         rounds, values = curve(runs, "accuracy")
-        # More methods than colours: told apart further by the line's style.
-        colour, line = COLOURS[n % len(COLOURS)], ("-", "--")[n // len(COLOURS)]
-        mean = values.mean(axis=0)
-        axes.plot(rounds, mean, line, marker="o", ms=3, color=colour, label=label)
+        mean, drawn = values.mean(axis=0), look(n)
+        axes.plot(rounds, mean, marker="o", ms=3, label=label, **drawn)
         if len(runs) > 1:
             spread = values.std(axis=0, ddof=1)
-            axes.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.12, lw=0)
+            axes.fill_between(
+                rounds, mean - spread, mean + spread, color=look(n)["color"], alpha=0.12, lw=0
+            )
     axes.set(xlabel="round", ylabel="test accuracy")
     style(axes)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedjax_lora.compare.table import Line, evaluated, spread
-from fedjax_lora.plots import COLOURS, level, style, to_beat
-
-DASHES = ("-", "--", ":", "-.")
+from fedjax_lora.plots import level, look, style, to_beat
 
 
 def curves(lines: Sequence[Line]) -> bytes:
@@ -33,13 +31,9 @@ def curves(lines: Sequence[Line]) -> bytes:
     for (title, inside), (left, right) in zip(panels.items(), grid, strict=True):
         for line in inside:
             at = order.index(line.labels["method"] if by_method else _choice(line))
-            look: dict[str, Any] = {
-                "color": COLOURS[at % len(COLOURS)],
-                "ls": DASHES[at // len(COLOURS) % len(DASHES)],
-                "label": order[at] or line.labels["method"],
-            }
-            _draw(left, line, "round", 1, look)
-            _draw(right, line, "up_bytes", 1e6, look)
+            drawn = look(at) | {"label": order[at] or line.labels["method"]}
+            _draw(left, line, "round", 1, drawn)
+            _draw(right, line, "up_bytes", 1e6, drawn)
         _frame(left, right, inside, title)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
@@ -57,15 +51,15 @@ def _choice(line: Line) -> str:
     )
 
 
-def _draw(axes: Axes, line: Line, over: str, unit: float, look: dict[str, Any]) -> None:
+def _draw(axes: Axes, line: Line, over: str, unit: float, drawn: dict[str, Any]) -> None:
     histories = [evaluated(run) for run in line.runs]
     x = np.mean([[h[over] for h in history] for history in histories], axis=0) / unit
     values = np.array([[h[line.metric] for h in history] for history in histories])
     mean, _, half = spread(values)
-    axes.plot(x, mean, marker="o", ms=3, **look)
+    axes.plot(x, mean, marker="o", ms=3, **drawn)
     if len(values) > 1:
-        axes.plot(x, values.T, color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)
-        axes.fill_between(x, mean - half, mean + half, color=look["color"], alpha=0.13, lw=0)
+        axes.plot(x, values.T, color=drawn["color"], ls=drawn["ls"], lw=0.6, alpha=0.5)
+        axes.fill_between(x, mean - half, mean + half, color=drawn["color"], alpha=0.13, lw=0)
 
 
 def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
