@@ -103,14 +103,24 @@ def above_floor(results: Results, part: str, arms: Sequence[str], task: str) -> 
 
 
 def higher(
-    part: str, first: str, second: str, *, tasks: Sequence[str], value: Value = last
+    part: str,
+    first: str,
+    second: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    value: Value = last,
 ) -> Callable[[Results], Finding]:
-    """Whether one arm is above another, on average over the tasks that can tell."""
+    """Whether one arm is above another, on average over the tasks that can tell; all by default."""
     return _compared(part, (first, second), tasks, value, lambda d: d.mean - d.half > 0)
 
 
 def close(
-    part: str, first: str, second: str, *, tasks: Sequence[str], value: Value = last
+    part: str,
+    first: str,
+    second: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    value: Value = last,
 ) -> Callable[[Results], Finding]:
     """Whether two arms are surely within `MARGIN` of each other."""
     return _compared(part, (first, second), tasks, value, lambda d: abs(d.mean) + d.half <= MARGIN)
@@ -119,15 +129,16 @@ def close(
 def _compared(
     part: str,
     arms: tuple[str, str],
-    tasks: Sequence[str],
+    tasks: Sequence[str] | None,
     value: Value,
     holds: Callable[[Estimate], bool],
 ) -> Callable[[Results], Finding]:
     def find(results: Results) -> Finding:
-        if paired(results, part, arms, tasks, value) is None:
-            return Finding(progress(results, part, arms, tasks), NOT_RUN)
-        able = [task for task in tasks if above_floor(results, part, arms, task)]
-        without = ", ".join(task for task in tasks if task not in able)
+        asked = results.parts[part].tasks if tasks is None else tasks
+        if paired(results, part, arms, asked, value) is None:
+            return Finding(progress(results, part, arms, asked), NOT_RUN)
+        able = [task for task in asked if above_floor(results, part, arms, task)]
+        without = ", ".join(task for task in asked if task not in able)
         found = paired(results, part, arms, able, value)
         if found is None:
             return Finding(f"no arm learns {without}", UNTESTABLE)

@@ -92,9 +92,7 @@ def _fig3() -> Iterator[Claim]:
             f"replication is above zero padding with {at}-rank clients (mean over the rounds)",
             FIGURE,
             "fig3",
-            higher(
-                "fig3", f"replication, {at}", f"zero padding, {at}", tasks=TASKS[:1], value=course
-            ),
+            higher("fig3", f"replication, {at}", f"zero padding, {at}", value=course),
         )
 
 
@@ -104,7 +102,7 @@ def _fig4() -> Iterator[Claim]:
             f"loss-based allocation is above {other} allocation (mean over the rounds)",
             FIGURE,
             "fig4",
-            higher("fig4", "loss-based", other, tasks=TASKS[:1], value=course),
+            higher("fig4", "loss-based", other, value=course),
         )
 
 
