@@ -127,7 +127,7 @@ def test_an_unknown_field_is_refused():
 
 
 REPRESENTATIVES = {
-    ("open_question", "small"): {"tuning": "Fed-PLoRA, rate 0.003", "minilm": "Fed-PLoRA"},
+    ("open_question", "small"): {"tuning": "Fed-PLoRA, rate 0.003", "all_layers": "Fed-PLoRA"},
     ("open_question", "full"): {"qnli_heavy_tail": "raFLoRA"},
     ("byun_lee", "small"): {"fig3": "replication, 20% high"},
     ("byun_lee", "full"): {"fig2_albert": "rank 20 for all"},
@@ -183,7 +183,7 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
 def test_the_open_question_is_asked_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in open_question.STUDY.parts(size, {})}
-    tuning, deep = parts.pop("tuning"), parts.pop("tuning_minilm", None)
+    tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
     assert len(tuning.arms) == len(open_question.METHODS) * len(open_question.RATES[size])
     assert deep is None or len(deep.arms) == len(open_question.PAIR) * len(
         open_question.RATES[size]

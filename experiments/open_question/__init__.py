@@ -34,6 +34,7 @@ METHODS = {
 """With all owners as donors replication is the masked mean; so the highest rank donates."""
 
 PAIR = ("Fed-PLoRA", "FlexLoRA")
+DEEPER = "all_layers"  # the part that repeats the pair on them
 TUNING_SEEDS, SEEDS = (100,), (0, 1, 2, 3, 4)
 TASKS: Mapping[Size, tuple[str, ...]] = {
     "small": ("ag_news", "sst2"),
@@ -81,7 +82,7 @@ def tuning(size: Size, records: Records) -> list[Part]:
     if size == "small":
         deep = variant(base, DEEP)
         title = "learning rates, all of MiniLM"
-        parts.append(_tuning("tuning_minilm", title, deep, TASKS[size][:1], PAIR, RATES[size]))
+        parts.append(_tuning(f"tuning_{DEEPER}", title, deep, TASKS[size][:1], PAIR, RATES[size]))
     return parts
 
 
@@ -155,8 +156,8 @@ def deeper(size: Size, records: Records) -> list[Part]:
     if size == "full":
         return []
     base, task = variant(base_of(size, "uniform"), DEEP), TASKS[size][0]
-    pair = arms(size, records, task, PAIR, "tuning_minilm")
-    return [Part("minilm", f"{task}, all of MiniLM", base, (task,), pair, SEEDS)]
+    pair = arms(size, records, task, PAIR, f"tuning_{DEEPER}")
+    return [Part(DEEPER, f"{task}, uniform mix of ranks", base, (task,), pair, SEEDS)]
 
 
 STUDY = Study(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.drawing import COLUMNS, sheet
 from experiments.markdown import as_table
-from experiments.open_question import METHODS, PAIR
+from experiments.open_question import DEEPER, METHODS, PAIR
 from experiments.study import Results
 from experiments.verdicts import Paired, Value, best, interval, last, paired
 from fedjax_lora.compare.table import Estimate, estimate
@@ -66,15 +66,15 @@ def _sentences(results: Results) -> Iterator[str]:
     for pair in PAIRS:
         found = over_settings(results, pair, settings(results), last)
         yield "* " + (sentence(pair, found) if found else f"{pair[0]} and {pair[1]}: not yet run.")
-    if "minilm" in results.parts:
+    if DEEPER in results.parts:
         yield "* " + _deeper(results)
     yield ""
 
 
 def _deeper(results: Results) -> str:
     """Whether all layers of MiniLM say what three of them say with the same task and ranks."""
-    (task,) = results.parts["minilm"].tasks
-    deep, cheap = (_one(results, name, PAIR, last) for name in ("minilm", f"{task}_uniform"))
+    (task,) = results.parts[DEEPER].tasks
+    deep, cheap = (_one(results, name, PAIR, last) for name in (DEEPER, f"{task}_uniform"))
     where = f"On all layers of MiniLM ({task}, uniform mix of ranks)"
     if deep is None or cheap is None:
         return f"{where}: not yet run."
