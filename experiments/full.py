@@ -1,6 +1,8 @@
 """The papers' models and data, for accelerators; models and tasks come from the hub.
 
-python -m experiments.full --only hlora                         # resumable at any time
+Commands:
+
+    python -m experiments.full --only hlora                         # resumable at any time
 """
 
 import sys

@@ -1,7 +1,9 @@
 """All small runs of the reruns of papers, in hours on two CPU cores.
 
-python -m experiments.small --data-dir DATA                     # resumable at any time
-python -m experiments.small --data-dir DATA --only byun_lee
+Commands:
+
+    python -m experiments.small --data-dir DATA                     # resumable at any time
+    python -m experiments.small --data-dir DATA --only byun_lee
     python -m experiments.plan                                      # how many, and how long
     python -m experiments.reports                                   # the READMEs from the files
 """

@@ -101,6 +101,8 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
 def _evidence(found: Results, claim: Claim) -> str:
     """A link to what shows it: a figure or runs of the claim's part, or the file that it names."""
     part, where = found.parts.get(claim.part), claim.part
+    if part is None and not where.endswith(".py"):
+        return ""
     if part is not None:
         curves = any(finished(found, part, task) for task in part.tasks)
         shown = claim.evidence or (f"{claim.part}.png" if curves else "runs")

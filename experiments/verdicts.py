@@ -1,7 +1,7 @@
 """What a paper claims against what came out, by one rule, from the result files alone."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,22 +12,23 @@ from fedjax_lora.compare.table import Estimate, estimate
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNTESTABLE, NOT_RUN = "not testable here", "not yet run"
 
-FLOOR = 0.02
-"""Below this much above the majority class nothing has been learned that could be compared."""
+FLOOR = 0.05
+"""What ends less than this above the majority class has learned too little to be compared."""
 
 MARGIN = 0.02
-"""Accuracies whose difference surely lies within it are called close."""
+"""Differences within it are called small."""
 
 RULE = (
     "The rule of the verdicts: differences are paired by seed (same data, clients, cohorts and "
     "ranks) and given with Student's two-sided 95 % interval over the seeds. *A above B* is "
-    "**reproduced** if the whole interval is above zero, *A close to B* if it lies within "
-    f"{100 * MARGIN:.0f} points of zero; else the claim is **not reproduced**, and the interval "
-    "says whether the opposite was seen or no difference could be told. A claim about one measured "
-    "number goes by its mean over the seeds. **Not testable here**: neither arm ends "
-    f"{100 * FLOOR:.0f} points above the majority class, or the reason given. **Not yet run**: a "
-    "run of the claim's seeds is missing. Intervals are per claim, not corrected for their "
-    "number.\n"
+    "**reproduced** if the whole interval is above zero, **not reproduced** if all of it is below "
+    f"+{100 * MARGIN:.0f} points; *A close to B* if it lies within {100 * MARGIN:.0f} points of "
+    "zero, or all of it beyond. An effect of published size is reproduced if the whole interval is "
+    "above half of it, not reproduced if all of it is below. Else these seeds cannot tell, which "
+    "is **not testable here**, as is a comparison of which neither arm ends "
+    f"{100 * FLOOR:.0f} points above the majority class, or for the reason given. A claim about a "
+    "measured number goes by its mean over the seeds. **Not yet run**: a run of the claim's seeds "
+    "is missing. Intervals are per claim, not corrected for their number.\n"
 )
 
 Value = Callable[[Record], float]
@@ -111,7 +112,7 @@ def higher(
     value: Value = last,
 ) -> Callable[[Results], Finding]:
     """Whether one arm is above another, on average over the tasks that can tell; all by default."""
-    return _compared(part, (first, second), tasks, value, lambda d: d.mean - d.half > 0)
+    return _compared(part, (first, second), tasks, value, is_above)
 
 
 def close(
@@ -123,7 +124,38 @@ def close(
     value: Value = last,
 ) -> Callable[[Results], Finding]:
     """Whether two arms are surely within `MARGIN` of each other."""
-    return _compared(part, (first, second), tasks, value, lambda d: abs(d.mean) + d.half <= MARGIN)
+    return _compared(part, (first, second), tasks, value, is_close)
+
+
+def is_above(difference: Estimate) -> str:
+    """The verdict on a difference that is claimed to be positive.
+
+    >>> is_above(estimate([0.05, 0.06, 0.07])), is_above(estimate([-0.01, 0.0, 0.01]))
+    ('reproduced', 'not testable here')
+    """
+    return _verdict(difference.low > 0, difference.high < MARGIN)
+
+
+def is_close(difference: Estimate) -> str:
+    """The verdict on a difference that is claimed to be small."""
+    near = max(abs(difference.low), abs(difference.high)) <= MARGIN
+    return _verdict(near, difference.low > MARGIN or difference.high < -MARGIN)
+
+
+def is_as_large(effect: Estimate, published: float) -> str:
+    """The verdict on an effect of published size: at least half of it."""
+    return _verdict(effect.low > published / 2, effect.high < published / 2)
+
+
+def judged(found: Paired, judge: Callable[[Estimate], str], more: str = "") -> Finding:
+    """What came out for a difference."""
+    verdict = judge(found.difference)
+    cannot = "; these seeds cannot tell" * (verdict == UNTESTABLE)
+    return Finding(difference_text(found) + more + cannot, verdict)
+
+
+def _verdict(holds: bool, fails: bool) -> str:
+    return REPRODUCED if holds else NOT_REPRODUCED if fails else UNTESTABLE
 
 
 def _compared(
@@ -131,9 +163,11 @@ def _compared(
     arms: tuple[str, str],
     tasks: Sequence[str] | None,
     value: Value,
-    holds: Callable[[Estimate], bool],
+    judge: Callable[[Estimate], str],
 ) -> Callable[[Results], Finding]:
     def find(results: Results) -> Finding:
+        if part not in results.parts:
+            return Finding("not among the runs of this size", UNTESTABLE)
         asked = results.parts[part].tasks if tasks is None else tasks
         if paired(results, part, arms, asked, value) is None:
             return Finding(progress(results, part, arms, asked), NOT_RUN)
@@ -142,8 +176,7 @@ def _compared(
         found = paired(results, part, arms, able, value)
         if found is None:
             return Finding(f"no arm learns {without}", UNTESTABLE)
-        text = difference_text(found) + (f" (without {without})" if without else "")
-        return Finding(text, REPRODUCED if holds(found.difference) else NOT_REPRODUCED)
+        return judged(found, judge, f" (without {without})" * bool(without))
 
     return find
 
@@ -175,8 +208,8 @@ def interval(difference: Estimate) -> str:
     >>> interval(estimate([0.01, 0.02, 0.03]))
     '+2.0 [-0.5, +4.5]'
     """
-    low, high = difference.mean - difference.half, difference.mean + difference.half
-    return f"{100 * difference.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def difference_text(found: Paired) -> str:
@@ -187,31 +220,30 @@ def difference_text(found: Paired) -> str:
 def measured(
     part: str,
     arms: Sequence[str],
-    holds: Callable[..., bool],
-    tell: Callable[..., str],
-    number: Callable[[list[dict[str, Any]]], float],
+    value: Callable[..., float],
+    holds: Callable[[float], bool],
+    tell: str,
     *,
     task: str,
 ) -> Callable[[Results], Finding]:
-    """A claim about one number of each run's history, a mean over seeds for each arm.
+    """A claim about one number of a seed, judged by its mean over the seeds.
 
     Args:
       part: of the study.
       arms: whose runs.
-      holds: whether the claim does, from one number per arm.
-      tell: the numbers in words.
-      number: from the history of a run.
+      value: the number, from the histories of the arms' runs of a seed.
+      holds: whether the claim does, from the mean.
+      tell: the number in words; ``{0:...}`` is its mean, ``{1:...}`` its standard deviation.
       task: on which task.
     """
 
     def find(results: Results) -> Finding:
         runs = [results.runs(part, arm, task) for arm in arms]
-        if any(len(of_arm) < len(results.parts[part].seeds) for of_arm in runs):
+        seeds = results.parts[part].seeds
+        if any(len(of_arm) < len(seeds) for of_arm in runs):
             return Finding(progress(results, part, arms, [task]), NOT_RUN)
-        values = [
-            float(np.mean([number(record["history"]) for record in of_arm.values()]))
-            for of_arm in runs
-        ]
-        return Finding(tell(*values), REPRODUCED if holds(*values) else NOT_REPRODUCED)
+        found = estimate([value(*(of_arm[seed]["history"] for of_arm in runs)) for seed in seeds])
+        verdict = REPRODUCED if holds(found.mean) else NOT_REPRODUCED
+        return Finding(tell.format(found.mean, found.deviation), verdict)
 
     return find

@@ -28,6 +28,7 @@ from experiments import (
     verdicts,
 )
 from experiments.byun_lee import counts
+from experiments.fed_plora import small_cases
 from experiments.open_question import differences
 from experiments.reports import REPORTS
 from experiments.studies import STUDIES
@@ -35,6 +36,7 @@ from experiments.study import Part, Results, Study
 from fedjax_lora import allocation, data, methods, models, optimizers
 from fedjax_lora import config as configs
 from fedjax_lora.compare.grid import changed
+from fedjax_lora.compare.table import estimate
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
 
@@ -254,9 +256,10 @@ GOOD, POOR = [0.80, 0.83, 0.81], [0.70, 0.74, 0.70]
     [
         (GOOD, POOR, {}, verdicts.REPRODUCED),
         (POOR, GOOD, {}, verdicts.NOT_REPRODUCED),
-        (GOOD, [0.78, 0.86, 0.79], {}, verdicts.NOT_REPRODUCED),
-        (GOOD, POOR, {"majority": 0.80}, verdicts.UNTESTABLE),
-        (GOOD, POOR, {"majority": 0.79}, verdicts.REPRODUCED),
+        (GOOD, [0.78, 0.86, 0.79], {}, verdicts.UNTESTABLE),  # 2 points or more are not excluded
+        (GOOD, [0.801, 0.828, 0.811], {}, verdicts.NOT_REPRODUCED),  # they are
+        (GOOD, POOR, {"majority": 0.78}, verdicts.UNTESTABLE),
+        (GOOD, POOR, {"majority": 0.76}, verdicts.REPRODUCED),
         (GOOD, [0.70, 0.74, None], {}, verdicts.NOT_RUN),
     ],
 )
@@ -264,7 +267,7 @@ def test_verdicts_of_being_higher(first, second, options, verdict):
     results = made_up({"a": first, "b": second}, **options)
     found = verdicts.higher("p", "a", "b", tasks=["ag_news"])(results)
     assert found.verdict == verdict
-    if verdict in (verdicts.REPRODUCED, verdicts.NOT_REPRODUCED):
+    if verdict != verdicts.NOT_RUN and "majority" not in options:
         bounds = scipy.stats.ttest_rel(first, second).confidence_interval()
         shown = re.findall(r"[+-]\d+\.\d", found.ours)[-2:]
         assert shown == [f"{100 * x:+.1f}" for x in bounds]
@@ -276,13 +279,55 @@ def test_verdicts_of_being_higher(first, second, options, verdict):
     ("second", "verdict"),
     [
         ([0.805, 0.832, 0.815], verdicts.REPRODUCED),
-        ([0.78, 0.86, 0.79], verdicts.NOT_REPRODUCED),  # no difference seen, but none excluded
+        ([0.78, 0.86, 0.79], verdicts.UNTESTABLE),  # no difference seen, but none excluded
         (POOR, verdicts.NOT_REPRODUCED),
     ],
 )
 def test_verdicts_of_being_close(second, verdict):
     results = made_up({"a": GOOD, "b": second})
     assert verdicts.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ([0.25, 0.26, 0.27], verdicts.REPRODUCED),  # surely more than half of it
+        ([0.05, 0.06, 0.07], verdicts.NOT_REPRODUCED),
+        ([0.05, 0.30, 0.20], verdicts.UNTESTABLE),
+    ],
+)
+def test_verdicts_of_being_as_large_as_published(effects, verdict):
+    assert verdicts.is_as_large(estimate(effects), 0.39) == verdict
+
+
+def test_a_comparison_of_runs_that_a_size_does_not_have_cannot_be_tested():
+    found = verdicts.higher("other", "a", "b")(made_up({"a": GOOD, "b": POOR}))
+    assert found == ("not among the runs of this size", verdicts.UNTESTABLE)
+
+
+def test_measured_claims_pair_the_arms_by_seed():
+    results = made_up({"a": GOOD, "b": POOR})
+    ratio = lambda a, b: a[-1]["accuracy"] / b[-1]["accuracy"]  # noqa: E731
+    judged = [
+        verdicts.measured("p", ["a", "b"], ratio, holds, "{0:.4f} ± {1:.4f}", task="ag_news")
+        for holds in (lambda x: x > 1, lambda x: x < 1)
+    ]
+    each = np.divide(GOOD, POOR)
+    ours = f"{np.mean(each):.4f} ± {np.std(each, ddof=1):.4f}"
+    assert judged[0](results) == (ours, verdicts.REPRODUCED)
+    assert judged[1](results) == (ours, verdicts.NOT_REPRODUCED)
+    missing = made_up({"a": GOOD, "b": [0.7, 0.7, None]})
+    assert judged[0](missing) == ("5 of 6 runs", verdicts.NOT_RUN)
+
+
+def test_small_cases_of_fed_plora():
+    """Two clients whose factors are 3 and -3: the covariance is 9, the distances add up to 6."""
+    assert small_cases.bound(NOTHING).ours.endswith("noise 9, bound 6")
+    assert small_cases.bound(NOTHING).verdict == verdicts.NOT_REPRODUCED
+    assert small_cases.equal_ranks(NOTHING).verdict == verdicts.REPRODUCED
+
+
+NOTHING = Results({}, {}, "small", pathlib.Path())
 
 
 @pytest.mark.parametrize("module", [verdicts, differences])

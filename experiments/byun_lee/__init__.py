@@ -30,7 +30,6 @@ SMALL: Changes = SETTING | {"data.validation_examples": 100}
 FULL: Changes = SETTING | {
     "data.validation_examples": 1000,
     "model.model": "distilbert",
-    "federation.method": "replication",
     "federation.rounds": 50,
     "execution.eval_every": 2,
 }

@@ -20,7 +20,6 @@ DISTILBERT = EncoderConfig(
     pad_token_id=0,
 )
 PUBLISHED = {5: 138_240, 7: 193_536, 20: 552_960}
-PUBLISHED_MIX = 179_715  # 3 more than nine clients of rank 5 and one of rank 20 have on average
 
 
 def template(config: EncoderConfig = DISTILBERT, targets: str = PROJECTIONS) -> Template:

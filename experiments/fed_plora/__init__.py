@@ -1,7 +1,9 @@
 """Zhang, Hu, Xu, "Fed-PLoRA": parallel one-rank modules, select-n-fold. arXiv 2602.16936.
 
-python -m experiments.small --data-dir DATA --only fed_plora
-python -m experiments.fed_plora.report
+Commands:
+
+    python -m experiments.small --data-dir DATA --only fed_plora
+    python -m experiments.fed_plora.report
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,9 @@
 """Liu et al., "HLoRA": mean of products, then SVD. arXiv 2503.00813.
 
-python -m experiments.small --data-dir DATA --only hlora
-python -m experiments.hlora.report
+Commands:
+
+    python -m experiments.small --data-dir DATA --only hlora
+    python -m experiments.hlora.report
 """
 
 from collections.abc import Mapping

@@ -35,6 +35,8 @@ METHODS = {
 
 PAIR = ("Fed-PLoRA", "FlexLoRA")
 DEEPER = "all_layers"  # the part that repeats the pair on them
+CONTROL, BY_EXAMPLES = "by_examples", "Fed-PLoRA by examples"
+"""Fed-PLoRA weighs clients alike, FlexLoRA by examples: parts in which both do the latter."""
 TUNING_SEEDS, SEEDS = (100,), (0, 1, 2, 3, 4)
 TASKS: Mapping[Size, tuple[str, ...]] = {
     "small": ("ag_news", "sst2"),
@@ -50,7 +52,7 @@ MIXES = {"uniform": "'uniform'", "heavy_tail": "'heavy_tail'"}
 
 
 def full_base(task: str) -> RunConfig:
-    """The setting of FedRoRA's tables (arXiv 2609.00632), the one yardstick that has both."""
+    """Near the setting of FedRoRA's tables (arXiv 2609.00632), the one yardstick with both."""
     return RunConfig(
         data=DataConfig(task=task, train_examples=20_000, max_length=128),
         model=ModelConfig(model="roberta-large", dtype="bfloat16", dropout=None),
@@ -151,6 +153,20 @@ def arms(
     }
 
 
+def controls(size: Size, records: Records) -> list[Part]:
+    """The pair with one kind of weights, at Fed-PLoRA's rates."""
+    made = []
+    for task in TASKS[size]:
+        plora, other = arms(size, records, task, PAIR).items()
+        weighted = plora[1] | {"federation.method": "fed_plora(weights='examples')"}
+        title = f"{task}, uniform mix of ranks, clients weighted by examples"
+        pair = {BY_EXAMPLES: weighted, other[0]: other[1]}
+        made.append(
+            Part(f"{task}_{CONTROL}", title, base_of(size, "uniform"), (task,), pair, SEEDS)
+        )
+    return made
+
+
 def deeper(size: Size, records: Records) -> list[Part]:
     """The pair in question again on all six layers of MiniLM."""
     if size == "full":
@@ -162,5 +178,10 @@ def deeper(size: Size, records: Records) -> list[Part]:
 
 STUDY = Study(
     "open_question",
-    (tuning, lambda size, records: reporting(size, records) + deeper(size, records)),
+    (
+        tuning,
+        lambda size, records: [
+            part for of in (reporting, deeper, controls) for part in of(size, records)
+        ],
+    ),
 )

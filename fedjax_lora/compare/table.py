@@ -38,6 +38,16 @@ class Estimate(NamedTuple):
     half: float  # half the width of the interval
     n: int
 
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self.half
+
 
 class Line(NamedTuple):
     """One method at one choice of the varied fields, over its seeds."""
@@ -195,7 +205,7 @@ def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
 def _interval(score: Estimate, sign: str) -> str:
     if score.n < 2:
         return "-"
-    return f"[{score.mean - score.half:{sign}.4f}, {score.mean + score.half:{sign}.4f}]"
+    return f"[{score.low:{sign}.4f}, {score.high:{sign}.4f}]"
 
 
 def _difference(difference: Estimate | None, n: int) -> str:
