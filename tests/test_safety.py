@@ -177,7 +177,7 @@ def test_only_plain_names_are_downloaded():
     "name", ["../up/model", "a/../b", "a/b/c", "/a/b", "a//b", "a/b?x", "a\\b", "a/b@c", "./a/b"]
 )
 def test_what_is_no_hub_id_is_never_asked_for(name, monkeypatch):
-    monkeypatch.setattr("fedjax_lora.models.sources.download", lambda repo: 1 / 0)
+    monkeypatch.setattr("fedjax_lora.models.sources.download", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError):
         models.resolve(name)
 

@@ -28,10 +28,14 @@ _SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors
 _PICKLE = "pytorch_model.bin"
 
 
-def download(repo: str) -> Path:
+def download(repo: str, *, weights: bool = True) -> Path:
     """The folder of a hub repository's config, tokenizer and weights, downloaded if needed.
 
     Without network, or with ``HF_HUB_OFFLINE=1``, the hub's local cache is used.
+
+    Args:
+      repo: ``org/name``.
+      weights: False leaves the weights on the hub; they may be gigabytes.
 
     Raises:
       InputError: no such repository, not an accessible one, or neither reachable nor cached.
@@ -43,10 +47,10 @@ def download(repo: str) -> Path:
         info = HfApi().model_info(repo, timeout=_TIMEOUT_SECONDS)
         paths = [
             hf_hub_download(repo, file, etag_timeout=_TIMEOUT_SECONDS)
-            for file in _wanted(item.rfilename for item in info.siblings or ())
+            for file in _wanted((item.rfilename for item in info.siblings or ()), weights)
         ]
     except Exception as error:  # the hub's own errors, its HTTP library's and the system's
-        folder = _cached(repo)
+        folder = _cached(repo, weights)
         if folder is None:
             raise InputError(_explain(repo, error)) from error
         return folder
@@ -55,25 +59,32 @@ def download(repo: str) -> Path:
     return Path(paths[0]).parent
 
 
-def _wanted(files: Iterable[str]) -> list[str]:
-    """The files of a checkpoint; its pickled weights only where there are no others."""
+def _wanted(files: Iterable[str], weights: bool = True) -> list[str]:
+    """The files of a checkpoint, those of its weights only if they are asked for."""
     files = sorted(files)
-    weights = [file for file in files if _SAFE_WEIGHTS.fullmatch(file)]
-    weights = weights or [file for file in files if file == _PICKLE]
     if _CONFIG not in files:
         return []
-    return [_CONFIG, *(file for file in files if file in _TOKENIZER), *weights]
+    tokenizer = [file for file in files if file in _TOKENIZER]
+    return [_CONFIG, *tokenizer, *(_weights(files) if weights else [])]
 
 
-def _cached(repo: str) -> Path | None:
-    """The newest snapshot in the hub's cache, if it has a config and weights."""
+def _weights(files: Iterable[str]) -> list[str]:
+    """The files of the weights; pickled ones only where there are no others."""
+    files = list(files)
+    safe = [file for file in files if _SAFE_WEIGHTS.fullmatch(file)]
+    return safe or [file for file in files if file == _PICKLE]
+
+
+def _cached(repo: str, weights: bool) -> Path | None:
+    """The newest snapshot in the hub's cache, if it has a config and, where asked for, weights."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo, local_files_only=True))
     except Exception:  # not cached, or not completely: the caller reports why it was needed
         return None
-    return folder if len(_wanted(file.name for file in folder.iterdir())) > 1 else None
+    files = [file.name for file in folder.iterdir()]
+    return folder if _wanted(files) and (_weights(files) or not weights) else None
 
 
 def _explain(repo: str, error: Exception) -> str:

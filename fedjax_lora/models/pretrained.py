@@ -82,15 +82,15 @@ def load(
       remat: recompute layers in the backward pass to save memory.
       scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
       sharding: where each parameter goes, from its path and shape; the default device if None.
-      weights: False leaves the weights on disk, where they need not be: parameters are shapes, and
-        have no fingerprint.
+      weights: False leaves the weights on disk or hub, they need not be here: parameters are
+        shapes, and have no fingerprint.
       key: for a head (and a pooler) that the checkpoint does not have.
 
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
     storages.check(storage)
-    source = resolve(name)
+    source = resolve(name, weights=weights)
     full = _full_config(
         source.folder,
         num_labels,

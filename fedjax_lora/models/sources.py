@@ -115,26 +115,27 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str, *, weights: bool = True) -> Source:
     """The checkpoint folder that `name` stands for; downloads it if it has to.
 
     Args:
       name: an alias from `MODELS`, a folder, or a hub id such as ``org/name``. An alias wins
         over a folder of the same name (write ``./name`` for the folder).
+      weights: False leaves the weights of a hub's repository there.
 
     Raises:
       InputError: none of the three, or the hub cannot provide it.
     """
     if name in MODELS:
         model = MODELS[name]
-        return Source(_packaged(model) or download(model.hub), model.sha256)
+        return Source(_packaged(model) or download(model.hub, weights=weights), model.sha256)
     folder = Path(os.path.expanduser(name))
     if name and os.path.isdir(folder):
         return Source(folder)
     if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return Source(download(name))
+        return Source(download(name, weights=weights))
     if "/" in name or "\\" in name:
         raise InputError(f"Model folder {name!r} does not exist, and it is not a hub id org/name.")
     raise InputError(f"{unknown('model', name, MODELS)} A folder or a hub id org/name works too.")

@@ -1,5 +1,6 @@
 """From a name to a checkpoint folder: aliases, packages, folders, the hub, and no network."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -136,7 +137,9 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_download_then_cache(cut_off, monkeypatch):
+@contextlib.contextmanager
+def answering(monkeypatch):
+    """A hub that has `FILES`."""
     import huggingface_hub.constants as constants
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
@@ -145,6 +148,14 @@ def test_download_then_cache(cut_off, monkeypatch):
         file_url = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", file_url)
+        yield
+        server.shutdown()
+
+
+def test_download_then_cache(cut_off, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    with answering(monkeypatch):
         folder, pinned = models.resolve("org/model")
         assert pinned is None
         names = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -154,7 +165,27 @@ def test_download_then_cache(cut_off, monkeypatch):
             models.resolve("org/ghost")
         with pytest.raises(InputError, match="is gated; accept its terms"):
             models.resolve("org/gated")
-        server.shutdown()
     assert models.resolve("org/model").folder == folder  # the hub is gone, the cache is not
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert models.resolve("org/model").folder == folder
+
+
+def test_weights_that_nobody_reads_stay_on_the_hub(saved, cut_off, key, monkeypatch):
+    monkeypatch.setitem(FILES, "config.json", (saved("bert")[0] / "config.json").read_bytes())
+    monkeypatch.delitem(FILES, "vocab.txt")
+    with answering(monkeypatch):
+        shapes = load("org/model", key, weights=False)
+        assert [file.name for file in shapes.folder.iterdir()] == ["config.json"]
+    assert models.resolve("org/model", weights=False).folder == shapes.folder
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_cache_without_weights_is_for_those_who_need_none(weights, cut_off, monkeypatch):
+    with answering(monkeypatch):
+        folder, _ = models.resolve("org/model", weights=False)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "vocab.txt"]
+    if weights:
+        with pytest.raises(InputError, match="not in the local cache"):
+            models.resolve("org/model")
+    else:
+        assert models.resolve("org/model", weights=False).folder == folder
