@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -43,6 +44,20 @@ def test_an_adapter_folder_has_the_numbers_of_its_run(run, folder):
     options = {"model": str(folder / "llama"), "task": SPEC.replace("plain", "auto") + ")"}
     found = evaluate(EvaluateOptions(where=run.out / "adapter", data_dir=str(folder), **options))
     assert found["global"]["perplexity"] == pytest.approx(run.summary["perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_path, capsys):
+    adapter = shutil.copytree(run.out / "adapter", tmp_path / "adapter")
+    about = json.loads((adapter / "fedjax_lora.json").read_text())
+    (adapter / "fedjax_lora.json").write_text(json.dumps(about | {"prompt_format": "plane"}))
+    (tmp_path / "asked.txt").write_text("aba\n")
+    words = {
+        "predict": [f"--input={tmp_path / 'asked.txt'}"],
+        "evaluate": [f"--task={SPEC})", f"--data-dir={folder}"],
+    }[command]
+    assert cli.main([command, str(adapter), f"--model={folder / 'llama'}", *words]) == 2
+    assert "Unknown prompt format 'plane'; did you mean 'plain'?" in capsys.readouterr().err
 
 
 def test_a_merged_model_has_the_numbers_of_its_run(folder):

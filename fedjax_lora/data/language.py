@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from fedjax_lora.data import prompts
 from fedjax_lora.data.instructions import (
     ALPACA,
     DOLLY,
@@ -22,7 +23,6 @@ from fedjax_lora.data.instructions import (
     read_mmlu_1444,
     read_natural_instructions,
 )
-from fedjax_lora.data.prompts import FORMATS
 from fedjax_lora.data.records import METRICS, Folder, Hub, Local, Prompting, Task
 from fedjax_lora.errors import InputError, raise_all, unknown
 
@@ -147,6 +147,9 @@ def instructions(
       metric: `"perplexity"`, `"rouge_l"` or `"exact_match"`.
       format: how a prompt is made, see `Prompting`.
       answer_tokens: the most tokens that are generated for an answer.
+
+    Raises:
+      InputError: an unknown metric or format, or one that these tasks cannot have.
     """
     columns = Columns(instruction, completion, context, category, group)
     local = Local(
@@ -165,8 +168,7 @@ def instructions(
 def _checked(task: Task, metric: str, prompting: Prompting) -> Task:
     if metric not in _METRICS:
         raise unknown(f"metric of task {task.name!r}:", metric, _METRICS)
-    if prompting.format not in ("auto", *FORMATS):
-        raise unknown("prompt format", prompting.format, ["auto", *FORMATS])
+    prompts.check(prompting.format)
     chosen = prompting.test or task.name
     raise_all(
         f"Task {task.name!r}",

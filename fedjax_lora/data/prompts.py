@@ -7,7 +7,7 @@ A format takes an instruction and its context (which may be empty) and returns t
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.errors import InputError, unknown
 
 Format = Callable[[str, str], str]
 
@@ -54,12 +54,24 @@ _WRITTEN: dict[str, Format] = {"alpaca": alpaca, "plain": plain}
 FORMATS = ("chat", *_WRITTEN)
 
 
+def check(name: str) -> None:
+    """Refuse what is neither the name of a format nor ``"auto"``.
+
+    Raises:
+      InputError: it is none.
+    """
+    known = ("auto", *FORMATS)
+    if name not in known:
+        raise unknown("prompt format", name, known)
+
+
 def choose(name: str, tokenizer: Any) -> str:
     """The name of a format, where ``"auto"`` is the chat template if the tokenizer has one.
 
     Raises:
-      InputError: a chat template is asked for, and the tokenizer has none.
+      InputError: an unknown name; a chat template is asked for, and the tokenizer has none.
     """
+    check(name)
     templated = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
         return "chat" if templated else "alpaca"

@@ -13,6 +13,8 @@ from fedjax_lora.exchange import about
 from fedjax_lora.exchange.about import About
 from fedjax_lora.exchange.adapter import labels_of, load_adapter, put_together
 from fedjax_lora.exchange.fitted import Fitted
+from fedjax_lora.models.hf_config import MOST_LABELS
+from fedjax_lora.specs import fits
 
 _LONGEST = 512  # tokens, where a folder does not say what its model was trained with
 
@@ -90,7 +92,7 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
         model = models.load(str(path), num_labels=None, dropout=0.0, key=jax.random.key(0))
         told = told or _of_stranger(About(base="", base_sha256="", language=True), str(path), model)
         return Opened(Fitted(model, (), {}, {}, model.params["head"]), told)
-    names = _labels(raw)
+    names = _labels(raw, path / "config.json")
     if told is not None and told.pooling != "family":
         raise InputError(
             f"{path} is a mean-pooled encoder with its head in a file of its own; its README.md "
@@ -111,12 +113,22 @@ def _writes(config: dict[str, Any]) -> bool:
     return isinstance(named, list) and any(str(name).endswith("ForCausalLM") for name in named[:1])
 
 
-def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a checkpoint's outputs; those of `transformers` where it names none."""
+def _labels(config: dict[str, Any], file: pathlib.Path) -> tuple[str, ...]:
+    """The names of a checkpoint's outputs; those of `transformers` where it names none.
+
+    Raises:
+      InputError: a number of labels that is none, or too large to be one.
+    """
     named = config.get("id2label")
     if isinstance(named, dict) and named:
         return tuple(str(named.get(str(n), n)) for n in range(len(named)))
-    return _numbered(int(config.get("num_labels", 2)))
+    count = config.get("num_labels", 2)
+    if not fits(count, int) or not 1 <= count <= MOST_LABELS:
+        raise InputError(
+            f"{file} says that num_labels is {count!r}, but it must be a whole number from 1 to "
+            f"{MOST_LABELS}; correct it."
+        )
+    return tuple(map(str, range(count)))
 
 
 def _numbered(labels: int) -> tuple[str, ...]:

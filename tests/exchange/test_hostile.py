@@ -152,6 +152,15 @@ def test_what_a_folder_says_of_itself_is_checked(values, sentence, model, folder
         exchange.open_model(folder, base=str(model.folder))
 
 
+@pytest.mark.parametrize("count", ["x", None, 10**9, 0, -1, True, [2]])
+def test_a_number_of_labels_that_is_none_is_explained(count, model, tmp_path):
+    values = json.loads((model.folder / "config.json").read_text()) | {"num_labels": count}
+    values.pop("id2label", None)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"config\.json says that num_labels is .*; correct it"):
+        exchange.open_model(tmp_path)
+
+
 def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model, tmp_path):
     """``auto_map`` asks transformers to import Python files of the repository."""
     config = model.folder / "config.json"
