@@ -14,7 +14,9 @@ import pytest
 from fedjax_lora import cli, handover, trees
 from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.commands.folders import open_folder
+from fedjax_lora.commands.predict import read_texts
 from fedjax_lora.config import ExecutionConfig
+from fedjax_lora.errors import InputError
 from fedjax_lora.exchange import load_adapter, probabilities
 from fedjax_lora.reopening import read_config, reopen
 
@@ -157,7 +159,7 @@ def test_a_run_begins_with_the_adapter_of_another(plain, tmp_path):
 
 def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch):
     want = probabilities(open_folder(plain), TEXTS.splitlines())
-    monkeypatch.setattr("sys.stdin", io.StringIO(TEXTS))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXTS.encode())))
     assert cli.main(["predict", str(plain)]) == 0
     header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert header[:2] == ["label", "probability"]
@@ -171,6 +173,15 @@ def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["text"] for r in records] == TEXTS.splitlines()
     np.testing.assert_allclose([[*r["probabilities"].values()] for r in records], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [b"caf\xe9\n", b"half a character: \xed\xa0\x80\n"])
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_standard_input_that_is_no_text_is_explained(given, errors, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(given), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", stream)
+    with pytest.raises(InputError, match=r"standard input is not UTF-8 text .*; convert it"):
+        read_texts(None, ["text"])
 
 
 def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):

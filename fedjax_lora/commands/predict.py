@@ -137,10 +137,24 @@ def _name(file: pathlib.Path | None) -> str:
     return "standard input" if file is None else str(file)
 
 
+def _standard_input() -> str:
+    """All of it, as the text of a file is read; what the terminal is set to does not matter.
+
+    Raises:
+      InputError: it is not UTF-8.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{_name(None)} is not UTF-8 text ({error}); convert it to UTF-8."
+        ) from error
+
+
 def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
     """Columns of lines that are cut at tabs into so many parts (a single part keeps its tabs)."""
     if file is None:
-        whole = sys.stdin.read()
+        whole = _standard_input()
     else:
         from fedjax_lora.data.readers import open_text
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedjax_lora.data.readers import read_columns
 from fedjax_lora.data.records import Table
-from fedjax_lora.data.text_files import read_json
+from fedjax_lora.data.text_files import open_text, read_json
 from fedjax_lora.errors import InputError, raise_all
 
 ALL = "all"
@@ -111,7 +111,7 @@ def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
     as skipped. Without the split files a fifth of all instances becomes the test set.
 
     Raises:
-      InputError: no task files, or one that is broken.
+      InputError: no task files, or one that is broken; a list of them that is not UTF-8.
     """
     files = {
         path.name.split(".json")[0]: path for path in sorted((folder / "tasks").glob("*.json*"))
@@ -129,7 +129,11 @@ def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
 
 
 def _listed(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+    """The names in a file; none if it is not there."""
+    if not path.is_file():
+        return []
+    with open_text(path) as stream:
+        return stream.read().split()
 
 
 def _read_natural(name: str, path: Path) -> Table:
@@ -154,6 +158,9 @@ def read_mmlu_1444(path: Path) -> Table:
     """The MMLU subset that FLoRA evaluates on: four options in the text, the answer is a letter.
 
     The completion is the right letter alone; subjects are the categories and the natural clients.
+
+    Raises:
+      InputError: the file cannot be read, lacks a column or a value, or an output is no answer.
     """
     columns = Columns("instruction", "output", "input", "class", "class")
     table = read_instructions(path, columns, format="json")

@@ -62,6 +62,8 @@ def test_auto_is_the_chat_template_where_there_is_one(tokenizer):
     tokenizer.chat_template = CHAT
     assert prompts.choose("auto", tokenizer) == "chat"
     assert prompts.choose("plain", tokenizer) == "plain"
+    with pytest.raises(InputError, match="Unknown prompt format 'alpacca'; did you mean 'alpaca'"):
+        prompts.choose("alpacca", tokenizer)
 
 
 def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
@@ -227,7 +229,11 @@ def test_natural_instructions_follow_the_official_split(folder):
     assert made.train.texts[0] == "Do task2_b." and made.train.contexts[0] == "task2_b 0"
     assert made.train.pairs[0] == "o0"
     assert made.classes == ("QA", "Summary")
-    (folder / "natural_instructions/splits/default/test_tasks.txt").unlink()
+    listed = folder / "natural_instructions/splits/default/test_tasks.txt"
+    listed.write_bytes(b"t\xe2che3_c\n")
+    with pytest.raises(InputError, match=r"test_tasks\.txt is not UTF-8 text"):
+        load("natural_instructions", data_dir=str(folder))
+    listed.unlink()
     made = load("natural_instructions", data_dir=str(folder))
     assert (len(made.train.texts), len(made.test.texts)) == (240, 60)
     broken = folder / "natural_instructions/tasks/task1_a.json"
