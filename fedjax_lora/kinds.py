@@ -134,9 +134,10 @@ def _choices(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[
 
 
 def _answers(
-    metric: Callable[[list[str], list[str]], float],
+    metric: Callable[[list[str], list[str]], float], need: Callable[[], Any] = lambda: None
 ) -> Callable[[Tools, data.Split, data.Tokens], Callable[[Global], float]]:
     def prepare(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[Global], float]:
+        need()  # now: before anybody trains, or writes answers that cannot be scored
         answer = tools.answer(tokens)
         return lambda model: metric(answer(model), split.pairs or [])
 
@@ -145,7 +146,7 @@ def _answers(
 
 _MORE: Mapping[str, Callable[..., Callable[[Global], float]]] = {
     "choice_accuracy": _choices,
-    "rouge_l": _answers(metrics.rouge_l),
+    "rouge_l": _answers(metrics.rouge_l, need=metrics.need_rouge),
     "exact_match": _answers(metrics.exact_match),
 }
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -105,8 +106,8 @@ def choice_accuracy(
     return float(np.mean(right[order][first]))
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F-measure of the longest common subsequence of stemmed words (Lin, 2004), 0 to 1.
+def need_rouge() -> Any:
+    """The package that `rouge_l` needs; to be asked for before there is anything to score.
 
     Raises:
       InputError: the package rouge-score is not installed.
@@ -117,7 +118,16 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
         raise InputError(
             "The metric 'rouge_l' needs the package rouge-score; install fedjax-lora[text]."
         ) from error
-    score = RougeScorer(["rougeL"], use_stemmer=True).score
+    return RougeScorer
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F-measure of the longest common subsequence of stemmed words (Lin, 2004), 0 to 1.
+
+    Raises:
+      InputError: the package rouge-score is not installed.
+    """
+    score = need_rouge()(["rougeL"], use_stemmer=True).score
     pairs = zip(answers, references, strict=True)
     return float(np.mean([score(right, own)["rougeL"].fmeasure for own, right in pairs]))
 

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and SciPy."""
 
+import functools
 import sys
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora import InputError, metrics
+from fedjax_lora.data import Split, TaskData, Tokens, find
+from fedjax_lora.kinds import KINDS, Tools
 from fedjax_lora.metrics import METRICS
 
 CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
@@ -169,6 +172,19 @@ def test_rouge_l_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):
         metrics.rouge_l(["a"], ["a"])
+
+
+def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkeypatch):
+    """When a run, or `evaluate`, makes its judge."""
+    none = np.zeros((0, 8), np.int32)
+    split = Split([], [], none[:, 0], None)
+    task = TaskData(find("dolly(metric='rouge_l')"), (), split, None, split, 0)
+    tools = Tools(task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None)
+    judge = functools.partial(KINDS["language"].judge, tools, split, Tokens(*[none] * 4))
+    assert callable(judge())
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):
+        judge()
 
 
 @pytest.mark.parametrize(
