@@ -23,6 +23,7 @@ import experiments.noise.report
 import experiments.own_model.report
 import experiments.parity.report
 import experiments.storage.report
+import fedjax_lora
 from experiments import methods_table
 from fedjax_lora import cli
 from fedjax_lora.commands import evaluate, export, inspect, predict
@@ -84,6 +85,15 @@ def test_commands_are_understood(command, monkeypatch):
         assert done.value.code == 0
     else:
         assert cli.main([name, *args]) == 0
+
+
+def test_every_module_is_in_the_list_of_how_it_is_built_once():
+    (block,) = re.findall(r"## How it is built\n\n```\n(.*?)```", README, re.DOTALL)
+    told = [name for line in block.splitlines() for name in line.split("  ")[0].split(", ")]
+    package = pathlib.Path(fedjax_lora.__file__).parent
+    modules = [path.stem for path in package.glob("[!_]*.py")]
+    packages = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(told) == sorted(modules + packages)
 
 
 def test_the_demo_is_told_from_its_result_folder():
