@@ -185,5 +185,6 @@ def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
             raise
     except OSError as error:
         raise InputError(
-            f"The token cache {path.parent} cannot be written ({error}); choose another cache_dir."
+            f"The token cache {path.parent} cannot be written ({error}); set FEDJAX_LORA_CACHE to "
+            "another folder."
         ) from error

@@ -137,5 +137,5 @@ def test_cache_knows_the_tokenizer(tokenizer, tmp_path):
 
 def test_cache_that_cannot_be_written(tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written .*; choose another cache_dir"):
+    with pytest.raises(InputError, match=r"cannot be written .*; set FEDJAX_LORA_CACHE to another"):
         encode(split(["a"]), tokenizer, max_length=8, cache_dir=tmp_path / "file" / "sub")
