@@ -8,7 +8,6 @@ from experiments.malformed import good
 from experiments.malformed.case import DEEP, GARBAGE, IN_PLACE, LONG_NUMBER, Case
 
 FILE, CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
-WORD_LEVEL = good.tokenizer()["model"]
 SPECIAL = {
     "content": "[NEW]",
     "single_word": False,

@@ -10,11 +10,9 @@ from fedjax_lora.adapters.factors import (
     keep,
     masked_components,
     merge,
-    pad,
     prefix_mask,
     spread,
     times,
-    truncate,
     uniform_gain,
 )
 from fedjax_lora.adapters.template import (
@@ -45,11 +43,9 @@ __all__ = [
     "make_template",
     "masked_components",
     "merge",
-    "pad",
     "parameter_count",
     "prefix_mask",
     "spread",
     "times",
-    "truncate",
     "uniform_gain",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora import storage, trees
 from fedjax_lora.adapters.template import Template
-from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.errors import raise_all
 from fedjax_lora.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -120,39 +120,6 @@ def keep(adapter: Adapter, mask: Adapter) -> Adapter:
     return jax.tree.map(lambda x, m: jnp.where(m, x, 0), adapter, mask)
 
 
-def truncate(adapter: Adapter, rank: Array) -> Adapter:
-    """The first ``rank`` components; the others become zero, the shapes stay.
-
-    Args:
-      adapter: leaves ``[..., i, R]`` and ``[..., R, o]``.
-      rank: ``int32[]``.
-    """
-    most = next(iter(adapter.values())).a.shape[-1]
-    mask = prefix_mask(rank, most)
-    aligned = {
-        path: mask.reshape((1,) * (pair.a.ndim - 2) + mask.shape) for path, pair in adapter.items()
-    }
-    return keep(adapter, factor_mask(aligned))
-
-
-def pad(adapter: Adapter, most: int) -> Adapter:
-    """The same adapter stored at a larger rank: new components are zero in both factors.
-
-    Raises:
-      InputError: ``most`` is below the stored rank (`truncate` lowers the rank).
-    """
-    stored = next(iter(adapter.values())).a.shape[-1]
-    if most < stored:
-        raise InputError(f"An adapter of rank {stored} cannot be padded to rank {most}.")
-
-    def wider(x: Array, axis: int) -> Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, most - stored)
-        return jnp.pad(x, widths)
-
-    return {path: LoRA(wider(p.a, -1), wider(p.b, -2)) for path, p in adapter.items()}
-
-
 def uniform_gain(template: Template, rank: Array | int | None = None) -> Gain:
     """The gain of an adapter whose first ``rank`` components (all by default) are active."""
     rank = jnp.asarray(template.rank if rank is None else rank)
@@ -171,8 +138,8 @@ def deltas(adapter: Adapter, gain: Gain) -> Kernels:
     return {path: delta(pair, gain[path]) for path, pair in adapter.items()}
 
 
-def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain, *, sign: int = 1) -> Any:
-    """A copy of the base with ``W + delta`` at the adapted kernels (``sign=-1`` takes it out).
+def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> Any:
+    """A copy of the base with ``W + delta`` at the adapted kernels.
 
     Kernels that are stored as codes become arrays there.
 
@@ -183,7 +150,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain, *, sign: int 
     _check_kernels(params, adapter)
     base = trees.flat(params)
     new = {
-        kernels[path]: (storage.full(base[kernels[path]], d.dtype) + sign * d).astype(
+        kernels[path]: (storage.full(base[kernels[path]], d.dtype) + d).astype(
             base[kernels[path]].dtype
         )
         for path, d in deltas(adapter, gain).items()

@@ -62,6 +62,14 @@ def random_adapter(where: Template, seed: int = 0, *batch: int) -> Adapter:
     return pairs
 
 
+def cut(adapter: Adapter, rank: int) -> Adapter:
+    """The first components; the others are zero, the shapes stay."""
+    return {
+        path: LoRA(pair.a.at[..., rank:].set(0), pair.b.at[..., rank:, :].set(0))
+        for path, pair in adapter.items()
+    }
+
+
 @jax.jit
 def plain(params: Any, x: jax.Array) -> jax.Array:
     return NET.apply({"params": params}, x)

@@ -90,23 +90,6 @@ def test_a_template_has_exactly_the_kernels_or_says_why_not(params, rank):
     assert adapters.parameter_count(template, rank) == rank * size
 
 
-@given(places(), st.integers(0, 99), st.data())
-@settings(deadline=None, max_examples=20)
-def test_what_is_cut_and_filled_up_is_what_was_kept(place, seed, data):
-    """At any rank, the first components are left bit for bit and the others are zero."""
-    template = template_of(place)
-    adapter = drawn(template, seed)
-    rank = data.draw(st.integers(1, template.rank))
-    short = {p: LoRA(a[..., :, :rank], b[..., :rank, :]) for p, (a, b) in adapter.items()}
-    padded = adapters.pad(short, template.rank)
-    cut = adapters.truncate(adapter, jnp.asarray(rank))
-    for path, pair in adapter.items():
-        for got in (padded[path], cut[path]):
-            np.testing.assert_array_equal(got.a[..., :rank], pair.a[..., :rank])
-            np.testing.assert_array_equal(got.b[..., :rank, :], pair.b[..., :rank, :])
-            assert not np.any(got.a[..., rank:]) and not np.any(got.b[..., rank:, :])
-
-
 @given(places(), st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
 def test_the_peft_form_is_the_same_function(place, seed):

@@ -1,4 +1,4 @@
-"""Pure functions on adapters: create, mask, truncate, multiply out, merge."""
+"""Pure functions on adapters: create, mask, multiply out, merge."""
 
 import jax
 import jax.numpy as jnp
@@ -110,23 +110,6 @@ def test_keep_removes_values_that_are_not_finite():
     assert np.all(np.isnan(out.a[:, 1]))
 
 
-@pytest.mark.parametrize("batch", [(), (5,)])
-def test_truncation_keeps_the_first_components(batch: tuple):
-    """Shapes stay, the rest is zero, and the product is that of the short factors."""
-    adapter = random_adapter(TEMPLATE, 0, *batch)
-    truncate = jax.jit(adapters.truncate)
-    truncate(adapter, jnp.asarray(1, jnp.int32))
-    compilations = truncate._cache_size()
-    for rank in range(R + 1):
-        out = jax.device_get(truncate(adapter, jnp.asarray(rank, jnp.int32)))
-        for path, (a, b) in jax.device_get(adapter).items():
-            np.testing.assert_array_equal(out[path].a[..., :rank], a[..., :rank])
-            np.testing.assert_array_equal(out[path].b[..., :rank, :], b[..., :rank, :])
-            assert out[path].a.shape == a.shape and out[path].b.shape == b.shape
-            assert not np.any(out[path].a[..., rank:]) and not np.any(out[path].b[..., rank:, :])
-    assert truncate._cache_size() == compilations
-
-
 def test_padding_leaves_the_model_as_it_is():
     """A rank-2 adapter stored at rank 2, or at rank 4 with zeros, or with junk of gain 0."""
     two = small_model.template(rank=2)
@@ -189,7 +172,7 @@ def test_adapted_and_merged_models_agree_and_merging_can_be_undone(where: adapte
     want = adapted(PARAMS, adapter, gain, INPUT)
     assert size(want - plain(PARAMS, INPUT)) > 0.1
     assert size(plain(merged, INPUT) - want) < 2e-6 * max(1, size(want))
-    back = adapters.merge(merged, adapter, gain, sign=-1)
+    back = adapters.merge(merged, adapter, jax.tree.map(jnp.negative, gain))
     for old, new in zip(jax.tree.leaves(PARAMS), jax.tree.leaves(back), strict=True):
         assert size(old - new) <= 2e-7 * max(1, size(old))
     if where is PARTLY:
@@ -218,7 +201,7 @@ def test_merging_in_bfloat16_keeps_the_type_and_cannot_be_undone_exactly():
     kernel = low["head"]["kernel"].astype(jnp.float32)
     want = (kernel + adapters.delta(adapter["head"], gain["head"])).astype(jnp.bfloat16)
     np.testing.assert_array_equal(merged["head"]["kernel"], want)
-    back = adapters.merge(merged, adapter, gain, sign=-1)
+    back = adapters.merge(merged, adapter, jax.tree.map(jnp.negative, gain))
     assert np.any(back["head"]["kernel"] != low["head"]["kernel"])
 
 

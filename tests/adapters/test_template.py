@@ -181,9 +181,7 @@ def test_parameter_count_is_the_size_of_the_arrays():
     """Left-out layers do not count."""
     for template in (TEMPLATE, small_model.template(layers=[1])):
         for rank in range(1, R + 1):
-            adapter = adapters.truncate(
-                small_model.random_adapter(template), jnp.asarray(rank, jnp.int32)
-            )
+            adapter = small_model.cut(small_model.random_adapter(template), rank)
             used = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(adapter))
             assert adapters.parameter_count(template, rank) == used
 
