@@ -1,6 +1,6 @@
 """Whether two trees of arrays are of one structure, told by the paths in which they differ."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,11 @@ def differences(got: Any, want: Any) -> Iterator[str]:
       got: arrays, or anything with a shape and a dtype.
       want: likewise.
     """
-    found, expected = _described(got), _described(want)
+    yield from unlike(by_path(got, _kind), by_path(want, _kind))
+
+
+def unlike(found: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[str]:
+    """The differences between what is said of the leaves of two trees, see `by_path`."""
     for path, what in expected.items():
         if path not in found:
             yield f"{path} is missing"
@@ -37,16 +41,24 @@ def need_same(what: str, got: Any, want: Any) -> None:
     raise_all(what, differences(got, want))
 
 
-def _described(tree: Any) -> dict[str, str]:
-    """The type and shape of every leaf by its path."""
+def by_path(tree: Any, say: Callable[[Any], str]) -> dict[str, str]:
+    """What a function says of every leaf, by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _kind(leaf) for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/"): say(leaf) for path, leaf in leaves
     }
 
 
+def kind_of(array: Any) -> str:
+    """Type and shape of an array, or of anything with both.
+
+    >>> import numpy as np
+    >>> kind_of(np.zeros((2, 3), np.int32))
+    'int32[2,3]'
+    """
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
 def _kind(leaf: Any) -> str:
-    if not hasattr(leaf, "shape"):
-        return type(leaf).__name__
-    aval = jax.typeof(leaf)
-    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+    """That which the leaf has in a trace, where a float64 of NumPy is a float32."""
+    return kind_of(jax.typeof(leaf)) if hasattr(leaf, "shape") else type(leaf).__name__

@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"types", "adapters", "clients", "rounds"},
     "reallocation": {"types", "adapters", "allocation", "federation", "rounds", "scoring"},
     "evaluation": {"types", "clients"},
-    "checkpoints": {"errors", "allocation", "clients", "files", "rounds"},
+    "checkpoints": {"errors", "structure", "allocation", "clients", "files", "rounds"},
     "results": {"errors", "checkpoints", "config", "files", "untrusted"},
     "kinds": {"types", "data", "evaluation", "metrics"},
     "answers": {"errors", "data", "generation", "kinds", "models"},

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fedjax_lora import clients, files
+from fedjax_lora import clients, files, structure
 from fedjax_lora.allocation import Scores
 from fedjax_lora.checkpoints.seal import damage, seal
 from fedjax_lora.errors import raise_all
@@ -68,13 +68,7 @@ def specs(tree: Any) -> dict[str, str]:
     >>> specs({"rank": np.zeros(3, np.int32)})
     {'rank': 'int32[3]'}
     """
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        )
-        for path, leaf in leaves
-    }
+    return structure.by_path(tree, structure.kind_of)
 
 
 def save(
@@ -154,11 +148,7 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
     # Orbax casts another type silently and words another shape as a missing handler.
     raise_all(
         f"Checkpoint {checkpoint.path} is not of this run",
-        [
-            f"{path} is {stored.get(path, 'not there')}, but must be {wanted.get(path, 'absent')}"
-            for path in sorted(wanted | stored)
-            if stored.get(path) != wanted.get(path)
-        ],
+        structure.unlike(stored, wanted),
     )
     empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays(like))
     with _checkpointer() as checkpointer:
