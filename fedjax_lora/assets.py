@@ -1,11 +1,9 @@
 """The data and the model of a run, loaded."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from fedjax_lora import clients, data, exchange, models
 from fedjax_lora.config import ExecutionConfig, RunConfig
@@ -64,7 +62,8 @@ def load_assets(
             dropout=config.model.dropout,
             remat=config.model.remat,
             weights=weights,
-            sharding=_in_parts(mesh_of(config)),
+            # At once, if they are cut: no device may have room for all of them.
+            sharding=clients.in_parts(mesh_of(config)),
             key=model_key(config),
         )
     else:
@@ -109,13 +108,6 @@ def mesh_of(config: RunConfig) -> Mesh | None:
                 "leave it out."
             )
     return None
-
-
-def _in_parts(mesh: Mesh | None) -> Callable[..., NamedSharding] | None:
-    """Where parameters go at once, if they are cut: no device may have room for all of them."""
-    if mesh is None or mesh.shape[clients.MODEL] == 1:
-        return None
-    return functools.partial(clients.parameter_sharding, mesh=mesh)
 
 
 def check_tokenizer(model: models.Pretrained) -> None:

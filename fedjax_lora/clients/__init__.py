@@ -9,7 +9,7 @@ from fedjax_lora.clients.mesh import (
     base_sharding,
     client_mesh,
     everywhere,
-    parameter_sharding,
+    in_parts,
     place,
 )
 from fedjax_lora.clients.objective import Objective, Score, TokenBatch, text_classification
@@ -29,9 +29,9 @@ __all__ = [
     "default_wave",
     "everywhere",
     "execute",
+    "in_parts",
     "make_training",
     "padded_size",
-    "parameter_sharding",
     "place",
     "text_classification",
 ]

@@ -8,7 +8,7 @@ processes: every process then holds the same values and places its own parts of 
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,15 +97,22 @@ def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
     Raises:
       InputError: the axis ``model`` divides neither inputs nor outputs of a kernel.
     """
-    if mesh is None or mesh.shape[MODEL] == 1:
+    where = in_parts(mesh)
+    if where is None:
         return jax.tree.map(lambda x: everywhere(mesh), base)
-    where = functools.partial(parameter_sharding, mesh=mesh)
     return trees.nested(
         {
             path: jax.tree.map(lambda x, path=path: where(path, x.shape), leaf)
             for path, leaf in trees.flat(base).items()
         }
     )
+
+
+def in_parts(mesh: Mesh | None) -> Callable[[str, Sequence[int]], NamedSharding] | None:
+    """Where a parameter lives, by its path and shape, if the mesh cuts the base; else None."""
+    if mesh is None or mesh.shape[MODEL] == 1:
+        return None
+    return functools.partial(parameter_sharding, mesh=mesh)
 
 
 def parameter_sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
