@@ -118,7 +118,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Tell a user whose folder cannot be written, or no longer, what to do."""
+        """Tell a user whose folder cannot be written, or no longer, what to do.
+
+        Raises:
+          InputError: what is done inside could not write.
+        """
         try:
             yield
         except (OSError, SafetensorError) as error:

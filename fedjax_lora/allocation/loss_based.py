@@ -55,6 +55,9 @@ def loss_based(
 
     Byun & Lee, "Towards Federated Low-Rank Adaptation of Language Models with Rank Heterogeneity",
     arXiv 2406.17477.
+
+    Raises:
+      InputError: ``low`` above ``high``, or a share or ``every`` out of range.
     """
     if low > high:
         raise InputError(f"Rank allocation 'loss_based' needs low <= high, got {low} and {high}.")

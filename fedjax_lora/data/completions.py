@@ -112,6 +112,9 @@ def of_choices(split: Split) -> tuple[Split, np.ndarray]:
     """One example for each choice of each question: the split, and `int64[E']`, whose choice it is.
 
     The `labels` of the result are 1 for the right choice, else 0.
+
+    Raises:
+      InputError: the examples have no choices.
     """
     if split.choices is None or split.pairs is None:
         raise InputError("These examples have no choices; take another metric.")

@@ -34,6 +34,9 @@ def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int
       path: the file.
       delimiter: `","` or `"\t"`.
       quoted: whether double quotes enclose fields; otherwise they are text.
+
+    Raises:
+      InputError: while it is read: no such file, not UTF-8, too long a line, or broken quotes.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     row = 0

@@ -220,6 +220,9 @@ def file(
       group: name of the column that says which natural client an example belongs to.
       metric: `"accuracy"`, `"f1"`, `"matthews"`, or `"pearson"` (labels are scores).
       format: a name of `readers.FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: a metric that such a task cannot have, or files that are not named by strings.
     """
     known = [name for name, kind in METRICS.items() if kind != "language"]
     if metric not in known:

@@ -128,7 +128,11 @@ def _problems(
 
 
 def stop_ids(model: Pretrained) -> tuple[int, ...]:
-    """The ids that end a text: of the checkpoint's generation config, and the tokenizer's own."""
+    """The ids that end a text: of the checkpoint's generation config, and the tokenizer's own.
+
+    Raises:
+      InputError: a generation config that cannot be read, or gives none as an id.
+    """
     stated: Any = []
     folder: Path | None = model.folder
     file = None if folder is None else folder / "generation_config.json"

@@ -95,7 +95,7 @@ def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> Server:
 def with_kernels(base: Params, kernels: Kernels) -> Params:
     """The base with the kernels a method has changed; arrays are shared, not copied.
 
-    A base with one array per layer keeps that form, see `fedjax_lora.models.by_layer`.
+    A base with one array per layer keeps that form, see `fedjax_lora.models.stack.by_layer`.
     """
     if not kernels:
         return base
