@@ -102,7 +102,7 @@ def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
         return jax.tree.map(lambda x: everywhere(mesh), base)
     return trees.nested(
         {
-            path: jax.tree.map(lambda x, path=path: where(path, x.shape), leaf)
+            path: jax.tree.map(lambda x, path=path, where=where: where(path, x.shape), leaf)
             for path, leaf in trees.flat(base).items()
         }
     )
