@@ -54,7 +54,7 @@ def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_pat
     (tmp_path / "asked.txt").write_text("aba\n")
     words = {
         "predict": [f"--input={tmp_path / 'asked.txt'}"],
-        "evaluate": [f"--task={SPEC})", f"--data-dir={folder}"],
+        "evaluate": [f"--task={SPEC.replace('plain', 'auto')})", f"--data-dir={folder}"],
     }[command]
     assert cli.main([command, str(adapter), f"--model={folder / 'llama'}", *words]) == 2
     assert "Unknown prompt format 'plane'; did you mean 'plain'?" in capsys.readouterr().err
