@@ -1,11 +1,11 @@
 """What a run writes down while it goes on: a line for each round, and checkpoints."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fedjax_lora.checkpoints import Checkpoint, Keeper, Progress
+from fedjax_lora.data import Task
 from fedjax_lora.experiment import Experiment
 from fedjax_lora.results import METRICS, TIMING, RunFolder
 from fedjax_lora.resuming import about
@@ -38,7 +38,7 @@ def journal(
         yield lambda progress, times, stopping: None
         return
     how, rounds = experiment.config.execution, experiment.config.federation.rounds
-    metric = experiment.assets.task.task.metric
+    task = experiment.assets.task.task
     folder.start(experiment.config, progress.history)
 
     def write(progress: Progress, times: dict[str, float], stopping: bool) -> None:
@@ -47,18 +47,24 @@ def journal(
         folder.append(TIMING, times)
         last = stopping or progress.round == rounds
         if last or progress.round % how.checkpoint_every == 0:
-            keeper.save(progress, score(record, metric), always=last)
+            keeper.save(progress, score(record, task), always=last)
 
     keeper = Keeper(folder.path, about(experiment), keep=how.checkpoint_keep, found=found)
     with keeper:
         yield write
 
 
-def score(record: dict[str, Any], metric: str) -> float | None:
+def score(record: dict[str, Any], task: Task) -> float | None:
     """What makes one checkpoint better than another: the metric, on validation data if there is.
 
-    >>> score({"accuracy": 0.5, "validation_accuracy": 0.4}, "accuracy")
-    0.4
+    Args:
+      record: of the round.
+      task: the run's; of a metric that is an error, the score is its negative.
+
+    Returns:
+      The higher, the better; None where the round was not evaluated, or its model has diverged.
     """
-    found = record.get(f"validation_{metric}", record.get(metric, math.nan))
-    return found if math.isfinite(found) else None
+    found = record.get(f"validation_{task.metric}", record.get(task.metric))
+    if found is None:
+        return None
+    return -found if task.lower_is_better else found

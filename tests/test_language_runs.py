@@ -15,6 +15,7 @@ from small_instructions import SPEC, fill, make
 from fedjax_lora import (
     InputError,
     answers,
+    checkpoints,
     cli,
     config,
     data,
@@ -119,6 +120,19 @@ def test_the_record_has_the_groups(finished):
     assert 0 <= last["token_accuracy"] <= 1
     assert finished.summary["start_perplexity"] > 1
     assert (finished.out / "figures" / "accuracy.png").is_file()
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
+    """And what is told of it is the perplexity itself."""
+    told = [record["validation_perplexity"] for record in finished.records]
+    assert told[0] != told[1]
+    best = checkpoints.best(checkpoints.whole(finished.out))
+    assert best.round == 1 + int(np.argmin(told))
+    assert cli.main(["inspect", str(finished.out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"  perplexity = {finished.records[-1]['perplexity']:.4f}" in printed
+    (marked,) = [line for line in printed if "the best" in line]
+    assert f"checkpoints/{best.round}:" in marked
 
 
 def test_the_traffic_was_foretold(folder, finished, assets):

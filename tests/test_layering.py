@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resuming": {
         "errors", "checkpoints", "config", "experiment", "optimizers", "processes", "results",
     },
-    "journal": {"checkpoints", "experiment", "results", "resuming"},
+    "journal": {"checkpoints", "data", "experiment", "results", "resuming"},
     "playing": {
         "trees", "allocation", "around", "checkpoints", "experiment", "reallocation", "rounds",
     },

@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
 
     path: pathlib.Path
     round: int
-    score: float | None  # the task's metric after its round; the higher, the better
+    score: float | None  # of its model, see `fedjax_lora.journal.score`; the higher, the better
     about: dict[str, Any]  # config, fingerprints, versions, history
 
 

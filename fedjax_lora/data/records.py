@@ -146,6 +146,11 @@ class Task:
         """What is predicted: a class, a score, or the next token."""
         return METRICS[self.metric]
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the metric is an error."""
+        return self.metric == "perplexity"
+
 
 class Split(NamedTuple):
     """Examples of one split.
