@@ -50,12 +50,14 @@ def level(axes: Axes, height: float, text: str, *, at: float) -> None:
 
 
 def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
-    """What a run's metric is to be compared with, in words and as a number; None if unknown.
+    """What a run's metric is to be compared with, in words and as a number.
+
+    None if it is unknown, or not finite.
 
     >>> to_beat({"start_perplexity": 9.5}, "perplexity")
     ('before training', 9.5)
     """
-    if f"start_{metric}" in summary:
+    if summary.get(f"start_{metric}") is not None:
         return "before training", summary[f"start_{metric}"]
     if metric == "accuracy" and "majority_accuracy" in summary:
         return "majority class", summary["majority_accuracy"]

@@ -21,6 +21,11 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
+def told(value: float | None) -> str:
+    """A score in words: a model that has diverged has none."""
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
     """A function that prints a round's record as a row, with a header before the first."""
     header = (
@@ -31,14 +36,14 @@ def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], Non
     def number(record: dict[str, Any], name: str) -> str:
         return "-" if record.get(name) is None else f"{record[name]:.4f}"
 
-    told = []
+    printed = []
 
     def print_row(record: dict[str, Any]) -> None:
-        if not told and record["round"] > 1:
+        if not printed and record["round"] > 1:
             console.print(f"resumed after round {record['round'] - 1}")
-        if not told:
+        if not printed:
             console.print(header)
-        told.append(record["round"])
+        printed.append(record["round"])
         seconds = record["train_seconds"] + record.get("eval_seconds", 0.0)
         console.print(
             f"{record['round']:>5}  {number(record, metric):>9}  {number(record, 'loss'):>9}  "
@@ -56,11 +61,11 @@ def print_summary(
     console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
 ) -> None:
     """Say what a finished run has come to, and where its results are."""
-    line = f"{metric} {summary[metric]:.4f}"
+    line = f"{metric} {told(summary[metric])}"
     if "majority_accuracy" in summary:
-        line += f" (always the most frequent class: {summary['majority_accuracy']:.4f})"
+        line += f" (always the most frequent class: {told(summary['majority_accuracy'])})"
     if f"start_{metric}" in summary:
-        line += f" (before training: {summary[f'start_{metric}']:.4f})"
+        line += f" (before training: {told(summary[f'start_{metric}'])})"
     console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
     if summary["train_test_overlap"]:
         console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")

@@ -120,10 +120,16 @@ def _changed(config: RunConfig) -> list[str]:
 def _last(records: Sequence[dict[str, Any]]) -> list[str]:
     if not records:
         return []
-    numbers = {k: x for k, x in records[-1].items() if isinstance(x, int | float)}
+    numbers = {k: x for k, x in records[-1].items() if x is None or isinstance(x, int | float)}
     evaluated = next((r for r in reversed(records) if "loss" in r), {})
-    numbers |= {k: x for k, x in evaluated.items() if isinstance(x, float)}
-    return [f"{k} = {x:.4f}" if isinstance(x, float) else f"{k} = {x}" for k, x in numbers.items()]
+    numbers |= {k: x for k, x in evaluated.items() if x is None or isinstance(x, float)}
+    return [f"{name} = {_number(x)}" for name, x in numbers.items()]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"  # not finite, or nobody's update counted
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _adapter(folder: pathlib.Path) -> list[str]:

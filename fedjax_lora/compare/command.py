@@ -103,7 +103,8 @@ def _line(finished: "Finished", metric: str) -> str:
     end = f"in {finished.seconds:.0f} s"
     if finished.record is None:
         return f"{start} FAILED {end}: {finished.error}"
-    return f"{start} {metric} {finished.record['summary'][metric]:.4f} {end}"
+    score = finished.record["summary"][metric]
+    return f"{start} {metric} {'not finite' if score is None else f'{score:.4f}'} {end}"
 
 
 def _print_end(console: Console, done: "Comparison") -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedjax_lora.compare.table import Line, evaluated, spread
+from fedjax_lora.compare.table import Line, evaluated, scores, spread
 from fedjax_lora.plots import level, look, style, to_beat
 
 
@@ -54,7 +55,7 @@ def _choice(line: Line) -> str:
 def _draw(axes: Axes, line: Line, over: str, unit: float, drawn: dict[str, Any]) -> None:
     histories = [evaluated(run) for run in line.runs]
     x = np.mean([[h[over] for h in history] for history in histories], axis=0) / unit
-    values = np.array([[h[line.metric] for h in history] for history in histories])
+    values = np.array([scores(history, line.metric) for history in histories])
     mean, _, half = spread(values)
     axes.plot(x, mean, marker="o", ms=3, **drawn)
     if len(values) > 1:
@@ -64,16 +65,18 @@ def _draw(axes: Axes, line: Line, over: str, unit: float, drawn: dict[str, Any])
 
 def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
     runs = [run for line in lines for run in line.runs]
-    values = [h[line.metric] for line in lines for run in line.runs for h in evaluated(run)]
+    values = [x for line in lines for run in line.runs for x in scores(evaluated(run), line.metric)]
     # A seed that chooses the test examples chooses their most frequent class too: the mean.
     beat = [found for _, r in runs if (found := to_beat(r["summary"], lines[0].metric))]
     if len(beat) == len(runs):
         values.append(float(np.mean([height for _, height in beat])))
         last = max(h["round"] for run in runs for h in evaluated(run))
         level(left, values[-1], beat[0][0], at=last)
-    low, high = np.nanmin(values), np.nanmax(values)
-    margin = 0.08 * (high - low) or 0.05
-    left.set_ylim(low - margin, high + margin)
+    reached = [value for value in values if math.isfinite(value)]
+    if reached:
+        low, high = min(reached), max(reached)
+        margin = 0.08 * (high - low) or 0.05
+        left.set_ylim(low - margin, high + margin)
     left.set(xlabel="round", ylabel=f"test {lines[0].metric}")
     right.set(xlabel="MB sent by all clients so far")
     left.set_title(title, loc="left", fontsize=9)

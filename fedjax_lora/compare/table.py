@@ -4,11 +4,14 @@ An interval is Student's, two-sided, 95 %, over seeds: it says how well the mean
 known under the assumption of normal scores, for this task and this federation. A difference is
 paired: the same seed gives two methods the same data, clients, cohorts and ranks, so that what
 both owe to a lucky seed cancels.
+
+A model that has diverged has no score, None in a record: a mean over seeds with one is none either.
 """
 
 import csv
 import io
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,7 +58,7 @@ class Line(NamedTuple):
     labels: dict[str, Any]  # method and varied fields
     metric: str
     runs: list[Run]
-    score: Estimate  # of the metric after the last round
+    score: Estimate  # of the metric after the last round; NaN if a seed has diverged
     difference: Estimate | None  # to the first method; None for itself, or without a common seed
     up: float  # bytes of a whole run, mean over seeds
     down: float
@@ -98,6 +101,11 @@ def evaluated(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def scores(history: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+    """The metric of every record; NaN where the model had diverged."""
+    return [math.nan if h[metric] is None else float(h[metric]) for h in history]
+
+
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """The tidy table: one row per run and evaluated round, all of one set of columns.
 
@@ -106,7 +114,7 @@ def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """
     found = [
         {key: _plain(x) for key, x in run[0].labels.items()}
-        | {key: x for key, x in h.items() if isinstance(x, int | float)}
+        | {key: x for key, x in h.items() if x is None or isinstance(x, int | float)}
         | {event: len(h.get(event, ())) for event in EVENTS}
         for run in runs
         for h in evaluated(run)
@@ -172,7 +180,7 @@ def _line(group: list[Run], groups: Mapping[str, list[Run]], first: str) -> Line
 
 
 def _last(group: Iterable[Run], metric: str) -> dict[int, float]:
-    return {cell.config.seed: record["history"][-1][metric] for cell, record in group}
+    return {cell.config.seed: scores(record["history"][-1:], metric)[0] for cell, record in group}
 
 
 def shown(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
@@ -192,9 +200,9 @@ def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
     yield from (str(_plain(value)) for value in line.labels.values())
     if name_metric:
         yield line.metric
-    yield f"{line.score.mean:.4f}"
-    yield "-" if line.score.n < 2 else f"{line.score.deviation:.4f}"
-    yield _interval(line.score, "")
+    yield _number(line.score.mean)
+    yield _number(line.score.deviation)
+    yield _interval(line.score)
     yield str(line.score.n)
     if several:
         yield _difference(line.difference, line.score.n)
@@ -202,16 +210,20 @@ def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
     yield f"{line.down / 1e6:.2f}"
 
 
-def _interval(score: Estimate, sign: str) -> str:
-    if score.n < 2:
+def _number(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.4f}"
+
+
+def _interval(score: Estimate, sign: str = "") -> str:
+    if math.isnan(score.half):  # of one seed, or one has diverged
         return "-"
     return f"[{score.low:{sign}.4f}, {score.high:{sign}.4f}]"
 
 
 def _difference(difference: Estimate | None, n: int) -> str:
-    if difference is None:
+    if difference is None or math.isnan(difference.mean):
         return "-"
-    text = f"{difference.mean:+.4f}"
+    text = _number(difference.mean, "+")
     text += f" {_interval(difference, '+')}" if difference.n > 1 else ""
     return text if difference.n == n else f"{text} ({difference.n} of {n} seeds)"
 

@@ -33,7 +33,7 @@ class About:
       metric: of the task.
       hub: id of the data on the hub, or "".
       training: how it was trained, in words, for the model card.
-      results: the numbers of the last evaluation, by name.
+      results: the numbers of the last evaluation, by name; None for what is not finite.
     """
 
     base: str
@@ -51,7 +51,7 @@ class About:
     metric: str = "accuracy"
     hub: str = ""
     training: dict[str, str] = dataclasses.field(default_factory=dict)
-    results: dict[str, float] = dataclasses.field(default_factory=dict)
+    results: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def regression(self) -> bool:

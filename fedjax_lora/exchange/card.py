@@ -169,7 +169,7 @@ def _body(about: About, kind: Kind, mean: bool) -> str:
     )  # fmt: skip
     rows = {"base model": f"`{_base(about)}`", "task": about.task}
     rows |= {"outputs": "text" if about.language else outputs}
-    rows |= about.training | {name: f"{x:.4f}" for name, x in about.results.items()}
+    rows |= about.training | {name: _score(x) for name, x in about.results.items()}
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     code = kind.write if about.language else kind.mean if mean else kind.use
     code = code.format(**fields)
@@ -180,6 +180,10 @@ def _body(about: About, kind: Kind, mean: bool) -> str:
         "The numbers are those of the run's own test examples. Nothing else was evaluated: bias, "
         "other domains and other languages are unknown.\n"
     )
+
+
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _what(about: About) -> str:

@@ -17,7 +17,7 @@ SUMMARY = {
 }
 
 
-def history(scores: list[float], up: int = 1000) -> list[dict[str, Any]]:
+def history(scores: list[float | None], up: int = 1000) -> list[dict[str, Any]]:
     """Two rounds for each score, of which the second was evaluated."""
     made = []
     for n in range(2 * len(scores)):
@@ -29,7 +29,9 @@ def history(scores: list[float], up: int = 1000) -> list[dict[str, Any]]:
     return made
 
 
-def runs(scores: dict[tuple, list[float]], vary: dict[str, tuple] | None = None) -> list[Run]:
+def runs(
+    scores: dict[tuple, list[float | None]], vary: dict[str, tuple] | None = None
+) -> list[Run]:
     """Runs by ``(method, *varied values, seed)``; in the order of a grid, absent ones left out."""
     methods, seeds = (tuple(dict.fromkeys(key[at] for key in scores)) for at in (0, -1))
     chosen = Grid(base=RunConfig(), methods=methods, seeds=seeds, vary=vary or {})

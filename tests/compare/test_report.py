@@ -1,6 +1,7 @@
 """The figure and the page, from runs that nobody ran."""
 
 import base64
+import math
 import re
 
 import pytest
@@ -86,6 +87,22 @@ def test_panels_and_curves(lines, monkeypatch):
     assert curves_in(axes[1])[1].get_xdata().tolist() == pytest.approx([2 * 0.002, 4 * 0.002])
     low, high = axes[0].get_ylim()
     assert low < 0.08 and 0.3 < high < 0.5, "as high as the runs, not as the bands of two seeds"
+
+
+@pytest.mark.parametrize("lost", [1, 4], ids=["one run", "all runs"])
+@pytest.mark.filterwarnings("error")
+def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
+    """The others are drawn, at their height; without any the panels are empty."""
+    scores = {(method, seed): [0.2, 0.3] for method in ("fed_plora", "hlora") for seed in (0, 1)}
+    scores |= {key: [0.2 if lost == 1 else None, None] for key in [*scores][:lost]}
+    lines = table.summarise(runs(scores))
+    assert page(lines, figures.curves(lines)).count("<img") == 1
+    first = drawn(lines, monkeypatch).axes[0]
+    broken, whole = (curve.get_ydata().tolist() for curve in curves_in(first))
+    assert broken == pytest.approx([0.2 if lost == 1 else math.nan, math.nan], nan_ok=True)
+    assert whole == pytest.approx([math.nan] * 2 if lost == 4 else [0.2, 0.3], nan_ok=True)
+    if lost == 1:
+        assert 0.19 < first.get_ylim()[0] < 0.25 and 0.3 < first.get_ylim()[1] < 0.32
 
 
 def test_one_method_is_compared_with_itself_in_one_panel(monkeypatch):

@@ -86,6 +86,39 @@ def test_lists_and_nothing_as_varied_values(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
 
 
+DIVERGED = {
+    ("fed_plora", 0): [0.1, 0.5], ("fed_plora", 1): [0.1, 0.6],
+    ("hlora", 0): [0.2, None], ("hlora", 1): [0.2, 0.8],
+    ("flora", 0): [None, None], ("flora", 1): [None, None],
+}  # fmt: skip
+
+
+def test_a_diverged_run_has_no_score_and_takes_none_from_others(tmp_path):
+    first, second, third = table.summarise(runs(DIVERGED))
+    assert first.score.mean == pytest.approx(0.55)
+    assert np.isnan(second.score.mean) and np.isnan(third.difference.mean)
+    lines = table.markdown([first, second, third]).splitlines()
+    assert lines[2].startswith("| fed_plora | 0.5500 | 0.0707 | [")
+    assert lines[3] == "| hlora | - | - | - | 2 | - | 0.01 | 0.02 |"
+    assert lines[4].startswith("| flora | - | - | - | 2 | - |")
+    rows = table.rows(runs(DIVERGED))
+    found = {key: [] for key in DIVERGED}
+    for row in rows:
+        found[row["method"], row["seed"]].append(row["accuracy"])
+    assert found == DIVERGED
+    table.write_parquet(rows, tmp_path / "t.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+    assert table.as_csv(rows).count("\n") == 1 + len(rows)
+    alone = table.rows(runs({("flora", 0): [None]}))
+    assert alone[0]["accuracy"] is None
+
+
+def test_a_difference_to_a_diverged_first_method_is_unknown():
+    scores = {("fed_plora", 0): [None], ("hlora", 0): [0.4]}
+    text = table.markdown(table.summarise(runs(scores))).splitlines()
+    assert text[3] == "| hlora | 0.4000 | - | - | 1 | - | 0.00 | 0.01 |"
+
+
 def test_markdown():
     text = table.markdown(table.summarise(runs(SCORES))).splitlines()
     assert text[0] == (
