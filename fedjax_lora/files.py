@@ -1,14 +1,17 @@
 """Files that are there as a whole or not at all, and folders that one process writes to."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from fedjax_lora.errors import InputError
+from fedjax_lora.untrusted import brief
 
 LOCK = ".lock"
 
@@ -34,6 +37,20 @@ def lock(folder: pathlib.Path) -> FileLock:
     except OSError as error:
         raise InputError(f"Folder {folder} cannot be written: {error.strerror}.") from error
     return taken
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Tell a user whose folder cannot be written, or no longer, what is wrong.
+
+    Raises:
+      InputError: what is done inside the context met a full disk, a missing permission or the like.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or brief(error)
+        raise InputError(f"Output folder {folder} cannot be written ({reason}).") from error
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -6,19 +6,17 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax
 from filelock import FileLock
-from safetensors import SafetensorError
 
 from fedjax_lora import config as configs
 from fedjax_lora import files
 from fedjax_lora.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.config import RunConfig
 from fedjax_lora.errors import InputError
-from fedjax_lora.untrusted import brief
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -101,7 +99,7 @@ class RunFolder:
         Raises:
           InputError: the folder cannot be written, or another run has taken it meanwhile.
         """
-        with self.writing():
+        with files.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = files.lock(self.path)
@@ -115,19 +113,6 @@ class RunFolder:
             self._write_lines(METRICS, history)
             self._write_lines(TIMING, self._timing(len(history)))
             (self.path / "figures").mkdir(exist_ok=True)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Tell a user whose folder cannot be written, or no longer, what to do.
-
-        Raises:
-          InputError: what is done inside could not write.
-        """
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or brief(error)
-            raise InputError(f"Output folder {self.path} cannot be written ({reason}).") from error
 
     def _check_contents(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
         present = []
@@ -168,12 +153,12 @@ class RunFolder:
 
     def write(self, name: str, values: Any) -> None:
         """Write one JSON file."""
-        with self.writing():
+        with files.writing(self.path):
             files.write(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def append(self, name: str, values: Any) -> None:
         """Append one line to a JSON-lines file."""
-        with self.writing(), (self.path / name).open("a", encoding="utf-8") as file:
+        with files.writing(self.path), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def _write_lines(self, name: str, lines: Iterable[Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_lora import config as configs
-from fedjax_lora import data, handover, optimizers, plots, processes, resuming, trees
+from fedjax_lora import data, files, handover, optimizers, plots, processes, resuming, trees
 from fedjax_lora.adapters import Template
 from fedjax_lora.allocation import Scores
 from fedjax_lora.assets import Assets
@@ -144,7 +144,7 @@ def run(
         fitted = handover.of_server(experiment, last.state)
         with processes.together():
             if folder:
-                with folder.writing():
+                with files.writing(folder.path):
                     leave(folder, experiment, made, fitted)
         return made
 

@@ -1,6 +1,7 @@
 """What a run has left behind, used from the command line: right and wrong."""
 
 import dataclasses
+import errno
 import io
 import json
 import pathlib
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from fedjax_lora import cli, handover, trees
 from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
@@ -248,6 +250,42 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error, error
     assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_one_is_in_is_not_replaced(plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        assert cli.main(["export", str(plain), f"--out={out}"]) == 2
+        assert f"Output {out} is the folder you are in" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys, monkeypatch):
+    """A folder without permission, a full disk in the middle of the weights, a file in the way."""
+    (tmp_path / "file").write_text("")
+    assert cli.main(["export", str(plain), f"--out={tmp_path / 'file' / 'new'}"]) == 2
+    assert "/new cannot be written (" in capsys.readouterr().err
+
+    def full(*given, **options):
+        raise SafetensorError("IO error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedjax_lora.exchange.save_adapter", full)
+        assert cli.main(["export", str(plain), f"--out={tmp_path / 'new'}"]) == 2
+    assert "/new cannot be written (IO error: No space left" in capsys.readouterr().err
+
+    folder = shutil.copytree(plain, tmp_path / "run")
+    shutil.rmtree(folder / "figures")
+    (folder / "figures").write_text("")
+    assert cli.main(["inspect", str(folder), "--redraw"]) == 2
+    assert f"Output folder {folder} cannot be written (File exists)" in capsys.readouterr().err
+
+    def refused(*given, **options):  # as root every folder can be written
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refused)
+    assert cli.main(["inspect", str(plain), "--redraw"]) == 2
+    assert f"{plain} cannot be written (Permission denied)" in capsys.readouterr().err
 
 
 def test_a_run_without_checkpoints_cannot_tell_its_clients(plain, tmp_path, capsys):

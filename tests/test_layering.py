@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # No federated idea, no model.
     "types": set(),
     "errors": set(),
-    "files": {"errors"},
+    "files": {"errors", "untrusted"},
     "untrusted": {"errors"},
     "trees": {"types"},
     "specs": {"errors"},
@@ -101,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runs": FOUNDATION | {
         "adapters", "allocation", "assets", "checkpoints", "config", "data", "experiment",
-        "exchange", "handover", "journal", "optimizers", "playing", "plots", "processes",
+        "exchange", "files", "handover", "journal", "optimizers", "playing", "plots", "processes",
         "programs", "results", "resuming", "rounds",
     },
     "workload": {"types", "data", "rounds"},
@@ -139,7 +139,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "data": {"numpy", "datasets", "pyarrow", "matplotlib"},
     "config": set(),
     "errors": set(),
-    "files": {"filelock"},
+    "files": {"filelock", "safetensors"},
     "untrusted": set(),
     "specs": set(),
     "metrics": {"numpy", "jaxtyping", "rouge_score"},

@@ -38,7 +38,7 @@ def main(args: Sequence[str]) -> None:
     """Export as the arguments say.
 
     Raises:
-      InputError: no run, no such client, a folder that holds something.
+      InputError: no run, no such client, a folder that holds something or cannot be written.
     """
     options = tyro.cli(ExportOptions, args=args, prog="fedjax-lora export")
     # Imported here: --help and wrong options should not wait for JAX.
@@ -47,16 +47,17 @@ def main(args: Sequence[str]) -> None:
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
+    if out.exists() and out.samefile(pathlib.Path.cwd()):
+        # It would be replaced as a whole, and the shell be left in a folder that is gone.
+        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
     fitted, about = _model(options)
-    try:
-        if options.merged:
-            size = options.shard_size
-            write = lambda path: exchange.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
-        else:
-            write = lambda path: exchange.save_adapter(path, fitted, about)  # noqa: E731
+    if options.merged:
+        size = options.shard_size
+        write = lambda path: exchange.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
+    else:
+        write = lambda path: exchange.save_adapter(path, fitted, about)  # noqa: E731
+    with files.writing(out):
         files.write_folder(out, write)
-    except OSError as error:
-        raise InputError(f"Output {out} cannot be written: {error.strerror}.") from error
     what = "merged model" if options.merged else "adapter"
     Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")
 

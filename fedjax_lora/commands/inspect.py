@@ -77,9 +77,9 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     """Draw the figure of a run's history again; returns where it is.
 
     Raises:
-      InputError: there is no round to draw.
+      InputError: there is no round to draw, or the folder cannot be written.
     """
-    from fedjax_lora import plots
+    from fedjax_lora import files, plots
     from fedjax_lora.data import find
     from fedjax_lora.errors import InputError
     from fedjax_lora.reopening import read_config
@@ -89,14 +89,15 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     if not records:
         raise InputError(f"Run {run} has no rounds yet.")
     path = run / "figures" / "accuracy.png"
-    path.parent.mkdir(exist_ok=True)
     figure = plots.history(
         records,
         metric=find(config.data.task).metric,
         title=f"{config.data.task}: {config.federation.method}",
         beat=plots.to_beat(RunFolder(run).finished() or {}, find(config.data.task).metric),
     )
-    figure.savefig(path)
+    with files.writing(run):
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path)
     return path
 
 

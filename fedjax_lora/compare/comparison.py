@@ -71,7 +71,7 @@ def compare(
 
     Raises:
       InputError: everything that is wrong with the grid, its configs, methods, data or folder,
-        before anything runs.
+        before anything runs; later, that the folder can no longer be written.
     """
     folder = claim(pathlib.Path(out))
     cells, problems = grid.cells(chosen)
@@ -154,14 +154,20 @@ def check(cells: Iterable[Cell], shelf: Shelf) -> tuple[int, list[Problem]]:
 def attempt(
     path: pathlib.Path, config: RunConfig, work: Callable[[], Result]
 ) -> tuple[Record | None, str]:
-    """The record of a run, or why there is none; the traceback is then left beside the file."""
+    """The record of a run, or why there is none; the traceback is then left beside the file.
+
+    Raises:
+      InputError: not even the traceback can be written: no other run could be kept either.
+    """
     note = path.with_suffix(".error.txt")
     try:
         record = queue.run_once(path, config, work)
     except Exception as failure:  # whatever it is, the other runs go on
-        files.write(note, traceback.format_exc())
+        with files.writing(path.parent):
+            files.write(note, traceback.format_exc())
         return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
-    note.unlink(missing_ok=True)
+    with files.writing(path.parent):
+        note.unlink(missing_ok=True)
     return record, ""
 
 
@@ -183,10 +189,8 @@ def claim(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _make(folder: pathlib.Path, chosen: Grid) -> None:
-    try:
+    with files.writing(folder):
         files.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"Output folder {folder} cannot be written: {error.strerror}.") from error
 
 
 def file_name(config: RunConfig) -> str:
@@ -199,7 +203,11 @@ def file_name(config: RunConfig) -> str:
 def leave(
     folder: pathlib.Path, chosen: Grid, runs: Sequence[Run], errors: dict[str, str]
 ) -> list[Line]:
-    """Write tables, figure and report, if any run is finished; returns the summary."""
+    """Write tables, figure and report, if any run is finished; returns the summary.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
     if not runs:
         return []
     rows, lines = table.rows(runs), table.summarise(runs)
@@ -207,11 +215,12 @@ def leave(
     text = report.page(
         lines, figure, title=title(runs), command=command(chosen, folder), errors=errors
     )
-    files.write(folder / "table.csv", table.as_csv(rows))
-    table.write_parquet(rows, folder / "table.parquet")
-    files.write(folder / "table.md", table.markdown(lines))
-    (folder / "curves.png").write_bytes(figure)
-    files.write(folder / "report.html", text)
+    with files.writing(folder):
+        files.write(folder / "table.csv", table.as_csv(rows))
+        table.write_parquet(rows, folder / "table.parquet")
+        files.write(folder / "table.md", table.markdown(lines))
+        (folder / "curves.png").write_bytes(figure)
+        files.write(folder / "report.html", text)
     return lines
 
 

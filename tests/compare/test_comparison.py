@@ -1,5 +1,6 @@
 """Whole comparisons on one layer of the real encoder and little text."""
 
+import errno
 import json
 import logging
 import re
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from fedjax_lora import config as configs
-from fedjax_lora import experiment, runs, trees
-from fedjax_lora.compare import comparison, queue
+from fedjax_lora import experiment, files, runs, trees
+from fedjax_lora.compare import command, comparison, queue
 from fedjax_lora.compare.comparison import compare
 from fedjax_lora.compare.grid import Grid
 from fedjax_lora.compare.shelf import Shelf
@@ -93,7 +94,7 @@ def test_everything_is_written(done):
     assert "fedjax-lora compare --config" in (made.out / "report.html").read_text()
 
 
-def fake(failing: tuple[int, ...] = ()):
+def fake(failing: tuple[int, ...] = (), diverging: tuple[int, ...] = ()):
     """In place of a run: what it would be, and who asked for it."""
     asked = []
 
@@ -101,11 +102,12 @@ def fake(failing: tuple[int, ...] = ()):
         asked.append((config.federation.method, config.local.learning_rate, config.seed))
         if config.seed in failing:
             raise FloatingPointError("lost its way\nfar from here")
+        lost = config.seed in diverging
+        found = {"accuracy": None if lost else 0.1 * config.seed, "loss": None if lost else 1.0}
         return types.SimpleNamespace(
             records=[{"round": 2, "train_loss": 1.0, "examples": 1, "up_bytes": 1, "down_bytes": 1,
-                      "rejected": [], "accuracy": 0.1 * config.seed, "loss": 1.0}],
-            summary={"accuracy": 0.1 * config.seed, "python": "3", "packages": {}, "devices": "1",
-                     "base_sha256": "a"},
+                      "rejected": [], **found}],
+            summary={**found, "python": "3", "packages": {}, "devices": "1", "base_sha256": "a"},
         )  # fmt: skip
 
     return asked, run
@@ -152,6 +154,56 @@ def test_a_run_that_fails_loses_no_other_and_is_repeated(done, monkeypatch):
     made, asked, _ = again(done, monkeypatch, larger)
     assert asked == [("hlora", 0.01, 8)]
     assert made.errors == {} and not note.exists()
+
+
+def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatch, capsys):
+    asked, run = fake(diverging=(2,))
+    monkeypatch.setattr(comparison, "run", run)
+    chosen, out = Grid(base=BASE, methods=("hlora", "flora"), seeds=(1, 2)), tmp_path / "out"
+    assert command.execute(chosen, out) == 0
+    assert len(asked) == 4
+    printed = capsys.readouterr().out
+    assert "hlora, seed=1: accuracy 0.1000 in" in printed
+    assert "hlora, seed=2: accuracy not finite in" in printed
+    assert "| hlora | - | - | - | 2 |" in (out / "table.md").read_text()
+    assert "<td>-</td>" in (out / "report.html").read_text()
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert command.execute(chosen, out) == 0
+    assert len(asked) == 4, "a diverged run is finished"
+
+
+def full(monkeypatch, names):
+    """A disk that has no room for files whose names end so."""
+    real = files.write
+
+    def write(path, text):
+        if path.name.endswith(names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(files, "write", write)
+
+
+@pytest.mark.parametrize("names", [(".json", ".error.txt"), ("report.html",), ("base.json",)])
+def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsys):
+    """While runs are kept, while the report is written, and before anything runs."""
+    asked, run = fake()
+    monkeypatch.setattr(comparison, "run", run)
+    chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0, 1)), tmp_path / "out"
+    comparison._make(out, chosen)
+    runs_at = out / "runs" if ".json" in names else out
+    with monkeypatch.context() as patch:
+        if ".json" in names:
+            patch.setattr(comparison, "_make", lambda folder, chosen: None)
+        full(patch, names)
+        with pytest.raises(InputError) as error:
+            command.execute(chosen, out)
+    assert str(error.value) == (
+        f"Output folder {runs_at} cannot be written (No space left on device)."
+    )
+    assert len(asked) == {".json": 1, "report.html": 2, "base.json": 0}[names[0]]
+    assert command.execute(chosen, out) == 0
+    assert (out / "report.html").is_file()
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
