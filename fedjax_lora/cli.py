@@ -240,8 +240,34 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 }
 
 
+_SMALLER_RUN = (
+    "give a smaller --wave, --batch or --eval-batch, or --remat; "
+    "fedjax-lora run --explain tells what a run needs"
+)
+LESS_MEMORY = {
+    "run": _SMALLER_RUN,
+    "compare": _SMALLER_RUN,
+    "evaluate": "give a smaller --batch",
+    "predict": "give a smaller --batch",
+}
+"""What to do where a device's memory is too small, by command."""
+
+
+def _need_of_memory(error: Exception) -> str | None:
+    """The first line of an error that says that a device has no memory left; None of any other."""
+    line = str(error).partition("\n")[0]
+    if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+        return None
+    from jax.errors import JaxRuntimeError  # here: what raised it has loaded JAX
+
+    return line if isinstance(error, JaxRuntimeError) else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (2 for bad input, 1 if some of its runs failed)."""
+    """Run a command; returns the exit status.
+
+    It is 2 for bad input, and 1 if some of its runs failed or the device's memory is too small.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words in (["--version"], ["-V"]):
         print(__version__)
@@ -259,6 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"fedjax-lora: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        need = _need_of_memory(error)
+        if need is None:
+            raise
+        advice = LESS_MEMORY.get(words[0], "use a device with more")
+        print(f"fedjax-lora: The device's memory is too small ({need}); {advice}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("fedjax-lora: stopped", file=sys.stderr)
         return 130

@@ -22,13 +22,17 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
 
     Args:
       objective: the task.
-      batch: examples predicted at once, or a few more, so that a mesh divides them.
+      batch: examples predicted at once, or a few more, so that a mesh divides them. Data with
+        fewer examples are one batch (of another size of the data another program is compiled in
+        any case).
       mesh: over whose axis ``clients`` they are spread.
     """
-    placed = {}
-    if mesh is not None:
-        batch += -batch % mesh.shape[AXIS]
-        placed = {"out_shardings": everywhere(mesh)}
+    placed = {} if mesh is None else {"out_shardings": everywhere(mesh)}
+
+    def rows_of(examples: int) -> int:
+        """How many rows a batch of a data set has."""
+        rows = min(batch, examples)
+        return rows if mesh is None else rows + -rows % mesh.shape[AXIS]
 
     @jax.jit(static_argnames="length", **placed)
     def outputs(base, data, trained, gain, index, *, length):
@@ -42,11 +46,11 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
         # Of data that training has never seen, the longest may fit into none of its lengths.
         sizes = (*objective.lengths, int(length.max()))
         order = np.argsort(length, kind="stable")
-        parts = []
-        for at in range(0, len(order), batch):
-            rows = order[at : at + batch]
+        parts, size = [], rows_of(len(order))
+        for at in range(0, len(order), size):
+            rows = order[at : at + size]
             fits = int(np.searchsorted(objective.lengths, length[rows].max()))
-            index = np.resize(rows, batch).astype(np.int32)  # a short last batch repeats its rows
+            index = np.resize(rows, size).astype(np.int32)  # a short last batch repeats its rows
             out = outputs(base, data, trained, gain, index, length=sizes[fits])
             parts.append((rows, out))
         first = np.asarray(parts[0][1])

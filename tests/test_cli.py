@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -200,3 +201,44 @@ def test_a_bad_config_file_is_explained(tmp_path, capsys):
         path.write_text(text)
         assert one_sentence(["run", f"--config={path}"], capsys, sentence)
     assert one_sentence(["run", f"--config={tmp_path / 'none.json'}"], capsys, "none.json")
+
+
+RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore\nlines"
+
+
+@pytest.mark.parametrize(
+    ("command", "told", "not_told"),
+    [
+        ("run", ["--wave", "--batch", "--remat", "--explain"], []),
+        ("compare", ["--wave", "--batch", "--remat", "--explain"], []),
+        ("evaluate", ["--batch"], ["--wave", "--remat", "--explain"]),
+        ("predict", ["--batch"], ["--wave", "--remat", "--explain"]),
+        ("export", ["use a device with more"], ["--"]),
+    ],
+)
+def test_a_device_without_memory_is_told_in_one_sentence(
+    command, told, not_told, capsys, monkeypatch
+):
+    for option in (word for word in told if word.startswith("--")):
+        with pytest.raises(SystemExit):
+            cli.main(["run" if option == "--explain" else command, "--help"])
+        assert option in capsys.readouterr().out, "what is advised must be there"
+
+    def work(args):
+        raise jax.errors.JaxRuntimeError(RAN_OUT)
+
+    monkeypatch.setitem(cli.COMMANDS, command, work)
+    assert cli.main([command]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fedjax-lora: The device's memory is too small (RESOURCE_EXHAUSTED: Out")
+    assert all(word in line for word in told) and not any(word in line for word in not_told)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL"), ValueError(RAN_OUT)])
+def test_any_other_error_keeps_its_traceback(error, monkeypatch):
+    def work(args):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "run", work)
+    with pytest.raises(type(error)):
+        cli.main(["run"])

@@ -75,3 +75,30 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
     batch = objective.take(made.data, np.arange(len(got)), problems.WIDTH)
     want = objective.outputs(made.base, given[2], gain, batch)
     np.testing.assert_allclose(got, want, atol=problems.MODE_TOLERANCE)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_few_texts_are_no_full_batch(devices, compiled):
+    """However large a batch may be; and as often compiled as before."""
+    made = problems.bag()
+    objective = clients.text_classification(made.module, (problems.WIDTH,))
+    sizes = []
+
+    def outputs(base, trained, gain, batch):
+        sizes.append(len(batch.ids))
+        return objective.outputs(base, trained, gain, batch)
+
+    mesh = clients.client_mesh(devices) if devices > 1 else None
+    few = jax.tree.map(lambda x: x[:6], made.data)
+    adapter = problems.random_adapter(made.template, 0)
+    gain = {"layers/query": jnp.ones((2, problems.R))}
+    given = (made.base, few, problems.Trained(adapter, made.head), gain)
+    placed = clients.place(given, clients.everywhere(mesh))
+    counting = objective._replace(outputs=outputs)
+    predict = evaluation.make_predict(counting, batch=1_000_000, mesh=mesh)
+    compiled.clear()
+    got, again = predict(*placed), predict(*placed)
+    assert len(compiled) == 1 and sizes == [6 if mesh is None else 8]
+    np.testing.assert_array_equal(got, again)
+    whole = evaluation.make_predict(objective, batch=4)(*given)
+    np.testing.assert_allclose(got, whole, atol=problems.MODE_TOLERANCE)
