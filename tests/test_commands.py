@@ -223,6 +223,10 @@ WRONG = [
     (["evaluate", "{run}", "--ranks", "0"], "ranks must be at least 1"),
     (["evaluate", "{run}/adapter", "--clients"], "holds no run"),
     (["evaluate", "{run}/adapter", "--model=bert-base"], "bert"),
+    (["evaluate", "{run}", "--test-examples=0"], "test_examples is 0, must be at least 1"),
+    (["evaluate", "{run}", "--pooling=mean"], "only for adapters that fedjax-lora has not made"),
+    (["predict", "{run}/adapter", "--pooling=mean"], "adapters that fedjax-lora has not made"),
+    (["predict", "{run}", "--pair=b"], "is a classifier: --pair is only for models of pairs"),
     (["predict", "{run}", "--input={none}"], "cannot be read"),
     (["predict", "{run}", "--input={run}/metrics.jsonl"], "no column 'text'"),
     (["predict", "{run}", "--batch=0"], "batch must be at least 1"),
@@ -286,6 +290,16 @@ def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys,
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", refused)
     assert cli.main(["inspect", str(plain), "--redraw"]) == 2
     assert f"{plain} cannot be written (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, plain, tmp_path, capsys):
+    out = tmp_path / "merged"
+    assert cli.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
+    assert cli.main([command, str(out), "--model=minilm", "--pooling=mean"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{out} is a classifier without an adapter" in error
+    assert "--model is only for adapters" in error and "--pooling is only for adapters" in error
 
 
 def test_a_run_without_checkpoints_cannot_tell_its_clients(plain, tmp_path, capsys):

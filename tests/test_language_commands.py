@@ -198,7 +198,10 @@ WRONG = [
     (["predict", "{run}", "--input={rows}", "--text=say", "--pair=input"], "no column 'input'"),
     (["predict", "{run}", "--answer-tokens=0"], "answer_tokens must be at least 1"),
     (["predict", "{run}/adapter"], "give it with --model"),
-    (["evaluate", "{llama}", "--model=x"], "give --task"),
+    (["evaluate", "{llama}"], "give --task"),
+    (["evaluate", "{llama}", "--model=x"], "--model is only for adapters"),
+    (["evaluate", "{llama}", "--ranks", "2"], "without an adapter: --ranks is only for adapters"),
+    (["predict", "{llama}", "--model=x", "--pooling=mean"], "--pooling is only for classifiers"),
 ]
 
 

@@ -39,7 +39,7 @@ class EvaluateOptions:
     test_examples: int | None = None
     """Use this many test examples; the run's number, or all, by default."""
     model: str | None = None
-    """The base model, if it is not where the folder says."""
+    """The base model of an adapter, if it is not where the folder says."""
     pooling: Literal["family", "mean"] | None = None
     """What the classifier of an adapter reads that was not made by fedjax-lora."""
     batch: int = 64
@@ -94,7 +94,7 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
         opened = Opened(handover.of_server(run[0], run[1].state), about)
     else:
         opened = open_folder(where, model=options.model, pooling=options.pooling)
-    check_options(where, opened, classifier={"pooling": options.pooling})
+    check_options(where, opened, model=options.model, pooling=options.pooling, ranks=options.ranks)
     loaded = _load(options, opened, config)
     assess, examples = _assess(opened, loaded, batch=options.batch, cache_dir=cache)
     tell("computing ...")
@@ -142,7 +142,8 @@ def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.Task
         # The run's own test examples: drawn as the run drew them.
         chosen, seed = config.data, config.seed
         data_dir = chosen.data_dir if data_dir is None else data_dir
-        sizes["test_examples"] = options.test_examples or chosen.test_examples
+        if options.test_examples is None:
+            sizes["test_examples"] = chosen.test_examples
     loaded = data.load(spec, data_dir=data_dir, seed=seed, **sizes)
     _check_task(loaded, opened)
     return loaded

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fedjax_lora.errors import InputError, raise_all
@@ -63,29 +63,48 @@ def open_folder(
     return open_model(found, base=model or read_config(folder).model.model)
 
 
-def check_options(
-    where: pathlib.Path,
-    opened: Opened,
-    *,
-    classifier: Mapping[str, Any] | None = None,
-    language: Mapping[str, Any] | None = None,
-) -> None:
-    """Refuse options that are of the other kind of model.
+def has_adapter(opened: Opened) -> bool:
+    """Whether a model is an adapter on a base, and no checkpoint that holds all of it."""
+    return bool(opened.fitted.sites)
+
+
+_USE: tuple[tuple[str, Callable[[Opened], bool], str], ...] = (
+    ("prompt_format", lambda opened: opened.about.language, "language models"),
+    ("answer_tokens", lambda opened: opened.about.language, "language models"),
+    ("pair", lambda opened: opened.about.language or opened.about.pair, "models of pairs"),
+    ("pooling", lambda opened: not opened.about.language, "classifiers"),
+    # What this library has made names its task, and says itself what its classifier reads.
+    (
+        "pooling",
+        lambda opened: has_adapter(opened) and not opened.about.task,
+        "adapters that fedjax-lora has not made",
+    ),
+    ("model", has_adapter, "adapters, which need a base"),
+    ("ranks", has_adapter, "adapters, which have components"),
+)
+"""Options, for which models they are, and what these are called."""
+
+
+def check_options(where: pathlib.Path, opened: Opened, **given: Any) -> None:
+    """Refuse options that would change nothing, because they are for other models.
 
     Args:
       where: the model's folder.
       opened: the model.
-      classifier: options of classifiers by name; None where one is not given.
-      language: options of language models, likewise.
+      given: options by name; None or empty where one is not given.
 
     Raises:
-      InputError: such options; all of them are named.
+      InputError: such options; all of them are named, each with the first reason.
     """
-    is_language = opened.about.language
-    wrong, own = (classifier, "classifiers") if is_language else (language, "language models")
-    what = "a language model" if is_language else "a classifier"
-    given = [name for name, value in (wrong or {}).items() if value is not None]
+    reasons: dict[str, str] = {}
+    for name, good, models in _USE:
+        if given.get(name) not in (None, ()) and not good(opened):
+            reasons.setdefault(name, models)
+    what = "a language model" if opened.about.language else "a classifier"
     raise_all(
-        f"{where} is {what}",
-        [f"--{name.replace('_', '-')} is only for {own}, leave it out" for name in given],
+        f"{where} is {what}{'' if has_adapter(opened) else ' without an adapter'}",
+        [
+            f"--{name.replace('_', '-')} is only for {models}, leave it out"
+            for name, models in reasons.items()
+        ],
     )

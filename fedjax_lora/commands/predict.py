@@ -46,7 +46,7 @@ class PredictOptions:
     """Column of the second text, for a model of pairs: "pair". For a language model, the column of
     what an instruction is about; by default there is none."""
     model: str | None = None
-    """The base model, if it is not where the folder says."""
+    """The base model of an adapter, if it is not where the folder says."""
     pooling: Literal["family", "mean"] | None = None
     """What the classifier of an adapter reads that was not made by fedjax-lora."""
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] | None = None
@@ -74,8 +74,15 @@ def main(args: Sequence[str]) -> None:
 
     keep_compiled_programs()
     opened = open_folder(options.where, model=options.model, pooling=options.pooling)
-    writing = {"prompt_format": options.prompt_format, "answer_tokens": options.answer_tokens}
-    check_options(options.where, opened, classifier={"pooling": options.pooling}, language=writing)
+    check_options(
+        options.where,
+        opened,
+        model=options.model,
+        pooling=options.pooling,
+        pair=options.pair,
+        prompt_format=options.prompt_format,
+        answer_tokens=options.answer_tokens,
+    )
     lines = (_answered if opened.about.language else _labelled)(options, opened)
     if options.out is None:
         sys.stdout.writelines(lines)
