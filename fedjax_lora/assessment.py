@@ -2,14 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_lora import data, handover, metrics
-from fedjax_lora.adapters import Template
 from fedjax_lora.checkpoints import Progress
 from fedjax_lora.exchange import Fitted
 from fedjax_lora.experiment import Experiment
@@ -118,23 +117,15 @@ def own_perplexity(
     return math.exp(sum(s * loss for s, loss in known) / total) if total else None
 
 
-def of_ranks(fitted: Fitted, assess: Assess, ranks: Mapping[int, float]) -> list[dict[str, Any]]:
-    """The model cut to lower ranks.
+def of_ranks(fitted: Fitted, assess: Assess, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    """The model cut to lower ranks, in ascending order (see `Fitted.truncated`).
 
     Args:
       fitted: the model.
       assess: how it is assessed.
-      ranks: and what the scale is multiplied by there.
+      ranks: how many components; each is computed once.
     """
-    return [
-        {"rank": rank, **assess.of(fitted.truncated(rank, factor))}
-        for rank, factor in sorted(ranks.items())
-    ]
-
-
-def scale_factors(template: Template, ranks: Sequence[int]) -> dict[int, float]:
-    """What the global adapter's scale becomes at lower ranks, as a share of what it is."""
-    return {int(r): float(template.scale(int(r))) / template.server_scale for r in set(ranks)}
+    return [{"rank": r, **assess.of(fitted.truncated(r))} for r in sorted(set(ranks))]
 
 
 def of_clients(

@@ -302,6 +302,25 @@ def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, plain, tmp_p
     assert "--model is only for adapters" in error and "--pooling is only for adapters" in error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--method=zero_padding", "--scale=alpha/r"], ["--method=flora"]],
+    ids=["the scale depends on the rank", "the base is changed"],
+)
+def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
+    """Whether clients are asked for or not; and a rank that it does not have leaves it whole."""
+    folder = run(tmp_path / "run", *words, "--ranks=tiers(ranks=[1,2])", "--learning-rate=0.03")
+    alone = evaluate(EvaluateOptions(where=folder, ranks=(1, 300)))
+    both = evaluate(EvaluateOptions(where=folder, clients=True, ranks=(1, 300)))
+    assert [row["rank"] for row in alone["ranks"]] == [1, 300]
+    assert [row["rank"] for row in both["ranks"]] == [1, 2, 300]
+    whole = alone["global"]["loss"]
+    cut, all_of_it = (row["loss"] for row in alone["ranks"])
+    assert all_of_it == whole and abs(cut - whole) > 1e-3
+    assert both["ranks"][0]["loss"] == pytest.approx(cut, abs=1e-5)
+    assert both["ranks"][2]["loss"] == pytest.approx(whole, abs=1e-5)
+
+
 def test_a_run_without_checkpoints_cannot_tell_its_clients(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")

@@ -117,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors", "assets", "checkpoints", "config", "experiment", "results", "resuming", "runs",
     },
     "assessment": {
-        "types", "adapters", "checkpoints", "data", "exchange", "experiment", "handover", "kinds",
+        "types", "checkpoints", "data", "exchange", "experiment", "handover", "kinds",
         "metrics",
     },
     "writing": {

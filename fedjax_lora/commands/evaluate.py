@@ -30,7 +30,8 @@ class EvaluateOptions:
     """Also each client's own model (its rank, local head and what a method keeps on it), and the
     global model cut to the clients' ranks; needs the run's checkpoint."""
     ranks: tuple[int, ...] = ()
-    """Also the global model cut to its first so many components."""
+    """Also the global model cut to its first so many components, each as it is in the whole model,
+    whatever the scale of a client of that rank; with more than there are it is the whole model."""
     task: str | None = None
     """Another task with the same classes, or of a language model any language task; needed where
     the folder names none. Its prompts are those of the training unless it has a format."""
@@ -104,12 +105,10 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
         "metric": loaded.task.metric,
         "global": assess.of(opened.fitted),
     }
-    ranks = dict.fromkeys(options.ranks, 1.0)
-    if run is not None:
-        template = run[0].template
-        ranks = assessment.scale_factors(template, [*run[1].rank.tolist(), *options.ranks])
+    ranks = [*options.ranks, *(() if run is None else run[1].rank.tolist())]
     if ranks:
-        found["ranks"] = assessment.of_ranks(opened.fitted, assess, ranks)
+        # In one adapter, as the run's folder holds it: the same cut with and without --clients.
+        found["ranks"] = assessment.of_ranks(opened.fitted.in_one_adapter(), assess, ranks)
     if run is not None:
         rows = assessment.of_clients(
             *run,

@@ -53,15 +53,15 @@ class Fitted(NamedTuple):
         adapter, gain = layers.from_kernels(before, self.kernels, self.adapter, self.gain)
         return self._replace(adapter=adapter, gain=gain, kernels={})
 
-    def truncated(self, rank: int, factor: float = 1.0) -> "Fitted":
-        """The model with the first components only.
+    def truncated(self, rank: int) -> "Fitted":
+        """The model with the first components only, their gains unchanged.
+
+        A model of a client of that rank is another one where the scale depends on the rank.
 
         Args:
-          rank: how many of each layer.
-          factor: what their gains are multiplied by.
+          rank: how many of each layer; all of them if it has no more.
         """
-        gain = {path: _first(g, rank) * np.float32(factor) for path, g in self.gain.items()}
-        return self._replace(gain=gain)
+        return self._replace(gain={path: _first(g, rank) for path, g in self.gain.items()})
 
     def share_of_kernels(self) -> float:
         """The adapter's size as a share of that of the matrices it adapts."""
