@@ -316,7 +316,8 @@ def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
     assert [row["rank"] for row in both["ranks"]] == [1, 4, 300]
     whole = alone["global"]["loss"]
     cut, all_of_it = (row["loss"] for row in alone["ranks"])
-    assert all_of_it == whole and abs(cut - whole) > 1e-3
+    assert all_of_it == whole
+    assert abs(cut - whole) > 5e-5  # well above the tolerance below; how much is the task's
     assert both["ranks"][0]["loss"] == pytest.approx(cut, abs=1e-5)
     assert both["ranks"][2]["loss"] == pytest.approx(whole, abs=1e-5)
 
