@@ -100,14 +100,12 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
 
 def _evidence(found: Results, claim: Claim) -> str:
     """A link to what shows it: a figure or runs of the claim's part, or the file that it names."""
-    part, where = found.parts.get(claim.part), claim.part
-    if part is None and not where.endswith(".py"):
-        return ""
-    if part is not None:
-        curves = any(finished(found, part, task) for task in part.tasks)
-        shown = claim.evidence or (f"{claim.part}.png" if curves else "runs")
-        where = f"results/{found.size}/{shown}"
-    return f"[{claim.part}]({where})" if where else ""
+    part = found.parts.get(claim.part)
+    if part is None:
+        return f"[{claim.part}]({claim.part})" if claim.part.endswith(".py") else ""
+    curves = any(finished(found, part, task) for task in part.tasks)
+    shown = claim.evidence or (f"{claim.part}.png" if curves else "runs")
+    return f"[{claim.part}](results/{found.size}/{shown})"
 
 
 COLUMNS = (

@@ -84,7 +84,9 @@ def _diagnostic(
         found = Paired(estimate(first), estimate(second), difference)
         majority = np.mean([run["summary"]["majority_accuracy"] for run in runs])
         learned = np.mean([run["history"][0]["local"] for run in runs]) >= majority + FLOOR
-        return judged(found, judge if learned else lambda _: UNTESTABLE)
+        if not learned:
+            return Finding("the client's own model learns too little", UNTESTABLE)
+        return judged(found, judge)
 
     return find
 
@@ -162,19 +164,12 @@ def _fig4() -> Iterator[Claim]:
 
 
 def _communication() -> Iterator[Claim]:
-    yield Claim(
+    yield _bytes(
         "replication sends no more than zero padding",
         "stated",
-        "fig2",
-        measured(
-            "fig2",
-            ["replication", "zero padding"],
-            lambda ours, theirs: sent(ours) / sent(theirs),
-            lambda ratio: ratio <= 1,
-            "{0:.3f} times as many bytes up and down",
-            task=TASKS[0],
-        ),
-        "runs",
+        "zero padding",
+        lambda ratio: ratio <= 1,
+        "{0:.3f} times as many bytes up and down",
     )
     found = {rank: count(rank) for rank in PUBLISHED}
     ours = ", ".join(f"{number:,} with rank {rank}" for rank, number in found.items())
@@ -189,20 +184,22 @@ def _communication() -> Iterator[Claim]:
             REPRODUCED if right else NOT_REPRODUCED,
         ),
     )
-    yield Claim(
+    yield _bytes(
         "so it sends a third, with what scoring all clients once costs",
         "a third",
-        "fig2",
-        measured(
-            "fig2",
-            ["replication", f"rank {HIGH} for all"],
-            lambda ours, theirs: sent(ours) / sent(theirs),
-            lambda ratio: ratio < 1 / 3,
-            "{0:.3f} of the bytes up and down, heads included",
-            task=TASKS[0],
-        ),
-        "runs",
+        f"rank {HIGH} for all",
+        lambda ratio: ratio < 1 / 3,
+        "{0:.3f} of the bytes up and down, heads included",
     )
+
+
+def _bytes(
+    says: str, published: str, other: str, holds: Callable[[float], bool], tell: str
+) -> Claim:
+    """A claim about the bytes that replication sends, relative to another arm's."""
+    ratio = lambda ours, theirs: sent(ours) / sent(theirs)  # noqa: E731
+    found = measured("fig2", ["replication", other], ratio, holds, tell, task=TASKS[0])
+    return Claim(says, published, "fig2", found, "runs")
 
 
 def sent(history: list[dict[str, Any]]) -> int:
