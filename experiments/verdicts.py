@@ -74,23 +74,29 @@ class Paired(NamedTuple):
     difference: Estimate
 
 
-def paired(
-    results: Results, part: str, arms: tuple[str, str], tasks: Sequence[str], value: Value
-) -> Paired | None:
-    """Both arms' means over the tasks, by seed; None unless all runs of the part's seeds exist."""
+def values(
+    results: Results, part: str, arms: Sequence[str], tasks: Sequence[str], value: Value
+) -> np.ndarray | None:
+    """A number of every run ``[arms, tasks, seeds]``; None unless all runs exist."""
     seeds = results.parts[part].seeds
     found = [[results.runs(part, arm, task) for task in tasks] for arm in arms]
     if any(len(runs) < len(seeds) for of_arm in found for runs in of_arm) or not tasks:
         return None
-    first, second = (
-        [float(np.mean([value(runs[seed]) for runs in of_arm])) for seed in seeds]
-        for of_arm in found
-    )
-    return Paired(
-        estimate(first),
-        estimate(second),
-        estimate([x - y for x, y in zip(first, second, strict=True)]),
-    )
+    return np.array([[[value(runs[s]) for s in seeds] for runs in of_arm] for of_arm in found])
+
+
+def paired(
+    results: Results, part: str, arms: tuple[str, str], tasks: Sequence[str], value: Value
+) -> Paired | None:
+    """Both arms' means over the tasks, by seed; None unless all runs of the part's seeds exist."""
+    found = values(results, part, arms, tasks, value)
+    return None if found is None else differing(*found.mean(axis=1).tolist())
+
+
+def differing(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """Two arms' numbers by seed, and their differences."""
+    difference = [x - y for x, y in zip(first, second, strict=True)]
+    return Paired(estimate(first), estimate(second), estimate(difference))
 
 
 def above_floor(results: Results, part: str, arms: Sequence[str], task: str) -> bool:

@@ -19,9 +19,9 @@ from experiments.verdicts import (
     UNTESTABLE,
     Claim,
     Finding,
-    Paired,
     close,
     course,
+    differing,
     higher,
     is_above,
     is_as_large,
@@ -31,7 +31,7 @@ from experiments.verdicts import (
     progress,
 )
 from fedjax_lora.compare.queue import Record
-from fedjax_lora.compare.table import Estimate, estimate
+from fedjax_lora.compare.table import Estimate
 
 FIGURE = "figure, values not available"
 
@@ -80,13 +80,11 @@ def _diagnostic(
         if len(runs) < len(part.seeds):
             return Finding(progress(results, part.name, [*part.arms], part.tasks), NOT_RUN)
         first, second = ([run["history"][0][name] for run in runs] for name in pair)
-        difference = estimate([x - y for x, y in zip(first, second, strict=True)])
-        found = Paired(estimate(first), estimate(second), difference)
         majority = np.mean([run["summary"]["majority_accuracy"] for run in runs])
         learned = np.mean([run["history"][0]["local"] for run in runs]) >= majority + FLOOR
         if not learned:
             return Finding("the client's own model learns too little", UNTESTABLE)
-        return judged(found, judge)
+        return judged(differing(first, second), judge)
 
     return find
 

@@ -19,6 +19,7 @@ from experiments.verdicts import (
     measured,
     progress,
     untestable,
+    values,
 )
 from fedjax_lora.compare.table import estimate
 
@@ -73,16 +74,11 @@ GAIN = 0.39
 
 def gain(results: Results) -> Finding:
     """Fed-PLoRA's accuracy relative to its baselines', by seed a mean over them and the tasks."""
-    part, arms = results.parts["glue"], ("Fed-PLoRA", *BASELINES)
-    runs = {arm: [results.runs("glue", arm, task) for task in part.tasks] for arm in arms}
-    if any(len(of_task) < len(part.seeds) for of in runs.values() for of_task in of):
-        return Finding(progress(results, "glue", arms, part.tasks), NOT_RUN)
-    accuracy = {
-        arm: np.array([[last(of_task[seed]) for of_task in of] for seed in part.seeds])
-        for arm, of in runs.items()
-    }
-    ratios = np.mean([accuracy["Fed-PLoRA"] / accuracy[other] - 1 for other in BASELINES], axis=0)
-    found = estimate(ratios.mean(axis=1).tolist())
+    tasks, arms = results.parts["glue"].tasks, ("Fed-PLoRA", *BASELINES)
+    accuracy = values(results, "glue", arms, tasks, last)
+    if accuracy is None:
+        return Finding(progress(results, "glue", arms, tasks), NOT_RUN)
+    found = estimate((accuracy[0] / accuracy[1:] - 1).mean(axis=(0, 1)).tolist())
     ours = f"{100 * found.mean:+.1f} % [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     return Finding(ours, is_as_large(found, GAIN))
 

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.drawing import COLUMNS, sheet
 from experiments.markdown import as_table
 from experiments.open_question import BY_EXAMPLES, CONTROL, DEEPER, METHODS, MIXES, PAIR
 from experiments.study import Results
-from experiments.verdicts import Paired, Value, best, interval, last, paired
+from experiments.verdicts import Paired, Value, best, interval, last, paired, values
 from fedjax_lora.compare.table import Estimate, estimate
 from fedjax_lora.plots import COLOURS, GREY, style
 
@@ -135,21 +136,12 @@ def over_settings(
     results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
 ) -> Estimate | None:
     """The difference as a mean over tasks and mixes, by seed; None if a run is missing."""
-    if any(_one(results, name, pair, value) is None for name in names) or not names:
+    found = [values(results, name, pair, results.parts[name].tasks, value) for name in names]
+    there = [of_name for of_name in found if of_name is not None]
+    if len(there) < len(names) or not names:
         return None
-    by_seed = [
-        sum(_difference(results, name, pair, value, seed) for name in names) / len(names)
-        for seed in results.parts[names[0]].seeds
-    ]
-    return estimate(by_seed)
-
-
-def _difference(
-    results: Results, name: str, pair: tuple[str, str], value: Value, seed: int
-) -> float:
-    (task,) = results.parts[name].tasks
-    first, second = (value(results.runs(name, arm, task)[seed]) for arm in pair)
-    return first - second
+    first, second = np.concatenate(there, axis=1).mean(axis=1)
+    return estimate((first - second).tolist())
 
 
 def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Paired | None:
