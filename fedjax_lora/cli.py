@@ -253,20 +253,23 @@ LESS_MEMORY = {
 """What to do where a device's memory is too small, by command."""
 
 
-def _need_of_memory(error: Exception) -> str | None:
-    """The first line of an error that says that a device has no memory left; None of any other."""
+def _memory(error: Exception) -> str | None:
+    """Whose memory an error says is too small, with its first line; None of any other error."""
     line = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError):
+        return f"This machine's memory is too small ({line or 'no allocation is told'})"
     if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
         return None
     from jax.errors import JaxRuntimeError  # here: what raised it has loaded JAX
 
-    return line if isinstance(error, JaxRuntimeError) else None
+    of_device = isinstance(error, JaxRuntimeError)
+    return f"The device's memory is too small ({line})" if of_device else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    It is 2 for bad input, and 1 if some of its runs failed or the device's memory is too small.
+    It is 2 for bad input, and 1 if some of its runs failed or memory is too small.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words in (["--version"], ["-V"]):
@@ -286,11 +289,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedjax-lora: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        need = _need_of_memory(error)
-        if need is None:
+        too_small = _memory(error)
+        if too_small is None:
             raise
-        advice = LESS_MEMORY.get(words[0], "use a device with more")
-        print(f"fedjax-lora: The device's memory is too small ({need}); {advice}.", file=sys.stderr)
+        advice = LESS_MEMORY.get(words[0], "use one with more")
+        print(f"fedjax-lora: {too_small}; {advice}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("fedjax-lora: stopped", file=sys.stderr)

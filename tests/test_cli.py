@@ -213,11 +213,20 @@ RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n
         ("compare", ["--wave", "--batch", "--remat", "--explain"], []),
         ("evaluate", ["--batch"], ["--wave", "--remat", "--explain"]),
         ("predict", ["--batch"], ["--wave", "--remat", "--explain"]),
-        ("export", ["use a device with more"], ["--"]),
+        ("export", ["use one with more"], ["--"]),
     ],
 )
-def test_a_device_without_memory_is_told_in_one_sentence(
-    command, told, not_told, capsys, monkeypatch
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        (jax.errors.JaxRuntimeError(RAN_OUT), "The device's memory is too small (RESOURCE_EXHAUS"),
+        (MemoryError("Unable to allocate 9 GiB"), "This machine's memory is too small (Unable to"),
+        (MemoryError(), "This machine's memory is too small (no allocation is told)"),
+    ],
+    ids=["device", "array", "python"],
+)
+def test_too_little_memory_is_told_in_one_sentence(
+    error, begins, command, told, not_told, capsys, monkeypatch
 ):
     for option in (word for word in told if word.startswith("--")):
         with pytest.raises(SystemExit):
@@ -225,12 +234,12 @@ def test_a_device_without_memory_is_told_in_one_sentence(
         assert option in capsys.readouterr().out, "what is advised must be there"
 
     def work(args):
-        raise jax.errors.JaxRuntimeError(RAN_OUT)
+        raise error
 
     monkeypatch.setitem(cli.COMMANDS, command, work)
     assert cli.main([command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fedjax-lora: The device's memory is too small (RESOURCE_EXHAUSTED: Out")
+    assert line.startswith(f"fedjax-lora: {begins}")
     assert all(word in line for word in told) and not any(word in line for word in not_told)
 
 
