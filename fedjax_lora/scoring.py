@@ -40,9 +40,11 @@ ScoreFn = Callable[[Params, Any, Any, FederatedState, Plan, Key], Seen]
 def rows_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) -> list[Rows]:
     """Every example once, each in the first of the ascending buckets it fits into.
 
+    The batches of a bucket are as small as their number allows: all that is in them is computed.
+
     >>> rows = rows_by_length(np.array([3, 9, 2, 4]), (4, 9), batch=2)
     >>> [(part.size, part.index.tolist()) for part in rows]
-    [(4, [[0, 2], [3, 3]]), (9, [[1, 1]])]
+    [(4, [[0, 2], [3, 3]]), (9, [[1]])]
     """
     fits = np.searchsorted(np.asarray(buckets), length)
     made = []
@@ -50,9 +52,10 @@ def rows_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) ->
         own = np.flatnonzero(fits == n).astype(np.int32)
         if len(own):
             steps = -(-len(own) // batch)
-            filled = np.pad(own, (0, steps * batch - len(own)), mode="edge")
-            valid = np.arange(steps * batch) < len(own)
-            made.append(Rows(size, filled.reshape(steps, batch), valid.reshape(steps, batch)))
+            each = -(-len(own) // steps)
+            filled = np.pad(own, (0, steps * each - len(own)), mode="edge")
+            valid = np.arange(steps * each) < len(own)
+            made.append(Rows(size, filled.reshape(steps, each), valid.reshape(steps, each)))
     return made
 
 
