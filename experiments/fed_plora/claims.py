@@ -30,6 +30,9 @@ NOISE = "noise.png"
 EXACT = 1e-3
 """Noise relative to the round's ideal update that counts as none."""
 
+LOW = 0.1
+"""A mean cosine that counts as low; the paper's is in a figure only."""
+
 RATIOS = {"initialization": "init_ratio", "aggregation": "agg_ratio"}
 
 
@@ -85,24 +88,26 @@ def gain(results: Results) -> Finding:
 
 def _similarity() -> Iterator[Claim]:
     grown = lambda rounds: rounds[-1]["same_cosine"] - rounds[0]["same_cosine"]  # noqa: E731
-    apart = lambda rounds: min(h["same_cosine"] - abs(h["cross_cosine"]) for h in rounds)  # noqa: E731
-    for says, value, tell in (
+    cross = lambda rounds: max(abs(h["cross_cosine"]) for h in rounds)  # noqa: E731
+    for says, value, holds, tell in (
         (
             "modules of the same index grow alike on different clients (Fig. 2)",
             grown,
+            lambda x: x > 0,
             "their cosine changes by {0:+.3f} ± {1:.3f} from the first to the last round",
         ),
         (
-            "they are more alike than modules of different index in every round (Fig. 2)",
-            apart,
-            "their cosine is at least {0:.3f} ± {1:.3f} higher",
+            f"the cosine of modules of different index stays low (below {LOW:g}, Fig. 2)",
+            cross,
+            lambda x: x < LOW,
+            "it is at most {0:.3f} ± {1:.3f} in any round",
         ),
     ):
         yield Claim(
             says,
             "figure, values not available",
             "measured",
-            _measured(["Fed-PLoRA"], value, lambda x: x > 0, tell),
+            _measured(["Fed-PLoRA"], value, holds, tell),
             NOISE,
         )
 
