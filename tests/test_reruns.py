@@ -477,7 +477,8 @@ def test_the_plan_counts_every_run_once(monkeypatch, tmp_path):
     assert planned["byun_lee"] == len({c.config for c in cells}) < len(cells)  # two are shared
 
 
-def test_wrong_input_is_one_sentence(tmp_path, capsys):
+def test_wrong_input_is_one_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(study, "ROOT", tmp_path)  # no run is finished there
     assert small.small(str(tmp_path), ("nonsense",)) == 2
     assert "nonsense" in capsys.readouterr().out
     assert small.small(str(tmp_path / "absent"), ("hlora",)) == 2
