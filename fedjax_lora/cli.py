@@ -250,7 +250,7 @@ LESS_MEMORY = {
     "evaluate": "give a smaller --batch",
     "predict": "give a smaller --batch",
 }
-"""What to do where a device's memory is too small, by command."""
+"""What to do where memory is too small, a device's or the machine's, by command."""
 
 
 def _memory(error: Exception) -> str | None:
