@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from experiments.hlora import STUDY, TASKS
+from experiments.hlora import LEARNED, STUDY, TASKS
 from experiments.telling import Report, publish
 from experiments.verdicts import Claim, course, higher, last
 
@@ -15,8 +15,8 @@ FIGURE = "Fig. 3, values not available"
 
 
 def claims() -> list[Claim]:
-    """All of the paper's claims."""
-    return [*_table(), *_fig3()]
+    """All of the paper's claims, those on the mean also for tasks that the small size learns."""
+    return [*_table(), *_fig3("table", "the tasks"), *_learned()]
 
 
 def _table() -> Iterator[Claim]:
@@ -30,15 +30,26 @@ def _table() -> Iterator[Claim]:
         )
 
 
-def _fig3() -> Iterator[Claim]:
+def _fig3(part: str, tasks: str) -> Iterator[Claim]:
     for says, first, second, value in (
         ("reconstruction learns faster than naive averaging", SAME, NAIVE, course),
         ("reconstruction ends above naive averaging", SAME, NAIVE, last),
         ("mixed ranks learn more slowly than equal ranks", SAME, HLORA, course),
         ("mixed ranks end above equal ranks", HLORA, SAME, last),
     ):
-        found = higher("table", first, second, value=value)
-        yield Claim(f"{says} (mean over the tasks)", FIGURE, "table", found)
+        found = higher(part, first, second, value=value)
+        yield Claim(f"{says} (mean over {tasks})", FIGURE, part, found)
+
+
+def _learned() -> Iterator[Claim]:
+    tasks = " and ".join(LEARNED)
+    yield Claim(
+        f"HLoRA with mixed ranks ends above naive averaging (mean over {tasks})",
+        "other tasks: 3.1 to 7.8 points",
+        "learned",
+        higher("learned", HLORA, NAIVE),
+    )
+    yield from _fig3("learned", tasks)
 
 
 REPORT = Report(STUDY, claims())
