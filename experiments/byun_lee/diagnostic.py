@@ -1,5 +1,7 @@
 """What one aggregation does to the model of a high-quality client."""
 
+import functools
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +10,9 @@ import numpy as np
 from fedjax_lora import rounds
 from fedjax_lora.compare.grid import changed
 from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import Assets, prepare
-from fedjax_lora.programs import Programs
+from fedjax_lora.experiment import Assets, Experiment, prepare
+from fedjax_lora.programs import Programs, RoundRecipe
+from fedjax_lora.rounds import Local, Plan, RoundFn
 from fedjax_lora.runs import run
 
 AFTER = ("zero_padding", "replication")
@@ -26,31 +29,47 @@ def diagnose(config: RunConfig, assets: Assets, programs: Programs) -> Diagnosed
     """Test accuracy of a high-rank client's own model, and of what the aggregations make of it.
 
     A client of the highest rank receives the whole global model, so its accuracy after the
-    aggregation is the global model's. Seed and plan are the same in all three, hence the local
-    training is, too.
+    aggregation is the global model's. All three begin at the same local training.
     """
-    first = {"round": 1, "local": own_accuracy(config, assets, programs)}
-    for method in AFTER:
-        result = run(
-            changed(config, {"federation.method": method}), assets=assets, programs=programs
-        )
-        first[method] = result.records[-1]["accuracy"]
-    return Diagnosed([first], result.summary)
-
-
-def own_accuracy(config: RunConfig, assets: Assets, programs: Programs) -> float:
-    """Test accuracy of the first client of the highest rank after its local training."""
+    began, worked = time.perf_counter(), time.process_time()
     ready = prepare(config, assets, programs)
     plan = ready.federation.plan(0, ready.rank, config.local.learning_rate)
+    local = train_locally(ready, plan)
+    first = {"round": 1, "local": own_accuracy(ready, plan, local)}
+    summary = {}
+    for method in AFTER:
+        after = changed(config, {"federation.method": method})
+        replayed = programs._replace(round=functools.partial(aggregation, local))
+        result = run(after, assets=assets, programs=replayed)
+        first[method], summary = result.records[-1]["accuracy"], result.summary
+    seconds = {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - worked,
+    }
+    return Diagnosed([first], summary | seconds)
+
+
+def train_locally(ready: Experiment, plan: Plan) -> Local:
+    """The first half of the first round, which padding rules have in common."""
     _, train, execution = ready.recipe.parts()
-    locally = jax.jit(
-        rounds.make_local(
-            ready.method, ready.template, train, heads=config.federation.heads, **execution
-        )
+    locally = rounds.make_local(
+        ready.method, ready.template, train, heads=ready.recipe.heads, **execution
     )
-    key = jax.random.key(config.seed)
-    trained = locally(ready.base, ready.data, ready.state, plan, key).trained
+    key = jax.random.key(ready.config.seed)
+    return jax.jit(locally)(ready.base, ready.data, ready.state, plan, key)
+
+
+def own_accuracy(ready: Experiment, plan: Plan, local: Local) -> float:
+    """Test accuracy of the first client of the highest rank after its local training."""
     chosen = int(np.argmax(plan.rank))
-    own = jax.tree.map(lambda x: x[chosen], trained)
+    own = jax.tree.map(lambda x: x[chosen], local.trained)
     server = ready.state.server._replace(adapter=own.adapter)
     return ready.evaluate(ready.state._replace(server=server, head=own.head))["accuracy"]
+
+
+def aggregation(local: Local, recipe: RoundRecipe) -> RoundFn:
+    """The recipe's round after a local training that has already happened."""
+    method, *_ = recipe.parts()
+    cohort = len(local.report.loss)
+    trained = lambda *_: (local.trained, local.report)  # noqa: E731
+    return rounds.make_round(method, recipe.template, trained, heads=recipe.heads, wave=cohort)
