@@ -10,7 +10,7 @@ from experiments.benchmarks.compilation import report
 from experiments.benchmarks.compilation.listen import Compiler, branches
 from experiments.benchmarks.compilation.run import Setting, main
 
-TINY = Setting(clients=6, cohort=3, rounds=3, train=80, test=10, tokens=32, batch=4, layers=1)
+TINY = Setting(clients=8, cohort=3, rounds=3, train=80, test=10, tokens=32, batch=4, layers=1)
 
 
 @pytest.fixture(scope="module")
