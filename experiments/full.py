@@ -9,8 +9,8 @@ import sys
 
 import tyro
 
-from experiments.rerun import main
-from experiments.studies import STUDIES
+from experiments.tools.runner import main
+from experiments.tools.registry import STUDIES
 
 
 def full(data_dir: str | None = None, only: tuple[str, ...] = ()) -> int:

@@ -2,7 +2,7 @@
 
 import inspect
 
-from experiments.markdown import as_table, put
+from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
 
 

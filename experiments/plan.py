@@ -2,10 +2,10 @@
 
 import statistics
 
-from experiments.markdown import as_table
-from experiments.studies import STUDIES
-from experiments.study import Size, Study, distinct
-from fedjax_lora.config import RunConfig
+from experiments.tools.markdown import as_table
+from experiments.tools.registry import STUDIES
+from experiments.tools.study import Size, Study, distinct
+from fedjax_lora.runs.config import RunConfig
 
 COLUMNS = ("study", "runs", "finished", "CPU minutes a run", "CPU hours in all", "CPU hours left")
 

@@ -2,15 +2,15 @@
 
 import collections
 
-from experiments.byun_lee.report import REPORT as BYUN_LEE
-from experiments.fed_plora.report import REPORT as FED_PLORA
-from experiments.hlora.report import REPORT as HLORA
-from experiments.markdown import as_table, put
-from experiments.open_question.differences import outcome
-from experiments.open_question.report import REPORT as OPEN_QUESTION
-from experiments.study import distinct, results
-from experiments.telling import publish
-from experiments.verdicts import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
+from experiments.papers.byun_lee.report import REPORT as BYUN_LEE
+from experiments.papers.fed_plora.report import REPORT as FED_PLORA
+from experiments.papers.hlora.report import REPORT as HLORA
+from experiments.tools.markdown import as_table, put
+from experiments.papers.fed_plora_vs_flexlora.differences import outcome
+from experiments.papers.fed_plora_vs_flexlora.report import REPORT as OPEN_QUESTION
+from experiments.tools.study import distinct, results
+from experiments.tools.report import publish
+from experiments.tools.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
 
 REPORTS = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)

@@ -8,19 +8,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments import turns
-from experiments.study import Size, Stage, Study, distinct
-from fedjax_lora import files
-from fedjax_lora.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.compare import grid
-from fedjax_lora.compare.comparison import Finished, check, run_missing
-from fedjax_lora.compare.grid import Cell
-from fedjax_lora.compare.shelf import Shelf
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError, unknown
-from fedjax_lora.experiment import Assets
-from fedjax_lora.programs import Programs, programs
-from fedjax_lora.runs import Result, run
+from experiments.tools import alternate
+from experiments.tools.study import Size, Stage, Study, distinct
+from fedjax_lora.core import atomic_io
+from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.runs.sweep import grid
+from fedjax_lora.runs.sweep.runner import Finished, check, run_missing
+from fedjax_lora.runs.sweep.grid import Cell
+from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.outputs import Result
+from fedjax_lora.runs.run import run
 
 Told = Callable[[str], Any]
 
@@ -80,7 +81,7 @@ def run_stage(
     shelf = Shelf(str(cache_dir() / "tokens"))
     steps, problems = check([c._replace(config=locate(c.config)) for c in missing], shelf)
     grid.refuse(problems)
-    files.write(folder / "machine.json", json.dumps(turns.machine()) + "\n")
+    atomic_io.write(folder / "machine.json", json.dumps(alternate.machine()) + "\n")
     shared = programs(least_steps=steps)
     seconds: list[float] = []
 

@@ -12,8 +12,8 @@ import sys
 
 import tyro
 
-from experiments.rerun import main
-from experiments.studies import STUDIES
+from experiments.tools.runner import main
+from experiments.tools.registry import STUDIES
 
 
 def small(data_dir: str, only: tuple[str, ...] = ()) -> int:

@@ -1,8 +1,8 @@
 """All reruns, in the order in which they are run: the open question first."""
 
-from experiments.byun_lee import STUDY as BYUN_LEE
-from experiments.fed_plora import STUDY as FED_PLORA
-from experiments.hlora import STUDY as HLORA
-from experiments.open_question import STUDY as OPEN_QUESTION
+from experiments.papers.byun_lee import STUDY as BYUN_LEE
+from experiments.papers.fed_plora import STUDY as FED_PLORA
+from experiments.papers.hlora import STUDY as HLORA
+from experiments.papers.fed_plora_vs_flexlora import STUDY as OPEN_QUESTION
 
 STUDIES = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)

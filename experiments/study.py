@@ -4,20 +4,12 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from fedjax_lora.compare import queue
-from fedjax_lora.compare.grid import Cell, changed
-from fedjax_lora.compare.queue import Record
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    ModelConfig,
-    RunConfig,
-)
-from fedjax_lora.experiment import Assets
-from fedjax_lora.programs import Programs
+from fedjax_lora.runs.sweep import record_store
+from fedjax_lora.runs.sweep.grid import Cell, changed
+from fedjax_lora.runs.sweep.record_store import Record
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.compilation import Programs
 
 ROOT = pathlib.Path(__file__).parent
 
@@ -93,7 +85,7 @@ class Study(NamedTuple):
 
     def records(self, size: Size) -> Records:
         """The finished runs."""
-        return queue.finished(self.folder(size) / "runs")
+        return record_store.finished(self.folder(size) / "runs")
 
     def parts(self, size: Size, records: Records) -> list[Part]:
         """The parts of all stages."""

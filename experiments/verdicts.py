@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.study import Results
-from fedjax_lora.compare.queue import Record
-from fedjax_lora.compare.table import Estimate, estimate
+from experiments.tools.study import Results
+from fedjax_lora.runs.sweep.record_store import Record
+from fedjax_lora.runs.sweep.statistics import Estimate, estimate
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNTESTABLE, NOT_RUN = "not testable here", "not yet run"

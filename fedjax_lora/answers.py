@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from fedjax_lora import data, generation
-from fedjax_lora.data.completions import prompt_length
-from fedjax_lora.errors import InputError
-from fedjax_lora.kinds import Global
+from fedjax_lora import data
+from fedjax_lora.evaluation import generation
+from fedjax_lora.data.instruction_tokens import prompt_length
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.evaluation.predict import Global
 from fedjax_lora.models import DecoderConfig, Pretrained
 
 

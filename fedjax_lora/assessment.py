@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lora import data, handover, metrics
-from fedjax_lora.checkpoints import Progress
-from fedjax_lora.exchange import Fitted
-from fedjax_lora.experiment import Experiment
-from fedjax_lora.kinds import Global, Judge, Scores
-from fedjax_lora.types import Trained
+from fedjax_lora import data
+from fedjax_lora.runs import outputs as run_outputs
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.interop import Fitted
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.evaluation.task_types import Judge, Scores
+from fedjax_lora.core.types import Trained
 
 
 class Assess(NamedTuple):
@@ -156,7 +159,7 @@ def of_clients(
     known: dict[str, Any] = {}
     found = []
     for client, rank in enumerate(progress.rank.tolist()):
-        fitted = handover.of_client(experiment, progress, client)
+        fitted = run_outputs.of_client(experiment, progress, client)
         which = _digest(fitted)
         if which not in known:
             known[which] = assess.look(fitted)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from fedjax_lora import clients, data, exchange, models
-from fedjax_lora.config import ExecutionConfig, RunConfig
-from fedjax_lora.errors import InputError
-from fedjax_lora.kinds import KINDS
-from fedjax_lora.types import Key
+from fedjax_lora import federated, data, interop, models
+from fedjax_lora.runs.config import ExecutionConfig, RunConfig
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.evaluation.task_types import KINDS
+from fedjax_lora.core.types import Key
 
 
 class Assets(NamedTuple):
@@ -63,7 +63,7 @@ def load_assets(
             remat=config.model.remat,
             weights=weights,
             # At once, if they are cut: no device may have room for all of them.
-            sharding=clients.in_parts(mesh_of(config)),
+            sharding=federated.in_parts(mesh_of(config)),
             key=model_key(config),
         )
     else:
@@ -100,7 +100,7 @@ def mesh_of(config: RunConfig) -> Mesh | None:
     """
     how, usual = config.execution, ExecutionConfig()
     if how.mode == "sharded":
-        return clients.client_mesh(how.devices, how.mesh)
+        return federated.client_mesh(how.devices, how.mesh)
     for name in ("devices", "mesh"):
         if getattr(how, name) != getattr(usual, name):
             raise InputError(
@@ -142,4 +142,4 @@ def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained
       InputError: an adapter that cannot be read, or of another model.
     """
     folder = config.lora.adapter
-    return model if folder is None else exchange.with_parts(model, folder)
+    return model if folder is None else interop.with_parts(model, folder)

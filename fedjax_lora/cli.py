@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_lora import __version__
-from fedjax_lora.commands import evaluate, export, inspect, predict
-from fedjax_lora.compare import command as compare
-from fedjax_lora.config import RunConfig, demo
-from fedjax_lora.config import load as load_config
-from fedjax_lora.errors import InputError, Stopped, unknown
-from fedjax_lora.interrupts import after_this_round
-from fedjax_lora.terminal import print_summary, progress_bar, row_printer
+from fedjax_lora.cli import evaluate, export, inspect, predict
+from fedjax_lora.cli import compare
+from fedjax_lora.runs.config import RunConfig, demo
+from fedjax_lora.runs.config import load as load_config
+from fedjax_lora.core.errors import InputError, Stopped, unknown
+from fedjax_lora.cli.signals import after_this_round
+from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -86,10 +86,10 @@ def run_command(args: Sequence[str]) -> int:
 
 def explain(config: RunConfig) -> list[str]:
     """What a run would need, in lines; weights are not read and nothing is written but tokens."""
-    from fedjax_lora.assets import load_assets
-    from fedjax_lora.cache import cache_dir
-    from fedjax_lora.explain import needs, told
-    from fedjax_lora.workload import product_rate
+    from fedjax_lora.runs.loading import load_assets
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.runs.cost import needs, told
+    from fedjax_lora.runs.cost.round_flops import product_rate
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
     found = needs(config, assets)
@@ -99,37 +99,37 @@ def explain(config: RunConfig) -> list[str]:
 def execute(options: RunOptions) -> int:
     """Run a config, telling the terminal about it; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora import processes
+    from fedjax_lora.core import distributed
 
     others = (options.coordinator_address, options.num_processes, options.process_id)
     if not options.distributed and others == (None, None, None):
         return _execute(options)
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
-    with processes.joined(*others):
+    with distributed.joined(*others):
         return _execute(dataclasses.replace(options, run=config))
 
 
 def _execute(options: RunOptions) -> int:
     """`execute`, on one of the processes."""
-    from fedjax_lora import processes
-    from fedjax_lora.assets import load_assets
-    from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.runs import run
+    from fedjax_lora.core import distributed
+    from fedjax_lora.runs.loading import load_assets
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.runs.run import run
 
     _check_resume(options)
     keep_compiled_programs()
     config = options.run
     if options.explain:
-        with processes.together():
+        with distributed.together():
             lines = explain(config)
-        if processes.first():
+        if distributed.first():
             print("\n".join(lines))
         return 0
     out = options.resume or options.out or default_out(config)
-    console = Console(highlight=False, soft_wrap=True, quiet=not processes.first())
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.first())
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
-    with processes.together():
+    with distributed.together():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
@@ -153,7 +153,7 @@ def _execute(options: RunOptions) -> int:
             console.print(
                 f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
             )
-            return 128 + max(processes.of_all(signal()))
+            return 128 + max(distributed.of_all(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
     print_summary(console, result.summary, assets.task.task.metric, out)

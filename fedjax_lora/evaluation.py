@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_lora.clients.mesh import AXIS, everywhere
-from fedjax_lora.clients.objective import Objective
-from fedjax_lora.types import Gain, Params, Trained
+from fedjax_lora.federated.sharding import AXIS, everywhere
+from fedjax_lora.federated.objectives import Objective
+from fedjax_lora.core.types import Gain, Params, Trained
 
 Predict = Callable[[Params, Any, Trained, Gain], np.ndarray]
 

@@ -8,45 +8,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import (
-    adapters,
-    allocation,
-    around,
-    clients,
-    data,
-    exchange,
-    methods,
-    models,
-    promotion,
-    rounds,
-    trees,
-)
-from fedjax_lora.adapters import Template
-from fedjax_lora.assets import Assets, load_assets, mesh_of
-from fedjax_lora.config import LocalConfig, RunConfig
-from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.data.shapes import padded_shapes, row_buckets, unpadded_shapes
-from fedjax_lora.faults import make_faults
-from fedjax_lora.federation import Federation
-from fedjax_lora.global_model import make_evaluate
-from fedjax_lora.kinds import KINDS, Scores
+from fedjax_lora import lora, federated, data, interop, methods, models
+from fedjax_lora.federated import ranks, transforms
+from fedjax_lora.runs import rank_updates
+from fedjax_lora.core import trees
+from fedjax_lora.lora import Template
+from fedjax_lora.runs.loading import Assets, load_assets, mesh_of
+from fedjax_lora.runs.config import LocalConfig, RunConfig
+from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
+from fedjax_lora.federated.faults import make_faults
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.evaluation.evaluator import make_evaluate
+from fedjax_lora.evaluation.task_types import KINDS, Scores
 from fedjax_lora.methods import Method
-from fedjax_lora.programs import Programs, Reading, RoundRecipe, programs
-from fedjax_lora.reallocation import Reallocate, unchanged
-from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Params, Shape
+from fedjax_lora.runs.compilation import Programs, Reading, RoundRecipe, programs
+from fedjax_lora.federated.ranks.reallocation import Reallocate, unchanged
+from fedjax_lora.federated import FederatedState
+from fedjax_lora.core.types import Params, Shape
 
 
 class Layout(NamedTuple):
     """What is decided before anything is compiled."""
 
     parts: data.Partition
-    allocated: allocation.Allocation
+    allocated: ranks.Allocation
     template: Template
     method: Method
-    updates: tuple[around.Update, ...]
-    server_optimizer: around.ServerOptimizer | None
-    first: exchange.Placed | None  # the adapter to begin with, if it is not a fresh one
+    updates: tuple[transforms.Update, ...]
+    server_optimizer: transforms.ServerOptimizer | None
+    first: interop.Placed | None  # the adapter to begin with, if it is not a fresh one
 
 
 class Experiment(NamedTuple):
@@ -62,12 +53,12 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     recipe: RoundRecipe  # what ``round_fn`` is compiled from
-    round_fn: rounds.RoundFn
+    round_fn: federated.RoundFn
     evaluate: Callable[[FederatedState], Scores]
     reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
-    review: allocation.Review | None
-    updates: tuple[around.Update, ...]
+    review: ranks.Review | None
+    updates: tuple[transforms.Update, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
 
@@ -77,8 +68,8 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     Raises:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
-    fed, lora = config.federation, config.lora
-    first = None if lora.adapter is None else exchange.read_start(lora.adapter, assets.model)
+    fed, options = config.federation, config.lora
+    first = None if options.adapter is None else interop.read_start(options.adapter, assets.model)
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -88,14 +79,14 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         groups=assets.task.train.groups,
     )
     template_of = functools.partial(
-        adapters.make_template,
+        lora.make_template,
         {name: part for name, part in assets.model.params.items() if name != "head"},
-        targets=lora.targets,
-        alpha=lora.alpha,
-        scale=lora.scale,
-        layers=lora.lora_layers,
+        targets=options.targets,
+        alpha=options.alpha,
+        scale=options.scale,
+        layers=options.lora_layers,
     )
-    allocated = allocation.allocate(
+    allocated = ranks.allocate(
         fed.ranks,
         clients=fed.clients,
         seed=config.seed,
@@ -104,11 +95,11 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     )
     template = template_of(rank=int(allocated.possible.max()))
     if first is not None:
-        template = exchange.fitting_template(template, first, keep_scale=lora.alpha is None)
+        template = interop.fitting_template(template, first, keep_scale=options.alpha is None)
     method = methods.make(fed.method, template)
     method.check(allocated.possible)
-    updates = around.make_updates(fed.updates, method, fed.method)
-    server_optimizer = around.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    updates = transforms.make_updates(fed.updates, method, fed.method)
+    server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method, fed.method)
     return Layout(parts, allocated, template, method, updates, server_optimizer, first)
 
 
@@ -125,7 +116,7 @@ def arrange(
     """
     fed, local, how = config.federation, config.local, config.execution
     mesh = mesh_of(config)
-    wave = how.wave or clients.default_wave(fed.cohort)
+    wave = how.wave or federated.default_wave(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
     kind = KINDS[assets.task.task.kind]
     reading = Reading(
@@ -139,7 +130,7 @@ def arrange(
         members=layout.parts.indices,
         length=assets.train.length,
         cohort=fed.cohort,
-        padded=clients.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
+        padded=federated.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
@@ -192,22 +183,22 @@ def prepare(
     """
     assets = load_assets(config) if assets is None else assets
     shared = programs() if shared is None else shared
-    fed, lora, how = config.federation, config.lora, config.execution
+    fed, options, how = config.federation, config.lora, config.execution
     layout = lay_out(config, assets)
     template, method, allocated = layout.template, layout.method, layout.allocated
     federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
-    privacy = around.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
+    privacy = transforms.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
     mesh = mesh_of(config)
-    place = lambda tree: clients.place(tree, clients.everywhere(mesh))  # noqa: E731
+    place = lambda tree: federated.place(tree, federated.everywhere(mesh))  # noqa: E731
     frozen = models.frozen(assets.model)
-    base = clients.place(frozen, clients.base_sharding(frozen, mesh))
+    base = federated.place(frozen, federated.base_sharding(frozen, mesh))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
-    adapter = adapters.init(template, jax.random.fold_in(root, 1), method=lora.lora_init)
+    adapter = lora.init(template, jax.random.fold_in(root, 1), method=options.lora_init)
     if layout.first is not None:
-        adapter = exchange.begin_with(template, adapter, layout.first)
+        adapter = interop.begin_with(template, adapter, layout.first)
     kernels = trees.flat(assets.model.params)
-    state = rounds.init_state(
+    state = federated.init_state(
         method,
         adapter,
         {site.path: kernels[f"{site.path}/kernel"] for site in template.sites},
@@ -216,7 +207,7 @@ def prepare(
         heads=fed.heads,
         server_optimizer=layout.server_optimizer,
     )
-    rounds.check_method(method, template, state, federation.padded)
+    federated.check_method(method, template, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(recipe.reading, how.eval_batch, mesh)
@@ -225,7 +216,7 @@ def prepare(
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
-        reallocate = promotion.make_reallocate(
+        reallocate = rank_updates.make_reallocate(
             allocated.review,
             recipe,
             federation,
@@ -233,7 +224,7 @@ def prepare(
             train=train_data,
             validation=None if assets.validation is None else place(assets.validation),
             batch=how.eval_batch,
-            init=lora.lora_init,
+            init=options.lora_init,
             key=root,
         )
     return Experiment(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedjax_lora import specs
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
 
 Fault = Callable[[np.random.Generator, int], int]
 
@@ -62,7 +62,7 @@ def make_faults(given: Sequence[str]) -> tuple[Fault, ...]:
     Raises:
       InputError: an unknown fault or option, or a value out of range.
     """
-    return tuple(specs.build(spec, FAULTS, "fault") for spec in given)
+    return tuple(registry.build(spec, FAULTS, "fault") for spec in given)
 
 
 def steps_taken(faults: Sequence[Fault], steps: int, *, draw: Sequence[int]) -> int:

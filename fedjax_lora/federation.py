@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lora.data import batches
-from fedjax_lora.errors import InputError
-from fedjax_lora.faults import Fault, steps_taken
-from fedjax_lora.rounds import Plan
+from fedjax_lora.data import batching
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.faults import Fault, steps_taken
+from fedjax_lora.federated import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Federation:
 
     def due(self, examples: int) -> int:
         """The local steps of a client with so many examples, if nothing goes wrong with it."""
-        return batches.local_steps(
+        return batching.local_steps(
             examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
         )
 
@@ -91,7 +91,7 @@ class Federation:
         absent = self.padded - len(ids)
         members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
         rngs = [np.random.default_rng([self.seed, 1, round, k]) for k in ids]
-        work = batches.client_batches(
+        work = batching.client_batches(
             members,
             self.length,
             batch=self.batch,
@@ -108,7 +108,7 @@ class Federation:
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
             weight=weight.astype(np.float32),
-            batches=batches.cut(work, np.concatenate([steps, np.zeros(absent)])),
+            batches=batching.cut(work, np.concatenate([steps, np.zeros(absent)])),
             rate=np.float32(rate),
             round=np.int32(round),
         )

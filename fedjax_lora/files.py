@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.untrusted import brief
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.atomic_io import brief
 
 LOCK = ".lock"
 

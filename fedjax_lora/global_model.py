@@ -8,23 +8,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import adapters, rounds
-from fedjax_lora.adapters import Template
-from fedjax_lora.answers import make_answer
-from fedjax_lora.assets import Assets
-from fedjax_lora.config import RunConfig
-from fedjax_lora.evaluation import Predict
-from fedjax_lora.kinds import KINDS, Global, Scores, Tools
-from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Params, Trained
+from fedjax_lora import lora, federated
+from fedjax_lora.lora import Template
+from fedjax_lora.evaluation.generation.answers import make_answer
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.evaluation.predict import Predict
+from fedjax_lora.evaluation.task_types import KINDS, Scores, Tools
+from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.federated import FederatedState
+from fedjax_lora.core.types import Params, Trained
 
 
-def global_model(state: FederatedState, template: Template) -> tuple[Trained, adapters.Gain]:
+def global_model(state: FederatedState, template: Template) -> tuple[Trained, lora.Gain]:
     """The adapter, head and gains the server would hand out; local heads are averaged."""
     head = state.head
     if state.clients.head != ():
         head = jax.tree.map(lambda x: jnp.mean(x, axis=0), state.clients.head)
-    return Trained(state.server.adapter, head), adapters.uniform_gain(template)
+    return Trained(state.server.adapter, head), lora.uniform_gain(template)
 
 
 def make_evaluate(
@@ -66,7 +67,7 @@ def make_evaluate(
 
     def evaluate(state: FederatedState) -> Scores:
         trained, gain = global_model(state, template)
-        model = Global(rounds.with_kernels(base, state.server.kernels), trained, gain)
+        model = Global(federated.with_kernels(base, state.server.kernels), trained, gain)
         found = {
             f"{prefix}{name}": value
             for prefix, judge in judges.items()

@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import adapters, exchange, files, methods, specs
-from fedjax_lora.assets import Assets
-from fedjax_lora.checkpoints import Progress
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import About, Fitted
-from fedjax_lora.experiment import Experiment
-from fedjax_lora.global_model import global_model
+from fedjax_lora import lora, interop, methods
+from fedjax_lora.core import atomic_io, registry
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import About, Fitted
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.evaluation.evaluator import global_model
 from fedjax_lora.methods.base import per_client
-from fedjax_lora.rounds import FederatedState, Plan, cohort_of
+from fedjax_lora.federated import FederatedState, Plan, cohort_of
 
 ADAPTER, MERGED = "adapter", "merged"
 
@@ -30,7 +31,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Ab
       record: of a round, whose evaluation is told.
     """
     task, fed, local = assets.task.task, config.federation, config.local
-    paper = methods.METHODS[specs.parse(fed.method)[0]].paper
+    paper = methods.METHODS[registry.parse(fed.method)[0]].paper
     return About(
         base=config.model.model,
         base_sha256=assets.model.fingerprint,
@@ -101,7 +102,7 @@ def of_client(experiment: Experiment, progress: Progress, client: int) -> Fitted
     mine = jax.tree.map(lambda x: x[client][None], state.clients)
     cohort = cohort_of(experiment.template, plan, plan.weight, key)
     start = experiment.method.broadcast(state.server, mine.method, cohort)
-    adapter = adapters.fold(start.adapter, start.coefficients)
+    adapter = lora.fold(start.adapter, start.coefficients)
     own = (adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
     parts = jax.tree.map(lambda x: x[0], own)
     return Fitted(
@@ -125,6 +126,6 @@ def leave(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
     one = fitted.in_one_adapter()
     small = one.share_of_kernels() < 1
     wanted, other = (ADAPTER, MERGED) if small else (MERGED, ADAPTER)
-    files.remove_folder(folder / other)
-    save = exchange.save_adapter if small else exchange.save_merged
-    files.write_folder(folder / wanted, lambda path: save(path, one if small else fitted, about))
+    atomic_io.remove_folder(folder / other)
+    save = interop.save_adapter if small else interop.save_merged
+    atomic_io.write_folder(folder / wanted, lambda path: save(path, one if small else fitted, about))

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fedjax_lora.checkpoints import Checkpoint, Keeper, Progress
+from fedjax_lora.runs.checkpoints import Checkpoint, Keeper, Progress
 from fedjax_lora.data import Task
-from fedjax_lora.experiment import Experiment
-from fedjax_lora.results import METRICS, TIMING, RunFolder
-from fedjax_lora.resuming import about
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.runs.folder import METRICS, TIMING, RunFolder
+from fedjax_lora.runs.build import about
 
 Write = Callable[[Progress, dict[str, float], bool], None]
 """Takes what a run has led to so far, the times of the last round and whether it stops there."""

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora import data, metrics
-from fedjax_lora.data import completions
-from fedjax_lora.evaluation import Predict
-from fedjax_lora.types import Gain, Params, Trained
+from fedjax_lora import data
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.evaluation.predict import Predict
+from fedjax_lora.core.types import Gain, Params, Trained
 
 Scores = dict[str, Any]
 """Numbers by name; those by category or client are dictionaries."""
@@ -35,7 +36,7 @@ class Tools(NamedTuple):
     task: data.TaskData
     predict: Predict
     place: Callable[[Any], Any]  # onto the device(s)
-    encode: Callable[[data.Split], completions.Encoded]
+    encode: Callable[[data.Split], instruction_tokens.Encoded]
     answer: Callable[[data.Tokens], Callable[[Global], list[str]]]
 
 
@@ -52,7 +53,7 @@ class Kind(NamedTuple):
     """
 
     outputs: Callable[[data.TaskData], int | None]
-    encode: Callable[..., completions.Encoded]
+    encode: Callable[..., instruction_tokens.Encoded]
     judge: Callable[[Tools, data.Split, data.Tokens], Judge]
     reference: Callable[[np.ndarray, Callable[[], Scores]], Scores]
     buckets: int = 2
@@ -63,9 +64,9 @@ class Kind(NamedTuple):
 
 def _encode_texts(
     task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
-) -> completions.Encoded:
+) -> instruction_tokens.Encoded:
     made = data.encode(split, tokenizer, max_length=max_length, cache_dir=cache_dir)
-    return completions.Encoded(split, made, np.arange(len(split.texts)))
+    return instruction_tokens.Encoded(split, made, np.arange(len(split.texts)))
 
 
 def _judge_labels(tools: Tools, split: data.Split, tokens: data.Tokens) -> Judge:
@@ -91,8 +92,8 @@ def _majority(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
 
 def _encode_completions(
     task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
-) -> completions.Encoded:
-    return completions.encode(
+) -> instruction_tokens.Encoded:
+    return instruction_tokens.encode(
         split,
         tokenizer,
         format=task.prompting.format,
@@ -121,7 +122,7 @@ def _judge_language(tools: Tools, split: data.Split, tokens: data.Tokens) -> Jud
 
 
 def _choices(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[Global], float]:
-    rows, question = completions.of_choices(split)
+    rows, question = instruction_tokens.of_choices(split)
     encoded = tools.encode(rows)
     question = question[encoded.kept]
     placed = tools.place(encoded.tokens)

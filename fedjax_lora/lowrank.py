@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora.layerwise import over_layers
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 

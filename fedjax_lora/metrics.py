@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 
 def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:

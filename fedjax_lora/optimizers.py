@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lora import specs
-from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError, unknown
 
 
 def constant(*, rounds: int) -> optax.Schedule:
@@ -67,7 +67,7 @@ def optimizer(spec: str, *, clip: float | None = None) -> optax.GradientTransfor
       InputError: optax has no such optimizer, it has no such option or not with this value, or it
         needs more than a gradient (a line search, for example).
     """
-    name, options = specs.parse(spec, "optimizer")
+    name, options = registry.parse(spec, "optimizer")
     public = [n for n in dir(optax) if not n.startswith("_")]
     known = {n for n in public if _takes_rate(getattr(optax, n))}
     if name not in known:
@@ -101,4 +101,4 @@ def schedule(spec: str, *, rounds: int) -> optax.Schedule:
     >>> float(schedule("linear(end=0.5)", rounds=10)(5))
     0.75
     """
-    return specs.build(spec, SCHEDULES, "schedule", rounds=rounds)
+    return registry.build(spec, SCHEDULES, "schedule", rounds=rounds)

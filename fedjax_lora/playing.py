@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_lora import around, reallocation, trees
-from fedjax_lora.allocation import Scores
-from fedjax_lora.checkpoints import Progress
-from fedjax_lora.experiment import Experiment
-from fedjax_lora.rounds import FederatedState, RoundMetrics
+from fedjax_lora.federated import transforms
+from fedjax_lora.federated.ranks import reallocation
+from fedjax_lora.core import trees
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.federated import FederatedState, RoundMetrics
 
 
 def play(
@@ -38,7 +40,7 @@ def play(
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
         traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
-        sent = around.up_bytes(experiment.updates, traffic, experiment.template, head)
+        sent = transforms.up_bytes(experiment.updates, traffic, experiment.template, head)
         # All who were drawn receive, but of what clients send no more than there was.
         received = asked.down - asked.common + traffic.common
         record = (

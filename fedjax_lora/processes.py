@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fedjax_lora.errors import InputError, Stopped
+from fedjax_lora.core.errors import InputError, Stopped
 
 WAIT = 300.0
 """Seconds that processes wait for each other at the start, as in `jax.distributed`."""

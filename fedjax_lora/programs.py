@@ -14,25 +14,27 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from fedjax_lora import around, clients, evaluation, measure, methods, models, optimizers, rounds
-from fedjax_lora.adapters import Template
-from fedjax_lora.clients import Mode, Objective
-from fedjax_lora.clients.local import Train
-from fedjax_lora.evaluation import Predict
+from fedjax_lora.federated import transforms, diagnostics, optimizers
+from fedjax_lora import federated, methods, models
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.lora import Template
+from fedjax_lora.federated import Mode, Objective
+from fedjax_lora.federated.local_training import Train
+from fedjax_lora.evaluation.predict import Predict
 from fedjax_lora.methods import Method
-from fedjax_lora.rounds import Head, RoundFn
-from fedjax_lora.types import Shape
+from fedjax_lora.federated import Head, RoundFn
+from fedjax_lora.core.types import Shape
 
 
 def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
     unpadded = models.leaves_padding_out(module)
-    return clients.text_classification(module, lengths, unpadded=unpadded, **options)
+    return federated.text_classification(module, lengths, unpadded=unpadded, **options)
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": _classification,
     "regression": functools.partial(_classification, regression=True),
-    "language": functools.partial(clients.causal_lm, logits=models.logits),
+    "language": functools.partial(federated.causal_lm, logits=models.logits),
 }
 """What clients minimise, by the kind of the task."""
 
@@ -78,7 +80,7 @@ class RoundRecipe:
     def parts(self) -> tuple[Method, Train, dict[str, Any]]:
         """The method, the local training, and how a cohort is executed."""
         method = methods.make(self.method, self.template)
-        train = clients.make_training(
+        train = federated.make_training(
             self.reading.objective(),
             optimizers.optimizer(self.optimizer, clip=self.clip),
             penalty=method.penalty,
@@ -90,25 +92,25 @@ class RoundRecipe:
         )
         mesh = None
         if self.mode == "sharded":
-            mesh = clients.client_mesh(self.devices, self.mesh)
+            mesh = federated.client_mesh(self.devices, self.mesh)
         return method, train, {"mode": self.mode, "wave": self.wave, "mesh": mesh}
 
 
 def build_round(recipe: RoundRecipe) -> RoundFn:
     """The round of a recipe, see `fedjax_lora.rounds.make_round`."""
     method, train, execution = recipe.parts()
-    look = measure.make_measure(
+    look = diagnostics.make_measure(
         recipe.template,
         train_head=recipe.heads != "frozen",
         optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
     )
-    return rounds.make_round(
+    return federated.make_round(
         method,
         recipe.template,
         train,
         heads=recipe.heads,
-        updates=around.make_updates(recipe.updates, method, recipe.method),
-        server_optimizer=around.make_server_optimizer(
+        updates=transforms.make_updates(recipe.updates, method, recipe.method),
+        server_optimizer=transforms.make_server_optimizer(
             recipe.server_optimizer, method, recipe.method
         ),
         measure=look if recipe.measure else None,
@@ -118,7 +120,7 @@ def build_round(recipe: RoundRecipe) -> RoundFn:
 
 def build_predict(reading: Reading, batch: int, mesh: Mesh | None) -> Predict:
     """The predictions of any method's global model, in batches of about this size."""
-    return evaluation.make_predict(reading.objective(), batch=batch, mesh=mesh)
+    return prediction.make_predict(reading.objective(), batch=batch, mesh=mesh)
 
 
 class Programs(NamedTuple):

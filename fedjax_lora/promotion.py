@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 
-from fedjax_lora import adapters, reallocation, rounds, scoring
-from fedjax_lora.adapters.factors import Init
-from fedjax_lora.allocation import Review
-from fedjax_lora.errors import InputError
-from fedjax_lora.federation import Federation
-from fedjax_lora.programs import RoundRecipe
-from fedjax_lora.reallocation import Reallocate
-from fedjax_lora.rounds import FederatedState, Plan
-from fedjax_lora.types import Adapter, Key, Params
+from fedjax_lora import lora, federated
+from fedjax_lora.federated.ranks import reallocation, client_scoring
+from fedjax_lora.lora.params import Init
+from fedjax_lora.federated.ranks import Review
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.runs.compilation import RoundRecipe
+from fedjax_lora.federated.ranks.reallocation import Reallocate
+from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.core.types import Adapter, Key, Params
 
 NEW_COMPONENTS = 2**31
 """Folded into the root key to draw the components of promoted clients; no round has this number."""
@@ -50,10 +51,10 @@ def make_reallocate(
 
     def renew(adapter: Adapter) -> Adapter:
         own = jax.random.fold_in(key, NEW_COMPONENTS)
-        fresh = adapters.init(recipe.template, own, method=init)
+        fresh = lora.init(recipe.template, own, method=init)
         return reallocation.renew_above(recipe.template, review.low, adapter, fresh)
 
-    def measured(score_fn: scoring.ScoreFn) -> Callable[[FederatedState, Plan], scoring.Seen]:
+    def measured(score_fn: client_scoring.ScoreFn) -> Callable[[FederatedState, Plan], client_scoring.Seen]:
         return lambda state, plan: score_fn(base, train, validation, state, plan, key)
 
     score = None
@@ -76,10 +77,10 @@ def _check(review: Review, recipe: RoundRecipe, validation: Any | None) -> None:
         )
 
 
-def _make_score(recipe: RoundRecipe, validation: Any, batch: int) -> scoring.ScoreFn:
+def _make_score(recipe: RoundRecipe, validation: Any, batch: int) -> client_scoring.ScoreFn:
     method, train, execution = recipe.parts()
-    locally = rounds.make_local(method, recipe.template, train, heads=recipe.heads, **execution)
+    locally = federated.make_local(method, recipe.template, train, heads=recipe.heads, **execution)
     objective = recipe.reading.objective()
-    rows = scoring.rows_by_length(jax.device_get(validation.length), objective.lengths, batch=batch)
-    validate = scoring.make_validation(objective, rows)
-    return scoring.make_score(locally, validate, **execution)
+    rows = client_scoring.rows_by_length(jax.device_get(validation.length), objective.lengths, batch=batch)
+    validate = client_scoring.make_validation(objective, rows)
+    return client_scoring.make_score(locally, validate, **execution)

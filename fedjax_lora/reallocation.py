@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
-from fedjax_lora.allocation import Review, Scores
-from fedjax_lora.federation import Federation
-from fedjax_lora.rounds import FederatedState, Plan
-from fedjax_lora.scoring import Seen
-from fedjax_lora.types import Adapter
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.ranks import Review, Scores
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.federated.ranks.client_scoring import Seen
+from fedjax_lora.core.types import Adapter
 
 Reallocate = Callable[
     [int, float, FederatedState, np.ndarray, Scores],
@@ -100,8 +100,8 @@ def renew_above(template: Template, rank: int, adapter: Adapter, fresh: Adapter)
 
     Each array stays where it was, so that the round does not compile again.
     """
-    kept = adapters.prefix_mask(jnp.asarray(rank), template.rank)
-    mask = adapters.factor_mask(adapters.spread(template, kept))
+    kept = lora.prefix_mask(jnp.asarray(rank), template.rank)
+    mask = lora.factor_mask(lora.spread(template, kept))
     return jax.tree.map(
         lambda m, old, new: jax.device_put(jnp.where(m, old, new), old.sharding),
         mask,

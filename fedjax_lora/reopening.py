@@ -3,14 +3,14 @@
 import dataclasses
 import pathlib
 
-from fedjax_lora import checkpoints, resuming, runs
-from fedjax_lora import config as configs
-from fedjax_lora.assets import load_assets
-from fedjax_lora.checkpoints import Progress
-from fedjax_lora.config import ExecutionConfig, RunConfig
-from fedjax_lora.errors import InputError
-from fedjax_lora.experiment import Experiment, prepare
-from fedjax_lora.results import CONFIG
+from fedjax_lora.runs import checkpoints, resume, run
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.loading import load_assets
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.config import ExecutionConfig, RunConfig
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.build import Experiment, prepare
+from fedjax_lora.runs.folder import CONFIG
 
 
 def read_config(
@@ -56,4 +56,4 @@ def reopen(
         raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
     config = dataclasses.replace(config, execution=ExecutionConfig())
     experiment = prepare(config, load_assets(config, cache_dir=cache_dir))
-    return experiment, resuming.continued(found, experiment, runs.begin(experiment))
+    return experiment, resume.continued(found, experiment, run.begin(experiment))

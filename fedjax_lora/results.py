@@ -12,11 +12,11 @@ from typing import Any, Self
 import jax
 from filelock import FileLock
 
-from fedjax_lora import config as configs
-from fedjax_lora import files
-from fedjax_lora.checkpoints import FOLDER as CHECKPOINTS
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.core import atomic_io
+from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -73,7 +73,7 @@ class RunFolder:
         if os.path.lexists(path) and not os.path.isdir(path):
             raise InputError(f"Output {path} is a file; choose a folder with --out.")
         if os.path.lexists(folder.path / CONFIG):
-            folder._lock = files.lock(folder.path)
+            folder._lock = atomic_io.lock(folder.path)
         try:
             folder._check_contents(config, overwrite=overwrite, resume=resume)
         except InputError:
@@ -99,16 +99,16 @@ class RunFolder:
         Raises:
           InputError: the folder cannot be written, or another run has taken it meanwhile.
         """
-        with files.writing(self.path):
+        with atomic_io.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._lock = files.lock(self.path)
+                self._lock = atomic_io.lock(self.path)
                 self._check_contents(config, overwrite=False, resume=False)
-            files.remove_partial(self.path)
+            atomic_io.remove_partial(self.path)
             (self.path / SUMMARY).unlink(missing_ok=True)
             if not history:
                 for name in (CHECKPOINTS, "adapter", "merged", "figures"):
-                    files.remove_folder(self.path / name)
+                    atomic_io.remove_folder(self.path / name)
             self.write(CONFIG, configs.to_dict(config))
             self._write_lines(METRICS, history)
             self._write_lines(TIMING, self._timing(len(history)))
@@ -153,16 +153,16 @@ class RunFolder:
 
     def write(self, name: str, values: Any) -> None:
         """Write one JSON file."""
-        with files.writing(self.path):
-            files.write(self.path / name, json.dumps(values, indent=2) + "\n")
+        with atomic_io.writing(self.path):
+            atomic_io.write(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def append(self, name: str, values: Any) -> None:
         """Append one line to a JSON-lines file."""
-        with files.writing(self.path), (self.path / name).open("a", encoding="utf-8") as file:
+        with atomic_io.writing(self.path), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def _write_lines(self, name: str, lines: Iterable[Any]) -> None:
-        files.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_io.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _timing(self, rounds: int) -> list[dict[str, Any]]:
         """The times of the first rounds, as far as they are there: a last line may be torn."""

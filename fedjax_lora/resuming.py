@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import checkpoints, config, optimizers, processes
-from fedjax_lora.checkpoints import Checkpoint, Progress
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.experiment import Experiment
-from fedjax_lora.results import RunFolder, differences, environment
+from fedjax_lora.runs import checkpoints, config
+from fedjax_lora.federated import optimizers
+from fedjax_lora.core import distributed
+from fedjax_lora.runs.checkpoints import Checkpoint, Progress
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.runs.folder import RunFolder, environment
+from fedjax_lora.core.trees import differences
 
 FREE = ("execution.", "federation.rounds", "data.data_dir", "model.model")
 
@@ -136,8 +139,8 @@ def on_every_process(progress: Progress) -> Progress:
     """The progress that the first process goes on with, on all of them."""
     if jax.process_count() == 1:
         return progress
-    history, seconds = processes.of_all([progress.history, progress.seconds])[0]
-    held = processes.arrays_of_first(jax.tree.map(np.asarray, checkpoints.arrays(progress)))
+    history, seconds = distributed.of_all([progress.history, progress.seconds])[0]
+    held = distributed.arrays_of_first(jax.tree.map(np.asarray, checkpoints.arrays(progress)))
     return checkpoints.placed(held, progress, history, seconds)
 
 

@@ -11,23 +11,26 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedjax_lora import config as configs
-from fedjax_lora import data, files, handover, optimizers, plots, processes, resuming, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.allocation import Scores
-from fedjax_lora.assets import Assets
-from fedjax_lora.checkpoints import Progress
-from fedjax_lora.config import RunConfig
-from fedjax_lora.data.draw import draw
-from fedjax_lora.errors import InputError, Stopped
-from fedjax_lora.exchange import Fitted
-from fedjax_lora.experiment import Experiment, prepare
-from fedjax_lora.journal import journal
-from fedjax_lora.playing import play
-from fedjax_lora.programs import Programs
-from fedjax_lora.results import SUMMARY, RunFolder, environment
-from fedjax_lora.rounds import FederatedState
-from fedjax_lora.types import Adapter
+from fedjax_lora.runs import config as configs
+from fedjax_lora import data
+from fedjax_lora.core import atomic_io, distributed, trees
+from fedjax_lora.runs import outputs, plots, resume as resumption
+from fedjax_lora.federated import optimizers
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.plots import draw
+from fedjax_lora.core.errors import InputError, Stopped
+from fedjax_lora.interop import Fitted
+from fedjax_lora.runs.build import Experiment, prepare
+from fedjax_lora.runs.folder import journal
+from fedjax_lora.runs.run import play
+from fedjax_lora.runs.compilation import Programs
+from fedjax_lora.runs.folder import SUMMARY, RunFolder, environment
+from fedjax_lora.federated import FederatedState
+from fedjax_lora.core.types import Adapter
 
 if TYPE_CHECKING:
     import pandas
@@ -103,34 +106,34 @@ def run(
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     with contextlib.ExitStack() as held:
         folder, found = None, []  # of the first process, which alone writes
-        with processes.together():
-            if out is not None and processes.first():
+        with distributed.together():
+            if out is not None and distributed.first():
                 claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
                 folder = held.enter_context(claim)
-                found = resuming.find(folder, config) if resume else []
+                found = resumption.find(folder, config) if resume else []
         began, worked = time.perf_counter(), time.process_time()
-        with processes.together():
+        with distributed.together():
             experiment = prepare(config, assets, programs)
         if jax.process_count() > 1:
-            processes.need_same("input", resuming.inputs(experiment))
+            distributed.need_same("input", resumption.inputs(experiment))
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
         progress, reference = begin(experiment), experiment.reference()
-        with processes.together():
+        with distributed.together():
             if found:
-                progress = resuming.continued(found[-1], experiment, progress)
+                progress = resumption.continued(found[-1], experiment, progress)
         if resume:
-            progress = resuming.on_every_process(progress)
-        summary = processes.of_all(folder.finished() if folder and resume else None)[0]
+            progress = resumption.on_every_process(progress)
+        summary = distributed.of_all(folder.finished() if folder and resume else None)[0]
         if summary and progress.round == rounds:
             return result(experiment, progress, summary, folder)
         began, last = began - progress.seconds, progress
-        with processes.together(), contextlib.ExitStack() as kept:
-            with processes.together():
+        with distributed.together(), contextlib.ExitStack() as kept:
+            with distributed.together():
                 write = kept.enter_context(journal(folder, experiment, progress, found))
             for last, times in play(experiment, schedule, progress):
-                stopping = last.round < rounds and any(processes.of_all(bool(stop())))
-                with processes.together():
+                stopping = last.round < rounds and any(distributed.of_all(bool(stop())))
+                with distributed.together():
                     write(last._replace(seconds=time.perf_counter() - began), times, stopping)
                 on_round(last.history[-1] | times)
                 if stopping:
@@ -141,10 +144,10 @@ def run(
         }
         summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
-        fitted = handover.of_server(experiment, last.state)
-        with processes.together():
+        fitted = outputs.of_server(experiment, last.state)
+        with distributed.together():
             if folder:
-                with files.writing(folder.path):
+                with atomic_io.writing(folder.path):
                     leave(folder, experiment, made, fitted)
         return made
 
@@ -157,7 +160,7 @@ def _check_processes(config: RunConfig) -> None:
     """
     if jax.process_count() == 1:
         return
-    processes.need_same("config", trees.flat(configs.to_dict(config)))
+    distributed.need_same("config", trees.flat(configs.to_dict(config)))
     if config.execution.mode != "sharded" or config.execution.measure:
         raise InputError(
             f"A run of {jax.process_count()} processes needs --mode sharded, and cannot measure; "
@@ -199,8 +202,8 @@ def leave(folder: RunFolder, experiment: Experiment, made: Result, fitted: Fitte
         parts = data.Partition(tuple(experiment.federation.members), None)
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    about = handover.describe(made.config, assets, made.records[-1])
-    handover.leave(folder.path, fitted, about)
+    about = outputs.describe(made.config, assets, made.records[-1])
+    outputs.leave(folder.path, fitted, about)
     folder.write(SUMMARY, made.summary)
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_lora import adapters
-from fedjax_lora.clients import Clients, Mode, Objective, Score, everywhere, execute
-from fedjax_lora.rounds import FederatedState, LocalFn, Plan, all_finite, with_kernels
-from fedjax_lora.types import Array, Key, Params
+from fedjax_lora import lora
+from fedjax_lora.federated import Clients, Mode, Objective, Score, everywhere, execute
+from fedjax_lora.federated import FederatedState, LocalFn, Plan, all_finite, with_kernels
+from fedjax_lora.core.types import Array, Key, Params
 
 
 class Seen(NamedTuple):
@@ -78,7 +78,7 @@ def make_validation(
             batch = objective.take(data, index, size)
 
             def one(client: Clients) -> Score:
-                gain = adapters.times(client.gain, client.params.coefficients)
+                gain = lora.times(client.gain, client.params.coefficients)
                 output = objective.outputs(base, client.params, gain, batch)
                 score = objective.score(output, batch)
                 return Score(*(jnp.sum(jnp.where(valid, x, 0)) for x in score))

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from fedjax_lora.errors import InputError, raise_all, unknown
+from fedjax_lora.core.errors import InputError, raise_all, unknown
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 STORAGES = ("float32", "bfloat16", "int8", "nf4")
 _BLOCK = 64  # inputs that share one scale under nf4, as in QLoRA

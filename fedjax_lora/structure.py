@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fedjax_lora.errors import raise_all
+from fedjax_lora.core.errors import raise_all
 
 
 def differences(got: Any, want: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.types import Array
+from fedjax_lora.core.types import Array
 
 Tree = TypeVar("Tree")
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 LARGEST_JSON = 64 * 2**20
 """Bytes; the largest vocabularies in JSON take half of it."""

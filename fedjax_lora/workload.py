@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.data.shapes import fitting, needed
-from fedjax_lora.rounds import Plan
-from fedjax_lora.types import Shape
+from fedjax_lora.data.batch_shapes import fitting, needed
+from fedjax_lora.federated import Plan
+from fedjax_lora.core.types import Shape
 
 
 def cohort_flops(plan: Plan, flops: Mapping[Shape, int], *, parts: int, wave: int) -> int:

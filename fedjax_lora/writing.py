@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 
-from fedjax_lora import assessment, data, programs
-from fedjax_lora.answers import make_answer, make_writer
-from fedjax_lora.assessment import Assess
-from fedjax_lora.data import completions
-from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import Opened
-from fedjax_lora.kinds import KINDS, Global, Tools
-from fedjax_lora.programs import Reading
-from fedjax_lora.types import Trained
+from fedjax_lora.runs import evaluate, compilation
+from fedjax_lora import data
+from fedjax_lora.evaluation.generation.answers import make_answer, make_writer
+from fedjax_lora.runs.evaluate import Assess
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import Opened
+from fedjax_lora.evaluation.task_types import KINDS, Tools
+from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.runs.compilation import Reading
+from fedjax_lora.core.types import Trained
 
 _KIND = KINDS["language"]
 
@@ -48,7 +50,7 @@ def answers(
     if not instructions:
         raise InputError("There are no prompts to answer.")
     fitted, about = opened.fitted, opened.about
-    ids = completions.prompt_ids(
+    ids = instruction_tokens.prompt_ids(
         instructions, contexts, _tokenizer(opened), format=prompt_format or about.prompt_format
     )
     write = make_writer(
@@ -76,7 +78,7 @@ def assess(
     model, task = opened.fitted.model, _prompted(loaded.task, opened.about.prompt_format)
     longest = min(opened.about.max_length, model.config.max_tokens)
 
-    def encode(split: data.Split) -> completions.Encoded:
+    def encode(split: data.Split) -> instruction_tokens.Encoded:
         return _KIND.encode(task, split, _tokenizer(opened), longest, cache_dir)
 
     made = encode(loaded.test)
@@ -88,7 +90,7 @@ def assess(
     )
     tools = Tools(
         task=loaded._replace(task=task),
-        predict=programs.build_predict(reading, batch, None),
+        predict=compilation.build_predict(reading, batch, None),
         place=jax.device_put,
         encode=encode,
         answer=functools.partial(
@@ -96,7 +98,7 @@ def assess(
         ),
     )
     judge = _KIND.judge(tools, made.split, made.tokens)
-    return assessment.by_text(judge, loaded.classes, task.metric), len(made.kept)
+    return evaluate.by_text(judge, loaded.classes, task.metric), len(made.kept)
 
 
 def _prompted(task: data.Task, trained_with: str) -> data.Task:

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 from problems import POINTS, STUB
 
-from fedjax_lora import around, methods
-from fedjax_lora.clients import Report
-from fedjax_lora.rounds import Plan
+from fedjax_lora.federated import transforms
+from fedjax_lora import methods
+from fedjax_lora.federated import Report
+from fedjax_lora.federated import Plan
 
 
 def descend(head: np.ndarray, plan: Plan, place: int) -> np.ndarray:
@@ -18,11 +19,11 @@ def descend(head: np.ndarray, plan: Plan, place: int) -> np.ndarray:
     return w
 
 
-def noise() -> around.Update:
+def noise() -> transforms.Update:
     """Clipping to 1 and noise of deviation 0.5."""
     method = methods.make("zero_padding", STUB)
     spec = "gaussian_noise(multiplier=0.5, norm=1.0)"
-    return around.make_updates([spec], method, "zero_padding")[0]
+    return transforms.make_updates([spec], method, "zero_padding")[0]
 
 
 def report(loss: jax.Array) -> Report:

@@ -9,7 +9,9 @@ import pathlib
 import sys
 from typing import Any
 
-from fedjax_lora import errors, processes, programs, runs
+import fedjax_lora as fl
+from fedjax_lora.core import errors, distributed
+from fedjax_lora.runs import compilation
 
 SCENES: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -47,7 +49,7 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
         return stopping and last and len(done) == 1
 
     try:
-        made = runs.run(
+        made = fl.run(
             config, out=out and folder / out, resume=resume, assets=assets, programs=shared,
             on_round=done.append, stop=stop,
         )  # fmt: skip
@@ -63,11 +65,11 @@ def main(address: str, count: str, number: str, folder: str, *scenes: str) -> No
 
     (A pipe that nobody empties yet would stop this process, and the others with it.)
     """
-    several = processes.joined(address, int(count), int(number))
+    several = distributed.joined(address, int(count), int(number))
     with several if int(count) > 1 else contextlib.nullcontext():
         import tiny_runs  # makes arrays, and with them devices
 
-        assets, shared = tiny_runs.assets(), programs.programs()
+        assets, shared = tiny_runs.assets(), compilation.programs()
         found = {scene: play(scene, pathlib.Path(folder), assets, shared) for scene in scenes}
         pathlib.Path(f"{folder}.json").write_text(json.dumps(found))
 

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, around, clients, methods, models, optimizers, rounds, trees
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.clients import Clients, Objective
+from fedjax_lora import lora, federated, methods, models
+from fedjax_lora.federated import transforms, optimizers
+from fedjax_lora.core import trees
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.federated import Clients, Objective
 from fedjax_lora.data import Tokens
-from fedjax_lora.federation import Federation
-from fedjax_lora.rounds import FederatedState, Plan
-from fedjax_lora.types import Batches, Shape, Trained
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.core.types import Batches, Shape, Trained
 
 R = 4
 SIZES = (1, 5, 9, 12, 3, 7)  # examples of the clients
@@ -82,7 +84,7 @@ def members() -> list[np.ndarray]:
 
 def _problem(module: nn.Module, params: Any, targets: str) -> Problem:
     base = {name: part for name, part in params.items() if name != "head"}
-    template = adapters.make_template(base, targets=targets, rank=R, alpha=6.0)
+    template = lora.make_template(base, targets=targets, rank=R, alpha=6.0)
     return Problem(module, base, params["head"], template, texts())
 
 
@@ -120,7 +122,7 @@ def plan_for(problem: Problem, *, rate: float = 0.01, **options: Any) -> Plan:
     return federation(problem.data, **options).plan(0, RANK, rate)
 
 
-def random_adapter(template: Template, seed: int | list[int]) -> adapters.Adapter:
+def random_adapter(template: Template, seed: int | list[int]) -> lora.Adapter:
     """Normal entries in both factors, half a unit large."""
     rng = np.random.default_rng(seed)
     draw = lambda s: (0.5 * rng.normal(size=s.shape)).astype(np.float32)  # noqa: E731
@@ -156,15 +158,15 @@ def make_clients(
     """
     template, count = problem.template, len(plan.id)
     rank = jnp.asarray(plan.rank)
-    own = adapters.prefix_mask(rank, R) if trainable is None else jnp.asarray(trainable)
+    own = lora.prefix_mask(rank, R) if trainable is None else jnp.asarray(trainable)
     acting = own if trainable is None else jnp.ones_like(own)
-    mask = lambda chosen: adapters.factor_mask(adapters.spread(template, chosen))  # noqa: E731
+    mask = lambda chosen: lora.factor_mask(lora.spread(template, chosen))  # noqa: E731
     scale = jnp.where(acting, jnp.float32(template.server_scale), 0.0)
     start = stacked([random_adapter(template, [seed, k]) for k in range(count)])
     head = stacked([random_head(problem.head, [seed, k]) for k in range(count)])
     return Clients(
-        params=Trained(adapters.keep(start, mask(acting)), head),
-        gain=adapters.spread(template, scale),
+        params=Trained(lora.keep(start, mask(acting)), head),
+        gain=lora.spread(template, scale),
         trainable=Trained(
             mask(own),
             jax.tree.map(lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), train_head), head),
@@ -189,8 +191,8 @@ def training(
 ) -> Any:
     """Local training of ``encoder`` or ``bag``; the same function for the same options."""
     module = globals()[problem]().module
-    return clients.make_training(
-        clients.text_classification(module, lengths, lora_dropout=lora_dropout, unpadded=unpadded),
+    return federated.make_training(
+        federated.text_classification(module, lengths, lora_dropout=lora_dropout, unpadded=unpadded),
         optimizers.optimizer(optimizer, clip=clip),
         split_gains=lora_dropout > 0,
         shapes=shapes,
@@ -208,8 +210,8 @@ def cohort_fn(
     **options: Any,
 ) -> Any:
     """The compiled training of a cohort."""
-    mesh = clients.client_mesh(devices, shape) if mode == "sharded" else None
-    run = clients.execute(training(problem, **options), mode=mode, wave=wave, mesh=mesh)
+    mesh = federated.client_mesh(devices, shape) if mode == "sharded" else None
+    run = federated.execute(training(problem, **options), mode=mode, wave=wave, mesh=mesh)
     return run if mode == "loop" else jax.jit(run)
 
 
@@ -226,7 +228,7 @@ def _take_rows(data: jax.Array, index: jax.Array, length: int) -> jax.Array:
     return data[index]
 
 
-def _no_score(output: jax.Array, batch: Any) -> clients.Score:
+def _no_score(output: jax.Array, batch: Any) -> federated.Score:
     raise NotImplementedError
 
 
@@ -291,7 +293,7 @@ def stub_clients(
     head: np.ndarray,
     batches: Batches,
     *,
-    adapter: adapters.Adapter | None = None,
+    adapter: lora.Adapter | None = None,
     train_adapter: bool = True,
     train_head: bool = True,
 ) -> Clients:
@@ -357,26 +359,26 @@ def _rounds(
     template: Template,
     train: Any,
     mode: str,
-    heads: rounds.Head,
+    heads: federated.Head,
     base: Any,
     data: Any,
-    adapter: adapters.Adapter,
+    adapter: lora.Adapter,
     kernels: Any,
     head: Any,
     *,
-    updates: Sequence[around.Update] = (),
-    server_optimizer: around.ServerOptimizer | None = None,
+    updates: Sequence[transforms.Update] = (),
+    server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> Rounds:
     mesh = None
     if mode in MESHES:
-        mesh, mode = clients.client_mesh(DEVICES, MESHES[mode]), "sharded"
+        mesh, mode = federated.client_mesh(DEVICES, MESHES[mode]), "sharded"
     wave = 2 if mode == "vmap" else 1
     run = {"mode": mode, "wave": wave, "mesh": mesh, "updates": updates}
     both = {"heads": heads, "server_optimizer": server_optimizer}
-    fn = rounds.make_round(method, template, train, **run, **both)
-    state = rounds.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
-    place = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
-    where = clients.base_sharding(base, mesh)
+    fn = federated.make_round(method, template, train, **run, **both)
+    state = federated.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
+    place = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
+    where = federated.base_sharding(base, mesh)
     return Rounds(fn, jax.device_put(base, where), place(data), copy(state))
 
 
@@ -407,18 +409,18 @@ POINTS = np.random.default_rng(0).normal(size=(sum(SIZES), 3)).astype(np.float32
 def stub_rounds(
     objective: str,
     *,
-    heads: rounds.Head = "average",
+    heads: federated.Head = "average",
     mode: str = "vmap",
     method: methods.Method | None = None,
-    updates: tuple[around.Update, ...] = (),
-    server_optimizer: around.ServerOptimizer | None = None,
+    updates: tuple[transforms.Update, ...] = (),
+    server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> Rounds:
     """Rounds of ``quadratic`` or ``noise`` on `POINTS` by gradient descent; ``w`` begins at 0."""
     adapter = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), STUB.shapes())
     return _rounds(
         methods.make("zero_padding", STUB) if method is None else method,
         STUB,
-        clients.make_training(globals()[objective](), optimizers.optimizer("sgd")),
+        federated.make_training(globals()[objective](), optimizers.optimizer("sgd")),
         mode,
         heads,
         {},

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lora import adapters
+from fedjax_lora import lora
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -88,7 +88,7 @@ def torch_logits(model: Any, batch: Texts) -> np.ndarray:
     return out.logits.float().numpy()
 
 
-def random_adapters(template: adapters.Template, key: jax.Array, *rows: int) -> Any:
+def random_adapters(template: lora.Template, key: jax.Array, *rows: int) -> Any:
     """An adapter that does something, or so many of them on a leading axis."""
     leaves, tree = jax.tree.flatten(template.shapes())
     keys = jax.random.split(key, len(leaves))

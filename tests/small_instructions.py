@@ -8,7 +8,7 @@ import numpy as np
 import small_decoders as decoders
 from characters import SIZE, make_tokenizer
 
-from fedjax_lora import config
+from fedjax_lora.runs import config
 
 SPEC = (
     "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora import allocation
-from fedjax_lora.allocation import ALLOCATIONS
-from fedjax_lora.errors import InputError
+from fedjax_lora.federated import ranks as rank_rules
+from fedjax_lora.federated.ranks import ALLOCATIONS
+from fedjax_lora.core.errors import InputError
 
 QUALITY = np.array([True, False, False, True])
 SIZE = 1536  # numbers in a component: 4 * SIZE bytes of a message, 16 * SIZE of memory
 
 
 def allocate(spec: str, **given) -> np.ndarray:
-    return allocation.allocate(spec, component_size=SIZE, **given).ranks
+    return rank_rules.allocate(spec, component_size=SIZE, **given).ranks
 
 
 def test_fixed():
@@ -123,7 +123,7 @@ def test_budgets_have_shares_like_tiers():
 
 
 def test_loss_based_begins_low_and_may_become_high():
-    made = allocation.allocate(
+    made = rank_rules.allocate(
         "loss_based(low=5, high=20, share=0.1)", clients=6, seed=0, component_size=1
     )
     assert made.ranks.tolist() == [5] * 6

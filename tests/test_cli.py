@@ -11,14 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_options import small
 
-from fedjax_lora import cli, models
+from fedjax_lora.cli import main
+from fedjax_lora import models
 
 SMALL = small()
 
 
 def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):
     out = tmp_path / "run"
-    assert cli.main(["run", *SMALL, "--method=replication(inner='uniform')", f"--out={out}"]) == 0
+    assert main.main(["run", *SMALL, "--method=replication(inner='uniform')", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     for word in ("round", "accuracy", "loss", "seconds", "MB up", "MB down", str(out)):
         assert word in printed
@@ -27,9 +28,9 @@ def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):
 
 def test_a_written_config_runs_again_with_overrides(tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert cli.main(["run", *SMALL, f"--out={first}"]) == 0
+    assert main.main(["run", *SMALL, f"--out={first}"]) == 0
     again = ["run", f"--config={first / 'config.json'}", "--method=hlora", f"--out={second}"]
-    assert cli.main(again) == 0
+    assert main.main(again) == 0
     one, other = (json.loads((p / "config.json").read_text()) for p in (first, second))
     assert other["federation"].pop("method") == "hlora"
     one["federation"].pop("method")
@@ -45,7 +46,7 @@ def test_a_written_config_runs_again_with_overrides(tmp_path, capsys):
     ],
 )
 def test_listings(command, words, capsys):
-    assert cli.main([command]) == 0
+    assert main.main([command]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in words)
 
@@ -114,7 +115,7 @@ def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
 
 
 def one_sentence(words: list[str], capsys, sentence: str) -> bool:
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ")
     assert sentence in error, error
@@ -141,7 +142,7 @@ def test_a_good_file_runs(tmp_path):
     task = csv(tmp_path, GOOD)
     words = [w for w in SMALL if "examples" not in w]
     out = f"--out={tmp_path / 'out'}"
-    assert cli.main(["run", *words, task, f"--data-dir={tmp_path}", out]) == 0
+    assert main.main(["run", *words, task, f"--data-dir={tmp_path}", out]) == 0
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
@@ -230,14 +231,14 @@ def test_too_little_memory_is_told_in_one_sentence(
 ):
     for option in (word for word in told if word.startswith("--")):
         with pytest.raises(SystemExit):
-            cli.main(["run" if option == "--explain" else command, "--help"])
+            main.main(["run" if option == "--explain" else command, "--help"])
         assert option in capsys.readouterr().out, "what is advised must be there"
 
     def work(args):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, command, work)
-    assert cli.main([command]) == 1
+    monkeypatch.setitem(main.COMMANDS, command, work)
+    assert main.main([command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fedjax-lora: {begins}")
     assert all(word in line for word in told) and not any(word in line for word in not_told)
@@ -248,6 +249,6 @@ def test_any_other_error_keeps_its_traceback(error, monkeypatch):
     def work(args):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "run", work)
+    monkeypatch.setitem(main.COMMANDS, "run", work)
     with pytest.raises(type(error)):
-        cli.main(["run"])
+        main.main(["run"])

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from fedjax_lora import cli, handover, trees
-from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
-from fedjax_lora.commands.folders import open_folder
-from fedjax_lora.commands.predict import read_texts
-from fedjax_lora.config import ExecutionConfig
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import load_adapter, probabilities
-from fedjax_lora.reopening import read_config, reopen
+from fedjax_lora.cli import main
+from fedjax_lora.runs import outputs
+from fedjax_lora.core import trees
+from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
+from fedjax_lora.cli.run_or_model import open_folder
+from fedjax_lora.cli.predict import read_texts
+from fedjax_lora.runs.config import ExecutionConfig
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import load_adapter, probabilities
+from fedjax_lora.runs.resume import read_config, reopen
 
 SMALL = [
     "--layers=1", "--max-length=8", "--train-examples=60", "--test-examples=30", "--clients=4",
@@ -31,7 +33,7 @@ SECRET = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
 
 
 def run(folder: pathlib.Path, *words: str) -> pathlib.Path:
-    assert cli.main(["run", *SMALL, *words, f"--out={folder}"]) == 0
+    assert main.main(["run", *SMALL, *words, f"--out={folder}"]) == 0
     return folder
 
 
@@ -61,13 +63,13 @@ def test_evaluating_a_run_gives_its_own_numbers(plain, capsys):
     assert found["global"]["loss"] == pytest.approx(summary(plain)["loss"], abs=1e-6)
     cut, whole = found["ranks"]
     assert whole["loss"] == found["global"]["loss"] != cut["loss"]
-    assert cli.main(["evaluate", str(plain / "adapter")]) == 0
+    assert main.main(["evaluate", str(plain / "adapter")]) == 0
     assert "global model" in capsys.readouterr().out
 
 
 def test_clients_are_evaluated_each_with_its_own_model(plain, personal, tmp_path):
     out = tmp_path / "numbers.json"
-    assert cli.main(["evaluate", str(plain), "--clients", f"--out={out}"]) == 0
+    assert main.main(["evaluate", str(plain), "--clients", f"--out={out}"]) == 0
     found = json.loads(out.read_text())
     assert [row["rank"] for row in found["ranks"]] == [1, 4]
     # HLoRA's components are singular values: a client of full rank has the global model.
@@ -85,7 +87,7 @@ def test_a_client_has_what_its_store_holds(personal):
     trained = np.asarray(store.method.trained)
     assert trained.any()
     for client in range(4):
-        fitted = handover.of_client(experiment, progress, client)
+        fitted = outputs.of_client(experiment, progress, client)
         jax.tree.map(
             np.testing.assert_array_equal,
             fitted.head,
@@ -112,16 +114,16 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path
     experiment, progress = reopen(plain, read_config(plain))
     for client, rank in enumerate(progress.rank.tolist()):
         out = tmp_path / str(client)
-        assert cli.main(["export", str(plain), f"--client={client}", f"--out={out}"]) == 0
+        assert main.main(["export", str(plain), f"--client={client}", f"--out={out}"]) == 0
         config = json.loads((out / "adapter_config.json").read_text())
         assert config["r"] == rank
         assert f"{client}, of rank {rank}" in (out / "README.md").read_text()
         back = load_adapter(out, experiment.assets.model).placed
-        ours = handover.of_client(experiment, progress, client)
+        ours = outputs.of_client(experiment, progress, client)
         for path, pair in back.adapter.items():
             np.testing.assert_array_equal(pair.b, ours.adapter[path].b[..., :rank, :])
     out = tmp_path / "merged"
-    assert cli.main(["export", str(personal), "--client=2", "--merged", f"--out={out}"]) == 0
+    assert main.main(["export", str(personal), "--client=2", "--merged", f"--out={out}"]) == 0
     rows = evaluate(EvaluateOptions(where=personal, clients=True))["clients"]
     merged = evaluate(EvaluateOptions(where=out, test_examples=30))
     assert merged["examples"] == 30
@@ -139,7 +141,7 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
         for site in opened.fitted.sites
     }
     changed = opened._replace(fitted=opened.fitted._replace(kernels=kernels))
-    handover.leave(folder, changed.fitted, changed.about)
+    outputs.leave(folder, changed.fitted, changed.about)
     assert not (folder / "adapter").exists()
     want = probabilities(changed, TEXTS.splitlines())
     assert np.abs(want - probabilities(opened, TEXTS.splitlines())).max() > 1e-3
@@ -147,7 +149,7 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
         probabilities(open_folder(folder), TEXTS.splitlines()), want, atol=1e-5
     )
     out = tmp_path / "adapter"
-    assert cli.main(["export", str(folder), f"--out={out}"]) == 0, "that of the checkpoint"
+    assert main.main(["export", str(folder), f"--out={out}"]) == 0, "that of the checkpoint"
     found = evaluate(EvaluateOptions(where=out, test_examples=30))
     assert found["global"]["loss"] == pytest.approx(summary(plain)["loss"], abs=1e-5)
 
@@ -162,7 +164,7 @@ def test_a_run_begins_with_the_adapter_of_another(plain, tmp_path):
 def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch):
     want = probabilities(open_folder(plain), TEXTS.splitlines())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXTS.encode())))
-    assert cli.main(["predict", str(plain)]) == 0
+    assert main.main(["predict", str(plain)]) == 0
     header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert header[:2] == ["label", "probability"]
     for row, p in zip(rows, want, strict=True):
@@ -171,7 +173,7 @@ def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch
     (tmp_path / "a.csv").write_text("words\nOpens a file\nSends a \t message\n")
     out = tmp_path / "out.jsonl"
     words = [f"--input={tmp_path / 'a.csv'}", "--text=words", "--format=jsonl", f"--out={out}"]
-    assert cli.main(["predict", str(plain / "adapter"), *words]) == 0
+    assert main.main(["predict", str(plain / "adapter"), *words]) == 0
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["text"] for r in records] == TEXTS.splitlines()
     np.testing.assert_allclose([[*r["probabilities"].values()] for r in records], want, atol=1e-6)
@@ -189,7 +191,7 @@ def test_standard_input_that_is_no_text_is_explained(given, errors, monkeypatch)
 def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "run")
     (folder / "figures" / "accuracy.png").unlink()
-    assert cli.main(["inspect", str(folder), "--redraw"]) == 0
+    assert main.main(["inspect", str(folder), "--redraw"]) == 0
     printed = capsys.readouterr().out
     for words in (
         "federation.method = hlora", "rounds: 1 of 1, finished", "checkpoints/1:", "the best",
@@ -199,13 +201,13 @@ def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
     assert (folder / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(folder / "adapter")
     (folder / "summary.json").unlink()
-    assert cli.main(["inspect", str(folder)]) == 0
+    assert main.main(["inspect", str(folder)]) == 0
     assert "not finished" in capsys.readouterr().out
 
 
 def test_no_token_and_no_place_of_this_machine_is_passed_on(plain, tmp_path):
     out = tmp_path / "merged"
-    assert cli.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
+    assert main.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
     home = str(pathlib.Path.home())
     for folder in (plain, out):
         for file in (path for path in folder.rglob("*") if path.is_file()):
@@ -250,7 +252,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
         words = [*words, f"--data-dir={shared / 'data'}"]
     (tmp_path / "empty").mkdir()
     places = {name: tmp_path / name for name in ("none", "empty", "new")} | {"run": plain}
-    assert cli.main([word.format(**places) for word in words]) == 2
+    assert main.main([word.format(**places) for word in words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error, error
     assert not (tmp_path / "new").exists()
@@ -259,7 +261,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
 def test_the_folder_one_is_in_is_not_replaced(plain, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in (".", str(tmp_path)):
-        assert cli.main(["export", str(plain), f"--out={out}"]) == 2
+        assert main.main(["export", str(plain), f"--out={out}"]) == 2
         assert f"Output {out} is the folder you are in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -267,7 +269,7 @@ def test_the_folder_one_is_in_is_not_replaced(plain, tmp_path, capsys, monkeypat
 def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys, monkeypatch):
     """A folder without permission, a full disk in the middle of the weights, a file in the way."""
     (tmp_path / "file").write_text("")
-    assert cli.main(["export", str(plain), f"--out={tmp_path / 'file' / 'new'}"]) == 2
+    assert main.main(["export", str(plain), f"--out={tmp_path / 'file' / 'new'}"]) == 2
     assert "/new cannot be written (" in capsys.readouterr().err
 
     def full(*given, **options):
@@ -275,28 +277,28 @@ def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys,
 
     with monkeypatch.context() as patch:
         patch.setattr("fedjax_lora.exchange.save_adapter", full)
-        assert cli.main(["export", str(plain), f"--out={tmp_path / 'new'}"]) == 2
+        assert main.main(["export", str(plain), f"--out={tmp_path / 'new'}"]) == 2
     assert "/new cannot be written (IO error: No space left" in capsys.readouterr().err
 
     folder = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(folder / "figures")
     (folder / "figures").write_text("")
-    assert cli.main(["inspect", str(folder), "--redraw"]) == 2
+    assert main.main(["inspect", str(folder), "--redraw"]) == 2
     assert f"Output folder {folder} cannot be written (File exists)" in capsys.readouterr().err
 
     def refused(*given, **options):  # as root every folder can be written
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", refused)
-    assert cli.main(["inspect", str(plain), "--redraw"]) == 2
+    assert main.main(["inspect", str(plain), "--redraw"]) == 2
     assert f"{plain} cannot be written (Permission denied)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, plain, tmp_path, capsys):
     out = tmp_path / "merged"
-    assert cli.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
-    assert cli.main([command, str(out), "--model=minilm", "--pooling=mean"]) == 2
+    assert main.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
+    assert main.main([command, str(out), "--model=minilm", "--pooling=mean"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{out} is a classifier without an adapter" in error
     assert "--model is only for adapters" in error and "--pooling is only for adapters" in error
@@ -325,9 +327,9 @@ def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
 def test_a_run_without_checkpoints_cannot_tell_its_clients(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
-    assert cli.main(["evaluate", str(folder), "--clients"]) == 2
+    assert main.main(["evaluate", str(folder), "--clients"]) == 2
     assert "no whole checkpoint" in capsys.readouterr().err
-    assert cli.main(["evaluate", str(folder)]) == 0
+    assert main.main(["evaluate", str(folder)]) == 0
     shutil.rmtree(folder / "adapter")
-    assert cli.main(["evaluate", str(folder)]) == 2
+    assert main.main(["evaluate", str(folder)]) == 2
     assert "is not finished" in capsys.readouterr().err

@@ -8,7 +8,10 @@ import pytest
 import tiny_runs
 from jax import monitoring
 
-from fedjax_lora import clients, evaluation, experiment, runs
+import fedjax_lora as fl
+from fedjax_lora import federated
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.runs import build
 
 WAYS = {
     "together": {},
@@ -36,7 +39,7 @@ def compiled():
 def test_nothing_is_compiled_after_the_first_round(way, compiled):
     changes = WAYS[way] | {"execution.eval_every": 1, "federation.cohort": 4}
     counts = []
-    runs.run(
+    fl.run(
         tiny_runs.change(tiny_runs.CONFIG, changes),
         assets=tiny_runs.assets(),
         on_round=lambda record: counts.append(len(compiled)),
@@ -47,7 +50,7 @@ def test_nothing_is_compiled_after_the_first_round(way, compiled):
 
 def test_a_round_is_one_program(compiled):
     assets = tiny_runs.assets()
-    made = experiment.prepare(tiny_runs.CONFIG, assets)
+    made = build.prepare(tiny_runs.CONFIG, assets)
     state, key = made.state, jax.random.key(0)
     plans = [made.federation.plan(t, made.rank, 0.01) for t in range(3)]
     compiled.clear()
@@ -60,14 +63,14 @@ def test_a_round_is_one_program(compiled):
 def test_predictions_compile_once_for_each_length(devices, compiled):
     """Spread over devices they are the same, also where a batch has to be filled up."""
     made = problems.bag()
-    objective = clients.text_classification(made.module, (8, problems.WIDTH))
-    mesh = clients.client_mesh(4) if devices > 1 else None
+    objective = federated.text_classification(made.module, (8, problems.WIDTH))
+    mesh = federated.client_mesh(4) if devices > 1 else None
     adapter = problems.random_adapter(made.template, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
-    place = lambda tree: clients.place(tree, clients.everywhere(mesh))  # noqa: E731
+    place = lambda tree: federated.place(tree, federated.everywhere(mesh))  # noqa: E731
     given = (made.base, made.data, problems.Trained(adapter, made.head), gain)
     placed = [place(tree) for tree in given]
-    predict = evaluation.make_predict(objective, batch=6, mesh=mesh)
+    predict = prediction.make_predict(objective, batch=6, mesh=mesh)
     compiled.clear()
     got, again = predict(*placed), predict(*placed)
     assert len(compiled) == 2
@@ -81,24 +84,24 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
 def test_few_texts_are_no_full_batch(devices, compiled):
     """However large a batch may be; and as often compiled as before."""
     made = problems.bag()
-    objective = clients.text_classification(made.module, (problems.WIDTH,))
+    objective = federated.text_classification(made.module, (problems.WIDTH,))
     sizes = []
 
     def outputs(base, trained, gain, batch):
         sizes.append(len(batch.ids))
         return objective.outputs(base, trained, gain, batch)
 
-    mesh = clients.client_mesh(devices) if devices > 1 else None
+    mesh = federated.client_mesh(devices) if devices > 1 else None
     few = jax.tree.map(lambda x: x[:6], made.data)
     adapter = problems.random_adapter(made.template, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
     given = (made.base, few, problems.Trained(adapter, made.head), gain)
-    placed = clients.place(given, clients.everywhere(mesh))
+    placed = federated.place(given, federated.everywhere(mesh))
     counting = objective._replace(outputs=outputs)
-    predict = evaluation.make_predict(counting, batch=1_000_000, mesh=mesh)
+    predict = prediction.make_predict(counting, batch=1_000_000, mesh=mesh)
     compiled.clear()
     got, again = predict(*placed), predict(*placed)
     assert len(compiled) == 1 and sizes == [6 if mesh is None else 8]
     np.testing.assert_array_equal(got, again)
-    whole = evaluation.make_predict(objective, batch=4)(*given)
+    whole = prediction.make_predict(objective, batch=4)(*given)
     np.testing.assert_allclose(got, whole, atol=problems.MODE_TOLERANCE)

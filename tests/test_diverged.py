@@ -8,25 +8,28 @@ import pytest
 import tiny_runs
 from rich.console import Console
 
-from fedjax_lora import cli, metrics, plots, runs
-from fedjax_lora.exchange import About, about, card
-from fedjax_lora.terminal import print_summary
+import fedjax_lora as fl
+from fedjax_lora.cli import main
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.runs import plots
+from fedjax_lora.interop import About, metadata, model_card
+from fedjax_lora.cli.terminal import print_summary
 
 NEVER = {"perplexity": None, "loss": None}
 
 
 def test_a_run_leaves_all_its_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics, "mean_loss", lambda *given, **options: math.nan)
-    made = runs.run(tiny_runs.CONFIG, assets=tiny_runs.assets(), out=tmp_path / "run")
+    made = fl.run(tiny_runs.CONFIG, assets=tiny_runs.assets(), out=tmp_path / "run")
     assert made.summary["loss"] is None and made.summary["accuracy"] >= 0
     assert json.loads((made.out / "summary.json").read_text())["loss"] is None
     assert (made.out / "figures" / "accuracy.png").is_file()
     assert "| loss | not finite |" in (made.out / "adapter" / "README.md").read_text()
-    said = about.read(made.out / "adapter")
+    said = metadata.read(made.out / "adapter")
     assert said is not None and said.results["loss"] is None, "the adapter can be used again"
     capsys.readouterr()
     monkeypatch.setattr("fedjax_lora.data.find", lambda spec: tiny_runs.assets().task.task)
-    assert cli.main(["inspect", str(made.out), "--redraw"]) == 0
+    assert main.main(["inspect", str(made.out), "--redraw"]) == 0
     assert "  loss = -" in capsys.readouterr().out.splitlines()
 
 
@@ -53,8 +56,8 @@ def test_the_card_of_a_diverged_language_model(tmp_path):
         base="tiny", base_sha256="0", language=True, task="made_up", metric="perplexity",
         results=NEVER,
     )  # fmt: skip
-    card.write(tmp_path, said, card.ADAPTER, mean=False)
+    model_card.write(tmp_path, said, model_card.ADAPTER, mean=False)
     text = (tmp_path / "README.md").read_text()
     assert "| perplexity | not finite |" in text and "metric_value" not in text
     said.write(tmp_path)
-    assert about.read(tmp_path) == said
+    assert metadata.read(tmp_path) == said

@@ -10,9 +10,13 @@ import pytest
 from characters import SIZE, make_tokenizer
 from small_options import small
 
-from experiments.explain.compiled import compiled_bytes
-from fedjax_lora import cli, config, experiment, explain, flops, methods, trees
-from fedjax_lora.explain import estimate
+from experiments.benchmarks.cost_estimates.compiled import compiled_bytes
+from fedjax_lora.cli import main
+from fedjax_lora.runs import config, build, cost
+from fedjax_lora.runs.cost import flops
+from fedjax_lora import methods
+from fedjax_lora.core import trees
+from fedjax_lora.runs.cost import estimate
 
 pytestmark = pytest.mark.optimized
 
@@ -68,8 +72,8 @@ def make(folder, *, method, remat=False, wave=1, targets="attention-qv"):
 )
 def test_memory_is_what_xla_reports(options, folder):
     made = make(folder, **options)
-    assets = experiment.load_assets(made, weights=False)
-    memory = explain.needs(made, assets).memory
+    assets = build.load_assets(made, weights=False)
+    memory = cost.needs(made, assets).memory
     got = compiled_bytes(made, assets)
     assert memory.total == pytest.approx(got, rel=TOLERANCE)
     assert memory.base == trees.size_bytes(assets.model.params) < 0.5 * got
@@ -78,7 +82,7 @@ def test_memory_is_what_xla_reports(options, folder):
 def test_the_parts_follow_their_causes(folder):
     """Recomputation and smaller batches cost fewer activations; the base and traffic stay."""
     found = {
-        remat: explain.needs(made, experiment.load_assets(made, weights=False))
+        remat: cost.needs(made, build.load_assets(made, weights=False))
         for remat in (False, True)
         if (made := make(folder, method="flora", remat=remat))
     }
@@ -88,7 +92,7 @@ def test_the_parts_follow_their_causes(folder):
     assert found[False].up == found[True].up
     # FLoRA's server keeps the adapted kernels, HetLoRA's does not.
     plain = make(folder, method="hetlora")
-    other = explain.needs(plain, experiment.load_assets(plain, weights=False)).memory
+    other = cost.needs(plain, build.load_assets(plain, weights=False)).memory
     kernels = 2 * 4 * (128 * 128 + 128 * 64)
     assert whole.server - other.server == kernels
 
@@ -100,7 +104,7 @@ def test_every_method_can_be_explained(folder, monkeypatch):
         made = make(folder, method=name)
         federation = dataclasses.replace(made.federation, ranks="fixed(rank=4)")
         made = dataclasses.replace(made, federation=federation)
-        found = explain.needs(made, experiment.load_assets(made, weights=False))
+        found = cost.needs(made, build.load_assets(made, weights=False))
         assert found.up > 0 and found.down > 0
 
 
@@ -108,9 +112,9 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
     """Eight devices: what each of them keeps, and how much of the work it does."""
     plain = make(folder, method="hetlora")
     how = dataclasses.replace(plain.execution, mode="sharded", mesh=(4, 2))
-    assets = experiment.load_assets(plain, weights=False)
+    assets = build.load_assets(plain, weights=False)
     one, parts = (
-        explain.needs(made, assets) for made in (plain, dataclasses.replace(plain, execution=how))
+        cost.needs(made, assets) for made in (plain, dataclasses.replace(plain, execution=how))
     )
     assert one.devices[1:] == (1, 1, 1) and parts.devices[1:] == (4, 2, 1)
     assert one.memory.cohort == 4 and parts.memory.cohort == 1
@@ -126,7 +130,7 @@ def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
     words = ["run", *small(), "--explain"]
     if mesh != "1 1":
         words += ["--mode=sharded", "--mesh", *mesh.split()]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     clients, model = mesh.split()
     count = int(clients) * int(model)
@@ -143,7 +147,7 @@ def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeyp
         "run", f"--task={SPEC}", f"--data-dir={folder}", f"--model={folder}", "--clients=4",
         "--cohort=4", "--ranks=fixed(rank=2)", "--explain", f"--out={tmp_path / 'out'}",
     ]  # fmt: skip
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     printed = capsys.readouterr().out
     for part in ("base model", "activations", "device memory, about", "sent in a round"):
         assert part in printed
@@ -153,7 +157,7 @@ def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeyp
 def test_products_are_counted_by_hand(folder):
     """Of a step: the frozen matrices forward and, for the states, backward; factors three times."""
     made = make(folder, method="flora", targets="all-linear")
-    assets = experiment.load_assets(made, weights=False)
+    assets = build.load_assets(made, weights=False)
     c = LLAMA
     h, i, kv = c["hidden_size"], c["intermediate_size"], c["hidden_size"] // 2
     shapes = [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]
@@ -166,7 +170,7 @@ def test_products_are_counted_by_hand(folder):
     backward = c["num_hidden_layers"] * (frozen + 2 * factors + 2 * attention) + vocabulary
     # The first layer's inputs are frozen: nothing goes on to what is before its factors.
     first = tokens * 2 * sum(a * b + a * rank for a, b in shapes[:3])
-    assert explain.needs(made, assets).flops == forward + backward - first
+    assert cost.needs(made, assets).flops == forward + backward - first
 
 
 def test_products_in_loops_count_as_often_as_they_run():

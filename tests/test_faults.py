@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import COHORT, SIZES, assert_same_bits, bag_rounds, ranks_for, stub_rounds
 
-from experiments.malformed import good
-from fedjax_lora import InputError, around, experiment, methods, rounds, runs
-from fedjax_lora import config as configs
-from fedjax_lora.faults import FAULTS, make_faults, steps_taken
+from experiments.robustness.malformed_input import good
+import fedjax_lora as fl
+from fedjax_lora import InputError, methods, federated
+from fedjax_lora.federated import transforms
+from fedjax_lora.runs import build
+from fedjax_lora.runs import config as configs
+from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
@@ -263,7 +266,7 @@ def test_noise_is_not_shared_by_those_who_answer():
         want = np.average([alone[k] for k in pair], axis=0, weights=plan.weight[pair])
         np.testing.assert_allclose(sent_by(*pair), want, atol=1e-6)
     # What is reported is for a client that is drawn in every round and always answers.
-    report = around.account(noisy, cohort=3, clients=6)
+    report = transforms.account(noisy, cohort=3, clients=6)
     assert report(2)["epsilon"] >= report(2)["epsilon_sampled"] > report(1)["epsilon_sampled"]
 
 
@@ -301,7 +304,7 @@ def test_a_method_of_wrong_shapes_is_told_the_paths(change, words):
     made = stub_rounds("quadratic", method=wrong(change))
     for attempt in (
         lambda: made.run(made.state(), plan_of(0)),
-        lambda: rounds.check_method(wrong(change), problems.STUB, made.begin, 4),
+        lambda: federated.check_method(wrong(change), problems.STUB, made.begin, 4),
     ):
         with pytest.raises(InputError) as caught:
             attempt()
@@ -315,7 +318,7 @@ def test_training_of_wrong_shapes_is_told_the_paths():
         return clients.params._replace(adapter=adapter), faulty.report(seen)
 
     method = methods.make("zero_padding", problems.STUB)
-    fn = rounds.make_round(method, problems.STUB, train)
+    fn = federated.make_round(method, problems.STUB, train)
     made = stub_rounds("quadratic")
     with pytest.raises(InputError, match=r"returns: adapter/layer/a is float32\[4,3,1\] but"):
         fn(made.base, made.data, made.state(), plan_of(0), jax.random.key(0))
@@ -325,7 +328,7 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
     def apply(start, trained, trainable, weight, key):
         return trained._replace(head={}), weight
 
-    update = around.Update(apply=apply, by="client")
+    update = transforms.Update(apply=apply, by="client")
     made = stub_rounds("quadratic", updates=(update,))
     with pytest.raises(InputError, match="updates make of the clients' results: head/w is missing"):
         made.run(made.state(), plan_of(0))
@@ -350,7 +353,7 @@ def run_with(tmp_path):
         fed = dataclasses.replace(config.federation, **federation, method=method, faults=faults)
         own = dataclasses.replace(config.local, **{"batch": 2, "optimizer": "sgd"} | local)
         changed = dataclasses.replace(config, federation=fed, local=own)
-        return runs.run(changed, out=tmp_path / "run", overwrite=True)
+        return fl.run(changed, out=tmp_path / "run", overwrite=True)
 
     return play
 
@@ -408,7 +411,7 @@ def test_a_run_that_diverges_ends_and_says_so(run_with):
 
 def test_a_model_too_large_to_compute_with_has_no_loss(tmp_path):
     good.write(tmp_path / "good")
-    made = experiment.prepare(configs.from_dict(good.settings(tmp_path / "good")))
+    made = build.prepare(configs.from_dict(good.settings(tmp_path / "good")))
     assert made.evaluate(made.state)["loss"] > 0
     head = jax.tree.map(lambda x: jnp.full_like(x, 3e38), made.state.head)
     assert made.evaluate(made.state._replace(head=head))["loss"] is None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.federation import Federation
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.planning import Federation
 
 SIZES = [3, 17, 1, 8, 30, 5, 12]
 EXAMPLES = sum(SIZES)

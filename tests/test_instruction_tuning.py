@@ -2,11 +2,13 @@
 
 import pytest
 
-from experiments import instruction_tuning, rerun
-from experiments.instruction_tuning import METHODS, RATES, SEEDS, STUDY, TASK
-from experiments.study import distinct
-from fedjax_lora import methods, specs
-from fedjax_lora.data import tasks
+from experiments.studies import instruction_tuning
+from experiments.tools import runner
+from experiments.studies.instruction_tuning import METHODS, RATES, SEEDS, STUDY, TASK
+from experiments.tools.study import distinct
+from fedjax_lora import methods
+from fedjax_lora.core import registry
+from fedjax_lora.data.datasets import registry
 
 
 def scored(scores):
@@ -27,9 +29,9 @@ def test_every_method_has_the_same_budget():
     assert len(distinct(reporting)) == len(METHODS) * len(SEEDS)
     tried = {cell.config.seed for cell in distinct(tuning)}
     assert not tried & {cell.config.seed for cell in distinct(reporting)}
-    assert tasks.find(TASK).prompting.format == "plain"
+    assert registry.find(TASK).prompting.format == "plain"
     for cell in distinct(tuning + reporting):
-        assert specs.parse(cell.config.federation.method)[0] in methods.METHODS
+        assert registry.parse(cell.config.federation.method)[0] in methods.METHODS
         ranks = "fixed(rank=8)" if cell.config.federation.method == "fedit" else "tiers"
         assert cell.config.federation.ranks.startswith(ranks)
 
@@ -51,11 +53,11 @@ def test_the_rate_is_that_of_the_lowest_perplexity():
 def test_no_record_says_where_files_lay():
     (part,) = instruction_tuning.reporting("small", {})
     config = part.config("FLoRA", TASK, 0)
-    moved = rerun.located(config, "here", "there")
+    moved = runner.located(config, "here", "there")
     assert (moved.data.data_dir, moved.model.model) == ("here", "there/stories260k")
     assert (config.data.data_dir, config.model.model) == (None, "stories260k")
 
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity"])
 def test_progress_tells_the_score_that_there_is(name):
-    assert rerun._score({name: 2.0, "loss": 1.0}) == f"{name} 2.000"
+    assert runner._score({name: 2.0, "loss": 1.0}) == f"{name} 2.000"

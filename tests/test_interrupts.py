@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from fedjax_lora.interrupts import ASKED, after_this_round
+from fedjax_lora.cli.signals import ASKED, after_this_round
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,11 +11,15 @@ import pytest
 from characters import make_tokenizer
 from small_instructions import SPEC, fill, make
 
-from fedjax_lora import InputError, cli, config, generation, metrics, models, runs
-from fedjax_lora.assessment import own_perplexity
-from fedjax_lora.commands import predict
-from fedjax_lora.commands.evaluate import EvaluateOptions, evaluate
-from fedjax_lora.commands.folders import open_folder
+import fedjax_lora as fl
+from fedjax_lora import InputError, models
+from fedjax_lora.cli import main
+from fedjax_lora.runs import config
+from fedjax_lora.evaluation import generation, metrics
+from fedjax_lora.runs.evaluate import own_perplexity
+from fedjax_lora.cli import predict
+from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
+from fedjax_lora.cli.run_or_model import open_folder
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """Clients have second factors of their own."""
-    return runs.run(make(folder, method="fedsa_lora", learning_rate=3e-2), out=folder / "run")
+    return fl.run(make(folder, method="fedsa_lora", learning_rate=3e-2), out=folder / "run")
 
 
 def test_a_run_has_its_own_numbers(run):
@@ -56,13 +60,13 @@ def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_pat
         "predict": [f"--input={tmp_path / 'asked.txt'}"],
         "evaluate": [f"--task={SPEC.replace('plain', 'auto')})", f"--data-dir={folder}"],
     }[command]
-    assert cli.main([command, str(adapter), f"--model={folder / 'llama'}", *words]) == 2
+    assert main.main([command, str(adapter), f"--model={folder / 'llama'}", *words]) == 2
     assert "Unknown prompt format 'plane'; did you mean 'plain'?" in capsys.readouterr().err
 
 
 def test_a_merged_model_has_the_numbers_of_its_run(folder):
     """FLoRA's stack is of nearly full rank in a model as small as this."""
-    made = runs.run(make(folder, method="flora", learning_rate=3e-2), out=folder / "merging")
+    made = fl.run(make(folder, method="flora", learning_rate=3e-2), out=folder / "merging")
     assert (folder / "merging" / "merged").is_dir()
     found = evaluate(EvaluateOptions(where=folder / "merging"))["global"]
     assert found["perplexity"] == pytest.approx(made.summary["perplexity"], rel=1e-5)
@@ -70,12 +74,12 @@ def test_a_merged_model_has_the_numbers_of_its_run(folder):
 
 def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, capsys):
     out = tmp_path / "numbers.json"
-    assert cli.main(["evaluate", str(run.out), "--clients", f"--out={out}"]) == 0
+    assert main.main(["evaluate", str(run.out), "--clients", f"--out={out}"]) == 0
     assert "own_perplexity" in capsys.readouterr().out
     rows = json.loads(out.read_text())["clients"]
     assert len({row["perplexity"] for row in rows}) == 3, "each has its own second factor"
     words = [f"--out={tmp_path / 'one'}", "--client=1"]
-    assert cli.main(["export", str(run.out), *words]) == 0
+    assert main.main(["export", str(run.out), *words]) == 0
     alone = evaluate(
         EvaluateOptions(
             where=tmp_path / "one", model=str(folder / "llama"), task=SPEC + ")",
@@ -136,7 +140,7 @@ def test_answers_are_those_of_pytorch(run, folder, tmp_path, capsys):
     )
     out = tmp_path / "out.jsonl"
     words = [f"--input={tmp_path / 'a.jsonl'}", "--pair=input", "--format=jsonl", f"--out={out}"]
-    assert cli.main(["predict", str(run.out), *words]) == 0
+    assert main.main(["predict", str(run.out), *words]) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     wanted = torch_answers(folder, run.out / "adapter", ["abc\nde\n", "x\n"], 6)
     assert [row["answer"] for row in found] == wanted
@@ -150,7 +154,7 @@ def test_answers_are_those_of_pytorch(run, folder, tmp_path, capsys):
     words = [f"--input={tmp_path / 'a.txt'}", "--pair=about", f"--model={folder / 'llama'}"]
     words += ["--prompt-format=plain", "--answer-tokens=6"]
     capsys.readouterr()
-    assert cli.main(["predict", str(peft_only), *words]) == 0
+    assert main.main(["predict", str(peft_only), *words]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header == "answer" and rows == wanted
 
@@ -158,7 +162,7 @@ def test_answers_are_those_of_pytorch(run, folder, tmp_path, capsys):
 def test_a_plain_checkpoint_writes(folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("abc\n")
     words = [f"--input={tmp_path / 'a.txt'}", "--prompt-format=plain", "--answer-tokens=5"]
-    assert cli.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
+    assert main.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
     model = models.load(str(folder / "llama"), num_labels=None, key=jax.random.key(0))
     (wanted,) = generation.write(model, ["abc\n"], new_tokens=5)
     assert json.loads(capsys.readouterr().out)["answer"] == wanted.strip()
@@ -166,7 +170,7 @@ def test_a_plain_checkpoint_writes(folder, tmp_path, capsys):
 
 def test_an_adapter_on_a_reduced_base_opens_on_it(folder):
     made = make(folder, method="fed_plora", storage="bfloat16")
-    out = runs.run(made, out=folder / "half").out
+    out = fl.run(made, out=folder / "half").out
     opened = open_folder(out / "adapter", model=str(folder / "llama"))
     assert opened.fitted.model.storage == "bfloat16" and opened.about.prompt_format == "plain"
 
@@ -178,7 +182,7 @@ def test_a_decoder_that_classifies_is_evaluated_like_any_other(folder):
         data=config.DataConfig(train_examples=40, test_examples=20, max_length=18),
         federation=dataclasses.replace(made.federation, partition="iid"),
     )
-    out = runs.run(chosen, out=folder / "classes")
+    out = fl.run(chosen, out=folder / "classes")
     found = evaluate(EvaluateOptions(where=out.out))["global"]
     assert found["loss"] == pytest.approx(out.summary["loss"], abs=1e-5)
     with pytest.raises(InputError, match="--answer-tokens is only for language models"):
@@ -213,6 +217,6 @@ def test_wrong_input_gets_one_sentence(words, sentence, run, folder, tmp_path, c
     for name, text in texts.items():
         if name != "rows":
             places[name].write_text(text)
-    assert cli.main([word.format(**places) for word in words]) == 2
+    assert main.main([word.format(**places) for word in words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error, error

@@ -12,23 +12,15 @@ import pytest
 from characters import make_tokenizer
 from small_instructions import SPEC, fill, make
 
-from fedjax_lora import (
-    InputError,
-    answers,
-    checkpoints,
-    cli,
-    config,
-    data,
-    experiment,
-    explain,
-    generation,
-    global_model,
-    kinds,
-    runs,
-)
-from fedjax_lora.assets import check_tokenizer
-from fedjax_lora.data import completions
-from fedjax_lora.types import Trained
+import fedjax_lora as fl
+from fedjax_lora import InputError, data
+from fedjax_lora.evaluation.generation import answers
+from fedjax_lora.runs import checkpoints, config, build, cost
+from fedjax_lora.cli import main
+from fedjax_lora.evaluation import generation, evaluator, task_types
+from fedjax_lora.runs.loading import check_tokenizer
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.core.types import Trained
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +30,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def assets(folder):
-    return experiment.load_assets(make(folder))
+    return build.load_assets(make(folder))
 
 
 @pytest.fixture(scope="module")
 def finished(folder, assets):
-    return runs.run(make(folder, learning_rate=3e-2), out=folder / "run", assets=assets)
+    return fl.run(make(folder, learning_rate=3e-2), out=folder / "run", assets=assets)
 
 
 def torch_losses(folder, left, split):
@@ -73,13 +65,13 @@ def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
     """On eight devices, the base in two parts: kernels that FLoRA changes, scores and all."""
     how = config.ExecutionConfig(mode="sharded", mesh=(4, 2))
     made = dataclasses.replace(make(folder, learning_rate=3e-2), execution=how)
-    straight = experiment.load_assets(made)  # every part of a matrix goes to its device at once
+    straight = build.load_assets(made)  # every part of a matrix goes to its device at once
     problems.assert_same_bits(straight.model.params, assets.model.params)
     assert straight.model.fingerprint == assets.model.fingerprint
-    for base in (straight.model.params, experiment.prepare(made, assets).base):
+    for base in (straight.model.params, build.prepare(made, assets).base):
         up = jax.tree.leaves(base["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
         assert not any(kernel.is_fully_replicated for kernel in up)
-    got = runs.run(made, assets=straight)
+    got = fl.run(made, assets=straight)
     problems.assert_close(
         problems.copy(got.state.server), problems.copy(finished.state.server), 2e-5
     )
@@ -95,7 +87,7 @@ def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder,
     """
     if method != "flora":
         chosen = make(folder, method=method, learning_rate=3e-2)
-        finished = runs.run(chosen, out=folder / method, assets=assets)
+        finished = fl.run(chosen, out=folder / method, assets=assets)
     summary, left = finished.summary, finished.out / leaves
     if leaves == "adapter":
         chosen = json.loads((left / "adapter_config.json").read_text())
@@ -128,7 +120,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
     assert told[0] != told[1]
     best = checkpoints.best(checkpoints.whole(finished.out))
     assert best.round == 1 + int(np.argmin(told))
-    assert cli.main(["inspect", str(finished.out)]) == 0
+    assert main.main(["inspect", str(finished.out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert f"  perplexity = {finished.records[-1]['perplexity']:.4f}" in printed
     (marked,) = [line for line in printed if "the best" in line]
@@ -136,13 +128,13 @@ def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
 
 
 def test_the_traffic_was_foretold(folder, finished, assets):
-    found = explain.needs(make(folder, learning_rate=3e-2), assets)
+    found = cost.needs(make(folder, learning_rate=3e-2), assets)
     assert found.up == np.mean([h["up_bytes"] for h in finished.records])
     assert found.down == np.mean([h["down_bytes"] for h in finished.records])
 
 
 def test_training_lowers_the_perplexity(folder, assets):
-    result = runs.run(make(folder, method="hetlora", learning_rate=3e-2, epochs=2), assets=assets)
+    result = fl.run(make(folder, method="hetlora", learning_rate=3e-2, epochs=2), assets=assets)
     first, last = result.records[0]["train_loss"], result.records[-1]["train_loss"]
     assert last < first
     assert result.summary["perplexity"] < 0.9 * result.summary["start_perplexity"]
@@ -150,11 +142,11 @@ def test_training_lowers_the_perplexity(folder, assets):
 
 def test_clients_may_count_by_their_tokens(folder, assets):
     tokens = assets.train.types.sum(axis=1)
-    made = experiment.prepare(make(folder, weights="tokens"), assets)
+    made = build.prepare(make(folder, weights="tokens"), assets)
     plan = made.federation.plan(0, made.rank, 0.1)
     own = {k: tokens[rows].sum() for k, rows in enumerate(made.federation.members)}
     assert plan.weight.tolist() == [own[k] for k in plan.id.tolist()]
-    made = experiment.prepare(make(folder), assets)
+    made = build.prepare(make(folder), assets)
     plan = made.federation.plan(0, made.rank, 0.1)
     assert plan.weight.tolist() == [len(made.federation.members[k]) for k in plan.id]
 
@@ -162,7 +154,7 @@ def test_clients_may_count_by_their_tokens(folder, assets):
 def test_answers_are_those_of_each_prompt_alone(folder, assets):
     """Sorted, batched and padded: the texts are in the order of the examples."""
     model, tokens = assets.model, assets.test
-    current = kinds.Global(model.params, Trained({}, {}), {})
+    current = task_types.Global(model.params, Trained({}, {}), {})
     got = answers.make_answer(model, tokens, new_tokens=6, batch=4)(current)
     prompts = [f"{text}\n" for text in assets.task.test.texts]
     alone = [generation.write(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
@@ -174,9 +166,9 @@ def test_generated_answers_are_scored(folder, assets, monkeypatch):
     """The model is taught to be right about half of the examples."""
     task = dataclasses.replace(assets.task.task, metric="exact_match")
     right = [text if n % 2 else "wrong" for n, text in enumerate(assets.task.test.pairs)]
-    monkeypatch.setattr(global_model, "make_answer", lambda *_, **__: lambda model: right)
+    monkeypatch.setattr(evaluator, "make_answer", lambda *_, **__: lambda model: right)
     other = assets._replace(task=assets.task._replace(task=task), validation=None)
-    made = experiment.prepare(make(folder), other)
+    made = build.prepare(make(folder), other)
     scores = made.evaluate(made.state)
     assert scores["exact_match"] == 0.5
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
@@ -190,15 +182,15 @@ def test_choices_are_scored_by_their_likelihood(assets):
     predict = lambda base, rows, trained, gain: np.stack(  # noqa: E731
         [rows.length - 7.0 * (rows.label == 1), rows.label * 0, rows.label * 0 + 1], axis=1
     ).astype(np.float32)
-    encode = lambda rows: completions.encode(  # noqa: E731
+    encode = lambda rows: instruction_tokens.encode(  # noqa: E731
         rows, make_tokenizer(), format="plain", max_length=18
     )
     chosen = dataclasses.replace(assets.task.task, metric="choice_accuracy")
     task = assets.task._replace(task=chosen)
-    tools = kinds.Tools(task, predict, lambda x: x, encode, lambda tokens: lambda model: [])
-    judge = kinds.KINDS["language"].judge(tools, split, assets.test)
+    tools = task_types.Tools(task, predict, lambda x: x, encode, lambda tokens: lambda model: [])
+    judge = task_types.KINDS["language"].judge(tools, split, assets.test)
     # A right choice is at most 3 tokens longer than a wrong one, so always likelier.
-    assert judge(kinds.Global({}, Trained({}, {}), {}))["choice_accuracy"] == 1.0
+    assert judge(task_types.Global({}, Trained({}, {}), {}))["choice_accuracy"] == 1.0
 
 
 @pytest.mark.slow
@@ -207,7 +199,7 @@ def test_ranks_may_follow_the_loss(folder, assets):
     federation = dataclasses.replace(
         made.federation, ranks="loss_based(low=1, high=3, share=0.4, score='loss')"
     )
-    result = runs.run(dataclasses.replace(made, federation=federation), assets=assets)
+    result = fl.run(dataclasses.replace(made, federation=federation), assets=assets)
     assert result.records[-1]["ranks"] == {"1": 1, "3": 2}
 
 
@@ -217,7 +209,7 @@ def test_modes_agree(folder, assets):
     finals = []
     for mode in ("loop", "vmap", "sharded"):
         execution = dataclasses.replace(made.execution, mode=mode, wave=2)
-        result = runs.run(dataclasses.replace(made, execution=execution), assets=assets)
+        result = fl.run(dataclasses.replace(made, execution=execution), assets=assets)
         finals.append(jax.device_get(result.state.server.adapter))
     for other in finals[1:]:
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5), finals[0], other)
@@ -248,7 +240,7 @@ def test_bad_input_gets_one_sentence_and_leaves_no_folder(
         "--max-length=18", f"--out={tmp_path / 'out'}", "--partition=iid", "--clients=2",
         "--cohort=2", "--rounds=1", *options,
     ]}  # fmt: skip
-    assert cli.main(["run", *given.values()]) == 2
+    assert main.main(["run", *given.values()]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("fedjax-lora: ") and sentence in said, said
     assert not (tmp_path / "out").exists()
@@ -307,7 +299,7 @@ def test_models_and_texts_that_cannot_be_used_get_one_sentence(
              "--max-length=18", f"--out={tmp_path / 'out'}", "--clients=2", "--cohort=2",
              *([option] if option else [])]  # fmt: skip
     try:
-        assert cli.main(["run", *words]) == 2
+        assert main.main(["run", *words]) == 2
     except SystemExit as refused:  # by the parser of options
         assert refused.code == 2
     assert sentence in capsys.readouterr().err
@@ -323,7 +315,7 @@ def test_a_run_tells_what_it_left_out(folder, tmp_path, capsys):
     words = [f"--task={SPEC})", f"--data-dir={tmp_path}", f"--model={folder / 'llama'}",
              "--max-length=18", f"--out={tmp_path / 'out'}", "--partition=natural", "--clients=3",
              "--cohort=2", "--rounds=1", "--ranks=fixed(rank=2)", "--max-steps=1"]  # fmt: skip
-    assert cli.main(["run", *words]) == 0
+    assert main.main(["run", *words]) == 0
     printed = capsys.readouterr().out
     assert "2 examples could not be used" in printed and "before training" in printed
 

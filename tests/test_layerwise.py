@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_lora import clients, layerwise, methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.layerwise import over_layers
+from fedjax_lora import federated, methods
+from fedjax_lora.core import layerwise
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.core.layerwise import over_layers
 from fedjax_lora.methods import Cohort
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 pytestmark = pytest.mark.optimized
 
@@ -28,13 +29,13 @@ def numbers(*shape: int, seed: int = 0) -> jax.Array:
 
 def in_both_worlds(fn: Any, *arrays: Any) -> tuple[Any, Any]:
     """The result on one device, and with the layers over eight."""
-    mesh = clients.client_mesh(DEVICES)
+    mesh = federated.client_mesh(DEVICES)
 
     def spread(*arrays: Any) -> Any:
         with layerwise.across(mesh):
             return fn(*arrays)
 
-    there = jax.device_put(arrays, clients.everywhere(mesh))
+    there = jax.device_put(arrays, federated.everywhere(mesh))
     return jax.jit(fn)(*arrays), jax.jit(spread)(*there)
 
 
@@ -59,7 +60,7 @@ def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
 def test_without_a_mesh_nothing_is_spread():
     with layerwise.across(None):
         assert jax.sharding.get_abstract_mesh().empty
-    with layerwise.across(clients.client_mesh(DEVICES)):
+    with layerwise.across(federated.client_mesh(DEVICES)):
         assert jax.sharding.get_abstract_mesh().size == DEVICES
     assert jax.sharding.get_abstract_mesh().empty
 
@@ -68,8 +69,8 @@ def test_within_a_device_s_share_nothing_is_spread_again():
     """A client's own decomposition, inside the `shard_map` that trains the cohort."""
     x = numbers(DEVICES, 3, 4, 4)
     mine = lambda x: over_layers(lambda m: m @ m.mT, x, axis=1)  # noqa: E731
-    mesh = clients.client_mesh(DEVICES)
-    spec = PartitionSpec(clients.cohort.AXIS)
+    mesh = federated.client_mesh(DEVICES)
+    spec = PartitionSpec(federated.cohort.AXIS)
 
     @jax.jit
     def outer(x: jax.Array) -> jax.Array:
@@ -90,9 +91,9 @@ def step(layers: int, size: tuple[int, int], devices: int) -> tuple[Any, Any]:
     site = Site("x", *size, (True,) * layers)
     template = Template(sites=(site,), rank=RANK, alpha=2.0)
     method = methods.make("hlora", template)
-    mesh = clients.client_mesh(devices) if devices > 1 else None
-    shared = clients.everywhere(mesh)
-    split = shared if mesh is None else NamedSharding(mesh, PartitionSpec(clients.cohort.AXIS))
+    mesh = federated.client_mesh(devices) if devices > 1 else None
+    shared = federated.everywhere(mesh)
+    split = shared if mesh is None else NamedSharding(mesh, PartitionSpec(federated.cohort.AXIS))
     cohort = Cohort(
         id=jnp.arange(CLIENTS, dtype=jnp.int32),
         rank=jnp.asarray([1, 2] * (CLIENTS // 2), jnp.int32),

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import lowrank
-from fedjax_lora.types import LoRA
+from fedjax_lora.core import linalg
+from fedjax_lora.core.types import LoRA
 
 EPS = float(jnp.finfo(jnp.float32).eps)
-svd = jax.jit(lowrank.svd, static_argnums=1)
+svd = jax.jit(linalg.svd, static_argnums=1)
 
 
 def random_pair(*shape: int, seed: int = 0, scale: float = 1.0, dtype=jnp.float32) -> LoRA:
@@ -94,13 +94,13 @@ def test_svd_of_batches_is_the_svd_of_each(shape: tuple):
 def test_norm_and_singular_values_agree_with_numpy(shape: tuple):
     pair = random_pair(*shape)
     want = np.linalg.svd(dense(pair), compute_uv=False)
-    core = jax.jit(lowrank.core)(pair)
+    core = jax.jit(linalg.core)(pair)
     k = core.shape[-1]
     assert k == (min(shape[-3], shape[-1]) if shape[-2] > 8 else shape[-2])
-    got = jax.jit(lowrank.singular_values)(core)
+    got = jax.jit(linalg.singular_values)(core)
     np.testing.assert_allclose(got, want[..., :k], rtol=0, atol=1e-5 * want.max())
     norm = np.linalg.norm(dense(pair), axis=(-2, -1))
-    np.testing.assert_allclose(jax.jit(lowrank.norm)(pair), norm, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(linalg.norm)(pair), norm, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(40, 6, 35), (8, 20, 6)])
@@ -112,7 +112,7 @@ def test_norm_of_a_product_that_cancels_is_rounding(shape: tuple):
     turned_b = jnp.asarray(turn.T @ np.asarray(b, np.float64), jnp.float32)
     nothing = LoRA(jnp.concatenate([a, -turned_a], axis=1), jnp.concatenate([b, turned_b], axis=0))
     size = np.linalg.norm(dense(LoRA(a, b)))
-    assert float(jax.jit(lowrank.norm)(nothing)) < 1e-6 * size
+    assert float(jax.jit(linalg.norm)(nothing)) < 1e-6 * size
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
@@ -228,7 +228,7 @@ def test_svd_compiles_once_per_shape_and_agrees_with_plain_python():
     compilations = svd._cache_size()
     svd(random_pair(3, 8, 20, 6, seed=1, scale=100.0), 4)
     assert svd._cache_size() == compilations
-    for x, y in zip(first, lowrank.svd(random_pair(3, 8, 20, 6), 4), strict=True):
+    for x, y in zip(first, linalg.svd(random_pair(3, 8, 20, 6), 4), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
@@ -288,12 +288,12 @@ def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
 
 
 def bound(s: np.ndarray) -> float:
-    return float(lowrank.lost(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
+    return float(linalg.lost(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
 
 
 def test_the_gram_matrix_is_trusted_where_it_can_be():
     """And not where it is blind; the tests above go both ways."""
-    trusted = {name for name, s in SPECTRA.items() if bound(s) < lowrank.LOST}
+    trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.LOST}
     assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
     blind = {"steep", "low rank", "one and a plain", "one and 0.001", "one and 0.0001"}
     assert not trusted & blind
@@ -303,12 +303,12 @@ def test_the_gram_matrix_is_trusted_where_it_can_be():
 @pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
 def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
     """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
-    monkeypatch.setattr(lowrank, "LOST", np.inf)
+    monkeypatch.setattr(linalg, "LOST", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
     want = best(m.astype(np.float64), WANTED)
     by_gram, by_svd = (
         np.linalg.norm(product(*jax.jit(fn, static_argnames="rank")(m, rank=WANTED)) - want)
-        for fn in (lowrank._from_gram, lowrank._from_svd)
+        for fn in (linalg._from_gram, linalg._from_svd)
     )
     assert by_gram < 3 * (bound(SPECTRA[spectrum]) + by_svd)
     if spectrum == "one and a plain":
@@ -350,7 +350,7 @@ def cohort_pair(count: int, i: int, rank: int, o: int, seed: int = 0) -> LoRA:
 def test_a_thousand_clients(i: int, o: int, dtype: Any):
     """Stacks of 4,000 components, a hundred times as many as there are dimensions."""
     pair = jax.tree.map(lambda x: x.astype(dtype), cohort_pair(1000, i, 4, o))
-    check(lowrank.stack(pair), 4)
+    check(linalg.stack(pair), 4)
 
 
 @pytest.mark.parametrize("count", [5, 1000])
@@ -358,8 +358,8 @@ def test_the_order_of_clients_changes_nothing_but_rounding(count: int):
     """Neither signs nor the order of components: for a thin stack and for a wide one."""
     pair = cohort_pair(count, 64, 4, 40)
     order = np.random.default_rng(1).permutation(count)
-    first = svd(lowrank.stack(pair), 4)
-    moved = svd(lowrank.stack(LoRA(pair.a[order], pair.b[order])), 4)
+    first = svd(linalg.stack(pair), 4)
+    moved = svd(linalg.stack(LoRA(pair.a[order], pair.b[order])), 4)
     for x, y in zip(first, moved, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4 * float(jnp.max(jnp.abs(x))))
 
@@ -387,7 +387,7 @@ def test_square_norm_is_the_dense_norm(shape: tuple, scale: float):
     """By the trace of two Gram matrices, for any batch."""
     pair = random_pair(*shape, scale=scale)
     want = np.sum(dense(pair) ** 2, axis=(-2, -1))
-    np.testing.assert_allclose(lowrank.square_norm(pair), want, rtol=2e-6)
+    np.testing.assert_allclose(linalg.square_norm(pair), want, rtol=2e-6)
 
 
 def test_square_norm_is_never_negative():
@@ -403,20 +403,20 @@ def test_square_norm_is_never_negative():
         gram_a, gram_b = np.asarray(pair.a).T @ pair.a, np.asarray(pair.b) @ pair.b.T
         rounded.append(float(np.sum(gram_a * gram_b)))
         size = float(jnp.sum(jnp.square(pair.a)) * jnp.sum(jnp.square(pair.b)))
-        assert 0.0 <= float(lowrank.square_norm(pair)) <= 4 * EPS * size
+        assert 0.0 <= float(linalg.square_norm(pair)) <= 4 * EPS * size
     assert min(rounded) < 0  # what the trace alone would have been
 
 
 def test_square_norm_of_bfloat16_is_computed_in_float32():
     pair = random_pair(20, 6, 15, dtype=jnp.bfloat16)
-    assert lowrank.square_norm(pair).dtype == jnp.float32
-    np.testing.assert_allclose(lowrank.square_norm(pair), np.sum(dense(pair) ** 2), rtol=1e-5)
+    assert linalg.square_norm(pair).dtype == jnp.float32
+    np.testing.assert_allclose(linalg.square_norm(pair), np.sum(dense(pair) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_stack_is_the_sum_of_products(batch: tuple):
     pair = random_pair(4, *batch, 7, 2, 5)
-    wide = lowrank.stack(pair)
+    wide = linalg.stack(pair)
     assert wide.a.shape == (*batch, 7, 8) and wide.b.shape == (*batch, 8, 5)
     np.testing.assert_allclose(dense(wide), dense(pair).sum(axis=0), rtol=1e-5, atol=1e-6)
     # In order: the first client's components come first, in both factors.

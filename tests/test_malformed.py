@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from experiments import malformed
-from experiments.malformed import damage, run
-from experiments.malformed.case import Case, lay_out
-from experiments.malformed.judge import judge
-from fedjax_lora import cli
+from experiments.robustness import malformed_input
+from experiments.robustness.malformed_input import damage, run
+from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.judge import judge
+from fedjax_lora.cli import main
 
-CASES = malformed.cases()
+CASES = malformed_input.cases()
 FAMILIES = sorted({case.family for case in CASES})
 SECONDS, MEGABYTES = 20, 100  # of the worst case; measured on a busy machine: 5 and 15
 
@@ -82,5 +82,5 @@ def test_an_unclear_end_would_be_noticed(raised, tmp_path, monkeypatch):
     def fail(words):
         raise raised
 
-    monkeypatch.setitem(cli.COMMANDS, "run", fail)
+    monkeypatch.setitem(main.COMMANDS, "run", fail)
     assert len(problems(CASES[:1], tmp_path)) == 1

@@ -5,7 +5,7 @@ import problems
 import pytest
 from problems import bag_rounds, ranks_for
 
-from fedjax_lora import adapters, methods
+from fedjax_lora import lora, methods
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
@@ -29,7 +29,7 @@ def play(method: str, mode: str, count: int, rate: float):
 def model(state):
     """What the server's model computes with: adapted kernels and head."""
     template = problems.bag().template
-    added = adapters.deltas(state.server.adapter, adapters.uniform_gain(template))
+    added = lora.deltas(state.server.adapter, lora.uniform_gain(template))
     return added, state.server.kernels, state.head
 
 

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import adapters, clients, methods, optimizers, rounds, scoring, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.clients import Clients
+from fedjax_lora import lora, federated, methods
+from fedjax_lora.federated import optimizers
+from fedjax_lora.federated.ranks import client_scoring
+from fedjax_lora.core import trees
+from fedjax_lora.lora import Template
+from fedjax_lora.federated import Clients
 from fedjax_lora.data import Tokens
 from fedjax_lora.models import EncoderConfig, SequenceClassifier
-from fedjax_lora.models.fresh import shapes
-from fedjax_lora.types import Batches, LoRA, Trained
+from fedjax_lora.models.init import shapes
+from fedjax_lora.core.types import Batches, LoRA, Trained
 
 pytestmark = pytest.mark.optimized
 
@@ -43,7 +46,7 @@ def base_and_head() -> tuple[dict, dict]:
 
 
 def template() -> Template:
-    return adapters.make_template(base_and_head()[0], rank=RANK)
+    return lora.make_template(base_and_head()[0], rank=RANK)
 
 
 def cohort(count: int) -> Clients:
@@ -76,8 +79,8 @@ def cohort(count: int) -> Clients:
 
 
 def training() -> Any:
-    objective = clients.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    return clients.make_training(objective, optimizers.optimizer("adamw", clip=1.0))
+    objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
+    return federated.make_training(objective, optimizers.optimizer("adamw", clip=1.0))
 
 
 @functools.cache
@@ -85,7 +88,7 @@ def traced(count: int) -> Any:
     tokens = struct(16, WIDTH, dtype=jnp.int32)
     number = struct(16, dtype=jnp.int32)
     data = Tokens(tokens, tokens, number, number)
-    run = clients.execute(training(), mode="vmap", wave=count)
+    run = federated.execute(training(), mode="vmap", wave=count)
     return jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct())
 
 
@@ -168,9 +171,9 @@ def test_no_array_is_the_base_with_a_client_axis():
 
 def test_nor_when_clients_are_scored():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
-    objective = clients.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    rows = scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
-    run = clients.execute(scoring.make_validation(objective, rows), mode="vmap", wave=count)
+    objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
+    rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
+    run = federated.execute(client_scoring.make_validation(objective, rows), mode="vmap", wave=count)
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
     assert (count, 5, WIDTH, HIDDEN) in set(arrays(program))
@@ -180,7 +183,7 @@ def test_nor_when_clients_are_scored():
 def test_the_search_finds_a_base_merged_for_each_client():
     """The way this library does not take."""
     count, (base, _), made = 3, base_and_head(), cohort(3)
-    merged = jax.vmap(adapters.merge, in_axes=(None, 0, 0))
+    merged = jax.vmap(lora.merge, in_axes=(None, 0, 0))
     program = jax.jit(merged).trace(base, made.params.adapter, made.gain).jaxpr.jaxpr
     assert copies(program, count) >= {(count, 1, HIDDEN, HIDDEN), (count, WORDS, HIDDEN)}
 
@@ -193,21 +196,21 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     """Bytes on a device that go into a round, and that it makes, of eight clients."""
     made, (base, head), count = template(), base_and_head(), 8
     method = methods.make("zero_padding", made)
-    mesh = clients.client_mesh(8, shape) if shape else None
+    mesh = federated.client_mesh(8, shape) if shape else None
     mode = "sharded" if shape else "vmap"
-    fn = rounds.make_round(method, made, training(), mode=mode, wave=1, mesh=mesh)
-    begin = lambda *given: rounds.init_state(method, *given, clients=20, heads="average")  # noqa: E731
+    fn = federated.make_round(method, made, training(), mode=mode, wave=1, mesh=mesh)
+    begin = lambda *given: federated.init_state(method, *given, clients=20, heads="average")  # noqa: E731
     state = jax.eval_shape(begin, made.shapes(), {}, head)
     number = functools.partial(struct, count, dtype=jnp.int32)
     tokens = Tokens(*[struct(16, WIDTH, dtype=jnp.int32)] * 2, *[struct(16, dtype=jnp.int32)] * 2)
-    plan = rounds.Plan(
+    plan = federated.Plan(
         number(), number(), struct(count), cohort(count).batches, struct(),
         struct(dtype=jnp.int32),
     )  # fmt: skip
     if mesh is not None:
         put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
-        everywhere = lambda x: put(x, clients.everywhere(mesh))  # noqa: E731
-        base = jax.tree.map(put, base, clients.base_sharding(base, mesh))
+        everywhere = lambda x: put(x, federated.everywhere(mesh))  # noqa: E731
+        base = jax.tree.map(put, base, federated.base_sharding(base, mesh))
         tokens, state = jax.tree.map(everywhere, (tokens, state))
     key = jax.eval_shape(lambda: jax.random.key(0))
     stats = fn.lower(base, tokens, state, plan, key).compile().memory_analysis()

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.optimizers import SCHEDULES, optimizer, schedule
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.optimizers import SCHEDULES, optimizer, schedule
 
 PARAMS = {"w": jnp.array([[3.0, -4.0], [0.5, 2.0]])}
 GRADS = {"w": jnp.array([[0.3, -1.0], [2.0, 0.1]])}

@@ -8,25 +8,25 @@ import shlex
 import pytest
 import tyro
 
-import experiments.ag_news.report
+import experiments.studies.ag_news.report
 import experiments.benchmarks.aggregation.report
 import experiments.benchmarks.cohort.report
 import experiments.benchmarks.compilation.report
 import experiments.benchmarks.scaling.report
-import experiments.benchmarks.whole.report
-import experiments.demo.report
-import experiments.explain.report
-import experiments.faults.report
-import experiments.instruction_tuning.report
-import experiments.malformed.report
-import experiments.noise.report
-import experiments.own_model.report
-import experiments.parity.report
-import experiments.storage.report
+import experiments.benchmarks.end_to_end.report
+import experiments.tools.readme_demo
+import experiments.benchmarks.cost_estimates.report
+import experiments.robustness.interruptions.report
+import experiments.studies.instruction_tuning.report
+import experiments.robustness.malformed_input.report
+import experiments.studies.noise.report
+import experiments.tools.readme_own_model
+import experiments.robustness.huggingface_parity.report
+import experiments.benchmarks.quantized_base.report
 import fedjax_lora
-from experiments import methods_table
-from fedjax_lora import cli
-from fedjax_lora.commands import evaluate, export, inspect, predict
+from experiments.tools import methods_table
+from fedjax_lora.cli import main
+from fedjax_lora.cli import evaluate, export, inspect, predict
 from fedjax_lora.methods import METHODS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -74,17 +74,17 @@ def test_commands_are_understood(command, monkeypatch):
         args = [a for a in args if not a.startswith("--resume=")]
         seen = []
         monkeypatch.setattr(f"fedjax_lora.{execute[name]}", lambda *given: seen.append(given))
-        assert cli.main([name, *args]) == 0
+        assert main.main([name, *args]) == 0
         assert len(seen) == 1
     elif name in OPTIONS:
         given = tyro.cli(OPTIONS[name], args=args)
         assert pathlib.Path("runs/hlora") in vars(given).values()
     elif "--help" in args:
         with pytest.raises(SystemExit) as done:
-            cli.main([name, *args])
+            main.main([name, *args])
         assert done.value.code == 0
     else:
-        assert cli.main([name, *args]) == 0
+        assert main.main([name, *args]) == 0
 
 
 def test_every_module_is_in_the_list_of_how_it_is_built_once():

@@ -13,32 +13,21 @@ import pytest
 import scipy.stats
 import transformers
 
-from experiments import (
-    byun_lee,
-    drawing,
-    full,
-    hlora,
-    open_question,
-    plan,
-    reports,
-    rerun,
-    small,
-    study,
-    telling,
-    verdicts,
-)
-from experiments.byun_lee import counts
-from experiments.fed_plora import small_cases
-from experiments.open_question import differences
-from experiments.reports import REPORTS
-from experiments.studies import STUDIES
-from experiments.study import Part, Results, Study
-from fedjax_lora import allocation, data, methods, models, optimizers
-from fedjax_lora import config as configs
-from fedjax_lora.compare.grid import changed
-from fedjax_lora.compare.table import estimate
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
+from experiments.papers import byun_lee, hlora, fed_plora_vs_flexlora
+from experiments.tools import figures, full, plan, write_reports, runner, small, study, report as report_lines, claims
+from experiments.papers.byun_lee import counts
+from experiments.papers.fed_plora import small_cases
+from experiments.papers.fed_plora_vs_flexlora import differences
+from experiments.tools.write_reports import REPORTS
+from experiments.tools.registry import STUDIES
+from experiments.tools.study import Part, Results, Study
+from fedjax_lora.federated import ranks, optimizers
+from fedjax_lora import data, methods, models
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.sweep.grid import changed
+from fedjax_lora.runs.sweep.statistics import estimate
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError
 
 BOTH = [(one, size) for one in STUDIES for size in ("small", "full")]
 EACH = pytest.mark.parametrize(
@@ -102,7 +91,7 @@ def test_every_choice_of_every_config_is_known(chosen, size):
     quality, labels = np.arange(100) < 10, np.arange(2000) % 4
     federations = {cell.config.federation for cell in cells}
     for fed in {(one.method, one.ranks, one.clients): one for one in federations}.values():
-        allocated = allocation.allocate(
+        allocated = ranks.allocate(
             fed.ranks,
             clients=fed.clients,
             seed=0,
@@ -154,17 +143,17 @@ def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     monkeypatch.setattr(study, "ROOT", tmp_path)
     arms = REPRESENTATIVES[chosen.name, size]
     one = shrunk_study(chosen, arms, tiny_model)
-    assert rerun.rerun([one], size, None) == 0, capsys.readouterr().out
+    assert runner.rerun([one], size, None) == 0, capsys.readouterr().out
     files = sorted((one.folder(size) / "runs").glob("*.json"))
     assert len(files) == len(arms)
     capsys.readouterr()
     written = [path.stat().st_mtime_ns for path in files]
-    assert rerun.rerun([one], size, None) == 0
+    assert runner.rerun([one], size, None) == 0
     assert [path.stat().st_mtime_ns for path in files] == written
     assert f"{len(files)} runs, {len(files)} of them finished" in capsys.readouterr().out
     timed = ["server_seconds" in record["summary"] for record in one.records(size).values()]
     assert sum(timed) == ("measured" in arms)
-    text = telling.cost(study.results(one, size))
+    text = report_lines.cost(study.results(one, size))
     assert text.startswith(f"{len(files)} of {len(files)} runs are finished")
 
 
@@ -176,7 +165,7 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
     alone = {**part.arms[arm], "federation.clients": 1, "federation.cohort": 1}
     tiny = shrunk(part._replace(arms={arm: alone}), arm, tiny_model)
     one = byun_lee.STUDY._replace(stages=(lambda size, records: [tiny],))
-    assert rerun.rerun([one], "small", None) == 0
+    assert runner.rerun([one], "small", None) == 0
     ((found,),) = (record["history"] for record in one.records("small").values())
     assert found["local"] == found["zero_padding"] == found["replication"]
 
@@ -184,11 +173,11 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_the_open_question_is_asked_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
-    parts = {part.name: part for part in open_question.STUDY.parts(size, {})}
+    parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts(size, {})}
     tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
-    assert len(tuning.arms) == len(open_question.METHODS) * len(open_question.RATES[size])
-    assert deep is None or len(deep.arms) == len(open_question.PAIR) * len(
-        open_question.RATES[size]
+    assert len(tuning.arms) == len(fed_plora_vs_flexlora.METHODS) * len(fed_plora_vs_flexlora.RATES[size])
+    assert deep is None or len(deep.arms) == len(fed_plora_vs_flexlora.PAIR) * len(
+        fed_plora_vs_flexlora.RATES[size]
     )
     for part in parts.values():
         assert not set(part.seeds) & set(tuning.seeds)
@@ -206,23 +195,23 @@ def test_the_open_question_is_asked_fairly(size):
 
 
 def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds(monkeypatch):
-    (part, _) = open_question.tuning("small", {})
+    (part, _) = fed_plora_vs_flexlora.tuning("small", {})
     part = part._replace(seeds=(100, 101))
-    monkeypatch.setattr(open_question, "TUNING_SEEDS", part.seeds)
+    monkeypatch.setattr(fed_plora_vs_flexlora, "TUNING_SEEDS", part.seeds)
     scores = {3e-3: (0.5, 0.7), 8e-3: (0.8, 0.5), 2e-2: (0.9, 0.1)}  # test scores say otherwise
-    scores |= dict.fromkeys(set(open_question.RATES["small"]) - set(scores), (0.1, 0.1))
+    scores |= dict.fromkeys(set(fed_plora_vs_flexlora.RATES["small"]) - set(scores), (0.1, 0.1))
     records = {}
     for rate, values in scores.items():
         for seed, value in zip(part.seeds, values, strict=True):
-            config = part.config(open_question.tuned("HLoRA", rate), "sst2", seed)
+            config = part.config(fed_plora_vs_flexlora.tuned("HLoRA", rate), "sst2", seed)
             record = {"validation_accuracy": value, "accuracy": 1 - value}
             records[config] = {"history": [record]}
-    best = lambda: open_question.best_rate("small", records, "HLoRA", "sst2")  # noqa: E731
+    best = lambda: fed_plora_vs_flexlora.best_rate("small", records, "HLoRA", "sst2")  # noqa: E731
     assert best() == 8e-3
     del records[next(iter(records))]  # an unfinished rate is not chosen
     assert best() == 8e-3
-    assert open_question.best_rate("small", {}, "HLoRA", "sst2") == 3e-3
-    (reported,) = (p for p in open_question.reporting("small", records) if p.name == "sst2_uniform")
+    assert fed_plora_vs_flexlora.best_rate("small", {}, "HLoRA", "sst2") == 3e-3
+    (reported,) = (p for p in fed_plora_vs_flexlora.reporting("small", records) if p.name == "sst2_uniform")
     assert reported.config("HLoRA", "sst2", 0).local.learning_rate == 8e-3
 
 
@@ -254,83 +243,83 @@ GOOD, POOR = [0.80, 0.83, 0.81], [0.70, 0.74, 0.70]
 @pytest.mark.parametrize(
     ("first", "second", "options", "verdict"),
     [
-        (GOOD, POOR, {}, verdicts.REPRODUCED),
-        (POOR, GOOD, {}, verdicts.NOT_REPRODUCED),
-        (GOOD, [0.78, 0.86, 0.79], {}, verdicts.UNTESTABLE),  # 2 points or more are not excluded
-        (GOOD, [0.801, 0.828, 0.811], {}, verdicts.NOT_REPRODUCED),  # they are
-        (GOOD, POOR, {"majority": 0.78}, verdicts.UNTESTABLE),
-        (GOOD, POOR, {"majority": 0.76}, verdicts.REPRODUCED),
-        (GOOD, [0.70, 0.74, None], {}, verdicts.NOT_RUN),
+        (GOOD, POOR, {}, claims.REPRODUCED),
+        (POOR, GOOD, {}, claims.NOT_REPRODUCED),
+        (GOOD, [0.78, 0.86, 0.79], {}, claims.UNTESTABLE),  # 2 points or more are not excluded
+        (GOOD, [0.801, 0.828, 0.811], {}, claims.NOT_REPRODUCED),  # they are
+        (GOOD, POOR, {"majority": 0.78}, claims.UNTESTABLE),
+        (GOOD, POOR, {"majority": 0.76}, claims.REPRODUCED),
+        (GOOD, [0.70, 0.74, None], {}, claims.NOT_RUN),
     ],
 )
 def test_verdicts_of_being_higher(first, second, options, verdict):
     results = made_up({"a": first, "b": second}, **options)
-    found = verdicts.higher("p", "a", "b", tasks=["ag_news"])(results)
+    found = claims.higher("p", "a", "b", tasks=["ag_news"])(results)
     assert found.verdict == verdict
-    if verdict != verdicts.NOT_RUN and "majority" not in options:
+    if verdict != claims.NOT_RUN and "majority" not in options:
         bounds = scipy.stats.ttest_rel(first, second).confidence_interval()
         shown = re.findall(r"[+-]\d+\.\d", found.ours)[-2:]
         assert shown == [f"{100 * x:+.1f}" for x in bounds]
-    if verdict == verdicts.NOT_RUN:
+    if verdict == claims.NOT_RUN:
         assert found.ours == "5 of 6 runs"
 
 
 @pytest.mark.parametrize(
     ("second", "verdict"),
     [
-        ([0.805, 0.832, 0.815], verdicts.REPRODUCED),
-        ([0.78, 0.86, 0.79], verdicts.UNTESTABLE),  # no difference seen, but none excluded
-        (POOR, verdicts.NOT_REPRODUCED),
+        ([0.805, 0.832, 0.815], claims.REPRODUCED),
+        ([0.78, 0.86, 0.79], claims.UNTESTABLE),  # no difference seen, but none excluded
+        (POOR, claims.NOT_REPRODUCED),
     ],
 )
 def test_verdicts_of_being_close(second, verdict):
     results = made_up({"a": GOOD, "b": second})
-    assert verdicts.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
+    assert claims.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("effects", "verdict"),
     [
-        ([0.25, 0.26, 0.27], verdicts.REPRODUCED),  # surely more than half of it
-        ([0.05, 0.06, 0.07], verdicts.NOT_REPRODUCED),
-        ([0.05, 0.30, 0.20], verdicts.UNTESTABLE),
+        ([0.25, 0.26, 0.27], claims.REPRODUCED),  # surely more than half of it
+        ([0.05, 0.06, 0.07], claims.NOT_REPRODUCED),
+        ([0.05, 0.30, 0.20], claims.UNTESTABLE),
     ],
 )
 def test_verdicts_of_being_as_large_as_published(effects, verdict):
-    assert verdicts.is_as_large(estimate(effects), 0.39) == verdict
+    assert claims.is_as_large(estimate(effects), 0.39) == verdict
 
 
 def test_a_comparison_of_runs_that_a_size_does_not_have_cannot_be_tested():
-    found = verdicts.higher("other", "a", "b")(made_up({"a": GOOD, "b": POOR}))
-    assert found == ("not among the runs of this size", verdicts.UNTESTABLE)
+    found = claims.higher("other", "a", "b")(made_up({"a": GOOD, "b": POOR}))
+    assert found == ("not among the runs of this size", claims.UNTESTABLE)
 
 
 def test_measured_claims_pair_the_arms_by_seed():
     results = made_up({"a": GOOD, "b": POOR})
     ratio = lambda a, b: a[-1]["accuracy"] / b[-1]["accuracy"]  # noqa: E731
     judged = [
-        verdicts.measured("p", ["a", "b"], ratio, holds, "{0:.4f} ± {1:.4f}", task="ag_news")
+        claims.measured("p", ["a", "b"], ratio, holds, "{0:.4f} ± {1:.4f}", task="ag_news")
         for holds in (lambda x: x > 1, lambda x: x < 1)
     ]
     each = np.divide(GOOD, POOR)
     ours = f"{np.mean(each):.4f} ± {np.std(each, ddof=1):.4f}"
-    assert judged[0](results) == (ours, verdicts.REPRODUCED)
-    assert judged[1](results) == (ours, verdicts.NOT_REPRODUCED)
+    assert judged[0](results) == (ours, claims.REPRODUCED)
+    assert judged[1](results) == (ours, claims.NOT_REPRODUCED)
     missing = made_up({"a": GOOD, "b": [0.7, 0.7, None]})
-    assert judged[0](missing) == ("5 of 6 runs", verdicts.NOT_RUN)
+    assert judged[0](missing) == ("5 of 6 runs", claims.NOT_RUN)
 
 
 def test_small_cases_of_fed_plora():
     """Two clients whose factors are 3 and -3: the covariance is 9, the distances add up to 6."""
     assert small_cases.bound(NOTHING).ours.endswith("noise 9, bound 6")
-    assert small_cases.bound(NOTHING).verdict == verdicts.NOT_REPRODUCED
-    assert small_cases.equal_ranks(NOTHING).verdict == verdicts.REPRODUCED
+    assert small_cases.bound(NOTHING).verdict == claims.NOT_REPRODUCED
+    assert small_cases.equal_ranks(NOTHING).verdict == claims.REPRODUCED
 
 
 NOTHING = Results({}, {}, "small", pathlib.Path())
 
 
-@pytest.mark.parametrize("module", [verdicts, differences])
+@pytest.mark.parametrize("module", [claims, differences])
 def test_examples_in_docstrings(module):
     failures, tried = doctest.testmod(module)
     assert failures == 0 < tried
@@ -338,13 +327,13 @@ def test_examples_in_docstrings(module):
 
 def test_the_course_is_judged_over_all_rounds_and_the_best_is_the_highest():
     record = {"history": [{"accuracy": 0.9}, {"loss": 1.0}, {"accuracy": 0.5}]}
-    assert verdicts.course(record) == pytest.approx(0.7)
-    assert (verdicts.last(record), verdicts.best(record)) == (0.5, 0.9)
+    assert claims.course(record) == pytest.approx(0.7)
+    assert (claims.last(record), claims.best(record)) == (0.5, 0.9)
 
 
 def test_a_table_has_the_means_of_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7]})
-    text = telling.part_table(results, results.parts["p"])
+    text = report_lines.part_table(results, results.parts["p"])
     assert text.startswith("**p**: title; all layers of minilm, ")
     rows = [line for line in text.splitlines() if line.startswith("| ag_news")]
     assert rows[0] == "| ag_news | a | 81.3 ± 1.5 | 40.7 ± 0.8 | 25.0 | 3 of 3 | 1 | 2 |"
@@ -356,7 +345,7 @@ def test_a_figure_has_the_means_and_deviations_of_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7], "c": [None] * 3})
     for record in results.records.values():
         record["history"] = [h | {"round": 4 * n} for n, h in enumerate(record["history"])]
-    (axes,) = drawing.accuracy_figure(results, results.parts["p"]).axes
+    (axes,) = figures.accuracy_figure(results, results.parts["p"]).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert [*lines] == ["a", "b"], "nothing of what has not been run"
     assert lines["a"].get_xdata().tolist() == [0, 4]
@@ -365,7 +354,7 @@ def test_a_figure_has_the_means_and_deviations_of_the_finished_runs():
     top = 100 * (np.mean(GOOD) + np.std(GOOD, ddof=1))
     assert (low, high) == (0, pytest.approx(top))
     nothing = made_up({"a": [None]})
-    assert drawing.accuracy_figure(nothing, nothing.parts["p"]) is None
+    assert figures.accuracy_figure(nothing, nothing.parts["p"]) is None
 
 
 EVERY = pytest.mark.parametrize("report", REPORTS, ids=[one.study.name for one in REPORTS])
@@ -381,7 +370,7 @@ def test_readmes_are_told_from_their_result_files(report, size):
     readme = study.ROOT / report.study.name / "README.md"
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {size}:begin -->\n", f"<!-- {size}:end -->"
-    assert text.split(begin)[1].split(end)[0] == telling.page(
+    assert text.split(begin)[1].split(end)[0] == report_lines.page(
         report, study.results(report.study, size)
     )
 
@@ -391,7 +380,7 @@ def test_every_figure_is_there_and_shown(report):
     folder = study.ROOT / report.study.name
     text = (folder / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^]]*\]\((results/[^)]*\.png)\)", text))
-    names = [*telling.drawn(report, study.results(report.study, "small"))]
+    names = [*report_lines.drawn(report, study.results(report.study, "small"))]
     assert shown >= {f"results/small/{name}.png" for name in names}
     there = {str(path.relative_to(folder)) for path in folder.glob("results/*/*.png")}
     assert shown == there
@@ -402,28 +391,28 @@ def test_the_first_readme_is_told_from_the_result_files(name):
     readme = study.ROOT.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
     shown = text.split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
-    found = study.results(open_question.STUDY, "small")
-    told = reports.overview() if name == "reruns" else differences.outcome(found)
+    found = study.results(fed_plora_vs_flexlora.STUDY, "small")
+    told = write_reports.overview() if name == "reruns" else differences.outcome(found)
     assert shown == told
 
 
 @EVERY
 def test_reports_do_without_results(report, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "ROOT", tmp_path)
-    text = telling.page(report, study.results(report.study, "small"))
+    text = report_lines.page(report, study.results(report.study, "small"))
     assert text.startswith("Not yet run: 0 of ")
     results = study.results(report.study, "small")
     for claim in report.claims:
         _, verdict = claim.find(results)
-        decided = claim.part not in results.parts or verdict == verdicts.UNTESTABLE
-        assert decided or verdict == verdicts.NOT_RUN
+        decided = claim.part not in results.parts or verdict == claims.UNTESTABLE
+        assert decided or verdict == claims.NOT_RUN
 
 
 def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     """Against SciPy, on made-up scores in which one method is 3 points better on average."""
     rng = np.random.default_rng(0)
-    parts = {part.name: part for part in open_question.STUDY.parts("small", {})}
-    records, gaps = {}, {seed: [] for seed in open_question.SEEDS}
+    parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts("small", {})}
+    records, gaps = {}, {seed: [] for seed in fed_plora_vs_flexlora.SEEDS}
     for part in parts.values():
         for cell in part.cells():
             ahead = 0.03 * (cell.labels["method"] == "Fed-PLoRA")
@@ -435,9 +424,9 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     results = Results(parts, records, "small", pathlib.Path())
     for name in differences.settings(results):
         (task,) = parts[name].tasks
-        ours, theirs = (results.runs(name, arm, task) for arm in open_question.PAIR)
+        ours, theirs = (results.runs(name, arm, task) for arm in fed_plora_vs_flexlora.PAIR)
         for seed in gaps:
-            gaps[seed].append(verdicts.last(ours[seed]) - verdicts.last(theirs[seed]))
+            gaps[seed].append(claims.last(ours[seed]) - claims.last(theirs[seed]))
     assert all(len(values) == 4 for values in gaps.values())
     mean = [np.mean(values) for values in gaps.values()]
     low, high = scipy.stats.ttest_1samp(mean, 0.0).confidence_interval()
@@ -449,7 +438,7 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     assert "the two agree" in text, "both are 3 points"
     panels = {a.get_title(): a for a in differences.figures(results)["differences"].axes}
     assert [*panels] == [" - ".join(pair) for pair in differences.PAIRS]
-    axes = panels[" - ".join(open_question.PAIR)]
+    axes = panels[" - ".join(fed_plora_vs_flexlora.PAIR)]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     bars = {name: bar.lines[0] for name, bar in zip(names, axes.containers, strict=True)}
     assert bars[differences.MEAN].get_xdata()[0] == pytest.approx(100 * np.mean(mean))
@@ -487,7 +476,7 @@ def test_wrong_input_is_one_sentence(monkeypatch, tmp_path, capsys):
 
 
 def test_result_files_do_not_say_where_the_data_was():
-    config = rerun.located(RunConfig(), "somewhere")
+    config = runner.located(RunConfig(), "somewhere")
     assert config.data.data_dir == "somewhere"
     for one in STUDIES:
         for record in one.records("small").values():

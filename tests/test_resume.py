@@ -12,19 +12,21 @@ import pytest
 import tiny_runs
 from tiny_runs import CONFIG, change
 
-from fedjax_lora import InputError, checkpoints, methods, models, runs
-from fedjax_lora import config as configs
-from fedjax_lora.checkpoints.seal import seal
-from fedjax_lora.errors import Stopped
-from fedjax_lora.programs import programs
-from fedjax_lora.results import RunFolder
+import fedjax_lora as fl
+from fedjax_lora import InputError, methods, models
+from fedjax_lora.runs import checkpoints, run
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.checkpoints.checksums import seal
+from fedjax_lora.core.errors import Stopped
+from fedjax_lora.runs.compilation import programs
+from fedjax_lora.runs.folder import RunFolder
 
 SHARED = programs()
 ASSETS = tiny_runs.assets()
 
 
-def run(config, out, **options) -> runs.Result:
-    return runs.run(config, out=out, assets=ASSETS, programs=SHARED, **options)
+def run(config, out, **options) -> run.Result:
+    return fl.run(config, out=out, assets=ASSETS, programs=SHARED, **options)
 
 
 def interrupt(folder: pathlib.Path, copy: pathlib.Path, after: int) -> pathlib.Path:
@@ -87,7 +89,7 @@ def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> runs.Result:
+def whole(tmp_path_factory) -> run.Result:
     return run(CONFIG, tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -223,7 +225,7 @@ def test_another_base_and_other_data_are_refused(copy):
     other = other._replace(train=few)
     sentence = "the base model is other than when.*; the examples are other than when"
     with pytest.raises(InputError, match=sentence):
-        runs.run(CONFIG, out=copy, assets=other, resume=True)
+        fl.run(CONFIG, out=copy, assets=other, resume=True)
     assert contents(copy) == before
 
 
@@ -296,7 +298,7 @@ def test_a_disk_that_is_full_ends_the_run_with_a_sentence(whole, tmp_path, monke
     assert tiny_runs.left(tmp_path / "run") == tiny_runs.left(whole.out)
 
 
-def checkpointed_state(result: runs.Result, round: int):
+def checkpointed_state(result: run.Result, round: int):
     (found,) = [c for c in checkpoints.whole(result.out) if c.round == round]
     like = checkpoints.Progress(
         result.state,

@@ -7,24 +7,25 @@ import shutil
 import pytest
 from test_cli import SMALL, one_sentence
 
-from fedjax_lora import checkpoints, cli
+from fedjax_lora.runs import checkpoints
+from fedjax_lora.cli import main
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("runs") / "a run"
-    assert cli.main(["run", *SMALL, f"--out={out}"]) == 0
+    assert main.main(["run", *SMALL, f"--out={out}"]) == 0
     return out
 
 
 def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys):
     out = shutil.copytree(finished, tmp_path / "a run")
     capsys.readouterr()
-    assert cli.main(["run", "--resume", str(out)]) == 0
+    assert main.main(["run", "--resume", str(out)]) == 0
     told = capsys.readouterr().out
     assert f"{out} is finished; --rounds with a larger number goes on with it" in told
     assert "after 1 rounds" in told
-    assert cli.main(["run", f"--resume={out}", "--rounds=2"]) == 0
+    assert main.main(["run", f"--resume={out}", "--rounds=2"]) == 0
     told = capsys.readouterr().out
     assert "resumed after round 1" in told and "after 2 rounds" in told
     assert json.loads((out / "config.json").read_text())["federation"]["rounds"] == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.allocation import Review, Scores, allocate
+from fedjax_lora.federated.ranks import Review, Scores, allocate
 
 
 def review(clients: int = 10, **options) -> Review:

@@ -19,7 +19,7 @@ from problems import (
     stub_rounds,
 )
 
-from fedjax_lora import methods, rounds
+from fedjax_lora import methods, federated
 
 METHODS = list(methods.METHODS)
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -295,7 +295,7 @@ def test_the_state_before_the_first_round():
     kernels = {"layers/query": problem.base["layers"]["query"]["kernel"]}
     for name in METHODS:
         method = methods.make(name, problem.template)
-        begin = lambda heads, method=method: rounds.init_state(  # noqa: E731
+        begin = lambda heads, method=method: federated.init_state(  # noqa: E731
             method, adapter, kernels, problem.head, clients=5, heads=heads
         )
         assert begin("average").clients.head == begin("frozen").clients.head == ()
@@ -312,8 +312,8 @@ def test_the_state_before_the_first_round():
 
 def test_changed_kernels_are_used_and_nothing_is_copied():
     base = problems.bag().base
-    assert rounds.with_kernels(base, {}) is base
-    new = rounds.with_kernels(base, {"layers/query": "changed"})
+    assert federated.with_kernels(base, {}) is base
+    new = federated.with_kernels(base, {"layers/query": "changed"})
     assert new["layers"]["query"]["kernel"] == "changed"
     assert new["layers"]["query"]["bias"] is base["layers"]["query"]["bias"]
     assert new["words"]["embedding"] is base["words"]["embedding"]
@@ -322,6 +322,6 @@ def test_changed_kernels_are_used_and_nothing_is_copied():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_finite_is_asked_of_every_leaf_of_every_client(bad):
     tree = {"x": np.zeros((4, 2, 3), np.float32), "y": np.zeros((4, 5), np.float32)}
-    assert rounds.all_finite(tree).tolist() == [True] * 4
+    assert federated.all_finite(tree).tolist() == [True] * 4
     tree["x"][1, 1, 2] = tree["y"][3, 0] = bad
-    assert rounds.all_finite(tree).tolist() == [True, False, True, False]
+    assert federated.all_finite(tree).tolist() == [True, False, True, False]

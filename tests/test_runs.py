@@ -8,17 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjax_lora as fl
 import fedjax_lora
-from fedjax_lora import InputError, RunConfig, clients, experiment, methods, rounds, runs, trees
-from fedjax_lora import config as configs
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    ModelConfig,
-)
-from fedjax_lora.global_model import global_model
+from fedjax_lora import InputError, RunConfig, federated, methods
+from fedjax_lora.runs import build
+from fedjax_lora.core import trees
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig
+from fedjax_lora.evaluation.evaluator import global_model
 
 CONFIG = RunConfig(
     data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
@@ -38,14 +35,14 @@ def change(config: RunConfig, **groups) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def assets() -> experiment.Assets:
-    return experiment.load_assets(CONFIG)
+def assets() -> build.Assets:
+    return build.load_assets(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, assets):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return runs.run(CONFIG, out=out, assets=assets)
+    return fl.run(CONFIG, out=out, assets=assets)
 
 
 def test_a_run_leaves_everything_behind(finished):
@@ -69,14 +66,14 @@ def test_a_run_leaves_everything_behind(finished):
 
 
 def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
-    again = runs.run(CONFIG, out=tmp_path / "again", assets=assets)
+    again = fl.run(CONFIG, out=tmp_path / "again", assets=assets)
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
 
 
 def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path):
     measured = change(CONFIG, execution={"measure": True})
-    result = runs.run(measured, out=tmp_path / "run", assets=assets)
+    result = fl.run(measured, out=tmp_path / "run", assets=assets)
     read = lambda name: [  # noqa: E731
         json.loads(line) for line in (result.out / name).read_text().splitlines()
     ]
@@ -93,13 +90,13 @@ def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path
 
 
 def test_another_seed_gives_other_numbers(finished, assets):
-    other = runs.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
+    other = fl.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
     assert other.records != finished.records
 
 
 def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
-    made = experiment.prepare(CONFIG, assets)
+    made = build.prepare(CONFIG, assets)
     plan = made.federation.plan(0, made.rank, 0.0)
     rank = plan.rank[plan.weight > 0]
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
@@ -117,15 +114,15 @@ def test_rounds_learn():
         federation={"rounds": 12, "partition": "iid"},
         execution={"eval_every": 12},
     )
-    result = runs.run(config)
+    result = fl.run(config)
     assert result.records[-1]["train_loss"] < 0.8 * result.records[0]["train_loss"]
     assert result.summary["accuracy"] > result.summary["majority_accuracy"]
 
 
 def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     other = dataclasses.replace(assets.task.task, metric="f1")
-    ready = experiment.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
-    scores, plain = ready.evaluate(ready.state), experiment.prepare(CONFIG, assets)
+    ready = build.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.state), build.prepare(CONFIG, assets)
     expected = plain.evaluate(plain.state)
     assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
     assert {name: scores[name] for name in expected} == expected
@@ -133,7 +130,7 @@ def test_a_task_with_another_metric_has_its_accuracy_too(assets):
 
 
 def test_the_top_level_function_is_the_same(assets):
-    assert fedjax_lora.run is runs.run
+    assert fedjax_lora.run is fl.run
 
 
 @pytest.mark.parametrize("method", ["fed_plora", "flora"])
@@ -144,7 +141,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
     from transformers import BertForSequenceClassification
 
     config = change(CONFIG, federation={"method": method})
-    result = runs.run(config, out=tmp_path / "run", assets=assets)
+    result = fl.run(config, out=tmp_path / "run", assets=assets)
     base = BertForSequenceClassification.from_pretrained(
         assets.model.folder, num_labels=8, num_hidden_layers=1
     )
@@ -156,8 +153,8 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
         theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
 
     trained, gain = global_model(result.state, result.template)
-    full = rounds.with_kernels(assets.model.params, result.state.server.kernels)
-    objective = clients.text_classification(assets.model.module, [tokens.ids.shape[1]])
+    full = federated.with_kernels(assets.model.params, result.state.server.kernels)
+    objective = federated.text_classification(assets.model.module, [tokens.ids.shape[1]])
     batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])
     ours = objective.outputs(full, trained, gain, batch)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -167,9 +164,9 @@ def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
     before = (finished.out / "metrics.jsonl").read_bytes()
     other = change(CONFIG, federation={"method": "hlora"})
     with pytest.raises(InputError, match=r"different run \(federation.method\)"):
-        runs.run(other, out=finished.out, assets=assets)
+        fl.run(other, out=finished.out, assets=assets)
     with pytest.raises(InputError, match="this run already"):
-        runs.run(CONFIG, out=finished.out, assets=assets)
+        fl.run(CONFIG, out=finished.out, assets=assets)
     assert (finished.out / "metrics.jsonl").read_bytes() == before
 
 
@@ -177,7 +174,7 @@ def test_a_folder_with_other_files_is_refused(assets, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"other files \(thesis.tex\)"):
-            runs.run(CONFIG, out=tmp_path, assets=assets, overwrite=overwrite)
+            fl.run(CONFIG, out=tmp_path, assets=assets, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -186,12 +183,12 @@ def test_devices_that_a_mode_has_no_use_for_are_not_ignored(asked, assets):
     with pytest.raises(
         InputError, match=f"{next(iter(asked))} is given, but mode vmap runs on one"
     ):
-        runs.run(change(CONFIG, execution=asked), assets=assets)
+        fl.run(change(CONFIG, execution=asked), assets=assets)
 
 
 def test_fedit_refuses_different_ranks(assets):
     with pytest.raises(InputError, match=r"'fedit' needs clients of one rank.*\[1, 2, 4\]"):
-        runs.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
+        fl.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
 
 
 SCORED = change(
@@ -206,12 +203,12 @@ SCORED = change(
 
 @pytest.fixture(scope="module")
 def scored(assets):
-    return runs.run(SCORED, assets=assets)
+    return fl.run(SCORED, assets=assets)
 
 
 def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
     """Against the evaluation of rounds in which each client is alone."""
-    made, losses = experiment.prepare(SCORED, assets), []
+    made, losses = build.prepare(SCORED, assets), []
     for client in range(8):
         plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
         state = jax.tree.map(jnp.array, made.state)
@@ -238,20 +235,20 @@ def test_the_bytes_of_scoring_are_part_of_the_record(scored):
 @pytest.mark.parametrize("heads", ["frozen", "local"])
 def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
     config = change(SCORED, federation={"heads": heads, "rounds": 1, "cohort": 2})
-    (record,) = runs.run(config, assets=assets).records
+    (record,) = fl.run(config, assets=assets).records
     component, head = 4 * 2 * (384 + 384), 4 * (384 * 8 + 8)
     assert record["score_down_bytes"] == 8 * component
     assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)
 
 
 def test_a_scored_run_repeats(scored, assets):
-    assert runs.run(SCORED, assets=assets).records == scored.records
+    assert fl.run(SCORED, assets=assets).records == scored.records
 
 
 def test_budgets_know_the_components_of_the_model(assets):
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
-    made = experiment.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
+    made = build.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
     assert sorted(made.rank) == [1] * 4 + [3] * 4
     assert made.template.rank == 3
 
@@ -268,16 +265,16 @@ def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, word
     config = change(SCORED, federation=federation, data={"validation_examples": validation})
     given = assets if validation else assets._replace(validation=None)
     with pytest.raises(InputError, match=words):
-        experiment.prepare(config, given)
+        build.prepare(config, given)
 
 
 @pytest.mark.parametrize("heads", ["frozen", "local"])
 def test_heads(heads, assets):
     config = change(CONFIG, federation={"heads": heads, "rounds": 1})
-    result = runs.run(config, assets=assets)
+    result = fl.run(config, assets=assets)
     assert 0 <= result.records[-1]["accuracy"] <= 1
     # A head that nobody sends costs nothing: adapters alone travel.
-    average = runs.run(change(config, federation={"heads": "average"}), assets=assets)
+    average = fl.run(change(config, federation={"heads": "average"}), assets=assets)
     head = 4 * (384 * 8 + 8)
     assert average.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
 
@@ -294,12 +291,12 @@ def test_every_kind_of_method_runs_on_the_real_model(name, assets):
         federation={"method": name, "ranks": ranks, "rounds": 1},
         execution={"mode": "loop"},
     )
-    assert np.isfinite(runs.run(config, assets=assets).records[-1]["loss"])
+    assert np.isfinite(fl.run(config, assets=assets).records[-1]["loss"])
 
 
 def test_sharded_over_eight_devices_equals_one(finished, assets):
     config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
-    result = runs.run(config, assets=assets)
+    result = fl.run(config, assets=assets)
     for one, other in zip(finished.records, result.records, strict=True):
         # float32 sums in another order, through two rounds of AdamW
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)

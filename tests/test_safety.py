@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedjax_lora
-from experiments.malformed import good
-from experiments.malformed.case import Case, lay_out
-from fedjax_lora import InputError, cli, data, models
-from fedjax_lora.compare.comparison import file_name
-from fedjax_lora.config import DataConfig, ModelConfig, RunConfig
-from fedjax_lora.models import hub, tensors
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import Case, lay_out
+from fedjax_lora import InputError, data, models
+from fedjax_lora.cli import main
+from fedjax_lora.runs.sweep.runner import file_name
+from fedjax_lora.runs.config import DataConfig, ModelConfig, RunConfig
+from fedjax_lora.models.huggingface import download, tensors
 
 PACKAGE = pathlib.Path(fedjax_lora.__file__).parent
 TOKEN = "hf_" + "Ab3" * 12
@@ -147,7 +148,7 @@ def test_a_tokenizers_own_code_does_not_run(name, tmp_path, run_words, monkeypat
     monkeypatch.setattr("sys.stdin", asked)
     monkeypatch.setattr("fedjax_lora.results.RunFolder.start", lambda *given: 1 / 0)
     with contextlib.suppress(ZeroDivisionError):  # read without its code
-        assert cli.main([*run_words, f"--out={tmp_path / 'out'}"]) == 2
+        assert main.main([*run_words, f"--out={tmp_path / 'out'}"]) == 2
     assert asked.tell() == 0
     assert not (tmp_path / "sprung").exists()
 
@@ -170,7 +171,7 @@ def test_an_index_cannot_leave_its_folder(name, tmp_path):
 def test_only_plain_names_are_downloaded():
     bad = ["../config.json", "/model.safetensors", "x/model.safetensors", "model.py", "run.sh"]
     bad += ["model-1-of-2.safetensors/../../x", "tokenizer.json\n", "modeling_bert.py"]
-    assert hub._wanted([*bad, "config.json"]) == ["config.json"]
+    assert download._wanted([*bad, "config.json"]) == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_names_of_results_hold_no_path():
     """Task and method come from configs that others may have written."""
     for text in ("../../x", "/etc/x", "a\\..\\b", "file(train='../x.csv')"):
         config = RunConfig(data=DataConfig(task=text))
-        out = cli.default_out(config)
+        out = main.default_out(config)
         assert out.parts[0] == "runs" and len(out.parts) == 2 and ".." not in out.parts[1]
         assert re.fullmatch(r"[\w.-]+", file_name(config))
 
@@ -198,7 +199,7 @@ def test_a_hub_token_is_in_nothing_that_a_run_leaves(tmp_path, run_words, monkey
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, TOKEN)
     out = tmp_path / "out"
-    assert cli.main([*run_words, f"--out={out}"]) == 0
+    assert main.main([*run_words, f"--out={out}"]) == 0
     written = [file for file in out.rglob("*") if file.is_file()]
     assert {"config.json", "summary.json", "metrics.jsonl"} <= {file.name for file in written}
     assert [file for file in written if TOKEN.encode() in file.read_bytes()] == []
@@ -211,7 +212,7 @@ def test_a_hub_token_is_in_nothing_that_a_run_leaves(tmp_path, run_words, monkey
 @pytest.mark.parametrize("option", ["--model", "--data-dir", "--task"])
 def test_a_token_among_the_options_is_refused_and_not_repeated(option, secret, tmp_path, capfd):
     value = f"file(train='{secret}')" if option == "--task" else secret
-    assert cli.main(["run", f"{option}={value}", f"--out={tmp_path / 'out'}"]) == 2
+    assert main.main(["run", f"{option}={value}", f"--out={tmp_path / 'out'}"]) == 2
     printed = "".join(capfd.readouterr())
     assert "holds a token or a password" in printed
     assert TOKEN not in printed and "word@" not in printed

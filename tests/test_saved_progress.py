@@ -11,14 +11,16 @@ import numpy as np
 import problems
 import pytest
 
-from fedjax_lora import InputError, checkpoints, files
-from fedjax_lora.allocation import Scores
-from fedjax_lora.checkpoints import Keeper, Progress
-from fedjax_lora.checkpoints.saved import arrays
-from fedjax_lora.checkpoints.seal import SUMS, damage, seal
+from fedjax_lora import InputError
+from fedjax_lora.runs import checkpoints
+from fedjax_lora.core import atomic_io
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs.checkpoints import Keeper, Progress
+from fedjax_lora.runs.checkpoints.checkpoint import arrays
+from fedjax_lora.runs.checkpoints.checksums import SUMS, damage, seal
 from fedjax_lora.methods.base import Server
-from fedjax_lora.rounds import ClientStore, FederatedState
-from fedjax_lora.types import LoRA
+from fedjax_lora.federated import ClientStore, FederatedState
+from fedjax_lora.core.types import LoRA
 
 ABOUT = {"config": {"seed": 0}, "base": "abc"}
 
@@ -214,10 +216,10 @@ def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
 
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "values.json"
-    files.write(path, "old")
+    atomic_io.write(path, "old")
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        files.write(path, "new and longer")
+        atomic_io.write(path, "new and longer")
     assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
     assert path.read_text() == "old"
 
@@ -227,9 +229,9 @@ def test_a_folder_takes_its_place_when_all_of_it_is_written(tmp_path):
         (partial / "one").write_text("new")
         raise OSError(28, "full")
 
-    files.write_folder(tmp_path / "made", lambda p: (p / "one").write_text("old"))
+    atomic_io.write_folder(tmp_path / "made", lambda p: (p / "one").write_text("old"))
     with pytest.raises(OSError, match="full"):
-        files.write_folder(tmp_path / "made", half)
+        atomic_io.write_folder(tmp_path / "made", half)
     assert (tmp_path / "made" / "one").read_text() == "old"
-    files.remove_partial(tmp_path)
+    atomic_io.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["made"]

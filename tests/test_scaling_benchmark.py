@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks.scaling import report
 from experiments.benchmarks.scaling.points import MEAN_8, POINTS, config
 from experiments.benchmarks.scaling.run import measure
-from fedjax_lora import allocation
+from fedjax_lora.federated import ranks as rank_rules
 
 SMALL = {"clients": 5, "layers": 1, "tokens": 8, "rounds": 2}
 
@@ -55,7 +55,7 @@ def test_the_table_is_relative_to_the_first_of_a_series(tmp_path: pathlib.Path):
 
 def test_mixed_ranks_have_the_mean_of_the_equal_ones():
     for spec in (MEAN_8, "fixed(rank=8)"):
-        ranks = allocation.allocate(spec, clients=100, seed=0, quality=None, component_size=1).ranks
+        ranks = rank_rules.allocate(spec, clients=100, seed=0, quality=None, component_size=1).ranks
         assert ranks.mean() == 8
     assert len({point.name for point in POINTS}) == len(POINTS)
     assert all(config(point, None).federation.cohort == point.clients for point in POINTS)

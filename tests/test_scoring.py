@@ -10,9 +10,11 @@ import problems
 import pytest
 from problems import COHORT, PADDED, WIDTH, bag_rounds
 
-from fedjax_lora import adapters, clients, evaluation, methods, metrics, rounds, scoring
-from fedjax_lora.clients.objective import value_score
-from fedjax_lora.types import Trained
+from fedjax_lora import lora, federated, methods
+from fedjax_lora.evaluation import predict as prediction, metrics
+from fedjax_lora.federated.ranks import client_scoring
+from fedjax_lora.federated.objectives import value_score
+from fedjax_lora.core.types import Trained
 
 VALIDATION = problems.texts(seed=9)
 BUCKETS = (8, WIDTH)
@@ -20,22 +22,22 @@ TOLERANCE = 2e-6
 """Of losses near 1.5, summed in float32 here and in float64 there; measured: at most 1.3e-7."""
 
 
-def objective() -> clients.Objective:
-    return clients.text_classification(problems.bag().module, BUCKETS)
+def objective() -> federated.Objective:
+    return federated.text_classification(problems.bag().module, BUCKETS)
 
 
 @functools.cache
 def score_fn(method: str, mode: str) -> Any:
-    mesh = clients.client_mesh(problems.DEVICES) if mode == "sharded" else None
+    mesh = federated.client_mesh(problems.DEVICES) if mode == "sharded" else None
     how: Any = {"mode": mode, "wave": 2 if mode == "vmap" else 1, "mesh": mesh}
     template = problems.bag().template
     made = methods.make(method, template)
-    locally = rounds.make_local(made, template, problems.training("bag"), **how)
-    rows = scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
-    return scoring.make_score(locally, scoring.make_validation(objective(), rows), **how)
+    locally = federated.make_local(made, template, problems.training("bag"), **how)
+    rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
+    return client_scoring.make_score(locally, client_scoring.make_validation(objective(), rows), **how)
 
 
-def seen(method: str, mode: str, plan: rounds.Plan, state: Any = None, **other: Any):
+def seen(method: str, mode: str, plan: federated.Plan, state: Any = None, **other: Any):
     made = bag_rounds(method, mode)
     state = made.state() if state is None else state
     base, data = other.get("base", made.base), other.get("data", made.data)
@@ -44,7 +46,7 @@ def seen(method: str, mode: str, plan: rounds.Plan, state: Any = None, **other: 
     return fn(base, data, validation, state, plan, jax.random.key(0))
 
 
-def plan_of(t: int = 0, rate: float = 0.05) -> rounds.Plan:
+def plan_of(t: int = 0, rate: float = 0.05) -> federated.Plan:
     return problems.round_federation().plan(t, problems.RANK, rate)
 
 
@@ -52,13 +54,13 @@ def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
     """A round in which nobody else counts leaves the client's adapter and head on the server."""
     made, plan, template = bag_rounds("zero_padding", "vmap"), plan_of(), problems.bag().template
     got = seen("zero_padding", "vmap", plan)
-    predict = evaluation.make_predict(objective(), batch=7)
+    predict = prediction.make_predict(objective(), batch=7)
     label = np.asarray(VALIDATION.label)
     losses = []
     for place in range(COHORT):
         alone = (np.arange(PADDED) == place).astype(np.float32)
         state, _ = made.run(made.state(), plan._replace(weight=alone))
-        gain = adapters.uniform_gain(template, int(plan.rank[place]))
+        gain = lora.uniform_gain(template, int(plan.rank[place]))
         trained = Trained(state.server.adapter, state.head)
         output = predict(made.base, VALIDATION, trained, gain)
         losses.append(metrics.mean_loss(label, output))
@@ -116,9 +118,9 @@ def test_regression_is_scored_by_squared_error():
     data = Pairs(*(rng.normal(size=7).astype(np.float32) for _ in range(2)))
     take = lambda data, index, length: jax.tree.map(lambda x: jnp.asarray(x)[index], data)  # noqa: E731
     line = lambda base, trained, gain, batch: trained.head["w"][None] * batch.x[:, None]  # noqa: E731
-    rows = scoring.rows_by_length(np.ones(7, int), (1,), batch=3)
+    rows = client_scoring.rows_by_length(np.ones(7, int), (1,), batch=3)
     score = lambda output, batch: value_score(output, batch.label)  # noqa: E731
-    validate = scoring.make_validation(clients.Objective(line, line, take, score), rows)
+    validate = client_scoring.make_validation(federated.Objective(line, line, take, score), rows)
     slope = np.array([[0.5], [-2.0]], np.float32)
     made = problems.stub_clients(slope, problems.batches_of([[0]], [[0]]))
     got = validate({}, data, made, jnp.float32(0))
@@ -130,7 +132,7 @@ def test_regression_is_scored_by_squared_error():
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_rows_hold_every_example_once(batch):
     length = np.array([8, 1, 16, 9, 3, 8, 2])
-    rows = scoring.rows_by_length(length, (8, 12, 20), batch=batch)
+    rows = client_scoring.rows_by_length(length, (8, 12, 20), batch=batch)
     used = np.concatenate([part.index[part.valid] for part in rows])
     assert sorted(used) == list(range(7))
     for part in rows:
@@ -142,5 +144,5 @@ def test_rows_hold_every_example_once(batch):
 
 
 def test_a_length_that_nobody_has_is_left_out():
-    rows = scoring.rows_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
+    rows = client_scoring.rows_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
     assert [part.size for part in rows] == [8, 20]

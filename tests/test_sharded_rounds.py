@@ -15,8 +15,9 @@ import pytest
 from hlo import KINDS, collectives
 from test_matrix import FROM_AN_SVD, TOLERANCE
 
-from fedjax_lora import adapters, clients, methods, optimizers, rounds
-from fedjax_lora.adapters import Site, Template
+from fedjax_lora import lora, federated, methods
+from fedjax_lora.federated import optimizers
+from fedjax_lora.lora import Site, Template
 
 LAYERS, IN, OUT, RANK = 4, 48, 40, 4
 TEMPLATE = Template(
@@ -29,7 +30,7 @@ KERNEL = 4 * LAYERS * IN * OUT  # 30,720
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
 
-def moving() -> clients.Objective:
+def moving() -> federated.Objective:
     """The inner product of the adapter with a part of ``base``, and a head that moves too."""
     plain = problems.quadratic()
 
@@ -47,7 +48,7 @@ class Made(NamedTuple):
     begin: Any  # the state on the host
 
 
-def plan_of(count: int, method: str) -> rounds.Plan:
+def plan_of(count: int, method: str) -> federated.Plan:
     """Five clients of mixed ranks and steps, and absent ones up to ``count``."""
     present = np.arange(count) < PRESENT
     rank = np.resize([4, 1, 3, 2, 4], count)
@@ -55,7 +56,7 @@ def plan_of(count: int, method: str) -> rounds.Plan:
         rank = np.full(count, RANK)
     steps = [[[3 * k], [3 * k + 1]][: 1 + k % 2] for k in range(PRESENT)]
     steps += [[]] * (count - PRESENT)
-    return rounds.Plan(
+    return federated.Plan(
         id=np.where(present, 2 * np.arange(count), CLIENTS).astype(np.int32),
         rank=np.where(present, rank, 1).astype(np.int32),
         weight=np.where(present, 1 + np.arange(count), 0).astype(np.float32),
@@ -69,11 +70,11 @@ def plan_of(count: int, method: str) -> rounds.Plan:
 def made(method: str, mode: str = "sharded") -> Made:
     """A compiled round of `COHORT` places, or in mode ``vmap`` of those who are present."""
     own = methods.make(method, TEMPLATE)
-    mesh = clients.client_mesh(DEVICES) if mode == "sharded" else None
-    train = clients.make_training(moving(), optimizers.optimizer("sgd"), rates=own.rates)
-    fn = rounds.make_round(own, TEMPLATE, train, mode=mode, wave=1, mesh=mesh)
+    mesh = federated.client_mesh(DEVICES) if mode == "sharded" else None
+    train = federated.make_training(moving(), optimizers.optimizer("sgd"), rates=own.rates)
+    fn = federated.make_round(own, TEMPLATE, train, mode=mode, wave=1, mesh=mesh)
     kernel = jnp.zeros((LAYERS, IN, OUT))
-    state = rounds.init_state(
+    state = federated.init_state(
         own,
         problems.random_adapter(TEMPLATE, 0),
         {"layers/query": kernel},
@@ -81,7 +82,7 @@ def made(method: str, mode: str = "sharded") -> Made:
         clients=CLIENTS,
         heads="average",
     )
-    put = lambda tree: jax.device_put(tree, clients.everywhere(mesh))  # noqa: E731
+    put = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
     step = problems.random_adapter(TEMPLATE, 1)
     base, data = put({"layers": {"query": {"kernel": kernel}}, "step": step}), put(problems.POINTS)
     plan = plan_of(COHORT if mode == "sharded" else PRESENT, method)
@@ -89,7 +90,7 @@ def made(method: str, mode: str = "sharded") -> Made:
     return Made(lowered.compile(), base, data, problems.copy(state))
 
 
-def play(method: str, plan: rounds.Plan, mode: str = "sharded") -> tuple[Any, Any]:
+def play(method: str, plan: federated.Plan, mode: str = "sharded") -> tuple[Any, Any]:
     compiled, base, data, begin = made(method, mode)
     like = jax.tree.leaves(data)[0].sharding
     state = jax.device_put(jax.tree.map(np.array, begin), like)
@@ -137,10 +138,10 @@ def test_what_devices_tell_each_other(method):
 
 
 def test_a_gather_of_what_clients_return_would_be_seen():
-    mesh = clients.client_mesh(DEVICES)
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(clients.AXIS))
+    mesh = federated.client_mesh(DEVICES)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(federated.AXIS))
     x = jax.ShapeDtypeStruct((COHORT, LAYERS, IN, RANK), jnp.float32, sharding=split)
-    gather = jax.jit(lambda x: 2 * x, out_shardings=clients.everywhere(mesh))
+    gather = jax.jit(lambda x: 2 * x, out_shardings=federated.everywhere(mesh))
     (seen,) = collectives(gather.lower(x).compile())
     assert seen == ("all-gather", x.shape, 4 * COHORT * LAYERS * IN * RANK)
 
@@ -150,8 +151,8 @@ def test_a_gather_of_what_clients_return_would_be_seen():
 
 def product(state: Any) -> Any:
     """What the server's model computes with."""
-    gain = adapters.uniform_gain(TEMPLATE)
-    return adapters.deltas(state.server.adapter, gain), state.server.kernels, state.head
+    gain = lora.uniform_gain(TEMPLATE)
+    return lora.deltas(state.server.adapter, gain), state.server.kernels, state.head
 
 
 @every_method

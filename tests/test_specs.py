@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_lora import specs
-from fedjax_lora.errors import InputError, raise_all, unknown
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError, raise_all, unknown
 
 
 def dirichlet(*, alpha: float, least: int = 1, seed: int = 0) -> tuple:
@@ -41,15 +41,15 @@ names = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
 @given(name=names, options=st.dictionaries(names, literals, max_size=4))
 def test_what_is_written_is_read_back(name: str, options: dict[str, Any]):
     spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-    assert specs.parse(spec) == (name, options)
-    assert specs.parse(f"  {spec} ") == (name, options)
+    assert registry.parse(spec) == (name, options)
+    assert registry.parse(f"  {spec} ") == (name, options)
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text: str):
     """Nothing a user types becomes another exception."""
     try:
-        name, options = specs.parse(text)
+        name, options = registry.parse(text)
     except InputError as error:
         assert "is not written as name or name(option=value, ...)" in str(error)
     else:
@@ -67,7 +67,7 @@ def test_any_choice_is_built_as_written_or_refused(name: str, options: dict[str,
     """Only options of the factory, of its types, reach it; nothing else is raised."""
     spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
     try:
-        made = specs.build(
+        made = registry.build(
             spec, REGISTRY, "partition", **({"seed": 7} if name == "dirichlet" else {})
         )
     except InputError:
@@ -112,20 +112,20 @@ def test_any_choice_is_built_as_written_or_refused(name: str, options: dict[str,
 )
 def test_bad_specs_say_what_is_wrong(spec: str, why: str):
     with pytest.raises(InputError) as caught:
-        specs.parse(spec, "partition")
+        registry.parse(spec, "partition")
     assert str(caught.value).startswith("partition ")
     assert why in str(caught.value)
 
 
 def test_build_calls_the_factory_with_its_options():
-    assert specs.build("dirichlet(alpha=0.5)", REGISTRY, "partition") == (0.5, 1, 0)
-    assert specs.build("dirichlet(alpha=0.5, least=3)", REGISTRY, "partition", seed=7) == (
+    assert registry.build("dirichlet(alpha=0.5)", REGISTRY, "partition") == (0.5, 1, 0)
+    assert registry.build("dirichlet(alpha=0.5, least=3)", REGISTRY, "partition", seed=7) == (
         0.5,
         3,
         7,
     )
-    assert specs.build("shards", REGISTRY, "partition") == (2, "label")
-    assert specs.build("shards(order=None)", REGISTRY, "partition") == (2, None)
+    assert registry.build("shards", REGISTRY, "partition") == (2, "label")
+    assert registry.build("shards(order=None)", REGISTRY, "partition") == (2, None)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_build_calls_the_factory_with_its_options():
 def test_bad_choices_say_what_to_do(spec: str, sentence: str):
     given = {"seed": 0} if spec.startswith("dirichlet") else {}
     with pytest.raises(InputError) as caught:
-        specs.build(spec, REGISTRY, "partition", **given)
+        registry.build(spec, REGISTRY, "partition", **given)
     assert sentence in str(caught.value)
 
 

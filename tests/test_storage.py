@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import small_decoders as decoders
 
-from fedjax_lora import adapters, methods, models, rounds, storage, trees
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora, methods, models, federated
+from fedjax_lora.core import quantization, trees
+from fedjax_lora.core.errors import InputError
 
 # Table 5 of QLoRA (arXiv 2305.14314, appendix E).
 NF4 = np.array(
@@ -32,10 +33,10 @@ def kernel(inputs=128, outputs=20):
 def test_int8_is_rounding_by_each_outputs_largest_weight():
     value = kernel().astype(np.float64)
     scale = np.abs(value).max(axis=0) / 127.5
-    codes = storage.encode(jnp.asarray(kernel()), "int8")
+    codes = quantization.encode(jnp.asarray(kernel()), "int8")
     assert codes.qvalue.dtype == jnp.int8 and codes.shape == value.shape
     # Ties and the last bit of float32 aside, no code is nearer.
-    error = np.abs(np.asarray(storage.full(codes)) - value)
+    error = np.abs(np.asarray(quantization.full(codes)) - value)
     assert (error <= (0.5 + 1e-4) * scale).all()
     assert np.abs(np.asarray(codes.qvalue[:, 3], np.int32)).max() in (127, 128)
 
@@ -48,8 +49,8 @@ def test_nf4_is_the_nearest_of_sixteen_quantiles_per_block(inputs):
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     relative = blocks / np.where(largest > 0, largest, 1)
     nearest = NF4[np.abs(relative[..., None] - NF4).argmin(-1)] * largest
-    codes = storage.encode(jnp.asarray(kernel(inputs)), "nf4")
-    np.testing.assert_allclose(storage.full(codes), nearest.reshape(value.shape), atol=1e-4)
+    codes = quantization.encode(jnp.asarray(kernel(inputs)), "nf4")
+    np.testing.assert_allclose(quantization.full(codes), nearest.reshape(value.shape), atol=1e-4)
     assert trees.size_bytes(codes.qvalue) == value.size / 2
 
 
@@ -91,15 +92,15 @@ def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
 def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
     """Values and gradients are those of the decoded base, client by client."""
     small = checkpoint(tmp_path, key, storage=kind)
-    decoded = trees.nested({p: storage.full(x) for p, x in trees.flat(small.params).items()})
-    template = adapters.make_template(small.params, targets="o_proj|up_proj", rank=2)
+    decoded = trees.nested({p: quantization.full(x) for p, x in trees.flat(small.params).items()})
+    template = lora.make_template(small.params, targets="o_proj|up_proj", rank=2)
     many = decoders.random_adapters(template, key, 3)
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
     batch = decoders.texts()
 
     @jax.value_and_grad
     def loss(adapter, params):
-        return jnp.sum(adapters.apply(small.module, params, adapter, gain, *batch).hidden ** 2)
+        return jnp.sum(lora.apply(small.module, params, adapter, gain, *batch).hidden ** 2)
 
     together = jax.jit(jax.vmap(loss, in_axes=(0, None)))(many, small.params)
     for client in range(3):
@@ -113,21 +114,21 @@ def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
 
 def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
     small = checkpoint(tmp_path, key, storage="int8")
-    template = adapters.make_template(small.params, rank=2)
+    template = lora.make_template(small.params, rank=2)
     kernels = trees.flat(small.params)
     at = {site.path: kernels[f"{site.path}/kernel"] for site in template.sites}
 
     def state(name):
         method = methods.make(name, template)
-        adapter = adapters.init(template, key)
-        return rounds.init_state(method, adapter, at, {}, clients=2, heads="average").server
+        adapter = lora.init(template, key)
+        return federated.init_state(method, adapter, at, {}, clients=2, heads="average").server
 
     assert state("fed_plora").kernels == {}
     kept = state("flora").kernels
     for path, value in kept.items():
         assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, storage.full(at[path]), rtol=1e-6)
-    full = rounds.with_kernels(small.params, kept)
+        np.testing.assert_allclose(value, quantization.full(at[path]), rtol=1e-6)
+    full = federated.with_kernels(small.params, kept)
     batch = decoders.texts()
     one, other = (
         small.module.apply({"params": params}, *batch).hidden for params in (small.params, full)
@@ -137,19 +138,19 @@ def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
 
 def test_merging_into_codes_gives_arrays(tmp_path, key):
     small = checkpoint(tmp_path, key, storage="nf4")
-    template = adapters.make_template(small.params, rank=2)
-    adapter, gain = decoders.random_adapters(template, key), adapters.uniform_gain(template)
-    merged = adapters.merge(small.params, adapter, gain)
+    template = lora.make_template(small.params, rank=2)
+    adapter, gain = decoders.random_adapters(template, key), lora.uniform_gain(template)
+    merged = lora.merge(small.params, adapter, gain)
     batch = decoders.texts()
     got = small.module.apply({"params": merged}, *batch).hidden
-    want = adapters.apply(small.module, small.params, adapter, gain, *batch).hidden
+    want = lora.apply(small.module, small.params, adapter, gain, *batch).hidden
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_storage_that_is_not_there(monkeypatch):
     with pytest.raises(InputError, match="storage is 'int4' but must be one of float32, bfloat16"):
-        storage.check("int4")
+        quantization.check("int4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    storage.check("bfloat16")
+    quantization.check("bfloat16")
     with pytest.raises(InputError, match=r"needs the package qwix; install fedjax-lora\[quant"):
-        storage.check("nf4")
+        quantization.check("nf4")

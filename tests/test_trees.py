@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora import trees
-from fedjax_lora.types import LoRA
+from fedjax_lora.core import trees
+from fedjax_lora.core.types import LoRA
 
 names = st.text(st.characters(blacklist_characters="/", blacklist_categories=["Cs"]), max_size=4)
 params = st.recursive(

@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.benchmarks.whole import federated, report
-from experiments.benchmarks.whole.run import main
-from experiments.benchmarks.whole.setting import Setting
-from experiments.benchmarks.whole.work import Rounds
+from experiments.benchmarks.end_to_end import federated, report
+from experiments.benchmarks.end_to_end.run import main
+from experiments.benchmarks.end_to_end.setting import Setting
+from experiments.benchmarks.end_to_end.work import Rounds
 
 TINY = Setting(
     clients=4, cohort=2, rounds=2, train=40, test=20, tokens=16, batch=4, ranks=(2, 4), every=1

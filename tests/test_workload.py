@@ -9,10 +9,11 @@ import problems
 import pytest
 import test_memory as layer
 
-from fedjax_lora import clients, flops, rounds, workload
-from fedjax_lora.clients import Clients
-from fedjax_lora.data.shapes import padded_shapes
-from fedjax_lora.types import Shape
+from fedjax_lora import federated
+from fedjax_lora.runs.cost import flops, round_flops
+from fedjax_lora.federated import Clients
+from fedjax_lora.data.batch_shapes import padded_shapes
+from fedjax_lora.core.types import Shape
 
 HIDDEN, ROWS, WIDTH, RANK = layer.HIDDEN, layer.ROWS, layer.WIDTH, layer.RANK
 
@@ -36,7 +37,7 @@ def by_hand() -> int:
 
 
 def of_step() -> tuple:
-    objective = clients.text_classification(layer.SequenceClassifier(layer.CONFIG), (WIDTH,))
+    objective = federated.text_classification(layer.SequenceClassifier(layer.CONFIG), (WIDTH,))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), layer.cohort(1))
     tokens, number = layer.struct(16, WIDTH, dtype=jnp.int32), layer.struct(16, dtype=jnp.int32)
     data = layer.Tokens(tokens, tokens, number, number)
@@ -66,18 +67,18 @@ def test_xla_counts_as_much_for_a_wave_of_clients():
         assert 1.0 < counted / (count * by_hand()) < 1.05
 
 
-def plan_with(*work: list[list[int]], longest: list[list[int]]) -> rounds.Plan:
+def plan_with(*work: list[list[int]], longest: list[list[int]]) -> federated.Plan:
     """A plan whose clients take these batches, whose longest texts have so many tokens."""
     count = len(work)
     batches = problems.batches_of(*work, size=4, steps=2, longest=np.array(longest))
     some = np.ones(count, np.int32)
-    return rounds.Plan(some, some, some, batches, np.float32(0), np.int32(0))
+    return federated.Plan(some, some, some, batches, np.float32(0), np.int32(0))
 
 
 def test_a_wave_steps_in_the_shape_of_its_largest_batch():
     shapes = Shape(2, 8, 16), Shape(2, 16, 32), Shape(4, 8, 32), Shape(4, 16, 64)
     each = dict(zip(shapes, (1, 100, 10, 1000), strict=True))
-    count = functools.partial(workload.cohort_flops, flops=each)
+    count = functools.partial(round_flops.cohort_flops, flops=each)
     plan = plan_with(
         [[0, 1, 2], [3]],  # four rows short, then two rows long
         [[0]],  # two rows long
@@ -92,7 +93,7 @@ def test_a_wave_steps_in_the_shape_of_its_largest_batch():
 
 
 def test_a_rate_is_measured():
-    rate = workload.product_rate("float32", seconds=0.05)
+    rate = round_flops.product_rate("float32", seconds=0.05)
     assert 1e8 < rate < 1e15
 
 

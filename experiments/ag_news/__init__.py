@@ -15,14 +15,7 @@ its own schedule compressed; test accuracy is never looked at before that.
 import dataclasses
 import pathlib
 
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    RunConfig,
-)
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RATES = (3e-3, 6e-3, 1.2e-2)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ag_news import METHODS, RESULTS
-from experiments.ag_news.run import slug
-from experiments.markdown import as_table, put
-from fedjax_lora.plots import look, style
+from experiments.studies.ag_news import METHODS, RESULTS
+from experiments.studies.ag_news.run import slug
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import look, style
 
 
 def records(method: str) -> list[dict[str, Any]]:

@@ -8,12 +8,13 @@ import time
 
 import tyro
 
-from experiments.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
-from fedjax_lora.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.compare.queue import Record, run_once
-from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import Assets, load_assets
-from fedjax_lora.runs import Result, run
+from experiments.studies.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
+from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.runs.sweep.record_store import Record, run_once
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.build import Assets, load_assets
+from fedjax_lora.runs.outputs import Result
+from fedjax_lora.runs.run import run
 
 
 def slug(method: str) -> str:

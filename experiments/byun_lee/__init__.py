@@ -9,9 +9,9 @@ this folder has the claims, what of the setting is published, and what came out.
 
 from collections.abc import Callable, Mapping
 
-from experiments.byun_lee.diagnostic import diagnose
-from experiments.study import Changes, Part, Records, Size, Study, full, small, variant
-from fedjax_lora.config import RunConfig
+from experiments.papers.byun_lee.diagnostic import diagnose
+from experiments.tools.study import Changes, Part, Records, Size, Study, full, small, variant
+from fedjax_lora.runs.config import RunConfig
 
 LOW, MIDDLE, HIGH = 5, 7, 20  # ranks
 SHARE = 0.1  # of the clients have the high rank

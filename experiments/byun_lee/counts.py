@@ -2,9 +2,9 @@
 
 import jax
 
-from experiments.byun_lee import HIGH, LOW, PROJECTIONS, SHARE
-from fedjax_lora import adapters, models
-from fedjax_lora.adapters import Template
+from experiments.papers.byun_lee import HIGH, LOW, PROJECTIONS, SHARE
+from fedjax_lora import lora, models
+from fedjax_lora.lora import Template
 from fedjax_lora.models import EncoderConfig
 
 DISTILBERT = EncoderConfig(
@@ -26,12 +26,12 @@ def template(config: EncoderConfig = DISTILBERT, targets: str = PROJECTIONS) -> 
     """The adapters of rank 20; the model's shapes are all that is computed."""
     params = jax.eval_shape(lambda key: models.random_params(config, key), jax.random.key(0))
     base = {name: part for name, part in params.items() if name != "head"}
-    return adapters.make_template(base, targets=targets, rank=HIGH)
+    return lora.make_template(base, targets=targets, rank=HIGH)
 
 
 def count(rank: int) -> int:
     """Trainable numbers of a client."""
-    return adapters.parameter_count(template(), rank)
+    return lora.parameter_count(template(), rank)
 
 
 def mean_count() -> float:

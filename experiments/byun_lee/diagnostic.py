@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lora import rounds
-from fedjax_lora.compare.grid import changed
-from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import Assets, Experiment, prepare
-from fedjax_lora.programs import Programs, RoundRecipe
-from fedjax_lora.rounds import Local, Plan, RoundFn
-from fedjax_lora.runs import run
+from fedjax_lora import federated
+from fedjax_lora.runs.sweep.grid import changed
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.build import Assets, Experiment, prepare
+from fedjax_lora.runs.compilation import Programs, RoundRecipe
+from fedjax_lora.federated import Local, Plan, RoundFn
+from fedjax_lora.runs.run import run
 
 AFTER = ("zero_padding", "replication")
 
@@ -52,7 +52,7 @@ def diagnose(config: RunConfig, assets: Assets, programs: Programs) -> Diagnosed
 def train_locally(ready: Experiment, plan: Plan) -> Local:
     """The first half of the first round, which padding rules have in common."""
     _, train, execution = ready.recipe.parts()
-    locally = rounds.make_local(
+    locally = federated.make_local(
         ready.method, ready.template, train, heads=ready.recipe.heads, **execution
     )
     key = jax.random.key(ready.config.seed)
@@ -72,4 +72,4 @@ def aggregation(local: Local, recipe: RoundRecipe) -> RoundFn:
     method, *_ = recipe.parts()
     cohort = len(local.report.loss)
     trained = lambda *_: (local.trained, local.report)  # noqa: E731
-    return rounds.make_round(method, recipe.template, trained, heads=recipe.heads, wave=cohort)
+    return federated.make_round(method, recipe.template, trained, heads=recipe.heads, wave=cohort)

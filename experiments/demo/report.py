@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from experiments.markdown import put
+from experiments.tools.markdown import put
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

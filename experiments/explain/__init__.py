@@ -12,15 +12,7 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    ModelConfig,
-    RunConfig,
-)
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LARGE, TOKENIZER = "llama-3.2-1b", "stories260k"

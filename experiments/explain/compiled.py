@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 
-from fedjax_lora import experiment, models, programs, rounds, trees
-from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import Assets
+from fedjax_lora.runs import build, compilation
+from fedjax_lora import models, federated
+from fedjax_lora.core import trees
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.build import Assets
 
 
 def compiled_bytes(config: RunConfig, assets: Assets) -> int:
@@ -16,11 +18,11 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
       config: the run; heads are averaged.
       assets: its data and model, whose parameters may be shapes alone.
     """
-    layout = experiment.lay_out(config, assets)
-    federation, recipe = experiment.arrange(config, assets, layout)
+    layout = build.lay_out(config, assets)
+    federation, recipe = build.arrange(config, assets, layout)
     kernels = trees.flat(assets.model.params)
     state = jax.eval_shape(
-        lambda *given: rounds.init_state(
+        lambda *given: federated.init_state(
             layout.method, *given, clients=config.federation.clients, heads="average"
         ),
         layout.template.shapes(),
@@ -29,7 +31,7 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
     )
     plan = federation.plan(0, layout.allocated.ranks, 1e-3)
     base = frozen_shapes(assets.model)
-    lowered = programs.build_round(recipe).lower(base, assets.train, state, plan, jax.random.key(0))
+    lowered = compilation.build_round(recipe).lower(base, assets.train, state, plan, jax.random.key(0))
     found: Any = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from experiments.explain import CARDS, CLIENTS, RESULTS
-from experiments.markdown import as_table, put
+from experiments.benchmarks.cost_estimates import CARDS, CLIENTS, RESULTS
+from experiments.tools.markdown import as_table, put
 
 
 def read() -> dict[str, Any]:

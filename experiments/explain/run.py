@@ -12,21 +12,13 @@ from typing import Any
 import jax
 import tyro
 
-from experiments import turns
-from experiments.explain import (
-    CARDS,
-    LARGE,
-    RESULTS,
-    SMALL,
-    STORAGES,
-    TOKENIZER,
-    WATCHED,
-    Storage,
-    large,
-)
-from experiments.explain.compiled import compiled_bytes
-from fedjax_lora import explain, files, models, trees
-from fedjax_lora.experiment import load_assets
+from experiments.tools import alternate
+from experiments.benchmarks.cost_estimates import CARDS, LARGE, RESULTS, SMALL, STORAGES, TOKENIZER, WATCHED, Storage, large
+from experiments.benchmarks.cost_estimates.compiled import compiled_bytes
+from fedjax_lora.runs import cost
+from fedjax_lora.core import atomic_io, trees
+from fedjax_lora import models
+from fedjax_lora.runs.build import load_assets
 
 FILE = RESULTS / "explain.json"
 
@@ -44,7 +36,7 @@ def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
     """What `--explain` says of the large model, and what XLA does."""
     config = large(storage, data_dir=data_dir, model=model)
     assets = load_assets(config, weights=False)
-    found = explain.needs(config, assets)
+    found = cost.needs(config, assets)
     memory = found.memory
     one = memory.client + memory.working + memory.activations  # all clients are trained at once
     rest = memory.total - memory.cohort * one
@@ -97,7 +89,7 @@ def main(data_dir: str, models_dir: pathlib.Path) -> None:
     def fill(part: str, name: str, ask: Callable[[], Any]) -> None:
         if name not in found[part]:
             found[part][name] = ask()
-            files.write(FILE, json.dumps(found | {"machine": turns.machine()}, indent=1) + "\n")
+            atomic_io.write(FILE, json.dumps(found | {"machine": alternate.machine()}, indent=1) + "\n")
             print(part, name, found[part][name], flush=True)
 
     with tempfile.TemporaryDirectory() as made:

@@ -8,11 +8,11 @@ import sys
 
 import jax
 
-from experiments.explain import WATCHED, small
-from fedjax_lora import explain
-from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import load_assets, prepare
-from fedjax_lora.programs import Programs, programs
+from experiments.benchmarks.cost_estimates import WATCHED, small
+from fedjax_lora.runs import cost
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.build import load_assets, prepare
+from fedjax_lora.runs.compilation import Programs, programs
 
 STATUS = pathlib.Path("/proc/self/status")
 
@@ -40,7 +40,7 @@ def one_round(config: RunConfig, shared: Programs) -> None:
 def main(name: str, data_dir: str, model: str) -> None:
     """Train a round, give all back, and train it again: what the compiler left is not counted."""
     config = small(**WATCHED[name], data_dir=data_dir, model=model)
-    foretold = explain.needs(config, load_assets(config, weights=False)).memory
+    foretold = cost.needs(config, load_assets(config, weights=False)).memory
     shared = programs()
     one_round(config, shared)
     gc.collect()

@@ -12,11 +12,12 @@ import time
 import jax
 import numpy as np
 
-from experiments.faults import RESULTS
-from fedjax_lora import checkpoints, files, resuming, runs
-from fedjax_lora.checkpoints.saved import arrays
-from fedjax_lora.config import RunConfig, demo
-from fedjax_lora.experiment import Assets, load_assets, prepare
+from experiments.robustness.interruptions import RESULTS
+from fedjax_lora.runs import checkpoints, resume, run
+from fedjax_lora.core import atomic_io
+from fedjax_lora.runs.checkpoints.checkpoint import arrays
+from fedjax_lora.runs.config import RunConfig, demo
+from fedjax_lora.runs.build import Assets, load_assets, prepare
 
 TIMES = 20
 METHODS = {
@@ -36,8 +37,8 @@ def get_config(name: str) -> RunConfig:
 def measured(config: RunConfig, assets: Assets, folder: pathlib.Path) -> dict[str, float]:
     """Medians over some checkpoints of the state before the first round."""
     experiment = prepare(config, assets)
-    progress, waits, processor = runs.begin(experiment), [], []
-    with checkpoints.Keeper(folder, resuming.about(experiment), keep=2) as keeper:
+    progress, waits, processor = run.begin(experiment), [], []
+    with checkpoints.Keeper(folder, resume.about(experiment), keep=2) as keeper:
         for n in range(1, TIMES + 1):
             progress = progress._replace(history=[{"round": k + 1} for k in range(n)])
             clock, used = time.perf_counter(), time.process_time()
@@ -63,7 +64,7 @@ def main() -> None:
         for name in METHODS:
             found[name] = measured(get_config(name), assets, pathlib.Path(folder) / name)
             print(name, found[name], flush=True)
-    files.write(RESULTS / "cost.json", json.dumps(found, indent=1) + "\n")
+    atomic_io.write(RESULTS / "cost.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

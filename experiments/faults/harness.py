@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.faults import ROUNDS
+from experiments.robustness.interruptions import ROUNDS
 
 LEFT = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 """Files that are the same, byte for byte, whenever the same config runs."""

@@ -4,9 +4,9 @@ import collections
 import json
 from collections.abc import Iterable
 
-from experiments.faults import RESULTS
-from experiments.faults.trials import Trial
-from experiments.markdown import as_table, put
+from experiments.robustness.interruptions import RESULTS
+from experiments.robustness.interruptions.trials import Trial
+from experiments.tools.markdown import as_table, put
 from fedjax_lora.methods import METHODS
 
 PHASES = {

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import tyro
 
-from experiments.faults import KILLS, RESULTS, SEED, harness, trials
-from experiments.faults.trials import Trial
-from fedjax_lora import config as configs
-from fedjax_lora import files, methods, results
-from fedjax_lora.experiment import Assets, load_assets
-from fedjax_lora.programs import programs
+from experiments.robustness.interruptions import KILLS, RESULTS, SEED, harness, trials
+from experiments.robustness.interruptions.trials import Trial
+from fedjax_lora.runs import config as configs
+from fedjax_lora.core import atomic_io
+from fedjax_lora import methods
+from fedjax_lora.runs import folder as run_folder
+from fedjax_lora.runs.build import Assets, load_assets
+from fedjax_lora.runs.compilation import programs
 
 assert sum(trials.MOMENTS.values()) == KILLS
 
@@ -29,7 +31,7 @@ class Book:
         """Write down a trial."""
         print(name, trial, flush=True)
         self.held[name] = trial
-        files.write(self.path, json.dumps(self.held, indent=1) + "\n")
+        atomic_io.write(self.path, json.dumps(self.held, indent=1) + "\n")
 
     def once(self, name: str, run: Callable[[], Trial]) -> None:
         """Run a trial unless it is in the file."""
@@ -59,7 +61,7 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         others(site, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
         each_method(site, Book(RESULTS / "methods.json"))
-    files.write(RESULTS / "environment.json", json.dumps(results.environment(), indent=1) + "\n")
+    atomic_io.write(RESULTS / "environment.json", json.dumps(run_folder.environment(), indent=1) + "\n")
 
 
 def kills(site: harness.Site, book: Book) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.faults import ROUNDS, harness
-from experiments.faults.harness import CLI, Ended, Site
-from fedjax_lora import config as configs
-from fedjax_lora.experiment import Assets
-from fedjax_lora.programs import Programs, programs
-from fedjax_lora.runs import run
+from experiments.robustness.interruptions import ROUNDS, harness
+from experiments.robustness.interruptions.harness import CLI, Ended, Site
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.run import run
 
 Trial = dict[str, Any]
 """What was done, in which phase, how the process ended, and whether all was the same afterwards."""

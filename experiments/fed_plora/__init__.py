@@ -8,7 +8,7 @@ Commands:
 
 from collections.abc import Mapping
 
-from experiments.study import Changes, Part, Records, Size, Study, full, small, variant
+from experiments.tools.study import Changes, Part, Records, Size, Study, full, small, variant
 
 TASKS = ("sst2", "qnli", "qqp", "mrpc", "rte")
 SMALL_TASKS = TASKS[:3]

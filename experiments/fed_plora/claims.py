@@ -6,22 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.fed_plora import TASKS
-from experiments.fed_plora.small_cases import bound, equal_ranks
-from experiments.study import Results
-from experiments.verdicts import (
-    NOT_RUN,
-    Claim,
-    Finding,
-    higher,
-    is_as_large,
-    last,
-    measured,
-    progress,
-    untestable,
-    values,
-)
-from fedjax_lora.compare.table import estimate
+from experiments.papers.fed_plora import TASKS
+from experiments.papers.fed_plora.small_cases import bound, equal_ranks
+from experiments.tools.study import Results
+from experiments.tools.claims import NOT_RUN, Claim, Finding, higher, is_as_large, last, measured, progress, untestable, values
+from fedjax_lora.runs.sweep.statistics import estimate
 
 Rounds = list[dict[str, Any]]
 

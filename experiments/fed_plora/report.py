@@ -5,13 +5,13 @@ import operator
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.drawing import curves, finished, legend, sheet
-from experiments.fed_plora import MAIN, MEASURED, STUDY, TASKS
-from experiments.fed_plora.claims import EXACT, RATIOS, claims, mean_of
-from experiments.markdown import as_table
-from experiments.study import Results
-from experiments.telling import Report, picture, publish
-from fedjax_lora.compare.queue import Record
+from experiments.tools.figures import curves, finished, legend, sheet
+from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
+from experiments.papers.fed_plora.claims import EXACT, RATIOS, claims, mean_of
+from experiments.tools.markdown import as_table
+from experiments.tools.study import Results
+from experiments.tools.report import Report, picture, publish
+from fedjax_lora.runs.sweep.record_store import Record
 
 
 def noise_table(results: Results) -> str:

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.study import Results
-from experiments.verdicts import NOT_REPRODUCED, REPRODUCED, Finding
-from fedjax_lora import measure, methods
-from fedjax_lora.adapters import Site, Template
+from experiments.tools.study import Results
+from experiments.tools.claims import NOT_REPRODUCED, REPRODUCED, Finding
+from fedjax_lora.federated import diagnostics
+from fedjax_lora import methods
+from fedjax_lora.lora import Site, Template
 from fedjax_lora.methods import Cohort, Server
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, LoRA
 
 FACTOR = 3.0
 
@@ -23,7 +24,7 @@ def aggregated(spec: str, template: Template, result: Adapter) -> tuple[Adapter,
     server = Server(jax.tree.map(lambda x: jnp.zeros_like(x[0]), result), {})
     start = method.broadcast(server, (), cohort)
     after = method.aggregate(server, (), cohort, start, result).server
-    found = measure.aggregation_noise(template, server, cohort, start, result, after)
+    found = diagnostics.aggregation_noise(template, server, cohort, start, result, after)
     return after.adapter, float(found.noise)
 
 

@@ -8,7 +8,7 @@ Commands:
 
 from collections.abc import Mapping
 
-from experiments.study import Changes, Part, Records, Size, Study, full, small, variant
+from experiments.tools.study import Changes, Part, Records, Size, Study, full, small, variant
 
 TASKS = ("mrpc", "rte", "qqp")
 SEEDS = (0, 1, 2)

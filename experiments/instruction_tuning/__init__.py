@@ -19,16 +19,8 @@ those of the global model on the clients' held-out examples.
 
 import pathlib
 
-from experiments.study import Changes, Part, Records, Size, Study, variant
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    ModelConfig,
-    RunConfig,
-)
+from experiments.tools.study import Changes, Part, Records, Size, Study, variant
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TASK = "dolly_alpaca(format='plain')"

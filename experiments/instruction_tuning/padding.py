@@ -12,12 +12,12 @@ import pathlib
 import numpy as np
 import tyro
 
-from experiments.instruction_tuning import RESULTS
+from experiments.studies.instruction_tuning import RESULTS
 from fedjax_lora import data
-from fedjax_lora.data import completions
-from fedjax_lora.data.batches import client_batches, length_buckets
-from fedjax_lora.data.shapes import fitting, needed, padded_shapes, row_buckets
-from fedjax_lora.kinds import KINDS
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data.batching import client_batches, length_buckets
+from fedjax_lora.data.batch_shapes import fitting, needed, padded_shapes, row_buckets
+from fedjax_lora.evaluation.task_types import KINDS
 
 BATCH = 16
 
@@ -58,7 +58,7 @@ def main(data_dir: str, tokenizer: str, format: str = "auto", max_length: int = 
     from transformers import AutoTokenizer
 
     task = data.load("dolly_alpaca", data_dir=data_dir)
-    made = completions.encode(
+    made = instruction_tokens.encode(
         task.train, AutoTokenizer.from_pretrained(tokenizer), format=format, max_length=max_length
     )
     length, groups = made.tokens.length, made.split.groups

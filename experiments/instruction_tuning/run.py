@@ -4,8 +4,8 @@ import sys
 
 import tyro
 
-from experiments.instruction_tuning import STUDY
-from experiments.rerun import main
+from experiments.studies.instruction_tuning import STUDY
+from experiments.tools.runner import main
 
 
 def run(data_dir: str, models_dir: str) -> int:

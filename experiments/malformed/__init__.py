@@ -11,8 +11,8 @@ anything else either.
 
 import pathlib
 
-from experiments.malformed import adapters, checkpoints, settings, tables, tokenizers, weights
-from experiments.malformed.case import Case
+from experiments.robustness.malformed_input import adapters, checkpoints, settings, tables, tokenizers, weights
+from experiments.robustness.malformed_input.case import Case
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

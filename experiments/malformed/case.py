@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from experiments.malformed import good
+from experiments.robustness.malformed_input import good
 
 Spoil = bytes | None | Callable[[pathlib.Path], None]
 """New contents of a file, None for no file, or a function that puts something in its place."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.malformed import good
-from experiments.malformed.case import Case
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import Case
 
 SEED = 0
 

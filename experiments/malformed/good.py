@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import save
 
-from fedjax_lora import models, trees
+from fedjax_lora import models
+from fedjax_lora.core import trees
 
 TEXTS = [f"some words number {n}" for n in range(24)]
 LABELS = [("yes", "no")[n % 2] for n in range(24)]

@@ -8,8 +8,8 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
-from fedjax_lora import cli
-from fedjax_lora.results import RunFolder
+from fedjax_lora.cli import main
+from fedjax_lora.runs.folder import RunFolder
 
 SELF = pathlib.Path("/proc/self")
 
@@ -49,7 +49,7 @@ def judge(words: list[str], out: pathlib.Path) -> Verdict:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         try:
-            status = cli.main([*words, f"--out={out}"])
+            status = main.main([*words, f"--out={out}"])
             outcome = "refused" if status == 2 else f"status {status}"
         except Started:
             outcome = "accepted"

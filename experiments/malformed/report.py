@@ -3,8 +3,8 @@
 import json
 import textwrap
 
-from experiments.malformed import RESULTS
-from experiments.markdown import put
+from experiments.robustness.malformed_input import RESULTS
+from experiments.tools.markdown import put
 
 
 def sentence() -> str:

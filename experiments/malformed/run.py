@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from experiments.malformed import RESULTS, cases, damage
-from experiments.malformed.case import Case, lay_out
-from experiments.malformed.judge import Verdict, judge
+from experiments.robustness.malformed_input import RESULTS, cases, damage
+from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.judge import Verdict, judge
 
 DAMAGED = 60  # versions of every file
 Judged = tuple[Case, Verdict]

@@ -6,17 +6,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.malformed import good
-from experiments.malformed.case import (
-    DEEP,
-    GARBAGE,
-    IN_PLACE,
-    LONG_NAME,
-    LONG_NUMBER,
-    Case,
-    Spoil,
-)
-from fedjax_lora.config import RunConfig
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, LONG_NUMBER, Case, Spoil
+from fedjax_lora.runs.config import RunConfig
 
 FILE = "config.json"
 GROUPS: dict[str, Any] = {field.name: field for field in dataclasses.fields(RunConfig)}

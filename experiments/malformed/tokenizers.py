@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.malformed import good
-from experiments.malformed.case import DEEP, GARBAGE, IN_PLACE, LONG_NUMBER, Case
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NUMBER, Case
 
 FILE, CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
 SPECIAL = {

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from experiments.malformed import good
-from experiments.malformed.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, Case, Spoil
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, Case, Spoil
 
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

@@ -17,9 +17,9 @@ replication padding. The law is ``1 / K**2``.
 import dataclasses
 import pathlib
 
-from experiments import ag_news
+from experiments.studies import ag_news
 from fedjax_lora import methods
-from fedjax_lora.config import RunConfig
+from fedjax_lora.runs.config import RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 METHODS = tuple(methods.METHODS)

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.markdown import as_table, put
-from experiments.noise import METHODS, RESULTS
+from experiments.tools.markdown import as_table, put
+from experiments.studies.noise import METHODS, RESULTS
 from fedjax_lora import methods
-from fedjax_lora.plots import COLOURS, style
+from fedjax_lora.runs.plots import COLOURS, style
 
 NOISE = ("zero_padding", "replication", "fed_plora", "hlora", "flora", "fedex_lora", "fslora")
 COLLAPSE = ("zero_padding", "replication", "hlora", "raflora", "fed_plora")

@@ -6,13 +6,14 @@ import json
 import numpy as np
 import tyro
 
-from experiments.ag_news.run import public
-from experiments.noise import COHORTS, METHODS, RESULTS, dilution_config, get_config
-from fedjax_lora.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.compare.queue import run_once
-from fedjax_lora.experiment import Assets, load_assets
-from fedjax_lora.files import write
-from fedjax_lora.runs import Result, run
+from experiments.studies.ag_news.run import public
+from experiments.studies.noise import COHORTS, METHODS, RESULTS, dilution_config, get_config
+from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.runs.sweep.record_store import run_once
+from fedjax_lora.runs.build import Assets, load_assets
+from fedjax_lora.core.atomic_io import write
+from fedjax_lora.runs.outputs import Result
+from fedjax_lora.runs.run import run
 
 
 def measured(method: str, data_dir: str, assets: Assets) -> None:

@@ -11,16 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from experiments.study import Changes, Part, Records, Size, Study, small, variant
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    ModelConfig,
-    RunConfig,
-)
+from experiments.tools.study import Changes, Part, Records, Size, Study, small, variant
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
 
 METHODS = {
     "Fed-PLoRA": "fed_plora",

@@ -2,8 +2,8 @@
 
 import json
 
-from experiments.markdown import put
-from experiments.own_model.run import RESULTS
+from experiments.tools.markdown import put
+from experiments.examples.own_model import RESULTS
 
 
 def sentence() -> str:

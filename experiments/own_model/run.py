@@ -16,10 +16,12 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from fedjax_lora import adapters, clients, data, evaluation, methods, optimizers, rounds
-from fedjax_lora.clients import Objective, Score
-from fedjax_lora.federation import Federation
-from fedjax_lora.types import Array, Gain, Key, Params, Trained
+from fedjax_lora import lora, federated, data, methods
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.federated import optimizers
+from fedjax_lora.federated import Objective, Score
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.core.types import Array, Gain, Key, Params, Trained
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RANKS = (1, 2, 4, 8)
@@ -57,7 +59,7 @@ def make_objective(net: nn.Module) -> Objective:
     """What clients minimise: the module with adapters, and the loss."""
 
     def outputs(base: Params, trained: Trained, gain: Gain, batch: Digits) -> Array:
-        return adapters.apply(net, base, trained.adapter, gain, batch.image)
+        return lora.apply(net, base, trained.adapter, gain, batch.image)
 
     def loss(
         base: Params,
@@ -120,7 +122,7 @@ def federate(
     net: nn.Module, base: Params, train: Digits, test: Digits, *, number: int, method: str
 ) -> list[float]:
     """Test accuracy before the first round and after each round."""
-    template = adapters.make_template(base, targets="first|second|last", rank=max(RANKS))
+    template = lora.make_template(base, targets="first|second|last", rank=max(RANKS))
     rank = np.resize(RANKS, 20).astype(np.int32)
     parts = data.partition("dirichlet(alpha=0.5)", train.label, clients=20, seed=0)
     federation = Federation(
@@ -135,25 +137,25 @@ def federate(
         seed=0,
     )
     objective, chosen = make_objective(net), methods.make(method, template)
-    train_locally = clients.make_training(
+    train_locally = federated.make_training(
         objective, optimizers.optimizer("adam", clip=1.0), penalty=chosen.penalty
     )
-    round_fn = rounds.make_round(chosen, template, train_locally, heads="frozen", wave=8)
+    round_fn = federated.make_round(chosen, template, train_locally, heads="frozen", wave=8)
     kernels = {site.path: base[site.path]["kernel"] for site in template.sites}
-    state = rounds.init_state(
+    state = federated.init_state(
         chosen,
-        adapters.init(template, jax.random.key(1)),
+        lora.init(template, jax.random.key(1)),
         kernels,
         head={},  # nothing is trained but the adapters
         clients=20,
         heads="frozen",
     )
     state = jax.tree.map(jnp.array, state)  # a round gives its input's memory back
-    predict = evaluation.make_predict(objective, batch=64)
-    gain, placed = adapters.uniform_gain(template), jax.device_put(train)
+    predict = prediction.make_predict(objective, batch=64)
+    gain, placed = lora.uniform_gain(template), jax.device_put(train)
 
     def accuracy() -> float:
-        full = rounds.with_kernels(base, state.server.kernels)
+        full = federated.with_kernels(base, state.server.kernels)
         logits = predict(full, test, Trained(state.server.adapter, {}), gain)
         return float(np.mean(logits.argmax(1) == test.label))
 

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from experiments.markdown import as_table, put
+from experiments.tools.markdown import as_table, put
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

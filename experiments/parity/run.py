@@ -17,8 +17,8 @@ import peft
 import torch
 import transformers
 
-from fedjax_lora import adapters, exchange, models
-from fedjax_lora.exchange import About, Fitted
+from fedjax_lora import lora, interop, models
+from fedjax_lora.interop import About, Fitted
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SIZES = {
@@ -48,17 +48,17 @@ def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
 def fitted(model: models.Pretrained) -> Fitted:
     """First factors as training draws them, second ones of deviation 0.05, ranks 8, 1, 2, 3, ..."""
     base = {"encoder": model.params["encoder"]}
-    template = adapters.make_template(base, targets="attention", rank=8, alpha=16.0)
+    template = lora.make_template(base, targets="attention", rank=8, alpha=16.0)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.05, jnp.float32)  # noqa: E731
-    adapter, gain = adapters.init(template, jax.random.key(1)), {}
+    adapter, gain = lora.init(template, jax.random.key(1)), {}
     for site in template.sites:
         depth = site.stack[0] if site.stack else 1
         rank = jnp.array([8, *range(1, depth)], jnp.int32).clip(max=8)
         here = rank if site.stack else rank[0]
         b = draw(*site.stack, 8, site.outputs)
         adapter[site.path] = adapter[site.path]._replace(b=b)
-        gain[site.path] = jnp.where(adapters.prefix_mask(here, 8), template.server_scale, 0.0)
+        gain[site.path] = jnp.where(lora.prefix_mask(here, 8), template.server_scale, 0.0)
     head = jax.tree.map(lambda x: 4 * draw(*x.shape), model.params["head"])
     return Fitted(model, template.sites, adapter, gain, head)
 
@@ -72,7 +72,7 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     ids = rng.integers(3, model.config.vocab_size, (TEXTS, TOKENS)).astype(np.int32)
     mask = np.arange(TOKENS)[None] < rng.integers(2, TOKENS + 1, (TEXTS, 1))
-    apply = jax.jit(lambda p, a, g: adapters.apply(model.module, p, a, g, ids, mask))
+    apply = jax.jit(lambda p, a, g: lora.apply(model.module, p, a, g, ids, mask))
     params = {**ours.base, "head": ours.head}
     want = np.asarray(apply(params, ours.adapter, ours.gain))
     without = np.asarray(apply(params, ours.adapter, jax.tree.map(jnp.zeros_like, ours.gain)))
@@ -85,8 +85,8 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
     auto = transformers.AutoModelForSequenceClassification
     with tempfile.TemporaryDirectory() as out:
-        exchange.save_adapter(f"{out}/adapter", ours, about)
-        exchange.save_merged(f"{out}/merged", ours, about)
+        interop.save_adapter(f"{out}/adapter", ours, about)
+        interop.save_merged(f"{out}/merged", ours, about)
         base = auto.from_pretrained(folder, num_labels=LABELS)
         return {
             "model": name,

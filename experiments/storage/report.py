@@ -2,8 +2,8 @@
 
 import json
 
-from experiments.markdown import as_table, put
-from experiments.storage import RESULTS
+from experiments.tools.markdown import as_table, put
+from experiments.benchmarks.quantized_base import RESULTS
 
 _GB = 1e9
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.storage import RESULTS
-from fedjax_lora import adapters, generation, models, trees
-from fedjax_lora.storage import STORAGES
+from experiments.benchmarks.quantized_base import RESULTS
+from fedjax_lora import lora, models
+from fedjax_lora.evaluation import generation
+from fedjax_lora.core import trees
+from fedjax_lora.core.quantization import STORAGES
 
 LARGE, TRAINED = "llama-3.2-1b", "stories260k"
 TEXTS, TOKENS = 64, 128
@@ -30,12 +32,12 @@ def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
     """
     config = dataclasses.replace(models.read_config(folder), remat=True, scan_unroll=1)
     params = models.abstract_params(config, storage)
-    template = adapters.make_template(params, rank=8)
-    gain = jax.eval_shape(lambda: adapters.uniform_gain(template))
+    template = lora.make_template(params, rank=8)
+    gain = jax.eval_shape(lambda: lora.uniform_gain(template))
     module = models.module_of(config)
 
     def loss(adapter, gain, params, ids, mask):
-        return jnp.sum(adapters.apply(module, params, adapter, gain, ids, mask).hidden ** 2)
+        return jnp.sum(lora.apply(module, params, adapter, gain, ids, mask).hidden ** 2)
 
     texts = [jax.ShapeDtypeStruct((1, 64), kind) for kind in (jnp.int32, jnp.bool_)]
     compiled = jax.jit(jax.grad(loss)).lower(template.shapes(), gain, params, *texts).compile()

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora import trees
-from fedjax_lora.errors import raise_all
-from fedjax_lora.types import Adapter, Gain
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import Adapter, Gain
 
 COLLECTION = "lora"
 

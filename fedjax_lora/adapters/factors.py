@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_lora import storage, trees
-from fedjax_lora.adapters.template import Template
-from fedjax_lora.errors import raise_all
-from fedjax_lora.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
+from fedjax_lora.core import quantization, trees
+from fedjax_lora.lora.spec import Template
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
@@ -150,7 +150,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> Any:
     _check_kernels(params, adapter)
     base = trees.flat(params)
     new = {
-        kernels[path]: (storage.full(base[kernels[path]], d.dtype) + d).astype(
+        kernels[path]: (quantization.full(base[kernels[path]], d.dtype) + d).astype(
             base[kernels[path]].dtype
         )
         for path, d in deltas(adapter, gain).items()

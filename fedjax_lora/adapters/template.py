@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import trees
-from fedjax_lora.errors import InputError, raise_all, unknown
-from fedjax_lora.types import Adapter, Array, LoRA
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.types import Adapter, Array, LoRA
 
 PRESETS: Mapping[str, str] = {
     "attention-qv": r"/(query|value|q_proj|v_proj)$",

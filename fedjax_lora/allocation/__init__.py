@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedjax_lora import specs
-from fedjax_lora.allocation.base import Allocation, Population
-from fedjax_lora.allocation.loss_based import loss_based
-from fedjax_lora.allocation.review import Review, Scores
-from fedjax_lora.allocation.rules import budget, by_quality, fixed, random, table, tiers
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.federated.ranks.base import Allocation, Population
+from fedjax_lora.federated.ranks.loss_based import loss_based
+from fedjax_lora.federated.ranks.schedule import Review, Scores
+from fedjax_lora.federated.ranks.static import budget, by_quality, fixed, random, table, tiers
+from fedjax_lora.core.errors import InputError
 
 ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
     "fixed": fixed,
@@ -42,7 +42,7 @@ def allocate(
       InputError: unknown rule or option, a rank below 1 or not an integer.
     """
     population = Population(clients, seed, quality, component_size)
-    made = specs.build(spec, ALLOCATIONS, "rank allocation", population=population)
+    made = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
     every = made.possible
     if not np.issubdtype(every.dtype, np.integer) or every.min() < 1 or every.max() >= 2**31:
         raise InputError(

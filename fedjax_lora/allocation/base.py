@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_lora.allocation.review import Review
+from fedjax_lora.federated.ranks.schedule import Review
 
 
 class Population(NamedTuple):

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fedjax_lora import trees
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.base import FLOAT_BYTES
-from fedjax_lora.types import Key, Trained
+from fedjax_lora.core.types import Key, Trained
 
 Tree = TypeVar("Tree")
 

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import trees
-from fedjax_lora.around.base import Noise, Update, changed_by, changes, draw, need_positive, norms
-from fedjax_lora.errors import InputError
-from fedjax_lora.types import Array, Key, Trained
+from fedjax_lora.core import trees
+from fedjax_lora.federated.transforms.base import Noise, Update, changed_by, changes, draw, need_positive, norms
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Array, Key, Trained
 
 
 def clip(*, norm: float) -> Update:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedjax_lora import trees
-from fedjax_lora.around.base import Update, changes, norms
-from fedjax_lora.errors import InputError
-from fedjax_lora.types import Key, Trained
+from fedjax_lora.core import trees
+from fedjax_lora.federated.transforms.base import Update, changes, norms
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Key, Trained
 
 
 def reject_outliers(*, factor: float = 3.0) -> Update:

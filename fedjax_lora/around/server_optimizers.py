@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from fedjax_lora import specs
-from fedjax_lora.around.base import need_positive
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.federated.transforms.base import need_positive
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.base import Method
-from fedjax_lora.types import Trained
+from fedjax_lora.core.types import Trained
 
 ServerOptimizer = optax.GradientTransformation
 
@@ -80,7 +80,7 @@ def make_server_optimizer(spec: str, method: Method, name: str) -> ServerOptimiz
     Raises:
       InputError: unknown name or option, or a method whose change is not a direction.
     """
-    made = specs.build(spec, SERVER_OPTIMIZERS, "server optimizer")
+    made = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
     if made is not None and not method.averages:
         raise InputError(
             f"Server optimizer {spec!r} needs a method that averages the clients' factors, and "

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from fedjax_lora import specs
-from fedjax_lora.around.base import PLACES, Update
-from fedjax_lora.around.client import clip, gaussian_noise
-from fedjax_lora.around.robust import median, reject_outliers, trimmed_mean
-from fedjax_lora.around.wire import bfloat16, int8
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.federated.transforms.base import PLACES, Update
+from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
+from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
+from fedjax_lora.federated.transforms.compression import bfloat16, int8
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.base import Method
 
 UPDATES: dict[str, Callable[..., Update]] = {
@@ -35,7 +35,7 @@ def make_updates(given: Sequence[str], method: Method, name: str) -> tuple[Updat
         what looks at several clients behind the noise), two on the wire, noise twice, or a method
         that does not go with them.
     """
-    made = tuple(specs.build(spec, UPDATES, "update") for spec in given)
+    made = tuple(registry.build(spec, UPDATES, "update") for spec in given)
     places = [PLACES.index(update.by) for update in made]
     if places != sorted(places):
         raise InputError(

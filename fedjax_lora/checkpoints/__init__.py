@@ -8,19 +8,8 @@ True
 ``restore(latest(folder), like)`` reads a run's folder; `Keeper` writes one while the run goes on.
 """
 
-from fedjax_lora.checkpoints.keeper import Keeper
-from fedjax_lora.checkpoints.saved import (
-    FOLDER,
-    Checkpoint,
-    Progress,
-    arrays,
-    best,
-    latest,
-    placed,
-    restore,
-    save,
-    whole,
-)
+from fedjax_lora.runs.checkpoints.manager import Keeper
+from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, latest, placed, restore, save, whole
 
 __all__ = [
     "FOLDER",

@@ -9,16 +9,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from fedjax_lora import files
-from fedjax_lora.checkpoints.saved import (
-    FOLDER,
-    Checkpoint,
-    Progress,
-    arrays,
-    best,
-    save,
-)
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import atomic_io
+from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
+from fedjax_lora.core.errors import InputError
 
 
 class Keeper:
@@ -114,8 +107,8 @@ class Keeper:
         folder = self._folder / FOLDER
         for path in folder.glob("[0-9]*"):
             if path.name not in wanted:
-                files.remove_folder(path)
-        files.remove_partial(folder)
+                atomic_io.remove_folder(path)
+        atomic_io.remove_partial(folder)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fedjax_lora import clients, files, structure
-from fedjax_lora.allocation import Scores
-from fedjax_lora.checkpoints.seal import damage, seal
-from fedjax_lora.errors import raise_all
-from fedjax_lora.rounds import FederatedState
+from fedjax_lora import federated
+from fedjax_lora.core import atomic_io, trees
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs.checkpoints.checksums import damage, seal
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.federated import FederatedState
 
 FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
@@ -68,7 +69,7 @@ def specs(tree: Any) -> dict[str, str]:
     >>> specs({"rank": np.zeros(3, np.int32)})
     {'rank': 'int32[3]'}
     """
-    return structure.by_path(tree, structure.kind_of)
+    return trees.by_path(tree, trees.kind_of)
 
 
 def save(
@@ -94,11 +95,11 @@ def save(
     def fill(partial: pathlib.Path) -> None:
         with _checkpointer() as checkpointer:
             checkpointer.save(partial.absolute() / ARRAYS, held)
-        files.write(partial / ABOUT, json.dumps(told) + "\n")
+        atomic_io.write(partial / ABOUT, json.dumps(told) + "\n")
         seal(partial)
 
     path = folder / FOLDER / str(progress.round)
-    files.write_folder(path, fill)
+    atomic_io.write_folder(path, fill)
     return Checkpoint(path, progress.round, score, told)
 
 
@@ -148,7 +149,7 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
     # Orbax casts another type silently and words another shape as a missing handler.
     raise_all(
         f"Checkpoint {checkpoint.path} is not of this run",
-        structure.unlike(stored, wanted),
+        trees.unlike(stored, wanted),
     )
     empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays(like))
     with _checkpointer() as checkpointer:
@@ -161,5 +162,5 @@ def placed(
 ) -> Progress:
     """A progress of these arrays (see `arrays`), those of the state where those of ``like`` are."""
     where = jax.tree.map(lambda x: x.sharding, like.state)
-    state = clients.place(held["state"], where)
+    state = federated.place(held["state"], where)
     return Progress(state, held["rank"], held["told"], held["scores"], history, seconds)

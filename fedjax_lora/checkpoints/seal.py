@@ -5,14 +5,14 @@
 
 import pathlib
 
-from fedjax_lora import files
+from fedjax_lora.core import atomic_io
 
 SUMS = "SHA256SUMS"
 
 
 def seal(folder: pathlib.Path) -> None:
     """Write down the digest of every file in a folder."""
-    files.write(folder / SUMS, _text(_sums(folder)))
+    atomic_io.write(folder / SUMS, _text(_sums(folder)))
 
 
 def damage(folder: pathlib.Path) -> str | None:
@@ -39,7 +39,7 @@ def _sums(folder: pathlib.Path) -> dict[str, str]:
     """The digest of every file in a folder and the folders in it, but of the list itself."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     names = (path.relative_to(folder).as_posix() for path in found)
-    return {name: files.sha256(folder / name) for name in names if name != SUMS}
+    return {name: atomic_io.sha256(folder / name) for name in names if name != SUMS}
 
 
 def _text(sums: dict[str, str]) -> str:

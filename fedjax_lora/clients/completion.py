@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import adapters
-from fedjax_lora.clients.objective import Objective, Score, TokenBatch, make_objective
-from fedjax_lora.types import Array, Gain, Params, Trained
+from fedjax_lora import lora
+from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
+from fedjax_lora.core.types import Array, Gain, Params, Trained
 
 Logits = Callable[[Params, Array], Array]
 
@@ -53,7 +53,7 @@ def causal_lm(
         params = {**base, "head": trained.head}
         options["deterministic"] = deterministic
         inputs = (batch.ids, batch.mask)
-        decoded = adapters.apply(module, params, trained.adapter, gain, *inputs, **options)
+        decoded = lora.apply(module, params, trained.adapter, gain, *inputs, **options)
         learned = batch.mask[:, 1:] & (batch.types[:, 1:] > 0)
         each = token_scores(
             lambda hidden: logits(params, hidden),

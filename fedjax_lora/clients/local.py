@@ -13,21 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lora import adapters, trees
-from fedjax_lora.clients.objective import Objective
-from fedjax_lora.types import (
-    EQUAL_RATES,
-    Adapter,
-    Array,
-    Batches,
-    Gain,
-    Key,
-    LoRA,
-    Params,
-    Rates,
-    Shape,
-    Trained,
-)
+from fedjax_lora import lora
+from fedjax_lora.core import trees
+from fedjax_lora.federated.objectives import Objective
+from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Batches, Gain, Key, LoRA, Params, Rates, Shape, Trained
 
 Penalty = Callable[[Adapter, Array], Array]
 Project = Callable[[Adapter], Adapter]
@@ -56,7 +45,7 @@ Train = Callable[[Params, Any, Clients, Array], tuple[Trained, Report]]
 
 def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
     """The gain of trained components, and of those that act but are fixed (folded)."""
-    masks = adapters.masked_components(trainable)
+    masks = lora.masked_components(trainable)
     return (
         {path: jnp.where(masks[path], g, 0) for path, g in gain.items()},
         {path: jnp.where(masks[path], 0, g) for path, g in gain.items()},
@@ -128,7 +117,7 @@ def make_training(
     def loss_of(
         trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key
     ):
-        gain, fixed = adapters.times(client.gain, trained.coefficients), None
+        gain, fixed = lora.times(client.gain, trained.coefficients), None
         if split_gains:
             gain, fixed = split_gain(gain, client.trainable.adapter)
         loss = objective.loss(base, trained, gain, fixed, batch, valid, key)

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from fedjax_lora import trees
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
 
 AXIS, MODEL = "clients", "model"
 

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from fedjax_lora import adapters
-from fedjax_lora.types import Array, Gain, Key, Params, Trained
+from fedjax_lora import lora
+from fedjax_lora.core.types import Array, Gain, Key, Params, Trained
 
 
 class Score(NamedTuple):
@@ -173,7 +173,7 @@ def text_classification(
         options["deterministic"] = deterministic
         if batch.at is not None:
             options["at"] = batch.at
-        logits = adapters.apply(module, params, trained.adapter, gain, *inputs, **options)
+        logits = lora.apply(module, params, trained.adapter, gain, *inputs, **options)
         return logits.astype(jnp.float32)
 
     one = value_score if regression else class_score

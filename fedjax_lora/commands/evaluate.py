@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.console import Console
 
-from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.core.errors import InputError, raise_all
 
 if TYPE_CHECKING:
     from fedjax_lora import data
-    from fedjax_lora.assessment import Assess
-    from fedjax_lora.exchange import Opened
+    from fedjax_lora.runs.evaluate import Assess
+    from fedjax_lora.interop import Opened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ def main(args: Sequence[str]) -> None:
 def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[str, Any]:
     """The numbers that the options ask for, as JSON values."""
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora import assessment, handover
-    from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.commands.folders import check_options, is_run, need_run, open_folder
-    from fedjax_lora.exchange import Opened
-    from fedjax_lora.reopening import read_config, reopen
+    from fedjax_lora.runs import evaluate as run_evaluation, outputs as run_outputs
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
+    from fedjax_lora.interop import Opened
+    from fedjax_lora.runs.resume import read_config, reopen
 
     keep_compiled_programs()
     cache, where = str(cache_dir() / "tokens"), options.where
@@ -91,8 +91,8 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
     if options.clients:
         assert config is not None
         run = reopen(where, config, cache_dir=cache)
-        about = handover.describe(config, run[0].assets, {})
-        opened = Opened(handover.of_server(run[0], run[1].state), about)
+        about = run_outputs.describe(config, run[0].assets, {})
+        opened = Opened(run_outputs.of_server(run[0], run[1].state), about)
     else:
         opened = open_folder(where, model=options.model, pooling=options.pooling)
     check_options(where, opened, model=options.model, pooling=options.pooling, ranks=options.ranks)
@@ -108,9 +108,9 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
     ranks = [*options.ranks, *(() if run is None else run[1].rank.tolist())]
     if ranks:
         # In one adapter, as the run's folder holds it: the same cut with and without --clients.
-        found["ranks"] = assessment.of_ranks(opened.fitted.in_one_adapter(), assess, ranks)
+        found["ranks"] = run_evaluation.of_ranks(opened.fitted.in_one_adapter(), assess, ranks)
     if run is not None:
-        rows = assessment.of_clients(
+        rows = run_evaluation.of_clients(
             *run,
             assess,
             own_mix=options.task is None,
@@ -118,7 +118,7 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
         )
         told = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
         names = [name for name in assess.names if told(name)]
-        found["spread"] = {name: assessment.spread(rows, name) for name in names}
+        found["spread"] = {name: run_evaluation.spread(rows, name) for name in names}
         found["clients"] = rows
     return found
 
@@ -152,13 +152,14 @@ def _assess(
     opened: "Opened", loaded: "data.TaskData", *, batch: int, cache_dir: str
 ) -> tuple["Assess", int]:
     """How models are assessed on the test examples, and how many there are."""
-    from fedjax_lora import assessment, exchange, writing
+    from fedjax_lora.runs import evaluate as run_evaluation
+    from fedjax_lora import interop
 
     if opened.about.language:
-        return writing.assess(opened, loaded, batch=batch, cache_dir=cache_dir)
-    tokens = exchange.encode(opened, loaded.test, cache_dir=cache_dir)
-    outputs = exchange.make_outputs(opened.fitted.model, tokens, batch=batch)
-    return assessment.by_labels(tokens.label, outputs, loaded.task.metric), len(tokens.label)
+        return run_evaluation.assess(opened, loaded, batch=batch, cache_dir=cache_dir)
+    tokens = interop.encode(opened, loaded.test, cache_dir=cache_dir)
+    outputs = interop.make_outputs(opened.fitted.model, tokens, batch=batch)
+    return run_evaluation.by_labels(tokens.label, outputs, loaded.task.metric), len(tokens.label)
 
 
 def _check_task(loaded: "data.TaskData", opened: "Opened") -> None:

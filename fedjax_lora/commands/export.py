@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ def main(args: Sequence[str]) -> None:
     """
     options = tyro.cli(ExportOptions, args=args, prog="fedjax-lora export")
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora import exchange, files
+    from fedjax_lora import interop
+    from fedjax_lora.core import atomic_io
 
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -53,21 +54,21 @@ def main(args: Sequence[str]) -> None:
     fitted, about = _model(options)
     if options.merged:
         size = options.shard_size
-        write = lambda path: exchange.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
+        write = lambda path: interop.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
     else:
-        write = lambda path: exchange.save_adapter(path, fitted, about)  # noqa: E731
-    with files.writing(out):
-        files.write_folder(out, write)
+        write = lambda path: interop.save_adapter(path, fitted, about)  # noqa: E731
+    with atomic_io.writing(out):
+        atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"
     Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")
 
 
 def _model(options: ExportOptions):
-    from fedjax_lora import handover
-    from fedjax_lora.cache import cache_dir
-    from fedjax_lora.commands.folders import left_in, need_run, open_folder
-    from fedjax_lora.handover import ADAPTER
-    from fedjax_lora.reopening import read_config, reopen
+    from fedjax_lora.runs import outputs
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.cli.run_or_model import left_in, need_run, open_folder
+    from fedjax_lora.runs.outputs import ADAPTER
+    from fedjax_lora.runs.resume import read_config, reopen
 
     need_run(options.run)
     left = left_in(options.run)
@@ -76,10 +77,10 @@ def _model(options: ExportOptions):
     config = read_config(options.run, data_dir=options.data_dir, model=options.model)
     experiment, progress = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
     if options.client is None:
-        about = handover.describe(config, experiment.assets, progress.history[-1])
-        return handover.of_server(experiment, progress.state), about
-    fitted = handover.of_client(experiment, progress, options.client)
+        about = outputs.describe(config, experiment.assets, progress.history[-1])
+        return outputs.of_server(experiment, progress.state), about
+    fitted = outputs.of_client(experiment, progress, options.client)
     rank = int(progress.rank[options.client])
-    about = handover.describe(config, experiment.assets, {})
+    about = outputs.describe(config, experiment.assets, {})
     training = about.training | {"client": f"{options.client}, of rank {rank}"}
     return fitted, dataclasses.replace(about, training=training)

@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.exchange import Opened, open_model
-from fedjax_lora.handover import ADAPTER, MERGED
-from fedjax_lora.reopening import read_config
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.interop import Opened, open_model
+from fedjax_lora.runs.outputs import ADAPTER, MERGED
+from fedjax_lora.runs.resume import read_config
 
 
 def is_run(folder: pathlib.Path) -> bool:

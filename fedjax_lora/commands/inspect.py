@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from fedjax_lora.config import RunConfig, to_dict
+from fedjax_lora.runs.config import RunConfig, to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
       InputError: no run there, or a damaged one.
     """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora import checkpoints
-    from fedjax_lora.commands.folders import left_in, need_run
-    from fedjax_lora.reopening import read_config
-    from fedjax_lora.results import METRICS, RunFolder, read_lines
+    from fedjax_lora.runs import checkpoints
+    from fedjax_lora.cli.run_or_model import left_in, need_run
+    from fedjax_lora.runs.resume import read_config
+    from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
 
     need_run(run)
     config = read_config(run)
@@ -79,11 +79,12 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     Raises:
       InputError: there is no round to draw, or the folder cannot be written.
     """
-    from fedjax_lora import files, plots
+    from fedjax_lora.core import atomic_io
+    from fedjax_lora.runs import plots
     from fedjax_lora.data import find
-    from fedjax_lora.errors import InputError
-    from fedjax_lora.reopening import read_config
-    from fedjax_lora.results import METRICS, RunFolder, read_lines
+    from fedjax_lora.core.errors import InputError
+    from fedjax_lora.runs.resume import read_config
+    from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
 
     config, records = read_config(run), read_lines(run / METRICS)
     if not records:
@@ -95,7 +96,7 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
         title=f"{config.data.task}: {config.federation.method}",
         beat=plots.to_beat(RunFolder(run).finished() or {}, find(config.data.task).metric),
     )
-    with files.writing(run):
+    with atomic_io.writing(run):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path)
     return path
@@ -135,12 +136,12 @@ def _number(value: float | None) -> str:
 
 def _adapter(folder: pathlib.Path) -> list[str]:
     """The rank and scale of an adapter, and the shapes of the matrices it is for."""
-    from fedjax_lora.adapters import peft, peft_read
+    from fedjax_lora.interop import peft_writer, peft_reader
 
-    if not (folder / peft.CONFIG).is_file():
+    if not (folder / peft_writer.CONFIG).is_file():
         return ["merged into the base: the adapter would be larger than the matrices it is for"]
-    config = peft_read.read_config(folder)
-    shapes = peft_read.shapes(folder / peft.WEIGHTS)
+    config = peft_reader.read_config(folder)
+    shapes = peft_reader.shapes(folder / peft_writer.WEIGHTS)
     pairs: dict[str, int] = {}
     for name, a in shapes.items():
         if name.endswith(".lora_A.weight"):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fedjax_lora.errors import InputError, raise_all
+from fedjax_lora.core.errors import InputError, raise_all
 
 if TYPE_CHECKING:
-    from fedjax_lora.exchange import Opened
+    from fedjax_lora.interop import Opened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ def main(args: Sequence[str]) -> None:
     low = [f"{n} must be at least 1, got {x}" for n, x in given if x is not None and x < 1]
     raise_all("Options", low)
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cache import keep_compiled_programs
-    from fedjax_lora.commands.folders import check_options, open_folder
+    from fedjax_lora.core.cache import keep_compiled_programs
+    from fedjax_lora.cli.run_or_model import check_options, open_folder
 
     keep_compiled_programs()
     opened = open_folder(options.where, model=options.model, pooling=options.pooling)
@@ -95,7 +95,7 @@ def main(args: Sequence[str]) -> None:
 
 def _labelled(options: PredictOptions, opened: "Opened") -> Iterator[str]:
     """What is written of a classifier."""
-    from fedjax_lora.exchange import probabilities
+    from fedjax_lora.interop import probabilities
 
     names = [options.text or "text", *([options.pair or "pair"] if opened.about.pair else [])]
     texts, *pairs = read_texts(options.input, names)
@@ -105,7 +105,7 @@ def _labelled(options: PredictOptions, opened: "Opened") -> Iterator[str]:
 
 def _answered(options: PredictOptions, opened: "Opened") -> Iterator[str]:
     """What is written of a language model."""
-    from fedjax_lora.writing import answers
+    from fedjax_lora.interop.predict import answers
 
     names = [options.text or "instruction", *([options.pair] if options.pair else [])]
     texts, *contexts = read_texts(options.input, names)
@@ -129,7 +129,7 @@ def read_texts(file: pathlib.Path | None, names: Sequence[str]) -> list[list[str
     Raises:
       InputError: a file that cannot be read, a missing column or second text; no texts at all.
     """
-    from fedjax_lora.data.readers import columns_of
+    from fedjax_lora.data.datasets.table_readers import columns_of
 
     columns = None if file is None else columns_of(file, names)
     if columns is None:
@@ -163,7 +163,7 @@ def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
     if file is None:
         whole = _standard_input()
     else:
-        from fedjax_lora.data.readers import open_text
+        from fedjax_lora.data.datasets.table_readers import open_text
 
         with open_text(file) as stream:
             whole = stream.read()

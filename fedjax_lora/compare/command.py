@@ -9,12 +9,12 @@ import tyro
 from rich.console import Console
 from rich.status import Status
 
-from fedjax_lora.compare.grid import Grid, name, parse_vary
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
+from fedjax_lora.runs.sweep.grid import Grid, name, parse_vary
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError
 
 if TYPE_CHECKING:
-    from fedjax_lora.compare.comparison import Comparison, Finished
+    from fedjax_lora.runs.sweep.runner import Comparison, Finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,9 @@ def main(args: Sequence[str], base: RunConfig) -> int:
 def execute(grid: Grid, out: pathlib.Path) -> int:
     """Run a comparison, telling the terminal about it; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.compare.comparison import compare
-    from fedjax_lora.compare.table import metric_of
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.runs.sweep.runner import compare
+    from fedjax_lora.runs.sweep.statistics import metric_of
 
     keep_compiled_programs()
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -108,7 +108,7 @@ def _line(finished: "Finished", metric: str) -> str:
 
 
 def _print_end(console: Console, done: "Comparison") -> None:
-    from fedjax_lora.compare.table import shown
+    from fedjax_lora.runs.sweep.statistics import shown
 
     if done.lines:
         header, rows = shown(done.lines)

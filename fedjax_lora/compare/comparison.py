@@ -11,19 +11,21 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_lora import config as configs
-from fedjax_lora import files, optimizers
-from fedjax_lora.compare import figures, grid, queue, report, table
-from fedjax_lora.compare.grid import Cell, Grid, Problem
-from fedjax_lora.compare.queue import Record
-from fedjax_lora.compare.shelf import Shelf
-from fedjax_lora.compare.table import Line, Run
-from fedjax_lora.config import RunConfig
-from fedjax_lora.data.batches import local_steps
-from fedjax_lora.errors import InputError
-from fedjax_lora.experiment import lay_out
-from fedjax_lora.programs import programs
-from fedjax_lora.runs import Result, run
+from fedjax_lora.runs import config as configs
+from fedjax_lora.core import atomic_io
+from fedjax_lora.federated import optimizers
+from fedjax_lora.runs.sweep import figures, grid, record_store, html_report, statistics
+from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
+from fedjax_lora.runs.sweep.record_store import Record
+from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.sweep.statistics import Line, Run
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.data.batching import local_steps
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.build import lay_out
+from fedjax_lora.runs.compilation import programs
+from fedjax_lora.runs.outputs import Result
+from fedjax_lora.runs.run import run
 
 BASE, RUNS = "base.json", "runs"
 
@@ -75,7 +77,7 @@ def compare(
     """
     folder = claim(pathlib.Path(out))
     cells, problems = grid.cells(chosen)
-    records = queue.finished(folder / RUNS)
+    records = record_store.finished(folder / RUNS)
     missing = [cell for cell in cells if cell.config not in records]
     shelf = Shelf(cache_dir)
     steps, found = check(missing, shelf)
@@ -161,12 +163,12 @@ def attempt(
     """
     note = path.with_suffix(".error.txt")
     try:
-        record = queue.run_once(path, config, work)
+        record = record_store.run_once(path, config, work)
     except Exception as failure:  # whatever it is, the other runs go on
-        with files.writing(path.parent):
-            files.write(note, traceback.format_exc())
+        with atomic_io.writing(path.parent):
+            atomic_io.write(note, traceback.format_exc())
         return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
-    with files.writing(path.parent):
+    with atomic_io.writing(path.parent):
         note.unlink(missing_ok=True)
     return record, ""
 
@@ -189,8 +191,8 @@ def claim(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _make(folder: pathlib.Path, chosen: Grid) -> None:
-    with files.writing(folder):
-        files.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
+    with atomic_io.writing(folder):
+        atomic_io.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
 
 
 def file_name(config: RunConfig) -> str:
@@ -210,17 +212,17 @@ def leave(
     """
     if not runs:
         return []
-    rows, lines = table.rows(runs), table.summarise(runs)
+    rows, lines = statistics.rows(runs), statistics.summarise(runs)
     figure = figures.curves(lines)
-    text = report.page(
+    text = html_report.page(
         lines, figure, title=title(runs), command=command(chosen, folder), errors=errors
     )
-    with files.writing(folder):
-        files.write(folder / "table.csv", table.as_csv(rows))
-        table.write_parquet(rows, folder / "table.parquet")
-        files.write(folder / "table.md", table.markdown(lines))
+    with atomic_io.writing(folder):
+        atomic_io.write(folder / "table.csv", statistics.as_csv(rows))
+        statistics.write_parquet(rows, folder / "table.parquet")
+        atomic_io.write(folder / "table.md", statistics.markdown(lines))
         (folder / "curves.png").write_bytes(figure)
-        files.write(folder / "report.html", text)
+        atomic_io.write(folder / "report.html", text)
     return lines
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedjax_lora.compare.table import Line, evaluated, scores, spread
-from fedjax_lora.plots import level, look, style, to_beat
+from fedjax_lora.runs.sweep.statistics import Line, evaluated, scores, spread
+from fedjax_lora.runs.plots import level, look, style, to_beat
 
 
 def curves(lines: Sequence[Line]) -> bytes:

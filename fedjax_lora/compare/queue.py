@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lora import config as configs
-from fedjax_lora import files
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.core import atomic_io
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.core.errors import InputError
 
 Record = dict[str, Any]
 """A finished run: its ``config``, its ``history`` (a record per round) and its ``summary``."""
@@ -36,7 +36,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
         "history": result.records,
         "summary": result.summary,
     }
-    files.write(path, json.dumps(record) + "\n")
+    atomic_io.write(path, json.dumps(record) + "\n")
     return record
 
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedjax_lora import config as configs
-from fedjax_lora.compare import table
-from fedjax_lora.compare.table import Line, Run
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.sweep import statistics
+from fedjax_lora.runs.sweep.statistics import Line, Run
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto;
@@ -47,7 +47,7 @@ def page(
       command: runs the comparison again.
       errors: what went wrong, by the name of the run.
     """
-    header, body = table.shown(lines)
+    header, body = statistics.shown(lines)
     runs = [run for line in lines for run in line.runs]
     common, varied = settings(runs)
     picture = base64.b64encode(figure).decode()

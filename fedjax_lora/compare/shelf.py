@@ -1,8 +1,8 @@
 """Data and models of many runs, each in memory once."""
 
 from fedjax_lora import models
-from fedjax_lora.assets import Assets, load_assets, model_key, with_first
-from fedjax_lora.config import DataConfig, RunConfig
+from fedjax_lora.runs.loading import Assets, load_assets, model_key, with_first
+from fedjax_lora.runs.config import DataConfig, RunConfig
 
 
 class Shelf:

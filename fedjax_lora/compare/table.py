@@ -22,8 +22,8 @@ import pyarrow.parquet
 from scipy.special import stdtrit
 
 from fedjax_lora import data
-from fedjax_lora.compare.grid import Cell
-from fedjax_lora.compare.queue import Record
+from fedjax_lora.runs.sweep.grid import Cell
+from fedjax_lora.runs.sweep.record_store import Record
 
 Run = tuple[Cell, Record]
 

@@ -5,17 +5,8 @@ The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
 `fedjax_lora.specs`.
 """
 
-from fedjax_lora.config.files import from_dict, load, to_dict
-from fedjax_lora.config.options import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    LoraConfig,
-    ModelConfig,
-    RunConfig,
-    demo,
-)
+from fedjax_lora.runs.config.io import from_dict, load, to_dict
+from fedjax_lora.runs.config.schema import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig, demo
 
 __all__ = [
     "DataConfig",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedjax_lora.errors import SECRET
+from fedjax_lora.core.errors import SECRET
 
 FINITE = 3e38
 """The largest number in float32, roughly."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lora.types import Batches
+from fedjax_lora.core.types import Batches
 
 
 def length_buckets(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 
 class Deal(NamedTuple):

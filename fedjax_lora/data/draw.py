@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 # Okabe & Ito's colours, which people with any common colour blindness tell apart. The order makes
 # neighbours in a bar differ most under simulated protan, deutan and tritan vision (Machado et al.

@@ -8,11 +8,11 @@ official development set of such a task is its `test`.
 
 from functools import partial
 
-from fedjax_lora import specs
-from fedjax_lora.data import docstrings, language, official
-from fedjax_lora.data.readers import read_named
-from fedjax_lora.data.records import METRICS, Hub, Local, Task
-from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.core import registry
+from fedjax_lora.data.datasets import stdlib_docstrings, instruction_registry, official_formats
+from fedjax_lora.data.datasets.table_readers import read_named
+from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
+from fedjax_lora.core.errors import InputError, unknown
 
 _DBPEDIA = """Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation
     Building NaturalPlace Village Animal Plant Album Film WrittenWork"""
@@ -25,8 +25,8 @@ _ALL = (
         "docstrings",
         "which part of Python's standard library a docstring comes from (built in, offline)",
         "https://docs.python.org/3/library/",
-        tuple(docstrings.FAMILIES),
-        builtin=docstrings.read,
+        tuple(stdlib_docstrings.FAMILIES),
+        builtin=stdlib_docstrings.read,
     ),
     Task(
         "ag_news",
@@ -38,7 +38,7 @@ _ALL = (
             "ag_news",
             ("train.csv", "train_first10429.csv"),  # all of it, or the official first rows
             ("test.csv",),
-            official.read_ag_news,
+            official_formats.read_ag_news,
         ),
     ),
     Task(
@@ -51,7 +51,7 @@ _ALL = (
             "dbpedia14",
             ("train.csv", "train_desc_14000.csv"),
             ("test.csv",),
-            official.read_dbpedia,
+            official_formats.read_dbpedia,
             cut=True,
         ),
     ),
@@ -107,7 +107,7 @@ _ALL = (
             "qqp",
             ("train.tsv", "train_subset_23497.tsv"),
             ("dev.tsv",),
-            official.read_qqp,
+            official_formats.read_qqp,
             cut=True,
         ),
     ),
@@ -133,7 +133,7 @@ _ALL = (
         ("unacceptable", "acceptable"),
         "matthews",
         hub=_GLUE_HUB(config="cola", columns=("sentence",)),
-        local=Local("cola", ("train.tsv",), ("dev.tsv",), official.read_cola),
+        local=Local("cola", ("train.tsv",), ("dev.tsv",), official_formats.read_cola),
     ),
     Task(
         "mnli",
@@ -195,7 +195,7 @@ _ALL = (
     ),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *language.TASKS)}
+TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *instruction_registry.TASKS)}
 
 
 def file(
@@ -243,11 +243,11 @@ def find(spec: str) -> Task:
     Raises:
       InputError: unknown task or option.
     """
-    name, _ = specs.parse(spec, "task")
+    name, _ = registry.parse(spec, "task")
     factories = {
         **dict.fromkeys(TASKS, lambda: TASKS[name]),
-        **{task.name: language.chooser(task) for task in language.TASKS},
+        **{task.name: instruction_registry.chooser(task) for task in instruction_registry.TASKS},
         "file": file,
-        "instructions": language.instructions,
+        "instructions": instruction_registry.instructions,
     }
-    return specs.build(spec, factories, "task")
+    return registry.build(spec, factories, "task")

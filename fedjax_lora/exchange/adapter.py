@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedjax_lora import models, trees
-from fedjax_lora.adapters import layers, peft, peft_read
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import card, names
-from fedjax_lora.exchange.about import About
-from fedjax_lora.exchange.fitted import Fitted
+from fedjax_lora import models
+from fedjax_lora.core import trees
+from fedjax_lora.interop import matrices, peft_writer, peft_reader
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import model_card, torch_names
+from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.trained_model import Fitted
 
 Folder = str | pathlib.Path
 
@@ -36,15 +37,15 @@ def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
     """
     path = pathlib.Path(folder)
     fitted, model = fitted.in_one_adapter(), fitted.model
-    parts = names.unstored(model, fitted.head)
-    with_class = names.has_class(model)
-    peft.save(
+    parts = torch_names.unstored(model, fitted.head)
+    with_class = torch_names.has_class(model)
+    peft_writer.save(
         path,
-        layers.split(
+        matrices.split(
             fitted.sites,
             fitted.adapter,
             fitted.gain,
-            lambda site, layer: names.module(model, site, layer),
+            lambda site, layer: torch_names.module(model, site, layer),
         ),
         base_model=models.MODELS[about.base].hub if about.base in models.MODELS else about.base,
         task_type=_task_type(model),
@@ -53,12 +54,12 @@ def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
     if not with_class:
         save_head(path, parts)
     about.write(path)
-    card.write(path, about, card.ADAPTER, mean=not with_class)
+    model_card.write(path, about, model_card.ADAPTER, mean=not with_class)
 
 
 def _task_type(model: models.Pretrained) -> str:
     """PEFT's name of what the model is for PyTorch."""
-    if not names.has_class(model):
+    if not torch_names.has_class(model):
         return "FEATURE_EXTRACTION"
     return "SEQ_CLS" if model.config.num_labels else "CAUSAL_LM"
 
@@ -68,7 +69,7 @@ def save_head(folder: pathlib.Path, parts: dict[str, dict[str, np.ndarray]]) -> 
     tensors = {
         f"{m}.{n}": np.ascontiguousarray(x) for m, of in parts.items() for n, x in of.items()
     }
-    save_file(tensors, folder / names.HEAD_FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / torch_names.HEAD_FILE, metadata={"format": "pt"})
 
 
 class Stored(NamedTuple):
@@ -80,7 +81,7 @@ class Stored(NamedTuple):
       labels: width of the head's output; None without a head.
     """
 
-    placed: layers.Placed
+    placed: matrices.Placed
     values: dict[str, np.ndarray]
     labels: int | None
 
@@ -92,10 +93,10 @@ def labels_of(folder: Folder) -> int | None:
       InputError: no readable adapter.
     """
     path = pathlib.Path(folder)
-    peft_read.read_config(path)
-    shapes, head = peft_read.shapes(path / peft.WEIGHTS), path / names.HEAD_FILE
+    peft_reader.read_config(path)
+    shapes, head = peft_reader.shapes(path / peft_writer.WEIGHTS), path / torch_names.HEAD_FILE
     if head.is_file():
-        shapes |= peft_read.shapes(head)
+        shapes |= peft_reader.shapes(head)
     outputs = [shapes.get(name) for name in _OUTPUTS]
     return next((shape[0] for shape in outputs if shape), None)
 
@@ -111,22 +112,22 @@ def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:
       InputError: as `fedjax_lora.adapters.peft_read.load`, or a head that is not whole.
     """
     path = pathlib.Path(folder)
-    places, labels = names.matrices(model), labels_of(path)
-    paths = names.unstored_paths(model, labels or 1)
+    places, labels = torch_names.matrices(model), labels_of(path)
+    paths = torch_names.unstored_paths(model, labels or 1)
     wanted = {name: shape for name, (_, shape) in paths.items()}
     shapes = {name: (site.inputs, site.outputs) for name, (site, _) in places.items()}
-    loaded = peft_read.load(path, modules=shapes, tensors=wanted)
+    loaded = peft_reader.load(path, modules=shapes, tensors=wanted)
     tensors = loaded.tensors
-    if (path / names.HEAD_FILE).is_file():
-        tensors = tensors | peft_read.read(path / names.HEAD_FILE, wanted)
-    values = names.parameters(paths, tensors)
+    if (path / torch_names.HEAD_FILE).is_file():
+        tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, wanted)
+    values = torch_names.parameters(paths, tensors)
     whole = {place for place, _ in paths.values() if place.startswith("head/")}
     if (found := whole & values.keys()) and found != whole:
         raise InputError(
             f"{path} has only a part of the model's head: {', '.join(sorted(whole - found))} is "
             "missing."
         )
-    return Stored(layers.join(places, loaded.factors), values, labels)
+    return Stored(matrices.join(places, loaded.factors), values, labels)
 
 
 def put_together(stored: Stored, model: models.Pretrained) -> Fitted:

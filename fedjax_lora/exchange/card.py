@@ -6,7 +6,7 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedjax_lora import models
-from fedjax_lora.exchange.about import About
+from fedjax_lora.interop.metadata import About
 
 
 class Kind(NamedTuple):

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, clients, data, evaluation, models, storage, trees
-from fedjax_lora.adapters import Site, layers
-from fedjax_lora.data.batches import length_buckets
-from fedjax_lora.types import Adapter, Array, Gain, Kernels, Params, Trained
+from fedjax_lora import lora, federated, data, models
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.core import quantization, trees
+from fedjax_lora.lora import Site
+from fedjax_lora.interop import matrices
+from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, Params, Trained
 
 
 class Fitted(NamedTuple):
@@ -42,15 +45,15 @@ class Fitted(NamedTuple):
     @property
     def merged(self) -> Params:
         """All parameters of a plain model that computes the same."""
-        return adapters.merge(self.base, self.adapter, self.gain) | {"head": self.head}
+        return lora.merge(self.base, self.adapter, self.gain) | {"head": self.head}
 
     def in_one_adapter(self) -> "Fitted":
         """The same model on the base as it was: changed kernels become part of the adapter."""
         if not self.kernels:
             return self
         base = trees.flat(self.model.params)
-        before = {path: storage.full(base[f"{path}/kernel"]) for path in self.adapter}
-        adapter, gain = layers.from_kernels(before, self.kernels, self.adapter, self.gain)
+        before = {path: quantization.full(base[f"{path}/kernel"]) for path in self.adapter}
+        adapter, gain = matrices.from_kernels(before, self.kernels, self.adapter, self.gain)
         return self._replace(adapter=adapter, gain=gain, kernels={})
 
     def truncated(self, rank: int) -> "Fitted":
@@ -65,7 +68,7 @@ class Fitted(NamedTuple):
 
     def share_of_kernels(self) -> float:
         """The adapter's size as a share of that of the matrices it adapts."""
-        factors = layers.split(self.sites, self.adapter, self.gain, "{}.{}".format)
+        factors = matrices.split(self.sites, self.adapter, self.gain, "{}.{}".format)
         size = sum(pair.a.size + pair.b.size for pair in factors.values())
         return size / sum(site.adapted * site.inputs * site.outputs for site in self.sites)
 
@@ -85,8 +88,8 @@ def make_outputs(
       batch: how many are computed at once.
     """
     lengths = length_buckets(tokens.length, longest=tokens.ids.shape[1])
-    predict = evaluation.make_predict(
-        clients.text_classification(model.module, lengths), batch=batch
+    predict = prediction.make_predict(
+        federated.text_classification(model.module, lengths), batch=batch
     )
     placed = jax.device_put(tokens)
 

@@ -9,11 +9,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import card, names
-from fedjax_lora.exchange.about import About
-from fedjax_lora.exchange.adapter import save_head
-from fedjax_lora.exchange.fitted import Fitted
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import model_card, torch_names
+from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.peft import save_head
+from fedjax_lora.interop.trained_model import Fitted
 
 # What a stranger's config may say and a new checkpoint must not repeat.
 _NOT_KEPT = ("auto_map", "_name_or_path", "name_or_path", "architectures", "torch_dtype", "dtype")
@@ -39,10 +39,10 @@ def save_merged(
       InputError: a shard size that cannot be read.
     """
     path, model = pathlib.Path(folder), fitted.model
-    with_class = names.has_class(model)
+    with_class = torch_names.has_class(model)
     params = fitted.merged
     kept = params if with_class else {k: part for k, part in params.items() if k != "head"}
-    tensors = names.tensors(model, kept)
+    tensors = torch_names.tensors(model, kept)
     try:
         plan = split_state_dict_into_shards_factory(
             tensors,
@@ -65,9 +65,9 @@ def save_merged(
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(path)
     if not with_class:
-        save_head(path, names.unstored(model, params["head"]))
+        save_head(path, torch_names.unstored(model, params["head"]))
     about.write(path)
-    card.write(path, about, card.MERGED, mean=not with_class)
+    model_card.write(path, about, model_card.MERGED, mean=not with_class)
 
 
 def _config(model: models.Pretrained, about: About) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _config(model: models.Pretrained, about: About) -> dict[str, Any]:
 
 def _class_of(model: models.Pretrained) -> str:
     """The last words of the class that the model is in `transformers`."""
-    if not names.has_class(model):
+    if not torch_names.has_class(model):
         return "Model"
     return "ForSequenceClassification" if model.config.num_labels else "ForCausalLM"
 

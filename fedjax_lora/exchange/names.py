@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lora import models, storage, trees
-from fedjax_lora.adapters import Site
-from fedjax_lora.types import Params
+from fedjax_lora import models
+from fedjax_lora.core import quantization, trees
+from fedjax_lora.lora import Site
+from fedjax_lora.core.types import Params
 
 HEAD_FILE = "head.safetensors"
 
@@ -50,7 +51,7 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
     """Parameters by PyTorch name, in PyTorch's layout; a view of each where it is on a CPU."""
     found = {}
     for path, leaf in trees.flat(params).items():
-        value = np.asarray(storage.full(leaf))
+        value = np.asarray(quantization.full(leaf))
         stacked = models.is_stacked(model.config, path)
         for layer in range(value.shape[0]) if stacked else (None,):
             one = value if layer is None else value[layer]

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_lora import models
-from fedjax_lora.adapters import peft_read
-from fedjax_lora.adapters.peft import CONFIG
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange import about
-from fedjax_lora.exchange.about import About
-from fedjax_lora.exchange.adapter import labels_of, load_adapter, put_together
-from fedjax_lora.exchange.fitted import Fitted
-from fedjax_lora.models.hf_config import MOST_LABELS
-from fedjax_lora.specs import fits
+from fedjax_lora.interop import peft_reader
+from fedjax_lora.interop.peft_writer import CONFIG
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop import metadata
+from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.peft import labels_of, load_adapter, put_together
+from fedjax_lora.interop.trained_model import Fitted
+from fedjax_lora.models.huggingface.config import MOST_LABELS
+from fedjax_lora.core.registry import fits
 
 _LONGEST = 512  # tokens, where a folder does not say what its model was trained with
 
@@ -53,7 +53,7 @@ def open_model(
 
 
 def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> Opened:
-    told, labels, said = about.read(path), labels_of(path), peft_read.read_config(path)
+    told, labels, said = metadata.read(path), labels_of(path), peft_reader.read_config(path)
     named = str(said.get("base_model_name_or_path") or "") if told is None else told.base
     told = told or About(
         base="",
@@ -81,13 +81,13 @@ def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> 
         )
     if not told.language and len(told.classes or (0,)) != labels:
         raise InputError(
-            f"{path / about.FILE} names {len(told.classes)} classes, but the head has {labels}."
+            f"{path / metadata.FILE} names {len(told.classes)} classes, but the head has {labels}."
         )
     return Opened(fitted, told if told.base_sha256 else _of_stranger(told, base or named, model))
 
 
 def _open_checkpoint(path: pathlib.Path) -> Opened:
-    told, raw = about.read(path), models.read_raw(path)
+    told, raw = metadata.read(path), models.read_raw(path)
     if told.language if told else _writes(raw):
         model = models.load(str(path), num_labels=None, dropout=0.0, key=jax.random.key(0))
         told = told or _of_stranger(About(base="", base_sha256="", language=True), str(path), model)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import models
-from fedjax_lora.adapters import SCALES, Site, Template
-from fedjax_lora.adapters.layers import Placed
-from fedjax_lora.errors import raise_all
-from fedjax_lora.exchange import about
-from fedjax_lora.exchange.adapter import load_adapter
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.lora import SCALES, Site, Template
+from fedjax_lora.interop.matrices import Placed
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.interop import metadata
+from fedjax_lora.interop.peft import load_adapter
+from fedjax_lora.core.types import Adapter, LoRA
 
 _SAME = 1e-6  # scales that differ by less are one float32
 
@@ -40,7 +40,7 @@ def with_parts(model: models.Pretrained, folder: str | pathlib.Path) -> models.P
 
 
 def _check_base(model: models.Pretrained, folder: pathlib.Path) -> None:
-    told = about.read(folder)
+    told = metadata.read(folder)
     if told is None:  # PEFT's own: it does not say what it was trained on, but by name
         return
     problems = []

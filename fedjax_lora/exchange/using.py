@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.errors import InputError
-from fedjax_lora.exchange.fitted import make_outputs
-from fedjax_lora.exchange.opening import Opened
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.interop.trained_model import make_outputs
+from fedjax_lora.interop.load import Opened
 
 
 def encode(opened: Opened, split: data.Split, *, cache_dir: str | None = None) -> data.Tokens:

@@ -5,8 +5,8 @@ gradient of a batch holds on to between its two passes, as JAX traces it. The co
 less, and adds scratch space of its own; how close the sum is to what XLA reports is tested.
 """
 
-from fedjax_lora.explain.estimate import Devices, Needs, needs
-from fedjax_lora.explain.lines import told
-from fedjax_lora.explain.memory import Memory
+from fedjax_lora.runs.cost.estimate import Devices, Needs, needs
+from fedjax_lora.runs.cost.text import told
+from fedjax_lora.runs.cost.memory import Memory
 
 __all__ = ["Devices", "Memory", "Needs", "needs", "told"]

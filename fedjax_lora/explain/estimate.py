@@ -8,25 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_lora import around, optimizers, rounds, trees
-from fedjax_lora.assets import Assets
-from fedjax_lora.clients import AXIS, MODEL
-from fedjax_lora.config import RunConfig
-from fedjax_lora.experiment import Layout, arrange, lay_out
-from fedjax_lora.explain.memory import (
-    Memory,
-    activations,
-    base_bytes,
-    layer_bytes,
-    layers_taken_out,
-)
-from fedjax_lora.explain.step import step_flops
-from fedjax_lora.federation import Federation
+from fedjax_lora.federated import transforms, optimizers
+from fedjax_lora import federated
+from fedjax_lora.core import trees
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.federated import AXIS, MODEL
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.build import Layout, arrange, lay_out
+from fedjax_lora.runs.cost.memory import Memory, activations, base_bytes, layer_bytes, layers_taken_out
+from fedjax_lora.runs.cost.step_cost import step_flops
+from fedjax_lora.federated.planning import Federation
 from fedjax_lora.methods.base import Server
-from fedjax_lora.rounds import FederatedState
-from fedjax_lora.rounds.local import cohort_of
-from fedjax_lora.types import Params, Shape, Trained
-from fedjax_lora.workload import cohort_flops
+from fedjax_lora.federated import FederatedState
+from fedjax_lora.federated.client_update import cohort_of
+from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.runs.cost.round_flops import cohort_flops
 
 FEW_ROUNDS = 5
 """Whose plans are looked at."""
@@ -93,7 +89,7 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     head, base = params["head"], {name: part for name, part in params.items() if name != "head"}
     kernels = {site.path: trees.flat(base)[f"{site.path}/kernel"] for site in template.sites}
     state: FederatedState = jax.eval_shape(
-        lambda adapter, kernels, head: rounds.init_state(
+        lambda adapter, kernels, head: federated.init_state(
             method, adapter, kernels, head, clients=fed.clients, heads=fed.heads,
             server_optimizer=layout.server_optimizer,
         ),
@@ -166,6 +162,6 @@ def _traffic(
     for t in range(config.federation.rounds):
         rank = layout.allocated.ranks[federation.sample(t)]
         traffic = method.traffic(server, rank, t)
-        up.append(around.up_bytes(layout.updates, traffic, template, sent).sum())
+        up.append(transforms.up_bytes(layout.updates, traffic, template, sent).sum())
         down.append(traffic.down.sum() + len(rank) * trees.size_bytes(sent))
     return float(np.mean(up)), float(np.mean(down))

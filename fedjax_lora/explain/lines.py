@@ -1,6 +1,6 @@
 """What a run needs, in words."""
 
-from fedjax_lora.explain.estimate import Needs
+from fedjax_lora.runs.cost.estimate import Needs
 
 
 def told(found: Needs, rate: float | None = None) -> list[str]:

@@ -4,9 +4,9 @@ loaded = models.load("stories260k", num_labels=None, key=key)
 write(loaded, ["Once upon a time"], new_tokens=32)
 """
 
-from fedjax_lora.generation.decode import Generated, generate
-from fedjax_lora.generation.sampling import GREEDY, Sampling, choose, narrowed
-from fedjax_lora.generation.text import batched, stop_ids, write
+from fedjax_lora.evaluation.generation.decode import Generated, generate
+from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, choose, narrowed
+from fedjax_lora.evaluation.generation.text import batched, stop_ids, write
 
 __all__ = [
     "GREEDY",

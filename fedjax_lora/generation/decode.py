@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_lora import adapters, models
-from fedjax_lora.generation.sampling import GREEDY, Sampling, choose
+from fedjax_lora import lora, models
+from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, choose
 from fedjax_lora.models import Cache, LanguageModel
-from fedjax_lora.types import Adapter, Gain, Key
+from fedjax_lora.core.types import Adapter, Gain, Key
 
 
 class Generated(NamedTuple):
@@ -107,7 +107,7 @@ def _scorer(module: LanguageModel, params: Any, adapter: Adapter, gain: Gain, *,
     """``(ids [n, t], mask [n, t], cache) -> (scores after the last token [n, V], cache)``."""
 
     def read(adapter: Adapter, gain: Gain, ids: Array, mask: Array, cache: Cache):
-        decoded = adapters.apply(module, params, adapter, gain, ids, mask, cache=cache)
+        decoded = lora.apply(module, params, adapter, gain, ids, mask, cache=cache)
         return decoded.hidden[:, -1], decoded.cache
 
     def read_row(adapter: Adapter, gain: Gain, ids: Array, mask: Array, cache: Cache):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fedjax_lora.errors import raise_all
-from fedjax_lora.types import Key
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

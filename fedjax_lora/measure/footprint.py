@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_lora import adapters, trees
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import trees
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Start
 from fedjax_lora.methods.base import FLOAT_BYTES
-from fedjax_lora.types import Params, Trained
+from fedjax_lora.core.types import Params, Trained
 
 
 class Footprint(NamedTuple):
@@ -87,7 +88,7 @@ def trained_entries(template: Template, start: Start) -> np.ndarray:
 
     counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, template.shapes()))
     if start.coefficients:
-        trains = adapters.masked_components(start.trainable)
+        trains = lora.masked_components(start.trainable)
         counts += [leaf(trains[path], x[0]) for path, x in start.coefficients.items()]
     return np.sum(counts, axis=0, dtype=np.int64)
 

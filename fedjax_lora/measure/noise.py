@@ -13,13 +13,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora import adapters, lowrank
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort, Server, Start, shares
 from fedjax_lora.methods.averaging import Weights
 from fedjax_lora.methods.base import per_client
-from fedjax_lora.methods.products import weighted_stack
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.methods.svd import weighted_stack
+from fedjax_lora.core.types import Adapter, LoRA
 
 
 class Aggregation(NamedTuple):
@@ -37,15 +38,15 @@ def initialization_noise(template: Template, server: Server, start: Start) -> Fl
     values as they are, so a client that starts at the server's factors has exactly 0. Base kernels
     drop out, since a method that changes them hands them to every client.
     """
-    gain = adapters.uniform_gain(template)
-    begun = adapters.fold(start.adapter, start.coefficients)
+    gain = lora.uniform_gain(template)
+    begun = lora.fold(start.adapter, start.coefficients)
 
     def site(path: str) -> Array:
         (a, b), s = per_client(server.adapter[path]), gain[path][None]  # [1, (L,) ...]
         (a_k, b_k), g = begun[path], start.gain[path]  # [c, (L,) ...]
         left = s[..., None, :] * (a - a_k)
         right = s[..., :, None] * (b - b_k) + (s - g)[..., :, None] * b_k
-        return lowrank.norm(
+        return linalg.norm(
             LoRA(
                 jnp.concatenate([left, a_k], axis=-1),
                 jnp.concatenate([jnp.broadcast_to(b, b_k.shape), right], axis=-2),
@@ -82,7 +83,7 @@ def aggregation_noise(
       weights: ``p_k`` by number of examples, or equal.
     """
     share = shares(cohort.weight, weights)
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
 
     def difference(mean: LoRA, server: Server, path: str) -> LoRA:
         """``mean - s a b`` as one product."""
@@ -97,10 +98,10 @@ def aggregation_noise(
         missed = difference(mean, after, path)
         if path in after.kernels:
             new, old = (s.kernels[path].astype(jnp.float32) for s in (after, before))
-            noise = jnp.sqrt(jnp.sum(jnp.square(new - old - lowrank.matmul(*missed))))
+            noise = jnp.sqrt(jnp.sum(jnp.square(new - old - linalg.matmul(*missed))))
         else:
-            noise = lowrank.norm(missed)
-        return noise, lowrank.norm(difference(mean, before, path))
+            noise = linalg.norm(missed)
+        return noise, linalg.norm(difference(mean, before, path))
 
     noises, ideals = zip(*map(site, result), strict=True)
     somebody = jnp.any(cohort.weight > 0)

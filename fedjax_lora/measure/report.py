@@ -9,20 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_lora import storage, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.measure.footprint import client_footprint
-from fedjax_lora.measure.noise import aggregation_noise, initialization_noise
-from fedjax_lora.measure.similarity import module_cosines
-from fedjax_lora.measure.spectrum import (
-    delta_spectrum,
-    effective_rank,
-    energy_beyond,
-    layer_mean,
-    stable_rank,
-)
+from fedjax_lora.core import quantization, trees
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.diagnostics.client_memory import client_footprint
+from fedjax_lora.federated.diagnostics.noise import aggregation_noise, initialization_noise
+from fedjax_lora.federated.diagnostics.similarity import module_cosines
+from fedjax_lora.federated.diagnostics.spectrum import delta_spectrum, effective_rank, energy_beyond, layer_mean, stable_rank
 from fedjax_lora.methods import Cohort, Server, Start
-from fedjax_lora.types import Adapter, Array, Kernels, Params
+from fedjax_lora.core.types import Adapter, Array, Kernels, Params
 
 Measure = Callable[[Params, Params, Server, Cohort, Start, Adapter, Server], dict[str, Any]]
 """``(base, head, before, cohort, start, result, after)`` to JSON values."""
@@ -89,7 +83,7 @@ def make_measure(
         after: Server,
     ) -> dict[str, Any]:
         leaves = trees.flat(base)
-        kernels = {path: storage.full(leaves[f"{path}/kernel"]) for path in after.kernels}
+        kernels = {path: quantization.full(leaves[f"{path}/kernel"]) for path in after.kernels}
         found = jax.device_get(numbers(kernels, before, cohort, start, result, after))
         memory = client_footprint(
             template, start, base=base, head=head, train_head=train_head, optimizer=optimizer

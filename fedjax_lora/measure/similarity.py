@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora import adapters, lowrank, trees
+from fedjax_lora import lora
+from fedjax_lora.core import linalg, trees
 from fedjax_lora.methods import Cohort, Start
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, LoRA
 
 
 class Cosines(NamedTuple):
@@ -34,7 +35,7 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
       result: adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
     """
     present = cohort.weight > 0
-    trains = adapters.masked_components(start.trainable)
+    trains = lora.masked_components(start.trainable)
 
     def site(path: str) -> Array:
         a, b = result[path]
@@ -45,8 +46,8 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
         clients, most = trained.shape[0], trained.shape[-1]
         real = jnp.moveaxis(has_a[..., 0, :] & has_b[..., :, 0], 0, -2)  # [(L,) c, R]
         real = real.reshape(-1, clients * most)
-        pair = lowrank.stack(LoRA(a, b))
-        cosine = lowrank.matmul(pair.a.mT, pair.a) * lowrank.matmul(pair.b, pair.b.mT)
+        pair = linalg.stack(LoRA(a, b))
+        cosine = linalg.matmul(pair.a.mT, pair.a) * linalg.matmul(pair.b, pair.b.mT)
         cosine = cosine.reshape(-1, *cosine.shape[-2:])  # [L, c*R, c*R]
         client = jnp.repeat(jnp.arange(clients), most)
         index = jnp.tile(jnp.arange(most), clients)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora import adapters, lowrank, trees
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import linalg, trees
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Server
-from fedjax_lora.types import Kernels, LoRA
+from fedjax_lora.core.types import Kernels, LoRA
 
 Spectrum = Mapping[str, Array]
 """Singular values by path, ``[(L,) m]``, descending."""
@@ -31,15 +32,15 @@ def delta_spectrum(template: Template, server: Server, base: Kernels) -> dict[st
       Per path ``[(L,) m]``; ``m`` is `R`, or ``min(i, o)`` where kernels were changed or `R` is as
       large. Layers that are left out have zeros.
     """
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
 
     def site(path: str) -> Array:
         a, b = server.adapter[path]
         pair = LoRA(a * gain[path][..., None, :], b)
         if path not in server.kernels:
-            return lowrank.singular_values(lowrank.core(pair))
+            return linalg.singular_values(linalg.core(pair))
         new, old = (x[path].astype(jnp.float32) for x in (server.kernels, base))
-        return lowrank.singular_values(new - old + lowrank.matmul(*pair))
+        return linalg.singular_values(new - old + linalg.matmul(*pair))
 
     return {path: site(path) for path in server.adapter}
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import lowrank
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import linalg
+from fedjax_lora.lora import Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -26,8 +26,8 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.methods.products import weighted_stack
-from fedjax_lora.types import Adapter, Array, LoRA
+from fedjax_lora.methods.svd import weighted_stack
+from fedjax_lora.core.types import Adapter, Array, LoRA
 
 
 def _means(
@@ -75,10 +75,10 @@ def fedex_lora(
         for path, pair in result.items():
             left, right = _residual(pair, mean[path], start.gain[path], share)
             if residual_rank:
-                u, s, vt = lowrank.svd(LoRA(left, right), residual_rank)
+                u, s, vt = linalg.svd(LoRA(left, right), residual_rank)
                 left, right = u * s[..., None, :], vt
             kernel = server.kernels[path]
-            kernels[path] = kernel + lowrank.matmul(left, right).astype(kernel.dtype)
+            kernels[path] = kernel + linalg.matmul(left, right).astype(kernel.dtype)
         owned = jnp.any(owners(cohort, template.rank), axis=0)
         adapter = keep_unowned(mean, server.adapter, owned)
         return Outcome(server._replace(adapter=adapter, kernels=kernels), clients, cohort.rank)
@@ -139,7 +139,7 @@ def lora_fair(
         for path, pair in result.items():
             missed = _residual(pair, mean[path], start.gain[path], share)
             a, b = mean[path]
-            corrected[path] = LoRA(a, b + lowrank.ridge(a * scale, missed, penalty))
+            corrected[path] = LoRA(a, b + linalg.ridge(a * scale, missed, penalty))
         owned = jnp.any(owners(cohort, template.rank), axis=0)
         adapter = keep_unowned(corrected, server.adapter, owned)
         return Outcome(server._replace(adapter=adapter), clients, cohort.rank)

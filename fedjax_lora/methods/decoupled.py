@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, lowrank, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora
+from fedjax_lora.core import linalg, trees
+from fedjax_lora.lora import Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -23,14 +24,8 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.products import (
-    each_layer,
-    if_anybody,
-    only_adapted,
-    split,
-    weighted_stack,
-)
-from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA, Rates
+from fedjax_lora.methods.svd import each_layer, if_anybody, only_adapted, split, weighted_stack
+from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA, Rates
 
 
 class Own(NamedTuple):
@@ -96,8 +91,8 @@ def fedrora(
         return Own(own, sizes, jnp.zeros(count, bool))
 
     def broadcast(server: Server, clients: Own, cohort: Cohort) -> Start:
-        active = adapters.spread(template, adapters.prefix_mask(cohort.rank, template.rank))
-        mask = adapters.factor_mask(active)
+        active = lora.spread(template, lora.prefix_mask(cohort.rank, template.rank))
+        mask = lora.factor_mask(active)
         size = {
             path: jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
             for path, pair in server.adapter.items()
@@ -116,13 +111,13 @@ def fedrora(
             for path, x in effective.items()
         }
         gain = client_gain(template, cohort, active)
-        return Start(adapters.keep(adapter, mask), gain, mask, coefficients)
+        return Start(lora.keep(adapter, mask), gain, mask, coefficients)
 
     def layer(a: Array, b: Array, gain: Array, share: Array) -> tuple[LoRA, Array, Array]:
         """The triplets of the mean, and everybody's coefficients ``[c, R]``."""
-        u, s, vt = lowrank.svd(weighted_stack(LoRA(a, b), gain, share), template.rank)
-        left = lowrank.matmul(u.T[None], a * gain[:, None])  # [c, R, R], u_k^T a_m
-        right = lowrank.matmul(b, vt.T[None])  # [c, R, R], b_m v_k
+        u, s, vt = linalg.svd(weighted_stack(LoRA(a, b), gain, share), template.rank)
+        left = linalg.matmul(u.T[None], a * gain[:, None])  # [c, R, R], u_k^T a_m
+        right = linalg.matmul(b, vt.T[None])  # [c, R, R], b_m v_k
         return LoRA(u, vt), s, jnp.sum(left * right.mT, axis=-1)
 
     def aggregate(

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -23,7 +23,7 @@ from fedjax_lora.methods.base import (
     Traffic,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, LoRA
 
 
 def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: Weights) -> Method:
@@ -36,8 +36,8 @@ def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: W
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
         start = truncated_start(template, server, cohort)
         b = trains_b(cohort.round)
-        active = adapters.spread(template, adapters.prefix_mask(cohort.rank, template.rank))
-        return start._replace(trainable=adapters.factor_mask(active, a=~b, b=b))
+        active = lora.spread(template, lora.prefix_mask(cohort.rank, template.rank))
+        return start._replace(trainable=lora.factor_mask(active, a=~b, b=b))
 
     mean = masked_mean(template, weights=weights)
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, trees
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import trees
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, fedit
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -23,7 +24,7 @@ from fedjax_lora.methods.base import (
     plain_server,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, Array, Kernels, LoRA
+from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 
 
 class Own(NamedTuple):
@@ -58,7 +59,7 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
         start = truncated_start(template, server, cohort)
         b = trees.where(clients.trained, clients.b, per_client(server.state))
         own = {path: LoRA(pair.a, b[path]) for path, pair in start.adapter.items()}
-        return start._replace(adapter=adapters.keep(own, start.trainable))
+        return start._replace(adapter=lora.keep(own, start.trainable))
 
     mean = fedit(template, weights=weights)
 

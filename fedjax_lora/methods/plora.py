@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -21,7 +21,7 @@ from fedjax_lora.methods.base import (
     plain_server,
     whole_start,
 )
-from fedjax_lora.types import Adapter, Array, Gain, Key, LoRA
+from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
 
 Selection = Literal["random", "prefix", "round_robin", "importance"]
 
@@ -90,7 +90,7 @@ def fed_plora(
         if indices == "global":
             total = sum(jnp.sum(x.reshape(-1, template.rank), axis=0) for x in size.values())
             chosen = select(cohort, cohort.key, jnp.asarray(total), selection=selection)
-            return adapters.spread(template, chosen)
+            return lora.spread(template, chosen)
         masks = {}
         for n, site in enumerate(template.sites):
             key = jax.random.fold_in(cohort.key, n)
@@ -100,10 +100,10 @@ def fed_plora(
                 for layer in range(own.shape[0])
             ]
             masks[site.path] = jnp.stack(drawn, axis=1) if site.stack else drawn[0]
-        return adapters.spread(template, masks)
+        return lora.spread(template, masks)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        trainable = adapters.factor_mask(choose(server, cohort))
+        trainable = lora.factor_mask(choose(server, cohort))
         return whole_start(template, server, cohort, trainable)
 
     def aggregate(

@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import adapters, lowrank
-from fedjax_lora.adapters import Template
-from fedjax_lora.layerwise import over_layers
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.lora import Template
+from fedjax_lora.core.layerwise import over_layers
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     Cohort,
@@ -26,7 +27,7 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, Array, LoRA
+from fedjax_lora.core.types import Adapter, Array, LoRA
 
 Sigma = Literal["a", "b", "both"]
 Tree = TypeVar("Tree")
@@ -45,7 +46,7 @@ def weighted_stack(pair: LoRA, gain: Array, share: Array) -> LoRA:
     weight = jnp.broadcast_to(share, (*pair.a.shape[:-2], pair.a.shape[-1]))  # [c, (L,) R]
     used = weight > 0
     a = jnp.where(used[..., None, :], (weight * gain)[..., None, :] * pair.a, 0.0)
-    return lowrank.stack(LoRA(a, jnp.where(used[..., :, None], pair.b, 0.0)))
+    return linalg.stack(LoRA(a, jnp.where(used[..., :, None], pair.b, 0.0)))
 
 
 def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
@@ -57,7 +58,7 @@ def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
       scale: what the adapter is multiplied by when it is used.
       sigma: the factor that carries the singular values; ``both`` takes their square roots.
     """
-    u, s, vt = lowrank.svd(pair, rank)
+    u, s, vt = linalg.svd(pair, rank)
     return split(u, s / scale, vt, sigma)
 
 
@@ -153,8 +154,8 @@ def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
 
 def only_adapted(template: Template, adapter: Adapter) -> Adapter:
     """Zeros at the layers left out: singular vectors of a zero product are not zero."""
-    everything = adapters.spread(template, jnp.ones(template.rank, bool))
-    return adapters.keep(adapter, adapters.factor_mask(everything))
+    everything = lora.spread(template, jnp.ones(template.rank, bool))
+    return lora.keep(adapter, lora.factor_mask(everything))
 
 
 def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:

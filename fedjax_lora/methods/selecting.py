@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -22,8 +22,8 @@ from fedjax_lora.methods.base import (
     plain_server,
     whole_start,
 )
-from fedjax_lora.methods.plora import module_norms
-from fedjax_lora.types import Adapter, Array, Gain, LoRA, Rates
+from fedjax_lora.methods.fed_plora import module_norms
+from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
 
 
 def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
@@ -59,11 +59,11 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
 
     def trainable(cohort: Cohort, components: Gain) -> Adapter:
         b = trains_b(cohort.round)
-        return adapters.factor_mask(components, a=~b, b=b)
+        return lora.factor_mask(components, a=~b, b=b)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
         everything = jnp.ones((cohort.rank.shape[0], template.rank), bool)
-        trained = trainable(cohort, adapters.spread(template, everything))
+        trained = trainable(cohort, lora.spread(template, everything))
         return whole_start(template, server, cohort, trained)
 
     def select(
@@ -125,7 +125,7 @@ def highest(template: Template, scores: Gain, count: Array) -> Gain:
     Returns:
       ``bool[c, (L,) R]`` per path.
     """
-    adapted = adapters.spread(template, jnp.ones(template.rank, bool))
+    adapted = lora.spread(template, jnp.ones(template.rank, bool))
     flat = jnp.concatenate(
         [
             jnp.where(adapted[path][None], x, -jnp.inf).reshape(x.shape[0], -1)
@@ -140,4 +140,4 @@ def highest(template: Template, scores: Gain, count: Array) -> Gain:
         size = x[0].size
         masks[path] = taken[:, at : at + size].reshape(x.shape)
         at += size
-    return adapters.spread(template, masks)
+    return lora.spread(template, masks)

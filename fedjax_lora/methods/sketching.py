@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -22,8 +22,8 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.plora import select
-from fedjax_lora.types import Adapter, Array
+from fedjax_lora.methods.fed_plora import select
+from fedjax_lora.core.types import Adapter, Array
 
 
 def fslora(template: Template, *, weights: Weights = "uniform") -> Method:
@@ -47,10 +47,10 @@ def fslora(template: Template, *, weights: Weights = "uniform") -> Method:
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
         chosen = sketch(cohort)
-        mask = adapters.factor_mask(adapters.spread(template, chosen))
+        mask = lora.factor_mask(lora.spread(template, chosen))
         stretched = template.server_scale * template.rank / cohort.rank.astype(jnp.float32)
         gain = client_gain(template, cohort._replace(scale=stretched), chosen)
-        return Start(adapters.keep(per_client(server.adapter), mask), gain, mask)
+        return Start(lora.keep(per_client(server.adapter), mask), gain, mask)
 
     def aggregate(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, lowrank
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -19,8 +20,8 @@ from fedjax_lora.methods.base import (
     Traffic,
     truncated_start,
 )
-from fedjax_lora.methods.products import weighted_stack
-from fedjax_lora.types import Adapter, Kernels
+from fedjax_lora.methods.svd import weighted_stack
+from fedjax_lora.core.types import Adapter, Kernels
 
 
 def flora(
@@ -43,12 +44,12 @@ def flora(
 
     def init_server(adapter: Adapter, kernels: Kernels) -> Server:
         # What is learnt is in the kernels: between rounds the adapter is always zero.
-        learnt = adapters.deltas(adapter, adapters.uniform_gain(template))
+        learnt = lora.deltas(adapter, lora.uniform_gain(template))
         kernels = {path: x + learnt[path].astype(x.dtype) for path, x in kernels.items()}
         return Server(jax.tree.map(jnp.zeros_like, adapter), kernels)
 
     def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        fresh = adapters.init(template, jax.random.fold_in(cohort.key, 0), method=init)
+        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0), method=init)
         return truncated_start(template, server._replace(adapter=fresh), cohort)
 
     def aggregate(
@@ -59,7 +60,7 @@ def flora(
         for path, pair in result.items():
             stacks = weighted_stack(pair, start.gain[path], share)
             kernel = server.kernels[path]
-            kernels[path] = kernel + lowrank.matmul(*stacks).astype(kernel.dtype)
+            kernels[path] = kernel + linalg.matmul(*stacks).astype(kernel.dtype)
         return Outcome(server._replace(kernels=kernels), clients, cohort.rank)
 
     def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:

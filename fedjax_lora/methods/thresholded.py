@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, lowrank
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.lora import Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -20,16 +21,8 @@ from fedjax_lora.methods.base import (
     Traffic,
     plain_server,
 )
-from fedjax_lora.methods.products import (
-    Sigma,
-    each_layer,
-    if_anybody,
-    only_adapted,
-    rescaled_start,
-    split,
-    weighted_stack,
-)
-from fedjax_lora.types import Adapter, Array, Kernels, LoRA
+from fedjax_lora.methods.svd import Sigma, each_layer, if_anybody, only_adapted, rescaled_start, split, weighted_stack
+from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 
 
 def florist(
@@ -72,11 +65,11 @@ def florist(
     def layer(a: Array, b: Array, gain: Array, share: Array, fresh: Array) -> tuple[LoRA, Array]:
         stacks = weighted_stack(LoRA(a, b), gain, share)
         widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
-        u, s, vt = lowrank.svd(stacks, max(widest, template.rank))
+        u, s, vt = linalg.svd(stacks, max(widest, template.rank))
         used = jnp.minimum(components_kept(s, threshold), template.rank)
         u, s, vt = (x[..., : template.rank] for x in (u, s, vt.mT))
         new = split(u, s / template.server_scale, vt.mT, sigma)
-        mask = adapters.prefix_mask(used, template.rank)
+        mask = lora.prefix_mask(used, template.rank)
         cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
         return cut, used
 
@@ -84,7 +77,7 @@ def florist(
         server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
     ) -> Outcome:
         share = shares(cohort.weight, weights)
-        fresh = adapters.init(template, jax.random.fold_in(cohort.key, 0))
+        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0))
         share = jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
         done = {
             path: each_layer(layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))

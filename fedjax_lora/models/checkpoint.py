@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import storage as storages
-from fedjax_lora.errors import InputError, raise_all
-from fedjax_lora.models import fresh, names
-from fedjax_lora.models.modules import Config
-from fedjax_lora.models.tensors import Tensor, open_tensors
+from fedjax_lora.core import quantization as storages
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.models import init
+from fedjax_lora.models.huggingface import param_names
+from fedjax_lora.models.module_types import Config
+from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
 
 # What a checkpoint may hold beside the model: heads of pretraining and of other tasks, a pooler
 # that the config does not use, a vocabulary matrix that is tied, and buffers that old versions
@@ -84,7 +85,7 @@ def read(
     Raises:
       InputError: missing and unexpected tensors and wrong shapes, all of them in one message.
     """
-    shapes = fresh.shapes(config)
+    shapes = init.shapes(config)
     stored = _bare_names(open_tensors(folder), config)
     slots = list(_slots(config, shapes, range(config.layers)))
     cut = _slots(config, shapes, range(config.layers, stored_layers or config.layers))
@@ -96,9 +97,9 @@ def read(
     )
     place = functools.partial(_place, sharding)
     values = dict(_assembled(slots, stored, shapes, storage, place))
-    for path, value in fresh.draw(config, new, key).items():
+    for path, value in init.draw(config, new, key).items():
         values[path] = place(path, value.astype(storages.dtype_of(path, storage)))
-    return Checkpoint(fresh.tree(values), tuple(sorted(new)))
+    return Checkpoint(init.tree(values), tuple(sorted(new)))
 
 
 def _bare_names(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -117,11 +118,11 @@ def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range)
     """Where each stored tensor of these layers goes, and each that belongs to no layer."""
     prefix = f"{config.prefix}."
     for path, shape in shapes.items():
-        stacked = names.is_stacked(config, path)
+        stacked = param_names.is_stacked(config, path)
         one = shape[1:] if stacked else shape
         one = one[::-1] if path.endswith("/kernel") else one
         for layer in layers if stacked else (None,):
-            yield _Slot(path, layer, names.hf_name(config, path, layer).removeprefix(prefix), one)
+            yield _Slot(path, layer, param_names.hf_name(config, path, layer).removeprefix(prefix), one)
 
 
 def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> set[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fedjax_lora.errors import unknown
+from fedjax_lora.core.errors import unknown
 from fedjax_lora.models.activations import ACTIVATIONS
 
 POOLINGS = ("family", "mean")

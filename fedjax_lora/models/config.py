@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from fedjax_lora.errors import raise_all
-from fedjax_lora.models import checks
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.models import config_checks
 from fedjax_lora.models.families import FAMILIES, Family
 
 
@@ -105,9 +105,9 @@ class EncoderConfig:
 def _problems(config: EncoderConfig) -> Iterator[str]:
     """Every field that is out of range, in words."""
     rates = ("hidden_dropout", "attention_dropout", "head_dropout")
-    yield from checks.problems(config, families=FAMILIES, rates=rates)
-    yield from checks.sizes(config, {"embedding_size": checks.LARGEST["hidden"]})
-    yield from checks.sizes(config, {"type_vocab": 2**16}, least=0)
+    yield from config_checks.problems(config, families=FAMILIES, rates=rates)
+    yield from config_checks.sizes(config, {"embedding_size": config_checks.LARGEST["hidden"]})
+    yield from config_checks.sizes(config, {"type_vocab": 2**16}, least=0)
     if not 0 < config.layer_norm_eps < math.inf:
         yield f"layer_norm_eps is {config.layer_norm_eps} but must be above 0 and finite"
     if config.family in FAMILIES and not 0 <= config.first_position < config.max_positions:

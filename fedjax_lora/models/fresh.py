@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import storage as storages
-from fedjax_lora import trees
-from fedjax_lora.models.modules import Config, module_of
+from fedjax_lora.core import quantization as storages
+from fedjax_lora.core import trees
+from fedjax_lora.models.module_types import Config, module_of
 
 
 def random_params(config: Config, key: jax.Array) -> dict[str, Any]:

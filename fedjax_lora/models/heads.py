@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.encoder import Encoder, Mask, Places, Tokens, dense
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 # A hub that cannot be reached should cost seconds, not minutes.
 _TIMEOUT_SECONDS = 5.0

@@ -7,9 +7,9 @@ A path is ``/``-joined, as `fedjax_lora.trees.flat` gives it: for example
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.models.config import EncoderConfig
-from fedjax_lora.models.modules import Config
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.module_types import Config
 
 _LEAVES = MappingProxyType(
     {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}

@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import storage as storages
-from fedjax_lora import trees
-from fedjax_lora.errors import InputError
-from fedjax_lora.models import checkpoint, fresh, stack
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.core import quantization as storages
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models.huggingface import checkpoint
+from fedjax_lora.models import init, layer_stack
+from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.decoder_config import DECODERS
-from fedjax_lora.models.hf_config import read_config
-from fedjax_lora.models.modules import Config, Module, module_of
-from fedjax_lora.models.names import is_stacked
-from fedjax_lora.models.sources import resolve
-from fedjax_lora.models.tensors import weight_files, weights_sha256
-from fedjax_lora.models.tokenizer import load_tokenizer
+from fedjax_lora.models.huggingface.config import read_config
+from fedjax_lora.models.module_types import Config, Module, module_of
+from fedjax_lora.models.huggingface.param_names import is_stacked
+from fedjax_lora.models.huggingface.registry import resolve
+from fedjax_lora.models.huggingface.tensors import weight_files, weights_sha256
+from fedjax_lora.models.huggingface.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def load(
         storage=storage,
     )
     if not weights:
-        return made(params=fresh.abstract_params(config, storage), fingerprint="", new_params=())
+        return made(params=init.abstract_params(config, storage), fingerprint="", new_params=())
     digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(
         source.folder,
@@ -130,7 +131,7 @@ def load(
 
 def has_arrays_by_layer(config: Config) -> bool:
     """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
-    return stack.unrolled(config.layers, config.scan_unroll)
+    return layer_stack.unrolled(config.layers, config.scan_unroll)
 
 
 def frozen(model: Pretrained) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def frozen(model: Pretrained) -> dict[str, Any]:
     base = {name: part for name, part in model.params.items() if name != "head"}
     if not has_arrays_by_layer(model.config):
         return base
-    return stack.by_layer(base, functools.partial(is_stacked, model.config))
+    return layer_stack.by_layer(base, functools.partial(is_stacked, model.config))
 
 
 def _full_config(
@@ -166,7 +167,7 @@ def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
       model: from `load`.
       key: for the parameters that the checkpoint does not have.
     """
-    return with_values(model, fresh.draw(model.config, model.new_params, key))
+    return with_values(model, init.draw(model.config, model.new_params, key))
 
 
 def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
@@ -181,7 +182,7 @@ def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
         path: jnp.asarray(value).astype(storages.dtype_of(path, model.storage))
         for path, value in values.items()
     }
-    params = fresh.tree(trees.flat(model.params) | kept)
+    params = init.tree(trees.flat(model.params) | kept)
     label = _label(weights_sha256(model.folder), model.config, model.storage)
     return dataclasses.replace(
         model, params=params, fingerprint=fingerprint(label, params, model.new_params)

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fedjax_lora.errors import InputError, unknown
-from fedjax_lora.models.hub import download
+from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.models.huggingface.download import download
 
 
 class Model(NamedTuple):

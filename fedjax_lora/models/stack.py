@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fedjax_lora import trees
+from fedjax_lora.core import trees
 
 Module = TypeVar("Module", bound=nn.Module)
 Step = Callable[[Module, Any, bool], Any]

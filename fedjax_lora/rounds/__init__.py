@@ -6,18 +6,10 @@ aggregation. Ranks, members, weights, batches, learning rate and random choices 
 function compiles once.
 """
 
-from fedjax_lora.rounds.check import check_method
-from fedjax_lora.rounds.local import Local, LocalFn, all_finite, cohort_of, make_local
-from fedjax_lora.rounds.round import RoundFn, make_round
-from fedjax_lora.rounds.state import (
-    ClientStore,
-    FederatedState,
-    Head,
-    Plan,
-    RoundMetrics,
-    init_state,
-    with_kernels,
-)
+from fedjax_lora.federated.shape_checks import check_method
+from fedjax_lora.federated.client_update import Local, LocalFn, all_finite, cohort_of, make_local
+from fedjax_lora.federated.round import RoundFn, make_round
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics, init_state, with_kernels
 
 __all__ = [
     "ClientStore",

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
-from fedjax_lora.clients.cohort import Mode, execute
-from fedjax_lora.clients.local import Clients, Report, Train
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.cohort import Mode, execute
+from fedjax_lora.federated.local_training import Clients, Report, Train
 from fedjax_lora.methods.base import Cohort, Method, Start
-from fedjax_lora.rounds.check import check_start
-from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, with_kernels
-from fedjax_lora.structure import need_same
-from fedjax_lora.types import Array, Key, Params, Trained
+from fedjax_lora.federated.shape_checks import check_start
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.types import Array, Key, Params, Trained
 
 
 class Local(NamedTuple):
@@ -109,7 +109,7 @@ def make_local(
 
 def trained_from(start: Start, head: Params, learns: Params) -> tuple[Trained, Trained]:
     """What clients begin with, and what of it they train; coefficients where either factor is."""
-    trains = adapters.masked_components(start.trainable) if start.coefficients else ()
+    trains = lora.masked_components(start.trainable) if start.coefficients else ()
     return (
         Trained(start.adapter, head, start.coefficients),
         Trained(start.trainable, learns, trains),

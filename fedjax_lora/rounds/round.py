@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fedjax_lora import adapters, around, layerwise, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.clients.cohort import Mode
-from fedjax_lora.clients.local import Train
-from fedjax_lora.clients.mesh import everywhere
+from fedjax_lora import lora
+from fedjax_lora.federated import transforms
+from fedjax_lora.core import layerwise, trees
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.cohort import Mode
+from fedjax_lora.federated.local_training import Train
+from fedjax_lora.federated.sharding import everywhere
 from fedjax_lora.methods.base import Cohort, Method, Server
-from fedjax_lora.rounds.check import check_outcome
-from fedjax_lora.rounds.local import Local, all_finite, cohort_of, make_local
-from fedjax_lora.rounds.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
-from fedjax_lora.structure import need_same
-from fedjax_lora.types import Array, Key, LoRA, Params, Trained
+from fedjax_lora.federated.shape_checks import check_outcome
+from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
+from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.types import Array, Key, LoRA, Params, Trained
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
 
@@ -32,8 +34,8 @@ def make_round(
     mode: Mode = "vmap",
     wave: int = 1,
     mesh: Mesh | None = None,
-    updates: Sequence[around.Update] = (),
-    server_optimizer: around.ServerOptimizer | None = None,
+    updates: Sequence[transforms.Update] = (),
+    server_optimizer: transforms.ServerOptimizer | None = None,
     measure: Callable[..., dict[str, Any]] | None = None,
 ) -> RoundFn:
     """Compile a round.
@@ -69,7 +71,7 @@ def make_round(
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
         if updates:
             trained, weight = send(plan, key, local, weight)
-        folded = adapters.fold(trained.adapter, trained.coefficients)
+        folded = lora.fold(trained.adapter, trained.coefficients)
         return Trained(folded, trained.head), cohort_of(template, plan, weight, key)
 
     def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
@@ -80,7 +82,7 @@ def make_round(
         if heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = around.apply(updates, start, after, learns, weight, plan.id, own_key)
+        got, weight = transforms.apply(updates, start, after, learns, weight, plan.id, own_key)
         need_same("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
@@ -92,7 +94,7 @@ def make_round(
         if server_optimizer is None:
             return server, head, state.optimizer
         old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
-        now, moments = around.follow(server_optimizer, state.optimizer, old, new, somebody)
+        now, moments = transforms.follow(server_optimizer, state.optimizer, old, new, somebody)
         return server._replace(adapter=now.adapter), now.head, moments
 
     def finish(

@@ -5,9 +5,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import around, storage, trees
+from fedjax_lora.federated import transforms
+from fedjax_lora.core import quantization, trees
 from fedjax_lora.methods.base import Method, Server
-from fedjax_lora.types import Adapter, Array, Batches, Kernels, Params, Trained
+from fedjax_lora.core.types import Adapter, Array, Batches, Kernels, Params, Trained
 
 Head = Literal["average", "frozen", "local"]
 
@@ -62,7 +63,7 @@ def init_state(
     *,
     clients: int,
     heads: Head,
-    server_optimizer: around.ServerOptimizer | None = None,
+    server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> FederatedState:
     """The state before the first round.
 
@@ -89,7 +90,7 @@ def init_state(
 
 def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> Server:
     """The method's state; compiled, so that kernels no method keeps are never decoded."""
-    return method.init(adapter, {path: storage.full(kernel) for path, kernel in kernels.items()})
+    return method.init(adapter, {path: quantization.full(kernel) for path, kernel in kernels.items()})
 
 
 def with_kernels(base: Params, kernels: Kernels) -> Params:

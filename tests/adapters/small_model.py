@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template
-from fedjax_lora.types import Adapter, Gain, LoRA
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
+from fedjax_lora.core.types import Adapter, Gain, LoRA
 
 DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
 TARGETS = ("/(query|value)$", "^head$")
@@ -42,7 +42,7 @@ INPUT = jax.random.normal(jax.random.key(1), (6, 5))
 
 
 def template(**options: Any) -> Template:
-    return adapters.make_template(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
+    return lora.make_template(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
 
 
 TEMPLATE = template()
@@ -77,4 +77,4 @@ def plain(params: Any, x: jax.Array) -> jax.Array:
 
 @jax.jit
 def adapted(params: Any, adapter: Adapter, gain: Gain, x: jax.Array) -> jax.Array:
-    return adapters.apply(NET, params, adapter, gain, x)
+    return lora.apply(NET, params, adapter, gain, x)

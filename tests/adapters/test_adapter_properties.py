@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Template, layers, peft
-from fedjax_lora.errors import InputError
-from fedjax_lora.types import LoRA
+from fedjax_lora import lora
+from fedjax_lora.lora import Template
+from fedjax_lora.interop import matrices, peft_writer
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import LoRA
 
 SIDE = st.integers(1, 9)
 NAMES = st.sampled_from(["query", "value", "output", "up", "k9", "x_y"])
@@ -49,22 +50,22 @@ def places(draw):
     return params, {
         "rank": draw(st.integers(1, smallest)),
         "alpha": draw(st.none() | st.floats(0.1, 64)),
-        "scale": draw(st.sampled_from(sorted(adapters.SCALES))),
+        "scale": draw(st.sampled_from(sorted(lora.SCALES))),
         "layers": None if layers is None else sorted(layers),
     }
 
 
 def template_of(place) -> Template:
     params, options = place
-    return adapters.make_template(params, targets=".", **options)
+    return lora.make_template(params, targets=".", **options)
 
 
 def drawn(template: Template, seed: int) -> dict[str, LoRA]:
     """Normal factors, zero at the layers that are left out."""
     rng = np.random.default_rng(seed)
     whole = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), template.shapes())
-    mask = adapters.factor_mask(adapters.spread(template, jnp.ones(template.rank, bool)))
-    return adapters.keep(whole, mask)
+    mask = lora.factor_mask(lora.spread(template, jnp.ones(template.rank, bool)))
+    return lora.keep(whole, mask)
 
 
 @given(models(), st.integers(-1, 12))
@@ -78,16 +79,16 @@ def test_a_template_has_exactly_the_kernels_or_says_why_not(params, rank):
     )
     if not 1 <= rank <= smallest:
         with pytest.raises(InputError, match="rank"):
-            adapters.make_template(params, targets=".", rank=rank)
+            lora.make_template(params, targets=".", rank=rank)
         return
-    template = adapters.make_template(params, targets=".", rank=rank)
+    template = lora.make_template(params, targets=".", rank=rank)
     assert {site.path for site in template.sites} == paths
     for site in template.sites:
         pair = template.shapes()[site.path]
         assert pair.a.shape == (*site.stack, site.inputs, rank)
         assert pair.b.shape == (*site.stack, rank, site.outputs)
     size = sum(site.adapted * (site.inputs + site.outputs) for site in template.sites)
-    assert adapters.parameter_count(template, rank) == rank * size
+    assert lora.parameter_count(template, rank) == rank * size
 
 
 @given(places(), st.integers(0, 99))
@@ -98,9 +99,9 @@ def test_the_peft_form_is_the_same_function(place, seed):
     adapter = drawn(template, seed)
     name_of = lambda path, layer: path if layer is None else f"{path}.{layer}"  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
-        gain = adapters.uniform_gain(template)
-        factors = layers.split(template.sites, adapter, gain, name_of)
-        peft.save(folder, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
+        gain = lora.uniform_gain(template)
+        factors = matrices.split(template.sites, adapter, gain, name_of)
+        peft_writer.save(folder, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
         tensors = load_file(pathlib.Path(folder) / "adapter_model.safetensors")
         config = json.loads((pathlib.Path(folder) / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]

@@ -12,8 +12,8 @@ import pytest
 import small_model
 from small_model import INPUT, NET, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
-from fedjax_lora import InputError, adapters, methods
-from fedjax_lora.types import Adapter, Gain, LoRA
+from fedjax_lora import InputError, lora, methods
+from fedjax_lora.core.types import Adapter, Gain, LoRA
 
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
 pytestmark = pytest.mark.optimized
@@ -24,7 +24,7 @@ SCALE = TEMPLATE.server_scale
 
 def gain_of(components, scale: float = SCALE) -> Gain:
     chosen = jnp.isin(jnp.arange(R), jnp.asarray(components, jnp.int32))
-    return adapters.spread(TEMPLATE, jnp.where(chosen, jnp.float32(scale), 0.0))
+    return lora.spread(TEMPLATE, jnp.where(chosen, jnp.float32(scale), 0.0))
 
 
 def rest(components) -> list[int]:
@@ -51,7 +51,7 @@ def test_folding_the_other_modules_leaves_the_model_as_it_is(chosen: tuple):
     adapter = random_adapter(TEMPLATE)
     everything = gain_of(range(R))
     want = adapted(PARAMS, adapter, everything, INPUT)
-    folded = adapters.merge(PARAMS, adapter, gain_of(rest(chosen)))
+    folded = lora.merge(PARAMS, adapter, gain_of(rest(chosen)))
     np.testing.assert_allclose(
         adapted(folded, adapter, gain_of(chosen), INPUT), want, rtol=1e-5, atol=1e-5
     )
@@ -65,14 +65,14 @@ def test_folding_the_other_modules_leaves_the_model_as_it_is(chosen: tuple):
 @jax.jit
 @jax.grad
 def gradient(adapter: Adapter, base: Any, gain: Gain) -> jax.Array:
-    return loss(adapters.apply(NET, base, adapter, gain, INPUT))
+    return loss(lora.apply(NET, base, adapter, gain, INPUT))
 
 
 @pytest.mark.parametrize("chosen", [(0,), (2,), (1, 3), (0, 1, 2), (0, 1, 2, 3)])
 def test_selected_modules_get_the_gradient_of_the_whole_adapter(chosen: tuple):
     """With the others folded or frozen; the others' own gradient is not zero but masked."""
     adapter = random_adapter(TEMPLATE)
-    folded = adapters.merge(PARAMS, adapter, gain_of(rest(chosen)))
+    folded = lora.merge(PARAMS, adapter, gain_of(rest(chosen)))
     whole = gradient(adapter, PARAMS, gain_of(range(R)))
     small = gradient(adapter, folded, gain_of(chosen))
     index = np.array(chosen)
@@ -145,7 +145,7 @@ def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
         np.testing.assert_allclose(out, plain(base, INPUT), rtol=1e-6, atol=1e-6)
     mean = {
         path: np.average(delta, axis=0, weights=cohort.weight)
-        for path, delta in jax.jit(adapters.deltas)(result, start.gain).items()
+        for path, delta in jax.jit(lora.deltas)(result, start.gain).items()
     }
     want = server.kernels["layers/value"] + mean["layers/value"]
     np.testing.assert_allclose(base["layers"]["value"]["kernel"], want, atol=1e-5)
@@ -157,7 +157,7 @@ def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
 def test_inactive_components_are_a_fixed_point_of_training():
     """Zero in both factors and in the gain: their gradient is exactly zero without any mask."""
     adapter = small_model.cut(random_adapter(TEMPLATE), 2)
-    gain = adapters.uniform_gain(TEMPLATE, 2)
+    gain = lora.uniform_gain(TEMPLATE, 2)
     for pair in gradient(adapter, PARAMS, gain).values():
         assert not np.any(pair.a[..., 2:]) and not np.any(pair.b[..., 2:, :])
         assert np.all(np.any(pair.a[..., :2] != 0, axis=-2))
@@ -165,9 +165,9 @@ def test_inactive_components_are_a_fixed_point_of_training():
 
 def test_the_base_gets_the_gradient_it_has_without_an_adapter():
     """Nothing of the interception leaks into the base's own computation."""
-    adapter = adapters.init(TEMPLATE, jax.random.key(0))
-    gain = adapters.uniform_gain(TEMPLATE)
-    ours = jax.jit(jax.grad(lambda p: loss(adapters.apply(NET, p, adapter, gain, INPUT))))(PARAMS)
+    adapter = lora.init(TEMPLATE, jax.random.key(0))
+    gain = lora.uniform_gain(TEMPLATE)
+    ours = jax.jit(jax.grad(lambda p: loss(lora.apply(NET, p, adapter, gain, INPUT))))(PARAMS)
     want = jax.jit(jax.grad(lambda p: loss(NET.apply({"params": p}, INPUT))))(PARAMS)
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
@@ -180,7 +180,7 @@ def test_the_base_gets_the_gradient_it_has_without_an_adapter():
 def drop(rate: float, seed: int, gain: Gain, fixed: Gain | None = None) -> jax.Array:
     adapter = random_adapter(TEMPLATE)
     rngs = {"dropout": jax.random.key(seed)}
-    return adapters.apply(NET, PARAMS, adapter, gain, INPUT, fixed=fixed, dropout=rate, rngs=rngs)
+    return lora.apply(NET, PARAMS, adapter, gain, INPUT, fixed=fixed, dropout=rate, rngs=rngs)
 
 
 def test_folded_modules_are_not_dropped():
@@ -208,13 +208,13 @@ def test_dropout_keeps_the_mean():
     keys = jax.random.split(jax.random.key(0), 4000)
     run = jax.jit(
         jax.vmap(
-            lambda key: adapters.apply(
+            lambda key: lora.apply(
                 NET, PARAMS, adapter, gain, INPUT[:2], dropout=0.25, rngs={"dropout": key}
             )
         )
     )
     outputs = np.asarray(run(keys), np.float64)
-    want = np.asarray(adapters.apply(NET, PARAMS, adapter, gain, INPUT[:2]))
+    want = np.asarray(lora.apply(NET, PARAMS, adapter, gain, INPUT[:2]))
     error = outputs.std(axis=0) / np.sqrt(len(keys))
     assert np.all(np.abs(outputs.mean(axis=0) - want) < 5 * error)
     # Inverted dropout of x: variance of x_i * Bernoulli(3/4) * 4/3 is x_i^2 / 3.
@@ -223,7 +223,7 @@ def test_dropout_keeps_the_mean():
         hidden["intermediates"]["layers"]["__call__"][0][0][-1]
     )  # the last layer's carry
     assert x.shape == (2, small_model.WIDTH)
-    delta = np.asarray(adapters.delta(adapter["head"], gain["head"]))
+    delta = np.asarray(lora.delta(adapter["head"], gain["head"]))
     np.testing.assert_allclose(outputs.var(axis=0), (x**2 / 3) @ delta**2, rtol=0.15)
 
 
@@ -236,7 +236,7 @@ def test_layers_of_a_stack_drop_different_inputs():
         def run(key: jax.Array) -> jax.Array:
             adapter, gain = {"layers/value": pair}, {"layers/value": jnp.ones((3, 1))}
             rngs = {"dropout": key}
-            return adapters.apply(NET, PARAMS, adapter, gain, INPUT[:1], dropout=0.5, rngs=rngs)
+            return lora.apply(NET, PARAMS, adapter, gain, INPUT[:1], dropout=0.5, rngs=rngs)
 
         return jax.vmap(run)(keys)
 
@@ -257,7 +257,7 @@ def test_clients_under_vmap_are_clients_in_a_loop():
     """The base unbatched, adapters and gains with a leading client axis."""
     count = 5
     adapter = random_adapter(TEMPLATE, 3, count)
-    gain = adapters.uniform_gain(TEMPLATE, jnp.array([1, 4, 2, 3, 4], jnp.int32))
+    gain = lora.uniform_gain(TEMPLATE, jnp.array([1, 4, 2, 3, 4], jnp.int32))
     x = jnp.asarray(np.random.default_rng(2).normal(size=(count, 6, 5)), jnp.float32)
     together = jax.jit(jax.vmap(adapted, (None, 0, 0, 0)))(PARAMS, adapter, gain, x)
     for n in range(count):
@@ -269,11 +269,11 @@ def test_the_base_is_never_copied_per_client():
     """No intermediate of the vmapped program has a client axis on a kernel, forward or backward."""
     count = 17
     adapter = random_adapter(TEMPLATE, 3, count)
-    gain = adapters.uniform_gain(TEMPLATE, jnp.full(count, R, jnp.int32))
+    gain = lora.uniform_gain(TEMPLATE, jnp.full(count, R, jnp.int32))
     x = jnp.zeros((count, 6, 5))
 
     def train(params, adapter, gain, x):
-        return jax.grad(lambda a: loss(adapters.apply(NET, params, a, gain, x)))(adapter)
+        return jax.grad(lambda a: loss(lora.apply(NET, params, a, gain, x)))(adapter)
 
     program = jax.make_jaxpr(jax.vmap(train, (None, 0, 0, 0)))(PARAMS, adapter, gain, x)
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(PARAMS) if leaf.ndim > 1}
@@ -301,10 +301,10 @@ def test_ranks_and_gains_do_not_retrace():
     @jax.jit
     def run(adapter, gain, x):
         traces.append(0)
-        return adapters.apply(NET, PARAMS, adapter, gain, x)
+        return lora.apply(NET, PARAMS, adapter, gain, x)
 
     for rank in range(1, R + 1):
-        run(random_adapter(TEMPLATE, rank), adapters.uniform_gain(TEMPLATE, rank), INPUT)
+        run(random_adapter(TEMPLATE, rank), lora.uniform_gain(TEMPLATE, rank), INPUT)
         run(random_adapter(TEMPLATE, rank), gain_of([rank - 1]), INPUT)
     assert len(traces) == 1
 
@@ -316,8 +316,8 @@ def test_only_the_layers_named_are_touched():
     """An adapter on one layer of the stack acts there and nowhere else."""
     where = small_model.template(layers=[1], targets="query$")
     adapter = random_adapter(where)
-    gain = adapters.uniform_gain(where)
-    merged = adapters.merge(PARAMS, adapter, gain)
+    gain = lora.uniform_gain(where)
+    merged = lora.merge(PARAMS, adapter, gain)
     np.testing.assert_allclose(
         adapted(PARAMS, adapter, gain, INPUT), plain(merged, INPUT), rtol=1e-5, atol=1e-6
     )
@@ -329,7 +329,7 @@ def test_activations_keep_their_type():
     """A bfloat16 model with float32 adapters computes and returns bfloat16."""
     net = small_model.Net(dtype=jnp.bfloat16)
     adapter, gain = random_adapter(TEMPLATE), gain_of(range(R))
-    run = lambda a: adapters.apply(net, PARAMS, a, gain, INPUT)  # noqa: E731
+    run = lambda a: lora.apply(net, PARAMS, a, gain, INPUT)  # noqa: E731
     out = jax.jit(run)(adapter)
     assert out.dtype == jnp.bfloat16
     want = adapted(PARAMS, adapter, gain, INPUT)
@@ -345,7 +345,7 @@ def test_inputs_of_any_rank(leading: tuple):
     a, b = random_adapter(TEMPLATE)["head"]
     x = np.random.default_rng(0).normal(size=(*leading, 12))
     gain = np.array([1.0, 0.0, 2.0, 0.5], np.float32)
-    out = jax.jit(adapters.low_rank_term)(x.astype(np.float32), a, b, gain)
+    out = jax.jit(lora.low_rank_term)(x.astype(np.float32), a, b, gain)
     want = x @ (np.asarray(a, np.float64) * gain) @ np.asarray(b, np.float64)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
 
@@ -357,4 +357,4 @@ def test_an_adapter_of_another_model_is_refused(key):
     params = {"dense": layer.init(key, x)["params"]}
     pair = LoRA(jnp.ones((4, 1)), jnp.ones((1, 3)))
     with pytest.raises(InputError, match="another model: danse is no layer"):
-        adapters.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)
+        lora.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)

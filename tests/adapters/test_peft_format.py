@@ -11,20 +11,20 @@ import small_model
 from safetensors.numpy import load_file
 from small_model import random_adapter
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import layers, peft
+from fedjax_lora import lora
+from fedjax_lora.interop import matrices, peft_writer
 
 
-@pytest.mark.parametrize("rule", list(adapters.SCALES))
+@pytest.mark.parametrize("rule", list(lora.SCALES))
 def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path):
     """``lora_alpha / r * B A`` is our product transposed, for every adapted layer and no other."""
     template = small_model.template(scale=rule, layers=[0, 2])
-    adapter, gain = random_adapter(template), adapters.uniform_gain(template)
-    factors = layers.split(template.sites, adapter, gain, name_of)
-    peft.save(tmp_path, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
+    adapter, gain = random_adapter(template), lora.uniform_gain(template)
+    factors = matrices.split(template.sites, adapter, gain, name_of)
+    peft_writer.save(tmp_path, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    deltas = adapters.deltas(adapter, gain)
+    deltas = lora.deltas(adapter, gain)
     names = ["head", *(f"layers.{n}.{k}" for n in ("query", "value") for k in (0, 2))]
     assert sorted(config["target_modules"]) == sorted(names)
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
@@ -53,9 +53,9 @@ def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
     gain["head"][...] = [1.0, 1.0, 1.0, 0.25]
     adapter["head"] = adapter["head"]._replace(b=adapter["head"].b.at[3].set(0.0))
     gain = {path: jnp.asarray(x) for path, x in gain.items()}
-    factors = layers.split(template.sites, adapter, gain, name_of)
+    factors = matrices.split(template.sites, adapter, gain, name_of)
     assert {name: pair.rank for name, pair in factors.items() if pair.rank != 2} == {"head": 3}
-    for name, want in adapters.deltas(adapter, gain).items():
+    for name, want in lora.deltas(adapter, gain).items():
         for layer in range(3) if name != "head" else (None,):
             a, b, scale = factors[name_of(name, layer)]
             got = want if layer is None else want[layer]
@@ -71,18 +71,18 @@ def test_changed_kernels_become_one_adapter():
         for s in template.sites
     }
     rounds = [random_adapter(small_model.template(rank=1), seed) for seed in (1, 2)]
-    gain = adapters.uniform_gain(small_model.template(rank=1))
+    gain = lora.uniform_gain(small_model.template(rank=1))
     after = before
     for adapter in rounds:
-        after = {p: after[p] + d for p, d in adapters.deltas(adapter, gain).items()}
+        after = {p: after[p] + d for p, d in lora.deltas(adapter, gain).items()}
     rest = small_model.cut(random_adapter(template, 3), 1)
-    own = adapters.uniform_gain(template)
-    one, ones = layers.from_kernels(before, after, rest, own)
-    extra = adapters.deltas(rest, own)
-    for path, product in adapters.deltas(one, ones).items():
+    own = lora.uniform_gain(template)
+    one, ones = matrices.from_kernels(before, after, rest, own)
+    extra = lora.deltas(rest, own)
+    for path, product in lora.deltas(one, ones).items():
         # Dropped components are no larger than what float32 rounds off the kernels.
         np.testing.assert_allclose(product, after[path] - before[path] + extra[path], atol=1e-6)
         assert one[path].a.shape[-1] == 3, "2 + 1 components, and no rounding errors among them"
     nothing = jax.tree.map(jnp.zeros_like, rest)
-    same, ones = layers.from_kernels(before, before, nothing, own)
-    assert not any(np.any(x) for x in adapters.deltas(same, ones).values())
+    same, ones = matrices.from_kernels(before, before, nothing, own)
+    assert not any(np.any(x) for x in lora.deltas(same, ones).values())

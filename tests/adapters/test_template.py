@@ -7,9 +7,9 @@ import pytest
 import small_model
 from small_model import PARAMS, TEMPLATE, R
 
-from fedjax_lora import adapters
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.core.errors import InputError
 
 MATRIX = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 STACK = jax.ShapeDtypeStruct((2, 8, 8), jnp.float32)
@@ -54,12 +54,12 @@ def test_the_tree_of_a_template():
         "layers/query": (((3, 12, 4), "float32"), ((3, 4, 10), "float32")),
         "layers/value": (((3, 12, 4), "float32"), ((3, 4, 10), "float32")),
     }
-    made = adapters.init(TEMPLATE, jax.random.key(0))
+    made = lora.init(TEMPLATE, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), made) == shapes
 
 
 def paths(tree: dict, targets) -> list[str]:
-    return [s.path for s in adapters.make_template(tree, targets=targets, rank=2).sites]
+    return [s.path for s in lora.make_template(tree, targets=targets, rank=2).sites]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_presets_choose_by_path(tree: dict, preset: str, want: list[str]):
     """Never embeddings, norms or heads."""
     prefix = "encoder/layers/" if tree is ENCODER else "layers/"
     assert paths(tree, preset) == [prefix + path for path in want]
-    assert set(adapters.PRESETS) == {"attention-qv", "attention", "all-linear"}
+    assert set(lora.PRESETS) == {"attention-qv", "attention", "all-linear"}
 
 
 def test_patterns_instead_of_presets():
@@ -114,7 +114,7 @@ def test_layers_of_a_stack():
     assert [s.layers for s in sites] == [None, (True, False, True), (True, False, True)]
     assert [s.adapted for s in sites] == [1, 2, 2]
     assert [s.stack for s in sites] == [(), (3,), (3,)]
-    flat = adapters.make_template(
+    flat = lora.make_template(
         {"h_0": {"kernel": MATRIX}, "blocks": {"x": {"kernel": STACK}}},
         targets=".",
         rank=2,
@@ -160,20 +160,20 @@ def test_kernels_that_are_no_matrices_are_refused():
     with pytest.raises(
         InputError, match=r"Target conv has a kernel of shape \(2, 8, 8\); adapters"
     ):
-        adapters.make_template(tree, targets="conv", rank=1)
+        lora.make_template(tree, targets="conv", rank=1)
     with pytest.raises(InputError, match=r"Target layers/x has a kernel of shape \(2, 3, 4, 5\)"):
-        adapters.make_template(tree, targets="layers", rank=1)
+        lora.make_template(tree, targets="layers", rank=1)
 
 
 @pytest.mark.parametrize(("rank", "count"), [(5, 138_240), (7, 193_536), (20, 552_960)])
 def test_parameter_counts_of_distilbert(rank: int, count: int):
     """Three 768 x 768 projections in each of six layers; and in bytes what the paper prints."""
     layer = {n: {"kernel": jax.ShapeDtypeStruct((6, 768, 768), jnp.float32)} for n in "qkv"}
-    template = adapters.make_template({"layers": layer}, targets="layers", rank=20)
-    assert adapters.parameter_count(template, rank) == count
+    template = lora.make_template({"layers": layer}, targets="layers", rank=20)
+    assert lora.parameter_count(template, rank) == count
     mebibytes = {5: 0.53, 7: 0.74, 20: 2.11}
     assert round(count * 4 / 2**20, 2) == mebibytes[rank]
-    sizes = [adapters.parameter_count(template, r) for r in (5, 20)]
+    sizes = [lora.parameter_count(template, r) for r in (5, 20)]
     assert 0.9 * sizes[0] + 0.1 * sizes[1] == 179_712
 
 
@@ -183,7 +183,7 @@ def test_parameter_count_is_the_size_of_the_arrays():
         for rank in range(1, R + 1):
             adapter = small_model.cut(small_model.random_adapter(template), rank)
             used = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(adapter))
-            assert adapters.parameter_count(template, rank) == used
+            assert lora.parameter_count(template, rank) == used
 
 
 @pytest.mark.parametrize(
@@ -198,28 +198,28 @@ def test_parameter_count_is_the_size_of_the_arrays():
 def test_scales_by_rule(rule: str, numbers: list[float]):
     """For one rank, for ranks of a cohort in NumPy or JAX, traced or not; and as gains."""
     template = small_model.template(scale=rule)
-    assert set(adapters.SCALES) >= {rule}
+    assert set(lora.SCALES) >= {rule}
     assert template.server_scale == numbers[-1]
     ranks = np.arange(1, 5, dtype=np.int32)
     cohort = jnp.asarray(ranks)
     for scale in (template.scale(ranks), template.scale(cohort), jax.jit(template.scale)(cohort)):
         np.testing.assert_allclose(np.broadcast_to(scale, 4), numbers, rtol=1e-6)
     np.testing.assert_allclose([template.scale(int(r)) for r in ranks], numbers, rtol=1e-12)
-    gains = adapters.uniform_gain(template, cohort)
+    gains = lora.uniform_gain(template, cohort)
     for n, (r, number) in enumerate(zip(ranks, numbers, strict=True)):
         want = np.where(np.arange(R) < r, number, 0)
-        alone = adapters.uniform_gain(template, int(r))
+        alone = lora.uniform_gain(template, int(r))
         for path in gains:
             rows = np.asarray(gains[path][n]).reshape(-1, R)
             np.testing.assert_allclose(rows, np.broadcast_to(want, rows.shape), rtol=1e-6)
             np.testing.assert_array_equal(alone[path], gains[path][n])
-    whole = adapters.uniform_gain(template)
+    whole = lora.uniform_gain(template)
     assert whole["head"].shape == (R,) and whole["layers/query"].shape == (3, R)
     np.testing.assert_allclose(whole["head"], numbers[-1], rtol=1e-6)
 
 
 def test_default_alpha_is_the_rank():
-    template = adapters.make_template(PARAMS, targets="head", rank=3)
+    template = lora.make_template(PARAMS, targets="head", rank=3)
     assert (template.alpha, template.server_scale) == (3.0, 1.0)
 
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, around, methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.types import LoRA, Trained
+from fedjax_lora import lora, methods
+from fedjax_lora.federated import transforms
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.core.types import LoRA, Trained
 
 TEMPLATE = Template(
     sites=(
@@ -32,10 +33,10 @@ class Sent(NamedTuple):
     ids: jax.Array
 
 
-def spec(text: str) -> around.Update:
+def spec(text: str) -> transforms.Update:
     """The update of a spec, before a method that goes with all of them."""
     method = methods.make("masked_mean", TEMPLATE)
-    return around.make_updates([text], method, "masked_mean")[0]
+    return transforms.make_updates([text], method, "masked_mean")[0]
 
 
 @functools.cache
@@ -46,11 +47,11 @@ def cohort(seed: int = 0, size: float = 1.0) -> Sent:
     def draw(shape: tuple[int, ...]) -> np.ndarray:
         return rng.normal(size=(count, *shape)).astype(np.float32)
 
-    mask = adapters.factor_mask(
-        adapters.spread(TEMPLATE, adapters.prefix_mask(jnp.asarray(RANK), TEMPLATE.rank))
+    mask = lora.factor_mask(
+        lora.spread(TEMPLATE, lora.prefix_mask(jnp.asarray(RANK), TEMPLATE.rank))
     )
     begin = {p: LoRA(*(draw(x.shape) for x in pair)) for p, pair in TEMPLATE.shapes().items()}
-    start = Trained(adapters.keep(begin, mask), {"kernel": draw((6, 4)), "bias": draw((4,))})
+    start = Trained(lora.keep(begin, mask), {"kernel": draw((6, 4)), "bias": draw((4,))})
     head_mask = {"kernel": jnp.ones((count, 1, 1), bool), "bias": jnp.ones((count, 1), bool)}
     trainable = Trained(mask, head_mask)
 
@@ -70,7 +71,7 @@ def cohort(seed: int = 0, size: float = 1.0) -> Sent:
 @functools.cache
 def compiled(*specs: str) -> Any:
     updates = tuple(map(spec, specs))
-    return jax.jit(lambda sent, key: around.apply(updates, *sent, key))
+    return jax.jit(lambda sent, key: transforms.apply(updates, *sent, key))
 
 
 def send(sent: Sent, *specs: str, key: int = 0) -> tuple[Trained, np.ndarray]:

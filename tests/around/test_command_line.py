@@ -5,7 +5,9 @@ import json
 import pytest
 from small_options import small
 
-from fedjax_lora import cli, clients, config, rounds
+from fedjax_lora.cli import main
+from fedjax_lora import federated
+from fedjax_lora.runs import config
 
 SMALL = small(rounds=2, max_steps=2, method="fed_plora")
 
@@ -23,12 +25,12 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(clients, "make_training")
-    watch(rounds, "make_round")
+    watch(federated, "make_training")
+    watch(federated, "make_round")
     out = tmp_path / "run"
     updates = ("gaussian_noise(multiplier=2.0, norm=0.5)", "int8", "median")
     words = ["--updates", *updates, "--server-optimizer=adam(learning_rate=0.02)", "--prox=0.1"]
-    assert cli.main(["run", *SMALL, *words, f"--out={out}"]) == 0
+    assert main.main(["run", *SMALL, *words, f"--out={out}"]) == 0
     assert handed["prox"] == 0.1
     assert [update.by for update in handed["updates"]] == ["client", "wire", "server"]
     assert handed["server_optimizer"] is not None
@@ -58,7 +60,7 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
     ],
 )
 def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
-    assert cli.main(["run", *SMALL, *words, f"--out={tmp_path / 'out'}"]) == 2
+    assert main.main(["run", *SMALL, *words, f"--out={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import problems
 import pytest
 from problems import batches_of, stub_clients
 
-from fedjax_lora.clients import make_training
+from fedjax_lora.federated import make_training
 
 POINTS = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
 BEGIN = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)

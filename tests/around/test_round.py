@@ -8,7 +8,7 @@ import pytest
 import sending
 from problems import COHORT, POINTS, assert_close, assert_same_bits, stub_rounds
 
-from fedjax_lora import around
+from fedjax_lora.federated import transforms
 
 NOISY = ("gaussian_noise(multiplier=0.1, norm=5.0)", "int8")
 FED_ADAM = optax.adam(0.1, b1=0.9, b2=0.99, eps=1e-3)
@@ -152,7 +152,7 @@ def test_an_update_that_breaks_leaves_its_client_out():
     def apply(start, trained, trainable, weight, key):
         return jax.tree.map(lambda x: x.at[1].set(np.inf), trained), weight
 
-    broken = around.Update(apply=apply, by="wire")
+    broken = transforms.Update(apply=apply, by="wire")
     made, plan = stub_rounds("quadratic", updates=(broken,)), plan_of()
     got, seen = made.run(made.state(), plan)
     assert np.flatnonzero(seen.rejected).tolist() == [1]

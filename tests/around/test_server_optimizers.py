@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from sending import TEMPLATE
 
-from fedjax_lora import InputError, around, methods
-from fedjax_lora.types import LoRA, Trained
+from fedjax_lora import InputError, methods
+from fedjax_lora.federated import transforms
+from fedjax_lora.core.types import LoRA, Trained
 
 ROUNDS = 3
 
 
-def make(spec: str) -> around.ServerOptimizer:
-    made = around.make_server_optimizer(spec, methods.make("masked_mean", TEMPLATE), "masked_mean")
+def make(spec: str) -> transforms.ServerOptimizer:
+    made = transforms.make_server_optimizer(spec, methods.make("masked_mean", TEMPLATE), "masked_mean")
     assert made is not None
     return made
 
@@ -35,7 +36,7 @@ def play(spec: str, *, somebody: bool = True) -> list[np.ndarray]:
     """The server after every round in which the method moves it by ``0.1 * tree(t)``."""
     optimizer, now = make(spec), tree(0)
     moments, seen = optimizer.init(now), [flat(now)]
-    step = jax.jit(lambda *args: around.follow(optimizer, *args))
+    step = jax.jit(lambda *args: transforms.follow(optimizer, *args))
     for t in range(1, ROUNDS + 1):
         new = jax.tree.map(lambda x, d: x + 0.1 * d, now, tree(t))
         now, moments = step(moments, now, new, jnp.asarray(somebody))
@@ -106,14 +107,14 @@ def test_what_never_changed_stays_bit_for_bit(spec):
 def test_nobody_moves_nothing(spec):
     optimizer, old = make(spec), tree(0)
     moments = optimizer.init(old)
-    _, moments = around.follow(optimizer, moments, old, tree(1), jnp.asarray(True))
-    got = around.follow(optimizer, moments, old, tree(2), jnp.asarray(False))
+    _, moments = transforms.follow(optimizer, moments, old, tree(1), jnp.asarray(True))
+    got = transforms.follow(optimizer, moments, old, tree(2), jnp.asarray(False))
     for one, two in zip(*map(jax.tree.leaves, (got, (old, moments))), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
 def test_none_is_no_optimizer():
-    assert around.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
+    assert transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
 
 
 @pytest.mark.parametrize(
@@ -131,5 +132,5 @@ def test_none_is_no_optimizer():
 )
 def test_bad_server_optimizers_get_one_sentence(spec, method, words):
     with pytest.raises(InputError) as error:
-        around.make_server_optimizer(spec, methods.make(method, TEMPLATE), method)
+        transforms.make_server_optimizer(spec, methods.make(method, TEMPLATE), method)
     assert words in str(error.value)

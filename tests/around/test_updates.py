@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from sending import PRESENT, RANK, TEMPLATE, change, cohort, matrices, own, send, spec
 
-from fedjax_lora import InputError, around, methods
-from fedjax_lora.around.updates import UPDATES
-from fedjax_lora.types import Trained
+from fedjax_lora import InputError, methods
+from fedjax_lora.federated import transforms
+from fedjax_lora.federated.transforms.registry import UPDATES
+from fedjax_lora.core.types import Trained
 
 SPECS = [
     "clip(norm=20.0)",
@@ -190,11 +191,11 @@ def test_bytes_on_the_wire(text, bytes_of):
     for method, (index_bytes, vectors) in extra.items():
         made = methods.make(method, TEMPLATE)
         traffic = made.traffic(methods.Server(None, {}), RANK, 0)
-        got = around.up_bytes(updates, traffic, TEMPLATE, head)
+        got = transforms.up_bytes(updates, traffic, TEMPLATE, head)
         for k in range(len(RANK)):
             numbers = len(own(sent.start, sent.trainable, k)) + vectors * 3 * RANK[k]
             assert got[k] == bytes_of(numbers, (2 + vectors) * 3 + 2) + RANK[k] * index_bytes
-        alone = around.up_bytes(updates, traffic, TEMPLATE, {})
+        alone = transforms.up_bytes(updates, traffic, TEMPLATE, {})
         np.testing.assert_array_equal(got - alone, bytes_of(28, 2))
     assert alone.dtype == np.int64
 
@@ -317,7 +318,7 @@ def test_rejection_reaches_what_follows():
 )
 def test_bad_updates_get_one_sentence(given, method, words):
     with pytest.raises(InputError) as error:
-        around.make_updates(given, methods.make(method, TEMPLATE), method)
+        transforms.make_updates(given, methods.make(method, TEMPLATE), method)
     assert words in str(error.value)
     assert str(error.value).endswith(".")
 
@@ -325,4 +326,4 @@ def test_bad_updates_get_one_sentence(given, method, words):
 def test_noise_does_not_cover_a_method_that_probes():
     probing = dataclasses.replace(methods.make("fedit", TEMPLATE), select=lambda *args: args[3])
     with pytest.raises(InputError, match="does not cover method 'mine'"):
-        around.make_updates(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")
+        transforms.make_updates(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")

@@ -11,19 +11,21 @@ import problems
 import pytest
 from problems import R, assert_close, assert_same_bits, make_clients, plan_for
 
-from fedjax_lora import adapters, around, clients, methods, optimizers, rounds, trees
-from fedjax_lora.methods.decoupled import directions
-from fedjax_lora.types import LoRA, Rates, Trained
+from fedjax_lora import lora, federated, methods
+from fedjax_lora.federated import transforms, optimizers
+from fedjax_lora.core import trees
+from fedjax_lora.methods.fedrora import directions
+from fedjax_lora.core.types import LoRA, Rates, Trained
 
 RATE, TIMES, SCALE = 0.01, 7.0, 6.0 / R
 PATH = "layers/query"
 
 
-def begin(plan: Any) -> clients.Clients:
+def begin(plan: Any) -> federated.Clients:
     """Unit directions and random coefficients at each client's first `r` components."""
     made = make_clients(problems.bag(), plan)
     rng = np.random.default_rng(3)
-    masks = adapters.masked_components(made.trainable.adapter)
+    masks = lora.masked_components(made.trainable.adapter)
     draw = lambda m: jnp.where(m, jnp.asarray(rng.normal(size=m.shape), jnp.float32), 0)  # noqa: E731
     sizes = {path: draw(mask) for path, mask in masks.items()}
     params = made.params._replace(adapter=directions(made.params.adapter), coefficients=sizes)
@@ -119,17 +121,17 @@ def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
     """A compiled round with what the method asks of training, and its first state."""
     problem = problems.bag()
     made = methods.make(method, problem.template)
-    train = clients.make_training(
-        clients.text_classification(problem.module, (problems.WIDTH,)),
+    train = federated.make_training(
+        federated.text_classification(problem.module, (problems.WIDTH,)),
         optimizers.optimizer("sgd"),
         rates=made.rates,
         project=made.project,
     )
-    fn = rounds.make_round(
-        made, problem.template, train, updates=around.make_updates(updates, made, method)
+    fn = federated.make_round(
+        made, problem.template, train, updates=transforms.make_updates(updates, made, method)
     )
     kernels = trees.flat(problem.base)
-    state = rounds.init_state(
+    state = federated.init_state(
         made,
         problems.random_adapter(problem.template, 7),
         {s.path: kernels[f"{s.path}/kernel"] for s in problem.template.sites},
@@ -178,8 +180,8 @@ def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
     mask = jnp.broadcast_to(mask, sizes.shape)
     trained = Trained({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
     trainable = Trained({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
-    update = around.make_updates([text], methods.make("fedit", problems.bag().template), "fedit")
-    got, _ = around.apply(
+    update = transforms.make_updates([text], methods.make("fedit", problems.bag().template), "fedit")
+    got, _ = transforms.apply(
         update,
         jax.tree.map(jnp.zeros_like, trained),
         trained,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora import clients
-from fedjax_lora.clients.completion import token_scores
-from fedjax_lora.clients.objective import TokenBatch
-from fedjax_lora.types import Trained
+from fedjax_lora import federated
+from fedjax_lora.federated.causal_lm import token_scores
+from fedjax_lora.federated.objectives import TokenBatch
+from fedjax_lora.core.types import Trained
 
 KEY = jax.random.key(0)
 WORDS, WIDTH = 11, 6
@@ -42,7 +42,7 @@ def logits(params: Any, hidden: Any) -> Any:
 
 
 def objective(**options: Any) -> Any:
-    return clients.causal_lm(Lookup(), (8,), logits=logits, **options)
+    return federated.causal_lm(Lookup(), (8,), logits=logits, **options)
 
 
 def batch_of(rows: list[tuple[int, int]], seed: int = 0, width: int = 8) -> TokenBatch:

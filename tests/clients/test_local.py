@@ -10,11 +10,11 @@ import problems
 import pytest
 from problems import STUB, batches_of, cohort_fn, make_clients, plan_for, stub_clients
 
-from fedjax_lora import optimizers
-from fedjax_lora.clients import make_training
-from fedjax_lora.clients.local import split_gain
-from fedjax_lora.data.shapes import padded_shapes, row_buckets
-from fedjax_lora.types import LoRA, Shape
+from fedjax_lora.federated import optimizers
+from fedjax_lora.federated import make_training
+from fedjax_lora.federated.local_training import split_gain
+from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
+from fedjax_lora.core.types import LoRA, Shape
 
 POINTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 BEGIN = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)

@@ -6,9 +6,10 @@ import problems
 import pytest
 from problems import assert_close, assert_same_bits, cohort_fn, first, make_clients, plan_for
 
-from fedjax_lora import clients, storage
-from fedjax_lora.clients import padded_size
-from fedjax_lora.errors import InputError
+from fedjax_lora import federated
+from fedjax_lora.core import quantization
+from fedjax_lora.federated import padded_size
+from fedjax_lora.core.errors import InputError
 
 COHORT = len(problems.SIZES)
 
@@ -26,7 +27,7 @@ MODES = {
 def mesh_of(options: dict):
     if "devices" not in options:
         return None
-    return clients.client_mesh(options["devices"], options.get("shape", (-1, 1)))
+    return federated.client_mesh(options["devices"], options.get("shape", (-1, 1)))
 
 
 def padded(options: dict) -> int:
@@ -39,7 +40,7 @@ def train(problem: str, count: int, **options):
     made = getattr(problems, problem)()
     plan = plan_for(made, cohort=COHORT, padded=count)
     start = make_clients(made, plan)
-    base = jax.device_put(made.base, clients.base_sharding(made.base, mesh_of(options)))
+    base = jax.device_put(made.base, federated.base_sharding(made.base, mesh_of(options)))
     return cohort_fn(problem, **options)(base, made.data, start, plan.rate), start
 
 
@@ -87,7 +88,7 @@ def test_the_clients_are_spread_over_the_devices():
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
 def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
-    mesh = clients.client_mesh(devices) if mode == "sharded" else None
+    mesh = federated.client_mesh(devices) if mode == "sharded" else None
     parts = devices if mode == "sharded" else 1
     for cohort in range(1, 20):
         for wave in (1, 2, 3, 7, 30):
@@ -104,32 +105,32 @@ def test_the_loop_needs_no_padding():
 
 def test_sharding_needs_a_mesh():
     with pytest.raises(ValueError, match="needs a mesh"):
-        clients.execute(problems.training("bag"), mode="sharded", wave=1)
+        federated.execute(problems.training("bag"), mode="sharded", wave=1)
 
 
 def test_a_mesh_takes_the_first_devices():
-    mesh = clients.client_mesh(3)
-    assert dict(mesh.shape) == {clients.AXIS: 3, clients.MODEL: 1}
+    mesh = federated.client_mesh(3)
+    assert dict(mesh.shape) == {federated.AXIS: 3, federated.MODEL: 1}
     assert mesh.devices.ravel().tolist() == jax.devices()[:3]
-    assert clients.client_mesh().devices.ravel().tolist() == jax.devices()
+    assert federated.client_mesh().devices.ravel().tolist() == jax.devices()
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (-1, 3), (8, 8), (1, 1)])
 def test_a_mesh_uses_all_devices(shape):
     with pytest.raises(InputError, match=r"^A mesh of .* does not use 8 device\(s\) exactly; "):
-        clients.client_mesh(8, shape)
+        federated.client_mesh(8, shape)
 
 
 def test_there_must_be_as_many_devices():
     with pytest.raises(InputError, match="devices is 9, but there are 8"):
-        clients.client_mesh(9)
+        federated.client_mesh(9)
 
 
 def test_matrices_are_cut_and_vectors_are_not():
     """Outputs first, rows of tables first; else the other axis. Also of layers apart, and codes."""
-    mesh = clients.client_mesh(8, (2, 4))
+    mesh = federated.client_mesh(8, (2, 4))
     ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
-    codes = storage.encode(ones(8, 12), "int8")
+    codes = quantization.encode(ones(8, 12), "int8")
     base = {
         "table": {"embedding": ones(16, 8)},
         "odd": {"embedding": ones(3, 8)},
@@ -137,16 +138,16 @@ def test_matrices_are_cut_and_vectors_are_not():
         "apart": {"kernel": (ones(8, 6), ones(8, 6))},
         "codes": {"kernel": codes},
     }
-    specs = jax.tree.map(lambda x: tuple(x.spec), clients.base_sharding(base, mesh))
+    specs = jax.tree.map(lambda x: tuple(x.spec), federated.base_sharding(base, mesh))
     assert specs["table"]["embedding"] == ("model", None)
     assert specs["odd"]["embedding"] == (None, "model")
     assert specs["stack"] == {"kernel": (None, None, "model"), "bias": (None, None)}
     assert specs["apart"]["kernel"] == (("model", None),) * 2
     assert set(jax.tree.leaves(specs["codes"]["kernel"])) == {"model"}
-    placed = clients.place(base, clients.base_sharding(base, mesh))
+    placed = federated.place(base, federated.base_sharding(base, mesh))
     problems.assert_same_bits(problems.copy(placed), problems.copy(base))
-    full = storage.full(placed["codes"]["kernel"])
-    np.testing.assert_array_equal(full, storage.full(codes))
+    full = quantization.full(placed["codes"]["kernel"])
+    np.testing.assert_array_equal(full, quantization.full(codes))
     with pytest.raises(InputError, match=r"on the axis model .* odd/kernel is 6 x 5") as told:
-        clients.base_sharding({"odd": {"kernel": ones(6, 5)}}, mesh)
+        federated.base_sharding({"odd": {"kernel": ones(6, 5)}}, mesh)
     assert len(str(told.value).splitlines()) == 1

@@ -9,10 +9,10 @@ import numpy as np
 import problems
 import pytest
 
-from fedjax_lora import adapters
-from fedjax_lora.clients import text_classification
-from fedjax_lora.clients.objective import TokenBatch, take_tokens
-from fedjax_lora.types import Trained
+from fedjax_lora import lora
+from fedjax_lora.federated import text_classification
+from fedjax_lora.federated.objectives import TokenBatch, take_tokens
+from fedjax_lora.core.types import Trained
 
 KEY = jax.random.key(0)
 
@@ -114,11 +114,11 @@ def test_predictions_are_made_without_dropout():
 def test_predictions_are_those_of_the_merged_model():
     made = problems.bag()
     adapter = problems.random_adapter(made.template, 0)
-    gain = adapters.uniform_gain(made.template, 2)
+    gain = lora.uniform_gain(made.template, 2)
     objective = text_classification(made.module, (problems.WIDTH,))
     batch = objective.take(made.data, jnp.arange(5), problems.WIDTH)
     got = jax.jit(objective.outputs)(made.base, Trained(adapter, made.head), gain, batch)
-    merged = adapters.merge({**made.base, "head": made.head}, adapter, gain)
+    merged = lora.merge({**made.base, "head": made.head}, adapter, gain)
     want = jax.jit(made.module.apply)({"params": merged}, batch.ids, batch.mask, batch.types)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     assert got.dtype == jnp.float32

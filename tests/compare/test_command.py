@@ -6,9 +6,10 @@ import sys
 import pytest
 from small_options import small
 
-from fedjax_lora import cli
-from fedjax_lora.compare import command, comparison
-from fedjax_lora.config import demo
+from fedjax_lora.cli import main
+from fedjax_lora.cli import compare
+from fedjax_lora.runs.sweep import runner
+from fedjax_lora.runs.config import demo
 
 SMALL = small()
 
@@ -16,7 +17,7 @@ SMALL = small()
 @pytest.fixture
 def asked(monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "execute", lambda *given: seen.append(given) or 0)
+    monkeypatch.setattr(compare, "execute", lambda *given: seen.append(given) or 0)
     return seen
 
 
@@ -24,7 +25,7 @@ def test_options_become_a_grid(asked, tmp_path):
     words = ["compare", "--methods", "hlora", "replication(inner='uniform')", "--seeds", "0", "2",
              "--vary", "local.batch=8,16", "--vary", "local.clip=[1.0, null]",
              "--cohort=5", f"--out={tmp_path}"]  # fmt: skip
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     ((grid, out),) = asked
     assert grid.methods == ("hlora", "replication(inner='uniform')")
     assert grid.seeds == (0, 2) and out == tmp_path
@@ -34,7 +35,7 @@ def test_options_become_a_grid(asked, tmp_path):
 
 
 def test_by_default_the_configs_own_method_and_seed(asked):
-    assert cli.main(["compare", "--task=ag_news"]) == 0
+    assert main.main(["compare", "--task=ag_news"]) == 0
     assert (asked[0][0].methods, asked[0][0].seeds) == (("fed_plora",), (0,))
 
 
@@ -47,7 +48,7 @@ def test_by_default_the_configs_own_method_and_seed(asked):
     ],
 )
 def test_wrong_options_get_one_sentence(words, sentence, asked, capsys):
-    assert cli.main(["compare", *words]) == 2
+    assert main.main(["compare", *words]) == 2
     assert sentence in capsys.readouterr().err
     assert asked == []
 
@@ -63,7 +64,7 @@ def test_help_needs_no_jax():
 
 def test_a_comparison_is_told_and_its_failures_counted(tmp_path, capsys, monkeypatch):
     """One method fails, and would lose the other if it could; then it does not."""
-    real = comparison.run
+    real = runner.run
 
     def run(config, **options):
         if config.federation.method == "flora":
@@ -72,12 +73,12 @@ def test_a_comparison_is_told_and_its_failures_counted(tmp_path, capsys, monkeyp
 
     words = ["compare", *SMALL, "--methods", "flora", "hlora", f"--out={tmp_path / 'out'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "run", run)
-        assert cli.main(words) == 1
+        patch.setattr(runner, "run", run)
+        assert main.main(words) == 1
     printed = capsys.readouterr().out
     assert "[1/2] flora, seed=0: FAILED" in printed and "[2/2] hlora, seed=0: accuracy" in printed
     assert "failed: flora, seed=0: MemoryError: too large" in printed
-    assert cli.main([*words, "--methods", "hlora"]) == 0
+    assert main.main([*words, "--methods", "hlora"]) == 0
     printed = capsys.readouterr().out
     assert "[1/" not in printed and "report in" in printed
     assert printed.splitlines()[0].split()[:2] == ["method", "accuracy"]

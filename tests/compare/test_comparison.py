@@ -10,21 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_lora import config as configs
-from fedjax_lora import experiment, files, runs, trees
-from fedjax_lora.compare import command, comparison, queue
-from fedjax_lora.compare.comparison import compare
-from fedjax_lora.compare.grid import Grid
-from fedjax_lora.compare.shelf import Shelf
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    ModelConfig,
-    RunConfig,
-)
-from fedjax_lora.errors import InputError
+import fedjax_lora as fl
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs import build
+from fedjax_lora.core import atomic_io, trees
+from fedjax_lora.cli import compare
+from fedjax_lora.runs.sweep import runner, record_store
+from fedjax_lora.runs.sweep.runner import compare
+from fedjax_lora.runs.sweep.grid import Grid
+from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
+from fedjax_lora.core.errors import InputError
 
 BASE = RunConfig(
     data=DataConfig(train_examples=120, test_examples=40, max_length=16),
@@ -66,7 +62,7 @@ def test_runs_of_one_recipe_compile_once(done):
         assert len(found) == 1, "\n".join(found)
     shelf = Shelf()
     steps = {
-        experiment.prepare(config, shelf.assets(config)).federation.steps
+        build.prepare(config, shelf.assets(config)).federation.steps
         for config in (configs.from_dict(configs.to_dict(BASE) | {"seed": s}) for s in (0, 1))
     }
     assert len(steps) == 2, "the two seeds must need padding to a common number of steps"
@@ -76,7 +72,7 @@ def test_the_numbers_are_those_of_single_runs(done):
     made, _ = done
     cell, record = made.lines[0].runs[1]
     assert cell.config.seed == 1
-    alone = runs.run(cell.config)
+    alone = fl.run(cell.config)
     assert record["history"] == alone.records
     assert record["summary"]["base_sha256"] == alone.summary["base_sha256"]
 
@@ -115,7 +111,7 @@ def fake(failing: tuple[int, ...] = (), diverging: tuple[int, ...] = ()):
 
 def again(done, monkeypatch, grid=GRID, failing=()):
     asked, run = fake(failing)
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     ended = []
     made = compare(grid, out=done[0].out, on_run=ended.append)
     return made, asked, ended
@@ -158,9 +154,9 @@ def test_a_run_that_fails_loses_no_other_and_is_repeated(done, monkeypatch):
 
 def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatch, capsys):
     asked, run = fake(diverging=(2,))
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora", "flora"), seeds=(1, 2)), tmp_path / "out"
-    assert command.execute(chosen, out) == 0
+    assert compare.execute(chosen, out) == 0
     assert len(asked) == 4
     printed = capsys.readouterr().out
     assert "hlora, seed=1: accuracy 0.1000 in" in printed
@@ -168,41 +164,41 @@ def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatc
     assert "| hlora | - | - | - | 2 |" in (out / "table.md").read_text()
     assert "<td>-</td>" in (out / "report.html").read_text()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert command.execute(chosen, out) == 0
+    assert compare.execute(chosen, out) == 0
     assert len(asked) == 4, "a diverged run is finished"
 
 
 def full(monkeypatch, names):
     """A disk that has no room for files whose names end so."""
-    real = files.write
+    real = atomic_io.write
 
     def write(path, text):
         if path.name.endswith(names):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, text)
 
-    monkeypatch.setattr(files, "write", write)
+    monkeypatch.setattr(atomic_io, "write", write)
 
 
 @pytest.mark.parametrize("names", [(".json", ".error.txt"), ("report.html",), ("base.json",)])
 def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsys):
     """While runs are kept, while the report is written, and before anything runs."""
     asked, run = fake()
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0, 1)), tmp_path / "out"
-    comparison._make(out, chosen)
+    runner._make(out, chosen)
     runs_at = out / "runs" if ".json" in names else out
     with monkeypatch.context() as patch:
         if ".json" in names:
-            patch.setattr(comparison, "_make", lambda folder, chosen: None)
+            patch.setattr(runner, "_make", lambda folder, chosen: None)
         full(patch, names)
         with pytest.raises(InputError) as error:
-            command.execute(chosen, out)
+            compare.execute(chosen, out)
     assert str(error.value) == (
         f"Output folder {runs_at} cannot be written (No space left on device)."
     )
     assert len(asked) == {".json": 1, "report.html": 2, "base.json": 0}[names[0]]
-    assert command.execute(chosen, out) == 0
+    assert compare.execute(chosen, out) == 0
     assert (out / "report.html").is_file()
 
 
@@ -215,17 +211,17 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
         return run(config)
 
     chosen = Grid(base=BASE, methods=("hlora",), seeds=(0, 1))
-    monkeypatch.setattr(comparison, "run", interrupted)
+    monkeypatch.setattr(runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(chosen, out=tmp_path / "out")
-    assert [config.seed for config in queue.finished(tmp_path / "out" / "runs")] == [0]
-    monkeypatch.setattr(comparison, "run", run)
+    assert [config.seed for config in record_store.finished(tmp_path / "out" / "runs")] == [0]
+    monkeypatch.setattr(runner, "run", run)
     compare(chosen, out=tmp_path / "out")
     assert [seed for _, _, seed in asked] == [0, 1]
 
 
 def test_nothing_finished_leaves_no_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "run", fake(failing=(0,))[1])
+    monkeypatch.setattr(runner, "run", fake(failing=(0,))[1])
     made = compare(Grid(base=BASE, methods=("hlora",), seeds=(0,)), out=tmp_path / "out")
     assert made.lines == [] and len(made.errors) == 1
     assert not (tmp_path / "out" / "report.html").exists()
@@ -233,7 +229,7 @@ def test_nothing_finished_leaves_no_tables(tmp_path, monkeypatch):
 
 def test_all_that_is_wrong_is_said_before_anything_runs(tmp_path, monkeypatch):
     asked, run = fake()
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     chosen = Grid(
         base=BASE,
         methods=("fedit", "nope", "hlora"),
@@ -261,7 +257,7 @@ def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
     """Quotes, brackets, lists and nothing survive the shell."""
     import shlex
 
-    from fedjax_lora import cli
+    from fedjax_lora.cli import main
 
     vary = {"federation.partition": ("iid", "dirichlet(alpha=0.1)"), "local.clip": (None, 1.0),
             "lora.lora_layers": ([0], [0, 1])}  # fmt: skip
@@ -272,7 +268,7 @@ def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "fedjax_lora.compare.command.execute", lambda *given: seen.append(given) or 0
     )
-    assert cli.main(shlex.split(comparison.command(chosen, tmp_path))[1:]) == 0
+    assert main.main(shlex.split(runner.command(chosen, tmp_path))[1:]) == 0
     assert seen == [(chosen, tmp_path)]
 
 
@@ -283,7 +279,7 @@ def test_seeds_share_one_base(done):
         shelf.assets(configs.from_dict(configs.to_dict(BASE) | {"seed": seed})).model
         for seed in (0, 1)
     )
-    alone = experiment.load_assets(configs.from_dict(configs.to_dict(BASE) | {"seed": 1})).model
+    alone = build.load_assets(configs.from_dict(configs.to_dict(BASE) | {"seed": 1})).model
     assert other.fingerprint == alone.fingerprint
     first, second, third = (trees.flat(model.params) for model in (one, other, alone))
     assert first.keys() == second.keys() == third.keys()

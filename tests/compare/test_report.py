@@ -7,7 +7,7 @@ import re
 import pytest
 from made_up import runs
 
-from fedjax_lora.compare import figures, report, table
+from fedjax_lora.runs.sweep import figures, html_report, statistics
 
 VARY = {"local.batch": (8, 16)}
 SCORES = {
@@ -20,12 +20,12 @@ SCORES = {
 
 @pytest.fixture(scope="module")
 def lines():
-    return table.summarise(runs(SCORES, VARY))
+    return statistics.summarise(runs(SCORES, VARY))
 
 
 def page(lines, figure=b"\x89PNG...", **options):
     given = {"title": "a < b", "command": "fedjax-lora compare 'x<y'", "errors": {}}
-    return report.page(lines, figure, **(given | options))
+    return html_report.page(lines, figure, **(given | options))
 
 
 def test_the_page_needs_no_network_and_holds_the_figure(lines):
@@ -41,7 +41,7 @@ def test_the_page_needs_no_network_and_holds_the_figure(lines):
 
 def test_the_page_tells_everything(lines):
     text = page(lines, errors={"hlora, seed=2": "ValueError: a<b"})
-    header, rows = table.shown(lines)
+    header, rows = statistics.shown(lines)
     for word in [*header, *(cell for row in rows for cell in row)]:
         assert word in text
     for word in ("a &lt; b", "x&lt;y", "hlora, seed=2", "ValueError: a&lt;b", "0.12.0", "1 x cpu"):
@@ -51,7 +51,7 @@ def test_the_page_tells_everything(lines):
 
 
 def test_settings_are_shared_or_not(lines):
-    common, varied = report.settings([run for line in lines for run in line.runs])
+    common, varied = html_report.settings([run for line in lines for run in line.runs])
     assert varied == [["federation.method", "fed_plora; hlora"], ["local.batch", "8; 16"],
                       ["seed", "0; 1"]]  # fmt: skip
     assert ["local.learning_rate", "0.005"] in common
@@ -95,7 +95,7 @@ def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
     """The others are drawn, at their height; without any the panels are empty."""
     scores = {(method, seed): [0.2, 0.3] for method in ("fed_plora", "hlora") for seed in (0, 1)}
     scores |= {key: [0.2 if lost == 1 else None, None] for key in [*scores][:lost]}
-    lines = table.summarise(runs(scores))
+    lines = statistics.summarise(runs(scores))
     assert page(lines, figures.curves(lines)).count("<img") == 1
     first = drawn(lines, monkeypatch).axes[0]
     broken, whole = (curve.get_ydata().tolist() for curve in curves_in(first))
@@ -107,7 +107,7 @@ def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
 
 def test_one_method_is_compared_with_itself_in_one_panel(monkeypatch):
     scores = {key: x for key, x in SCORES.items() if key[0] == "hlora"}
-    axes = drawn(table.summarise(runs(scores, VARY)), monkeypatch).axes
+    axes = drawn(statistics.summarise(runs(scores, VARY)), monkeypatch).axes
     assert len(axes) == 2
     names = [line.get_label() for line in curves_in(axes[0])]
     assert names == ["batch = 8", "batch = 16"]

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 
-from fedjax_lora.data import docstrings
-from fedjax_lora.data.docstrings import FAMILIES, MIN_CHARACTERS, MIN_WORDS, read
-from fedjax_lora.errors import InputError
+from fedjax_lora.data.datasets import stdlib_docstrings
+from fedjax_lora.data.datasets.stdlib_docstrings import FAMILIES, MIN_CHARACTERS, MIN_WORDS, read
+from fedjax_lora.core.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def tables():
     before = set(sys.modules)
-    tables = docstrings.read()
+    tables = stdlib_docstrings.read()
     # Reading the library's sources must not import them.
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] in everything()}
     return tables

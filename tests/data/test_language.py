@@ -11,9 +11,10 @@ from characters import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.data import Split, completions, find, load, partition, prompts
-from fedjax_lora.data.tasks import TASKS
-from fedjax_lora.errors import InputError
+from fedjax_lora.data import Split, instruction_tokens, find, partition, prompts
+from fedjax_lora.data.datasets import load
+from fedjax_lora.data.datasets.registry import TASKS
+from fedjax_lora.core.errors import InputError
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -80,20 +81,20 @@ def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
 
 def test_completion_and_end_are_learned_and_nothing_else(tokenizer):
     data = split([("ab", "", "xyz"), ("ab", "c", "x")])
-    made = completions.encode(data, tokenizer, format="plain", max_length=32)
+    made = instruction_tokens.encode(data, tokenizer, format="plain", max_length=32)
     assert text(tokenizer, made.tokens, 0, False) == "<s>ab\n"
     assert text(tokenizer, made.tokens, 0, True) == "xyz</s>"
     assert text(tokenizer, made.tokens, 1, False) == "<s>ab\nc\n"
     assert text(tokenizer, made.tokens, 1, True) == "x</s>"
     assert made.tokens.length.tolist() == [8, 8]
-    assert completions.prompt_length(made.tokens).tolist() == [4, 6]
+    assert instruction_tokens.prompt_length(made.tokens).tolist() == [4, 6]
     assert made.tokens.label.tolist() == [0, 1]
 
 
 def test_a_chat_has_its_own_special_tokens(tokenizer):
     tokenizer.chat_template = CHAT
     data = split([("ab", "c", "xyz")])
-    made = completions.encode(data, tokenizer, format="auto", max_length=64)
+    made = instruction_tokens.encode(data, tokenizer, format="auto", max_length=64)
     whole = tokenizer.convert_ids_to_tokens(made.tokens.ids[0, : made.tokens.length[0]])
     assert whole.count("</s>") == 2 and "<s>" not in whole
     assert text(tokenizer, made.tokens, 0, True) == "xyz</s>"
@@ -120,9 +121,9 @@ def test_what_is_kept_is_what_can_be_learned_from(rows, max_length):
     data = split(rows)
     if not any(fits):
         with pytest.raises(InputError, match=f"Not one of {len(rows)} examples"):
-            completions.encode(data, tokenizer, format="plain", max_length=max_length)
+            instruction_tokens.encode(data, tokenizer, format="plain", max_length=max_length)
         return
-    made = completions.encode(data, tokenizer, format="plain", max_length=max_length)
+    made = instruction_tokens.encode(data, tokenizer, format="plain", max_length=max_length)
     assert made.kept.tolist() == np.flatnonzero(fits).tolist()
     assert made.split.groups.tolist() == (made.kept + 5).tolist()
     for row, place in enumerate(made.kept):
@@ -136,7 +137,7 @@ def test_what_is_kept_is_what_can_be_learned_from(rows, max_length):
 def test_the_cache_tells_formats_apart(tokenizer, tmp_path):
     data = split([("ab", "", "xyz")])
     made = [
-        completions.encode(data, tokenizer, format=name, max_length=400, cache_dir=tmp_path)
+        instruction_tokens.encode(data, tokenizer, format=name, max_length=400, cache_dir=tmp_path)
         for name in ("plain", "alpaca", "plain")
     ]
     lengths = [int(x.tokens.length[0]) for x in made]
@@ -147,18 +148,18 @@ def test_the_cache_tells_formats_apart(tokenizer, tmp_path):
 def test_without_an_end_token_there_is_one_sentence(tokenizer):
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-text token"):
-        completions.encode(split([("a", "", "b")]), tokenizer, format="plain", max_length=9)
+        instruction_tokens.encode(split([("a", "", "b")]), tokenizer, format="plain", max_length=9)
 
 
 def test_choices_become_examples(tokenizer):
     data = split([("q", "", "B"), ("r", "", "A")], choices=[("A", "B", "C"), ("A", "B")])
-    rows, question = completions.of_choices(data)
+    rows, question = instruction_tokens.of_choices(data)
     assert rows.pairs == ["A", "B", "C", "A", "B"]
     assert rows.texts == ["q"] * 3 + ["r"] * 2
     assert question.tolist() == [0, 0, 0, 1, 1]
     assert rows.labels.tolist() == [0, 1, 0, 1, 0]
     with pytest.raises(InputError, match="no choices"):
-        completions.of_choices(split([("q", "", "B")]))
+        instruction_tokens.of_choices(split([("q", "", "B")]))
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -373,8 +374,8 @@ def test_the_real_chat_template_of_qwen(shared):
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "qwen2.5-0.5b-instruct")
     data = split([("Say hello.", "In French.", "Bonjour!")])
-    made = completions.encode(data, tokenizer, format="auto", max_length=64)
-    at = completions.prompt_length(made.tokens)[0]
+    made = instruction_tokens.encode(data, tokenizer, format="auto", max_length=64)
+    at = instruction_tokens.prompt_length(made.tokens)[0]
     ids = made.tokens.ids[0, : made.tokens.length[0]]
     assert tokenizer.decode(ids[:at]).endswith(
         "<|im_start|>user\nSay hello.\n\nIn French.<|im_end|>\n<|im_start|>assistant\n"

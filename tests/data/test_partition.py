@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.data import PARTITIONS, class_counts, partition
-from fedjax_lora.data.dealers import simplex
-from fedjax_lora.data.draw import draw
-from fedjax_lora.errors import InputError
+from fedjax_lora.data.partitioners import simplex
+from fedjax_lora.runs.plots import draw
+from fedjax_lora.core.errors import InputError
 
 ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 1e308])
 
@@ -243,7 +243,7 @@ def test_draw(tmp_path, classes):
 
 
 def test_drawing_folds_the_rarest_classes():
-    from fedjax_lora.data.draw import _layers
+    from fedjax_lora.runs.plots import _layers
 
     counts = np.tile(np.arange(20), (3, 1))
     layers = _layers(counts, [str(n) for n in range(20)])

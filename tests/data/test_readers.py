@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedjax_lora.data import official
-from fedjax_lora.data.readers import read_named
-from fedjax_lora.errors import InputError
+from fedjax_lora.data.datasets import official_formats
+from fedjax_lora.data.datasets.table_readers import read_named
+from fedjax_lora.core.errors import InputError
 
 
 def write(path, text, *, bom=False):
@@ -97,24 +97,24 @@ def test_absent_and_damaged_files(tmp_path):
 
 def test_ag_news(tmp_path):
     path = write(tmp_path / "a.csv", '"3","T ""N"" p","line\\two, more"\n"1","a","b"\n')
-    table = official.read_ag_news(path)
+    table = official_formats.read_ag_news(path)
     assert table.texts == ['T "N" p line\\two, more', "a b"]
     assert table.labels == [2, 0]
-    assert "row 1 has 2 fields" in refusal(official.read_ag_news, write(path, '"1","a"\n'))
-    assert "the class is 'x'" in refusal(official.read_ag_news, write(path, "x,a,b\n"))
+    assert "row 1 has 2 fields" in refusal(official_formats.read_ag_news, write(path, '"1","a"\n'))
+    assert "the class is 'x'" in refusal(official_formats.read_ag_news, write(path, "x,a,b\n"))
 
 
 def test_dbpedia_counts_classes_from_one_only_in_the_official_form(tmp_path):
-    full = official.read_dbpedia(write(tmp_path / "a.csv", '14,"E. D.",abstract\n1,"x"," y"\n'))
+    full = official_formats.read_dbpedia(write(tmp_path / "a.csv", '14,"E. D.",abstract\n1,"x"," y"\n'))
     assert (full.texts, full.labels) == (["abstract", "y"], [13, 0])
-    sample = official.read_dbpedia(write(tmp_path / "b.csv", "0,an abstract\n13,other\n"))
+    sample = official_formats.read_dbpedia(write(tmp_path / "b.csv", "0,an abstract\n13,other\n"))
     assert (sample.texts, sample.labels) == (["an abstract", "other"], [0, 13])
     mixed = write(tmp_path / "c.csv", "0,a\n1,t,b\n")
-    assert "row 2 has 3 fields where 2" in refusal(official.read_dbpedia, mixed)
+    assert "row 2 has 3 fields where 2" in refusal(official_formats.read_dbpedia, mixed)
 
 
 def test_cola(tmp_path):
-    table = official.read_cola(
+    table = official_formats.read_cola(
         write(tmp_path / "a.tsv", 'gj04\t1\t\tHe "ran.\ngj04\t0\t*\tRan he.\n')
     )
     assert (table.texts, table.labels) == (['He "ran.', "Ran he."], ["1", "0"])
@@ -124,9 +124,9 @@ def test_cola(tmp_path):
 def test_qqp_skips_and_counts_only_the_known_defect(tmp_path, header):
     good = '5\t1\t2\tWhy "so?\tHow?\t1\n'
     defect = "7\t1\t2\tWhy?\twhich is enough for the exam? 0\n"
-    table = official.read_qqp(write(tmp_path / "a.tsv", header + defect + good))
+    table = official_formats.read_qqp(write(tmp_path / "a.tsv", header + defect + good))
     assert (table.texts, table.pairs, table.labels) == (['Why "so?'], ["How?"], ["1"])
     assert table.skipped == 1
     assert list(table.rows) == [2 + bool(header)]
     other = write(tmp_path / "b.tsv", header + "7\t1\t2\tWhy?\twhich\n")
-    assert "has 5 fields where 6 are expected" in refusal(official.read_qqp, other)
+    assert "has 5 fields where 6 are expected" in refusal(official_formats.read_qqp, other)

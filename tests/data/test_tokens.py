@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from fedjax_lora.data import Split, encode, tokens
-from fedjax_lora.errors import InputError
+from fedjax_lora.data import Split, encode, tokenization
+from fedjax_lora.core.errors import InputError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 PAD, CLS, SEP, A = 0, 2, 3, 5
@@ -63,7 +63,7 @@ def test_scores_and_chunks(tokenizer, monkeypatch):
     texts = ["a " * n for n in range(1, 8)]
     whole = encode(split(texts, labels=np.ones(7, np.float32)), tokenizer, max_length=16)
     assert whole.label.dtype == np.float32
-    monkeypatch.setattr(tokens, "CHUNK", 3)
+    monkeypatch.setattr(tokenization, "CHUNK", 3)
     parts = encode(split(texts), tokenizer, max_length=16)
     assert all(np.array_equal(a, b) for a, b in zip(whole[:3], parts[:3], strict=True))
 
@@ -105,7 +105,7 @@ def test_cache(tokenizer, tmp_path, monkeypatch):
     first = cached()
     (file,) = folder.iterdir()  # and no temporary file stays
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_tokenise", None)  # it must not be called again
+        patch.setattr(tokenization, "_tokenise", None)  # it must not be called again
         assert all(np.array_equal(a, b) for a, b in zip(first, cached(), strict=True))
         relabelled = data._replace(labels=np.array([5, 6], np.int32))
         assert cached(data=relabelled).label.tolist() == [5, 6]

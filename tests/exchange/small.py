@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, models, trees
-from fedjax_lora.exchange import About, Fitted
-from fedjax_lora.types import LoRA
+from fedjax_lora import lora, models
+from fedjax_lora.core import trees
+from fedjax_lora.interop import About, Fitted
+from fedjax_lora.core.types import LoRA
 
 FAMILIES = ("albert", "bert", "distilbert", "roberta")
 LABELS = ("no", "maybe", "yes")
@@ -58,7 +59,7 @@ def fitted(
 ) -> Fitted:
     """Random factors, of another rank in every layer, on some of the layers."""
     shared = model.config.family == "albert"
-    template = adapters.make_template(
+    template = lora.make_template(
         {"encoder": model.params["encoder"]},
         targets="attention",
         rank=max(ranks),
@@ -73,9 +74,9 @@ def fitted(
             for shape in ((site.inputs, template.rank), (template.rank, site.outputs))
         )
         here = jnp.asarray(ranks if site.stack else ranks[0], jnp.int32)
-        active = adapters.prefix_mask(here, template.rank)
-        mask = adapters.factor_mask({site.path: active & template.layer_mask(site)})
-        adapter |= adapters.keep({site.path: LoRA(jnp.asarray(a), jnp.asarray(b))}, mask)
+        active = lora.prefix_mask(here, template.rank)
+        mask = lora.factor_mask({site.path: active & template.layer_mask(site)})
+        adapter |= lora.keep({site.path: LoRA(jnp.asarray(a), jnp.asarray(b))}, mask)
         gain[site.path] = jnp.where(mask[site.path].b[..., 0], scale, 0.0).astype(jnp.float32)
     head = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.params["head"]

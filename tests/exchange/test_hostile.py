@@ -11,8 +11,8 @@ import pytest
 import small
 from safetensors.numpy import load_file, save_file
 
-from fedjax_lora import InputError, exchange
-from fedjax_lora.adapters import peft_read
+from fedjax_lora import InputError, interop
+from fedjax_lora.interop import peft_reader
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    exchange.save_adapter(tmp_path / "adapter", small.fitted(model), small.about(model))
+    interop.save_adapter(tmp_path / "adapter", small.fitted(model), small.about(model))
     return tmp_path / "adapter"
 
 
@@ -33,7 +33,7 @@ def change(folder: Path, name: str, **values) -> None:
 
 def refused(folder: Path, model, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as error:
-        exchange.load_adapter(folder, model)
+        interop.load_adapter(folder, model)
     assert "\n" not in str(error.value)
 
 
@@ -91,8 +91,8 @@ def test_shapes_are_compared_before_anything_is_read(model, folder, monkeypatch)
     tensors["base_model.model.../../etc/passwd.lora_A.weight"] = np.zeros((2, 2), np.float32)
     tensors["base_model.model.classifier.bias"] = np.zeros(3, np.int64)
     save_file(tensors, file)
-    opened = peft_read._opened
-    monkeypatch.setattr(peft_read, "_opened", lambda path: Headers(opened(path)))
+    opened = peft_reader._opened
+    monkeypatch.setattr(peft_reader, "_opened", lambda path: Headers(opened(path)))
     refused(
         folder,
         model,
@@ -128,8 +128,8 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
     (folder / "fedjax_lora.json").unlink()
     change(folder, "adapter_config.json", base_model_name_or_path=named)
     with pytest.raises(InputError, match="if you trust it, give it with --model"):
-        exchange.open_model(folder)
-    opened = exchange.open_model(folder, base=str(model.folder))
+        interop.open_model(folder)
+    opened = interop.open_model(folder, base=str(model.folder))
     assert opened.about.classes == ("0", "1", "2")
     small.same(opened.fitted, small.fitted(model))
 
@@ -149,7 +149,7 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
 def test_what_a_folder_says_of_itself_is_checked(values, sentence, model, folder):
     change(folder, "fedjax_lora.json", **values)
     with pytest.raises(InputError, match=sentence):
-        exchange.open_model(folder, base=str(model.folder))
+        interop.open_model(folder, base=str(model.folder))
 
 
 @pytest.mark.parametrize("count", ["x", None, 10**9, 0, -1, True, [2]])
@@ -158,7 +158,7 @@ def test_a_number_of_labels_that_is_none_is_explained(count, model, tmp_path):
     values.pop("id2label", None)
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"config\.json says that num_labels is .*; correct it"):
-        exchange.open_model(tmp_path)
+        interop.open_model(tmp_path)
 
 
 def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model, tmp_path):
@@ -171,7 +171,7 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
             json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
         )
         (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
-        exchange.save_merged(tmp_path / "out", small.fitted(model), small.about(model))
+        interop.save_merged(tmp_path / "out", small.fitted(model), small.about(model))
     finally:
         config.write_text(before)
     text = (tmp_path / "out" / "config.json").read_text()
@@ -195,4 +195,4 @@ def test_a_half_head_and_a_lone_factor_are_refused(model, folder):
 def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder):
     (folder / "fedjax_lora.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
-        exchange.open_model(folder, base=str(model.folder))
+        interop.open_model(folder, base=str(model.folder))

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from fedjax_lora import InputError, exchange, models
+from fedjax_lora import InputError, interop, models
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -34,15 +34,15 @@ def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path)
     base = small.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small.load(base)
     ours = small.fitted(model)
-    exchange.save_adapter(tmp_path / "adapter", ours, small.about(model))
+    interop.save_adapter(tmp_path / "adapter", ours, small.about(model))
     close(small.logits(ours), small.torch_logits(in_peft(tmp_path / "adapter", base)))
 
     other = small.load(base, seed=7)  # another pooler and another head
-    stored = exchange.load_adapter(tmp_path / "adapter", other)
-    back = exchange.put_together(stored, other)
+    stored = interop.load_adapter(tmp_path / "adapter", other)
+    back = interop.put_together(stored, other)
     small.same(ours, back)
     assert back.model.fingerprint == model.fingerprint
-    exchange.save_adapter(tmp_path / "again", back, small.about(model))
+    interop.save_adapter(tmp_path / "again", back, small.about(model))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (tmp_path / "adapter" / name).read_bytes()
@@ -54,7 +54,7 @@ def test_a_merged_model_needs_neither_peft_nor_this_library(family, pooling, tmp
     base = small.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small.load(base, pooling=pooling)
     ours, out = small.fitted(model), tmp_path / "merged"
-    exchange.save_merged(out, ours, small.about(model), shard_size=20_000)
+    interop.save_merged(out, ours, small.about(model), shard_size=20_000)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     if pooling == "family":
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
@@ -83,12 +83,12 @@ def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_pat
     base = small.checkpoint(tmp_path, family)
     model = small.load(base, pooling="mean")
     ours, out = small.fitted(model), tmp_path / "adapter"
-    exchange.save_adapter(out, ours, small.about(model))
+    interop.save_adapter(out, ours, small.about(model))
     assert json.loads((out / "adapter_config.json").read_text())["task_type"].startswith("FEATURE")
     encoder = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), out)
     theirs = mean_logits(encoder.eval(), load_file(out / "head.safetensors"))
     close(small.logits(ours), theirs)
-    small.same(ours, exchange.put_together(exchange.load_adapter(out, model), model))
+    small.same(ours, interop.put_together(interop.load_adapter(out, model), model))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -111,9 +111,9 @@ def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
     theirs = peft.get_peft_model(start, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     model = small.load(base)
-    ours = exchange.put_together(exchange.load_adapter(tmp_path / "theirs", model), model)
+    ours = interop.put_together(interop.load_adapter(tmp_path / "theirs", model), model)
     close(small.logits(ours), small.torch_logits(theirs))
-    exchange.save_adapter(tmp_path / "ours", ours, small.about(model))
+    interop.save_adapter(tmp_path / "ours", ours, small.about(model))
     one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("theirs", "ours"))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -130,7 +130,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     )
     ours, out = small.fitted(model, ranks=(4, 2), layers=None), tmp_path / kind
     told = small.about(model, layers=2, max_length=16, base=str(model.folder))
-    save = {"adapter": exchange.save_adapter, "merged": exchange.save_merged}[kind]
+    save = {"adapter": interop.save_adapter, "merged": interop.save_merged}[kind]
     save(out, ours, told)
     text = (out / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
@@ -148,7 +148,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
 def test_a_shard_size_that_is_none_is_explained(tmp_path):
     model = small.load(small.checkpoint(tmp_path, "bert"))
     with pytest.raises(InputError, match="500MB"):
-        exchange.save_merged(
+        interop.save_merged(
             tmp_path / "out", small.fitted(model), small.about(model), shard_size="x"
         )
     assert not (tmp_path / "out").exists()

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import small
 
-from fedjax_lora import InputError, adapters, exchange, methods
+from fedjax_lora import InputError, lora, interop, methods
 from fedjax_lora.methods import Cohort
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 
 def template_for(model, **options):
     base = {"encoder": model.params["encoder"]}
-    return adapters.make_template(base, **{"targets": "attention", "rank": 6} | options)
+    return lora.make_template(base, **{"targets": "attention", "rank": 6} | options)
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +27,28 @@ def model(tmp_path_factory):
 def folder(model, tmp_path_factory):
     """An adapter of ranks 4 and 2 in layers 0 and 2, of scale 1.5, with a head."""
     path = tmp_path_factory.mktemp("adapter")
-    exchange.save_adapter(path, small.fitted(model), small.about(model))
+    interop.save_adapter(path, small.fitted(model), small.about(model))
     return path
 
 
 def begun(model, folder, template, *, keep_scale=True):
-    first = exchange.read_start(folder, model)
-    template = exchange.fitting_template(template, first, keep_scale=keep_scale)
-    fresh = adapters.init(template, jax.random.key(3))
-    return template, fresh, exchange.begin_with(template, fresh, first)
+    first = interop.read_start(folder, model)
+    template = interop.fitting_template(template, first, keep_scale=keep_scale)
+    fresh = lora.init(template, jax.random.key(3))
+    return template, fresh, interop.begin_with(template, fresh, first)
 
 
 def products(template, adapter):
-    return adapters.deltas(adapter, adapters.uniform_gain(template))
+    return lora.deltas(adapter, lora.uniform_gain(template))
 
 
-@pytest.mark.parametrize("rule", list(adapters.SCALES))
+@pytest.mark.parametrize("rule", list(lora.SCALES))
 @pytest.mark.parametrize("keep_scale", [True, False])
 def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, model, folder):
     template = template_for(model, scale=rule, alpha=9.0)
     template, fresh, adapter = begun(model, folder, template, keep_scale=keep_scale)
     ours = small.fitted(model)
-    for path, want in adapters.deltas(ours.adapter, ours.gain).items():
+    for path, want in lora.deltas(ours.adapter, ours.gain).items():
         np.testing.assert_allclose(products(template, adapter)[path], want, atol=1e-5)
         a, b = adapter[path]
         if keep_scale:
@@ -80,8 +80,8 @@ def test_every_method_begins_with_the_model_it_is_given(name, model, folder):
     mine = jax.tree.map(lambda x: x[1:2], method.init_clients(3))
     start = method.broadcast(server, mine, cohort)
     own = products(template, adapter)
-    for path, pair in adapters.fold(start.adapter, start.coefficients).items():
-        change = adapters.delta(LoRA(pair.a[0], pair.b[0]), start.gain[path][0])
+    for path, pair in lora.fold(start.adapter, start.coefficients).items():
+        change = lora.delta(LoRA(pair.a[0], pair.b[0]), start.gain[path][0])
         whole = server.kernels.get(path, kernels[path]) + change
         np.testing.assert_allclose(whole, kernels[path] + own[path], atol=1e-5)
 
@@ -95,12 +95,12 @@ def model_kernel(model, path):
 
 def test_the_head_is_taken_over_and_another_tasks_is_not(model, folder):
     ours = small.fitted(model)
-    taken = exchange.with_parts(model, folder).params["head"]
+    taken = interop.with_parts(model, folder).params["head"]
     jax.tree.map(np.testing.assert_array_equal, taken, ours.head)
     other = dataclasses.replace(
         model, config=dataclasses.replace(model.config, num_labels=2), params=dict(model.params)
     )
-    assert exchange.with_parts(other, folder).params["head"] is model.params["head"]
+    assert interop.with_parts(other, folder).params["head"] is model.params["head"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_an_adapter_that_does_not_fit_the_run_is_explained(options, sentence, mo
 def test_an_adapter_of_another_base_is_refused(model, folder, tmp_path):
     other = small.checkpoint(tmp_path, "bert", seed=1)
     with pytest.raises(InputError, match="trained on another model: its base is"):
-        exchange.with_parts(small.load(other), folder)
+        interop.with_parts(small.load(other), folder)
     with pytest.raises(InputError, match="pooling is 'mean', not 'family'"):
-        exchange.with_parts(small.load(model.folder, pooling="mean"), folder)
+        interop.with_parts(small.load(model.folder, pooling="mean"), folder)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from experiments.faults import harness, trials
-from fedjax_lora import config as configs
-from fedjax_lora.experiment import Assets, load_assets
-from fedjax_lora.programs import programs
+from experiments.robustness.interruptions import harness, trials
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.build import Assets, load_assets
+from fedjax_lora.runs.compilation import programs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_decoders import FAMILIES, random_adapters, saved
 
-from fedjax_lora import adapters, generation, models
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora, models
+from fedjax_lora.evaluation import generation
+from fedjax_lora.core.errors import InputError
 
 NEW = 9
 PROMPTS = [[7, 3, 12, 33, 5, 41, 8], [9, 4], [30, 31, 32, 6]]
@@ -30,7 +31,7 @@ def slowly(loaded, prompt, new, adapter=None, gain=None):
     @jax.jit
     def best(params, ids, length, adapter, gain):
         mask = jnp.arange(width, dtype=length.dtype)[None] < length
-        out = adapters.apply(loaded.module, params, adapter, gain, ids, mask)
+        out = lora.apply(loaded.module, params, adapter, gain, ids, mask)
         return models.logits(params, out.hidden[:, length - 1]).argmax(-1)[0]
 
     ids = np.zeros((1, width), np.int32)
@@ -79,10 +80,10 @@ def test_greedy_equals_transformers(family, tmp_path, key):
 
 
 def test_every_row_its_own_adapter(tiny, key):
-    template = adapters.make_template(tiny.params, targets="attention", rank=3)
+    template = lora.make_template(tiny.params, targets="attention", rank=3)
     many = random_adapters(template, key, 3)
     gain = jax.tree.map(
-        lambda *x: jnp.stack(x), *(adapters.uniform_gain(template, rank) for rank in (1, 2, 3))
+        lambda *x: jnp.stack(x), *(lora.uniform_gain(template, rank) for rank in (1, 2, 3))
     )
     together = generation.generate(
         tiny.module,
@@ -101,13 +102,13 @@ def test_every_row_its_own_adapter(tiny, key):
 
 
 def test_one_adapter_for_all_rows(tiny, key):
-    template = adapters.make_template(tiny.params, targets="all-linear", rank=2)
+    template = lora.make_template(tiny.params, targets="all-linear", rank=2)
     one = random_adapters(template, key)
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
     out = generation.generate(
         tiny.module, tiny.params, *batch(), new_tokens=NEW, adapter=one, gain=gain
     )
-    merged = adapters.merge(tiny.params, one, gain)
+    merged = lora.merge(tiny.params, one, gain)
     want = generation.generate(tiny.module, merged, *batch(), new_tokens=NEW)
     np.testing.assert_array_equal(out.tokens, want.tokens)
 
@@ -143,7 +144,7 @@ def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
 
 def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
     ids, mask = batch()
-    template = adapters.make_template(tiny.params, rank=2)
+    template = lora.make_template(tiny.params, rank=2)
     rule = generation.Sampling()
 
     def run(number):
@@ -155,7 +156,7 @@ def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
             mask,
             new_tokens=3,
             adapter=one,
-            gain=adapters.uniform_gain(template),
+            gain=lora.uniform_gain(template),
             sampling=rule,
             key=jax.random.key(number),
         )

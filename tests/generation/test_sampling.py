@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.generation import GREEDY, Sampling, choose, narrowed
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.evaluation.generation import GREEDY, Sampling, choose, narrowed
 
 RULES = [
     Sampling(temperature=0.7),

@@ -2,7 +2,7 @@
 
 from cohorts import GLOBAL, make_cohort, ranks_for
 
-from fedjax_lora.adapters import Template
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort
 
 WEIGHT = [30.0, 5.0, 0.0, 17.0, 80.0, 2.0]

@@ -9,8 +9,9 @@ import pytest
 from cohorts import GLOBAL, R, make_server
 from mixed import cohort_for
 
-from fedjax_lora import methods, optimizers
-from fedjax_lora.measure import client_footprint, trained_entries
+from fedjax_lora import methods
+from fedjax_lora.federated import optimizers
+from fedjax_lora.federated.diagnostics import client_footprint, trained_entries
 
 BASE = {"kernel": jnp.zeros((10, 10)), "half": jnp.zeros(7, jnp.bfloat16)}  # 414 bytes
 HEAD = {"kernel": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}  # 18 numbers

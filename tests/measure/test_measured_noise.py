@@ -10,11 +10,11 @@ import pytest
 from cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
 from mixed import WEIGHT, cohort_for
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Template
-from fedjax_lora.measure import Aggregation, aggregation_noise, initialization_noise
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Template
+from fedjax_lora.federated.diagnostics import Aggregation, aggregation_noise, initialization_noise
 from fedjax_lora.methods import Cohort, Server
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 every_method = pytest.mark.parametrize("name", methods.METHODS)
 
@@ -40,7 +40,7 @@ def product(pair: LoRA, gain) -> np.ndarray:
 
 def global_models(template: Template, server: Server) -> dict[str, np.ndarray]:
     """Kernel (0 if unchanged by the method) and adapter."""
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
     return {
         path: product(pair, gain[path]) + np.asarray(server.kernels.get(path, 0.0), np.float64)
         for path, pair in server.adapter.items()
@@ -137,7 +137,7 @@ def test_truncation_loses_the_components_cut_off():
     server = server_of("zero_padding")
     start = methods.make("zero_padding", GLOBAL).broadcast(server, (), cohort)
     got = np.asarray(_init(GLOBAL, server, start))
-    gain = adapters.uniform_gain(GLOBAL)
+    gain = lora.uniform_gain(GLOBAL)
     for k, r in enumerate([1, 2, 3]):
         cut = {
             path: product(LoRA(pair.a[..., r:], pair.b[..., r:, :]), gain[path][..., r:])

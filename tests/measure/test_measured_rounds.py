@@ -9,7 +9,8 @@ import problems
 import pytest
 from problems import PADDED, assert_close, bag_rounds
 
-from fedjax_lora import clients, measure, methods, optimizers, rounds
+from fedjax_lora import federated, methods
+from fedjax_lora.federated import diagnostics, optimizers
 
 NAMES = {
     "init_noise", "agg_noise", "ideal_norm", "init_ratio", "agg_ratio", "energy", "stable_rank",
@@ -20,18 +21,18 @@ NAMES = {
 @functools.cache
 def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
     problem = problems.bag()
-    look = measure.make_measure(
+    look = diagnostics.make_measure(
         problem.template,
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),
     )
-    fn = rounds.make_round(
+    fn = federated.make_round(
         methods.make(method, problem.template),
         problem.template,
         problems.training("bag"),
         mode=mode,
         wave=2 if mode == "vmap" else 1,
-        mesh=clients.client_mesh(problems.DEVICES) if mode == "sharded" else None,
+        mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
         measure=look,
     )
     return bag_rounds(method, mode)._replace(fn=fn)

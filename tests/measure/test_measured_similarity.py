@@ -9,7 +9,7 @@ import pytest
 from cohorts import GLOBAL, R, make_cohort, play
 
 from fedjax_lora import methods
-from fedjax_lora.measure import module_cosines
+from fedjax_lora.federated.diagnostics import module_cosines
 
 _cosines = jax.jit(module_cosines)
 WEIGHT = [3.0, 1.0, 0.0, 2.0, 1.0]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from cohorts import GLOBAL, R, make_cohort, play
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.measure import delta_spectrum, effective_rank, energy_beyond, stable_rank
-from fedjax_lora.measure.spectrum import layer_mean
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.federated.diagnostics import delta_spectrum, effective_rank, energy_beyond, stable_rank
+from fedjax_lora.federated.diagnostics.spectrum import layer_mean
 
 _spectrum = jax.jit(delta_spectrum, static_argnums=0)
 
@@ -23,7 +23,7 @@ def test_singular_values_are_those_of_the_dense_delta(name: str):
     server = cohorts.make_server(method, GLOBAL)
     after = play(name, GLOBAL, cohort, server=server).outcome.server
     found = _spectrum(GLOBAL, after, server.kernels)
-    gain = adapters.uniform_gain(GLOBAL)
+    gain = lora.uniform_gain(GLOBAL)
     everything, missed = 0.0, np.zeros(R)
     for path, pair in after.adapter.items():
         a, b, g = (np.asarray(x, np.float64) for x in (*pair, gain[path]))

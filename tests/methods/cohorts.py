@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Site, Template
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Site, Template
 from fedjax_lora.methods import Cohort, Method, Outcome, Server, Start
-from fedjax_lora.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, LoRA
 
 R = 4
 CLIENTS = 6
@@ -167,7 +167,7 @@ def in_two_factors(method: Method) -> Method:
     def broadcast(*given: Any) -> Start:
         start = method.broadcast(*given)
         return start._replace(
-            adapter=adapters.fold(start.adapter, start.coefficients), coefficients=()
+            adapter=lora.fold(start.adapter, start.coefficients), coefficients=()
         )
 
     return dataclasses.replace(method, broadcast=broadcast)
@@ -318,12 +318,12 @@ def assert_trees_equal(ours: Any, want: Any) -> None:
 
 def server_delta(template: Template, server: Server) -> dict[str, jax.Array]:
     """What the server's model adds to its kernels."""
-    return adapters.deltas(server.adapter, adapters.uniform_gain(template))
+    return lora.deltas(server.adapter, lora.uniform_gain(template))
 
 
 def client_deltas(start: Start, adapter: Adapter) -> dict[str, jax.Array]:
     """What each client's model adds to its kernels, ``[c, (L,) i, o]``."""
-    return adapters.deltas(adapter, start.gain)
+    return lora.deltas(adapter, start.gain)
 
 
 def client(tree: Any, n: int) -> Any:

@@ -21,10 +21,10 @@ from cohorts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
 PATHS = [site.path for site in GLOBAL.sites]
@@ -43,8 +43,8 @@ def aggregate(spec: str, cohort: Cohort, result: cohorts.Adapter, server: method
 
 def prefixed(cohort: Cohort, seed: int) -> cohorts.Adapter:
     """Random clients, zero beyond their rank."""
-    mask = adapters.factor_mask(
-        adapters.spread(GLOBAL, adapters.prefix_mask(jnp.asarray(cohort.rank), R))
+    mask = lora.factor_mask(
+        lora.spread(GLOBAL, lora.prefix_mask(jnp.asarray(cohort.rank), R))
     )
     return jax.tree.map(
         lambda x, m: np.where(m, x, np.float32(0)),
@@ -104,7 +104,7 @@ def test_zero_padding_of_one_client_loses_nothing():
     padded = prefixed(cohort, 0)
     gain = {p: np.full((*x.a.shape[:-2], R), 1.5, np.float32) for p, x in padded.items()}
     for n, r in enumerate(cohort.rank):
-        whole = adapters.deltas(client(padded, n), cohorts.on_device(client(gain, n)))
+        whole = lora.deltas(client(padded, n), cohorts.on_device(client(gain, n)))
         for path in PATHS:
             a, b = (x[n] for x in padded[path])
             assert_close(whole[path], 1.5 * a[..., :r].astype(np.float64) @ b[..., :r, :], 1e-6)

@@ -8,11 +8,11 @@ import oracles
 import pytest
 from cohorts import GLOBAL, PER_CLIENT, R, assert_close, client, make_cohort
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods import Cohort, Server, Start
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 RANK = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 0.0, 2.0]
@@ -21,7 +21,7 @@ PATHS = [site.path for site in GLOBAL.sites]
 
 
 def fresh_server(template: Template = GLOBAL) -> Server:
-    return Server(adapters.init(template, jax.random.key(0)), {})
+    return Server(lora.init(template, jax.random.key(0)), {})
 
 
 def directions_and_coefficients(
@@ -155,9 +155,9 @@ def test_the_first_coefficients(first: float):
 def test_directions_have_length_one_and_zeros_stay():
     method = methods.make("fedrora", GLOBAL)
     adapter = cohorts.random_adapter(GLOBAL, 0)
-    mask = adapters.factor_mask(adapters.spread(GLOBAL, jnp.arange(R) < 2))
+    mask = lora.factor_mask(lora.spread(GLOBAL, jnp.arange(R) < 2))
     assert method.project is not None
-    projected = method.project(adapters.keep(cohorts.on_device(adapter), mask))
+    projected = method.project(lora.keep(cohorts.on_device(adapter), mask))
     for name, pair in cohorts.matrices(GLOBAL, projected).items():
         before = cohorts.matrices(GLOBAL, adapter)[name]
         assert_close(pair.B[:, :2], before.B[:, :2] / np.linalg.norm(before.B[:, :2], axis=0), 1e-6)

@@ -17,9 +17,9 @@ import pytest
 from cohorts import EXACT, make_cohort, ranks_for
 from test_oracles import compare
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.types import LoRA
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.core.types import LoRA
 
 every_method = pytest.mark.parametrize("name", list(methods.METHODS))
 
@@ -50,7 +50,7 @@ def change_of_model(
     result = {site.path: cohorts.pair(a, b)}
     state = method.init_clients(len(weight))
     after = aggregate(server, state, cohort, start, result).server
-    delta = adapters.deltas(after.adapter, adapters.uniform_gain(template))[site.path]
+    delta = lora.deltas(after.adapter, lora.uniform_gain(template))[site.path]
     return np.asarray(delta + after.kernels.get(site.path, kernel))
 
 

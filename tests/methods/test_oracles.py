@@ -12,10 +12,11 @@ import oracles
 import pytest
 from cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
 
-from fedjax_lora import adapters, methods, specs
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort, Outcome
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 # Ours is float32 (unit roundoff 6e-8), the oracle float64. An average of at most six terms, and a
 # product of at most 6 * 4 components, are good to a few roundoffs of the largest entry. Singular
@@ -48,7 +49,7 @@ def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3
     method, _ = cohorts.compiled(spec, template)
     server = cohorts.make_server(method, template, seed)
     played = play(spec, template, cohort, server=server, seed=seed)
-    name, options = specs.parse(spec)
+    name, options = registry.parse(spec)
     round = cohorts.oracle_round(spec, template, server, cohort, played)
     want = oracles.ORACLES[name](round, **options)
     got = cohorts.matrices(template, played.outcome.server.adapter)
@@ -187,7 +188,7 @@ def absent_components_count_with_full_weight(cohort: Cohort) -> jax.Array:
 
 
 def absent_clients_count(cohort: Cohort) -> jax.Array:
-    own = adapters.prefix_mask(cohort.rank, R).astype(jnp.float32)
+    own = lora.prefix_mask(cohort.rank, R).astype(jnp.float32)
     return own / jnp.maximum(jnp.sum(own, axis=0, keepdims=True), 1.0)
 
 

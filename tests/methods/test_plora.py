@@ -23,10 +23,10 @@ from cohorts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora import adapters, methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.methods import plora
-from fedjax_lora.types import LoRA
+from fedjax_lora import lora, methods
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import fed_plora
+from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 MODES = ["random", "prefix", "round_robin"]
@@ -35,7 +35,7 @@ MODES = ["random", "prefix", "round_robin"]
 def sets(mode: str, rank, most: int, *, seed: int = 0, ids=None, round: int = 0) -> np.ndarray:
     cohort = cohorts.make_cohort(GLOBAL, rank, ids=ids, round=round)
     size = jax.random.uniform(jax.random.key(1), (most,))  # importance
-    return np.asarray(plora.select(cohort, jax.random.key(seed), size, selection=mode))
+    return np.asarray(fed_plora.select(cohort, jax.random.key(seed), size, selection=mode))
 
 
 def test_importance_takes_the_largest():
@@ -66,7 +66,7 @@ def test_random_modules_are_chosen_equally_often():
     rank = np.array([1, 2, 4], np.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(draws))
     cohort = cohorts.make_cohort(GLOBAL, rank)
-    select = lambda key: plora.select(cohort, key, jnp.zeros(most), selection="random")  # noqa: E731
+    select = lambda key: fed_plora.select(cohort, key, jnp.zeros(most), selection="random")  # noqa: E731
     chosen = np.asarray(jax.jit(jax.vmap(select))(keys))  # [draws, client, R]
 
     def expect(observed: np.ndarray, p: float) -> None:
@@ -255,6 +255,6 @@ def test_gain_of_everything_is_the_servers():
     start = methods.make("fed_plora", GLOBAL).broadcast(
         methods.Server(cohorts.random_adapter(GLOBAL, 0), {}), (), make_cohort(GLOBAL, MIXED)
     )
-    want = adapters.uniform_gain(GLOBAL)
+    want = lora.uniform_gain(GLOBAL)
     for n in range(CLIENTS):
         assert_trees_equal(client(start.gain, n), want)

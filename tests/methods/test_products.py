@@ -24,9 +24,9 @@ from cohorts import (
 )
 
 from fedjax_lora import methods
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.methods.products import refactor
-from fedjax_lora.types import LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods.svd import refactor
+from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]

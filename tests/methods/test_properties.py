@@ -29,11 +29,12 @@ from cohorts import (
 )
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_lora import adapters, methods, specs
-from fedjax_lora.adapters import Site, Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.methods import Cohort, Outcome, Server, Start
-from fedjax_lora.types import LoRA
+from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
@@ -144,7 +145,7 @@ def test_one_client_of_low_rank_gets_its_components_back(spec: str):
     if method_name(spec) in oracles.PRODUCT_SPACE | {"florist"} | oracles.HOLD_ALL:
         assert_trees_close(effective(GLOBAL, server, after), jax.device_get(delta))
         return
-    mine = adapters.deltas(after.adapter, adapters.uniform_gain(GLOBAL, 2))
+    mine = lora.deltas(after.adapter, lora.uniform_gain(GLOBAL, 2))
     assert_trees_close(mine, delta)
     rest = lambda tree: {path: (p.a[..., 2:], p.b[..., 2:, :]) for path, p in tree.items()}  # noqa: E731
     assert_trees_equal(rest(after.adapter), rest(server.adapter))
@@ -167,7 +168,7 @@ def test_identical_clients_agree_on_their_model(spec: str, rank: int):
     if method_name(spec) in FACTORED:
         ours = effective(GLOBAL, server, after)
     else:
-        ours = adapters.deltas(after.adapter, adapters.uniform_gain(GLOBAL, rank))
+        ours = lora.deltas(after.adapter, lora.uniform_gain(GLOBAL, rank))
     assert_trees_close(
         jax.device_get(ours), jax.device_get(client(client_deltas(start, result), 0))
     )
@@ -401,7 +402,7 @@ ONE_MEAN = {"zero_padding", "masked_mean", "replication", "fed_plora"}
 @pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) in ONE_MEAN])
 def test_with_equal_ranks_all_averages_are_plain_averaging(spec: str):
     """Parallel modules as well, where everybody trains all of them."""
-    name, options = specs.parse(spec)
+    name, options = registry.parse(spec)
     weights = options.get("weights", "uniform" if name == "fed_plora" else "examples")
     plain = f"fedit(weights={weights!r})" if weights == "uniform" else "fedit"
     server = server_for(plain)
@@ -550,7 +551,7 @@ def sent_bytes(start: Start, n: int, factors: str = "ab") -> int:
 @every_spec
 def test_traffic_is_the_size_of_what_is_sent(spec: str):
     """Byte counts against really serialised factors and index lists."""
-    name, options = specs.parse(spec)
+    name, options = registry.parse(spec)
     template = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
     method = methods.make(spec, template)
     rank = ranks_for(spec, [1, 3, 2, 4, 2, 1], 3)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fedjax_lora import models, trees
-from fedjax_lora.errors import InputError
-from fedjax_lora.models import tensors
+from fedjax_lora import models
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models.huggingface import tensors
 
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 

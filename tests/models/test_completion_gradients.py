@@ -7,9 +7,9 @@ import pytest
 import small_decoders as decoders
 from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-from fedjax_lora import adapters, clients, models
-from fedjax_lora.clients.objective import TokenBatch
-from fedjax_lora.types import Trained
+from fedjax_lora import lora, federated, models
+from fedjax_lora.federated.objectives import TokenBatch
+from fedjax_lora.core.types import Trained
 
 PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but its prompt
 
@@ -19,14 +19,14 @@ PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but
 def test_loss_and_gradients(chunk_numbers, tmp_path, key):
     folder, model = decoders.saved(tmp_path, "llama")
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, key=key)
-    template = adapters.make_template(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)
+    template = lora.make_template(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)
     factors = jax.tree.map(
         lambda leaf: 0.3 * jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape),
-        adapters.init(template, key),
+        lora.init(template, key),
     )
     texts = decoders.texts()
     learned = texts.attention_mask & (np.arange(11) >= PROMPTS)
-    objective = clients.causal_lm(
+    objective = federated.causal_lm(
         loaded.module, (11,), logits=models.logits, chunk_numbers=chunk_numbers
     )
     batch = TokenBatch(*map(jnp.asarray, (*texts, learned.astype(np.int32), np.zeros(4, np.int32))))
@@ -35,7 +35,7 @@ def test_loss_and_gradients(chunk_numbers, tmp_path, key):
     @jax.jit
     @jax.value_and_grad
     def loss(factors, base):
-        gain = adapters.uniform_gain(template)
+        gain = lora.uniform_gain(template)
         return objective.loss(base, Trained(factors, {}), gain, None, batch, valid, key)
 
     value, gradient = loss(factors, loaded.params)

@@ -9,7 +9,7 @@ import pytest
 import small_decoders as decoders
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.models.rope import Rope
 
 

@@ -10,8 +10,9 @@ import pytest
 import small_decoders as decoders
 from safetensors.numpy import load_file, save_file
 
-from fedjax_lora import models, trees
-from fedjax_lora.errors import InputError
+from fedjax_lora import models
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
 
 
 def load(folder, key, **options):

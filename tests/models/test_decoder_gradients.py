@@ -7,24 +7,24 @@ import pytest
 import small_decoders as decoders
 from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-from fedjax_lora import adapters, exchange, models
+from fedjax_lora import lora, interop, models
 
 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
-    template = adapters.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
     names = {site.path.rpartition("/")[2] for site in template.sites}
     assert len(names) == 7
     factors = decoders.random_adapters(template, key)
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
     batch = decoders.texts()
 
     @jax.jit
     @jax.value_and_grad
     def loss(factors, params):
-        out = adapters.apply(loaded.module, params, factors, gain, *batch)
+        out = lora.apply(loaded.module, params, factors, gain, *batch)
         scores = jax.nn.log_softmax(models.logits(params, out.hidden[:, :-1]))
         chosen = jnp.take_along_axis(scores, jnp.asarray(batch.input_ids)[:, 1:, None], axis=-1)
         return -jnp.mean(chosen[..., 0], where=jnp.asarray(batch.attention_mask)[:, 1:])
@@ -53,7 +53,7 @@ def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, k
 )
 def test_presets_know_the_names(preset, names):
     params = models.tiny(family="llama", num_labels=None).params
-    sites = adapters.make_template(params, targets=preset, rank=2).sites
+    sites = lora.make_template(params, targets=preset, rank=2).sites
     assert {site.path.rpartition("/")[2] for site in sites} == names
     assert all(site.stack == (2,) for site in sites)
 
@@ -68,18 +68,18 @@ def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, 
     folder, model = decoders.saved(tmp_path, family, task)
     labels = 3 if task == "SequenceClassification" else None
     loaded = models.load(str(folder), num_labels=labels, scan_unroll=1, key=key)
-    template = adapters.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
     factors = decoders.random_adapters(template, key)
-    gain = adapters.uniform_gain(template)
-    fitted = exchange.Fitted(loaded, template.sites, factors, gain, loaded.params["head"])
-    about = exchange.About(base=str(folder), base_sha256=loaded.fingerprint)
-    exchange.save_adapter(tmp_path / "adapter", fitted, about)
+    gain = lora.uniform_gain(template)
+    fitted = interop.Fitted(loaded, template.sites, factors, gain, loaded.params["head"])
+    about = interop.About(base=str(folder), base_sha256=loaded.fingerprint)
+    interop.save_adapter(tmp_path / "adapter", fitted, about)
     batch = decoders.texts(left=True)
     base = decoders.torch_logits(model, batch)
     want = decoders.torch_logits(
         peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval(), batch
     )
-    out = adapters.apply(loaded.module, loaded.params, factors, gain, *batch)
+    out = lora.apply(loaded.module, loaded.params, factors, gain, *batch)
     got = out if labels else models.logits(loaded.params, out.hidden)
     at = slice(None) if labels else batch.attention_mask
     got, want, base = np.asarray(got)[at], want[at], base[at]

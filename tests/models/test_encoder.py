@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 IDS = np.arange(3, 17, dtype=np.int32).reshape(2, 7)
 MASK = np.arange(7)[None] < np.array([[7], [4]])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 BERT = {"model_type": "bert"}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-from fedjax_lora import adapters, models
+from fedjax_lora import lora, models
 
 TARGETS = {
     "bert": ["query", "value", "attention.output.dense"],
@@ -22,19 +22,19 @@ PATHS = r"attention/(query|value|output)$"
 def test_gradients_of_factors(family, saved, texts, key):
     folder, model = saved(family)
     loaded = models.load(str(folder), num_labels=3, scan_unroll=1, key=key)
-    template = adapters.make_template(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)
+    template = lora.make_template(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)
     factors = jax.tree.map(
         lambda leaf: 0.3 * jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape),
-        adapters.init(template, key),
+        lora.init(template, key),
     )
-    gain = adapters.uniform_gain(template)
+    gain = lora.uniform_gain(template)
     batch = texts(pad=loaded.config.pad_token_id, segments=1)
     labels = np.array([0, 2, 1, 2])
 
     @jax.jit
     @jax.value_and_grad
     def loss(factors, params):
-        logits = adapters.apply(
+        logits = lora.apply(
             loaded.module, params, factors, gain, batch.input_ids, batch.attention_mask
         )
         chosen = jax.nn.log_softmax(logits)[jnp.arange(4), labels]

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
-from fedjax_lora.models import hub, sources
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models.huggingface import download, registry
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_minilm_comes_from_its_package_without_importing_it(key):
 
 def test_pinned_digest_is_checked(saved, key, monkeypatch):
     folder, _ = saved("bert")
-    monkeypatch.setattr(sources, "_packaged", lambda model: folder)
+    monkeypatch.setattr(registry, "_packaged", lambda model: folder)
     with pytest.raises(InputError, match="is not the published file: its sha256 is"):
         load("minilm", key)
 
@@ -74,7 +74,7 @@ def test_hub_that_cannot_be_reached(cut_off, key):
 def test_hub_that_never_answers(cut_off, key, monkeypatch):
     import huggingface_hub.constants as constants
 
-    monkeypatch.setattr(hub, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")

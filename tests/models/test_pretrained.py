@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from fedjax_lora import models
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
 
 
 def load(name, key, **options):

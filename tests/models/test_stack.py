@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import small_decoders as decoders
 
-from fedjax_lora import models, rounds
-from fedjax_lora.models import stack
+from fedjax_lora import models, federated
+from fedjax_lora.models import layer_stack
 
 IDS = np.arange(3, 17, dtype=np.int32).reshape(2, 7)
 MASK = np.arange(7)[None] < np.array([[7], [4]])
@@ -21,7 +21,7 @@ def logits(model, params):
 
 
 def apart(model):
-    return stack.by_layer(model.params, lambda path: models.is_stacked(model.config, path))
+    return layer_stack.by_layer(model.params, lambda path: models.is_stacked(model.config, path))
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mistral"])
@@ -62,7 +62,7 @@ def test_changed_kernels_take_the_form_of_the_base():
     model = models.tiny()
     path = "encoder/layers/attention/query"
     kernel = 2 * model.params["encoder"]["layers"]["attention"]["query"]["kernel"]
-    changed = rounds.with_kernels(models.frozen(model), {path: kernel})
+    changed = federated.with_kernels(models.frozen(model), {path: kernel})
     parts = changed["encoder"]["layers"]["attention"]["query"]["kernel"]
     assert isinstance(parts, tuple)
     np.testing.assert_array_equal(jnp.stack(parts), kernel)
@@ -84,7 +84,7 @@ class Masks(nn.Module):
             return jax.lax.dynamic_update_index_in_dim(masks, layer(x), at, 0), at + 1
 
         start = (jnp.zeros((3, *x.shape)), jnp.zeros((), jnp.int32))
-        return stack.run(Drop(name="layers"), step, start, count=3, scan_unroll=self.unroll)[0]
+        return layer_stack.run(Drop(name="layers"), step, start, count=3, scan_unroll=self.unroll)[0]
 
 
 @pytest.mark.parametrize("unroll", [1, 3])

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from experiments.benchmarks import peft_client
-from experiments.benchmarks.whole.work import Work
+from experiments.benchmarks.end_to_end.work import Work
 
 EVAL_BATCH = 64
 

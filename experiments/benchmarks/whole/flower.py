@@ -19,9 +19,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from experiments.benchmarks.whole import federated
-from experiments.benchmarks.whole import work as files
-from experiments.benchmarks.whole.work import Work
+from experiments.benchmarks.end_to_end import federated
+from experiments.benchmarks.end_to_end import work as files
+from experiments.benchmarks.end_to_end.work import Work
 
 CORES = os.cpu_count() or 1
 

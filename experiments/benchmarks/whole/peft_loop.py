@@ -5,8 +5,8 @@ from typing import Any
 import peft
 import torch
 
-from experiments.benchmarks.whole import federated
-from experiments.benchmarks.whole.work import Work
+from experiments.benchmarks.end_to_end import federated
+from experiments.benchmarks.end_to_end.work import Work
 
 
 def run(work: Work) -> dict[str, Any]:

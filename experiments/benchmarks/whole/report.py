@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.whole import RESULTS
-from experiments.markdown import as_table, put
-from fedjax_lora.plots import COLOURS, style
+from experiments.benchmarks.end_to_end import RESULTS
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import COLOURS, style
 
 LABELS = {
     "ours-warm": "`fedjax-lora run`, warm cache",

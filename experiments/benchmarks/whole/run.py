@@ -12,9 +12,9 @@ from typing import Any
 import tyro
 
 from experiments.benchmarks.processes import ROOT, Outcome, watch
-from experiments.benchmarks.whole import CONTENDERS, RESULTS
-from experiments.benchmarks.whole.setting import Setting, lay_out
-from experiments.turns import machine
+from experiments.benchmarks.end_to_end import CONTENDERS, RESULTS
+from experiments.benchmarks.end_to_end.setting import Setting, lay_out
+from experiments.tools.alternate import machine
 
 
 def ours(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,18 +7,12 @@ import pathlib
 import numpy as np
 
 from experiments.benchmarks.cohort import base
-from experiments.benchmarks.whole import work
-from fedjax_lora import experiment, models, optimizers
-from fedjax_lora.config import (
-    DataConfig,
-    ExecutionConfig,
-    FederationConfig,
-    LocalConfig,
-    ModelConfig,
-    RunConfig,
-    to_dict,
-)
-from fedjax_lora.data.shapes import fitting
+from experiments.benchmarks.end_to_end import work
+from fedjax_lora.runs import build
+from fedjax_lora import models
+from fedjax_lora.federated import optimizers
+from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig, to_dict
+from fedjax_lora.data.batch_shapes import fitting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +60,7 @@ def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
 def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dict[str, int]:
     """Write the model, our config, and the work of all rounds; returns what `tokens` counts."""
     base.write("minilm", folder / "model", data_dir)
-    made = experiment.prepare(config(setting, str(folder / "model"), data_dir))
+    made = build.prepare(config(setting, str(folder / "model"), data_dir))
     (folder / "config.json").write_text(json.dumps(to_dict(made.config)), encoding="utf-8")
     task = made.assets.task
     splits = {"train": task.train, "test": task.test}
@@ -84,7 +78,7 @@ def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dic
     return tokens(made, rounds)
 
 
-def tokens(made: experiment.Experiment, rounds: work.Rounds) -> dict[str, int]:
+def tokens(made: build.Experiment, rounds: work.Rounds) -> dict[str, int]:
     """Tokens of all training batches, without padding and as the contenders make room for them."""
     length, shapes = made.federation.length, made.recipe.shapes
     total = {"real": 0, "padded to a batch's longest": 0, "room in our shapes": 0}
@@ -98,7 +92,7 @@ def tokens(made: experiment.Experiment, rounds: work.Rounds) -> dict[str, int]:
     return total
 
 
-def _rounds(made: experiment.Experiment) -> work.Rounds:
+def _rounds(made: build.Experiment) -> work.Rounds:
     local, how, count = made.config.local, made.config.execution, made.config.federation.rounds
     factor = optimizers.schedule(local.schedule, rounds=count)
     rates = [local.learning_rate * float(np.asarray(factor(t))) for t in range(count)]
@@ -117,7 +111,7 @@ def _rounds(made: experiment.Experiment) -> work.Rounds:
     )
 
 
-def _start(made: experiment.Experiment) -> dict[str, np.ndarray]:
+def _start(made: build.Experiment) -> dict[str, np.ndarray]:
     """The first global adapter: PyTorch's ``[R, i]`` by module name."""
     config = made.assets.model.config
     return {
