@@ -4,15 +4,15 @@
 >>> RunConfig().federation.method
 'fed_plora'
 
-``fedjax_lora.run(config)`` runs a config to its end; `fedjax_lora.adapters`, `clients` and
+``fedjax_lora.run(config)`` runs a config to its end; `fedjax_lora.lora`, `clients` and
 `methods` are the parts it is made of.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from fedjax_lora.runs.run import run

@@ -1,4 +1,4 @@
-"""Federated LoRA on a Flax model and a loss of your own: ``python -m experiments.own_model.run``.
+"""Federated LoRA on a Flax model and a loss of your own: ``python -m experiments.examples.own_model``.
 
 A small convolution-free image model is trained on upright handwritten digits (scikit-learn's, 8 x
 8). Then 20 clients, each with digits turned by a quarter and of few classes, adapt it together:
@@ -16,12 +16,11 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from fedjax_lora import lora, federated, data, methods
-from fedjax_lora.evaluation import predict as prediction
-from fedjax_lora.federated import optimizers
-from fedjax_lora.federated import Objective, Score
-from fedjax_lora.federated.planning import Federation
+from fedjax_lora import data, federated, lora, methods
 from fedjax_lora.core.types import Array, Gain, Key, Params, Trained
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.federated import Objective, Score, optimizers
+from fedjax_lora.federated.planning import Federation
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RANKS = (1, 2, 4, 8)

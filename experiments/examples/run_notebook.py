@@ -1,4 +1,4 @@
-"""Execute the example notebook and keep what it shows: ``python -m experiments.notebook.run``."""
+"""Execute the example notebook and keep what it shows: ``python -m experiments.examples.run_notebook``."""
 
 import hashlib
 import pathlib

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.tools.study import Part, Results, is_run
+from fedjax_lora.runs.plots import look, style
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import spread
-from fedjax_lora.runs.plots import look, style
 
 WIDTH = 4.2  # inches of a panel
 COLUMNS = 3

@@ -2,15 +2,15 @@
 
 Commands:
 
-    python -m experiments.full --only hlora                         # resumable at any time
+    python -m experiments.tools.full --only hlora                         # resumable at any time
 """
 
 import sys
 
 import tyro
 
-from experiments.tools.runner import main
 from experiments.tools.registry import STUDIES
+from experiments.tools.runner import main
 
 
 def full(data_dir: str | None = None, only: tuple[str, ...] = ()) -> int:

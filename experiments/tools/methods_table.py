@@ -1,4 +1,4 @@
-"""The README's table of methods, from the registry: ``python -m experiments.methods_table``."""
+"""The README's table of methods, from the registry: ``python -m experiments.tools.methods_table``."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""How many small runs are planned, and how long they take: ``python -m experiments.plan``."""
+"""How many small runs are planned, and how long they take: ``python -m experiments.tools.plan``."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""What the README says of the demo: ``python -m experiments.demo.report``."""
+"""What the README says of the demo: ``python -m experiments.tools.readme_demo``."""
 
 import json
 import pathlib

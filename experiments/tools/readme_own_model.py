@@ -1,9 +1,9 @@
-"""What the README says of a model of one's own: ``python -m experiments.own_model.report``."""
+"""What the README says of a model of one's own: ``python -m experiments.tools.readme_own_model``."""
 
 import json
 
-from experiments.tools.markdown import put
 from experiments.examples.own_model import RESULTS
+from experiments.tools.markdown import put
 
 
 def sentence() -> str:

@@ -2,7 +2,7 @@
 
 from experiments.papers.byun_lee import STUDY as BYUN_LEE
 from experiments.papers.fed_plora import STUDY as FED_PLORA
-from experiments.papers.hlora import STUDY as HLORA
 from experiments.papers.fed_plora_vs_flexlora import STUDY as OPEN_QUESTION
+from experiments.papers.hlora import STUDY as HLORA
 
 STUDIES = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)

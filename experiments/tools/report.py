@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.tools.claims import NOT_RUN, RULE, Claim, course, last, spread
 from experiments.tools.figures import accuracy_figure, finished
 from experiments.tools.markdown import as_table, put
 from experiments.tools.study import ROOT, SIZES, Part, Results, Study, distinct, results
-from experiments.tools.claims import NOT_RUN, RULE, Claim, course, last, spread
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import estimate
 

@@ -12,16 +12,16 @@ from experiments.tools import alternate
 from experiments.tools.study import Size, Stage, Study, distinct
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.runs.sweep import grid
-from fedjax_lora.runs.sweep.runner import Finished, check, run_missing
-from fedjax_lora.runs.sweep.grid import Cell
-from fedjax_lora.runs.sweep.shared_assets import Shelf
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
+from fedjax_lora.runs.sweep import grid
+from fedjax_lora.runs.sweep.grid import Cell
+from fedjax_lora.runs.sweep.runner import Finished, check, run_missing
+from fedjax_lora.runs.sweep.shared_assets import Shelf
 
 Told = Callable[[str], Any]
 

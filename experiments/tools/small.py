@@ -2,18 +2,18 @@
 
 Commands:
 
-    python -m experiments.small --data-dir DATA                     # resumable at any time
-    python -m experiments.small --data-dir DATA --only byun_lee
-    python -m experiments.plan                                      # how many, and how long
-    python -m experiments.reports                                   # the READMEs from the files
+    python -m experiments.tools.small --data-dir DATA                     # resumable at any time
+    python -m experiments.tools.small --data-dir DATA --only byun_lee
+    python -m experiments.tools.plan                                      # how many, and how long
+    python -m experiments.tools.write_reports                                   # the READMEs from the files
 """
 
 import sys
 
 import tyro
 
-from experiments.tools.runner import main
 from experiments.tools.registry import STUDIES
+from experiments.tools.runner import main
 
 
 def small(data_dir: str, only: tuple[str, ...] = ()) -> int:

@@ -4,12 +4,20 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.compilation import Programs
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
 from fedjax_lora.runs.sweep import record_store
 from fedjax_lora.runs.sweep.grid import Cell, changed
 from fedjax_lora.runs.sweep.record_store import Record
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
-from fedjax_lora.runs.build import Assets
-from fedjax_lora.runs.compilation import Programs
 
 ROOT = pathlib.Path(__file__).parent
 
@@ -22,7 +30,7 @@ Records = Mapping[RunConfig, Record]
 """Finished runs."""
 
 Changes = dict[str, Any]
-"""Values by dotted field of the config, as `fedjax_lora.compare.grid.changed` takes them."""
+"""Values by dotted field of the config, as `fedjax_lora.runs.sweep.grid.changed` takes them."""
 
 Work = Callable[[RunConfig, Assets, Programs], Any]
 """Does what a run is replaced by; returns what has ``history`` and ``summary``."""

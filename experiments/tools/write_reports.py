@@ -1,16 +1,16 @@
-"""The READMEs of all reruns from their result files: ``python -m experiments.reports``."""
+"""The READMEs of all reruns from their result files: ``python -m experiments.tools.write_reports``."""
 
 import collections
 
 from experiments.papers.byun_lee.report import REPORT as BYUN_LEE
 from experiments.papers.fed_plora.report import REPORT as FED_PLORA
-from experiments.papers.hlora.report import REPORT as HLORA
-from experiments.tools.markdown import as_table, put
 from experiments.papers.fed_plora_vs_flexlora.differences import outcome
 from experiments.papers.fed_plora_vs_flexlora.report import REPORT as OPEN_QUESTION
-from experiments.tools.study import distinct, results
-from experiments.tools.report import publish
+from experiments.papers.hlora.report import REPORT as HLORA
 from experiments.tools.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
+from experiments.tools.markdown import as_table, put
+from experiments.tools.report import publish
+from experiments.tools.study import distinct, results
 
 REPORTS = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)

@@ -9,9 +9,9 @@ import tyro
 from rich.console import Console
 from rich.status import Status
 
-from fedjax_lora.runs.sweep.grid import Grid, name, parse_vary
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.sweep.grid import Grid, name, parse_vary
 
 if TYPE_CHECKING:
     from fedjax_lora.runs.sweep.runner import Comparison, Finished

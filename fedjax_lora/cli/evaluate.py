@@ -13,8 +13,8 @@ from fedjax_lora.core.errors import InputError, raise_all
 
 if TYPE_CHECKING:
     from fedjax_lora import data
-    from fedjax_lora.runs.evaluate import Assess
     from fedjax_lora.interop import Opened
+    from fedjax_lora.runs.evaluate import Assess
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,11 @@ def main(args: Sequence[str]) -> None:
 def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[str, Any]:
     """The numbers that the options ask for, as JSON values."""
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.runs import evaluate as run_evaluation, outputs as run_outputs
-    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.interop import Opened
+    from fedjax_lora.runs import evaluate as run_evaluation
+    from fedjax_lora.runs import outputs as run_outputs
     from fedjax_lora.runs.resume import read_config, reopen
 
     keep_compiled_programs()
@@ -152,8 +153,8 @@ def _assess(
     opened: "Opened", loaded: "data.TaskData", *, batch: int, cache_dir: str
 ) -> tuple["Assess", int]:
     """How models are assessed on the test examples, and how many there are."""
-    from fedjax_lora.runs import evaluate as run_evaluation
     from fedjax_lora import interop
+    from fedjax_lora.runs import evaluate as run_evaluation
 
     if opened.about.language:
         return run_evaluation.assess(opened, loaded, batch=batch, cache_dir=cache_dir)

@@ -64,9 +64,9 @@ def main(args: Sequence[str]) -> None:
 
 
 def _model(options: ExportOptions):
-    from fedjax_lora.runs import outputs
-    from fedjax_lora.core.cache import cache_dir
     from fedjax_lora.cli.run_or_model import left_in, need_run, open_folder
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.runs import outputs
     from fedjax_lora.runs.outputs import ADAPTER
     from fedjax_lora.runs.resume import read_config, reopen
 

@@ -45,10 +45,10 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
       InputError: no run there, or a damaged one.
     """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.runs import checkpoints
     from fedjax_lora.cli.run_or_model import left_in, need_run
-    from fedjax_lora.runs.resume import read_config
+    from fedjax_lora.runs import checkpoints
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
+    from fedjax_lora.runs.resume import read_config
 
     need_run(run)
     config = read_config(run)
@@ -80,11 +80,11 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
       InputError: there is no round to draw, or the folder cannot be written.
     """
     from fedjax_lora.core import atomic_io
-    from fedjax_lora.runs import plots
-    from fedjax_lora.data import find
     from fedjax_lora.core.errors import InputError
-    from fedjax_lora.runs.resume import read_config
+    from fedjax_lora.data import find
+    from fedjax_lora.runs import plots
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
+    from fedjax_lora.runs.resume import read_config
 
     config, records = read_config(run), read_lines(run / METRICS)
     if not records:
@@ -136,7 +136,7 @@ def _number(value: float | None) -> str:
 
 def _adapter(folder: pathlib.Path) -> list[str]:
     """The rank and scale of an adapter, and the shapes of the matrices it is for."""
-    from fedjax_lora.interop import peft_writer, peft_reader
+    from fedjax_lora.interop import peft_reader, peft_writer
 
     if not (folder / peft_writer.CONFIG).is_file():
         return ["merged into the base: the adapter would be larger than the matrices it is for"]

@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_lora import __version__
-from fedjax_lora.cli import evaluate, export, inspect, predict
-from fedjax_lora.cli import compare
-from fedjax_lora.runs.config import RunConfig, demo
-from fedjax_lora.runs.config import load as load_config
-from fedjax_lora.core.errors import InputError, Stopped, unknown
+from fedjax_lora.cli import compare, evaluate, export, inspect, predict
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
+from fedjax_lora.core.errors import InputError, Stopped, unknown
+from fedjax_lora.runs.config import RunConfig, demo
+from fedjax_lora.runs.config import load as load_config
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -86,10 +85,10 @@ def run_command(args: Sequence[str]) -> int:
 
 def explain(config: RunConfig) -> list[str]:
     """What a run would need, in lines; weights are not read and nothing is written but tokens."""
-    from fedjax_lora.runs.loading import load_assets
     from fedjax_lora.core.cache import cache_dir
     from fedjax_lora.runs.cost import needs, told
     from fedjax_lora.runs.cost.round_flops import product_rate
+    from fedjax_lora.runs.loading import load_assets
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
     found = needs(config, assets)
@@ -113,8 +112,8 @@ def execute(options: RunOptions) -> int:
 def _execute(options: RunOptions) -> int:
     """`execute`, on one of the processes."""
     from fedjax_lora.core import distributed
-    from fedjax_lora.runs.loading import load_assets
     from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.runs.loading import load_assets
     from fedjax_lora.runs.run import run
 
     _check_resume(options)

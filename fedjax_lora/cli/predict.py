@@ -69,8 +69,8 @@ def main(args: Sequence[str]) -> None:
     low = [f"{n} must be at least 1, got {x}" for n, x in given if x is not None and x < 1]
     raise_all("Options", low)
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.core.cache import keep_compiled_programs
     from fedjax_lora.cli.run_or_model import check_options, open_folder
+    from fedjax_lora.core.cache import keep_compiled_programs
 
     keep_compiled_programs()
     opened = open_folder(options.where, model=options.model, pooling=options.pooling)

@@ -52,7 +52,7 @@ def open_folder(
       pooling: for an adapter that PEFT wrote.
 
     Raises:
-      InputError: as `fedjax_lora.exchange.open_model`; a run that is not finished.
+      InputError: as `fedjax_lora.interop.open_model`; a run that is not finished.
     """
     if not is_run(folder):
         return open_model(folder, base=model, pooling=pooling)

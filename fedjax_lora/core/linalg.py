@@ -85,7 +85,7 @@ def svd(
 
     Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the
     dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes. Leading
-    axes are layers, see `fedjax_lora.layerwise`.
+    axes are layers, see `fedjax_lora.core.layerwise`.
 
     Args:
       pair: ``[..., i, k]`` and ``[..., k, o]``.

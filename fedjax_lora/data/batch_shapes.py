@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.core.types import Batches, Shape
+from fedjax_lora.data.batching import length_buckets
 
 
 def row_buckets(batch: int) -> tuple[int, ...]:

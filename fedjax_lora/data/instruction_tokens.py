@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data import prompts
 from fedjax_lora.data.datasets.records import Split
 from fedjax_lora.data.tokenization import CHUNK, Tokens, cached, padded
-from fedjax_lora.core.errors import InputError, raise_all
 
 
 class Encoded(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora.core import registry
-from fedjax_lora.data.partitioners import PARTITIONS, need_classes
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.partitioners import PARTITIONS, need_classes
 
 
 class Partition(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora.data.datasets.records import Split
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Split
 
 MULTIPLE = 8  # lengths are rounded up to a multiple: aligned shapes, fewer of them
 CHUNK = 10_000  # texts tokenised at a time: Python lists of ids take ten times the arrays' memory

@@ -8,16 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import lora, federated
-from fedjax_lora.lora import Template
-from fedjax_lora.evaluation.generation.answers import make_answer
-from fedjax_lora.runs.loading import Assets
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.evaluation.predict import Predict
-from fedjax_lora.evaluation.task_types import KINDS, Scores, Tools
-from fedjax_lora.evaluation.predict import Global
-from fedjax_lora.federated import FederatedState
+from fedjax_lora import federated, lora
 from fedjax_lora.core.types import Params, Trained
+from fedjax_lora.evaluation.generation.answers import make_answer
+from fedjax_lora.evaluation.predict import Global, Predict
+from fedjax_lora.evaluation.task_types import KINDS, Scores, Tools
+from fedjax_lora.federated import FederatedState
+from fedjax_lora.lora import Template
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.loading import Assets
 
 
 def global_model(state: FederatedState, template: Template) -> tuple[Trained, lora.Gain]:

@@ -1,15 +1,15 @@
 """Predictions of a global model over a data set, padded to as few lengths as training uses."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_lora.federated.sharding import AXIS, everywhere
-from fedjax_lora.federated.objectives import Objective
 from fedjax_lora.core.types import Gain, Params, Trained
+from fedjax_lora.federated.objectives import Objective
+from fedjax_lora.federated.sharding import AXIS, everywhere
 
 Predict = Callable[[Params, Any, Trained, Gain], np.ndarray]
 
@@ -60,3 +60,11 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
         return result
 
     return predict
+
+
+class Global(NamedTuple):
+    """A global model, as predictions take it."""
+
+    base: Params
+    trained: Trained
+    gain: Gain

@@ -1,6 +1,6 @@
 """What the kind of a task decides outside of training: tokens, the model's outputs, and scores.
 
-What clients minimise follows from it too, see `fedjax_lora.programs.OBJECTIVES`.
+What clients minimise follows from it too, see `fedjax_lora.runs.compilation.OBJECTIVES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,21 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.evaluation import metrics
 from fedjax_lora.data import instruction_tokens
-from fedjax_lora.evaluation.predict import Predict
-from fedjax_lora.core.types import Gain, Params, Trained
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.evaluation.predict import Global, Predict
 
 Scores = dict[str, Any]
 """Numbers by name; those by category or client are dictionaries."""
-
-
-class Global(NamedTuple):
-    """A global model, as predictions take it."""
-
-    base: Params
-    trained: Trained
-    gain: Gain
 
 
 Judge = Callable[[Global], Scores]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
-from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
 from fedjax_lora.core.types import Array, Gain, Params, Trained
+from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
 
 Logits = Callable[[Params, Array], Array]
 

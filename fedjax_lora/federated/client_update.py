@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.cohort import Mode, execute
-from fedjax_lora.federated.local_training import Clients, Report, Train
-from fedjax_lora.methods.base import Cohort, Method, Start
-from fedjax_lora.federated.shape_checks import check_start
-from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
 from fedjax_lora.core.trees import need_same
 from fedjax_lora.core.types import Array, Key, Params, Trained
+from fedjax_lora.federated.cohort import Mode, execute
+from fedjax_lora.federated.local_training import Clients, Report, Train
+from fedjax_lora.federated.shape_checks import check_start
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.base import Cohort, Method, Start
 
 
 class Local(NamedTuple):

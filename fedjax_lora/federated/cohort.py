@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from fedjax_lora.core.types import Params
 from fedjax_lora.federated.local_training import Clients
 from fedjax_lora.federated.sharding import AXIS
-from fedjax_lora.core.types import Params
 
 Mode = Literal["loop", "vmap", "sharded"]
 

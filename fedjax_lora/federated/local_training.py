@@ -15,8 +15,20 @@ import optax
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import (
+    EQUAL_RATES,
+    Adapter,
+    Array,
+    Batches,
+    Gain,
+    Key,
+    LoRA,
+    Params,
+    Rates,
+    Shape,
+    Trained,
+)
 from fedjax_lora.federated.objectives import Objective
-from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Batches, Gain, Key, LoRA, Params, Rates, Shape, Trained
 
 Penalty = Callable[[Adapter, Array], Array]
 Project = Callable[[Adapter], Adapter]
@@ -105,7 +117,7 @@ def make_training(
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter after every step, see `fedjax_lora.methods.Method`.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
-      shapes: of the steps to compile, ascending, see `fedjax_lora.data.shapes`; by default that
+      shapes: of the steps to compile, ascending, see `fedjax_lora.data.batch_shapes`; by default that
         of a full batch with each of the objective's lengths.
       prox: FedProx's `mu` (arXiv 1812.06127): ``mu/2 ||x - x_start||^2`` is part of what a client
         minimises, but not of the loss it reports.

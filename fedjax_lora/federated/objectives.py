@@ -105,7 +105,7 @@ def make_objective(
 
     Args:
       forward: ``(base, trained, gain, batch, *, deterministic, **options) -> outputs``; the options
-        are those of `fedjax_lora.adapters.apply`.
+        are those of `fedjax_lora.lora.apply`.
       score: ``(outputs, batch) -> Score``.
       lengths: length buckets.
       dropout: use the model's own dropout rates in training.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lora.data import batching
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.faults import Fault, steps_taken
+from fedjax_lora.data import batching
 from fedjax_lora.federated import Plan
+from fedjax_lora.federated.faults import Fault, steps_taken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedjax_lora import lora
-from fedjax_lora.federated import transforms
 from fedjax_lora.core import layerwise, trees
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.cohort import Mode
-from fedjax_lora.federated.local_training import Train
-from fedjax_lora.federated.sharding import everywhere
-from fedjax_lora.methods.base import Cohort, Method, Server
-from fedjax_lora.federated.shape_checks import check_outcome
-from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
-from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
 from fedjax_lora.core.trees import need_same
 from fedjax_lora.core.types import Array, Key, LoRA, Params, Trained
+from fedjax_lora.federated import transforms
+from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
+from fedjax_lora.federated.cohort import Mode
+from fedjax_lora.federated.local_training import Train
+from fedjax_lora.federated.shape_checks import check_outcome
+from fedjax_lora.federated.sharding import everywhere
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.base import Cohort, Method, Server
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
 
@@ -43,16 +43,16 @@ def make_round(
     Args:
       method: the federated method.
       template: where the adapters are.
-      train: local training, see `fedjax_lora.clients.make_training`.
+      train: local training, see `fedjax_lora.federated.make_training`.
       heads: what happens to the task head, see `init_state`.
-      mode: how the cohort is executed, see `fedjax_lora.clients.cohort`.
+      mode: how the cohort is executed, see `fedjax_lora.federated.cohort`.
       wave: clients trained at once on one device.
       mesh: needed by mode ``sharded``.
-      updates: what happens to what clients send, see `fedjax_lora.around`; heads that are not
+      updates: what happens to what clients send, see `fedjax_lora.federated.transforms`; heads that are not
         averaged are not sent.
       server_optimizer: follows the change that the method makes.
       measure: ``(base, head, before, cohort, start, result, after)``, called on the host after
-        every round (see `fedjax_lora.measure`). The round is then compiled in parts, so that what
+        every round (see `fedjax_lora.federated.diagnostics`). The round is then compiled in parts, so that what
         is between them can be seen and timed, and keeps its input.
 
     Returns:

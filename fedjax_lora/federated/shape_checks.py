@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_lora.core.trees import need_same
+from fedjax_lora.federated.state import FederatedState
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.base import Cohort, Method, Outcome, Start
-from fedjax_lora.federated.state import FederatedState
-from fedjax_lora.core.trees import need_same
 
 
 def check_start(start: Start, template: Template, count: int) -> None:

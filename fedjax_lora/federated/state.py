@@ -5,10 +5,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.federated import transforms
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.methods.base import Method, Server
 from fedjax_lora.core.types import Adapter, Array, Batches, Kernels, Params, Trained
+from fedjax_lora.federated import transforms
+from fedjax_lora.methods.base import Method, Server
 
 Head = Literal["average", "frozen", "local"]
 
@@ -90,13 +90,15 @@ def init_state(
 
 def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> Server:
     """The method's state; compiled, so that kernels no method keeps are never decoded."""
-    return method.init(adapter, {path: quantization.full(kernel) for path, kernel in kernels.items()})
+    return method.init(
+        adapter, {path: quantization.full(kernel) for path, kernel in kernels.items()}
+    )
 
 
 def with_kernels(base: Params, kernels: Kernels) -> Params:
     """The base with the kernels a method has changed; arrays are shared, not copied.
 
-    A base with one array per layer keeps that form, see `fedjax_lora.models.stack.by_layer`.
+    A base with one array per layer keeps that form, see `fedjax_lora.models.layer_stack.by_layer`.
     """
     if not kernels:
         return base

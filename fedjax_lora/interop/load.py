@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_lora import models
-from fedjax_lora.interop import peft_reader
-from fedjax_lora.interop.peft_writer import CONFIG
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.interop import metadata
+from fedjax_lora.core.registry import fits
+from fedjax_lora.interop import metadata, peft_reader
 from fedjax_lora.interop.metadata import About
 from fedjax_lora.interop.peft import labels_of, load_adapter, put_together
+from fedjax_lora.interop.peft_writer import CONFIG
 from fedjax_lora.interop.trained_model import Fitted
 from fedjax_lora.models.huggingface.config import MOST_LABELS
-from fedjax_lora.core.registry import fits
 
 _LONGEST = 512  # tokens, where a folder does not say what its model was trained with
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora.core.types import Adapter, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import Site
-from fedjax_lora.core.types import Adapter, Gain, Kernels, LoRA
 
 NameOf = Callable[[str, int | None], str]
 """The name elsewhere of a site's path and layer (None without a stack)."""

@@ -6,9 +6,9 @@ import pathlib
 import typing
 from typing import Any
 
+from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.registry import fits
-from fedjax_lora.core.atomic_io import read_json
 
 FILE = "fedjax_lora.json"
 
@@ -21,8 +21,8 @@ class About:
       base: the base model: an alias, a checkpoint folder or a hub id.
       base_sha256: fingerprint of the base's parameters.
       layers: how many layers of the base are used; None for all.
-      storage: how the base's matrices were kept, as in `fedjax_lora.config.ModelConfig`.
-      pooling: as in `fedjax_lora.config.ModelConfig`.
+      storage: how the base's matrices were kept, as in `fedjax_lora.runs.config.ModelConfig`.
+      pooling: as in `fedjax_lora.runs.config.ModelConfig`.
       max_length: tokens that texts are cut to.
       classes: names in the order of the outputs; empty for a regression task and for text.
       language: whether the model writes text.

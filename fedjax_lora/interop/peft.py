@@ -8,9 +8,8 @@ from safetensors.numpy import save_file
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
-from fedjax_lora.interop import matrices, peft_writer, peft_reader
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.interop import model_card, torch_names
+from fedjax_lora.interop import matrices, model_card, peft_reader, peft_writer, torch_names
 from fedjax_lora.interop.metadata import About
 from fedjax_lora.interop.trained_model import Fitted
 
@@ -109,7 +108,7 @@ def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:
       model: the base.
 
     Raises:
-      InputError: as `fedjax_lora.adapters.peft_read.load`, or a head that is not whole.
+      InputError: as `fedjax_lora.interop.peft_reader.load`, or a head that is not whole.
     """
     path = pathlib.Path(folder)
     places, labels = torch_names.matrices(model), labels_of(path)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fedjax_lora.interop.peft_writer import CONFIG, PREFIX, WEIGHTS, Factors
-from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.atomic_io import brief, need_file, read_json
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.interop.peft_writer import CONFIG, PREFIX, WEIGHTS, Factors
 
 _LARGEST_CONFIG = 4 << 20  # bytes
 _DEFAULT = 8  # PEFT's, of ranks and alphas

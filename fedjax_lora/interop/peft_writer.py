@@ -1,6 +1,6 @@
 """PEFT checkpoints: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-This module writes them; `fedjax_lora.adapters.peft_read` reads them. A checkpoint is adapted
+This module writes them; `fedjax_lora.interop.peft_reader` reads them. A checkpoint is adapted
 matrices by their Hugging Face names, each with its own rank and scale.
 """
 

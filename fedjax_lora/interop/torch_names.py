@@ -13,8 +13,8 @@ import numpy as np
 
 from fedjax_lora import models
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.lora import Site
 from fedjax_lora.core.types import Params
+from fedjax_lora.lora import Site
 
 HEAD_FILE = "head.safetensors"
 

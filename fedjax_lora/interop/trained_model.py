@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import lora, federated, data, models
-from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora import data, federated, lora, models
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.lora import Site
-from fedjax_lora.interop import matrices
-from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, Params, Trained
+from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.interop import matrices
+from fedjax_lora.lora import Site
 
 
 class Fitted(NamedTuple):

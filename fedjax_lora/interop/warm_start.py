@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import models
-from fedjax_lora.lora import SCALES, Site, Template
-from fedjax_lora.interop.matrices import Placed
 from fedjax_lora.core.errors import raise_all
-from fedjax_lora.interop import metadata
-from fedjax_lora.interop.peft import load_adapter
 from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.interop import metadata
+from fedjax_lora.interop.matrices import Placed
+from fedjax_lora.interop.peft import load_adapter
+from fedjax_lora.lora import SCALES, Site, Template
 
 _SAME = 1e-6  # scales that differ by less are one float32
 

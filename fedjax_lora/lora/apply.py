@@ -36,8 +36,8 @@ def apply(
       module: any Linen module whose adapted layers are called as ``layer(x)``. Stacked layers must
         be scanned with ``variable_axes={True: 0}``, so that further collections are scanned too.
       params: the base parameters.
-      adapter: factors by path, see `fedjax_lora.adapters.init`.
-      gain: per component, see `fedjax_lora.adapters.uniform_gain`.
+      adapter: factors by path, see `fedjax_lora.lora.init`.
+      gain: per component, see `fedjax_lora.lora.uniform_gain`.
       *args: inputs of the module.
       fixed: gains of components that take part without dropout (modules folded into the base).
         With ``dropout`` 0 they may as well be part of ``gain``.

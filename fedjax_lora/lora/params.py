@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.lora.spec import Template
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
+from fedjax_lora.lora.spec import Template
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
@@ -23,7 +24,6 @@ from fedjax_lora.methods.base import (
     Traffic,
     truncated_start,
 )
-from fedjax_lora.core.types import Adapter, LoRA
 
 
 def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: Weights) -> Method:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.base import (
     Cohort,
@@ -31,7 +32,6 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.core.types import Adapter, LoRA
 
 Weights = Literal["examples", "uniform"]
 

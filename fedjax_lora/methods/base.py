@@ -18,9 +18,9 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
+from fedjax_lora.lora import Template
 
 BOTH = LoRA(True, True)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
 from fedjax_lora.methods.base import (
@@ -21,7 +22,6 @@ from fedjax_lora.methods.base import (
     plain_server,
     whole_start,
 )
-from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
 
 Selection = Literal["random", "prefix", "round_robin", "importance"]
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA, Rates
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -25,7 +26,6 @@ from fedjax_lora.methods.base import (
     plain_server,
 )
 from fedjax_lora.methods.svd import each_layer, if_anybody, only_adapted, split, weighted_stack
-from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA, Rates
 
 
 class Own(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, fedit
 from fedjax_lora.methods.base import (
@@ -24,7 +25,6 @@ from fedjax_lora.methods.base import (
     plain_server,
     truncated_start,
 )
-from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 
 
 class Own(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
+from fedjax_lora.core.types import Adapter, Kernels
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
@@ -21,7 +22,6 @@ from fedjax_lora.methods.base import (
     truncated_start,
 )
 from fedjax_lora.methods.svd import weighted_stack
-from fedjax_lora.core.types import Adapter, Kernels
 
 
 def flora(

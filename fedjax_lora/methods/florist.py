@@ -8,8 +8,9 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -21,8 +22,15 @@ from fedjax_lora.methods.base import (
     Traffic,
     plain_server,
 )
-from fedjax_lora.methods.svd import Sigma, each_layer, if_anybody, only_adapted, rescaled_start, split, weighted_stack
-from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
+from fedjax_lora.methods.svd import (
+    Sigma,
+    each_layer,
+    if_anybody,
+    only_adapted,
+    rescaled_start,
+    split,
+    weighted_stack,
+)
 
 
 def florist(

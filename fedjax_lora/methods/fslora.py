@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.types import Adapter, Array
 from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
@@ -23,7 +24,6 @@ from fedjax_lora.methods.base import (
     plain_server,
 )
 from fedjax_lora.methods.fed_plora import select
-from fedjax_lora.core.types import Adapter, Array
 
 
 def fslora(template: Template, *, weights: Weights = "uniform") -> Method:

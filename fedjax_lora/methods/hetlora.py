@@ -9,11 +9,11 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import averaging, owners, shares
 from fedjax_lora.methods.base import Cohort, Method, Outcome, Server, Start
-from fedjax_lora.core.types import Adapter, Array, LoRA
 
 
 def hetlora(
@@ -95,9 +95,7 @@ def hetlora(
         shrunk = tail_size(result, cohort.rank) < tail_size(start.adapter, cohort.rank)
         pruned = jnp.minimum(cohort.rank, jnp.maximum(min_rank, jnp.asarray(cut)[cohort.rank]))
         rank = jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
-        kept = lora.factor_mask(
-            lora.spread(template, lora.prefix_mask(rank, template.rank))
-        )
+        kept = lora.factor_mask(lora.spread(template, lora.prefix_mask(rank, template.rank)))
         sent = lora.keep(result, kept)
         return padded_mean.aggregate(server, clients, cohort._replace(rank=rank), start, sent)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -23,7 +24,6 @@ from fedjax_lora.methods.base import (
     whole_start,
 )
 from fedjax_lora.methods.fed_plora import module_norms
-from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
 
 
 def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:

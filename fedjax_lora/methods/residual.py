@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core import linalg
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
@@ -27,7 +28,6 @@ from fedjax_lora.methods.base import (
     truncated_start,
 )
 from fedjax_lora.methods.svd import weighted_stack
-from fedjax_lora.core.types import Adapter, Array, LoRA
 
 
 def _means(

@@ -1,7 +1,7 @@
 """Methods that average the clients' products and factor the mean again.
 
 ``M = sum_k p_k s_k a_k b_k`` is the product of two stacks; its leading singular triplets come from
-them without forming ``M`` (`fedjax_lora.lowrank.svd`). The server keeps `R` of them, ordered by
+them without forming ``M`` (`fedjax_lora.core.linalg.svd`). The server keeps `R` of them, ordered by
 singular value, so the first `r` components are the best rank-`r` approximation (Eckart-Young).
 """
 
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
-from fedjax_lora.lora import Template
 from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     Cohort,
@@ -27,7 +28,6 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.core.types import Adapter, Array, LoRA
 
 Sigma = Literal["a", "b", "both"]
 Tree = TypeVar("Tree")

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
@@ -19,7 +20,6 @@ from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
 from fedjax_lora.models.kv_cache import Cache, View, grown, look, remember
 from fedjax_lora.models.rope import rotate
-from fedjax_lora.core.quantization import promote
 
 
 class Decoded(NamedTuple):

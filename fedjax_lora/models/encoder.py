@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.unpadding import Layout, layout
-from fedjax_lora.core.quantization import promote
 
 Tokens = Int[Array | np.ndarray, "n t"]
 Mask = Bool[Array | np.ndarray, "n t"]

@@ -1,9 +1,9 @@
 """Which module a config describes."""
 
-from fedjax_lora.models.encoder_config import EncoderConfig
-from fedjax_lora.models.decoder_config import DecoderConfig
-from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.heads import SequenceClassifier
 
 Config = EncoderConfig | DecoderConfig
 Module = SequenceClassifier | DecoderClassifier | LanguageModel

@@ -1,31 +1,33 @@
 """What a run needs before its first round, built from its config."""
 
 import functools
+import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import lora, federated, data, interop, methods, models
-from fedjax_lora.federated import ranks, transforms
-from fedjax_lora.runs import rank_updates
+from fedjax_lora import data, federated, interop, lora, methods, models
 from fedjax_lora.core import trees
-from fedjax_lora.lora import Template
-from fedjax_lora.runs.loading import Assets, load_assets, mesh_of
-from fedjax_lora.runs.config import LocalConfig, RunConfig
-from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.core.types import Params, Shape
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
-from fedjax_lora.federated.faults import make_faults
-from fedjax_lora.federated.planning import Federation
+from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation.evaluator import make_evaluate
 from fedjax_lora.evaluation.task_types import KINDS, Scores
-from fedjax_lora.methods import Method
-from fedjax_lora.runs.compilation import Programs, Reading, RoundRecipe, programs
+from fedjax_lora.federated import FederatedState, ranks, transforms
+from fedjax_lora.federated.faults import make_faults
+from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks.reallocation import Reallocate, unchanged
-from fedjax_lora.federated import FederatedState
-from fedjax_lora.core.types import Params, Shape
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Method
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs import rank_updates
+from fedjax_lora.runs.compilation import Programs, Reading, RoundRecipe, programs
+from fedjax_lora.runs.config import LocalConfig, RunConfig
+from fedjax_lora.runs.folder import environment
+from fedjax_lora.runs.loading import Assets, load_assets, mesh_of
 
 
 class Layout(NamedTuple):
@@ -112,7 +114,7 @@ def arrange(
       config: the run.
       assets: its data and model.
       layout: from `lay_out`.
-      least_steps: see `fedjax_lora.programs.programs`.
+      least_steps: see `fedjax_lora.runs.compilation.programs`.
     """
     fed, local, how = config.federation, config.local, config.execution
     mesh = mesh_of(config)
@@ -179,7 +181,7 @@ def prepare(
     Args:
       config: the run.
       assets: data and model loaded before, to share between runs.
-      shared: programs of other runs, used where they fit; see `fedjax_lora.programs`.
+      shared: programs of other runs, used where they fit; see `fedjax_lora.runs.compilation`.
     """
     assets = load_assets(config) if assets is None else assets
     shared = programs() if shared is None else shared
@@ -240,3 +242,23 @@ def _amount(assets: Assets) -> np.ndarray:
     if assets.task.task.kind == "language":
         return tokens.types.sum(axis=1)
     return tokens.length
+
+
+def about(experiment: Experiment) -> dict[str, Any]:
+    """What a run's checkpoints say of it."""
+    made = {"config": configs.to_dict(experiment.config), "environment": environment()}
+    return made | inputs(experiment)
+
+
+def inputs(experiment: Experiment) -> dict[str, str]:
+    """Digests of what a run reads."""
+    return {"base": experiment.assets.model.fingerprint, "data": data_digest(experiment)}
+
+
+def data_digest(experiment: Experiment) -> str:
+    """Hex sha256 of all examples as tokens, and of who has which."""
+    total = hashlib.sha256()
+    for array in jax.tree.leaves((experiment.assets[2:], list(experiment.federation.members))):
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array))
+    return total.hexdigest()

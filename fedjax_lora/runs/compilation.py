@@ -14,16 +14,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from fedjax_lora.federated import transforms, diagnostics, optimizers
 from fedjax_lora import federated, methods, models
-from fedjax_lora.evaluation import predict as prediction
-from fedjax_lora.lora import Template
-from fedjax_lora.federated import Mode, Objective
-from fedjax_lora.federated.local_training import Train
-from fedjax_lora.evaluation.predict import Predict
-from fedjax_lora.methods import Method
-from fedjax_lora.federated import Head, RoundFn
 from fedjax_lora.core.types import Shape
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.evaluation.predict import Predict
+from fedjax_lora.federated import (
+    Head,
+    Mode,
+    Objective,
+    RoundFn,
+    diagnostics,
+    optimizers,
+    transforms,
+)
+from fedjax_lora.federated.local_training import Train
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Method
 
 
 def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
@@ -97,7 +103,7 @@ class RoundRecipe:
 
 
 def build_round(recipe: RoundRecipe) -> RoundFn:
-    """The round of a recipe, see `fedjax_lora.rounds.make_round`."""
+    """The round of a recipe, see `fedjax_lora.federated.make_round`."""
     method, train, execution = recipe.parts()
     look = diagnostics.make_measure(
         recipe.template,

@@ -1,5 +1,7 @@
 """How good models are: the global one, cut to lower ranks, and each client's."""
 
+import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,14 +11,20 @@ import jax
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.runs import outputs as run_outputs
-from fedjax_lora.evaluation import metrics
-from fedjax_lora.runs.checkpoints import Progress
-from fedjax_lora.interop import Fitted
-from fedjax_lora.runs.build import Experiment
-from fedjax_lora.evaluation.predict import Global
-from fedjax_lora.evaluation.task_types import Judge, Scores
 from fedjax_lora.core.types import Trained
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.evaluation.generation.answers import make_answer
+from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.evaluation.task_types import KINDS, Judge, Scores, Tools
+from fedjax_lora.interop import Fitted, Opened
+from fedjax_lora.interop.predict import tokenizer_of
+from fedjax_lora.runs import compilation
+from fedjax_lora.runs import outputs as run_outputs
+from fedjax_lora.runs.build import Experiment
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.compilation import Reading
 
 
 class Assess(NamedTuple):
@@ -45,7 +53,7 @@ def by_labels(label: np.ndarray, outputs: Callable[[Fitted], np.ndarray], metric
 
 
 def by_text(judge: Judge, categories: Sequence[str], metric: str) -> Assess:
-    """By what a language model makes of examples, see `fedjax_lora.kinds`."""
+    """By what a language model makes of examples, see `fedjax_lora.evaluation.task_types`."""
 
     def look(fitted: Fitted) -> Scores:
         trained = Trained(fitted.adapter, fitted.head)
@@ -68,7 +76,7 @@ def scores(
     Args:
       label: ``[E]``.
       output: logits, ``[E, C]``.
-      metric: a name in `fedjax_lora.metrics.METRICS`.
+      metric: a name in `fedjax_lora.evaluation.metrics.METRICS`.
       share: of each class among a client's own examples; adds ``own_accuracy``, see `own_accuracy`.
     """
     found = {
@@ -139,7 +147,7 @@ def of_clients(
     own_mix: bool,
     on_client: Callable[[int], None] = lambda client: None,
 ) -> list[dict[str, Any]]:
-    """Each client's own model (see `fedjax_lora.handover.of_client`) on the same examples.
+    """Each client's own model (see `fedjax_lora.runs.outputs.of_client`) on the same examples.
 
     Clients with the same model are computed once.
 
@@ -193,3 +201,55 @@ def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     names = ("lowest", "quarter", "median", "three_quarters", "highest")
     quartiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
     return {"mean": float(values.mean()), **dict(zip(names, quartiles, strict=True))}
+
+
+_KIND = KINDS["language"]
+
+
+def assess(
+    opened: Opened, loaded: data.TaskData, *, batch: int, cache_dir: str | None = None
+) -> tuple[Assess, int]:
+    """How models on this base are assessed on a language task's test examples, and their number.
+
+    Prompts are as in the training, unless the task says how they are.
+
+    Args:
+      opened: the model.
+      loaded: the task.
+      batch: examples computed, or prompts answered, at once.
+      cache_dir: folder of tokens.
+
+    Raises:
+      InputError: prompts that leave no room for an answer, or no example that can be used.
+    """
+    model, task = opened.fitted.model, _prompted(loaded.task, opened.about.prompt_format)
+    longest = min(opened.about.max_length, model.config.max_tokens)
+
+    def encode(split: data.Split) -> instruction_tokens.Encoded:
+        return _KIND.encode(task, split, tokenizer_of(opened), longest, cache_dir)
+
+    made = encode(loaded.test)
+    lengths = length_buckets(
+        made.tokens.length, longest=made.tokens.ids.shape[1], most=_KIND.buckets
+    )
+    reading = Reading(
+        module=model.module, lengths=lengths, kind="language", dropout=False, lora_dropout=0.0
+    )
+    tools = Tools(
+        task=loaded._replace(task=task),
+        predict=compilation.build_predict(reading, batch, None),
+        place=jax.device_put,
+        encode=encode,
+        answer=functools.partial(
+            make_answer, model, new_tokens=task.prompting.answer_tokens, batch=batch
+        ),
+    )
+    judge = _KIND.judge(tools, made.split, made.tokens)
+    return by_text(judge, loaded.classes, task.metric), len(made.kept)
+
+
+def _prompted(task: data.Task, trained_with: str) -> data.Task:
+    """The task with the prompts of the training, where it leaves them open."""
+    if task.prompting.format != "auto":
+        return task
+    return dataclasses.replace(task, prompting=task.prompting._replace(format=trained_with))

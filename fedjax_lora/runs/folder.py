@@ -6,17 +6,20 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
 from filelock import FileLock
 
-from fedjax_lora.runs import config as configs
 from fedjax_lora.core import atomic_io
-from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.trees import differences
+from fedjax_lora.data import Task
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
+from fedjax_lora.runs.checkpoints import Checkpoint, Keeper, Progress
+from fedjax_lora.runs.config import RunConfig
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
@@ -178,19 +181,65 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """The dotted names of the fields in which two nested dictionaries differ.
+Write = Callable[[Progress, dict[str, float], bool], None]
+"""Takes what a run has led to so far, the times of the last round and whether it stops there."""
 
-    >>> differences({"seed": 0, "data": {"task": "a"}}, {"seed": 0, "data": {"task": "b"}})
-    ['data.task']
+
+@contextlib.contextmanager
+def journal(
+    folder: RunFolder | None,
+    config: RunConfig,
+    task: Task,
+    progress: Progress,
+    *,
+    about: Callable[[], dict[str, Any]],
+    found: Sequence[Checkpoint] = (),
+) -> Iterator[Write]:
+    """Record the rounds of a run in its folder, if it has one.
+
+    Leaving the context waits until the last checkpoint is on disk.
+
+    Args:
+      folder: claimed for the run.
+      config: of the run.
+      task: the run's, whose metric decides which checkpoint is the best.
+      progress: the state that the run begins or continues with.
+      about: returns what every checkpoint says of the run; called only if there is a folder.
+      found: the run's checkpoints so far.
+
+    Raises:
+      InputError: the folder cannot be written.
     """
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else [prefix]
-    names = sorted(set(one) | set(other))
-    return [
-        found
-        for name in names
-        for found in differences(
-            one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name
-        )
-    ]
+    if folder is None:
+        yield lambda progress, times, stopping: None
+        return
+    how, rounds = config.execution, config.federation.rounds
+    folder.start(config, progress.history)
+
+    def write(progress: Progress, times: dict[str, float], stopping: bool) -> None:
+        record = progress.history[-1]
+        folder.append(METRICS, record)
+        folder.append(TIMING, times)
+        last = stopping or progress.round == rounds
+        if last or progress.round % how.checkpoint_every == 0:
+            keeper.save(progress, score(record, task), always=last)
+
+    keeper = Keeper(folder.path, about(), keep=how.checkpoint_keep, found=found)
+    with keeper:
+        yield write
+
+
+def score(record: dict[str, Any], task: Task) -> float | None:
+    """What makes one checkpoint better than another: the metric, on validation data if there is.
+
+    Args:
+      record: of the round.
+      task: the run's; of a metric that is an error, the score is its negative.
+
+    Returns:
+      The higher, the better; None where the round was not evaluated, or its model has diverged.
+    """
+    found = record.get(f"validation_{task.metric}", record.get(task.metric))
+    if found is None:
+        return None
+    return -found if task.lower_is_better else found

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from fedjax_lora import federated, data, interop, models
-from fedjax_lora.runs.config import ExecutionConfig, RunConfig
+from fedjax_lora import data, federated, interop, models
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.evaluation.task_types import KINDS
 from fedjax_lora.core.types import Key
+from fedjax_lora.evaluation.task_types import KINDS
+from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 
 
 class Assets(NamedTuple):

@@ -1,23 +1,34 @@
 """What a run hands over: the global model, and the model each client would go on from."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
 
-from fedjax_lora import lora, interop, methods
+from fedjax_lora import data, interop, lora, methods
 from fedjax_lora.core import atomic_io, registry
-from fedjax_lora.runs.loading import Assets
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter
+from fedjax_lora.evaluation.evaluator import global_model
+from fedjax_lora.federated import FederatedState, Plan, cohort_of
+from fedjax_lora.interop import About, Fitted
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.base import per_client
+from fedjax_lora.runs import plots
+from fedjax_lora.runs.build import Experiment
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.core.errors import InputError
-from fedjax_lora.interop import About, Fitted
-from fedjax_lora.runs.build import Experiment
-from fedjax_lora.evaluation.evaluator import global_model
-from fedjax_lora.methods.base import per_client
-from fedjax_lora.federated import FederatedState, Plan, cohort_of
+from fedjax_lora.runs.folder import SUMMARY, RunFolder, environment
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.plots import draw
+
+if TYPE_CHECKING:
+    import pandas
 
 ADAPTER, MERGED = "adapter", "merged"
 
@@ -117,7 +128,7 @@ def _here(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def leave(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
+def write_model(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
     """Write a run's global model into its folder, as ``adapter`` or else as ``merged``.
 
     Methods that add to the base can add so much in many rounds that the one adapter that does the
@@ -128,4 +139,102 @@ def leave(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
     wanted, other = (ADAPTER, MERGED) if small else (MERGED, ADAPTER)
     atomic_io.remove_folder(folder / other)
     save = interop.save_adapter if small else interop.save_merged
-    atomic_io.write_folder(folder / wanted, lambda path: save(path, one if small else fitted, about))
+    atomic_io.write_folder(
+        folder / wanted, lambda path: save(path, one if small else fitted, about)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    config: RunConfig
+    metric: str  # of the task
+    template: Template
+    state: FederatedState
+    rank: np.ndarray  # int32[N], at the end
+    records: list[dict[str, Any]]  # one per round, as in metrics.jsonl
+    summary: dict[str, Any]
+    out: pathlib.Path | None
+
+    @property
+    def history(self) -> "pandas.DataFrame":
+        """The rounds as a table, indexed by round; NaN where a round was not evaluated."""
+        import pandas
+
+        return pandas.DataFrame(self.records).set_index("round")
+
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter (zero for a method that adds to the base instead)."""
+        return self.state.server.adapter
+
+    def plot(self) -> Figure:
+        """The test metric and the losses over the rounds, as a figure that a notebook shows."""
+        return plots.history(
+            self.records,
+            metric=self.metric,
+            title=f"{self.config.data.task}: {self.config.federation.method}",
+            beat=plots.to_beat(self.summary, self.metric),
+        )
+
+
+def result(
+    experiment: Experiment,
+    progress: Progress,
+    summary: dict[str, Any],
+    folder: RunFolder | None,
+) -> Result:
+    """A finished run, from what it has led to."""
+    return Result(
+        experiment.config,
+        experiment.assets.task.task.metric,
+        experiment.template,
+        progress.state,
+        progress.rank,
+        progress.history,
+        summary,
+        folder.path if folder else None,
+    )
+
+
+def write_outputs(folder: RunFolder, experiment: Experiment, made: Result, fitted: Fitted) -> None:
+    """Write the figures, the global model and, last of all, the summary of a finished run."""
+    assets = experiment.assets
+    made.plot().savefig(folder.path / "figures" / "accuracy.png")
+    if assets.task.classes:
+        parts = data.Partition(tuple(experiment.federation.members), None)
+        counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
+        draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
+    about = describe(made.config, assets, made.records[-1])
+    write_model(folder.path, fitted, about)
+    folder.write(SUMMARY, made.summary)
+
+
+def summarise(
+    experiment: Experiment,
+    history: list[dict[str, Any]],
+    reference: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The numbers of a whole run; ``reference`` is what they are to be compared with."""
+    task, assets = experiment.assets.task.task, experiment.assets
+    summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
+    names = (task.metric, "accuracy", "loss", "perplexity")
+    summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
+    return (
+        summary
+        | reference
+        | {
+            "rounds": len(history),
+            "train_examples": len(assets.train.label),
+            "test_examples": len(assets.test.label),
+            "train_test_overlap": assets.task.overlap,
+            "skipped_examples": assets.task.skipped,
+            "up_bytes": sum(r["up_bytes"] for r in history),
+            "down_bytes": sum(r["down_bytes"] for r in history),
+            **seconds,
+            "base_sha256": assets.model.fingerprint,
+        }
+        | environment()
+    )

@@ -1,20 +1,19 @@
-"""Loss-based rank allocation as a part of a run; see `fedjax_lora.reallocation`."""
+"""Loss-based rank allocation as a part of a run; see `fedjax_lora.federated.ranks.reallocation`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from fedjax_lora import lora, federated
-from fedjax_lora.federated.ranks import reallocation, client_scoring
-from fedjax_lora.lora.params import Init
-from fedjax_lora.federated.ranks import Review
+from fedjax_lora import federated, lora
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.planning import Federation
-from fedjax_lora.runs.compilation import RoundRecipe
-from fedjax_lora.federated.ranks.reallocation import Reallocate
-from fedjax_lora.federated import FederatedState, Plan
 from fedjax_lora.core.types import Adapter, Key, Params
+from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated.ranks import Review, client_scoring, reallocation
+from fedjax_lora.federated.ranks.reallocation import Reallocate
+from fedjax_lora.lora.params import Init
+from fedjax_lora.runs.compilation import RoundRecipe
 
 NEW_COMPONENTS = 2**31
 """Folded into the root key to draw the components of promoted clients; no round has this number."""
@@ -54,7 +53,9 @@ def make_reallocate(
         fresh = lora.init(recipe.template, own, method=init)
         return reallocation.renew_above(recipe.template, review.low, adapter, fresh)
 
-    def measured(score_fn: client_scoring.ScoreFn) -> Callable[[FederatedState, Plan], client_scoring.Seen]:
+    def measured(
+        score_fn: client_scoring.ScoreFn,
+    ) -> Callable[[FederatedState, Plan], client_scoring.Seen]:
         return lambda state, plan: score_fn(base, train, validation, state, plan, key)
 
     score = None
@@ -81,6 +82,8 @@ def _make_score(recipe: RoundRecipe, validation: Any, batch: int) -> client_scor
     method, train, execution = recipe.parts()
     locally = federated.make_local(method, recipe.template, train, heads=recipe.heads, **execution)
     objective = recipe.reading.objective()
-    rows = client_scoring.rows_by_length(jax.device_get(validation.length), objective.lengths, batch=batch)
+    rows = client_scoring.rows_by_length(
+        jax.device_get(validation.length), objective.lengths, batch=batch
+    )
     validate = client_scoring.make_validation(objective, rows)
     return client_scoring.make_score(locally, validate, **execution)

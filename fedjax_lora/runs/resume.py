@@ -10,47 +10,31 @@ change that numbers depend on, but for these fields:
 * ``data.data_dir`` and ``model.model``: where data and model are. What they hold must be the same.
 """
 
-import hashlib
+import dataclasses
 import logging
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.runs import checkpoints, config
-from fedjax_lora.federated import optimizers
 from fedjax_lora.core import distributed
-from fedjax_lora.runs.checkpoints import Checkpoint, Progress
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.runs.build import Experiment
-from fedjax_lora.runs.folder import RunFolder, environment
 from fedjax_lora.core.trees import differences
+from fedjax_lora.federated import optimizers
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs import checkpoints
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.build import Experiment, about, prepare
+from fedjax_lora.runs.checkpoints import Checkpoint, Progress
+from fedjax_lora.runs.config import ExecutionConfig, RunConfig
+from fedjax_lora.runs.folder import CONFIG, RunFolder
+from fedjax_lora.runs.loading import load_assets
 
 FREE = ("execution.", "federation.rounds", "data.data_dir", "model.model")
 
 log = logging.getLogger(__name__)
-
-
-def about(experiment: Experiment) -> dict[str, Any]:
-    """What a run's checkpoints say of it."""
-    made = {"config": config.to_dict(experiment.config), "environment": environment()}
-    return made | inputs(experiment)
-
-
-def inputs(experiment: Experiment) -> dict[str, str]:
-    """Digests of what a run reads."""
-    return {"base": experiment.assets.model.fingerprint, "data": data_digest(experiment)}
-
-
-def data_digest(experiment: Experiment) -> str:
-    """Hex sha256 of all examples as tokens, and of who has which."""
-    total = hashlib.sha256()
-    for array in jax.tree.leaves((experiment.assets[2:], list(experiment.federation.members))):
-        total.update(f"{array.dtype}{array.shape}".encode())
-        total.update(np.ascontiguousarray(array))
-    return total.hexdigest()
 
 
 def find(folder: RunFolder, wanted: RunConfig) -> list[Checkpoint]:
@@ -81,8 +65,8 @@ def check_config(held: dict[str, Any], wanted: RunConfig, done: int) -> None:
     Raises:
       InputError: fields differ that may not; all of them are named.
     """
-    began = config.from_dict(held)
-    before, after = config.to_dict(began), config.to_dict(wanted)
+    began = configs.from_dict(held)
+    before, after = configs.to_dict(began), configs.to_dict(wanted)
     problems = [
         f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
         for name in differences(before, after)
@@ -148,3 +132,56 @@ def _field(values: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         values = values[part]
     return values
+
+
+def begin(experiment: Experiment) -> Progress:
+    """What a run carries into its first round."""
+    rank = experiment.rank.astype(np.int32)
+    scores = Scores.none(experiment.config.federation.clients)
+    return Progress(experiment.state, rank, rank, scores, [])
+
+
+def read_config(
+    folder: pathlib.Path, *, data_dir: str | None = None, model: str | None = None
+) -> RunConfig:
+    """The config of a run's folder.
+
+    Args:
+      folder: the run's.
+      data_dir: where its data is now, if it has moved.
+      model: where its model is now, if it has moved.
+
+    Raises:
+      InputError: no config there, or one that is damaged.
+    """
+    config = configs.load(folder / CONFIG)
+    if data_dir is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    if model is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, model=model))
+    return config
+
+
+def reopen(
+    folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = None
+) -> tuple[Experiment, Progress]:
+    """The run in a folder and its newest checkpoint; nothing is compiled or computed.
+
+    It is held by one device, whatever the run was spread over: that may have been a larger machine.
+
+    Args:
+      folder: the run's.
+      config: from `read_config`.
+      cache_dir: folder of tokens.
+
+    Raises:
+      InputError: no whole checkpoint; data or model that are not those of the run.
+    """
+    found = checkpoints.latest(folder)
+    if found is None:
+        raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
+    config = dataclasses.replace(config, execution=ExecutionConfig())
+    experiment = prepare(config, load_assets(config, cache_dir=cache_dir))
+    return experiment, continued(found, experiment, begin(experiment))

@@ -1,74 +1,29 @@
 """One run from its config: round after round, evaluated and written down."""
 
 import contextlib
-import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+import optax
 
-from fedjax_lora.runs import config as configs
-from fedjax_lora import data
 from fedjax_lora.core import atomic_io, distributed, trees
-from fedjax_lora.runs import outputs, plots, resume as resumption
-from fedjax_lora.federated import optimizers
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.ranks import Scores
-from fedjax_lora.runs.loading import Assets
-from fedjax_lora.runs.checkpoints import Progress
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.plots import draw
 from fedjax_lora.core.errors import InputError, Stopped
-from fedjax_lora.interop import Fitted
-from fedjax_lora.runs.build import Experiment, prepare
-from fedjax_lora.runs.folder import journal
-from fedjax_lora.runs.run import play
+from fedjax_lora.federated import FederatedState, RoundMetrics, optimizers, transforms
+from fedjax_lora.federated.ranks import Scores, reallocation
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs import resume as resumption
+from fedjax_lora.runs.build import Experiment, about, inputs, prepare
+from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.compilation import Programs
-from fedjax_lora.runs.folder import SUMMARY, RunFolder, environment
-from fedjax_lora.federated import FederatedState
-from fedjax_lora.core.types import Adapter
-
-if TYPE_CHECKING:
-    import pandas
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    config: RunConfig
-    metric: str  # of the task
-    template: Template
-    state: FederatedState
-    rank: np.ndarray  # int32[N], at the end
-    records: list[dict[str, Any]]  # one per round, as in metrics.jsonl
-    summary: dict[str, Any]
-    out: pathlib.Path | None
-
-    @property
-    def history(self) -> "pandas.DataFrame":
-        """The rounds as a table, indexed by round; NaN where a round was not evaluated."""
-        import pandas
-
-        return pandas.DataFrame(self.records).set_index("round")
-
-    @property
-    def adapter(self) -> Adapter:
-        """The global adapter (zero for a method that adds to the base instead)."""
-        return self.state.server.adapter
-
-    def plot(self) -> Figure:
-        """The test metric and the losses over the rounds, as a figure that a notebook shows."""
-        return plots.history(
-            self.records,
-            metric=self.metric,
-            title=f"{self.config.data.task}: {self.config.federation.method}",
-            beat=plots.to_beat(self.summary, self.metric),
-        )
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.folder import RunFolder, journal
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.outputs import Result, of_server, result, summarise, write_outputs
 
 
 def run(
@@ -89,10 +44,10 @@ def run(
       out: folder for the results; None writes nothing.
       overwrite: replace the run that ``out`` holds.
       resume: go on with the run that ``out`` holds, from its newest whole checkpoint, so that it
-        ends byte for byte as if it had never stopped; `fedjax_lora.resuming` says which fields of
+        ends byte for byte as if it had never stopped; `fedjax_lora.runs.resume` says which fields of
         the config may have changed. A finished run is returned as it is.
       assets: data and model loaded before, to share between runs.
-      programs: compiled functions to share between runs, see `fedjax_lora.programs`.
+      programs: compiled functions to share between runs, see `fedjax_lora.runs.compilation`.
       on_round: called with each round's numbers and times.
       stop: asked after each round whether to save a checkpoint and raise `Stopped`.
 
@@ -115,10 +70,10 @@ def run(
         with distributed.together():
             experiment = prepare(config, assets, programs)
         if jax.process_count() > 1:
-            distributed.need_same("input", resumption.inputs(experiment))
+            distributed.need_same("input", inputs(experiment))
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
-        progress, reference = begin(experiment), experiment.reference()
+        progress, reference = resumption.begin(experiment), experiment.reference()
         with distributed.together():
             if found:
                 progress = resumption.continued(found[-1], experiment, progress)
@@ -130,7 +85,12 @@ def run(
         began, last = began - progress.seconds, progress
         with distributed.together(), contextlib.ExitStack() as kept:
             with distributed.together():
-                write = kept.enter_context(journal(folder, experiment, progress, found))
+                task = experiment.assets.task.task
+                write = kept.enter_context(
+                    journal(
+                        folder, config, task, progress, about=lambda: about(experiment), found=found
+                    )
+                )
             for last, times in play(experiment, schedule, progress):
                 stopping = last.round < rounds and any(distributed.of_all(bool(stop())))
                 with distributed.together():
@@ -144,11 +104,11 @@ def run(
         }
         summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
-        fitted = outputs.of_server(experiment, last.state)
+        fitted = of_server(experiment, last.state)
         with distributed.together():
             if folder:
                 with atomic_io.writing(folder.path):
-                    leave(folder, experiment, made, fitted)
+                    write_outputs(folder, experiment, made, fitted)
         return made
 
 
@@ -168,69 +128,77 @@ def _check_processes(config: RunConfig) -> None:
         )
 
 
-def begin(experiment: Experiment) -> Progress:
-    """What a run carries into its first round."""
-    rank = experiment.rank.astype(np.int32)
-    scores = Scores.none(experiment.config.federation.clients)
-    return Progress(experiment.state, rank, rank, scores, [])
+def play(
+    experiment: Experiment, schedule: optax.Schedule, progress: Progress
+) -> Iterator[tuple[Progress, dict[str, float]]]:
+    """The rounds that are left: after each what the run carries on, and how long it took."""
+    config, federation = experiment.config, experiment.federation
+    fed, how = config.federation, config.execution
+    state, scores, told = progress.state, progress.scores, progress.told
+    rank, history = progress.rank.copy(), list(progress.history)
+    key = jax.random.key(config.seed)
+    head = jax.eval_shape(lambda: experiment.state.head) if fed.heads == "average" else {}
+    head_bytes = trees.size_bytes(head)
+    for t in range(progress.round, fed.rounds):
+        clock = time.perf_counter()
+        rate = config.local.learning_rate * float(jnp.asarray(schedule(t)))
+        state, rank, scores = experiment.reallocate(t, rate, state, rank, scores)
+        scoring = scoring_bytes(experiment, state, scores, t)
+        plan = federation.plan(t, rank, rate)
+        drawn, present = federation.drawn(plan), plan.weight > 0
+        asked = experiment.method.traffic(state.server, plan.rank[drawn], t)
+        state, seen = experiment.round_fn(experiment.base, experiment.data, state, plan, key)
+        rank[plan.id[present]] = np.asarray(seen.rank)[present]
+        # Clients that have given up rank send less than they received.
+        traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
+        sent = transforms.up_bytes(experiment.updates, traffic, experiment.template, head)
+        # All who were drawn receive, but of what clients send no more than there was.
+        received = asked.down - asked.common + traffic.common
+        record = (
+            {
+                "round": t + 1,
+                "train_loss": mean_loss(seen),
+                "examples": int(np.sum(seen.examples)),
+                "up_bytes": int(sent.sum()) + scoring.get("score_up_bytes", 0),
+                "down_bytes": int(received.sum() + drawn.sum() * head_bytes)
+                + scoring.get("score_down_bytes", 0),
+                "rejected": plan.id[np.asarray(seen.rejected)].tolist(),
+            }
+            | scoring
+            | federation.events(plan)
+            | experiment.privacy(t + 1)
+            | dict(seen.measured)
+        )
+        if not np.array_equal(rank, told):
+            record["ranks"], told = reallocation.histogram(rank), rank.copy()
+        times = {"round": t + 1, "train_seconds": time.perf_counter() - clock} | dict(seen.seconds)
+        if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
+            clock = time.perf_counter()
+            record |= experiment.evaluate(state)
+            times["eval_seconds"] = time.perf_counter() - clock
+        history.append(record)
+        yield Progress(state, rank.copy(), told, scores, list(history)), times
 
 
-def result(
-    experiment: Experiment,
-    progress: Progress,
-    summary: dict[str, Any],
-    folder: RunFolder | None,
-) -> Result:
-    """A finished run, from what it has led to."""
-    return Result(
-        experiment.config,
-        experiment.assets.task.task.metric,
-        experiment.template,
-        progress.state,
-        progress.rank,
-        progress.history,
-        summary,
-        folder.path if folder else None,
-    )
+def scoring_bytes(
+    experiment: Experiment, state: FederatedState, scores: Scores, round: int
+) -> dict[str, int]:
+    """What scoring clients before a round sent, each way; ``{}`` if nobody was scored."""
+    cohorts = reallocation.asked(experiment.review, experiment.federation, scores, round)
+    heads = experiment.config.federation.heads
+    head = trees.size_bytes(jax.eval_shape(lambda: state.head))
+    each = [experiment.method.traffic(state.server, rank, round) for rank in cohorts]
+    if not each:
+        return {}
+    count = sum(map(len, cohorts))  # a head of a client's own goes up only, to be validated
+    up = sum(int(traffic.up.sum()) for traffic in each) + count * head * (heads != "frozen")
+    down = sum(int(traffic.down.sum()) for traffic in each) + count * head * (heads == "average")
+    return {"score_up_bytes": up, "score_down_bytes": down}
 
 
-def leave(folder: RunFolder, experiment: Experiment, made: Result, fitted: Fitted) -> None:
-    """Write the figures, the global model and, last of all, the summary of a finished run."""
-    assets = experiment.assets
-    made.plot().savefig(folder.path / "figures" / "accuracy.png")
-    if assets.task.classes:
-        parts = data.Partition(tuple(experiment.federation.members), None)
-        counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
-        draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    about = outputs.describe(made.config, assets, made.records[-1])
-    outputs.leave(folder.path, fitted, about)
-    folder.write(SUMMARY, made.summary)
-
-
-def summarise(
-    experiment: Experiment,
-    history: list[dict[str, Any]],
-    reference: dict[str, Any],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """The numbers of a whole run; ``reference`` is what they are to be compared with."""
-    task, assets = experiment.assets.task.task, experiment.assets
-    summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
-    names = (task.metric, "accuracy", "loss", "perplexity")
-    summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
-    return (
-        summary
-        | reference
-        | {
-            "rounds": len(history),
-            "train_examples": len(assets.train.label),
-            "test_examples": len(assets.test.label),
-            "train_test_overlap": assets.task.overlap,
-            "skipped_examples": assets.task.skipped,
-            "up_bytes": sum(r["up_bytes"] for r in history),
-            "down_bytes": sum(r["down_bytes"] for r in history),
-            **seconds,
-            "base_sha256": assets.model.fingerprint,
-        }
-        | environment()
-    )
+def mean_loss(seen: RoundMetrics) -> float | None:
+    """The mean training loss over all examples, without rejected updates; None if none are left."""
+    counted = np.where(seen.rejected, 0, seen.examples)
+    if not counted.any():
+        return None
+    return float(np.average(np.where(counted > 0, seen.loss, 0), weights=counted))

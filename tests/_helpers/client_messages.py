@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora, methods
+from fedjax_lora.core.types import LoRA, Trained
 from fedjax_lora.federated import transforms
 from fedjax_lora.lora import Site, Template
-from fedjax_lora.core.types import LoRA, Trained
 
 TEMPLATE = Template(
     sites=(

@@ -2,12 +2,10 @@
 
 import jax
 import numpy as np
-from problems import POINTS, STUB
 
-from fedjax_lora.federated import transforms
 from fedjax_lora import methods
-from fedjax_lora.federated import Report
-from fedjax_lora.federated import Plan
+from fedjax_lora.federated import Plan, Report, transforms
+from tests._helpers.problems import POINTS, STUB
 
 
 def descend(head: np.ndarray, plan: Plan, place: int) -> np.ndarray:

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 
 from fedjax_lora import lora, methods
+from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import Site, Template
 from fedjax_lora.methods import Cohort, Method, Outcome, Server, Start
-from fedjax_lora.core.types import Adapter, LoRA
+from tests._helpers import oracles
 
 R = 4
 CLIENTS = 6
@@ -166,9 +166,7 @@ def in_two_factors(method: Method) -> Method:
 
     def broadcast(*given: Any) -> Start:
         start = method.broadcast(*given)
-        return start._replace(
-            adapter=lora.fold(start.adapter, start.coefficients), coefficients=()
-        )
+        return start._replace(adapter=lora.fold(start.adapter, start.coefficients), coefficients=())
 
     return dataclasses.replace(method, broadcast=broadcast)
 

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import fedjax_lora as fl
-from fedjax_lora.core import errors, distributed
+from fedjax_lora.core import distributed, errors
 from fedjax_lora.runs import compilation
 
 SCENES: dict[str, dict[str, Any]] = {
@@ -35,7 +35,8 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
     import dataclasses
 
     import jax
-    import tiny_runs
+
+    from tests._helpers import tiny_runs
 
     changes = dict(SCENES[scene])
     out, resume = changes.pop("out", scene), changes.pop("resume", False)

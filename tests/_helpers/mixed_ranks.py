@@ -1,9 +1,8 @@
 """Cohorts of mixed ranks that every method takes."""
 
-from cohorts import GLOBAL, make_cohort, ranks_for
-
 from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort
+from tests._helpers.cohorts import GLOBAL, make_cohort, ranks_for
 
 WEIGHT = [30.0, 5.0, 0.0, 17.0, 80.0, 2.0]
 

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import lora, federated, methods, models
-from fedjax_lora.federated import transforms, optimizers
+from fedjax_lora import federated, lora, methods, models
 from fedjax_lora.core import trees
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.federated import Clients, Objective
-from fedjax_lora.data import Tokens
-from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated import FederatedState, Plan
 from fedjax_lora.core.types import Batches, Shape, Trained
+from fedjax_lora.data import Tokens
+from fedjax_lora.federated import Clients, FederatedState, Objective, Plan, optimizers, transforms
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.lora import Site, Template
 
 R = 4
 SIZES = (1, 5, 9, 12, 3, 7)  # examples of the clients
@@ -192,7 +190,9 @@ def training(
     """Local training of ``encoder`` or ``bag``; the same function for the same options."""
     module = globals()[problem]().module
     return federated.make_training(
-        federated.text_classification(module, lengths, lora_dropout=lora_dropout, unpadded=unpadded),
+        federated.text_classification(
+            module, lengths, lora_dropout=lora_dropout, unpadded=unpadded
+        ),
         optimizers.optimizer(optimizer, clip=clip),
         split_gains=lora_dropout > 0,
         shapes=shapes,

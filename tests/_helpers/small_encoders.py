@@ -10,8 +10,8 @@ import numpy as np
 
 from fedjax_lora import lora, models
 from fedjax_lora.core import trees
-from fedjax_lora.interop import About, Fitted
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.interop import About, Fitted
 
 FAMILIES = ("albert", "bert", "distilbert", "roberta")
 LABELS = ("no", "maybe", "yes")

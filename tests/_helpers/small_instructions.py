@@ -5,10 +5,10 @@ import pathlib
 import string
 
 import numpy as np
-import small_decoders as decoders
-from characters import SIZE, make_tokenizer
 
 from fedjax_lora.runs import config
+from tests._helpers import small_decoders as decoders
+from tests._helpers.character_tokenizer import SIZE, make_tokenizer
 
 SPEC = (
     "instructions(train='train.jsonl', test='test.jsonl', instruction='say', completion='said', "

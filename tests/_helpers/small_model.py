@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Template
 from fedjax_lora.core.types import Adapter, Gain, LoRA
+from fedjax_lora.lora import Template
 
 DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
 TARGETS = ("/(query|value)$", "^head$")

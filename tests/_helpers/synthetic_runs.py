@@ -3,10 +3,10 @@
 from typing import Any
 
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.sweep import grid
 from fedjax_lora.runs.sweep.grid import Grid
 from fedjax_lora.runs.sweep.statistics import Run
-from fedjax_lora.runs.config import RunConfig
 
 SUMMARY = {
     "majority_accuracy": 0.25,

@@ -5,14 +5,21 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import problems
 
 from fedjax_lora import methods, models
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
-from fedjax_lora.data import Split, Task, TaskData, Tokens
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import Split, Task, TaskData, Tokens
+from fedjax_lora.lora import Site, Template
 from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
+from tests._helpers import problems
 
 ROUNDS = 4
 CONFIG = RunConfig(

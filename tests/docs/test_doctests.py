@@ -28,6 +28,6 @@ def test_there_are_examples():
     with_examples = [
         m.__name__ for m in modules if any(t.examples for t in doctest.DocTestFinder().find(m))
     ]
-    assert {"fedjax_lora.methods", "fedjax_lora.adapters.template", "fedjax_lora.trees"} <= set(
+    assert {"fedjax_lora.methods", "fedjax_lora.lora.spec", "fedjax_lora.core.trees"} <= set(
         with_examples
     )

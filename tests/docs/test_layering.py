@@ -303,18 +303,18 @@ def test_nothing_but_methods_branches_on_a_methods_name():
 @pytest.mark.parametrize(
     ("module", "text", "wrong"),
     [
-        ("methods.x", "from fedjax_lora import clients", "imports fedjax_lora.clients"),
-        ("methods.x", "from fedjax_lora.clients import local", "imports fedjax_lora.clients"),
+        ("methods.x", "from fedjax_lora import clients", "imports fedjax_lora.federated"),
+        ("methods.x", "from fedjax_lora.federated import local", "imports fedjax_lora.federated"),
         ("methods.x", "import fedjax_lora.models.tiny as t", "imports fedjax_lora.models.tiny"),
         (
             "methods.x",
             "def f():\n    from fedjax_lora.data import load",
             "imports fedjax_lora.data",
         ),
-        ("methods.x", "from ..rounds import Plan", "imports fedjax_lora.rounds"),
-        ("methods.x", "from .. import clients", "imports fedjax_lora.clients"),
+        ("methods.x", "from ..rounds import Plan", "imports fedjax_lora.federated"),
+        ("methods.x", "from .. import clients", "imports fedjax_lora.federated"),
         ("methods.x", "import optax", "imports optax"),
-        ("models.x", "from fedjax_lora import adapters", "imports fedjax_lora.adapters"),
+        ("models.x", "from fedjax_lora import adapters", "imports fedjax_lora.lora"),
         ("data.x", "import jax", "imports jax"),
         ("clients.x", "from fedjax_lora.methods.base import Method", "fedjax_lora.methods.base"),
         ("rounds", "from fedjax_lora.data import batches", "imports fedjax_lora.data"),

@@ -8,25 +8,24 @@ import shlex
 import pytest
 import tyro
 
-import experiments.studies.ag_news.report
 import experiments.benchmarks.aggregation.report
 import experiments.benchmarks.cohort.report
 import experiments.benchmarks.compilation.report
-import experiments.benchmarks.scaling.report
-import experiments.benchmarks.end_to_end.report
-import experiments.tools.readme_demo
 import experiments.benchmarks.cost_estimates.report
-import experiments.robustness.interruptions.report
-import experiments.studies.instruction_tuning.report
-import experiments.robustness.malformed_input.report
-import experiments.studies.noise.report
-import experiments.tools.readme_own_model
-import experiments.robustness.huggingface_parity.report
+import experiments.benchmarks.end_to_end.report
 import experiments.benchmarks.quantized_base.report
+import experiments.benchmarks.scaling.report
+import experiments.robustness.huggingface_parity.report
+import experiments.robustness.interruptions.report
+import experiments.robustness.malformed_input.report
+import experiments.studies.ag_news.report
+import experiments.studies.instruction_tuning.report
+import experiments.studies.noise.report
+import experiments.tools.readme_demo
+import experiments.tools.readme_own_model
 import fedjax_lora
 from experiments.tools import methods_table
-from fedjax_lora.cli import main
-from fedjax_lora.cli import evaluate, export, inspect, predict
+from fedjax_lora.cli import evaluate, export, inspect, main, predict
 from fedjax_lora.methods import METHODS
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -97,19 +96,19 @@ def test_every_module_is_in_the_list_of_how_it_is_built_once():
 
 
 def test_the_demo_is_told_from_its_result_folder():
-    assert generated("demo") == experiments.demo.report.sentence()
+    assert generated("demo") == experiments.tools.readme_demo.sentence()
 
 
 def test_broken_inputs_are_told_from_their_result_file():
-    assert generated("malformed") == experiments.malformed.report.sentence()
+    assert generated("malformed") == experiments.robustness.malformed_input.report.sentence()
 
 
 def test_the_cost_of_a_checkpoint_is_told_from_its_result_file():
-    assert generated("checkpoint_cost") == experiments.faults.report.cost()
+    assert generated("checkpoint_cost") == experiments.robustness.interruptions.report.cost()
 
 
 def test_every_trial_of_a_fault_has_ended_well():
-    report = experiments.faults.report
+    report = experiments.robustness.interruptions.report
     trials = [t for name in ("kills", "others", "methods") for t in report.read(name).values()]
     assert all(trial.get("same", True) and trial.get("told", True) for trial in trials)
     assert set(report.read("methods")) <= set(METHODS)
@@ -149,7 +148,7 @@ def test_what_a_traced_round_did_is_told_from_its_result_file():
 
 
 def test_the_padding_of_the_whole_experiment_is_told_from_its_result_file():
-    assert generated("whole_padding") == experiments.benchmarks.whole.report.padding()
+    assert generated("whole_padding") == experiments.benchmarks.end_to_end.report.padding()
 
 
 def test_the_growing_server_steps_are_told_from_their_result_files():
@@ -159,12 +158,14 @@ def test_the_growing_server_steps_are_told_from_their_result_files():
 
 
 def test_the_model_of_ones_own_is_told_from_its_result_file():
-    assert generated("own_model") == experiments.own_model.report.sentence()
+    assert generated("own_model") == experiments.tools.readme_own_model.sentence()
 
 
 def test_logits_are_the_same_in_pytorch():
     """What the table must show."""
-    found = json.loads((experiments.parity.report.RESULTS / "parity.json").read_text())
+    found = json.loads(
+        (experiments.robustness.huggingface_parity.report.RESULTS / "parity.json").read_text()
+    )
     assert all(max(row["adapter"], row["merged"]) < 1e-4 < row["effect"] for row in found["rows"])
     assert len(found["rows"]) == 5
 

@@ -16,9 +16,9 @@ from experiments.robustness.malformed_input import good
 from experiments.robustness.malformed_input.case import Case, lay_out
 from fedjax_lora import InputError, data, models
 from fedjax_lora.cli import main
-from fedjax_lora.runs.sweep.runner import file_name
-from fedjax_lora.runs.config import DataConfig, ModelConfig, RunConfig
 from fedjax_lora.models.huggingface import download, tensors
+from fedjax_lora.runs.config import DataConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.sweep.runner import file_name
 
 PACKAGE = pathlib.Path(fedjax_lora.__file__).parent
 TOKEN = "hf_" + "Ab3" * 12
@@ -146,7 +146,7 @@ def test_a_tokenizers_own_code_does_not_run(name, tmp_path, run_words, monkeypat
     (folder / "own.py").write_text(trap)
     asked = io.StringIO("y\n" * 9)
     monkeypatch.setattr("sys.stdin", asked)
-    monkeypatch.setattr("fedjax_lora.results.RunFolder.start", lambda *given: 1 / 0)
+    monkeypatch.setattr("fedjax_lora.runs.folder.RunFolder.start", lambda *given: 1 / 0)
     with contextlib.suppress(ZeroDivisionError):  # read without its code
         assert main.main([*run_words, f"--out={tmp_path / 'out'}"]) == 2
     assert asked.tell() == 0
@@ -178,7 +178,7 @@ def test_only_plain_names_are_downloaded():
     "name", ["../up/model", "a/../b", "a/b/c", "/a/b", "a//b", "a/b?x", "a\\b", "a/b@c", "./a/b"]
 )
 def test_what_is_no_hub_id_is_never_asked_for(name, monkeypatch):
-    monkeypatch.setattr("fedjax_lora.models.sources.download", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("fedjax_lora.models.huggingface.registry.download", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError):
         models.resolve(name)
 

@@ -3,12 +3,12 @@
 import pytest
 
 from experiments.studies import instruction_tuning
-from experiments.tools import runner
 from experiments.studies.instruction_tuning import METHODS, RATES, SEEDS, STUDY, TASK
+from experiments.tools import runner
 from experiments.tools.study import distinct
 from fedjax_lora import methods
 from fedjax_lora.core import registry
-from fedjax_lora.data.datasets import registry
+from fedjax_lora.data.datasets import registry as tasks
 
 
 def scored(scores):
@@ -29,7 +29,7 @@ def test_every_method_has_the_same_budget():
     assert len(distinct(reporting)) == len(METHODS) * len(SEEDS)
     tried = {cell.config.seed for cell in distinct(tuning)}
     assert not tried & {cell.config.seed for cell in distinct(reporting)}
-    assert registry.find(TASK).prompting.format == "plain"
+    assert tasks.find(TASK).prompting.format == "plain"
     for cell in distinct(tuning + reporting):
         assert registry.parse(cell.config.federation.method)[0] in methods.METHODS
         ranks = "fixed(rank=8)" if cell.config.federation.method == "fedit" else "tiers"

@@ -13,21 +13,22 @@ import pytest
 import scipy.stats
 import transformers
 
-from experiments.papers import byun_lee, hlora, fed_plora_vs_flexlora
-from experiments.tools import figures, full, plan, write_reports, runner, small, study, report as report_lines, claims
+from experiments.papers import byun_lee, fed_plora_vs_flexlora, hlora
 from experiments.papers.byun_lee import counts
 from experiments.papers.fed_plora import small_cases
 from experiments.papers.fed_plora_vs_flexlora import differences
-from experiments.tools.write_reports import REPORTS
+from experiments.tools import claims, figures, full, plan, runner, small, study, write_reports
+from experiments.tools import report as report_lines
 from experiments.tools.registry import STUDIES
 from experiments.tools.study import Part, Results, Study
-from fedjax_lora.federated import ranks, optimizers
+from experiments.tools.write_reports import REPORTS
 from fedjax_lora import data, methods, models
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated import optimizers, ranks
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.sweep.grid import changed
 from fedjax_lora.runs.sweep.statistics import estimate
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.core.errors import InputError
 
 BOTH = [(one, size) for one in STUDIES for size in ("small", "full")]
 EACH = pytest.mark.parametrize(
@@ -175,7 +176,9 @@ def test_the_open_question_is_asked_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts(size, {})}
     tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
-    assert len(tuning.arms) == len(fed_plora_vs_flexlora.METHODS) * len(fed_plora_vs_flexlora.RATES[size])
+    assert len(tuning.arms) == len(fed_plora_vs_flexlora.METHODS) * len(
+        fed_plora_vs_flexlora.RATES[size]
+    )
     assert deep is None or len(deep.arms) == len(fed_plora_vs_flexlora.PAIR) * len(
         fed_plora_vs_flexlora.RATES[size]
     )
@@ -211,7 +214,9 @@ def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds(monke
     del records[next(iter(records))]  # an unfinished rate is not chosen
     assert best() == 8e-3
     assert fed_plora_vs_flexlora.best_rate("small", {}, "HLoRA", "sst2") == 3e-3
-    (reported,) = (p for p in fed_plora_vs_flexlora.reporting("small", records) if p.name == "sst2_uniform")
+    (reported,) = (
+        p for p in fed_plora_vs_flexlora.reporting("small", records) if p.name == "sst2_uniform"
+    )
     assert reported.config("HLoRA", "sst2", 0).local.learning_rate == 8e-3
 
 

@@ -7,10 +7,17 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.cohort.work import RATE, Case, Work
-from fedjax_lora.runs import build
 from fedjax_lora import models
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
 from fedjax_lora.data.batch_shapes import fitting, needed
+from fedjax_lora.runs import build
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 
 def task(data_dir: str | None) -> str:

@@ -59,9 +59,9 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     import numpy as np
 
     from experiments.benchmarks.compilation.listen import Compiler, branches
-    from fedjax_lora.runs import build, compilation, run
     from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
     from fedjax_lora.data.batch_shapes import fitting, needed
+    from fedjax_lora.runs import build, compilation, run
 
     compiler = Compiler()
     keep_compiled_programs()

@@ -4,15 +4,23 @@ The large model is shapes alone: nothing is allocated, and XLA is asked what the
 compiled for this machine's CPU. The smaller model has random weights and trains here, each time in
 a process of its own whose resident memory is watched.
 
-    python -m experiments.explain.run --data-dir DATA --models-dir MODELS    # resumable
-    python -m experiments.explain.report                                     # the README's table
+    python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS    # resumable
+    python -m experiments.benchmarks.cost_estimates.report                                     # the README's table
 """
 
 import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LARGE, TOKENIZER = "llama-3.2-1b", "stories260k"

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 
-from fedjax_lora.runs import build, compilation
-from fedjax_lora import models, federated
+from fedjax_lora import federated, models
 from fedjax_lora.core import trees
-from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs import build, compilation
 from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.config import RunConfig
 
 
 def compiled_bytes(config: RunConfig, assets: Assets) -> int:
@@ -31,7 +31,9 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
     )
     plan = federation.plan(0, layout.allocated.ranks, 1e-3)
     base = frozen_shapes(assets.model)
-    lowered = compilation.build_round(recipe).lower(base, assets.train, state, plan, jax.random.key(0))
+    lowered = compilation.build_round(recipe).lower(
+        base, assets.train, state, plan, jax.random.key(0)
+    )
     found: Any = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes

@@ -1,4 +1,4 @@
-"""The tables of what `--explain` says: ``python -m experiments.explain.report``."""
+"""The tables of what `--explain` says: ``python -m experiments.benchmarks.cost_estimates.report``."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Ask and measure: ``python -m experiments.explain.run --data-dir DATA --models-dir MODELS``."""
+"""Ask and measure: ``python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS``."""
 
 import json
 import pathlib
@@ -12,12 +12,22 @@ from typing import Any
 import jax
 import tyro
 
-from experiments.tools import alternate
-from experiments.benchmarks.cost_estimates import CARDS, LARGE, RESULTS, SMALL, STORAGES, TOKENIZER, WATCHED, Storage, large
+from experiments.benchmarks.cost_estimates import (
+    CARDS,
+    LARGE,
+    RESULTS,
+    SMALL,
+    STORAGES,
+    TOKENIZER,
+    WATCHED,
+    Storage,
+    large,
+)
 from experiments.benchmarks.cost_estimates.compiled import compiled_bytes
-from fedjax_lora.runs import cost
-from fedjax_lora.core import atomic_io, trees
+from experiments.tools import alternate
 from fedjax_lora import models
+from fedjax_lora.core import atomic_io, trees
+from fedjax_lora.runs import cost
 from fedjax_lora.runs.build import load_assets
 
 FILE = RESULTS / "explain.json"
@@ -53,7 +63,14 @@ def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
 
 def watched(name: str, data_dir: str, model: str) -> dict[str, int]:
     """What a round of the small model takes of a process's memory, and what was foretold."""
-    command = [sys.executable, "-m", "experiments.explain.watch", name, data_dir, model]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.cost_estimates.watch",
+        name,
+        data_dir,
+        model,
+    ]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(made.stdout.splitlines()[-1])
 
@@ -89,7 +106,9 @@ def main(data_dir: str, models_dir: pathlib.Path) -> None:
     def fill(part: str, name: str, ask: Callable[[], Any]) -> None:
         if name not in found[part]:
             found[part][name] = ask()
-            atomic_io.write(FILE, json.dumps(found | {"machine": alternate.machine()}, indent=1) + "\n")
+            atomic_io.write(
+                FILE, json.dumps(found | {"machine": alternate.machine()}, indent=1) + "\n"
+            )
             print(part, name, found[part][name], flush=True)
 
     with tempfile.TemporaryDirectory() as made:

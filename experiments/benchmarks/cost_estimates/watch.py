@@ -1,4 +1,4 @@
-"""One process whose memory is watched: ``python -m experiments.explain.watch NAME DATA MODEL``."""
+"""One process whose memory is watched: ``python -m experiments.benchmarks.cost_estimates.watch NAME DATA MODEL``."""
 
 import ctypes
 import gc
@@ -10,9 +10,9 @@ import jax
 
 from experiments.benchmarks.cost_estimates import WATCHED, small
 from fedjax_lora.runs import cost
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.build import load_assets, prepare
 from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.config import RunConfig
 
 STATUS = pathlib.Path("/proc/self/status")
 

@@ -1,4 +1,4 @@
-"""A contender's process: ``python -m experiments.benchmarks.whole.contend NAME FOLDER``."""
+"""A contender's process: ``python -m experiments.benchmarks.end_to_end.contend NAME FOLDER``."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Table and figure of whole experiments: ``python -m experiments.benchmarks.whole.report``."""
+"""Table and figure of whole experiments: ``python -m experiments.benchmarks.end_to_end.report``."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Measure; see `experiments.benchmarks.whole`."""
+"""Measure; see `experiments.benchmarks.end_to_end`."""
 
 import dataclasses
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 import tyro
 
-from experiments.benchmarks.processes import ROOT, Outcome, watch
 from experiments.benchmarks.end_to_end import CONTENDERS, RESULTS
 from experiments.benchmarks.end_to_end.setting import Setting, lay_out
+from experiments.benchmarks.processes import ROOT, Outcome, watch
 from experiments.tools.alternate import machine
 
 
@@ -38,7 +38,7 @@ def _ours(folder: pathlib.Path, own: pathlib.Path, state: str) -> dict[str, Any]
 
 def theirs(name: str, folder: pathlib.Path, python: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """One process of another program."""
-    command = [python, "-m", "experiments.benchmarks.whole.contend", name, str(folder)]
+    command = [python, "-m", "experiments.benchmarks.end_to_end.contend", name, str(folder)]
     took = watch(command, _environment(), folder / "log")
     told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     yield name, _record(took, told["history"], told["versions"])

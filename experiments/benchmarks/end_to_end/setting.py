@@ -8,11 +8,19 @@ import numpy as np
 
 from experiments.benchmarks.cohort import base
 from experiments.benchmarks.end_to_end import work
-from fedjax_lora.runs import build
 from fedjax_lora import models
-from fedjax_lora.federated import optimizers
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig, to_dict
 from fedjax_lora.data.batch_shapes import fitting
+from fedjax_lora.federated import optimizers
+from fedjax_lora.runs import build
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+    to_dict,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

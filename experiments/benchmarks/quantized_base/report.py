@@ -1,9 +1,9 @@
-"""The table of storages: ``python -m experiments.storage.report``."""
+"""The table of storages: ``python -m experiments.benchmarks.quantized_base.report``."""
 
 import json
 
-from experiments.tools.markdown import as_table, put
 from experiments.benchmarks.quantized_base import RESULTS
+from experiments.tools.markdown import as_table, put
 
 _GB = 1e9
 

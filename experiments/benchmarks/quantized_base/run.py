@@ -1,4 +1,4 @@
-"""Measure: ``python -m experiments.storage.run --models-dir DIR``."""
+"""Measure: ``python -m experiments.benchmarks.quantized_base.run --models-dir DIR``."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ import tyro
 
 from experiments.benchmarks.quantized_base import RESULTS
 from fedjax_lora import lora, models
-from fedjax_lora.evaluation import generation
 from fedjax_lora.core import trees
 from fedjax_lora.core.quantization import STORAGES
+from fedjax_lora.evaluation import generation
 
 LARGE, TRAINED = "llama-3.2-1b", "stories260k"
 TEXTS, TOKENS = 64, 128
@@ -86,7 +86,13 @@ def compared(got: np.ndarray, want: np.ndarray, texts: np.ndarray) -> dict[str, 
 
 def loading(folder: pathlib.Path, storage: str) -> dict[str, int]:
     """Bytes by which loading raises the peak of a process, on a CPU: the base is among them."""
-    command = [sys.executable, "-m", "experiments.storage.run", str(folder), storage]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.quantized_base.run",
+        str(folder),
+        storage,
+    ]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(made.stdout.splitlines()[-1])
 

@@ -2,7 +2,14 @@
 
 import dataclasses
 
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 ALL_8, ALL_64 = "fixed(rank=8)", "fixed(rank=64)"
 MEAN_8 = "tiers(ranks=[4, 8, 16, 32, 64], shares=[0.66, 0.21, 0.07, 0.04, 0.02])"

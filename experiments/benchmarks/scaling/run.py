@@ -24,8 +24,8 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from fedjax_lora.runs import build, run
     from fedjax_lora.federated import optimizers
+    from fedjax_lora.runs import build, run
 
     made = build.prepare(config(point, data_dir))
     before = peak_megabytes()

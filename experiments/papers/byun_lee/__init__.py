@@ -3,8 +3,8 @@
 arXiv 2406.17477 (NAACL 2025): replication padding and loss-based rank allocation. The README in
 this folder has the claims, what of the setting is published, and what came out.
 
-    python -m experiments.small --data-dir DATA --only byun_lee
-    python -m experiments.byun_lee.report
+    python -m experiments.tools.small --data-dir DATA --only byun_lee
+    python -m experiments.papers.byun_lee.report
 """
 
 from collections.abc import Callable, Mapping

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from fedjax_lora import federated
-from fedjax_lora.runs.sweep.grid import changed
-from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.federated import Local, Plan, RoundFn
 from fedjax_lora.runs.build import Assets, Experiment, prepare
 from fedjax_lora.runs.compilation import Programs, RoundRecipe
-from fedjax_lora.federated import Local, Plan, RoundFn
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.run import run
+from fedjax_lora.runs.sweep.grid import changed
 
 AFTER = ("zero_padding", "replication")
 

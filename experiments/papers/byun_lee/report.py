@@ -8,10 +8,28 @@ import numpy as np
 from experiments.papers.byun_lee import HIGH, LOW, MIDDLE, SHARES, STUDY, TASKS
 from experiments.papers.byun_lee.counts import PUBLISHED, count, mean_count
 from experiments.papers.byun_lee.diagnostic import AFTER
+from experiments.tools.claims import (
+    FLOOR,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    UNTESTABLE,
+    Claim,
+    Finding,
+    close,
+    course,
+    differing,
+    higher,
+    is_above,
+    is_as_large,
+    is_close,
+    judged,
+    measured,
+    progress,
+)
 from experiments.tools.markdown import as_table
-from experiments.tools.study import Results
 from experiments.tools.report import Report, publish
-from experiments.tools.claims import FLOOR, NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE, Claim, Finding, close, course, differing, higher, is_above, is_as_large, is_close, judged, measured, progress
+from experiments.tools.study import Results
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import Estimate
 

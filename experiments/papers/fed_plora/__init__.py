@@ -2,8 +2,8 @@
 
 Commands:
 
-    python -m experiments.small --data-dir DATA --only fed_plora
-    python -m experiments.fed_plora.report
+    python -m experiments.tools.small --data-dir DATA --only fed_plora
+    python -m experiments.papers.fed_plora.report
 """
 
 from collections.abc import Mapping

@@ -8,8 +8,19 @@ import numpy as np
 
 from experiments.papers.fed_plora import TASKS
 from experiments.papers.fed_plora.small_cases import bound, equal_ranks
+from experiments.tools.claims import (
+    NOT_RUN,
+    Claim,
+    Finding,
+    higher,
+    is_as_large,
+    last,
+    measured,
+    progress,
+    untestable,
+    values,
+)
 from experiments.tools.study import Results
-from experiments.tools.claims import NOT_RUN, Claim, Finding, higher, is_as_large, last, measured, progress, untestable, values
 from fedjax_lora.runs.sweep.statistics import estimate
 
 Rounds = list[dict[str, Any]]

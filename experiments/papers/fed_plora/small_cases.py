@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.tools.study import Results
 from experiments.tools.claims import NOT_REPRODUCED, REPRODUCED, Finding
-from fedjax_lora.federated import diagnostics
+from experiments.tools.study import Results
 from fedjax_lora import methods
+from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.federated import diagnostics
 from fedjax_lora.lora import Site, Template
 from fedjax_lora.methods import Cohort, Server
-from fedjax_lora.core.types import Adapter, LoRA
 
 FACTOR = 3.0
 

@@ -3,8 +3,8 @@
 The same for the rules that merge what clients of different ranks own. Every method has the same
 seeds, ranks, scale and tuning budget; the README in this folder has the protocol and the outcome.
 
-    python -m experiments.small --data-dir DATA --only open_question
-    python -m experiments.open_question.report
+    python -m experiments.tools.small --data-dir DATA --only open_question
+    python -m experiments.papers.fed_plora_vs_flexlora.report
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from experiments.tools.study import Changes, Part, Records, Size, Study, small, variant
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 METHODS = {
     "Fed-PLoRA": "fed_plora",

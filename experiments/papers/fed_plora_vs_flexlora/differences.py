@@ -6,13 +6,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.papers.fed_plora_vs_flexlora import (
+    BY_EXAMPLES,
+    CONTROL,
+    DEEPER,
+    METHODS,
+    MIXES,
+    PAIR,
+)
+from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
 from experiments.tools.figures import COLUMNS, sheet
 from experiments.tools.markdown import as_table
-from experiments.papers.fed_plora_vs_flexlora import BY_EXAMPLES, CONTROL, DEEPER, METHODS, MIXES, PAIR
 from experiments.tools.study import Results
-from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
-from fedjax_lora.runs.sweep.statistics import Estimate, estimate
 from fedjax_lora.runs.plots import COLOURS, GREY, style
+from fedjax_lora.runs.sweep.statistics import Estimate, estimate
 
 PAIRS = (
     PAIR,

@@ -1,11 +1,11 @@
 """The README's answer and tables of the open question, from the result files alone."""
 
-from experiments.tools.markdown import as_table
 from experiments.papers.fed_plora_vs_flexlora import METHODS, RATES, STUDY, best_rate, tuned, tuning
 from experiments.papers.fed_plora_vs_flexlora.differences import figures, known, outcome
-from experiments.tools.study import Part, Results
-from experiments.tools.report import Report, picture, publish
 from experiments.tools.claims import spread
+from experiments.tools.markdown import as_table
+from experiments.tools.report import Report, picture, publish
+from experiments.tools.study import Part, Results
 from fedjax_lora.runs.sweep.statistics import estimate
 
 

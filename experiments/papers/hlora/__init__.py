@@ -2,8 +2,8 @@
 
 Commands:
 
-    python -m experiments.small --data-dir DATA --only hlora
-    python -m experiments.hlora.report
+    python -m experiments.tools.small --data-dir DATA --only hlora
+    python -m experiments.papers.hlora.report
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from experiments.papers.hlora import LEARNED, STUDY, TASKS
-from experiments.tools.report import Report, publish
 from experiments.tools.claims import Claim, course, higher, last
+from experiments.tools.report import Report, publish
 
 PUBLISHED = {"mrpc": (84.0, 87.1, 90.2), "rte": (78.3, 86.1, 87.4), "qqp": (83.7, 88.4, 91.6)}
 """Accuracy of naive federated LoRA, of heterogeneous HLoRA and of LoRA on all data in one place."""

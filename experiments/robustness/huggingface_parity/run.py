@@ -1,4 +1,4 @@
-"""How far logits in PyTorch are from logits here: ``python -m experiments.parity.run``.
+"""How far logits in PyTorch are from logits here: ``python -m experiments.robustness.huggingface_parity.run``.
 
 Adapters of another rank in every layer, with a random head, on all-MiniLM-L6-v2 and on random
 checkpoints of every family (3 layers of width 48), leave as PEFT adapters and as merged checkpoints
@@ -17,7 +17,7 @@ import peft
 import torch
 import transformers
 
-from fedjax_lora import lora, interop, models
+from fedjax_lora import interop, lora, models
 from fedjax_lora.interop import About, Fitted
 
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -1,6 +1,6 @@
 """What a checkpoint costs: time that the run waits, and processor time of the whole process.
 
-python -m experiments.faults.cost
+python -m experiments.robustness.interruptions.cost
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from experiments.robustness.interruptions import RESULTS
-from fedjax_lora.runs import checkpoints, resume, run
 from fedjax_lora.core import atomic_io
+from fedjax_lora.runs import checkpoints, resume, run
+from fedjax_lora.runs.build import Assets, load_assets, prepare
 from fedjax_lora.runs.checkpoints.checkpoint import arrays
 from fedjax_lora.runs.config import RunConfig, demo
-from fedjax_lora.runs.build import Assets, load_assets, prepare
 
 TIMES = 20
 METHODS = {

@@ -1,4 +1,4 @@
-"""Run the trials; see `experiments.faults`."""
+"""Run the trials; see `experiments.robustness.interruptions`."""
 
 import json
 import pathlib
@@ -10,9 +10,9 @@ import tyro
 
 from experiments.robustness.interruptions import KILLS, RESULTS, SEED, harness, trials
 from experiments.robustness.interruptions.trials import Trial
-from fedjax_lora.runs import config as configs
-from fedjax_lora.core import atomic_io
 from fedjax_lora import methods
+from fedjax_lora.core import atomic_io
+from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import folder as run_folder
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.compilation import programs
@@ -61,7 +61,9 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         others(site, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
         each_method(site, Book(RESULTS / "methods.json"))
-    atomic_io.write(RESULTS / "environment.json", json.dumps(run_folder.environment(), indent=1) + "\n")
+    atomic_io.write(
+        RESULTS / "environment.json", json.dumps(run_folder.environment(), indent=1) + "\n"
+    )
 
 
 def kills(site: harness.Site, book: Book) -> None:

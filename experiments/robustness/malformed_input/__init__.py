@@ -5,13 +5,20 @@ Each has to end with status 2 and one sentence, without a traceback, an output f
 much memory. Random damage to the same files (`damage`) may go unnoticed, but may not end in
 anything else either.
 
-    python -m experiments.malformed.run        # a minute; writes results/summary.json
-    python -m experiments.malformed.report     # the README's sentence
+    python -m experiments.robustness.malformed_input.run        # a minute; writes results/summary.json
+    python -m experiments.robustness.malformed_input.report     # the README's sentence
 """
 
 import pathlib
 
-from experiments.robustness.malformed_input import adapters, checkpoints, settings, tables, tokenizers, weights
+from experiments.robustness.malformed_input import (
+    adapters,
+    checkpoints,
+    settings,
+    tables,
+    tokenizers,
+    weights,
+)
 from experiments.robustness.malformed_input.case import Case
 
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -9,7 +9,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, LONG_NUMBER, Case, Spoil
+from experiments.robustness.malformed_input.case import (
+    DEEP,
+    GARBAGE,
+    IN_PLACE,
+    LONG_NAME,
+    LONG_NUMBER,
+    Case,
+    Spoil,
+)
 
 CONFIG, WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 FIRST = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_{}.weight"

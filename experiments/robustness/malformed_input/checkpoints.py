@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, LONG_NUMBER, Case
+from experiments.robustness.malformed_input.case import (
+    DEEP,
+    GARBAGE,
+    IN_PLACE,
+    LONG_NAME,
+    LONG_NUMBER,
+    Case,
+)
 
 FILE = "model/config.json"
 SIZES = (

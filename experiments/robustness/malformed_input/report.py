@@ -1,4 +1,4 @@
-"""What the README says of broken inputs: ``python -m experiments.malformed.report``."""
+"""What the README says of broken inputs: ``python -m experiments.robustness.malformed_input.report``."""
 
 import json
 import textwrap
@@ -18,7 +18,7 @@ def sentence() -> str:
         f"{s['largest']['megabytes']:.0f} MB; of {sum(damaged.values())} files with a few bytes "
         f"changed at random, {damaged['refused']} are, and {damaged['accepted']} can be read all "
         "the same ([numbers](experiments/malformed/results/summary.json), by `python -m "
-        "experiments.malformed.run`)."
+        "experiments.robustness.malformed_input.run`)."
     )
     indent = "  "
     return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent) + "\n"

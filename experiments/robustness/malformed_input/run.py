@@ -1,4 +1,4 @@
-"""Run all broken inputs; see `experiments.malformed`."""
+"""Run all broken inputs; see `experiments.robustness.malformed_input`."""
 
 import collections
 import json

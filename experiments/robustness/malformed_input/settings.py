@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, LONG_NUMBER, Case, Spoil
+from experiments.robustness.malformed_input.case import (
+    DEEP,
+    GARBAGE,
+    IN_PLACE,
+    LONG_NAME,
+    LONG_NUMBER,
+    Case,
+    Spoil,
+)
 from fedjax_lora.runs.config import RunConfig
 
 FILE = "config.json"

@@ -7,7 +7,14 @@ import lzma
 from collections.abc import Iterator
 
 from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, LONG_NUMBER, Case
+from experiments.robustness.malformed_input.case import (
+    DEEP,
+    GARBAGE,
+    IN_PLACE,
+    LONG_NAME,
+    LONG_NUMBER,
+    Case,
+)
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 HUGE_LINE = b"x" * (2**24 + 1)

@@ -11,7 +11,14 @@ import numpy as np
 from safetensors.numpy import save
 
 from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NAME, Case, Spoil
+from experiments.robustness.malformed_input.case import (
+    DEEP,
+    GARBAGE,
+    IN_PLACE,
+    LONG_NAME,
+    Case,
+    Spoil,
+)
 
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

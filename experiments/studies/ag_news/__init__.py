@@ -8,14 +8,21 @@ skewed cohorts threw the masked mean from 82 % back to 60 %). The learning rate 
 the best of `RATES` by accuracy on 500 validation examples after `TUNING_ROUNDS` rounds with seed 0,
 its own schedule compressed; test accuracy is never looked at before that.
 
-    python -m experiments.ag_news.run --data-dir DATA      # resumable, one file per finished run
-    python -m experiments.ag_news.report                   # table and figure from the files
+    python -m experiments.studies.ag_news.run --data-dir DATA      # resumable, one file per finished run
+    python -m experiments.studies.ag_news.report                   # table and figure from the files
 """
 
 import dataclasses
 import pathlib
 
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, RunConfig
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    RunConfig,
+)
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RATES = (3e-3, 6e-3, 1.2e-2)

@@ -1,4 +1,4 @@
-"""Run the comparison; see `experiments.ag_news`."""
+"""Run the comparison; see `experiments.studies.ag_news`."""
 
 import dataclasses
 import functools
@@ -10,11 +10,11 @@ import tyro
 
 from experiments.studies.ag_news import METHODS, RATES, RESULTS, SEEDS, get_config, tuning_config
 from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.runs.sweep.record_store import Record, run_once
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.build import Assets, load_assets
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
+from fedjax_lora.runs.sweep.record_store import Record, run_once
 
 
 def slug(method: str) -> str:

@@ -13,14 +13,22 @@ reported on, judged by perplexity on 600 examples of the clients that are not tr
 test set is not looked at before. Then the same three seeds for all. The perplexities per client are
 those of the global model on the clients' held-out examples.
 
-    python -m experiments.instruction_tuning.run --data-dir DATA --models-dir MODELS   # resumable
-    python -m experiments.instruction_tuning.report             # table and figure from the files
+    python -m experiments.studies.instruction_tuning.run --data-dir DATA --models-dir MODELS   # resumable
+    python -m experiments.studies.instruction_tuning.report             # table and figure from the files
 """
 
 import pathlib
 
 from experiments.tools.study import Changes, Part, Records, Size, Study, variant
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TASK = "dolly_alpaca(format='plain')"

@@ -3,7 +3,7 @@
 One epoch of each of the nine clients, batch 16, the three lengths that a run of a language task
 pads to. "Packed" is what filling rows of the full length, example after example, would reach.
 
-    python -m experiments.instruction_tuning.padding --data-dir DATA --tokenizer FOLDER
+    python -m experiments.studies.instruction_tuning.padding --data-dir DATA --tokenizer FOLDER
 """
 
 import json
@@ -15,8 +15,8 @@ import tyro
 from experiments.studies.instruction_tuning import RESULTS
 from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
-from fedjax_lora.data.batching import client_batches, length_buckets
 from fedjax_lora.data.batch_shapes import fitting, needed, padded_shapes, row_buckets
+from fedjax_lora.data.batching import client_batches, length_buckets
 from fedjax_lora.evaluation.task_types import KINDS
 
 BATCH = 16

@@ -6,12 +6,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.instruction_tuning import METHODS, RATES, RESULTS, STUDY, TASK, best_rate, tuning_scores
+from experiments.studies.instruction_tuning import (
+    METHODS,
+    RATES,
+    RESULTS,
+    STUDY,
+    TASK,
+    best_rate,
+    tuning_scores,
+)
 from experiments.tools.markdown import as_table, put
 from experiments.tools.study import Records, Results, results
+from fedjax_lora.runs.plots import COLOURS, GREY, level, style
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import estimate
-from fedjax_lora.runs.plots import COLOURS, GREY, level, style
 
 PER_CLIENT = "validation_perplexity_by_client"
 

@@ -1,4 +1,4 @@
-"""Run the comparison; see `experiments.instruction_tuning`."""
+"""Run the comparison; see `experiments.studies.instruction_tuning`."""
 
 import sys
 

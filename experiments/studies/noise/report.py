@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.tools.markdown import as_table, put
 from experiments.studies.noise import METHODS, RESULTS
+from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
 from fedjax_lora.runs.plots import COLOURS, style
 

@@ -1,4 +1,4 @@
-"""Run the measurements; see `experiments.noise`."""
+"""Run the measurements; see `experiments.studies.noise`."""
 
 import functools
 import json
@@ -8,12 +8,12 @@ import tyro
 
 from experiments.studies.ag_news.run import public
 from experiments.studies.noise import COHORTS, METHODS, RESULTS, dilution_config, get_config
-from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
-from fedjax_lora.runs.sweep.record_store import run_once
-from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.core.atomic_io import write
+from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
+from fedjax_lora.runs.sweep.record_store import run_once
 
 
 def measured(method: str, data_dir: str, assets: Assets) -> None:

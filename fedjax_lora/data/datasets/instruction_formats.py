@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_lora.data.datasets.table_readers import read_columns
-from fedjax_lora.data.datasets.records import Table
-from fedjax_lora.data.datasets.text_files import open_text, read_json
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Table
+from fedjax_lora.data.datasets.table_readers import read_columns
+from fedjax_lora.data.datasets.text_files import open_text, read_json
 
 ALL = "all"
 PER_TASK = 100

@@ -9,10 +9,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from fedjax_lora.data import prompts
-from fedjax_lora.data.datasets.instruction_formats import ALPACA, DOLLY, GSM8K, NATURAL_HUB, Columns, hub_instructions, hub_mmlu, read_dolly_alpaca, read_instructions, read_mmlu_1444, read_natural_instructions
-from fedjax_lora.data.datasets.records import METRICS, Folder, Hub, Local, Prompting, Task
 from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.data import prompts
+from fedjax_lora.data.datasets.instruction_formats import (
+    ALPACA,
+    DOLLY,
+    GSM8K,
+    NATURAL_HUB,
+    Columns,
+    hub_instructions,
+    hub_mmlu,
+    read_dolly_alpaca,
+    read_instructions,
+    read_mmlu_1444,
+    read_natural_instructions,
+)
+from fedjax_lora.data.datasets.records import METRICS, Folder, Hub, Local, Prompting, Task
 
 _METRICS = [name for name, kind in METRICS.items() if kind == "language"]
 

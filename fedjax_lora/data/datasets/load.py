@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lora.data.datasets.records import Split, Table, Task, TaskData
-from fedjax_lora.data.datasets.sources import read_task, read_test
-from fedjax_lora.data.datasets.registry import TASKS, find
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Split, Table, Task, TaskData
+from fedjax_lora.data.datasets.registry import TASKS, find
+from fedjax_lora.data.datasets.sources import read_task, read_test
 
 
 def load(

@@ -6,9 +6,9 @@ Each reader takes a path and returns a `Table`. Where several forms of a task's 
 
 from pathlib import Path
 
-from fedjax_lora.data.datasets.table_readers import check_width, read_rows
-from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets.records import Table
+from fedjax_lora.data.datasets.table_readers import check_width, read_rows
 
 
 def read_ag_news(path: Path) -> Table:

@@ -2,17 +2,17 @@
 
 A task is chosen as a spec: `"ag_news"`, or a user's own files,
 `"file(train='a.csv', test='b.csv', text='review', label='stars')"`. Language tasks have options and
-their own spec for files, see `fedjax_lora.data.language`. GLUE hides its test labels, so the
+their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE hides its test labels, so the
 official development set of such a task is its `test`.
 """
 
 from functools import partial
 
 from fedjax_lora.core import registry
-from fedjax_lora.data.datasets import stdlib_docstrings, instruction_registry, official_formats
-from fedjax_lora.data.datasets.table_readers import read_named
-from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.data.datasets import instruction_registry, official_formats, stdlib_docstrings
+from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
+from fedjax_lora.data.datasets.table_readers import read_named
 
 _DBPEDIA = """Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation
     Building NaturalPlace Village Animal Plant Album Film WrittenWork"""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lora.data.datasets.records import Folder, Hub, Local, Table, Task
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Folder, Hub, Local, Table, Task
 
 CUT_SEED = 0  # of the cut of data that comes without a test set; not the run's seed
 TEST_SHARE = 0.2

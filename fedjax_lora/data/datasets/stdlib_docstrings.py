@@ -19,8 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets.records import Table
 
 TEST_SHARE = 0.2
 MIN_CHARACTERS, MIN_WORDS = 20, 4

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_lora.core.atomic_io import brief, need_file
+from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.data.datasets.text_files import OPENERS, lines, open_text, plain_name, read_json
-from fedjax_lora.core.errors import InputError, raise_all, unknown
-from fedjax_lora.core.atomic_io import brief, need_file
 
 LARGEST_PARQUET = 2**34
 """Bytes, unpacked: what the columns that are read may say that they hold."""

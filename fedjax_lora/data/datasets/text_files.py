@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.atomic_io import brief, need_file
+from fedjax_lora.core.errors import InputError
 
 LONGEST_LINE = 2**24
 """Characters; a text is cut to some hundred tokens anyway."""

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.evaluation import generation
-from fedjax_lora.data.instruction_tokens import prompt_length
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.instruction_tokens import prompt_length
+from fedjax_lora.evaluation import generation
 from fedjax_lora.evaluation.predict import Global
 from fedjax_lora.models import DecoderConfig, Pretrained
 

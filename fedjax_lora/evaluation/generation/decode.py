@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora import lora, models
+from fedjax_lora.core.types import Adapter, Gain, Key
 from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, choose
 from fedjax_lora.models import Cache, LanguageModel
-from fedjax_lora.core.types import Adapter, Gain, Key
 
 
 class Generated(NamedTuple):

@@ -13,10 +13,10 @@ import optax
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import Params, Trained
 from fedjax_lora.lora import Template
 from fedjax_lora.methods import Start
 from fedjax_lora.methods.base import FLOAT_BYTES
-from fedjax_lora.core.types import Params, Trained
 
 
 class Footprint(NamedTuple):

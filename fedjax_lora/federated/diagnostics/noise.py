@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
+from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort, Server, Start, shares
 from fedjax_lora.methods.averaging import Weights
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.methods.svd import weighted_stack
-from fedjax_lora.core.types import Adapter, LoRA
 
 
 class Aggregation(NamedTuple):

@@ -10,13 +10,19 @@ import numpy as np
 import optax
 
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.lora import Template
+from fedjax_lora.core.types import Adapter, Array, Kernels, Params
 from fedjax_lora.federated.diagnostics.client_memory import client_footprint
 from fedjax_lora.federated.diagnostics.noise import aggregation_noise, initialization_noise
 from fedjax_lora.federated.diagnostics.similarity import module_cosines
-from fedjax_lora.federated.diagnostics.spectrum import delta_spectrum, effective_rank, energy_beyond, layer_mean, stable_rank
+from fedjax_lora.federated.diagnostics.spectrum import (
+    delta_spectrum,
+    effective_rank,
+    energy_beyond,
+    layer_mean,
+    stable_rank,
+)
+from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort, Server, Start
-from fedjax_lora.core.types import Adapter, Array, Kernels, Params
 
 Measure = Callable[[Params, Params, Server, Cohort, Start, Adapter, Server], dict[str, Any]]
 """``(base, head, before, cohort, start, result, after)`` to JSON values."""

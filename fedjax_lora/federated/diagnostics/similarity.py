@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
-from fedjax_lora.methods import Cohort, Start
 from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.methods import Cohort, Start
 
 
 class Cosines(NamedTuple):

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
+from fedjax_lora.core.types import Kernels, LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods import Server
-from fedjax_lora.core.types import Kernels, LoRA
 
 Spectrum = Mapping[str, Array]
 """Singular values by path, ``[(L,) m]``, descending."""

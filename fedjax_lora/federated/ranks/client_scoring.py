@@ -2,7 +2,7 @@
 
 ``seen = score_fn(base, data, validation, state, plan, key)`` trains a cohort exactly as a round
 with this plan would and evaluates every client's model; nothing is aggregated. It works in all
-modes of `fedjax_lora.clients.cohort` and compiles once.
+modes of `fedjax_lora.federated.cohort` and compiles once.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_lora import lora
-from fedjax_lora.federated import Clients, Mode, Objective, Score, everywhere, execute
-from fedjax_lora.federated import FederatedState, LocalFn, Plan, all_finite, with_kernels
 from fedjax_lora.core.types import Array, Key, Params
+from fedjax_lora.federated import (
+    Clients,
+    FederatedState,
+    LocalFn,
+    Mode,
+    Objective,
+    Plan,
+    Score,
+    all_finite,
+    everywhere,
+    execute,
+    with_kernels,
+)
 
 
 class Seen(NamedTuple):
@@ -109,7 +120,7 @@ def make_score(
     """Compile the scoring of a cohort.
 
     Args:
-      locally: local training, see `fedjax_lora.rounds.make_local`.
+      locally: local training, see `fedjax_lora.federated.make_local`.
       validate: see `make_validation`.
       mode: that of ``locally``, as the following two.
       wave: clients evaluated at once on one device.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
 from fedjax_lora.federated.ranks.schedule import Order, Promoted, Review, Score, Scored
-from fedjax_lora.core.errors import InputError
 
 
 def loss_based(

@@ -1,6 +1,6 @@
 """Ranks that change during a run: once a round, score who is to be scored and decide.
 
-The whole memory of it are the ranks and the `fedjax_lora.allocation.Scores`, both arrays on the
+The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.Scores`, both arrays on the
 host; everything else comes from (seed, round, client). So a resumed run goes on as it would have.
 """
 
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.ranks import Review, Scores
-from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated import FederatedState, Plan
-from fedjax_lora.federated.ranks.client_scoring import Seen
 from fedjax_lora.core.types import Adapter
+from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated.ranks import Review, Scores
+from fedjax_lora.federated.ranks.client_scoring import Seen
+from fedjax_lora.lora import Template
 
 Reallocate = Callable[
     [int, float, FederatedState, np.ndarray, Scores],
@@ -42,7 +42,7 @@ def make_reallocate(
     Args:
       review: when clients are scored and what follows.
       federation: plans the training of those who are scored.
-      score: trains and evaluates the clients of a plan, see `fedjax_lora.scoring`; None if the
+      score: trains and evaluates the clients of a plan, see `fedjax_lora.federated.ranks.client_scoring`; None if the
         review needs no validation.
       renew: the global adapter with new components beyond the low rank, see `renew_above`; used
         when clients are first promoted, if the review wants those components ``fresh``.

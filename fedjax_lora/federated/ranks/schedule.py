@@ -1,6 +1,6 @@
 """Ranks by score: everybody begins low, the best share gets the high rank.
 
-All of it is on the host and in NumPy; what the scores are is found out by `fedjax_lora.scoring`.
+All of it is on the host and in NumPy; what the scores are is found out by `fedjax_lora.federated.ranks.client_scoring`.
 """
 
 import dataclasses

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_lora.federated.ranks.base import Allocation, Population
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.ranks.base import Allocation, Population
 
 Shares = Literal["uniform", "heavy_tail", "normal"]
 NUMBERS = {"message": 1, "memory": 4}  # memory: value, gradient and Adam's two moments

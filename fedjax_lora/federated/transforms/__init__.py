@@ -9,11 +9,16 @@ makes as if it were a gradient. Both are chosen by specs, like everything else:
 'client'
 """
 
-from fedjax_lora.federated.transforms.base import Noise, Update, apply
 from fedjax_lora.federated.transforms.accountant import account
-from fedjax_lora.federated.transforms.server_optimizers import SERVER_OPTIMIZERS, ServerOptimizer, follow, make_server_optimizer
-from fedjax_lora.federated.transforms.registry import UPDATES, make_updates
+from fedjax_lora.federated.transforms.base import Noise, Update, apply
 from fedjax_lora.federated.transforms.compression import up_bytes
+from fedjax_lora.federated.transforms.registry import UPDATES, make_updates
+from fedjax_lora.federated.transforms.server_optimizers import (
+    SERVER_OPTIMIZERS,
+    ServerOptimizer,
+    follow,
+    make_server_optimizer,
+)
 
 __all__ = [
     "SERVER_OPTIMIZERS",

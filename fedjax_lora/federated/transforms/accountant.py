@@ -21,8 +21,8 @@ numbers about another kind of neighbour, not to be compared with these.
 
 from collections.abc import Callable, Sequence
 
-from fedjax_lora.federated.transforms.base import Noise, Update
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.transforms.base import Noise, Update
 
 SENSITIVITY = 2.0
 """By how much exchanging a client can move its clipped update, in units of the norm."""

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.core.types import Key, Trained
+from fedjax_lora.methods.base import FLOAT_BYTES
 
 Tree = TypeVar("Tree")
 

@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora.core import trees
-from fedjax_lora.federated.transforms.base import Noise, Update, changed_by, changes, draw, need_positive, norms
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Array, Key, Trained
+from fedjax_lora.federated.transforms.base import (
+    Noise,
+    Update,
+    changed_by,
+    changes,
+    draw,
+    need_positive,
+    norms,
+)
 
 
 def clip(*, norm: float) -> Update:
@@ -45,7 +53,7 @@ def gaussian_noise(*, multiplier: float, norm: float, delta: float | None = None
     What the guarantee is about is the value of a client's update. Ranks, weights, which components
     a client trains, and whether its training broke, count as public; the losses that the simulator
     reports, and heads that stay with their clients, are not covered. What the epsilons in the
-    metrics say is in `fedjax_lora.around.privacy`.
+    metrics say is in `fedjax_lora.federated.transforms.accountant`.
 
     Args:
       multiplier: of the noise.

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core import trees
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.transforms.base import Update, changed_by, changes, draw, float32_bytes
-from fedjax_lora.methods.base import FLOAT_BYTES, Traffic
 from fedjax_lora.core.types import Array, Key, Trained
+from fedjax_lora.federated.transforms.base import Update, changed_by, changes, draw, float32_bytes
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.base import FLOAT_BYTES, Traffic
 
 LEVELS = 127
 """The largest magnitude of a symmetric 8-bit integer."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.transforms.base import PLACES, Update
 from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
-from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
 from fedjax_lora.federated.transforms.compression import bfloat16, int8
-from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
 from fedjax_lora.methods.base import Method
 
 UPDATES: dict[str, Callable[..., Update]] = {

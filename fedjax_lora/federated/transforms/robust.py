@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.core import trees
-from fedjax_lora.federated.transforms.base import Update, changes, norms
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Key, Trained
+from fedjax_lora.federated.transforms.base import Update, changes, norms
 
 
 def reject_outliers(*, factor: float = 3.0) -> Update:

@@ -15,10 +15,10 @@ import optax
 from jaxtyping import Array, Bool
 
 from fedjax_lora.core import registry
-from fedjax_lora.federated.transforms.base import need_positive
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.methods.base import Method
 from fedjax_lora.core.types import Trained
+from fedjax_lora.federated.transforms.base import need_positive
+from fedjax_lora.methods.base import Method
 
 ServerOptimizer = optax.GradientTransformation
 

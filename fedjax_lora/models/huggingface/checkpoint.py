@@ -14,8 +14,8 @@ from fedjax_lora.core import quantization as storages
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.models import init
 from fedjax_lora.models.huggingface import param_names
-from fedjax_lora.models.module_types import Config
 from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
+from fedjax_lora.models.module_types import Config
 
 # What a checkpoint may hold beside the model: heads of pretraining and of other tasks, a pooler
 # that the config does not use, a vocabulary matrix that is tied, and buffers that old versions
@@ -79,7 +79,7 @@ def read(
       config: what to read; fewer `layers` than are stored reads the first ones only.
       key: for newly initialised parameters.
       stored_layers: how many layers the checkpoint has; `config.layers` if None.
-      storage: one of `fedjax_lora.storage.STORAGES`.
+      storage: one of `fedjax_lora.core.quantization.STORAGES`.
       sharding: where each parameter goes; the default device if None.
 
     Raises:
@@ -122,7 +122,9 @@ def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range)
         one = shape[1:] if stacked else shape
         one = one[::-1] if path.endswith("/kernel") else one
         for layer in layers if stacked else (None,):
-            yield _Slot(path, layer, param_names.hf_name(config, path, layer).removeprefix(prefix), one)
+            yield _Slot(
+                path, layer, param_names.hf_name(config, path, layer).removeprefix(prefix), one
+            )
 
 
 def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> set[str]:

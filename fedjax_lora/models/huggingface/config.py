@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedjax_lora.core.atomic_io import need_file, read_json
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
 from fedjax_lora.models.huggingface.decoder_config import decoder_config, unsupported
 from fedjax_lora.models.module_types import Config
-from fedjax_lora.core.atomic_io import need_file, read_json
 
 MOST_LABELS = 10**6
 _SUPPORTED = (*FAMILIES, *DECODERS)

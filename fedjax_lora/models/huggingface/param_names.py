@@ -1,6 +1,6 @@
 """Our parameter paths and Hugging Face's tensor names: one table per family, used both ways.
 
-A path is ``/``-joined, as `fedjax_lora.trees.flat` gives it: for example
+A path is ``/``-joined, as `fedjax_lora.core.trees.flat` gives it: for example
 ``encoder/layers/attention/query/kernel``. Reading and writing checkpoints use the same table.
 """
 

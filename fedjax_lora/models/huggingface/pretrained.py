@@ -14,16 +14,16 @@ import numpy as np
 from fedjax_lora.core import quantization as storages
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.models.huggingface import checkpoint
 from fedjax_lora.models import init, layer_stack
-from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.huggingface import checkpoint
 from fedjax_lora.models.huggingface.config import read_config
-from fedjax_lora.models.module_types import Config, Module, module_of
 from fedjax_lora.models.huggingface.param_names import is_stacked
 from fedjax_lora.models.huggingface.registry import resolve
 from fedjax_lora.models.huggingface.tensors import weight_files, weights_sha256
 from fedjax_lora.models.huggingface.tokenizer import load_tokenizer
+from fedjax_lora.models.module_types import Config, Module, module_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Pretrained:
         number of layers used, how they are stored in memory, and every newly initialised one.
       folder: where it was read from; None for random parameters.
       new_params: paths of the parameters that were newly initialised, not read.
-      storage: how matrices are kept in memory, one of `fedjax_lora.storage.STORAGES`.
+      storage: how matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`.
     """
 
     module: Module
@@ -76,7 +76,7 @@ def load(
       num_labels: width of the logits; 1 for regression; None for a language model.
       layers: use only the first `layers` layers; all of them if None.
       dtype: compute dtype, ``float32`` or ``bfloat16``.
-      storage: how the matrices are kept in memory, one of `fedjax_lora.storage.STORAGES`; vectors
+      storage: how the matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`; vectors
         and the head are float32 always.
       pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
       dropout: replaces every dropout rate; the checkpoint's own rates if None.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.atomic_io import brief, read_json
+from fedjax_lora.core.errors import InputError, raise_all
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from fedjax_lora.core.atomic_io import brief
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.models.module_types import Config
-from fedjax_lora.core.atomic_io import brief
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 

@@ -8,8 +8,19 @@ True
 ``restore(latest(folder), like)`` reads a run's folder; `Keeper` writes one while the run goes on.
 """
 
+from fedjax_lora.runs.checkpoints.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    Progress,
+    arrays,
+    best,
+    latest,
+    placed,
+    restore,
+    save,
+    whole,
+)
 from fedjax_lora.runs.checkpoints.manager import Keeper
-from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, latest, placed, restore, save, whole
 
 __all__ = [
     "FOLDER",

@@ -2,7 +2,7 @@
 
 A checkpoint of round 7 is the folder ``checkpoints/7`` of a run's folder: ``arrays/`` (Orbax),
 ``about.json`` (the history, what the run is, and the shape and type of every array) and
-``SHA256SUMS`` (see `fedjax_lora.checkpoints.seal`). The frozen base is not in it, only its
+``SHA256SUMS`` (see `fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only its
 fingerprint. The folder takes its name when all of it is written.
 """
 
@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 
 from fedjax_lora import federated
 from fedjax_lora.core import atomic_io, trees
-from fedjax_lora.federated.ranks import Scores
-from fedjax_lora.runs.checkpoints.checksums import damage, seal
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.federated import FederatedState
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.runs.checkpoints.checksums import damage, seal
 
 FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
@@ -49,7 +49,7 @@ class Checkpoint(NamedTuple):
 
     path: pathlib.Path
     round: int
-    score: float | None  # of its model, see `fedjax_lora.journal.score`; the higher, the better
+    score: float | None  # of its model, see `fedjax_lora.runs.folder.score`; the higher, the better
     about: dict[str, Any]  # config, fingerprints, versions, history
 
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from fedjax_lora.core import atomic_io
-from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
 
 
 class Keeper:

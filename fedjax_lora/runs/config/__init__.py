@@ -2,11 +2,20 @@
 
 The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
 ``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
-`fedjax_lora.specs`.
+`fedjax_lora.core.registry`.
 """
 
 from fedjax_lora.runs.config.io import from_dict, load, to_dict
-from fedjax_lora.runs.config.schema import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig, demo
+from fedjax_lora.runs.config.schema import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    demo,
+)
 
 __all__ = [
     "DataConfig",

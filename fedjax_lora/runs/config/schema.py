@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from fedjax_lora.runs.config.validation import problems
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.runs.config.validation import problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ less, and adds scratch space of its own; how close the sum is to what XLA report
 """
 
 from fedjax_lora.runs.cost.estimate import Devices, Needs, needs
-from fedjax_lora.runs.cost.text import told
 from fedjax_lora.runs.cost.memory import Memory
+from fedjax_lora.runs.cost.text import told
 
 __all__ = ["Devices", "Memory", "Needs", "needs", "told"]

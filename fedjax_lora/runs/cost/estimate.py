@@ -8,21 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_lora.federated import transforms, optimizers
 from fedjax_lora import federated
 from fedjax_lora.core import trees
-from fedjax_lora.runs.loading import Assets
-from fedjax_lora.federated import AXIS, MODEL
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.build import Layout, arrange, lay_out
-from fedjax_lora.runs.cost.memory import Memory, activations, base_bytes, layer_bytes, layers_taken_out
-from fedjax_lora.runs.cost.step_cost import step_flops
+from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, transforms
+from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.methods.base import Server
-from fedjax_lora.federated import FederatedState
-from fedjax_lora.federated.client_update import cohort_of
-from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.runs.build import Layout, arrange, lay_out
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.cost.memory import (
+    Memory,
+    activations,
+    base_bytes,
+    layer_bytes,
+    layers_taken_out,
+)
 from fedjax_lora.runs.cost.round_flops import cohort_flops
+from fedjax_lora.runs.cost.step_cost import step_flops
+from fedjax_lora.runs.loading import Assets
 
 FEW_ROUNDS = 5
 """Whose plans are looked at."""

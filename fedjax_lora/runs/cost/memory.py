@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import Params, Trained
+from fedjax_lora.data import Tokens
 from fedjax_lora.federated import base_sharding
 from fedjax_lora.federated.causal_lm import CHUNK_NUMBERS
-from fedjax_lora.data import Tokens
-from fedjax_lora.runs.cost.step_cost import trace
 from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.models.layer_stack import layers_per_step
 from fedjax_lora.runs.compilation import Reading, RoundRecipe
-from fedjax_lora.core.types import Params, Trained
+from fedjax_lora.runs.cost.step_cost import trace
 
 
 class Memory(NamedTuple):

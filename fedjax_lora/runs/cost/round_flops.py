@@ -1,6 +1,6 @@
 """How much arithmetic the training of a round is, and how fast a device does it.
 
-A step's matrix products are counted by `fedjax_lora.flops`. (XLA's own cost analysis agrees to a
+A step's matrix products are counted by `fedjax_lora.runs.cost.flops`. (XLA's own cost analysis agrees to a
 few per cent, but counts the body of a loop once, however often it runs.)
 """
 
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora.core.types import Shape
 from fedjax_lora.data.batch_shapes import fitting, needed
 from fedjax_lora.federated import Plan
-from fedjax_lora.core.types import Shape
 
 
 def cohort_flops(plan: Plan, flops: Mapping[Shape, int], *, parts: int, wave: int) -> int:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.runs.cost import flops
-from fedjax_lora.federated.local_training import make_batch
-from fedjax_lora.data import Tokens
-from fedjax_lora.runs.compilation import Reading, RoundRecipe
 from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.data import Tokens
+from fedjax_lora.federated.local_training import make_batch
+from fedjax_lora.runs.compilation import Reading, RoundRecipe
+from fedjax_lora.runs.cost import flops
 
 
 def step_flops(

@@ -8,7 +8,7 @@ def told(found: Needs, rate: float | None = None) -> list[str]:
 
     Args:
       found: the needs.
-      rate: operations a second in matrix products (`fedjax_lora.workload.product_rate`), for the
+      rate: operations a second in matrix products (`fedjax_lora.runs.cost.round_flops.product_rate`), for the
         time of a round.
     """
     devices, size = found.devices, found.round_flops

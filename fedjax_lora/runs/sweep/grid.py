@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.core.errors import InputError, raise_all, unknown
 
 ELSEWHERE = {"federation.method": "--methods", "seed": "--seeds"}
 """Fields of the config that have an axis of their own."""

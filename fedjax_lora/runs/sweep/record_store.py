@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lora.runs import config as configs
 from fedjax_lora.core import atomic_io
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
 
 Record = dict[str, Any]
 """A finished run: its ``config``, its ``history`` (a record per round) and its ``summary``."""

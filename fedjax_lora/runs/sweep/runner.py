@@ -11,21 +11,21 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_lora.runs import config as configs
 from fedjax_lora.core import atomic_io
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.batching import local_steps
 from fedjax_lora.federated import optimizers
-from fedjax_lora.runs.sweep import figures, grid, record_store, html_report, statistics
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.build import lay_out
+from fedjax_lora.runs.compilation import programs
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.outputs import Result
+from fedjax_lora.runs.run import run
+from fedjax_lora.runs.sweep import figures, grid, html_report, record_store, statistics
 from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.shared_assets import Shelf
 from fedjax_lora.runs.sweep.statistics import Line, Run
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.data.batching import local_steps
-from fedjax_lora.core.errors import InputError
-from fedjax_lora.runs.build import lay_out
-from fedjax_lora.runs.compilation import programs
-from fedjax_lora.runs.outputs import Result
-from fedjax_lora.runs.run import run
 
 BASE, RUNS = "base.json", "runs"
 

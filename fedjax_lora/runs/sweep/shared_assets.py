@@ -1,8 +1,8 @@
 """Data and models of many runs, each in memory once."""
 
 from fedjax_lora import models
-from fedjax_lora.runs.loading import Assets, load_assets, model_key, with_first
 from fedjax_lora.runs.config import DataConfig, RunConfig
+from fedjax_lora.runs.loading import Assets, load_assets, model_key, with_first
 
 
 class Shelf:
@@ -18,7 +18,7 @@ class Shelf:
         self._models: dict[tuple, models.Pretrained] = {}
 
     def assets(self, config: RunConfig) -> Assets:
-        """What `fedjax_lora.assets.load_assets` would load for the config.
+        """What `fedjax_lora.runs.loading.load_assets` would load for the config.
 
         Raises:
           InputError: anything wrong with task, files or model.

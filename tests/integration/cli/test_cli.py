@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_options import small
 
-from fedjax_lora.cli import main
 from fedjax_lora import models
+from fedjax_lora.cli import main
+from tests._helpers.small_options import small
 
 SMALL = small()
 

@@ -14,14 +14,14 @@ import pytest
 from safetensors import SafetensorError
 
 from fedjax_lora.cli import main
-from fedjax_lora.runs import outputs
-from fedjax_lora.core import trees
 from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
-from fedjax_lora.cli.run_or_model import open_folder
 from fedjax_lora.cli.predict import read_texts
-from fedjax_lora.runs.config import ExecutionConfig
+from fedjax_lora.cli.run_or_model import open_folder
+from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.interop import load_adapter, probabilities
+from fedjax_lora.runs import outputs
+from fedjax_lora.runs.config import ExecutionConfig
 from fedjax_lora.runs.resume import read_config, reopen
 
 SMALL = [
@@ -141,7 +141,7 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
         for site in opened.fitted.sites
     }
     changed = opened._replace(fitted=opened.fitted._replace(kernels=kernels))
-    outputs.leave(folder, changed.fitted, changed.about)
+    outputs.write_model(folder, changed.fitted, changed.about)
     assert not (folder / "adapter").exists()
     want = probabilities(changed, TEXTS.splitlines())
     assert np.abs(want - probabilities(opened, TEXTS.splitlines())).max() > 1e-3
@@ -276,7 +276,7 @@ def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys,
         raise SafetensorError("IO error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedjax_lora.exchange.save_adapter", full)
+        patch.setattr("fedjax_lora.interop.save_adapter", full)
         assert main.main(["export", str(plain), f"--out={tmp_path / 'new'}"]) == 2
     assert "/new cannot be written (IO error: No space left" in capsys.readouterr().err
 

@@ -4,12 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from small_options import small
 
-from fedjax_lora.cli import main
-from fedjax_lora.cli import compare
-from fedjax_lora.runs.sweep import runner
+from fedjax_lora.cli import compare, main
 from fedjax_lora.runs.config import demo
+from fedjax_lora.runs.sweep import runner
+from tests._helpers.small_options import small
 
 SMALL = small()
 

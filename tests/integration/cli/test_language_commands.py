@@ -8,18 +8,17 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from characters import make_tokenizer
-from small_instructions import SPEC, fill, make
 
 import fedjax_lora as fl
 from fedjax_lora import InputError, models
-from fedjax_lora.cli import main
-from fedjax_lora.runs import config
-from fedjax_lora.evaluation import generation, metrics
-from fedjax_lora.runs.evaluate import own_perplexity
-from fedjax_lora.cli import predict
+from fedjax_lora.cli import main, predict
 from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.cli.run_or_model import open_folder
+from fedjax_lora.evaluation import generation, metrics
+from fedjax_lora.runs import config
+from fedjax_lora.runs.evaluate import own_perplexity
+from tests._helpers.character_tokenizer import make_tokenizer
+from tests._helpers.small_instructions import SPEC, fill, make
 
 
 @pytest.fixture(scope="module")

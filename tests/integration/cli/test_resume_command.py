@@ -7,8 +7,8 @@ import shutil
 import pytest
 from test_cli import SMALL, one_sentence
 
-from fedjax_lora.runs import checkpoints
 from fedjax_lora.cli import main
+from fedjax_lora.runs import checkpoints
 
 
 @pytest.fixture(scope="module")

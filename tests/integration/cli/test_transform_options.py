@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from small_options import small
 
-from fedjax_lora.cli import main
 from fedjax_lora import federated
+from fedjax_lora.cli import main
 from fedjax_lora.runs import config
+from tests._helpers.small_options import small
 
 SMALL = small(rounds=2, max_steps=2, method="fed_plora")
 

@@ -10,11 +10,11 @@ import sys
 import time
 
 import numpy as np
-import problems
 import pytest
-import tiny_runs
-from one_of_many import SCENES
-from small_options import small
+
+from tests._helpers import problems, tiny_runs
+from tests._helpers.distributed_worker import SCENES
+from tests._helpers.small_options import small
 
 HERE = pathlib.Path(__file__).parent
 

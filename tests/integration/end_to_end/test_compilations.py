@@ -3,15 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-import tiny_runs
 from jax import monitoring
 
 import fedjax_lora as fl
 from fedjax_lora import federated
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.runs import build
+from tests._helpers import problems, tiny_runs
 
 WAYS = {
     "together": {},

@@ -5,15 +5,15 @@ import json
 import math
 
 import pytest
-import tiny_runs
 from rich.console import Console
 
 import fedjax_lora as fl
 from fedjax_lora.cli import main
-from fedjax_lora.evaluation import metrics
-from fedjax_lora.runs import plots
-from fedjax_lora.interop import About, metadata, model_card
 from fedjax_lora.cli.terminal import print_summary
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.interop import About, metadata, model_card
+from fedjax_lora.runs import plots
+from tests._helpers import tiny_runs
 
 NEVER = {"perplexity": None, "loss": None}
 

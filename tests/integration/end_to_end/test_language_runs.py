@@ -7,20 +7,20 @@ import shutil
 
 import jax
 import numpy as np
-import problems
 import pytest
-from characters import make_tokenizer
-from small_instructions import SPEC, fill, make
 
 import fedjax_lora as fl
 from fedjax_lora import InputError, data
-from fedjax_lora.evaluation.generation import answers
-from fedjax_lora.runs import checkpoints, config, build, cost
 from fedjax_lora.cli import main
-from fedjax_lora.evaluation import generation, evaluator, task_types
-from fedjax_lora.runs.loading import check_tokenizer
-from fedjax_lora.data import instruction_tokens
 from fedjax_lora.core.types import Trained
+from fedjax_lora.data import instruction_tokens
+from fedjax_lora.evaluation import evaluator, generation, task_types
+from fedjax_lora.evaluation.generation import answers
+from fedjax_lora.runs import build, checkpoints, config, cost
+from fedjax_lora.runs.loading import check_tokenizer
+from tests._helpers import problems
+from tests._helpers.character_tokenizer import make_tokenizer
+from tests._helpers.small_instructions import SPEC, fill, make
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fedjax_lora as fl
 import fedjax_lora
+import fedjax_lora as fl
 from fedjax_lora import InputError, RunConfig, federated, methods
-from fedjax_lora.runs import build
 from fedjax_lora.core import trees
-from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig
 from fedjax_lora.evaluation.evaluator import global_model
+from fedjax_lora.runs import build
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+)
 
 CONFIG = RunConfig(
     data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),

@@ -1,4 +1,4 @@
-"""Real processes, killed and asked to stop; `experiments.faults` has the long series."""
+"""Real processes, killed and asked to stop; `experiments.robustness.interruptions` has the long series."""
 
 import signal
 from collections.abc import Iterator

@@ -7,19 +7,18 @@ import shutil
 
 import jax
 import numpy as np
-import problems
 import pytest
-import tiny_runs
-from tiny_runs import CONFIG, change
 
 import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
+from fedjax_lora.core.errors import Stopped
 from fedjax_lora.runs import checkpoints, run
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints.checksums import seal
-from fedjax_lora.core.errors import Stopped
 from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.folder import RunFolder
+from tests._helpers import problems, tiny_runs
+from tests._helpers.tiny_runs import CONFIG, change
 
 SHARED = programs()
 ASSETS = tiny_runs.assets()

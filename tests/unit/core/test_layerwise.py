@@ -12,10 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_lora import federated, methods
 from fedjax_lora.core import layerwise
-from fedjax_lora.lora import Site, Template
 from fedjax_lora.core.layerwise import over_layers
-from fedjax_lora.methods import Cohort
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import Cohort
 
 pytestmark = pytest.mark.optimized
 

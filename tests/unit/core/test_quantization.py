@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
 
-from fedjax_lora import lora, methods, models, federated
+from fedjax_lora import federated, lora, methods, models
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
+from tests._helpers import small_decoders as decoders
 
 # Table 5 of QLoRA (arXiv 2305.14314, appendix E).
 NF4 = np.array(

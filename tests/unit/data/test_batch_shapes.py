@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
+from fedjax_lora.data.batching import length_buckets
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, (1,)), (3, (3,)), (4, (2, 4)), (16, (8, 16))])

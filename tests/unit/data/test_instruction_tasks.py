@@ -7,14 +7,14 @@ import types
 
 import numpy as np
 import pytest
-from characters import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.data import Split, instruction_tokens, find, partition, prompts
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import Split, find, instruction_tokens, partition, prompts
 from fedjax_lora.data.datasets import load
 from fedjax_lora.data.datasets.registry import TASKS
-from fedjax_lora.core.errors import InputError
+from tests._helpers.character_tokenizer import make_tokenizer
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -6,10 +6,10 @@ import types
 import numpy as np
 import pytest
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import TASKS, find
 from fedjax_lora.data.datasets import load, sources
 from fedjax_lora.data.datasets.registry import METRICS
-from fedjax_lora.core.errors import InputError
 
 
 @pytest.fixture

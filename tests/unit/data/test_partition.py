@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import PARTITIONS, class_counts, partition
 from fedjax_lora.data.partitioners import simplex
 from fedjax_lora.runs.plots import draw
-from fedjax_lora.core.errors import InputError
 
 ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 1e308])
 

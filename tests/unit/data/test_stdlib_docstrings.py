@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets import stdlib_docstrings
 from fedjax_lora.data.datasets.stdlib_docstrings import FAMILIES, MIN_CHARACTERS, MIN_WORDS, read
-from fedjax_lora.core.errors import InputError
 
 
 @pytest.fixture(scope="module")

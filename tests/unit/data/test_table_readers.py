@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets import official_formats
 from fedjax_lora.data.datasets.table_readers import read_named
-from fedjax_lora.core.errors import InputError
 
 
 def write(path, text, *, bom=False):
@@ -105,7 +105,9 @@ def test_ag_news(tmp_path):
 
 
 def test_dbpedia_counts_classes_from_one_only_in_the_official_form(tmp_path):
-    full = official_formats.read_dbpedia(write(tmp_path / "a.csv", '14,"E. D.",abstract\n1,"x"," y"\n'))
+    full = official_formats.read_dbpedia(
+        write(tmp_path / "a.csv", '14,"E. D.",abstract\n1,"x"," y"\n')
+    )
     assert (full.texts, full.labels) == (["abstract", "y"], [13, 0])
     sample = official_formats.read_dbpedia(write(tmp_path / "b.csv", "0,an abstract\n13,other\n"))
     assert (sample.texts, sample.labels) == (["an abstract", "other"], [0, 13])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from fedjax_lora.data import Split, encode, tokenization
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import Split, encode, tokenization
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 PAD, CLS, SEP, A = 0, 2, 3, 5

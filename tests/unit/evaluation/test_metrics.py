@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora import InputError
-from fedjax_lora.evaluation import metrics
 from fedjax_lora.data import Split, TaskData, Tokens, find
-from fedjax_lora.evaluation.task_types import KINDS, Tools
+from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
+from fedjax_lora.evaluation.task_types import KINDS, Tools
 
 CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
 ORACLE = {

@@ -12,16 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import lora, federated, methods
-from fedjax_lora.federated import optimizers
-from fedjax_lora.federated.ranks import client_scoring
+from fedjax_lora import federated, lora, methods
 from fedjax_lora.core import trees
-from fedjax_lora.lora import Template
-from fedjax_lora.federated import Clients
+from fedjax_lora.core.types import Batches, LoRA, Trained
 from fedjax_lora.data import Tokens
+from fedjax_lora.federated import Clients, optimizers
+from fedjax_lora.federated.ranks import client_scoring
+from fedjax_lora.lora import Template
 from fedjax_lora.models import EncoderConfig, SequenceClassifier
 from fedjax_lora.models.init import shapes
-from fedjax_lora.core.types import Batches, LoRA, Trained
 
 pytestmark = pytest.mark.optimized
 
@@ -173,7 +172,9 @@ def test_nor_when_clients_are_scored():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
     rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
-    run = federated.execute(client_scoring.make_validation(objective, rows), mode="vmap", wave=count)
+    run = federated.execute(
+        client_scoring.make_validation(objective, rows), mode="vmap", wave=count
+    )
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
     assert (count, 5, WIDTH, HIDDEN) in set(arrays(program))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora import federated
+from fedjax_lora.core.types import Trained
 from fedjax_lora.federated.causal_lm import token_scores
 from fedjax_lora.federated.objectives import TokenBatch
-from fedjax_lora.core.types import Trained
 
 KEY = jax.random.key(0)
 WORDS, WIDTH = 11, 6

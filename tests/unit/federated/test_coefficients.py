@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
-from problems import R, assert_close, assert_same_bits, make_clients, plan_for
 
-from fedjax_lora import lora, federated, methods
-from fedjax_lora.federated import transforms, optimizers
+from fedjax_lora import federated, lora, methods
 from fedjax_lora.core import trees
-from fedjax_lora.methods.fedrora import directions
 from fedjax_lora.core.types import LoRA, Rates, Trained
+from fedjax_lora.federated import optimizers, transforms
+from fedjax_lora.methods.fedrora import directions
+from tests._helpers import problems
+from tests._helpers.problems import R, assert_close, assert_same_bits, make_clients, plan_for
 
 RATE, TIMES, SCALE = 0.01, 7.0, 6.0 / R
 PATH = "layers/query"
@@ -180,7 +180,9 @@ def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
     mask = jnp.broadcast_to(mask, sizes.shape)
     trained = Trained({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
     trainable = Trained({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
-    update = transforms.make_updates([text], methods.make("fedit", problems.bag().template), "fedit")
+    update = transforms.make_updates(
+        [text], methods.make("fedit", problems.bag().template), "fedit"
+    )
     got, _ = transforms.apply(
         update,
         jax.tree.map(jnp.zeros_like, trained),

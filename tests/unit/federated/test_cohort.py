@@ -2,14 +2,21 @@
 
 import jax
 import numpy as np
-import problems
 import pytest
-from problems import assert_close, assert_same_bits, cohort_fn, first, make_clients, plan_for
 
 from fedjax_lora import federated
 from fedjax_lora.core import quantization
-from fedjax_lora.federated import padded_size
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated import padded_size
+from tests._helpers import problems
+from tests._helpers.problems import (
+    assert_close,
+    assert_same_bits,
+    cohort_fn,
+    first,
+    make_clients,
+    plan_for,
+)
 
 COHORT = len(problems.SIZES)
 

@@ -3,24 +3,30 @@
 import dataclasses
 import json
 
-import faulty
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import COHORT, SIZES, assert_same_bits, bag_rounds, ranks_for, stub_rounds
 
-from experiments.robustness.malformed_input import good
 import fedjax_lora as fl
-from fedjax_lora import InputError, methods, federated
+from experiments.robustness.malformed_input import good
+from fedjax_lora import InputError, federated, methods
 from fedjax_lora.federated import transforms
+from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
 from fedjax_lora.runs import build
 from fedjax_lora.runs import config as configs
-from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
+from tests._helpers import closed_form_rounds, problems
+from tests._helpers.problems import (
+    COHORT,
+    SIZES,
+    assert_same_bits,
+    bag_rounds,
+    ranks_for,
+    stub_rounds,
+)
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
@@ -238,7 +244,7 @@ def test_weights_are_renormalised_over_those_who_answer():
     for t in range(6):
         plan = plan_of(t, *MIXED)
         state, _ = made.run(state, plan)
-        heads = np.array([faulty.descend(head, plan, k) for k in range(len(plan.id))])
+        heads = np.array([closed_form_rounds.descend(head, plan, k) for k in range(len(plan.id))])
         if plan.weight.any():
             head = np.average(heads, axis=0, weights=plan.weight)
         np.testing.assert_allclose(state.head["w"], head, rtol=1e-5, atol=1e-7)
@@ -249,7 +255,7 @@ def test_weights_are_renormalised_over_those_who_answer():
 
 def test_noise_is_not_shared_by_those_who_answer():
     """Each message carries its own noise, so the guarantee does not rest on others answering."""
-    noisy = (faulty.noise(),)
+    noisy = (closed_form_rounds.noise(),)
     made = stub_rounds("quadratic", heads="frozen", updates=noisy)
     plan = plan_of(0)
 
@@ -315,7 +321,7 @@ def test_training_of_wrong_shapes_is_told_the_paths():
     def train(base, data, clients, rate):
         adapter = jax.tree.map(lambda x: x[..., :1], clients.params.adapter)
         seen = jnp.zeros(clients.rank.shape)
-        return clients.params._replace(adapter=adapter), faulty.report(seen)
+        return clients.params._replace(adapter=adapter), closed_form_rounds.report(seen)
 
     method = methods.make("zero_padding", problems.STUB)
     fn = federated.make_round(method, problems.STUB, train)

@@ -6,15 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
-from problems import STUB, batches_of, cohort_fn, make_clients, plan_for, stub_clients
 
-from fedjax_lora.federated import optimizers
-from fedjax_lora.federated import make_training
-from fedjax_lora.federated.local_training import split_gain
-from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
 from fedjax_lora.core.types import LoRA, Shape
+from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
+from fedjax_lora.federated import make_training, optimizers
+from fedjax_lora.federated.local_training import split_gain
+from tests._helpers import problems
+from tests._helpers.problems import (
+    STUB,
+    batches_of,
+    cohort_fn,
+    make_clients,
+    plan_for,
+    stub_clients,
+)
 
 POINTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 BEGIN = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
-from problems import R, assert_close, cohort_fn, make_clients, plan_for
+
+from tests._helpers import problems
+from tests._helpers.problems import R, assert_close, cohort_fn, make_clients, plan_for
 
 RATE = 0.01
 SCALE = 6.0 / R  # alpha / R, for every client

@@ -1,11 +1,11 @@
 """Every method in every mode: the same server, and a model that learns."""
 
 import numpy as np
-import problems
 import pytest
-from problems import bag_rounds, ranks_for
 
 from fedjax_lora import lora, methods
+from tests._helpers import problems
+from tests._helpers.problems import bag_rounds, ranks_for
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 

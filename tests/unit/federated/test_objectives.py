@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from fedjax_lora import lora
+from fedjax_lora.core.types import Trained
 from fedjax_lora.federated import text_classification
 from fedjax_lora.federated.objectives import TokenBatch, take_tokens
-from fedjax_lora.core.types import Trained
+from tests._helpers import problems
 
 KEY = jax.random.key(0)
 

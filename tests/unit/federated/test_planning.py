@@ -3,13 +3,13 @@
 import dataclasses
 
 import numpy as np
-import problems
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.planning import Federation
+from tests._helpers import problems
 
 SIZES = [3, 17, 1, 8, 30, 5, 12]
 EXAMPLES = sum(SIZES)

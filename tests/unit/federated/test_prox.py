@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
-from problems import batches_of, stub_clients
 
 from fedjax_lora.federated import make_training
+from tests._helpers import problems
+from tests._helpers.problems import batches_of, stub_clients
 
 POINTS = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
 BEGIN = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)

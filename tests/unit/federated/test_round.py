@@ -6,9 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-from problems import (
+
+from fedjax_lora import federated, methods
+from tests._helpers import problems
+from tests._helpers.problems import (
     COHORT,
     PADDED,
     POINTS,
@@ -18,8 +20,6 @@ from problems import (
     ranks_for,
     stub_rounds,
 )
-
-from fedjax_lora import methods, federated
 
 METHODS = list(methods.METHODS)
 every_method = pytest.mark.parametrize("method", METHODS)

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-from hlo import KINDS, collectives
 from test_matrix import FROM_AN_SVD, TOLERANCE
 
-from fedjax_lora import lora, federated, methods
+from fedjax_lora import federated, lora, methods
 from fedjax_lora.federated import optimizers
 from fedjax_lora.lora import Site, Template
+from tests._helpers import problems
+from tests._helpers.hlo import KINDS, collectives
 
 LAYERS, IN, OUT, RANK = 4, 48, 40, 4
 TEMPLATE = Template(

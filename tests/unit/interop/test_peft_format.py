@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_model
 from safetensors.numpy import load_file
-from small_model import random_adapter
 
 from fedjax_lora import lora
 from fedjax_lora.interop import matrices, peft_writer
+from tests._helpers import small_model
+from tests._helpers.small_model import random_adapter
 
 
 @pytest.mark.parametrize("rule", list(lora.SCALES))

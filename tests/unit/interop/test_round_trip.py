@@ -6,12 +6,12 @@ import re
 import jax
 import numpy as np
 import pytest
-import small
 import torch
 import transformers
 from safetensors.numpy import load_file
 
 from fedjax_lora import InputError, interop, models
+from tests._helpers import small_encoders
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -28,73 +28,78 @@ def in_peft(folder, base):
     return peft.PeftModel.from_pretrained(model, folder).eval()
 
 
-@pytest.mark.parametrize("family", small.FAMILIES)
+@pytest.mark.parametrize("family", small_encoders.FAMILIES)
 def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path):
     """Ranks that differ between layers, layers left out, a head and a pooler that was drawn."""
-    base = small.checkpoint(tmp_path, family, base_only=family == "bert")
-    model = small.load(base)
-    ours = small.fitted(model)
-    interop.save_adapter(tmp_path / "adapter", ours, small.about(model))
-    close(small.logits(ours), small.torch_logits(in_peft(tmp_path / "adapter", base)))
+    base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
+    model = small_encoders.load(base)
+    ours = small_encoders.fitted(model)
+    interop.save_adapter(tmp_path / "adapter", ours, small_encoders.about(model))
+    close(
+        small_encoders.logits(ours),
+        small_encoders.torch_logits(in_peft(tmp_path / "adapter", base)),
+    )
 
-    other = small.load(base, seed=7)  # another pooler and another head
+    other = small_encoders.load(base, seed=7)  # another pooler and another head
     stored = interop.load_adapter(tmp_path / "adapter", other)
     back = interop.put_together(stored, other)
-    small.same(ours, back)
+    small_encoders.same(ours, back)
     assert back.model.fingerprint == model.fingerprint
-    interop.save_adapter(tmp_path / "again", back, small.about(model))
+    interop.save_adapter(tmp_path / "again", back, small_encoders.about(model))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (tmp_path / "adapter" / name).read_bytes()
 
 
 @pytest.mark.parametrize("pooling", ["family", "mean"])
-@pytest.mark.parametrize("family", small.FAMILIES)
+@pytest.mark.parametrize("family", small_encoders.FAMILIES)
 def test_a_merged_model_needs_neither_peft_nor_this_library(family, pooling, tmp_path):
-    base = small.checkpoint(tmp_path, family, base_only=family == "bert")
-    model = small.load(base, pooling=pooling)
-    ours, out = small.fitted(model), tmp_path / "merged"
-    interop.save_merged(out, ours, small.about(model), shard_size=20_000)
+    base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
+    model = small_encoders.load(base, pooling=pooling)
+    ours, out = small_encoders.fitted(model), tmp_path / "merged"
+    interop.save_merged(out, ours, small_encoders.about(model), shard_size=20_000)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     if pooling == "family":
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
-        assert theirs.config.id2label == dict(enumerate(small.LABELS))
-        close(small.logits(ours), small.torch_logits(theirs))
+        assert theirs.config.id2label == dict(enumerate(small_encoders.LABELS))
+        close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
         again = models.load(str(out), num_labels=3, scan_unroll=1, key=jax.random.key(5))
         assert again.new_params == (), "we read what we write, head included"
     else:
         head = load_file(out / "head.safetensors")
         encoder = transformers.AutoModel.from_pretrained(out).eval()
-        close(small.logits(ours), mean_logits(encoder, head))
+        close(small_encoders.logits(ours), mean_logits(encoder, head))
         with pytest.raises(KeyError):
             load_file(next(iter(out.glob("model-*.safetensors"))))["classifier.weight"]
 
 
 def mean_logits(encoder, head) -> np.ndarray:
     with torch.no_grad():
-        hidden = encoder(torch.tensor(small.IDS).long(), torch.tensor(small.MASK).long())
-    weight = small.MASK[..., None]
+        hidden = encoder(
+            torch.tensor(small_encoders.IDS).long(), torch.tensor(small_encoders.MASK).long()
+        )
+    weight = small_encoders.MASK[..., None]
     mean = (hidden.last_hidden_state.numpy() * weight).sum(1) / weight.sum(1)
     return mean @ head["classifier.weight"].T + head["classifier.bias"]
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_path):
-    base = small.checkpoint(tmp_path, family)
-    model = small.load(base, pooling="mean")
-    ours, out = small.fitted(model), tmp_path / "adapter"
-    interop.save_adapter(out, ours, small.about(model))
+    base = small_encoders.checkpoint(tmp_path, family)
+    model = small_encoders.load(base, pooling="mean")
+    ours, out = small_encoders.fitted(model), tmp_path / "adapter"
+    interop.save_adapter(out, ours, small_encoders.about(model))
     assert json.loads((out / "adapter_config.json").read_text())["task_type"].startswith("FEATURE")
     encoder = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), out)
     theirs = mean_logits(encoder.eval(), load_file(out / "head.safetensors"))
-    close(small.logits(ours), theirs)
-    small.same(ours, interop.put_together(interop.load_adapter(out, model), model))
+    close(small_encoders.logits(ours), theirs)
+    small_encoders.same(ours, interop.put_together(interop.load_adapter(out, model), model))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
     """PEFT's own file, with alpha and rank patterns, in and out again: the same tensors."""
-    base = small.checkpoint(tmp_path, "roberta")
+    base = small_encoders.checkpoint(tmp_path, "roberta")
     torch.manual_seed(3)
     start = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     torch.nn.init.normal_(start.classifier.out_proj.weight)
@@ -110,15 +115,17 @@ def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
     )
     theirs = peft.get_peft_model(start, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    model = small.load(base)
+    model = small_encoders.load(base)
     ours = interop.put_together(interop.load_adapter(tmp_path / "theirs", model), model)
-    close(small.logits(ours), small.torch_logits(theirs))
-    interop.save_adapter(tmp_path / "ours", ours, small.about(model))
+    close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
+    interop.save_adapter(tmp_path / "ours", ours, small_encoders.about(model))
     one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("theirs", "ours"))
     assert one.keys() == other.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name])
-    close(small.logits(ours), small.torch_logits(in_peft(tmp_path / "ours", base)))
+    close(
+        small_encoders.logits(ours), small_encoders.torch_logits(in_peft(tmp_path / "ours", base))
+    )
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
@@ -128,8 +135,8 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     model = models.load(
         "minilm", num_labels=3, layers=2, pooling=pooling, scan_unroll=1, key=jax.random.key(0)
     )
-    ours, out = small.fitted(model, ranks=(4, 2), layers=None), tmp_path / kind
-    told = small.about(model, layers=2, max_length=16, base=str(model.folder))
+    ours, out = small_encoders.fitted(model, ranks=(4, 2), layers=None), tmp_path / kind
+    told = small_encoders.about(model, layers=2, max_length=16, base=str(model.folder))
     save = {"adapter": interop.save_adapter, "merged": interop.save_merged}[kind]
     save(out, ours, told)
     text = (out / "README.md").read_text()
@@ -146,9 +153,12 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
 
 
 def test_a_shard_size_that_is_none_is_explained(tmp_path):
-    model = small.load(small.checkpoint(tmp_path, "bert"))
+    model = small_encoders.load(small_encoders.checkpoint(tmp_path, "bert"))
     with pytest.raises(InputError, match="500MB"):
         interop.save_merged(
-            tmp_path / "out", small.fitted(model), small.about(model), shard_size="x"
+            tmp_path / "out",
+            small_encoders.fitted(model),
+            small_encoders.about(model),
+            shard_size="x",
         )
     assert not (tmp_path / "out").exists()

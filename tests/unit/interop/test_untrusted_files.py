@@ -8,21 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 from safetensors.numpy import load_file, save_file
 
 from fedjax_lora import InputError, interop
 from fedjax_lora.interop import peft_reader
+from tests._helpers import small_encoders
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return small.load(small.checkpoint(tmp_path_factory.mktemp("base"), "bert"))
+    return small_encoders.load(small_encoders.checkpoint(tmp_path_factory.mktemp("base"), "bert"))
 
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    interop.save_adapter(tmp_path / "adapter", small.fitted(model), small.about(model))
+    interop.save_adapter(
+        tmp_path / "adapter", small_encoders.fitted(model), small_encoders.about(model)
+    )
     return tmp_path / "adapter"
 
 
@@ -131,7 +133,7 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
         interop.open_model(folder)
     opened = interop.open_model(folder, base=str(model.folder))
     assert opened.about.classes == ("0", "1", "2")
-    small.same(opened.fitted, small.fitted(model))
+    small_encoders.same(opened.fitted, small_encoders.fitted(model))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,9 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
             json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
         )
         (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
-        interop.save_merged(tmp_path / "out", small.fitted(model), small.about(model))
+        interop.save_merged(
+            tmp_path / "out", small_encoders.fitted(model), small_encoders.about(model)
+        )
     finally:
         config.write_text(before)
     text = (tmp_path / "out" / "config.json").read_text()

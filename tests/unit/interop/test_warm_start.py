@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
-from fedjax_lora import InputError, lora, interop, methods
-from fedjax_lora.methods import Cohort
+from fedjax_lora import InputError, interop, lora, methods
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.methods import Cohort
+from tests._helpers import small_encoders
 
 
 def template_for(model, **options):
@@ -20,14 +20,14 @@ def template_for(model, **options):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return small.load(small.checkpoint(tmp_path_factory.mktemp("base"), "bert"))
+    return small_encoders.load(small_encoders.checkpoint(tmp_path_factory.mktemp("base"), "bert"))
 
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
     """An adapter of ranks 4 and 2 in layers 0 and 2, of scale 1.5, with a head."""
     path = tmp_path_factory.mktemp("adapter")
-    interop.save_adapter(path, small.fitted(model), small.about(model))
+    interop.save_adapter(path, small_encoders.fitted(model), small_encoders.about(model))
     return path
 
 
@@ -47,7 +47,7 @@ def products(template, adapter):
 def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, model, folder):
     template = template_for(model, scale=rule, alpha=9.0)
     template, fresh, adapter = begun(model, folder, template, keep_scale=keep_scale)
-    ours = small.fitted(model)
+    ours = small_encoders.fitted(model)
     for path, want in lora.deltas(ours.adapter, ours.gain).items():
         np.testing.assert_allclose(products(template, adapter)[path], want, atol=1e-5)
         a, b = adapter[path]
@@ -94,7 +94,7 @@ def model_kernel(model, path):
 
 
 def test_the_head_is_taken_over_and_another_tasks_is_not(model, folder):
-    ours = small.fitted(model)
+    ours = small_encoders.fitted(model)
     taken = interop.with_parts(model, folder).params["head"]
     jax.tree.map(np.testing.assert_array_equal, taken, ours.head)
     other = dataclasses.replace(
@@ -117,8 +117,8 @@ def test_an_adapter_that_does_not_fit_the_run_is_explained(options, sentence, mo
 
 
 def test_an_adapter_of_another_base_is_refused(model, folder, tmp_path):
-    other = small.checkpoint(tmp_path, "bert", seed=1)
+    other = small_encoders.checkpoint(tmp_path, "bert", seed=1)
     with pytest.raises(InputError, match="trained on another model: its base is"):
-        interop.with_parts(small.load(other), folder)
+        interop.with_parts(small_encoders.load(other), folder)
     with pytest.raises(InputError, match="pooling is 'mean', not 'family'"):
-        interop.with_parts(small.load(model.folder, pooling="mean"), folder)
+        interop.with_parts(small_encoders.load(model.folder, pooling="mean"), folder)

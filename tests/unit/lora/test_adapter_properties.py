@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Template
-from fedjax_lora.interop import matrices, peft_writer
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.interop import matrices, peft_writer
+from fedjax_lora.lora import Template
 
 SIDE = st.integers(1, 9)
 NAMES = st.sampled_from(["query", "value", "output", "up", "k9", "x_y"])

@@ -9,11 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_model
-from small_model import INPUT, NET, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
 from fedjax_lora import InputError, lora, methods
 from fedjax_lora.core.types import Adapter, Gain, LoRA
+from tests._helpers import small_model
+from tests._helpers.small_model import (
+    INPUT,
+    NET,
+    PARAMS,
+    TEMPLATE,
+    R,
+    adapted,
+    plain,
+    random_adapter,
+)
 
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
 pytestmark = pytest.mark.optimized

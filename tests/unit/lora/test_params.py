@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_model
-from small_model import INPUT, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
+from tests._helpers import small_model
+from tests._helpers.small_model import INPUT, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
 pytestmark = pytest.mark.optimized
@@ -155,9 +155,7 @@ def test_one_rank_modules_in_parallel_are_one_adapter_of_their_number():
     ]
     whole = lora.low_rank_term(x, a, b, gain)
     np.testing.assert_allclose(sum(modules), whole, rtol=1e-5, atol=1e-6)
-    deltas = [
-        lora.delta(LoRA(a[:, j : j + 1], b[j : j + 1]), gain[j : j + 1]) for j in range(R)
-    ]
+    deltas = [lora.delta(LoRA(a[:, j : j + 1], b[j : j + 1]), gain[j : j + 1]) for j in range(R)]
     np.testing.assert_allclose(sum(deltas), lora.delta(LoRA(a, b), gain), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole, x @ sum(deltas), rtol=1e-4, atol=1e-5)
 

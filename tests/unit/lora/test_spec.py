@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_model
-from small_model import PARAMS, TEMPLATE, R
 
 from fedjax_lora import lora
-from fedjax_lora.lora import Site, Template
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.lora import Site, Template
+from tests._helpers import small_model
+from tests._helpers.small_model import PARAMS, TEMPLATE, R
 
 MATRIX = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 STACK = jax.ShapeDtypeStruct((2, 8, 8), jnp.float32)

@@ -1,11 +1,18 @@
 """Averages of factors: what each rule promises, on examples that can be done by hand."""
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Cohort
+from tests._helpers import cohorts
+from tests._helpers.cohorts import (
     CLIENTS,
     GLOBAL,
     R,
@@ -18,13 +25,6 @@ from cohorts import (
     play,
     server_delta,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from fedjax_lora import lora, methods
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort
-from fedjax_lora.core.types import LoRA
 
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
 PATHS = [site.path for site in GLOBAL.sites]
@@ -43,9 +43,7 @@ def aggregate(spec: str, cohort: Cohort, result: cohorts.Adapter, server: method
 
 def prefixed(cohort: Cohort, seed: int) -> cohorts.Adapter:
     """Random clients, zero beyond their rank."""
-    mask = lora.factor_mask(
-        lora.spread(GLOBAL, lora.prefix_mask(jnp.asarray(cohort.rank), R))
-    )
+    mask = lora.factor_mask(lora.spread(GLOBAL, lora.prefix_mask(jnp.asarray(cohort.rank), R)))
     return jax.tree.map(
         lambda x, m: np.where(m, x, np.float32(0)),
         cohorts.random_adapter(GLOBAL, seed, CLIENTS),

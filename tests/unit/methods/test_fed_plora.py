@@ -2,12 +2,19 @@
 
 import math
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import fed_plora
+from tests._helpers import cohorts
+from tests._helpers.cohorts import (
     CLIENTS,
     GLOBAL,
     PER_CLIENT,
@@ -20,13 +27,6 @@ from cohorts import (
     play,
     server_delta,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from fedjax_lora import lora, methods
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.methods import fed_plora
-from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 MODES = ["random", "prefix", "round_robin"]

@@ -1,18 +1,17 @@
 """FedRoRA: whose directions a client gets, with which coefficients, and what it keeps."""
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cohorts import GLOBAL, PER_CLIENT, R, assert_close, client, make_cohort
 
 from fedjax_lora import lora, methods
-from fedjax_lora.lora import Template
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.methods import Cohort, Server, Start
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Cohort, Server, Start
+from tests._helpers import cohorts, oracles
+from tests._helpers.cohorts import GLOBAL, PER_CLIENT, R, assert_close, client, make_cohort
 
 RANK = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 0.0, 2.0]

@@ -1,11 +1,15 @@
 """Stacked factors merged into the base: exact for any ranks, and a fresh start every round."""
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import (
+
+from fedjax_lora import methods
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from tests._helpers import cohorts
+from tests._helpers.cohorts import (
     CLIENTS,
     GLOBAL,
     PER_CLIENT,
@@ -18,10 +22,6 @@ from cohorts import (
     play,
     server_delta,
 )
-
-from fedjax_lora import methods
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]

@@ -10,16 +10,16 @@ import ast
 import functools
 import pathlib
 
-import cohorts
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import EXACT, make_cohort, ranks_for
 from test_oracles import compare
 
 from fedjax_lora import lora, methods
-from fedjax_lora.lora import Site, Template
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from tests._helpers import cohorts
+from tests._helpers.cohorts import EXACT, make_cohort, ranks_for
 
 every_method = pytest.mark.parametrize("name", list(methods.METHODS))
 

@@ -4,19 +4,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core import registry
+from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import Template
 from fedjax_lora.methods import Cohort, Outcome
-from fedjax_lora.core.types import LoRA
+from tests._helpers import cohorts, oracles
+from tests._helpers.cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
 
 # Ours is float32 (unit roundoff 6e-8), the oracle float64. An average of at most six terms, and a
 # product of at most 6 * 4 components, are good to a few roundoffs of the largest entry. Singular

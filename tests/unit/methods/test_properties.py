@@ -3,13 +3,20 @@
 import dataclasses
 from typing import Any
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from cohorts import (
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import Cohort, Outcome, Server, Start
+from tests._helpers import cohorts, oracles
+from tests._helpers.cohorts import (
     CLIENTS,
     EXACT,
     GLOBAL,
@@ -27,14 +34,6 @@ from cohorts import (
     ranks_for,
     server_delta,
 )
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from fedjax_lora import lora, methods
-from fedjax_lora.core import registry
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.core.errors import InputError
-from fedjax_lora.methods import Cohort, Outcome, Server, Start
-from fedjax_lora.core.types import LoRA
 
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
-from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-from fedjax_lora import lora, federated, models
-from fedjax_lora.federated.objectives import TokenBatch
+from fedjax_lora import federated, lora, models
 from fedjax_lora.core.types import Trained
+from fedjax_lora.federated.objectives import TokenBatch
+from tests._helpers import small_decoders as decoders
+from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but its prompt
 

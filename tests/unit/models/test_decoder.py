@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
 
 from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.models.rope import Rope
+from tests._helpers import small_decoders as decoders
 
 
 def small(family="qwen3", **fields):

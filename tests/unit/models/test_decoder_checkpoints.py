@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
 from safetensors.numpy import load_file, save_file
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
+from tests._helpers import small_decoders as decoders
 
 
 def load(folder, key, **options):

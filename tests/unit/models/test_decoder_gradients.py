@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
-from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-from fedjax_lora import lora, interop, models
+from fedjax_lora import interop, lora, models
+from tests._helpers import small_decoders as decoders
+from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 
 @pytest.mark.parametrize("family", decoders.FAMILIES)

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import small_decoders as decoders
 
 from fedjax_lora import models
+from tests._helpers import small_decoders as decoders
 
 TOLERANCE = 1e-4
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoders as decoders
 
-from fedjax_lora import models, federated
+from fedjax_lora import federated, models
 from fedjax_lora.models import layer_stack
+from tests._helpers import small_decoders as decoders
 
 IDS = np.arange(3, 17, dtype=np.int32).reshape(2, 7)
 MASK = np.arange(7)[None] < np.array([[7], [4]])
@@ -84,7 +84,9 @@ class Masks(nn.Module):
             return jax.lax.dynamic_update_index_in_dim(masks, layer(x), at, 0), at + 1
 
         start = (jnp.zeros((3, *x.shape)), jnp.zeros((), jnp.int32))
-        return layer_stack.run(Drop(name="layers"), step, start, count=3, scan_unroll=self.unroll)[0]
+        return layer_stack.run(Drop(name="layers"), step, start, count=3, scan_unroll=self.unroll)[
+            0
+        ]
 
 
 @pytest.mark.parametrize("unroll", [1, 3])

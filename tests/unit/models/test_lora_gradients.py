@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 from fedjax_lora import lora, models
+from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 TARGETS = {
     "bert": ["query", "value", "attention.output.dense"],

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoders import FAMILIES, random_adapters, saved
 
 from fedjax_lora import lora, models
-from fedjax_lora.evaluation import generation
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.evaluation import generation
+from tests._helpers.small_decoders import FAMILIES, random_adapters, saved
 
 NEW = 9
 PROMPTS = [[7, 3, 12, 33, 5, 41, 8], [9, 4], [30, 31, 32, 6]]

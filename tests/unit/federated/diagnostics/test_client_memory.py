@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import GLOBAL, R, make_server
-from mixed import cohort_for
 
 from fedjax_lora import methods
 from fedjax_lora.federated import optimizers
 from fedjax_lora.federated.diagnostics import client_footprint, trained_entries
+from tests._helpers.cohorts import GLOBAL, R, make_server
+from tests._helpers.mixed_ranks import cohort_for
 
 BASE = {"kernel": jnp.zeros((10, 10)), "half": jnp.zeros(7, jnp.bfloat16)}  # 414 bytes
 HEAD = {"kernel": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}  # 18 numbers

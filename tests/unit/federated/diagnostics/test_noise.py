@@ -2,19 +2,19 @@
 
 import functools
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
-from mixed import WEIGHT, cohort_for
 
 from fedjax_lora import lora, methods
-from fedjax_lora.lora import Template
-from fedjax_lora.federated.diagnostics import Aggregation, aggregation_noise, initialization_noise
-from fedjax_lora.methods import Cohort, Server
 from fedjax_lora.core.types import LoRA
+from fedjax_lora.federated.diagnostics import Aggregation, aggregation_noise, initialization_noise
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Cohort, Server
+from tests._helpers import cohorts
+from tests._helpers.cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
+from tests._helpers.mixed_ranks import WEIGHT, cohort_for
 
 every_method = pytest.mark.parametrize("name", methods.METHODS)
 

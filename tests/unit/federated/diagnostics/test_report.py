@@ -5,12 +5,12 @@ import json
 
 import jax
 import numpy as np
-import problems
 import pytest
-from problems import PADDED, assert_close, bag_rounds
 
 from fedjax_lora import federated, methods
 from fedjax_lora.federated import diagnostics, optimizers
+from tests._helpers import problems
+from tests._helpers.problems import PADDED, assert_close, bag_rounds
 
 NAMES = {
     "init_noise", "agg_noise", "ideal_norm", "init_ratio", "agg_ratio", "energy", "stable_rank",

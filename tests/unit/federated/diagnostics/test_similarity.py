@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import GLOBAL, R, make_cohort, play
 
 from fedjax_lora import methods
 from fedjax_lora.federated.diagnostics import module_cosines
+from tests._helpers.cohorts import GLOBAL, R, make_cohort, play
 
 _cosines = jax.jit(module_cosines)
 WEIGHT = [3.0, 1.0, 0.0, 2.0, 1.0]

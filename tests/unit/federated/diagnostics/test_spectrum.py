@@ -1,16 +1,21 @@
 """Spectra against NumPy's of dense products, and the collapse of ranks."""
 
-import cohorts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cohorts import GLOBAL, R, make_cohort, play
 
 from fedjax_lora import lora, methods
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.federated.diagnostics import delta_spectrum, effective_rank, energy_beyond, stable_rank
+from fedjax_lora.federated.diagnostics import (
+    delta_spectrum,
+    effective_rank,
+    energy_beyond,
+    stable_rank,
+)
 from fedjax_lora.federated.diagnostics.spectrum import layer_mean
+from fedjax_lora.lora import Site, Template
+from tests._helpers import cohorts
+from tests._helpers.cohorts import GLOBAL, R, make_cohort, play
 
 _spectrum = jax.jit(delta_spectrum, static_argnums=0)
 

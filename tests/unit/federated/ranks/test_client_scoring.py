@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-from problems import COHORT, PADDED, WIDTH, bag_rounds
 
-from fedjax_lora import lora, federated, methods
-from fedjax_lora.evaluation import predict as prediction, metrics
-from fedjax_lora.federated.ranks import client_scoring
-from fedjax_lora.federated.objectives import value_score
+from fedjax_lora import federated, lora, methods
 from fedjax_lora.core.types import Trained
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.federated.objectives import value_score
+from fedjax_lora.federated.ranks import client_scoring
+from tests._helpers import problems
+from tests._helpers.problems import COHORT, PADDED, WIDTH, bag_rounds
 
 VALIDATION = problems.texts(seed=9)
 BUCKETS = (8, WIDTH)
@@ -34,7 +35,9 @@ def score_fn(method: str, mode: str) -> Any:
     made = methods.make(method, template)
     locally = federated.make_local(made, template, problems.training("bag"), **how)
     rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
-    return client_scoring.make_score(locally, client_scoring.make_validation(objective(), rows), **how)
+    return client_scoring.make_score(
+        locally, client_scoring.make_validation(objective(), rows), **how
+    )
 
 
 def seen(method: str, mode: str, plan: federated.Plan, state: Any = None, **other: Any):

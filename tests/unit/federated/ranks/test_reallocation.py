@@ -3,14 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
-from fedjax_lora.federated.ranks import reallocation
-from fedjax_lora.federated.ranks import Scores, allocate
-from fedjax_lora.methods.base import Server
 from fedjax_lora.federated import ClientStore, FederatedState
+from fedjax_lora.federated.ranks import Scores, allocate, reallocation
 from fedjax_lora.federated.ranks.client_scoring import Seen
+from fedjax_lora.methods.base import Server
+from tests._helpers import problems
 
 N = len(problems.SIZES)
 LOSS = np.array([0.4, 0.2, 0.6, 0.1, 0.5, 0.3], np.float32)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated import ranks as rank_rules
 from fedjax_lora.federated.ranks import ALLOCATIONS
-from fedjax_lora.core.errors import InputError
 
 QUALITY = np.array([True, False, False, True])
 SIZE = 1536  # numbers in a component: 4 * SIZE bytes of a message, 16 * SIZE of memory

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
-from sending import spec
 
 from fedjax_lora import InputError
 from fedjax_lora.federated import transforms
+from tests._helpers.client_messages import spec
 
 
 def report(multiplier, rounds=1, *, cohort=10, clients=10, delta=1e-3):

@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sending import TEMPLATE
 
 from fedjax_lora import InputError, methods
-from fedjax_lora.federated import transforms
 from fedjax_lora.core.types import LoRA, Trained
+from fedjax_lora.federated import transforms
+from tests._helpers.client_messages import TEMPLATE
 
 ROUNDS = 3
 
 
 def make(spec: str) -> transforms.ServerOptimizer:
-    made = transforms.make_server_optimizer(spec, methods.make("masked_mean", TEMPLATE), "masked_mean")
+    made = transforms.make_server_optimizer(
+        spec, methods.make("masked_mean", TEMPLATE), "masked_mean"
+    )
     assert made is not None
     return made
 
@@ -114,7 +116,9 @@ def test_nobody_moves_nothing(spec):
 
 
 def test_none_is_no_optimizer():
-    assert transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
+    assert (
+        transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 import jax
 import numpy as np
 import optax
-import problems
 import pytest
-import sending
-from problems import COHORT, POINTS, assert_close, assert_same_bits, stub_rounds
 
 from fedjax_lora.federated import transforms
+from tests._helpers import client_messages, problems
+from tests._helpers.problems import COHORT, POINTS, assert_close, assert_same_bits, stub_rounds
 
 NOISY = ("gaussian_noise(multiplier=0.1, norm=5.0)", "int8")
 FED_ADAM = optax.adam(0.1, b1=0.9, b2=0.99, eps=1e-3)
@@ -16,7 +15,7 @@ MOMENTUM = optax.sgd(0.7, momentum=0.9)
 
 
 def updates(*specs):
-    return tuple(map(sending.spec, specs))
+    return tuple(map(client_messages.spec, specs))
 
 
 NOISY_UPDATES, MEDIAN, OUTLIERS = (

@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from sending import PRESENT, RANK, TEMPLATE, change, cohort, matrices, own, send, spec
 
 from fedjax_lora import InputError, methods
+from fedjax_lora.core.types import Trained
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.transforms.registry import UPDATES
-from fedjax_lora.core.types import Trained
+from tests._helpers.client_messages import (
+    PRESENT,
+    RANK,
+    TEMPLATE,
+    change,
+    cohort,
+    matrices,
+    own,
+    send,
+    spec,
+)
 
 SPECS = [
     "clip(norm=20.0)",

@@ -8,19 +8,19 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from fedjax_lora import InputError
-from fedjax_lora.runs import checkpoints
 from fedjax_lora.core import atomic_io
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.federated import ClientStore, FederatedState
 from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.methods.base import Server
+from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs.checkpoints import Keeper, Progress
 from fedjax_lora.runs.checkpoints.checkpoint import arrays
 from fedjax_lora.runs.checkpoints.checksums import SUMS, damage, seal
-from fedjax_lora.methods.base import Server
-from fedjax_lora.federated import ClientStore, FederatedState
-from fedjax_lora.core.types import LoRA
+from tests._helpers import problems
 
 ABOUT = {"config": {"seed": 0}, "base": "abc"}
 

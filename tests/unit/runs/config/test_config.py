@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, LoraConfig, ModelConfig, RunConfig, from_dict, load, to_dict
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    from_dict,
+    load,
+    to_dict,
+)
 
 GROUPS = {f.name: f.type for f in dataclasses.fields(RunConfig) if f.name != "seed"}
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig, from_dict, to_dict
-from fedjax_lora.core.errors import InputError
 
 GROUPS = {f.name: f.type for f in dataclasses.fields(RunConfig) if f.name != "seed"}
 COUNT = st.integers(1, 1000)

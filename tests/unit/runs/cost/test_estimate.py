@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from characters import SIZE, make_tokenizer
-from small_options import small
 
 from experiments.benchmarks.cost_estimates.compiled import compiled_bytes
-from fedjax_lora.cli import main
-from fedjax_lora.runs import config, build, cost
-from fedjax_lora.runs.cost import flops
 from fedjax_lora import methods
+from fedjax_lora.cli import main
 from fedjax_lora.core import trees
-from fedjax_lora.runs.cost import estimate
+from fedjax_lora.runs import build, config, cost
+from fedjax_lora.runs.cost import estimate, flops
+from tests._helpers.character_tokenizer import SIZE, make_tokenizer
+from tests._helpers.small_options import small
 
 pytestmark = pytest.mark.optimized
 
@@ -27,7 +26,7 @@ LLAMA = {
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 TOLERANCE = 0.2
-"""Of the sum; `experiments.explain` has it for larger models, and for memory that was used."""
+"""Of the sum; `experiments.benchmarks.cost_estimates` has it for larger models, and for memory that was used."""
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 import test_memory as layer
 
 from fedjax_lora import federated
-from fedjax_lora.runs.cost import flops, round_flops
-from fedjax_lora.federated import Clients
-from fedjax_lora.data.batch_shapes import padded_shapes
 from fedjax_lora.core.types import Shape
+from fedjax_lora.data.batch_shapes import padded_shapes
+from fedjax_lora.federated import Clients
+from fedjax_lora.runs.cost import flops, round_flops
+from tests._helpers import problems
 
 HIDDEN, ROWS, WIDTH, RANK = layer.HIDDEN, layer.ROWS, layer.WIDTH, layer.RANK
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.sweep import grid
 from fedjax_lora.runs.sweep.grid import Grid, Problem, parse_vary
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.core.errors import InputError
 
 
 def cells(**options):

@@ -5,9 +5,9 @@ import math
 import re
 
 import pytest
-from made_up import runs
 
 from fedjax_lora.runs.sweep import figures, html_report, statistics
+from tests._helpers.synthetic_runs import runs
 
 VARY = {"local.batch": (8, 16)}
 SCORES = {

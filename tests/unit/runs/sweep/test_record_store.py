@@ -5,10 +5,10 @@ import types
 
 import pytest
 
-from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.sweep import record_store
-from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.sweep import record_store
 
 CONFIG = RunConfig(seed=3)
 RESULT = types.SimpleNamespace(records=[{"round": 1}], summary={"accuracy": 0.5})

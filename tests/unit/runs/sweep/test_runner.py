@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 
 import fedjax_lora as fl
-from fedjax_lora.runs import config as configs
-from fedjax_lora.runs import build
 from fedjax_lora.core import atomic_io, trees
-from fedjax_lora.cli import compare
-from fedjax_lora.runs.sweep import runner, record_store
-from fedjax_lora.runs.sweep.runner import compare
-from fedjax_lora.runs.sweep.grid import Grid
-from fedjax_lora.runs.sweep.shared_assets import Shelf
-from fedjax_lora.runs.config import DataConfig, ExecutionConfig, FederationConfig, LocalConfig, ModelConfig, RunConfig
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import build
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+    RunConfig,
+)
+from fedjax_lora.runs.sweep import record_store, runner
+from fedjax_lora.runs.sweep.grid import Grid
+from fedjax_lora.runs.sweep.runner import compare
+from fedjax_lora.runs.sweep.shared_assets import Shelf
 
 BASE = RunConfig(
     data=DataConfig(train_examples=120, test_examples=40, max_length=16),
@@ -118,7 +124,7 @@ def again(done, monkeypatch, grid=GRID, failing=()):
 
 
 def test_a_second_call_loads_and_runs_nothing(done, monkeypatch):
-    monkeypatch.setattr("fedjax_lora.compare.shelf.load_assets", None)
+    monkeypatch.setattr("fedjax_lora.runs.sweep.shared_assets.load_assets", None)
     made, asked, ended = again(done, monkeypatch)
     assert asked == ended == []
     assert [line.score for line in made.lines] == [line.score for line in done[0].lines]
@@ -265,9 +271,7 @@ def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
     chosen = Grid(base=BASE, methods=methods, seeds=(0, 3), vary=vary)
     (tmp_path / "base.json").write_text(json.dumps(configs.to_dict(BASE)))
     seen = []
-    monkeypatch.setattr(
-        "fedjax_lora.compare.command.execute", lambda *given: seen.append(given) or 0
-    )
+    monkeypatch.setattr("fedjax_lora.cli.compare.execute", lambda *given: seen.append(given) or 0)
     assert main.main(shlex.split(runner.command(chosen, tmp_path))[1:]) == 0
     assert seen == [(chosen, tmp_path)]
 

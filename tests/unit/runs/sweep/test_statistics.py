@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import scipy.stats
-from made_up import runs
 
 from fedjax_lora.runs.sweep import statistics
+from tests._helpers.synthetic_runs import runs
 
 SCORES = {
     ("fed_plora", 0): [0.1, 0.5], ("fed_plora", 1): [0.1, 0.6], ("fed_plora", 2): [0.1, 0.7],
