@@ -12,7 +12,7 @@ import pytest
 import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.core.errors import Stopped
-from fedjax_lora.runs import checkpoints, run
+from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints.checksums import write_checksums
 from fedjax_lora.runs.compilation import programs
