@@ -1,0 +1,290 @@
+"""Check the choices of a config before JAX, data or models are loaded.
+
+A choice is a string such as ``"tiers(ranks=[2, 8])"`` that names an entry of a registry. The
+registries import JAX, which takes seconds. While their modules are not imported, this module reads
+names, options and types from their source with `ast`, so a typo is answered at once. Values that
+only a factory can judge (``alpha=0``) are checked when the factory is called.
+"""
+
+import ast
+import functools
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.runs.config import RunConfig
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+Factories = Mapping[str, Callable[..., Any]]
+
+
+class Registry(NamedTuple):
+    """Where the factories of one kind of choice are registered.
+
+    Attributes:
+      module: dotted name below ``fedjax_lora``.
+      variable: name of the dictionary in that module.
+      given: names of the arguments that a run supplies, not the user.
+    """
+
+    module: str
+    variable: str
+    given: tuple[str, ...] = ()
+
+
+REGISTRIES: Mapping[str, Registry] = {
+    "method": Registry("methods", "METHODS", ("spec",)),
+    "rank allocation": Registry("federated.ranks", "ALLOCATIONS", ("population",)),
+    "update": Registry("federated.transforms.registry", "TRANSFORMS"),
+    "fault": Registry("federated.faults", "FAULTS"),
+    "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
+    "schedule": Registry("federated.optimizers", "SCHEDULES", ("rounds",)),
+}
+
+
+def check_choices(config: RunConfig) -> None:
+    """Check that every choice of a config exists and has the options that are given.
+
+    Raises:
+      InputError: an unknown name or option, or an option of the wrong type.
+    """
+    for kind, spec in _choices(config):
+        registry.check(spec, factories(kind), kind, REGISTRIES[kind].given)
+    _check_optimizer(config.local.optimizer)
+    _check_model(config.model.model)
+    _check_targets(config.lora.targets)
+    _check_data(config)
+
+
+def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the text of each choice of a config."""
+    fed = config.federation
+    yield "method", fed.method
+    yield "rank allocation", fed.ranks
+    yield from (("update", spec) for spec in fed.updates)
+    yield from (("fault", spec) for spec in fed.faults)
+    yield "server optimizer", fed.server_optimizer
+    yield "schedule", config.local.schedule
+
+
+def factories(kind: str) -> Factories:
+    """Return the factories of a kind by name.
+
+    They are the registry itself if its module is imported (it may have entries added by the user),
+    and otherwise functions with the same signatures, which are not to be called.
+    """
+    module, variable, _ = REGISTRIES[kind]
+    loaded = sys.modules.get(f"fedjax_lora.{module}")
+    if loaded is None or not hasattr(loaded, variable):
+        return read_factories(module, variable)
+    entries = getattr(loaded, variable)
+    return {name: getattr(entry, "factory", entry) for name, entry in entries.items()}
+
+
+@functools.cache
+def read_factories(module: str, variable: str) -> Factories:
+    """Read a registry from its source, without importing the module.
+
+    Args:
+      module: dotted name below ``fedjax_lora``.
+      variable: name of a dictionary literal whose values are functions, or records that are
+        created from a function (``Entry(function, ...)``).
+
+    Returns:
+      For each name of the dictionary a function with the signature of the registered one.
+    """
+    tree = _parse(module)
+    entries = _mapping(tree, variable)
+    return {name: _signature_only(*_function(tree, value)) for name, value in entries.items()}
+
+
+@functools.cache
+def _parse(module: str) -> ast.Module:
+    path = PACKAGE.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _value(tree: ast.Module, variable: str) -> ast.expr | None:
+    """Return the expression that a module assigns to a variable, if there is one."""
+    for node in tree.body:
+        names = node.targets if isinstance(node, ast.Assign) else []
+        names = [node.target] if isinstance(node, ast.AnnAssign) else names
+        if any(isinstance(name, ast.Name) and name.id == variable for name in names):
+            return node.value  # type: ignore[union-attr]
+    return None
+
+
+def _mapping(tree: ast.Module, variable: str) -> dict[str, ast.expr]:
+    """Return the entries of a dictionary literal, also inside a call such as MappingProxyType."""
+    value = _value(tree, variable)
+    while isinstance(value, ast.Call):
+        value = value.args[0]
+    assert isinstance(value, ast.Dict), variable
+    return {
+        ast.literal_eval(key): entry
+        for key, entry in zip(value.keys, value.values, strict=True)
+        if key is not None
+    }
+
+
+def _function(tree: ast.Module, value: ast.expr) -> tuple[ast.Module, ast.FunctionDef]:
+    """Find the definition of a registered function: the module it is in, and the definition."""
+    name = value.args[0] if isinstance(value, ast.Call) else value
+    assert isinstance(name, ast.Name), ast.dump(value)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name.id:
+            return tree, node
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name.id:
+                    origin = _parse(node.module.removeprefix("fedjax_lora."))
+                    return _function(origin, ast.Name(alias.name))
+    raise LookupError(name.id)
+
+
+def _signature_only(tree: ast.Module, definition: ast.FunctionDef) -> Callable[..., Any]:
+    """Return a function with the keyword-only parameters of a definition."""
+    parameters, hints = [], {}
+    defaults = definition.args.kw_defaults
+    for argument, default in zip(definition.args.kwonlyargs, defaults, strict=True):
+        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
+        hints[argument.arg] = Any if argument.annotation is None else _type(
+            tree, argument.annotation
+        )
+        parameters.append(
+            inspect.Parameter(
+                argument.arg,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=value,
+                annotation=hints[argument.arg],
+            )
+        )
+
+    def function(**options: Any) -> Any:
+        raise NotImplementedError(definition.name)
+
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = hints
+    return function
+
+
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "None": None}
+
+
+def _type(tree: ast.Module, node: ast.expr) -> Any:
+    """Return the type that an annotation names; Any for all but plain values and sequences."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.BinOp):
+        return typing.Union[_type(tree, node.left), _type(tree, node.right)]  # noqa: UP007
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        if node.value.id == "Literal":
+            return Literal[ast.literal_eval(node.slice)]
+        if node.value.id == "Sequence":
+            return Sequence[_type(tree, node.slice)]
+    if isinstance(node, ast.Name):
+        if node.id in _TYPES:
+            return _TYPES[node.id]
+        return _alias(tree, node.id)
+    return Any
+
+
+def _alias(tree: ast.Module, name: str) -> Any:
+    """Return the type that a name stands for in a module that assigns or imports it."""
+    value = _value(tree, name)
+    if value is not None:
+        return _type(tree, value)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedjax_lora."):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _alias(_parse(str(node.module).removeprefix("fedjax_lora.")), alias.name)
+    return Any
+
+
+def _check_optimizer(spec: str) -> None:
+    """Check that optax has an optimizer of this name.
+
+    Its options are checked by `fedjax_lora.federated.optimizers.optimizer`, which tries them.
+    """
+    name, _ = registry.parse(spec, "optimizer")
+    known = optax_optimizers()
+    if known and name not in known:
+        raise unknown("optimizer", name, known)
+
+
+@functools.cache
+def optax_optimizers() -> frozenset[str]:
+    """Read the names of optax's optimizers from its source, without importing it.
+
+    Returns:
+      The functions that ``optax/__init__.py`` imports and whose first parameter is
+      ``learning_rate``; empty if the installed optax is laid out differently.
+    """
+    spec = importlib.util.find_spec("optax")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if not folders:
+        return frozenset()
+    root, names = pathlib.Path(folders[0]), set()
+    for node in ast.parse((root / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax._src."):
+            file = root.parent.joinpath(*str(node.module).split(".")).with_suffix(".py")
+            imported = {alias.name: alias.asname or alias.name for alias in node.names}
+            names |= {imported[name] for name in _taking_rate(file) if name in imported}
+    return frozenset(names) if {"adamw", "sgd"} <= names else frozenset()
+
+
+@functools.cache
+def _taking_rate(file: pathlib.Path) -> frozenset[str]:
+    """Return the functions of a file whose first parameter is ``learning_rate``."""
+    if not file.is_file():
+        return frozenset()
+    functions = (
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    )
+    arguments = {node.name: [*node.args.posonlyargs, *node.args.args] for node in functions}
+    return frozenset(
+        name for name, given in arguments.items() if given and given[0].arg == "learning_rate"
+    )
+
+
+def model_names() -> frozenset[str]:
+    """Return the names of the models in `fedjax_lora.models.MODELS`."""
+    return frozenset(_mapping(_parse("models.huggingface.registry"), "MODELS"))
+
+
+def _check_model(name: str) -> None:
+    """Check that a model name is known, unless it can be a folder or an id of the hub."""
+    if "/" in name or "\\" in name or os.path.lexists(os.path.expanduser(name)):
+        return
+    if name not in model_names():
+        raise InputError(
+            f"{unknown('model', name, model_names())} A folder or a hub id org/name works too."
+        )
+
+
+def _check_targets(targets: str) -> None:
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
+
+
+def _check_data(config: RunConfig) -> None:
+    """Check task and partition with the registries themselves: they import no JAX."""
+    from fedjax_lora import data
+
+    data.find(config.data.task)
+    registry.check(config.federation.partition, data.PARTITIONS, "partition")
