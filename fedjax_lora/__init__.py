@@ -12,12 +12,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.version import __version__
 from fedjax_lora.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from fedjax_lora.runs.run import run
 
-__version__ = "0.1.0"
 __all__ = ["InputError", "RunConfig", "__version__", "run"]
 
 # JAX's LAPACK calls on a CPU run in SciPy's OpenBLAS, which is loaded at the first of them and then
