@@ -158,8 +158,8 @@ def _signature_only(tree: ast.Module, definition: ast.FunctionDef) -> Callable[.
     defaults = definition.args.kw_defaults
     for argument, default in zip(definition.args.kwonlyargs, defaults, strict=True):
         value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
-        hints[argument.arg] = Any if argument.annotation is None else _type(
-            tree, argument.annotation
+        hints[argument.arg] = (
+            Any if argument.annotation is None else _type(tree, argument.annotation)
         )
         parameters.append(
             inspect.Parameter(
