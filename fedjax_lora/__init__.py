@@ -4,18 +4,18 @@
 >>> RunConfig().federation.method
 'fed_plora'
 
-``fedjax_lora.run(config)`` runs a config to its end; `fedjax_lora.adapters`, `clients` and
+``fedjax_lora.run(config)`` runs a config to its end; `fedjax_lora.lora`, `clients` and
 `methods` are the parts it is made of.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
-from fedjax_lora.config import RunConfig
-from fedjax_lora.errors import InputError
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.config import RunConfig
 
 if TYPE_CHECKING:
-    from fedjax_lora.runs import run
+    from fedjax_lora.runs.run import run
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "RunConfig", "__version__", "run"]
@@ -29,7 +29,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 def __getattr__(name: str) -> Any:
     """Import `run` when it is asked for: the command line's help should not wait for JAX."""
     if name == "run":
-        from fedjax_lora.runs import run
+        from fedjax_lora.runs.run import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,6 @@
 
 import sys
 
-from fedjax_lora.cli import main
+from fedjax_lora.cli.main import main
 
 sys.exit(main())

@@ -1,11 +1,11 @@
 """Tasks, tokens and who has which examples; NumPy and `datasets` only."""
 
-from fedjax_lora.data.dealers import PARTITIONS
-from fedjax_lora.data.load import load
+from fedjax_lora.data.datasets.load import load
+from fedjax_lora.data.datasets.records import Split, Task, TaskData
+from fedjax_lora.data.datasets.registry import TASKS, find
 from fedjax_lora.data.partition import Partition, class_counts, partition
-from fedjax_lora.data.records import Split, Task, TaskData
-from fedjax_lora.data.tasks import TASKS, find
-from fedjax_lora.data.tokens import Tokens, encode
+from fedjax_lora.data.partitioners import PARTITIONS
+from fedjax_lora.data.tokenization import Tokens, encode
 
 __all__ = [
     "PARTITIONS",

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora import specs
-from fedjax_lora.data.dealers import PARTITIONS, need_classes
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.partitioners import PARTITIONS, need_classes
 
 
 class Partition(NamedTuple):
@@ -47,7 +47,7 @@ def partition(
     Raises:
       InputError: unknown way or option, or a request that cannot be met.
     """
-    dealer = specs.build(spec, PARTITIONS, "partition")
+    dealer = registry.build(spec, PARTITIONS, "partition")
     labels = np.asarray(labels)
     if clients < 1 or min_examples < 0:
         raise InputError(

@@ -7,7 +7,7 @@ A format takes an instruction and its context (which may be empty) and returns t
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fedjax_lora.errors import InputError, unknown
+from fedjax_lora.core.errors import InputError, unknown
 
 Format = Callable[[str, str], str]
 

@@ -18,7 +18,7 @@ one lets the client with the most examples decide:
 >>> _ = methods.METHODS.pop("biggest")
 
 Now ``method="biggest"`` works in a config, and the property tests take it up. Anything else is a
-`Method` record of its own; see `fedjax_lora.methods.stacking` for a short one.
+`Method` record of its own; see `fedjax_lora.methods.flora` for a short one.
 """
 
 import inspect
@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_lora import specs
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.alternating import ffa_lora, rolora
 from fedjax_lora.methods.averaging import (
     averaging,
     combine,
@@ -51,18 +52,17 @@ from fedjax_lora.methods.base import (
     Traffic,
     truncated_start,
 )
-from fedjax_lora.methods.corrected import fedex_lora, lora_fair
-from fedjax_lora.methods.decoupled import fedrora
-from fedjax_lora.methods.freezing import ffa_lora, rolora
+from fedjax_lora.methods.fed_plora import fed_plora
+from fedjax_lora.methods.fedrora import fedrora
+from fedjax_lora.methods.fedsa import fedsa_lora
+from fedjax_lora.methods.flora import flora
+from fedjax_lora.methods.florist import florist
+from fedjax_lora.methods.fslora import fslora
 from fedjax_lora.methods.hetlora import hetlora
-from fedjax_lora.methods.personal import fedsa_lora
-from fedjax_lora.methods.plora import fed_plora
-from fedjax_lora.methods.products import flexlora, hlora
+from fedjax_lora.methods.lora_a2 import lora_a2
 from fedjax_lora.methods.rank_aware import raflora, rb_lora
-from fedjax_lora.methods.selecting import lora_a2
-from fedjax_lora.methods.sketching import fslora
-from fedjax_lora.methods.stacking import flora
-from fedjax_lora.methods.thresholded import florist
+from fedjax_lora.methods.residual import fedex_lora, lora_fair
+from fedjax_lora.methods.svd import flexlora, hlora
 
 
 class Entry(NamedTuple):
@@ -103,7 +103,7 @@ def make(spec: str, template: Template) -> Method:
       InputError: unknown method or option.
     """
     factories = {name: entry.factory for name, entry in METHODS.items()}
-    return specs.build(spec, factories, "method", template=template)
+    return registry.build(spec, factories, "method", template=template)
 
 
 def takes_mixed_ranks(spec: str) -> bool:

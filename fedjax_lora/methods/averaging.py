@@ -17,8 +17,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedjax_lora import adapters, trees
-from fedjax_lora.adapters import Template
+from fedjax_lora import lora
+from fedjax_lora.core import trees
+from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.base import (
     Cohort,
     Method,
@@ -30,7 +32,6 @@ from fedjax_lora.methods.base import (
     symmetric_traffic,
     truncated_start,
 )
-from fedjax_lora.types import Adapter, LoRA
 
 Weights = Literal["examples", "uniform"]
 
@@ -44,7 +45,7 @@ def shares(weight: Float[Array, "c"], kind: Weights = "examples") -> Float[Array
 
 def owners(cohort: Cohort, most: int) -> Bool[Array, "c R"]:
     """Which present client has which component: ``bool[c, R]``."""
-    return adapters.prefix_mask(cohort.rank, most) & (cohort.weight > 0)[:, None]
+    return lora.prefix_mask(cohort.rank, most) & (cohort.weight > 0)[:, None]
 
 
 def combine(result: Adapter, weight: Array | Mapping[str, Array]) -> Adapter:

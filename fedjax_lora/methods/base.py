@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
-from fedjax_lora.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
+from fedjax_lora import lora
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
+from fedjax_lora.lora import Template
 
 BOTH = LoRA(True, True)
 
@@ -125,7 +126,7 @@ def plain_server(adapter: Adapter, kernels: Kernels) -> Server:
 
 def client_gain(template: Template, cohort: Cohort, components: Array | Gain) -> Gain:
     """Each client's scale at the given components, 0 elsewhere: ``[c, (L,) R]`` per path."""
-    active = adapters.spread(template, components)
+    active = lora.spread(template, components)
     return {
         path: jnp.where(mask, trees.expand(cohort.scale, mask), 0.0)
         for path, mask in active.items()
@@ -139,9 +140,9 @@ def per_client(tree: Any) -> Any:
 
 def truncated_start(template: Template, server: Server, cohort: Cohort) -> Start:
     """Each client begins with the first `r` components of the global adapter and trains them."""
-    active = adapters.prefix_mask(cohort.rank, template.rank)  # [c, R]
-    mask = adapters.factor_mask(adapters.spread(template, active))
-    start = adapters.keep(per_client(server.adapter), mask)
+    active = lora.prefix_mask(cohort.rank, template.rank)  # [c, R]
+    mask = lora.factor_mask(lora.spread(template, active))
+    start = lora.keep(per_client(server.adapter), mask)
     return Start(start, client_gain(template, cohort, active), mask)
 
 

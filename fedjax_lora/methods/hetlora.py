@@ -7,12 +7,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import adapters, lowrank, trees
-from fedjax_lora.adapters import Template
-from fedjax_lora.errors import InputError
+from fedjax_lora import lora
+from fedjax_lora.core import linalg, trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import averaging, owners, shares
 from fedjax_lora.methods.base import Cohort, Method, Outcome, Server, Start
-from fedjax_lora.types import Adapter, Array, LoRA
 
 
 def hetlora(
@@ -57,8 +58,8 @@ def hetlora(
 
     def tail_size(adapter: Adapter, rank: Array) -> Array:
         """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""
-        tail = ~adapters.prefix_mask(jnp.asarray(cut)[rank], template.rank)  # [..., R]
-        only = adapters.keep(adapter, adapters.factor_mask(adapters.spread(template, tail)))
+        tail = ~lora.prefix_mask(jnp.asarray(cut)[rank], template.rank)  # [..., R]
+        only = lora.keep(adapter, lora.factor_mask(lora.spread(template, tail)))
         total = jnp.zeros(rank.shape)
         for pair in only.values():
             a, b = (_root(jnp.sum(jnp.square(x), axis=(-2, -1))) for x in pair)  # [..., (L)]
@@ -68,7 +69,7 @@ def hetlora(
     def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:
         present = cohort.weight > 0
         squares = {
-            path: lowrank.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
+            path: linalg.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
             for path, pair in result.items()
         }
         if norm == "client":
@@ -83,7 +84,7 @@ def hetlora(
             )
             return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
 
-        owned = adapters.spread(template, owners(cohort, template.rank))
+        owned = lora.spread(template, owners(cohort, template.rank))
         return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
 
     padded_mean = averaging(template, weigh)
@@ -94,10 +95,8 @@ def hetlora(
         shrunk = tail_size(result, cohort.rank) < tail_size(start.adapter, cohort.rank)
         pruned = jnp.minimum(cohort.rank, jnp.maximum(min_rank, jnp.asarray(cut)[cohort.rank]))
         rank = jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
-        kept = adapters.factor_mask(
-            adapters.spread(template, adapters.prefix_mask(rank, template.rank))
-        )
-        sent = adapters.keep(result, kept)
+        kept = lora.factor_mask(lora.spread(template, lora.prefix_mask(rank, template.rank)))
+        sent = lora.keep(result, kept)
         return padded_mean.aggregate(server, clients, cohort._replace(rank=rank), start, sent)
 
     return dataclasses.replace(

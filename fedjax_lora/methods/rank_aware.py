@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from fedjax_lora.adapters import Template
+from fedjax_lora.core.types import Array, LoRA
+from fedjax_lora.lora import Template
 from fedjax_lora.methods.averaging import Weights, combine, owner_shares, owners
 from fedjax_lora.methods.base import Cohort, Method
-from fedjax_lora.methods.products import Sigma, refactoring
-from fedjax_lora.types import Array, LoRA
+from fedjax_lora.methods.svd import Sigma, refactoring
 
 
 def raflora(

@@ -10,19 +10,15 @@ einsums of their own and come with some 80 packages. Here layers are scanned, ev
 it.
 """
 
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel, logits
 from fedjax_lora.models.decoder import Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Encoded, Encoder
-from fedjax_lora.models.fresh import abstract_params, random_params
-from fedjax_lora.models.fresh import shapes as param_shapes
+from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
-from fedjax_lora.models.hf_config import from_json, read_config, read_raw
-from fedjax_lora.models.kv_cache import Cache, init_cache
-from fedjax_lora.models.language import DecoderClassifier, LanguageModel, logits
-from fedjax_lora.models.modules import leaves_padding_out, module_of
-from fedjax_lora.models.names import hf_module, hf_name, is_stacked
-from fedjax_lora.models.pretrained import (
+from fedjax_lora.models.huggingface.config import from_json, read_config, read_raw
+from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
+from fedjax_lora.models.huggingface.pretrained import (
     Pretrained,
     frozen,
     has_arrays_by_layer,
@@ -30,7 +26,11 @@ from fedjax_lora.models.pretrained import (
     redraw,
     with_values,
 )
-from fedjax_lora.models.sources import MODELS, Model, resolve
+from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
+from fedjax_lora.models.init import abstract_params, random_params
+from fedjax_lora.models.init import shapes as param_shapes
+from fedjax_lora.models.kv_cache import Cache, init_cache
+from fedjax_lora.models.module_types import leaves_padding_out, module_of
 from fedjax_lora.models.tiny import tiny
 
 __all__ = [

@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fedjax_lora.models import stack
+from fedjax_lora.core.quantization import promote
+from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
 from fedjax_lora.models.kv_cache import Cache, View, grown, look, remember
 from fedjax_lora.models.rope import rotate
-from fedjax_lora.storage import promote
 
 
 class Decoded(NamedTuple):
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         # Rows are taken before they are cast: never a second table.
         table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
         x = table(jnp.asarray(input_ids)).astype(config.dtype)
-        states = stack.run(
+        states = layer_stack.run(
             Layer(config, deterministic, name="layers"),
             lambda layer, states, last: layer(states, view),
             States(x, jnp.zeros((), jnp.int32), cache),

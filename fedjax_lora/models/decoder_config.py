@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from fedjax_lora.errors import raise_all
-from fedjax_lora.models import checks, rope
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.models import config_checks, rope
 from fedjax_lora.models.rope import Rope
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
@@ -96,8 +96,8 @@ class DecoderConfig:
 
 def _problems(config: DecoderConfig) -> Iterator[str]:
     """Every field that is out of range, in words."""
-    yield from checks.problems(config, families=DECODERS, rates=("attention_dropout",))
-    yield from checks.sizes(config, {"kv_heads": checks.LARGEST["heads"]})
+    yield from config_checks.problems(config, families=DECODERS, rates=("attention_dropout",))
+    yield from config_checks.sizes(config, {"kv_heads": config_checks.LARGEST["heads"]})
     if config.kv_heads > 0 and config.heads % config.kv_heads:
         yield f"the {config.heads} heads are not a multiple of the {config.kv_heads} kv_heads"
     if config.head_dim < 4 or config.head_dim % 2:

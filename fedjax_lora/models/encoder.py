@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_lora.errors import InputError
-from fedjax_lora.models import stack
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.quantization import promote
+from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import mix
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.unpadding import Layout, layout
-from fedjax_lora.storage import promote
 
 Tokens = Int[Array | np.ndarray, "n t"]
 Mask = Bool[Array | np.ndarray, "n t"]
@@ -190,8 +190,8 @@ class Encoder(nn.Module):
         where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
         first = pooled_only and config.pooling == "family"
         # A loop's layers all return what they take.
-        wanted = 1 if first and stack.unrolled(config.layers, config.scan_unroll) else None
-        x = stack.run(
+        wanted = 1 if first and layer_stack.unrolled(config.layers, config.scan_unroll) else None
+        x = layer_stack.run(
             Layer(config, deterministic, name="layers"),
             lambda layer, x, last: layer(x, where, wanted if last else None),
             where.states(x),

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora.models.config import EncoderConfig
 from fedjax_lora.models.encoder import Encoder, Mask, Places, Tokens, dense
+from fedjax_lora.models.encoder_config import EncoderConfig
 
 
 class LinearHead(nn.Module):

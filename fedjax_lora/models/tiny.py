@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from fedjax_lora import trees
-from fedjax_lora.models.config import EncoderConfig
+from fedjax_lora.core import trees
 from fedjax_lora.models.decoder_config import DECODERS, DecoderConfig
-from fedjax_lora.models.fresh import random_params
-from fedjax_lora.models.modules import Config, module_of
-from fedjax_lora.models.pretrained import Pretrained, fingerprint
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.huggingface.pretrained import Pretrained, fingerprint
+from fedjax_lora.models.init import random_params
+from fedjax_lora.models.module_types import Config, module_of
 
 # Where a family's shape differs from BERT's.
 _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {

@@ -29,19 +29,19 @@ def ours(problem: Problem) -> Contender:
     import jax
     import jax.numpy as jnp
 
-    from fedjax_lora import adapters, methods
-    from fedjax_lora.types import LoRA
+    from fedjax_lora import lora, methods
+    from fedjax_lora.core.types import LoRA
 
     count, most, layers = len(problem.ranks), problem.rank, problem.layers
-    template = adapters.Template(
+    template = lora.Template(
         sites=tuple(
-            adapters.Site(path, *size, (True,) * layers) for path, size in problem.sites.items()
+            lora.Site(path, *size, (True,) * layers) for path, size in problem.sites.items()
         ),
         rank=most,
         alpha=float(most),
     )
 
-    def padded(site: adapters.Site) -> LoRA:
+    def padded(site: lora.Site) -> LoRA:
         a = np.zeros((count, layers, site.inputs, most), np.float32)
         b = np.zeros((count, layers, most, site.outputs), np.float32)
         for layer in range(layers):
@@ -58,9 +58,9 @@ def ours(problem: Problem) -> Contender:
         round=jnp.int32(0),
         key=jax.random.key(0),
     )
-    active = adapters.spread(template, adapters.prefix_mask(cohort.rank, most))
+    active = lora.spread(template, lora.prefix_mask(cohort.rank, most))
     gain = jax.tree.map(lambda mask: mask.astype(jnp.float32), active)
-    start = methods.Start(result, gain, adapters.factor_mask(active))
+    start = methods.Start(result, gain, lora.factor_mask(active))
     about = {"compile_seconds": {}, "temporary_megabytes": {}, "jax": jax.__version__}
     calls = {}
     for name in problem.methods:

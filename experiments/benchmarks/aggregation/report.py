@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.aggregation import RESULTS
 from experiments.benchmarks.aggregation.problem import SWEEPS
-from experiments.markdown import as_table, put
-from fedjax_lora.plots import COLOURS, style
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import COLOURS, style
 
 LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch, dense SVD"}
 

@@ -20,7 +20,7 @@ from experiments.benchmarks.aggregation.problem import (
     exact,
     relative_error,
 )
-from experiments.turns import Worker, machine, serve
+from experiments.tools.alternate import Worker, machine, serve
 
 MODULE = "experiments.benchmarks.aggregation.run"
 

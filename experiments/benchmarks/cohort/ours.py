@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.cohort.work import RATE, Case, Work
-from fedjax_lora import experiment, models
-from fedjax_lora.config import (
+from fedjax_lora import models
+from fedjax_lora.data.batch_shapes import fitting, needed
+from fedjax_lora.runs import build
+from fedjax_lora.runs.config import (
     DataConfig,
     ExecutionConfig,
     FederationConfig,
@@ -16,7 +18,6 @@ from fedjax_lora.config import (
     ModelConfig,
     RunConfig,
 )
-from fedjax_lora.data.shapes import fitting, needed
 
 
 def task(data_dir: str | None) -> str:
@@ -52,7 +53,7 @@ def config(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> 
 
 def prepare(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> Any:
     """Experiment and plan of the case's round."""
-    made = experiment.prepare(config(case, model, data_dir, mode))
+    made = build.prepare(config(case, model, data_dir, mode))
     return made, made.federation.plan(0, made.rank, RATE)
 
 

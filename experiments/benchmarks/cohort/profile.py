@@ -17,7 +17,7 @@ import tyro
 
 from experiments.benchmarks.cohort import RESULTS, base, ours
 from experiments.benchmarks.cohort.work import CASES, Case
-from experiments.turns import machine
+from experiments.tools.alternate import machine
 
 FILE = RESULTS / "profile.json"
 PRODUCTS, BETWEEN = "matrix products", "nothing: between operations"

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from experiments.benchmarks.cohort import RESULTS
 from experiments.benchmarks.cohort.work import CASES
-from experiments.markdown import as_table, put
+from experiments.tools.markdown import as_table, put
 
 COLUMNS = (
     "model, clients x batch x tokens",

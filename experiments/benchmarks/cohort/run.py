@@ -15,7 +15,7 @@ import tyro
 
 from experiments.benchmarks.cohort import RESULTS, work
 from experiments.benchmarks.cohort.work import CASES, Case
-from experiments.turns import Worker, machine, serve
+from experiments.tools.alternate import Worker, machine, serve
 
 MODULE = "experiments.benchmarks.cohort.run"
 CONTENDERS = ("ours", "loop", "peft", "products")

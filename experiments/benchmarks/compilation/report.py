@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.compilation import RESULTS, STARTS
-from experiments.markdown import as_table, put
-from fedjax_lora.plots import COLOURS, style
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import COLOURS, style
 
 COLUMNS = (
     "start",

@@ -14,7 +14,7 @@ import tyro
 
 from experiments.benchmarks.compilation import RESULTS, STARTS
 from experiments.benchmarks.processes import ROOT, watch
-from experiments.turns import machine
+from experiments.tools.alternate import machine
 
 MODULE = "experiments.benchmarks.compilation.run"
 
@@ -35,7 +35,7 @@ class Setting:
 
 def config(setting: Setting, data_dir: str | None) -> Any:
     """The run's config."""
-    from fedjax_lora import config
+    from fedjax_lora.runs import config
 
     return config.RunConfig(
         data=config.DataConfig(
@@ -59,18 +59,18 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     import numpy as np
 
     from experiments.benchmarks.compilation.listen import Compiler, branches
-    from fedjax_lora import experiment, programs, runs
-    from fedjax_lora.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.data.shapes import fitting, needed
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.data.batch_shapes import fitting, needed
+    from fedjax_lora.runs import build, compilation, run
 
     compiler = Compiler()
     keep_compiled_programs()
-    chosen, shared, ends = config(setting, data_dir), programs.programs(), []
-    assets = experiment.load_assets(chosen, cache_dir=str(cache_dir() / "tokens"))
+    chosen, shared, ends = config(setting, data_dir), compilation.programs(), []
+    assets = build.load_assets(chosen, cache_dir=str(cache_dir() / "tokens"))
     loaded = age()
-    runs.run(chosen, out=out, assets=assets, programs=shared, on_round=lambda _: ends.append(age()))
+    run.run(chosen, out=out, assets=assets, programs=shared, on_round=lambda _: ends.append(age()))
     compiled, traced = list(compiler.programs), dict(compiler.traced)
-    made = experiment.prepare(chosen, assets, shared)  # to look at: its programs are the run's
+    made = build.prepare(chosen, assets, shared)  # to look at: its programs are the run's
     plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
     need = np.stack([needed(plan.batches) for plan in plans])
     shapes, taken = made.recipe.shapes, need[..., 0] > 0

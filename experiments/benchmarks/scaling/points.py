@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fedjax_lora.config import (
+from fedjax_lora.runs.config import (
     DataConfig,
     ExecutionConfig,
     FederationConfig,

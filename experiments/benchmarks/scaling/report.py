@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.scaling import RESULTS
 from experiments.benchmarks.scaling.points import POINTS
-from experiments.markdown import as_table, put
-from fedjax_lora.plots import BLUE, ORANGE, style
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import BLUE, ORANGE, style
 
 COLUMNS = (
     "in a round",

@@ -14,7 +14,7 @@ import tyro
 from experiments.benchmarks.processes import ROOT, watch
 from experiments.benchmarks.scaling import RESULTS
 from experiments.benchmarks.scaling.points import POINTS, Point, config
-from experiments.turns import machine
+from experiments.tools.alternate import machine
 
 MODULE = "experiments.benchmarks.scaling.run"
 
@@ -24,13 +24,14 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from fedjax_lora import experiment, optimizers, runs
+    from fedjax_lora.federated import optimizers
+    from fedjax_lora.runs import build, run
 
-    made = experiment.prepare(config(point, data_dir))
+    made = build.prepare(config(point, data_dir))
     before = peak_megabytes()
     schedule = optimizers.schedule(made.config.local.schedule, rounds=point.rounds)
     seconds, losses = [], []
-    for progress, times in runs.play(made, schedule, runs.begin(made)):
+    for progress, times in run.play(made, schedule, run.begin(made)):
         seconds.append(times["train_seconds"])
         losses.append(progress.history[-1]["train_loss"])
     return {

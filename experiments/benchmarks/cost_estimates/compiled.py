@@ -1,0 +1,57 @@
+"""What XLA says of a compiled round, without a single weight."""
+
+from typing import Any
+
+import jax
+
+from fedjax_lora import federated, models
+from fedjax_lora.core import trees
+from fedjax_lora.runs import build, compilation
+from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.config import RunConfig
+
+
+def compiled_bytes(config: RunConfig, assets: Assets) -> int:
+    """Everything that is alive at once in the compiled round of a run.
+
+    Args:
+      config: the run; heads are averaged.
+      assets: its data and model, whose parameters may be shapes alone.
+    """
+    layout = build.lay_out(config, assets)
+    federation, recipe = build.arrange(config, assets, layout)
+    kernels = trees.flat(assets.model.params)
+    state = jax.eval_shape(
+        lambda *given: federated.init_state(
+            layout.method, *given, clients=config.federation.clients, heads="average"
+        ),
+        layout.template.shapes(),
+        {s.path: kernels[f"{s.path}/kernel"] for s in layout.template.sites},
+        assets.model.params["head"],
+    )
+    plan = federation.plan(0, layout.allocated.ranks, 1e-3)
+    base = frozen_shapes(assets.model)
+    lowered = compilation.build_round(recipe).lower(
+        base, assets.train, state, plan, jax.random.key(0)
+    )
+    found: Any = lowered.compile().memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
+def frozen_shapes(model: models.Pretrained) -> dict[str, Any]:
+    """`fedjax_lora.models.frozen` of a model whose parameters are shapes."""
+    base = {name: part for name, part in model.params.items() if name != "head"}
+    if not models.has_arrays_by_layer(model.config):
+        return base
+
+    def parts(path: str, x: Any) -> Any:
+        if not models.is_stacked(model.config, path):
+            return x
+        return tuple(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for _ in range(x.shape[0]))
+
+    return trees.nested({path: parts(path, x) for path, x in trees.flat(base).items()})

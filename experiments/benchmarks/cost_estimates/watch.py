@@ -1,0 +1,55 @@
+"""One process whose memory is watched: ``python -m experiments.benchmarks.cost_estimates.watch NAME DATA MODEL``."""
+
+import ctypes
+import gc
+import json
+import pathlib
+import sys
+
+import jax
+
+from experiments.benchmarks.cost_estimates import WATCHED, small
+from fedjax_lora.runs import cost
+from fedjax_lora.runs.build import load_assets, prepare
+from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.config import RunConfig
+
+STATUS = pathlib.Path("/proc/self/status")
+
+
+def resident(field: str) -> int:
+    """Bytes by ``/proc``: ``VmRSS`` now, ``VmHWM`` at most since `forget`."""
+    (line,) = (x for x in STATUS.read_text().splitlines() if x.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def forget() -> None:
+    """Begin a new high-water mark."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def one_round(config: RunConfig, shared: Programs) -> None:
+    """Load everything and train; the high-water mark is that of the training."""
+    ready = prepare(config, load_assets(config), shared)
+    plan = ready.federation.plan(0, ready.rank, 1e-3)
+    forget()
+    made = ready.round_fn(ready.base, ready.data, ready.state, plan, jax.random.key(0))
+    jax.block_until_ready(made)
+
+
+def main(name: str, data_dir: str, model: str) -> None:
+    """Train a round, give all back, and train it again: what the compiler left is not counted."""
+    config = small(**WATCHED[name], data_dir=data_dir, model=model)
+    foretold = cost.needs(config, load_assets(config, weights=False)).memory
+    shared = programs()
+    one_round(config, shared)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    one_round(config, shared)
+    took = resident("VmHWM") - before
+    print(json.dumps({"foretold": foretold.total, "took": took, "parts": foretold._asdict()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

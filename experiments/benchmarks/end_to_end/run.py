@@ -1,0 +1,108 @@
+"""Measure; see `experiments.benchmarks.end_to_end`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import tyro
+
+from experiments.benchmarks.end_to_end import CONTENDERS, RESULTS
+from experiments.benchmarks.end_to_end.setting import Setting, lay_out
+from experiments.benchmarks.processes import ROOT, Outcome, watch
+from experiments.tools.alternate import machine
+
+
+def ours(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Two runs with one cache, which is empty at first."""
+    with tempfile.TemporaryDirectory() as own:
+        for state in ("cold", "warm"):
+            yield f"ours-{state}", _ours(folder, pathlib.Path(own), state)
+
+
+def _ours(folder: pathlib.Path, own: pathlib.Path, state: str) -> dict[str, Any]:
+    out = own / state
+    command = [sys.executable, "-m", "fedjax_lora", "run", "--config"]
+    command += [str(folder / "config.json"), "--out", str(out)]
+    environment = _environment() | {"FEDJAX_LORA_CACHE": str(own / "cache")}
+    took = watch(command, environment, own / "log")
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    versions = {name: summary["packages"][name] for name in ("jax", "jaxlib")}
+    return _record(took, list(map(json.loads, lines)), versions)
+
+
+def theirs(name: str, folder: pathlib.Path, python: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One process of another program."""
+    command = [python, "-m", "experiments.benchmarks.end_to_end.contend", name, str(folder)]
+    took = watch(command, _environment(), folder / "log")
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    yield name, _record(took, told["history"], told["versions"])
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def _record(took: Outcome, history: list[dict], versions: dict[str, Any]) -> dict[str, Any]:
+    kept = ("train_loss", "accuracy", "loss")
+    history = [{name: h[name] for name in kept if name in h} for h in history]
+    return took._asdict() | {"history": history, "versions": versions}
+
+
+def main(
+    data_dir: str | None = None,
+    flower: str | None = None,
+    repeats: int = 3,
+    only: str = "",
+    setting: Setting = Setting(),  # noqa: B008
+    results: pathlib.Path = RESULTS,
+) -> None:
+    """Measure every process that has no file yet, one after another.
+
+    Args:
+      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      flower: the Python of an environment that has Flower; without it Flower is left out.
+      repeats: processes of each contender, taking turns.
+      only: the name of a single contender.
+      setting: the experiment's size.
+      results: where the files go.
+    """
+    results.mkdir(exist_ok=True)
+    about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
+    missing = [
+        (name, repetition)
+        for repetition in range(repeats)
+        for name in CONTENDERS
+        if only in ("", name)
+        and (flower or not name.startswith("flower"))
+        and not (results / f"{files_of(name)[-1]}-{repetition}.json").exists()
+    ]
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        if missing:
+            counted = lay_out(setting, folder, data_dir)
+            _write(results / "machine.json", about | {"training tokens": counted})
+        for name, repetition in missing:
+            python = flower if flower and name.startswith("flower") else sys.executable
+            turns = ours(folder) if name == "ours" else theirs(name, folder, python)
+            for which, record in turns:
+                _write(results / f"{which}-{repetition}.json", record)
+                print(which, repetition, f"{record['seconds']:.1f} s", flush=True)
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """What the files of a contender begin with."""
+    return ("ours-cold", "ours-warm") if name == "ours" else (name,)
+
+
+def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,1 +1,0 @@
-"""The example notebook, and the command that executes it."""

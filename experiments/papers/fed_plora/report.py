@@ -1,0 +1,96 @@
+"""The README's claims and tables of the rerun of Fed-PLoRA, from the result files alone."""
+
+import operator
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
+from experiments.papers.fed_plora.claims import EXACT, RATIOS, claims, mean_of
+from experiments.tools.figures import curves, finished, legend, sheet
+from experiments.tools.markdown import as_table
+from experiments.tools.report import Report, picture, publish
+from experiments.tools.study import Results
+from fedjax_lora.runs.sweep.record_store import Record
+
+
+def noise_table(results: Results) -> str:
+    """What a round loses and costs, and how it changes over the rounds."""
+    runs = {arm: list(results.runs("measured", arm, TASKS[0]).values()) for arm in MAIN}
+    lines = [_noise_row(arm, of_arm) for arm, of_arm in runs.items() if of_arm]
+    if not lines:
+        return ""
+    says = (
+        f"**measured**: noise relative to the ideal update of the round, on {TASKS[0]}, "
+        f"{MEASURED['federation.rounds']} rounds, {results.parts['measured'].backbone()}, means "
+        "over seeds; the server's time is the median over the rounds after the first.\n"
+    )
+    drawing = picture(results, "noise", "noise and similarity over the rounds")
+    return "\n".join([says, as_table(NOISE_COLUMNS, lines), drawing])
+
+
+NOISE_COLUMNS = (
+    "arm",
+    "initialization noise, rounds 2 / last",
+    "aggregation noise, rounds 2 / last",
+    "same-index cosine, first / last",
+    "cross-index",
+    "MB up",
+    "MB down",
+    "client MB",
+    "server ms",
+)
+
+
+def _noise_row(arm: str, runs: list[Record]) -> list[str]:
+    histories = [run["history"] for run in runs]
+    server = np.mean([run["summary"]["server_seconds"] for run in runs])
+    at = lambda name, n: _number([h[n][name] for h in histories])  # noqa: E731
+    mean = lambda name: np.mean([mean_of(name)(h) for h in histories])  # noqa: E731
+    return [
+        arm,
+        f"{at('init_ratio', 1)} / {at('init_ratio', -1)}",
+        f"{at('agg_ratio', 1)} / {at('agg_ratio', -1)}",
+        f"{at('same_cosine', 0)} / {at('same_cosine', -1)}",
+        at("cross_cosine", -1),
+        f"{mean('up_bytes') / 1e6:.2f}",
+        f"{mean('down_bytes') / 1e6:.2f}",
+        f"{mean('client_bytes_mean') / 1e6:.1f}",
+        f"{1000 * server:.0f}",
+    ]
+
+
+PANELS = {
+    "init_ratio": "initialization noise / ideal update",
+    "agg_ratio": "aggregation noise / ideal update",
+    "same_cosine": "cosine of same-index modules, across clients",
+    "cross_cosine": "cosine of modules of different index",
+}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Both noises and the similarities (the paper's Fig. 2) over the rounds."""
+    part = results.parts["measured"]
+    arms = finished(results, part, TASKS[0])
+    if not arms:
+        return {}
+    figure, panels = sheet(len(PANELS), 2)
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        curves(axes, part, arms, operator.itemgetter(name))
+        axes.set(title=title, xlabel="round")
+        if name in RATIOS.values():
+            axes.set_yscale("symlog", linthresh=EXACT)
+    legend(figure, panels)
+    return {"noise": figure}
+
+
+def _number(values: list[float | None]) -> str:
+    """A mean over seeds; what is not defined in any is a dash."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.2g}" if known else "-"
+
+
+REPORT = Report(STUDY, claims(), noise_table, figures)
+
+if __name__ == "__main__":
+    publish(REPORT)

@@ -1,0 +1,54 @@
+"""Claims that two clients with one site decide: no run is needed."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.tools.claims import NOT_REPRODUCED, REPRODUCED, Finding
+from experiments.tools.study import Results
+from fedjax_lora import methods
+from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.federated import diagnostics
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import Cohort, Server
+
+FACTOR = 3.0
+
+
+def aggregated(spec: str, template: Template, result: Adapter) -> tuple[Adapter, float]:
+    """The server's adapter after clients of full rank came back with these, and its noise."""
+    method = methods.make(spec, template)
+    count = result["x"].a.shape[0]
+    ones = jnp.ones(count)
+    ranks = jnp.full(count, template.rank, jnp.int32)
+    cohort = Cohort(jnp.arange(count), ranks, ones, ones, jnp.int32(0), jax.random.key(0))
+    server = Server(jax.tree.map(lambda x: jnp.zeros_like(x[0]), result), {})
+    start = method.broadcast(server, (), cohort)
+    after = method.aggregate(server, (), cohort, start, result).server
+    found = diagnostics.aggregation_noise(template, server, cohort, start, result, after)
+    return after.adapter, float(found.noise)
+
+
+def bound(results: Results) -> Finding:
+    """The aggregation noise against the mean distance of both factors from their means.
+
+    One module of one number a factor, which became +3 with one client and -3 with the other.
+    """
+    template = Template(sites=(Site("x", 1, 1, None),), rank=1, alpha=1.0)
+    factor = FACTOR * jnp.array([1.0, -1.0]).reshape(2, 1, 1)
+    _, noise = aggregated("fed_plora", template, {"x": LoRA(factor, factor)})
+    most = float(2 * jnp.mean(jnp.abs(factor - factor.mean(axis=0, keepdims=True))))
+    ours = f"not for two clients with factors of {FACTOR:+g} and {-FACTOR:+g}: noise {noise:g}, "
+    return Finding(f"{ours}bound {most:g}", REPRODUCED if noise <= most else NOT_REPRODUCED)
+
+
+def equal_ranks(results: Results) -> Finding:
+    """Fed-PLoRA against FedIT, both with equal weights, from the same random factors."""
+    template = Template(sites=(Site("x", 16, 8, None),), rank=4, alpha=4.0)
+    a, b = (jax.random.normal(jax.random.key(n), (2, *s)) for n, s in enumerate(((16, 4), (4, 8))))
+    ours, theirs = (
+        aggregated(spec, template, {"x": LoRA(a, b)})[0]["x"]
+        for spec in ("fed_plora", "fedit(weights='uniform')")
+    )
+    apart = max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(ours, theirs, strict=True))
+    verdict = REPRODUCED if apart < 1e-6 else NOT_REPRODUCED
+    return Finding(f"random factors of size 1 are averaged to within {apart:g}", verdict)

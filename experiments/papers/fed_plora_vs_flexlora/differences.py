@@ -1,0 +1,206 @@
+"""The answer to the open question: sentences, a table and a figure, from result files alone."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.papers.fed_plora_vs_flexlora import (
+    BY_EXAMPLES,
+    CONTROL,
+    DEEPER,
+    METHODS,
+    MIXES,
+    PAIR,
+)
+from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
+from experiments.tools.figures import COLUMNS, sheet
+from experiments.tools.markdown import as_table
+from experiments.tools.study import Results
+from fedjax_lora.runs.plots import COLOURS, GREY, style
+from fedjax_lora.runs.sweep.statistics import Estimate, estimate
+
+PAIRS = (
+    PAIR,
+    *itertools.combinations(("replication", "masked mean", "HLoRA", "raFLoRA"), 2),
+    ("replication", "zero padding"),
+    ("HLoRA", "zero padding"),
+)
+"""What is compared: the question, and the rules that merge what clients of different ranks own."""
+
+FAR = 0.05
+"""What counts as far above: much less than the paper's 39 % of any baseline's accuracy here."""
+
+MEAN = "mean of the tasks and mixes"
+
+MEASURES: dict[str, Value] = {"last round": last, "best round": best}
+"""The second is the nearest to how the yardstick's tables are made."""
+
+
+def outcome(results: Results) -> str:
+    """The verdict sentences and the table of paired differences."""
+    return "\n".join([*_sentences(results), _differences(results)])
+
+
+def settings(results: Results, mix: str | None = None) -> list[str]:
+    """The parts that report every method, a task with a mix of ranks each; of one mix, or all."""
+    every = [name for name, part in results.parts.items() if set(part.arms) == set(METHODS)]
+    return [name for name in every if mix is None or name.endswith(mix)]
+
+
+def plainly(difference: Estimate) -> str:
+    """Which of the two papers the pair's interval bears out.
+
+    >>> plainly(estimate([0.01, -0.01, 0.005]))
+    'Fed-PLoRA is not far above FlexLoRA: 5 points or more are ruled out. No difference is seen.'
+    >>> plainly(estimate([0.02, 0.03, 0.025]))
+    'Fed-PLoRA is not far above FlexLoRA: 5 points or more are ruled out. It is above by less.'
+    """
+    first, second = PAIR
+    far = f"{100 * FAR:.0f} points or more"
+    if difference.low >= FAR:
+        return f"{first} is far above {second}, by {far}, as its paper says."
+    if difference.high >= FAR:
+        return f"Whether {first} is far above {second} cannot be told: more seeds are needed."
+    seen = {1: "It is above by less.", 0: "No difference is seen.", -1: "It is below."}
+    return f"{first} is not far above {second}: {far} are ruled out. {seen[side(difference)]}"
+
+
+def _sentences(results: Results) -> Iterator[str]:
+    asked = over_settings(results, PAIR, settings(results), last)
+    if asked:
+        yield f"**{plainly(asked)}**\n"
+    for pair in PAIRS:
+        yield "* " + _told(results, pair)
+    if DEEPER in results.parts:
+        yield "* " + _deeper(results)
+    yield "* " + _weighted(results)
+    yield ""
+
+
+def _told(results: Results, pair: tuple[str, str]) -> str:
+    """The difference over all settings, and whether mixes and measures say the same."""
+    found = over_settings(results, pair, settings(results), last)
+    if found is None:
+        return f"{pair[0]} and {pair[1]}: not yet run."
+    by = {f"{mix} mix": over_settings(results, pair, settings(results, mix), last) for mix in MIXES}
+    by["best round"] = over_settings(results, pair, settings(results), best)
+    parts = [f"{name} {interval(d)}, {WORDS[side(d)]}" for name, d in by.items() if d]
+    return f"{sentence(pair, found)} Taken apart: {'; '.join(parts)}."
+
+
+def _weighted(results: Results) -> str:
+    """The pair in question with one kind of weights."""
+    pair, names = (BY_EXAMPLES, PAIR[1]), [n for n in results.parts if n.endswith(CONTROL)]
+    found = over_settings(results, pair, names, last)
+    told = sentence(pair, found) if found else "not yet run."
+    return f"With both weighing clients by examples (uniform mix of ranks): {told}"
+
+
+WORDS = {1: "above", 0: "not told apart", -1: "below"}
+
+
+def _deeper(results: Results) -> str:
+    """Whether all layers of MiniLM say what three of them say with the same task and ranks."""
+    (task,) = results.parts[DEEPER].tasks
+    deep, cheap = (_one(results, name, PAIR, last) for name in (DEEPER, f"{task}_uniform"))
+    where = f"On all layers of MiniLM ({task}, uniform mix of ranks)"
+    if deep is None or cheap is None:
+        return f"{where}: not yet run."
+    agree = "agree" if side(deep.difference) == side(cheap.difference) else "disagree"
+    return (
+        f"{where}: {sentence(PAIR, deep.difference)} Three layers on the same: "
+        f"{interval(cheap.difference)}; the two {agree}."
+    )
+
+
+def sentence(pair: tuple[str, str], difference: Estimate) -> str:
+    """What the interval says, in words.
+
+    >>> sentence(("A", "B"), estimate([0.02, 0.03, 0.025]))
+    'A is above B: +2.5 [+1.3, +3.7] points at 95 %.'
+    >>> sentence(("A", "B"), estimate([0.02, -0.02, 0.0]))
+    'A and B: no difference beyond 5.0 points at 95 % (+0.0 [-5.0, +5.0]).'
+    """
+    first, second = pair
+    if side(difference):
+        where = WORDS[side(difference)]
+        return f"{first} is {where} {second}: {interval(difference)} points at 95 %."
+    bound = 100 * max(-difference.low, difference.high)
+    return (
+        f"{first} and {second}: no difference beyond {bound:.1f} points at 95 % "
+        f"({interval(difference)})."
+    )
+
+
+def side(difference: Estimate) -> int:
+    """On which side of zero the whole interval is; 0 if zero is in it."""
+    return int(difference.low > 0) - int(difference.high < 0)
+
+
+def over_settings(
+    results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
+) -> Estimate | None:
+    """The difference as a mean over tasks and mixes, by seed; None if a run is missing."""
+    found = [values(results, name, pair, results.parts[name].tasks, value) for name in names]
+    there = [of_name for of_name in found if of_name is not None]
+    if len(there) < len(names) or not names:
+        return None
+    first, second = np.concatenate(there, axis=1).mean(axis=1)
+    return estimate((first - second).tolist())
+
+
+def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Paired | None:
+    return paired(results, name, pair, results.parts[name].tasks, value)
+
+
+def differences(
+    results: Results, pair: tuple[str, str], value: Value
+) -> dict[str, Estimate | None]:
+    """The paired difference in every setting and over all; None where runs are missing."""
+    names = [n for n, part in results.parts.items() if part.shown and set(pair) <= set(part.arms)]
+    each = {name: _one(results, name, pair, value) for name in names}
+    found = {name: one.difference if one else None for name, one in each.items()}
+    for mix in MIXES:
+        found[f"{mix} mix"] = over_settings(results, pair, settings(results, mix), value)
+    return found | {MEAN: over_settings(results, pair, settings(results), value)}
+
+
+def _differences(results: Results) -> str:
+    """Paired differences after the last and at the best round."""
+    columns = [*differences(results, PAIR, last)]
+    lines = []
+    for pair in PAIRS:
+        for measure, value in MEASURES.items():
+            found = differences(results, pair, value)
+            cells = [interval(one) if (one := found.get(name)) else "-" for name in columns]
+            lines.append([f"{pair[0]} - {pair[1]}", measure, *cells])
+    return as_table(["difference, points [95 % interval]", "measure", *columns], lines)
+
+
+def known(results: Results) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """The differences after the last round of which all runs are there."""
+    found = {pair: differences(results, pair, last) for pair in PAIRS}
+    known = {pair: {k: d for k, d in of.items() if d} for pair, of in found.items()}
+    return {pair: of for pair, of in known.items() if of}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Every difference with its interval, a panel per pair."""
+    there = known(results)
+    if not there:
+        return {}
+    figure, panels = sheet(len(there), COLUMNS)
+    reach = 105 * max(max(-d.low, d.high) for of in there.values() for d in of.values())
+    for axes, (pair, of) in zip(panels, there.items(), strict=True):
+        at = range(len(of))[::-1]
+        for y, (name, one) in zip(at, of.items(), strict=True):
+            colour = COLOURS[1] if name == MEAN else COLOURS[0]
+            axes.errorbar(100 * one.mean, y, xerr=100 * one.half, fmt="o", color=colour, capsize=3)
+        axes.axvline(0, color=GREY, lw=1)
+        axes.set_yticks(at, [*of], fontsize=8)
+        axes.set(xlabel="points after the last round", xlim=(-reach, reach))
+        axes.set_title(f"{pair[0]} - {pair[1]}", fontsize=10)
+        style(axes, rounds=False)
+    return {"differences": figure}

@@ -1,0 +1,111 @@
+"""How far logits in PyTorch are from logits here: ``python -m experiments.robustness.huggingface_parity.run``.
+
+Adapters of another rank in every layer, with a random head, on all-MiniLM-L6-v2 and on random
+checkpoints of every family (3 layers of width 48), leave as PEFT adapters and as merged checkpoints
+and are loaded by `peft` and `transformers`.
+"""
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import torch
+import transformers
+
+from fedjax_lora import interop, lora, models
+from fedjax_lora.interop import About, Fitted
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+}
+TEXTS, TOKENS, LABELS = 64, 32, 4
+
+
+def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
+    """A random base model of a family, saved by `transformers`."""
+    sizes: dict[str, Any] = SIZES | ({"pad_token_id": 1} if family == "roberta" else {})
+    config = transformers.AutoConfig.for_model(family, **sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.3 * torch.randn_like(value))
+    model.save_pretrained(folder / family)
+    return folder / family
+
+
+def fitted(model: models.Pretrained) -> Fitted:
+    """First factors as training draws them, second ones of deviation 0.05, ranks 8, 1, 2, 3, ..."""
+    base = {"encoder": model.params["encoder"]}
+    template = lora.make_template(base, targets="attention", rank=8, alpha=16.0)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.05, jnp.float32)  # noqa: E731
+    adapter, gain = lora.init(template, jax.random.key(1)), {}
+    for site in template.sites:
+        depth = site.stack[0] if site.stack else 1
+        rank = jnp.array([8, *range(1, depth)], jnp.int32).clip(max=8)
+        here = rank if site.stack else rank[0]
+        b = draw(*site.stack, 8, site.outputs)
+        adapter[site.path] = adapter[site.path]._replace(b=b)
+        gain[site.path] = jnp.where(lora.prefix_mask(here, 8), template.server_scale, 0.0)
+    head = jax.tree.map(lambda x: 4 * draw(*x.shape), model.params["head"])
+    return Fitted(model, template.sites, adapter, gain, head)
+
+
+def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
+    """The largest differences of one base model."""
+    model = models.load(str(folder), num_labels=LABELS, key=jax.random.key(0))
+    ours = fitted(model)
+    classes = tuple("abcd")
+    about = About(base=str(folder), base_sha256=model.fingerprint, classes=classes)
+    rng = np.random.default_rng(1)
+    ids = rng.integers(3, model.config.vocab_size, (TEXTS, TOKENS)).astype(np.int32)
+    mask = np.arange(TOKENS)[None] < rng.integers(2, TOKENS + 1, (TEXTS, 1))
+    apply = jax.jit(lambda p, a, g: lora.apply(model.module, p, a, g, ids, mask))
+    params = {**ours.base, "head": ours.head}
+    want = np.asarray(apply(params, ours.adapter, ours.gain))
+    without = np.asarray(apply(params, ours.adapter, jax.tree.map(jnp.zeros_like, ours.gain)))
+
+    def far(theirs: Any) -> float:
+        with torch.no_grad():
+            inputs = {"attention_mask": torch.tensor(mask).long()}
+            logits = theirs.eval()(torch.tensor(ids).long(), **inputs).logits
+        return float(np.abs(logits.numpy() - want).max())
+
+    auto = transformers.AutoModelForSequenceClassification
+    with tempfile.TemporaryDirectory() as out:
+        interop.save_adapter(f"{out}/adapter", ours, about)
+        interop.save_merged(f"{out}/merged", ours, about)
+        base = auto.from_pretrained(folder, num_labels=LABELS)
+        return {
+            "model": name,
+            "adapter": far(peft.PeftModel.from_pretrained(base, f"{out}/adapter")),
+            "merged": far(auto.from_pretrained(f"{out}/merged")),
+            "effect": float(np.abs(want - without).max()),
+        }
+
+
+def main() -> dict[str, Any]:
+    """All models; what the result file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row("all-MiniLM-L6-v2", models.resolve("minilm").folder)]
+        for family in ("bert", "roberta", "distilbert", "albert"):
+            rows.append(row(f"{family}, random", checkpoint(pathlib.Path(folder), family)))
+    versions = {m.__name__: m.__version__ for m in (jax, torch, transformers, peft)}
+    return {"texts": TEXTS, "rows": rows, "versions": versions}
+
+
+if __name__ == "__main__":
+    result = main()
+    (RESULTS / "parity.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

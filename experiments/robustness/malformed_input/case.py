@@ -1,0 +1,88 @@
+"""What a case is."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from experiments.robustness.malformed_input import good
+
+Spoil = bytes | None | Callable[[pathlib.Path], None]
+"""New contents of a file, None for no file, or a function that puts something in its place."""
+
+
+class Case(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+      family: what kind of input it is.
+      name: what is wrong.
+      files: what becomes of files of the well-formed run, by path.
+      words: of the command line, besides the config and the output folder.
+    """
+
+    family: str
+    name: str
+    files: Mapping[str, Spoil] = {}
+    words: tuple[str, ...] = ()
+
+
+def lay_out(case: Case, root: pathlib.Path) -> list[str]:
+    """Write the case's files; returns the words to call the command line with."""
+    good.write(root)
+    (root / "config.json").write_bytes(good.as_json(good.settings(root)))
+    for name, spoil in case.files.items():
+        (root / name).unlink(missing_ok=True)
+        if callable(spoil):
+            spoil(root / name)
+        elif spoil is not None:
+            (root / name).write_bytes(spoil)
+    return ["run", f"--config={root / 'config.json'}", *case.words]
+
+
+def folder(path: pathlib.Path) -> None:
+    """A folder in a file's place."""
+    path.mkdir()
+
+
+def pipe(path: pathlib.Path) -> None:
+    """A pipe nobody writes into: who opens it waits for ever."""
+    os.mkfifo(path)
+
+
+def loop(path: pathlib.Path) -> None:
+    """A link to itself."""
+    path.symlink_to(path.name)
+
+
+def endless(path: pathlib.Path) -> None:
+    """A device that never ends."""
+    path.symlink_to("/dev/zero")
+
+
+IN_PLACE: dict[str, Spoil] = {
+    "no file": None,
+    "a folder": folder,
+    "a pipe": pipe,
+    "a link to itself": loop,
+    "an endless device": endless,
+}
+"""What may be where a file should be."""
+
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "a byte order mark only": b"\xef\xbb\xbf",
+    "zeros": bytes(4096),
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8,
+    "a zip archive": b"PK\x03\x04" + bytes(range(256)) * 8,
+    "a pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07garbage\x94.",
+    "a web page": b"<!DOCTYPE html><html><body>404: Not Found</body></html>\n",
+    "a pointer of git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "latin-1": '{"text": "caf\xe9"}'.encode("latin-1"),
+    "utf-16": '{"text": "a"}\n'.encode("utf-16"),
+}
+"""Contents that are of no kind that is read."""
+
+DEEP = b"[" * 200_000
+LONG_NUMBER = b"9" * 5_000
+LONG_NAME = "n" * 5_000

@@ -1,0 +1,51 @@
+"""Well-formed files with a few bytes changed at random."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import Case
+
+SEED = 0
+
+
+def cases(*, each: int) -> Iterator[Case]:
+    """So many damaged versions of every file, always the same."""
+    for n, file in enumerate([*good.files(), "config.json"]):
+        format = pathlib.Path(file).suffix.lstrip(".")
+        words = (f"--task={good.task(pathlib.Path(file).name)}",) if "train." in file else ()
+        for k in range(each):
+            spoil = _damage(np.random.default_rng([SEED, n, k]), file)
+            yield Case("random damage", f"{file} ({format}), version {k}", {file: spoil}, words)
+
+
+def _damage(rng: np.random.Generator, file: str):
+    def write(path: pathlib.Path) -> None:
+        root = path.parents[len(pathlib.Path(file).parts) - 1]
+        whole = good.files().get(file) or good.as_json(good.settings(root))
+        path.write_bytes(damaged(whole, rng))
+
+    return write
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to three places where bits flip, bytes are lost, put in or exchanged."""
+    made = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        # Headers are short: half of the places are near the beginning or the end.
+        near = min(len(made), 400)
+        at = int(rng.choice([rng.integers(near), rng.integers(-near, 0), rng.integers(len(made))]))
+        at %= len(made)
+        count = int(rng.integers(1, 9))
+        match int(rng.integers(0, 4)):
+            case 0:
+                made[at] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                del made[at : at + count]
+            case 2:
+                made[at:at] = rng.bytes(count)
+            case _:
+                made[at : at + count] = rng.bytes(count)
+    return bytes(made)

@@ -1,0 +1,28 @@
+"""What the README says of broken inputs: ``python -m experiments.robustness.malformed_input.report``."""
+
+import json
+import textwrap
+
+from experiments.robustness.malformed_input import RESULTS
+from experiments.tools.markdown import put
+
+
+def sentence() -> str:
+    """How many were refused, the slowest and the largest, from ``summary.json``."""
+    s = json.loads((RESULTS / "summary.json").read_text())
+    refused = s["cases"] - len(s["not refused in one sentence"])
+    damaged = s["random damage"]
+    text = (
+        f"of {s['cases']} broken inputs ({', '.join(s['families'])}), {refused} are refused with "
+        f"exit status 2 and nothing written, in at most {s['slowest']['seconds']:.1f} s and "
+        f"{s['largest']['megabytes']:.0f} MB; of {sum(damaged.values())} files with a few bytes "
+        f"changed at random, {damaged['refused']} are, and {damaged['accepted']} can be read all "
+        "the same ([numbers](experiments/malformed/results/summary.json), by `python -m "
+        "experiments.robustness.malformed_input.run`)."
+    )
+    indent = "  "
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent) + "\n"
+
+
+if __name__ == "__main__":
+    put("malformed", sentence())

@@ -1,0 +1,71 @@
+"""Run all broken inputs; see `experiments.robustness.malformed_input`."""
+
+import collections
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from experiments.robustness.malformed_input import RESULTS, cases, damage
+from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.judge import Verdict, judge
+
+DAMAGED = 60  # versions of every file
+Judged = tuple[Case, Verdict]
+
+
+def verdicts(chosen: Iterable[Case], place: pathlib.Path) -> Iterator[Judged]:
+    """How the command line answers each case, in a fresh folder each."""
+    for number, case in enumerate(chosen):
+        root = place / str(number)
+        yield case, judge(lay_out(case, root), root / "out")
+        shutil.rmtree(root)
+
+
+def unclear(judged: Judged) -> bool:
+    """Whether a case ended in anything but one sentence and status 2, without a folder."""
+    verdict = judged[1]
+    return verdict.outcome != "refused" or verdict.lines != 1 or verdict.left
+
+
+def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
+    """Counts, the worst cases, and whatever did not end as it should."""
+
+    def worst(what: str) -> dict[str, Any]:
+        case, verdict = max(malformed + damaged, key=lambda one: getattr(one[1], what))
+        return {"case": f"{case.family}: {case.name}", what: round(getattr(verdict, what), 2)}
+
+    return {
+        "cases": len(malformed),
+        "families": dict(collections.Counter(case.family for case, _ in malformed)),
+        "not refused in one sentence": [
+            f"{case.family}: {case.name}: {verdict.outcome}"
+            for case, verdict in filter(unclear, malformed)
+        ],
+        "random damage": dict(collections.Counter(verdict.outcome for _, verdict in damaged)),
+        "slowest": worst("seconds"),
+        "largest": worst("megabytes"),
+    }
+
+
+def main() -> None:
+    """Judge everything and write the numbers."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        os.environ["FEDJAX_LORA_CACHE"] = str(place / "cache")
+        # The first one imports everything, which is no case's time or memory.
+        list(verdicts([Case("well-formed", "everything")], place))
+        malformed = list(verdicts(cases(), place))
+        damaged = list(verdicts(damage.cases(each=DAMAGED), place))
+    summary = summarise(malformed, damaged)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A checkpoint's tokenizer."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NUMBER, Case
+
+FILE, CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
+SPECIAL = {
+    "content": "[NEW]",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+
+VALUES: dict[str, tuple[Any, ...]] = {
+    "version": ("9.9", 7, None, {}),
+    "model": (
+        None, [], {}, "WordLevel", {"type": "Unknown"}, {"type": "WordLevel"},
+        {"type": "WordLevel", "vocab": ["a"], "unk_token": "a"},
+        {"type": "WordLevel", "vocab": {"a": "0"}, "unk_token": "a"},
+        {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"},
+        {"type": "WordLevel", "vocab": {"a": 0.5}, "unk_token": "a"},
+        {"type": "WordLevel", "vocab": {"a": 2**32}, "unk_token": "a"},
+        {"type": "WordLevel", "vocab": {"a": 10**30}, "unk_token": "a"},
+        {"type": "WordPiece", "vocab": {"a": 0}},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": [7]},
+        {"type": "BPE", "vocab": {"a": 0}, "merges": "a b"},
+        {"type": "Unigram", "vocab": [["a", "x"]], "unk_id": 0},
+        {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7},
+    ),
+    "added_tokens": (
+        7, "[CLS]", {}, [7], [{}], [{"id": 0}], [SPECIAL], [SPECIAL | {"id": -1}],
+        [SPECIAL | {"id": "x"}],
+    ),
+    "normalizer": (7, [], {"type": "Unknown"}, {"type": "Replace", "pattern": {"Regex": "(("}}),
+    "pre_tokenizer": (
+        7, {"type": "Unknown"}, {},
+        {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False},
+    ),
+    "post_processor": (7, {"type": "Unknown"}, {"type": "TemplateProcessing"}),
+    "decoder": (7, {"type": "Unknown"}),
+    "truncation": (7, "x"),
+    "padding": (7, "x"),
+}  # fmt: skip
+"""Values that are wrong, by key of ``tokenizer.json``."""
+
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "tokenizer_class": (7, ["a"], {}),
+    "added_tokens_decoder": (7, "x", [7], {"x": {}}, {"0": 7}, {"0": {"content": 7}}),
+    "pad_token": (7, ["[PAD]"], {"content": 7}),
+    "extra_special_tokens": (7, "x"),
+}
+
+
+def cases() -> Iterator[Case]:
+    """Broken tokenizers."""
+    for name, spoil in (GARBAGE | IN_PLACE).items():
+        if name != "no file":
+            yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: spoil})
+    whole = good.tokenizer()
+    for key, values in VALUES.items():
+        for value in values:
+            name = f"{key} of {json.dumps(value)}"
+            yield Case("tokenizers", name, {FILE: good.as_json(whole | {key: value})})
+        without = {k: x for k, x in whole.items() if k != key}
+        if key == "model":
+            yield Case("tokenizers", f"no {key}", {FILE: good.as_json(without)})
+    text = good.as_json(whole)
+    for name, spoil in {
+        "an array": b"[]",
+        "null": b"null",
+        "nested 200,000 deep": DEEP,
+        "a number of 5,000 digits": text[:-1] + b', "x": ' + LONG_NUMBER + b"}",
+        "half of it": text[: len(text) // 2],
+    }.items():
+        yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: spoil})
+    beyond = {"type": "WordLevel", "unk_token": "[UNK]"}
+    ids = dict(zip(good.WORDS, (0, 1, 2, 3, *range(100, 200)), strict=False))
+    far = good.as_json(whole | {"model": beyond | {"vocab": ids}})
+    yield Case("tokenizers", "ids beyond the model's table", {FILE: far})
+    options = good.tokenizer_config()
+    for key, values in OPTIONS.items():
+        for value in values:
+            name = f"{key} of {json.dumps(value)}"
+            yield Case("tokenizers", name, {CONFIG: good.as_json(options | {key: value})})
+    for name, spoil in GARBAGE.items():
+        yield Case("tokenizers", f"tokenizer_config.json: {name}", {CONFIG: spoil})
+    plain = {k: x for k, x in options.items() if k != "pad_token"}
+    yield Case("tokenizers", "no token to pad with", {CONFIG: good.as_json(plain)})
+    yield Case("tokenizers", "no tokenizer at all", {FILE: None, CONFIG: None})

@@ -1,0 +1,85 @@
+"""Table and figure of the AG News comparison, from the result files alone."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.studies.ag_news import METHODS, RESULTS
+from experiments.studies.ag_news.run import slug
+from experiments.tools.markdown import as_table, put
+from fedjax_lora.runs.plots import look, style
+
+
+def records(method: str) -> list[dict[str, Any]]:
+    """The finished runs of a method, one per seed."""
+    paths = sorted((RESULTS / "runs").glob(f"{slug(method)}-seed*.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def curve(runs: list[dict[str, Any]], name: str) -> tuple[list[int], np.ndarray]:
+    """Rounds that were evaluated, and the values ``[seeds, rounds]``."""
+    tested = [[h for h in run["history"] if name in h] for run in runs]
+    return [h["round"] for h in tested[0]], np.array([[h[name] for h in hs] for hs in tested])
+
+
+def table() -> str:
+    """The comparison as a Markdown table."""
+    columns = ["method", "learning rate", "test accuracy, round 5", "round 10", "round 20"]
+    columns += ["seeds", "MB up", "MB down"]
+    lines = []
+    for label, method in METHODS.items():
+        runs = records(method)
+        if not runs:
+            continue
+        rounds, values = curve(runs, "accuracy")
+        shown = [_spread(values[:, rounds.index(t)]) for t in (5, 10, 20)]
+        rates = sorted({run["config"]["local"]["learning_rate"] for run in runs})
+        sent = [np.mean([run["summary"][f"{way}_bytes"] for run in runs]) for way in ("up", "down")]
+        cells = [f"{label} `{method}`", ", ".join(f"{rate:g}" for rate in rates), *shown]
+        cells += [str(len(runs)), *(f"{x / 1e6:.0f}" for x in sent)]
+        lines.append(cells)
+    return as_table(columns, lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    """Per cent, with the standard deviation if there are several values."""
+    text = f"{100 * values.mean():.1f}"
+    return text if len(values) == 1 else f"{text} ± {100 * values.std(ddof=1):.1f}"
+
+
+def draw(path: pathlib.Path) -> None:
+    """Test accuracy over the rounds, one line a method, a band of one standard deviation."""
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for n, (label, method) in enumerate(METHODS.items()):
+        runs = records(method)
+        if not runs:
+            continue
+        rounds, values = curve(runs, "accuracy")
+        mean, drawn = values.mean(axis=0), look(n)
+        axes.plot(rounds, mean, marker="o", ms=3, label=label, **drawn)
+        if len(runs) > 1:
+            spread = values.std(axis=0, ddof=1)
+            axes.fill_between(
+                rounds, mean - spread, mean + spread, color=look(n)["color"], alpha=0.12, lw=0
+            )
+    axes.set(xlabel="round", ylabel="test accuracy")
+    style(axes)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Write table and figure, and put the table into the README."""
+    text = table()
+    (RESULTS / "table.md").write_text(text)
+    draw(RESULTS / "accuracy.png")
+    put("ag_news", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

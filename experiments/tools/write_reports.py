@@ -1,0 +1,46 @@
+"""The READMEs of all reruns from their result files: ``python -m experiments.tools.write_reports``."""
+
+import collections
+
+from experiments.papers.byun_lee.report import REPORT as BYUN_LEE
+from experiments.papers.fed_plora.report import REPORT as FED_PLORA
+from experiments.papers.fed_plora_vs_flexlora.differences import outcome
+from experiments.papers.fed_plora_vs_flexlora.report import REPORT as OPEN_QUESTION
+from experiments.papers.hlora.report import REPORT as HLORA
+from experiments.tools.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
+from experiments.tools.markdown import as_table, put
+from experiments.tools.report import publish
+from experiments.tools.study import distinct, results
+
+REPORTS = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
+
+
+def overview() -> str:
+    """The small runs of every rerun, and how many of its claims have which verdict."""
+    columns = [
+        "rerun",
+        "runs finished",
+        "processor hours",
+        *(f"claims {verdict}" for verdict in VERDICTS),
+    ]
+    lines = []
+    for report in REPORTS:
+        found = results(report.study, "small")
+        cells = [cell.config for cell in distinct(found.parts.values())]
+        finished = [found.records[config] for config in cells if config in found.records]
+        hours = sum(record["summary"]["processor_seconds"] for record in finished) / 3600
+        counted = collections.Counter(claim.find(found).verdict for claim in report.claims)
+        name = report.study.name
+        row = [f"[{name}](experiments/{name})", f"{len(finished)} of {len(cells)}"]
+        row.append(f"{hours:.1f}")
+        row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
+        lines.append(row)
+    return as_table(columns, lines)
+
+
+if __name__ == "__main__":
+    for report in REPORTS:
+        publish(report)
+    put("reruns", overview())
+    put("open_question", outcome(results(OPEN_QUESTION.study, "small")))

@@ -1,0 +1,126 @@
+"""``fedjax-lora compare``: the grid from the command line, and what the terminal is told."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.status import Status
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.sweep.grid import Grid, name, parse_vary
+
+if TYPE_CHECKING:
+    from fedjax_lora.runs.sweep.runner import Comparison, Finished
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Run several methods with several seeds and compare them: tables, a figure, a report.
+
+    Every method is run with every seed (and every value of --vary). Each finished run is kept in
+    the output folder at once: the same command continues after an interruption, and a command
+    with more methods, seeds or values runs only what is new. All other options are those of
+    fedjax-lora run and hold for all runs; without --task or --config they start from the demo's.
+
+    Example: fedjax-lora compare --methods fed_plora hlora --seeds 0 1 2 --out runs/two
+    """
+
+    methods: tuple[str, ...] = ()
+    """Methods to compare (fedjax-lora methods lists them); differences are taken to the first."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to run each method with; intervals need at least two."""
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Another config field and its values, for example local.learning_rate=0.003,0.01 or
+    "federation.partition=['iid', 'dirichlet(alpha=0.1)']"; may be repeated."""
+    config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
+    """JSON file with a config (a result folder has one); other options override it."""
+    out: pathlib.Path = pathlib.Path("runs/compare")
+    """Folder of the comparison, with any finished runs of earlier calls."""
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
+
+
+def main(args: Sequence[str], base: RunConfig) -> int:
+    """Compare as the arguments say; returns the exit status, 1 if any run failed.
+
+    Args:
+      args: the command line behind ``compare``.
+      base: what the options override.
+    """
+    options = tyro.cli(
+        CompareOptions, args=args, prog="fedjax-lora compare", default=CompareOptions(run=base)
+    )
+    given = {word.partition("=")[0] for word in args}
+    for one, many in (("--method", "--methods"), ("--seed", "--seeds")):
+        if one in given:
+            raise InputError(f"A comparison takes {many}, with one or more values, not {one}.")
+    config = options.run
+    grid = Grid(
+        base=config,
+        methods=options.methods or (config.federation.method,),
+        seeds=options.seeds or (config.seed,),
+        vary=parse_vary(options.vary),
+    )
+    return execute(grid, options.out)
+
+
+def execute(grid: Grid, out: pathlib.Path) -> int:
+    """Run a comparison, telling the terminal about it; returns the exit status."""
+    # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.runs.sweep.runner import compare
+    from fedjax_lora.runs.sweep.statistics import metric_of
+
+    keep_compiled_programs()
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    try:
+        with console.status("loading data and model ...") as status:
+            done = compare(
+                grid,
+                out=out,
+                cache_dir=str(cache_dir() / "tokens"),
+                on_round=lambda cell, record: _tell(status, name(cell.labels), record),
+                on_run=lambda finished: console.print(_line(finished, metric_of(finished.cell))),
+            )
+    except KeyboardInterrupt:
+        console.print("finished runs are kept; the same command runs the others")
+        raise
+    _print_end(console, done)
+    return 1 if done.errors else 0
+
+
+def _tell(status: Status, which: str, record: dict[str, Any]) -> None:
+    loss = record["train_loss"]  # None if nobody's update counted
+    told = "nobody's update counted" if loss is None else f"loss {loss:.4f}"
+    status.update(f"{which}: round {record['round']} done, {told}")
+
+
+def _line(finished: "Finished", metric: str) -> str:
+    start = f"[{finished.number}/{finished.total}] {name(finished.cell.labels)}:"
+    end = f"in {finished.seconds:.0f} s"
+    if finished.record is None:
+        return f"{start} FAILED {end}: {finished.error}"
+    score = finished.record["summary"][metric]
+    return f"{start} {metric} {'not finite' if score is None else f'{score:.4f}'} {end}"
+
+
+def _print_end(console: Console, done: "Comparison") -> None:
+    from fedjax_lora.runs.sweep.statistics import shown
+
+    if done.lines:
+        header, rows = shown(done.lines)
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            console.print("  ".join(map(str.ljust, row, widths)).rstrip())
+    for which, error in done.errors.items():
+        console.print(f"failed: {which}: {error} (traceback in {done.out / 'runs'})")
+    if done.others:
+        console.print(
+            f"note: {done.out / 'runs'} holds {done.others} more finished runs, which this "
+            "command does not ask for and the tables leave out"
+        )
+    if done.lines:
+        console.print(f"report in {done.out / 'report.html'}")

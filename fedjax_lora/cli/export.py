@@ -1,0 +1,86 @@
+"""``fedjax-lora export``: a run's global model, or one client's, for other programs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from fedjax_lora.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write the model of a run for PyTorch: a PEFT adapter, or with --merged a plain checkpoint.
+
+    Of a run that is not finished, it is the model of its newest checkpoint.
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Folder of the run."""
+    out: pathlib.Path
+    """New or empty folder for the model."""
+    client: int | None = None
+    """The model of this client (from 0) at its own rank, in place of the global one."""
+    merged: bool = False
+    """A checkpoint that transformers loads without PEFT: weights, config, tokenizer, model card."""
+    shard_size: str = "5GB"
+    """A file of merged weights is at most this large."""
+    data_dir: str | None = None
+    """Where the run's data is now, if it has moved (for --client and unfinished runs)."""
+    model: Annotated[str | None, tyro.conf.arg(name="model")] = None
+    """Where the run's base model is now, if it has moved."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Export as the arguments say.
+
+    Raises:
+      InputError: no run, no such client, a folder that holds something or cannot be written.
+    """
+    options = tyro.cli(ExportOptions, args=args, prog="fedjax-lora export")
+    # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora import interop
+    from fedjax_lora.core import atomic_io
+
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
+    if out.exists() and out.samefile(pathlib.Path.cwd()):
+        # It would be replaced as a whole, and the shell be left in a folder that is gone.
+        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
+    fitted, about = _model(options)
+    if options.merged:
+        size = options.shard_size
+        write = lambda path: interop.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
+    else:
+        write = lambda path: interop.save_adapter(path, fitted, about)  # noqa: E731
+    with atomic_io.writing(out):
+        atomic_io.write_folder(out, write)
+    what = "merged model" if options.merged else "adapter"
+    Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")
+
+
+def _model(options: ExportOptions):
+    from fedjax_lora.cli.run_or_model import left_in, need_run, open_folder
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.runs import outputs
+    from fedjax_lora.runs.outputs import ADAPTER
+    from fedjax_lora.runs.resume import read_config, reopen
+
+    need_run(options.run)
+    left = left_in(options.run)
+    if options.client is None and left is not None and left.name == ADAPTER:
+        return open_folder(options.run, model=options.model)
+    config = read_config(options.run, data_dir=options.data_dir, model=options.model)
+    experiment, progress = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
+    if options.client is None:
+        about = outputs.describe(config, experiment.assets, progress.history[-1])
+        return outputs.of_server(experiment, progress.state), about
+    fitted = outputs.of_client(experiment, progress, options.client)
+    rank = int(progress.rank[options.client])
+    about = outputs.describe(config, experiment.assets, {})
+    training = about.training | {"client": f"{options.client}, of rank {rank}"}
+    return fitted, dataclasses.replace(about, training=training)

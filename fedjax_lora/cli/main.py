@@ -1,0 +1,299 @@
+"""The command line: ``fedjax-lora run`` and the others in `COMMANDS`."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fedjax_lora import __version__
+from fedjax_lora.cli import compare, evaluate, export, inspect, predict
+from fedjax_lora.cli.signals import after_this_round
+from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
+from fedjax_lora.core.errors import InputError, Stopped, unknown
+from fedjax_lora.runs.config import RunConfig, demo
+from fedjax_lora.runs.config import load as load_config
+
+USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
+
+Federated LoRA fine-tuning of one language model with clients of different ranks.
+
+commands:
+  run       run a config; without options the demo on the standard library's docstrings
+  compare   run methods x seeds x any options, and write tables, a figure and a report
+  evaluate  a run's, an adapter's or a checkpoint's model on a task; also per client and rank
+  predict   texts in, labels and probabilities or a language model's answers out
+  export    a run's model, or one client's, as a PEFT adapter or a merged checkpoint
+  inspect   what is in a run's folder
+  methods   the federated methods, with their papers
+  models    the pretrained models known by name
+  tasks     the tasks known by name
+
+fedjax-lora COMMAND --help lists a command's options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run one config to its end and write a result folder.
+
+    Without --task or --config, options start from those of the demo on the built-in task.
+    """
+
+    config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
+    """JSON file with a config (a result folder has one); other options override it."""
+    out: pathlib.Path | None = None
+    """Result folder; by default runs/TASK-METHOD-seedSEED."""
+    overwrite: bool = False
+    """Replace the run that the result folder holds."""
+    resume: pathlib.Path | None = None
+    """Go on with the interrupted run in this result folder, whose config is used; other options
+    override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
+    explain: bool = False
+    """Print what the run would need, devices, memory, traffic and time, and do not run it."""
+    distributed: bool = False
+    """One of several processes that run this command together, each with its own devices; implies
+    --mode sharded. On a TPU pod, under Slurm, Open MPI and Kubernetes JAX finds the others;
+    elsewhere give the three options that follow, as to jax.distributed.initialize."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0, the same on all processes."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Number of this process, from 0; process 0 writes the results."""
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
+
+
+def default_out(config: RunConfig) -> pathlib.Path:
+    """Where a run goes that was not told where."""
+    words = (config.data.task, config.federation.method, f"seed{config.seed}")
+    return pathlib.Path("runs") / "-".join(re.sub(r"\W+", "_", word).strip("_") for word in words)
+
+
+def run_command(args: Sequence[str]) -> int:
+    """``fedjax-lora run``; returns the exit status (130 or 143 if stopped)."""
+    default = RunOptions(run=_given_config(args))
+    return execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
+
+
+def explain(config: RunConfig) -> list[str]:
+    """What a run would need, in lines; weights are not read and nothing is written but tokens."""
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.runs.cost import needs, told
+    from fedjax_lora.runs.cost.round_flops import product_rate
+    from fedjax_lora.runs.loading import load_assets
+
+    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
+    found = needs(config, assets)
+    return told(found, product_rate(found.dtype))
+
+
+def execute(options: RunOptions) -> int:
+    """Run a config, telling the terminal about it; returns the exit status."""
+    # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.core import distributed
+
+    others = (options.coordinator_address, options.num_processes, options.process_id)
+    if not options.distributed and others == (None, None, None):
+        return _execute(options)
+    sharded = dataclasses.replace(options.run.execution, mode="sharded")
+    config = dataclasses.replace(options.run, execution=sharded)
+    with distributed.joined(*others):
+        return _execute(dataclasses.replace(options, run=config))
+
+
+def _execute(options: RunOptions) -> int:
+    """`execute`, on one of the processes."""
+    from fedjax_lora.core import distributed
+    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.runs.loading import load_assets
+    from fedjax_lora.runs.run import run
+
+    _check_resume(options)
+    keep_compiled_programs()
+    config = options.run
+    if options.explain:
+        with distributed.together():
+            lines = explain(config)
+        if distributed.first():
+            print("\n".join(lines))
+        return 0
+    out = options.resume or options.out or default_out(config)
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.first())
+    console.print(f"{config.data.task}: {config.federation.method}, loading ...")
+    with distributed.together():
+        assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+    with progress_bar(console) as progress, after_this_round() as signal:
+        bar = progress.add_task("rounds", total=config.federation.rounds)
+        print_row = row_printer(console, assets.task.task.metric)
+
+        def on_round(record: dict[str, Any]) -> None:
+            print_row(record)
+            progress.update(bar, completed=record["round"])
+
+        try:
+            result = run(
+                config,
+                out=out,
+                overwrite=options.overwrite,
+                resume=options.resume is not None,
+                assets=assets,
+                on_round=on_round,
+                stop=signal,
+            )
+        except Stopped as stopped:
+            console.print(
+                f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
+            )
+            return 128 + max(distributed.of_all(signal()))
+        if not progress.tasks[bar].completed:
+            console.print(f"{out} is finished; --rounds with a larger number goes on with it")
+    print_summary(console, result.summary, assets.task.task.metric, out)
+    return 0
+
+
+def _check_resume(options: RunOptions) -> None:
+    others = {"--out": options.out, "--config": options.config_file}
+    given = [name for name, value in others.items() if value is not None]
+    if options.resume and (given or options.overwrite):
+        raise InputError(
+            f"--resume takes the folder and its config; leave out {(given or ['--overwrite'])[0]}."
+        )
+
+
+def _given_config(args: Sequence[str]) -> RunConfig:
+    """What the other options override: the file of ``--config``, the demo, or the defaults."""
+    if resumed := _value("--resume", args):
+        if not (pathlib.Path(resumed) / "config.json").is_file():
+            raise InputError(f"Folder {resumed} holds no run to resume: it has no config.json.")
+        return load_config(pathlib.Path(resumed) / "config.json")
+    if given := _value("--config", args):
+        return load_config(given)
+    given_task = any(word.split("=")[0] == "--task" for word in args)
+    return RunConfig() if given_task else demo()
+
+
+def _value(option: str, args: Sequence[str]) -> str | None:
+    """What follows an option on the command line, if it is there."""
+    for at, word in enumerate(args):
+        if word == option and at + 1 < len(args):
+            return args[at + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def compare_command(args: Sequence[str]) -> int:
+    """``fedjax-lora compare``."""
+    return compare.main(args, _given_config(args))
+
+
+def methods_command(args: Sequence[str]) -> None:
+    """``fedjax-lora methods``."""
+    from fedjax_lora import methods
+
+    rows = [(name, methods.summary(name), e.paper) for name, e in methods.METHODS.items()]
+    _print_table("Federated methods", ("name", "what it does", "paper"), rows)
+
+
+def models_command(args: Sequence[str]) -> None:
+    """``fedjax-lora models``."""
+    from fedjax_lora.models import MODELS
+
+    rows = [(name, m.summary, m.url) for name, m in MODELS.items()]
+    _print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
+
+
+def tasks_command(args: Sequence[str]) -> None:
+    """``fedjax-lora tasks``."""
+    from fedjax_lora.data import TASKS
+
+    rows = [(name, t.summary, t.metric, t.url) for name, t in TASKS.items()]
+    _print_table("Tasks; also file(...)", ("name", "what", "metric", "source"), rows)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "run": run_command,
+    "compare": compare_command,
+    "evaluate": evaluate.main,
+    "predict": predict.main,
+    "export": export.main,
+    "inspect": inspect.main,
+    "methods": methods_command,
+    "models": models_command,
+    "tasks": tasks_command,
+}
+
+
+_SMALLER_RUN = (
+    "give a smaller --wave, --batch or --eval-batch, or --remat; "
+    "fedjax-lora run --explain tells what a run needs"
+)
+LESS_MEMORY = {
+    "run": _SMALLER_RUN,
+    "compare": _SMALLER_RUN,
+    "evaluate": "give a smaller --batch",
+    "predict": "give a smaller --batch",
+}
+"""What to do where memory is too small, a device's or the machine's, by command."""
+
+
+def _memory(error: Exception) -> str | None:
+    """Whose memory an error says is too small, with its first line; None of any other error."""
+    line = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError):
+        return f"This machine's memory is too small ({line or 'no allocation is told'})"
+    if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+        return None
+    from jax.errors import JaxRuntimeError  # here: what raised it has loaded JAX
+
+    of_device = isinstance(error, JaxRuntimeError)
+    return f"The device's memory is too small ({line})" if of_device else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    It is 2 for bad input, and 1 if some of its runs failed or memory is too small.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--version"], ["-V"]):
+        print(__version__)
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    # datasets and transformers warn about things no user of a command line can act on.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        return COMMANDS[words[0]](words[1:]) or 0
+    except InputError as error:
+        print(f"fedjax-lora: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        too_small = _memory(error)
+        if too_small is None:
+            raise
+        advice = LESS_MEMORY.get(words[0], "use one with more")
+        print(f"fedjax-lora: {too_small}; {advice}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fedjax-lora: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""Foundations without LoRA, models or clients: types, errors, trees, linear algebra, files."""

@@ -1,0 +1,219 @@
+"""Linear algebra of products ``a @ b`` that are never multiplied out unless that is cheaper.
+
+Everything runs in float32 at the highest matmul precision: a TPU would otherwise multiply in
+bfloat16 and a GPU in TF32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.types import LoRA
+
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+FEW = 8  # wanted triplets are few if they are at most one in so many
+NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
+REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
+LOST = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
+
+
+def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
+    """``||a @ b||_F^2`` from two ``k x k`` Gram matrices: ``tr((a^T a)(b b^T))``, ``[...]``."""
+    a, b = (x.astype(jnp.float32) for x in pair)
+    gram_a = matmul(a.mT, a)
+    gram_b = matmul(b, b.mT)
+    return jnp.maximum(jnp.sum(gram_a * gram_b, axis=(-2, -1)), 0.0)
+
+
+def core(pair: LoRA) -> Float[Array, "*batch m n"]:
+    """A matrix with the singular values of ``a @ b``: ``k x k`` where that is smaller.
+
+    ``R_a @ R_b^T`` of two thin QR factorisations, or the product itself where ``k`` reaches
+    ``min(i, o)``. The choice is made from the shapes.
+
+    Args:
+      pair: ``[..., i, k]`` and ``[..., k, o]``.
+    """
+    a, b = (x.astype(jnp.float32) for x in pair)
+    if a.shape[-1] >= min(a.shape[-2], b.shape[-1]):
+        return matmul(a, b)
+    return _each(_core_thin, a, b)
+
+
+def _core_thin(a: Array, b: Array) -> Array:
+    return matmul(jnp.linalg.qr(a, mode="r"), jnp.linalg.qr(b.mT, mode="r").mT)
+
+
+def norm(pair: LoRA) -> Float[Array, "*batch"]:
+    """``||a @ b||_F`` to the rounding of ``||a|| ||b||``, also where the product cancels.
+
+    The square root of `square_norm` is cheaper, but its traces cancel among squares: of a product
+    that is zero it leaves the square root of the rounding.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(core(pair)), axis=(-2, -1)))
+
+
+def singular_values(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
+    """All of a matrix, descending; those of a product are those of its `core`."""
+    return _each(lambda x: jnp.linalg.svd(x, compute_uv=False), matrix)
+
+
+def stack(pair: LoRA) -> LoRA:
+    """A cohort's factors side by side: ``sum_k a_k @ b_k`` as one product.
+
+    Args:
+      pair: ``[c, ..., i, R]`` and ``[c, ..., R, o]``.
+
+    Returns:
+      ``[..., i, c*R]`` and ``[..., c*R, o]``.
+    """
+    a = jnp.moveaxis(pair.a, 0, -2)  # [..., i, c, R]
+    b = jnp.moveaxis(pair.b, 0, -3)  # [..., c, R, o]
+    return LoRA(a.reshape(*a.shape[:-2], -1), b.reshape(*b.shape[:-3], -1, b.shape[-1]))
+
+
+def svd(
+    pair: LoRA, rank: int
+) -> tuple[Float[Array, "*batch i R"], Float[Array, "*batch R"], Float[Array, "*batch R o"]]:
+    """The ``rank`` leading singular triplets of ``a @ b``.
+
+    Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the
+    dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes. Leading
+    axes are layers, see `fedjax_lora.core.layerwise`.
+
+    Args:
+      pair: ``[..., i, k]`` and ``[..., k, o]``.
+      rank: triplets wanted; those beyond ``min(i, k, o)`` are zero.
+
+    Returns:
+      ``u: [..., i, rank]``, ``s: [..., rank]`` (descending), ``vt: [..., rank, o]``. The entry of
+      each column of ``u`` with the largest magnitude is positive, so the result is deterministic.
+    """
+    a, b = (x.astype(jnp.float32) for x in pair)
+    inputs, stacked = a.shape[-2:]
+    thin = stacked < min(inputs, b.shape[-1])
+    u, s, vt = _each(functools.partial(_svd_thin if thin else _svd_dense, rank=rank), a, b)
+    missing = rank - s.shape[-1]
+    if missing > 0:
+        pad = lambda x, *axes: jnp.pad(x, [(0, missing * (n in axes)) for n in range(x.ndim)])  # noqa: E731
+        u, s, vt = pad(u, u.ndim - 1), pad(s, s.ndim - 1), pad(vt, vt.ndim - 2)
+    return u, s, vt
+
+
+def ridge(
+    a: Float[Array, "*batch i R"], product: LoRA, penalty: float
+) -> Float[Array, "*batch R o"]:
+    """The `d` that minimises ``||product - a @ d||_F^2 + penalty ||d||_F^2``.
+
+    From a QR factorisation: the normal equations would square the condition number.
+
+    Args:
+      a: regressors.
+      product: the target as factors ``[..., i, k]`` and ``[..., k, o]``.
+      penalty: above 0.
+    """
+
+    def one(a: Array, left: Array, right: Array) -> Array:
+        q, r = jnp.linalg.qr(jnp.concatenate([a, penalty**0.5 * jnp.eye(a.shape[1])]))
+        return jax.scipy.linalg.solve_triangular(r, matmul(matmul(q[: a.shape[0]].mT, left), right))
+
+    return _each(one, a, *product)
+
+
+def _each(fn: Callable[..., Any], *matrices: Array) -> Any:
+    """``fn`` of every matrix, whatever axes are in front."""
+    batch = matrices[0].shape[:-2]
+    if not batch:
+        return fn(*matrices)
+    out = over_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
+
+
+Triplets = tuple[Array, Array, Array]
+
+
+def _svd_thin(a: Array, b: Array, *, rank: int) -> Triplets:
+    q_a, r_a = jnp.linalg.qr(a)
+    q_b, r_b = jnp.linalg.qr(b.mT)
+    u, s, vt = _leading(matmul(r_a, r_b.mT), rank)
+    return _fix_signs(matmul(q_a, u), s, matmul(vt, q_b.mT))
+
+
+def _svd_dense(a: Array, b: Array, *, rank: int) -> Triplets:
+    return _fix_signs(*_leading(matmul(a, b), rank))
+
+
+def _leading(m: Array, rank: int) -> Triplets:
+    """The leading triplets of a matrix; on a CPU those few of a large one from its Gram matrix."""
+    if m.shape[0] < m.shape[1]:
+        u, s, vt = _leading(m.mT, rank)
+        return vt.mT, s, u.mT
+    if m.shape[1] < FEW * rank:
+        return _from_svd(m, rank=rank)
+    return jax.lax.platform_dependent(
+        m,
+        cpu=functools.partial(_from_gram, rank=rank),
+        default=functools.partial(_from_svd, rank=rank),
+    )
+
+
+def _from_svd(m: Array, *, rank: int) -> Triplets:
+    u, s, vt = jnp.linalg.svd(m, full_matrices=False)
+    return u[:, :rank], s[:rank], vt[:rank]
+
+
+def _from_gram(m: Array, *, rank: int) -> Triplets:
+    """Twice as many eigenvectors of ``m^T m``, refined, and the triplets of ``m`` in their space.
+
+    Where that space may miss too much of what is wanted, it is the SVD after all.
+    """
+    largest = jnp.max(jnp.abs(m))
+    unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+    square, vectors = jnp.linalg.eigh(matmul(unit.mT, unit))  # ascending
+
+    def project(unit: Array) -> Triplets:
+        q, _ = jnp.linalg.qr(matmul(unit, vectors[:, -2 * rank :]))
+        for _ in range(REFINED):
+            q, _ = jnp.linalg.qr(matmul(unit, jnp.linalg.qr(matmul(unit.mT, q))[0]))
+        u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
+        return matmul(q, u), s, vt
+
+    safe = lost(square, rank) < LOST
+    u, s, vt = jax.lax.cond(safe, project, functools.partial(_from_svd, rank=rank), unit)
+    return u, s * largest, vt
+
+
+def lost(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
+    """How much of a product the way by the Gram matrix may miss, relative to s_1.
+
+    The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value
+    `t` beyond ``2 * rank``, its eigenvectors miss the wanted space by an angle of
+    ``NOISE * s_1^2 / (s^2 - t^2)`` at most. Each product with ``m`` or its transpose leaves no more
+    than ``t / s`` of that, and what is missed in the end is of size `t`.
+
+    Args:
+      square: eigenvalues of the Gram matrix, ascending.
+      rank: triplets wanted.
+
+    Returns:
+      The bound; infinite if the wanted values are lost in the rounding.
+    """
+    first, wanted = square[-1], square[-rank]
+    beyond = jnp.maximum(square[-2 * rank - 1], NOISE * first)
+    seen = wanted > beyond
+    angle = NOISE * first / jnp.where(seen, wanted - beyond, 1.0)
+    ratio = beyond / jnp.where(seen, wanted, 1.0)  # (t / s)^2
+    missed = angle * ratio ** (REFINED + 0.5) * jnp.sqrt(beyond / first)
+    return jnp.where(seen & (angle < 1), missed, jnp.inf)
+
+
+def _fix_signs(u: Array, s: Array, vt: Array) -> Triplets:
+    largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0, keepdims=True), axis=0)
+    sign = jnp.where(largest < 0, -1.0, 1.0)
+    return u * sign, s, vt * sign.T  # sign: [1, k]

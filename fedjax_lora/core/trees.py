@@ -1,0 +1,167 @@
+"""Pytree arithmetic that no library offers under these names."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import Array
+
+Tree = TypeVar("Tree")
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one dictionary with ``/``-joined paths.
+
+    >>> flat({"x": {"kernel": 1, "bias": 2}})
+    {'x/kernel': 1, 'x/bias': 2}
+    """
+    leaves = {}
+    for name, child in params.items():
+        if isinstance(child, Mapping):
+            leaves |= {f"{name}/{path}": leaf for path, leaf in flat(child).items()}
+        else:
+            leaves[name] = child
+    return leaves
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`.
+
+    >>> nested({"x/kernel": 1, "x/bias": 2})
+    {'x': {'kernel': 1, 'bias': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+def replace(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` with the leaves at the given ``/``-joined paths exchanged; nothing is copied."""
+    return nested(flat(params) | dict(leaves))
+
+
+def expand(weight: Array, like: Array) -> Array:
+    """Append axes of size one to ``weight`` until it broadcasts against ``like``."""
+    return weight.reshape(weight.shape + (1,) * (like.ndim - weight.ndim))
+
+
+def safe_divide(numerator: Array, denominator: Array, otherwise: Array) -> Array:
+    """``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, otherwise, numerator / jnp.where(zero, 1, denominator))
+
+
+def weighted_mean(stack: Tree, weight: Array, otherwise: Tree) -> Tree:
+    """The mean over a leading client axis; ``otherwise`` if all weights are 0.
+
+    Clients with weight 0 have no influence, even if their values are not finite.
+
+    Args:
+      stack: leaves ``[c, ...]``.
+      weight: ``[c]``, not negative; they need not sum to one.
+      otherwise: leaves ``[...]``.
+    """
+
+    def mean(x: Array, old: Array) -> Array:
+        w = expand(weight, x).astype(x.dtype)
+        total = jnp.sum(jnp.where(w > 0, w * x, 0), axis=0)
+        return safe_divide(total, jnp.sum(w, axis=0), old)
+
+    return jax.tree.map(mean, stack, otherwise)
+
+
+def where(mask: Array, new: Tree, old: Tree) -> Tree:
+    """``new`` where the mask of the leading axis is true, else ``old``, for every leaf."""
+    return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), new, old)
+
+
+def square_norm(tree: Any) -> Array:
+    """The sum of squares of all entries of all leaves."""
+    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def size_bytes(tree: Any) -> int:
+    """Bytes of all leaves; leaves may be abstract."""
+    return sum(-(-x.size * jax.dtypes.itemsize_bits(x.dtype) // 8) for x in jax.tree.leaves(tree))
+
+
+def structure_differences(got: Any, want: Any) -> Iterator[str]:
+    """Every path that is missing, not expected, or of another shape or type.
+
+    >>> import numpy as np
+    >>> list(structure_differences({"x": np.zeros((2, 3))}, {"x": np.zeros(2), "y": np.zeros(1)}))
+    ['x is float32[2,3] but must be float32[2]', 'y is missing']
+
+    Args:
+      got: arrays, or anything with a shape and a dtype.
+      want: likewise.
+    """
+    yield from unlike(by_path(got, _kind), by_path(want, _kind))
+
+
+def unlike(found: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[str]:
+    """The structure_differences between what is said of the leaves of two trees, see `by_path`."""
+    for path, what in expected.items():
+        if path not in found:
+            yield f"{path} is missing"
+        elif found[path] != what:
+            yield f"{path} is {found[path]} but must be {what}"
+    yield from (f"{path} is not expected" for path in found if path not in expected)
+
+
+def need_same(what: str, got: Any, want: Any) -> None:
+    """Refuse a tree of another structure than it must have; on the host, also while tracing.
+
+    Raises:
+      InputError: with all structure_differences.
+    """
+    raise_all(what, structure_differences(got, want))
+
+
+def by_path(tree: Any, say: Callable[[Any], str]) -> dict[str, str]:
+    """What a function says of every leaf, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): say(leaf) for path, leaf in leaves
+    }
+
+
+def kind_of(array: Any) -> str:
+    """Type and shape of an array, or of anything with both.
+
+    >>> import numpy as np
+    >>> kind_of(np.zeros((2, 3), np.int32))
+    'int32[2,3]'
+    """
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _kind(leaf: Any) -> str:
+    """That which the leaf has in a trace, where a float64 of NumPy is a float32."""
+    return kind_of(jax.typeof(leaf)) if hasattr(leaf, "shape") else type(leaf).__name__
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """The dotted names of the fields in which two nested dictionaries differ.
+
+    >>> differences({"seed": 0, "data": {"task": "a"}}, {"seed": 0, "data": {"task": "b"}})
+    ['data.task']
+    """
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [prefix]
+    names = sorted(set(one) | set(other))
+    return [
+        found
+        for name in names
+        for found in differences(
+            one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name
+        )
+    ]

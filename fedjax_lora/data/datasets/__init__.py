@@ -1,0 +1,1 @@
+"""Data sets: the registry of tasks, and the readers of their files."""

@@ -1,0 +1,209 @@
+"""Instructions with their completions: named columns, and the official forms of some data sets.
+
+A table of a language task holds instructions as `texts`, what they are about as `contexts`,
+completions as `pairs`, and categories as `labels`: what a label skew is made of. Data without
+categories has one, `ALL`, so that a label skew is a skew of quantities.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Table
+from fedjax_lora.data.datasets.table_readers import read_columns
+from fedjax_lora.data.datasets.text_files import open_text, read_json
+
+ALL = "all"
+PER_TASK = 100
+"""Examples that are used of a natural-instructions task, as Tk-Instruct does."""
+
+LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
+
+
+class Columns(NamedTuple):
+    """Names of the columns; those that are None are not there."""
+
+    instruction: str
+    completion: str
+    context: str | None = None
+    category: str | None = None
+    group: str | None = None
+
+
+DOLLY = Columns("instruction", "response", "context", "category", "category")
+ALPACA = Columns("instruction", "output", "input")
+GSM8K = Columns("question", "answer")
+NATURAL_HUB = Columns("definition", "targets", "inputs", group="task_name")
+
+
+def read_instructions(path: Path, columns: Columns, *, format: str | None = None) -> Table:
+    """Read a file with these columns, see `readers.read_columns`."""
+    values, rows = read_columns(path, _names(columns), format=format)
+    return _table(str(path), columns, values, rows)
+
+
+def hub_instructions(columns: Columns, where: str, part: Any) -> Table:
+    """A split of a hub dataset with these columns."""
+    names = _names(columns)
+    raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
+    values = {name: list(part[name]) for name in names}
+    return _table(where, columns, values, range(1, len(part) + 1))
+
+
+def _names(columns: Columns) -> list[str]:
+    return list(dict.fromkeys(name for name in columns if name is not None))
+
+
+def _table(
+    where: str, columns: Columns, values: Mapping[str, list[Any]], rows: Sequence[int]
+) -> Table:
+    size = len(values[columns.instruction])
+
+    def texts(name: str | None, default: str = "") -> list[str]:
+        return [default] * size if name is None else [str(value) for value in values[name]]
+
+    return Table(
+        where,
+        texts=texts(columns.instruction),
+        labels=texts(columns.category, ALL),
+        rows=rows,
+        pairs=texts(columns.completion),
+        groups=None if columns.group is None else texts(columns.group),
+        contexts=texts(columns.context),
+    )
+
+
+def read_dolly_alpaca(folder: Path) -> tuple[Table, Table]:
+    """Dolly and Alpaca as FederatedGPT-Shepherd's script deals them: a file per client, one test.
+
+    Clients are named by the numbers of the `local_training_*.json` files that are present. The
+    test rows belong to no client.
+
+    Raises:
+      InputError: no such files, or broken ones.
+    """
+    files = {
+        match[1]: path
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"local_training_(\d+)\.json(\.gz)?", path.name))
+    }
+    tests = [p for end in ("", ".gz") if (p := folder / f"global_test.json{end}").is_file()]
+    if not files or not tests:
+        raise InputError(
+            f"{folder} lacks {'global_test.json' if files else 'local_training_0.json, ...'}; "
+            "put the files of one split there, or check --data-dir."
+        )
+    columns = DOLLY._replace(group=None)
+    parts = []
+    for client in sorted(files, key=int):
+        own = read_instructions(files[client], columns)
+        parts.append(own._replace(groups=[client] * len(own.texts)))
+    return _joined(str(folder), parts), read_instructions(tests[0], columns)
+
+
+def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
+    """Super-Natural-Instructions: `tasks/*.json`, and `splits/default/{train,test}_tasks.txt`.
+
+    Each task file is a natural client and its first `Categories` entry its category. The first
+    `PER_TASK` instances of a task are used, each with its first output; the others are not counted
+    as skipped. Without the split files a fifth of all instances becomes the test set.
+
+    Raises:
+      InputError: no task files, or one that is broken; a list of them that is not UTF-8.
+    """
+    files = {
+        path.name.split(".json")[0]: path for path in sorted((folder / "tasks").glob("*.json*"))
+    }
+    if not files:
+        raise InputError(f"{folder} has no tasks/*.json; put the task files there.")
+    chosen = [_listed(folder / "splits" / "default" / f"{k}_tasks.txt") for k in ("train", "test")]
+    if not all(chosen):
+        return _joined(str(folder), [_read_natural(name, files[name]) for name in files]), None
+    train, test = (
+        _joined(str(folder), [_read_natural(n, files[n]) for n in names if n in files])
+        for names in chosen
+    )
+    return train, test
+
+
+def _listed(path: Path) -> list[str]:
+    """The names in a file; none if it is not there."""
+    if not path.is_file():
+        return []
+    with open_text(path) as stream:
+        return stream.read().split()
+
+
+def _read_natural(name: str, path: Path) -> Table:
+    try:
+        task = read_json(path)
+        used = task["Instances"][:PER_TASK]
+        definition, category = str(task["Definition"][0]), str(task["Categories"][0])
+        inputs, outputs = [str(x["input"]) for x in used], [str(x["output"][0]) for x in used]
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a natural-instructions task ({type(error).__name__}: {error}); it "
+            "needs Definition, Categories and Instances with input and output."
+        ) from error
+    count = len(used)
+    return Table(
+        str(path), [definition] * count, [category] * count, range(1, count + 1), outputs,
+        [name] * count, contexts=inputs,
+    )  # fmt: skip
+
+
+def read_mmlu_1444(path: Path) -> Table:
+    """The MMLU subset that FLoRA evaluates on: four options in the text, the answer is a letter.
+
+    The completion is the right letter alone; subjects are the categories and the natural clients.
+
+    Raises:
+      InputError: the file cannot be read, lacks a column or a value, or an output is no answer.
+    """
+    columns = Columns("instruction", "output", "input", "class", "class")
+    table = read_instructions(path, columns, format="json")
+    assert table.pairs is not None
+    letters = []
+    for row, text in zip(table.rows, table.pairs, strict=True):
+        found = re.match(r"The answer is: ([A-D])\.", text)
+        if found is None:
+            raise InputError(
+                f"{path} row {row}: the output is {text!r}, not 'The answer is: A. ...'."
+            )
+        letters.append(found[1])
+    return table._replace(pairs=letters, choices=[LETTERS] * len(letters))
+
+
+def hub_mmlu(where: str, part: Any) -> Table:
+    """The hub's MMLU: lettered options below the question, the completion is the right letter."""
+    texts = [
+        "\n".join([row["question"], *map("{}. {}".format, LETTERS, row["choices"])]) for row in part
+    ]
+    subjects = [str(row["subject"]) for row in part]
+    return Table(
+        where,
+        texts=["Answer the multiple-choice question with the letter of the right option."]
+        * len(texts),
+        labels=subjects,
+        rows=range(1, len(texts) + 1),
+        pairs=[LETTERS[row["answer"]] for row in part],
+        groups=subjects,
+        contexts=texts,
+        choices=[LETTERS] * len(texts),
+    )
+
+
+def _joined(where: str, parts: Sequence[Table]) -> Table:
+    """Tables with the same columns as one, rows counted on."""
+
+    def column(name: str) -> list[Any] | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if None in columns else [value for values in columns for value in values]
+
+    texts = column("texts") or []
+    return Table(
+        where, texts, column("labels") or [], range(1, len(texts) + 1), column("pairs"),
+        column("groups"), contexts=column("contexts"), choices=column("choices"),
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""The language tasks: what is learned is the completion of an instruction, token by token.
+
+Each has options, those of `chooser`: `"gsm8k(metric='perplexity', format='plain')"`; a user's own
+files are `"instructions(train='a.jsonl', instruction='question', completion='answer')"`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.data import prompts
+from fedjax_lora.data.datasets.instruction_formats import (
+    ALPACA,
+    DOLLY,
+    GSM8K,
+    NATURAL_HUB,
+    Columns,
+    hub_instructions,
+    hub_mmlu,
+    read_dolly_alpaca,
+    read_instructions,
+    read_mmlu_1444,
+    read_natural_instructions,
+)
+from fedjax_lora.data.datasets.records import METRICS, Folder, Hub, Local, Prompting, Task
+
+_METRICS = [name for name, kind in METRICS.items() if kind == "language"]
+
+TASKS = (
+    Task(
+        "dolly",
+        "instructions written by employees, 8 categories, which are the natural clients",
+        "https://huggingface.co/datasets/databricks/databricks-dolly-15k",
+        metric="perplexity",
+        hub=Hub(
+            "databricks/databricks-dolly-15k", test=None, read=partial(hub_instructions, DOLLY)
+        ),
+        local=Local(
+            "dolly",
+            ("databricks-dolly-15k.jsonl",),
+            (),
+            partial(read_instructions, columns=DOLLY),
+            cut=True,
+        ),
+    ),
+    Task(
+        "alpaca",
+        "instructions made by self-instruct (Stanford Alpaca)",
+        "https://github.com/tatsu-lab/stanford_alpaca",
+        metric="perplexity",
+        hub=Hub("tatsu-lab/alpaca", test=None, read=partial(hub_instructions, ALPACA)),
+        local=Local(
+            "alpaca",
+            ("alpaca_data.json",),
+            (),
+            partial(read_instructions, columns=ALPACA),
+            cut=True,
+        ),
+    ),
+    Task(
+        "dolly_alpaca",
+        "both, as FedIT's and FLoRA's script deals them to 10 natural clients (files only)",
+        "https://arxiv.org/abs/2305.05644",
+        metric="perplexity",
+        local=Folder("dolly_alpaca_fed10", read_dolly_alpaca),
+    ),
+    Task(
+        "natural_instructions",
+        "Super-Natural-Instructions; its tasks are the natural clients",
+        "https://arxiv.org/abs/2204.07705",
+        metric="rouge_l",
+        hub=Hub("Muennighoff/natural-instructions", read=partial(hub_instructions, NATURAL_HUB)),
+        local=Folder("natural_instructions", read_natural_instructions),
+    ),
+    Task(
+        "gsm8k",
+        "grade-school mathematics with worked answers",
+        "https://arxiv.org/abs/2110.14168",
+        metric="exact_match",
+        hub=Hub("openai/gsm8k", "main", read=partial(hub_instructions, GSM8K)),
+        local=Local(
+            "gsm8k",
+            ("train.jsonl",),
+            ("test.jsonl",),
+            partial(read_instructions, columns=GSM8K),
+        ),
+        prompting=Prompting(answer_tokens=256),
+    ),
+    Task(
+        "mmlu",
+        "multiple choice in 57 subjects; on disk the 1,444 questions that FLoRA evaluates on",
+        "https://arxiv.org/abs/2009.03300",
+        metric="choice_accuracy",
+        hub=Hub("cais/mmlu", "all", "validation+dev", read=hub_mmlu),
+        local=Local(
+            "mmlu", ("mmlu_test_1444.jsonl",), ("mmlu_test_1444.jsonl",), read_mmlu_1444, cut=True
+        ),
+    ),
+)
+
+
+def chooser(task: Task) -> Callable[..., Task]:
+    """A factory of the task with other options, for a spec."""
+
+    def choose(
+        *,
+        metric: str | None = None,
+        format: str = task.prompting.format,
+        answer_tokens: int = task.prompting.answer_tokens,
+        test: str | None = None,
+        clients: Literal["own", "category"] = task.prompting.clients,
+    ) -> Task:
+        others = {other.name: other.metric for other in TASKS}
+        if test is not None and test not in others:
+            raise unknown(f"test set of task {task.name!r}:", test, others)
+        metric = metric or others[test or task.name]
+        return _checked(task, metric, Prompting(format, answer_tokens, test, clients))
+
+    return choose
+
+
+def instructions(
+    *,
+    train: str,
+    test: str | None = None,
+    instruction: str = "instruction",
+    completion: str = "completion",
+    context: str | None = None,
+    category: str | None = None,
+    group: str | None = None,
+    metric: str = "perplexity",
+    format: str = "auto",
+    answer_tokens: int = Prompting().answer_tokens,
+) -> Task:
+    """A language task made of the user's own csv, tsv, jsonl, json or parquet files (.gz, .xz too).
+
+    Args:
+      train: the training file, relative to the data folder if one is given.
+      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test.
+      instruction: name of the column that the prompt is made of.
+      completion: name of the column that is learned.
+      context: name of the column with what an instruction is about; its fields may be empty.
+      category: name of the column that label skews deal by.
+      group: name of the column that says which natural client an example belongs to.
+      metric: `"perplexity"`, `"rouge_l"` or `"exact_match"`.
+      format: how a prompt is made, see `Prompting`.
+      answer_tokens: the most tokens that are generated for an answer.
+
+    Raises:
+      InputError: an unknown metric or format, or one that these tasks cannot have.
+    """
+    columns = Columns(instruction, completion, context, category, group)
+    local = Local(
+        "",
+        (train,),
+        (test,) if test else (),
+        partial(read_instructions, columns=columns),
+        cut=test is None,
+    )
+    made = Task("instructions", f"own files: {train}", "", metric="perplexity", local=local)
+    if metric == "choice_accuracy":
+        raise InputError("instructions(...) has no choices; choose another metric.")
+    return _checked(made, metric, Prompting(format, answer_tokens))
+
+
+def _checked(task: Task, metric: str, prompting: Prompting) -> Task:
+    if metric not in _METRICS:
+        raise unknown(f"metric of task {task.name!r}:", metric, _METRICS)
+    prompts.check(prompting.format)
+    chosen = prompting.test or task.name
+    raise_all(
+        f"Task {task.name!r}",
+        [f"answer_tokens is {prompting.answer_tokens}, must be at least 1"]
+        * (prompting.answer_tokens < 1)
+        + [f"{chosen} has no choices to choose from; take another metric"]
+        * (metric == "choice_accuracy" and chosen != "mmlu"),
+    )
+    return dataclasses.replace(task, metric=metric, prompting=prompting)

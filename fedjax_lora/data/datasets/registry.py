@@ -1,0 +1,253 @@
+"""The tasks by name: what each is, its columns on the hub, and where its files are on disk.
+
+A task is chosen as a spec: `"ag_news"`, or a user's own files,
+`"file(train='a.csv', test='b.csv', text='review', label='stars')"`. Language tasks have options and
+their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE hides its test labels, so the
+official development set of such a task is its `test`.
+"""
+
+from functools import partial
+
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.data.datasets import instruction_registry, official_formats, stdlib_docstrings
+from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
+from fedjax_lora.data.datasets.table_readers import read_named
+
+_DBPEDIA = """Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation
+    Building NaturalPlace Village Animal Plant Album Film WrittenWork"""
+_ENTAILMENT = ("entailment", "not_entailment")
+_GLUE = "https://gluebenchmark.com"
+_GLUE_HUB = partial(Hub, "nyu-mll/glue", test="validation")
+
+_ALL = (
+    Task(
+        "docstrings",
+        "which part of Python's standard library a docstring comes from (built in, offline)",
+        "https://docs.python.org/3/library/",
+        tuple(stdlib_docstrings.FAMILIES),
+        builtin=stdlib_docstrings.read,
+    ),
+    Task(
+        "ag_news",
+        "topic of a news item, 4 classes",
+        "https://arxiv.org/abs/1509.01626",
+        ("World", "Sports", "Business", "Sci/Tech"),
+        hub=Hub("fancyzhx/ag_news"),
+        local=Local(
+            "ag_news",
+            ("train.csv", "train_first10429.csv"),  # all of it, or the official first rows
+            ("test.csv",),
+            official_formats.read_ag_news,
+        ),
+    ),
+    Task(
+        "dbpedia_14",
+        "kind of thing an encyclopedia abstract describes, 14 classes",
+        "https://arxiv.org/abs/1509.01626",
+        tuple(_DBPEDIA.split()),
+        hub=Hub("fancyzhx/dbpedia_14", columns=("content",)),
+        local=Local(
+            "dbpedia14",
+            ("train.csv", "train_desc_14000.csv"),
+            ("test.csv",),
+            official_formats.read_dbpedia,
+            cut=True,
+        ),
+    ),
+    Task(
+        "sst2",
+        "sentiment of a film review's phrase, 2 classes (GLUE)",
+        _GLUE,
+        ("negative", "positive"),
+        hub=_GLUE_HUB(config="sst2", columns=("sentence",)),
+        local=Local(
+            "sst2",
+            ("train.tsv",),
+            ("dev.tsv",),
+            partial(read_named, text="sentence", label="label"),
+        ),
+    ),
+    Task(
+        "mrpc",
+        "whether two sentences say the same, official train and labelled test (GLUE)",
+        "https://aclanthology.org/I05-5002",
+        ("not_equivalent", "equivalent"),
+        "f1",
+        # The official training set is GLUE's train and development sets together.
+        hub=Hub("nyu-mll/glue", "mrpc", "train+validation", columns=("sentence1", "sentence2")),
+        local=Local(
+            "mrpc",
+            ("msr_paraphrase_train.txt",),
+            ("msr_paraphrase_test.txt",),
+            partial(read_named, text="#1 String", pair="#2 String", label="Quality"),
+        ),
+    ),
+    Task(
+        "rte",
+        "whether a text entails a hypothesis, 2 classes (GLUE)",
+        _GLUE,
+        _ENTAILMENT,
+        hub=_GLUE_HUB(config="rte", columns=("sentence1", "sentence2")),
+        local=Local(
+            "rte",
+            ("train.jsonl",),
+            ("val.jsonl",),
+            partial(read_named, text="premise", pair="hypothesis", label="label"),
+        ),
+    ),
+    Task(
+        "qqp",
+        "whether two questions are duplicates (GLUE)",
+        _GLUE,
+        ("not_duplicate", "duplicate"),
+        "f1",
+        hub=_GLUE_HUB(config="qqp", columns=("question1", "question2")),
+        local=Local(
+            "qqp",
+            ("train.tsv", "train_subset_23497.tsv"),
+            ("dev.tsv",),
+            official_formats.read_qqp,
+            cut=True,
+        ),
+    ),
+    Task(
+        "qnli",
+        "whether a sentence answers a question (GLUE)",
+        _GLUE,
+        _ENTAILMENT,
+        hub=_GLUE_HUB(config="qnli", columns=("question", "sentence")),
+        # Without the large train.tsv, dev.tsv is all there is, and it is cut in two.
+        local=Local(
+            "qnli",
+            ("train.tsv", "dev.tsv"),
+            ("dev.tsv",),
+            partial(read_named, text="question", pair="sentence", label="label"),
+            cut=True,
+        ),
+    ),
+    Task(
+        "cola",
+        "whether a sentence is acceptable English (GLUE)",
+        _GLUE,
+        ("unacceptable", "acceptable"),
+        "matthews",
+        hub=_GLUE_HUB(config="cola", columns=("sentence",)),
+        local=Local("cola", ("train.tsv",), ("dev.tsv",), official_formats.read_cola),
+    ),
+    Task(
+        "mnli",
+        "entailment, neutral or contradiction; matched test; natural clients are its genres",
+        "https://arxiv.org/abs/1704.05426",
+        ("entailment", "neutral", "contradiction"),
+        hub=Hub(
+            "nyu-mll/multi_nli",
+            test="validation_matched",
+            columns=("premise", "hypothesis"),
+            group="genre",
+        ),
+        local=Local(
+            "mnli",
+            ("train.tsv",),
+            ("dev_matched.tsv",),
+            partial(
+                read_named, text="sentence1", pair="sentence2", label="gold_label", group="genre"
+            ),
+        ),
+    ),
+    Task(
+        "stsb",
+        "how similar two sentences are, a score from 0 to 5 (GLUE)",
+        _GLUE,
+        metric="pearson",
+        hub=_GLUE_HUB(config="stsb", columns=("sentence1", "sentence2")),
+        local=Local(
+            "stsb",
+            ("train.tsv",),
+            ("dev.tsv",),
+            partial(read_named, text="sentence1", pair="sentence2", label="score"),
+        ),
+    ),
+    Task(
+        "newsgroups",
+        "newsgroup of a message without headers, footers and quotes, 20 classes",
+        "http://qwone.com/~jason/20Newsgroups/",
+        hub=Hub("SetFit/20_newsgroups", label="label_text"),
+        # The files of the hub's repository; the original archive leaks the group in its headers.
+        local=Local(
+            "newsgroups",
+            ("train.jsonl",),
+            ("test.jsonl",),
+            partial(read_named, text="text", label="label_text"),
+        ),
+    ),
+    Task(
+        "banking77",
+        "intent of a bank customer's question, 77 classes",
+        "https://arxiv.org/abs/2003.04807",
+        hub=Hub("legacy-datasets/banking77"),
+        local=Local(
+            "banking77",
+            ("train.csv",),
+            ("test.csv",),
+            partial(read_named, text="text", label="category"),
+        ),
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *instruction_registry.TASKS)}
+
+
+def file(
+    *,
+    train: str,
+    test: str | None = None,
+    text: str = "text",
+    pair: str | None = None,
+    label: str = "label",
+    group: str | None = None,
+    metric: str = "accuracy",
+    format: str | None = None,
+) -> Task:
+    """A task made of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
+
+    Args:
+      train: the training file, relative to the data folder if one is given.
+      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test.
+      text: name of the text column.
+      pair: name of the second text's column.
+      label: name of the label column; the classes are the labels that occur in `train`.
+      group: name of the column that says which natural client an example belongs to.
+      metric: `"accuracy"`, `"f1"`, `"matthews"`, or `"pearson"` (labels are scores).
+      format: a name of `readers.FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: a metric that such a task cannot have, or files that are not named by strings.
+    """
+    known = [name for name, kind in METRICS.items() if kind != "language"]
+    if metric not in known:
+        raise unknown("metric", metric, known)
+    if not isinstance(train, str) or not isinstance(test, str | None):
+        raise InputError("file(...): train and test are file names in quotes.")
+    reader = partial(read_named, text=text, pair=pair, label=label, group=group, format=format)
+    local = Local("", (train,), (test,) if test else (), reader, cut=test is None)
+    return Task("file", f"own files: {train}", "", metric=metric, local=local)
+
+
+def find(spec: str) -> Task:
+    """Return the task that `spec` names.
+
+    >>> find("mrpc").classes
+    ('not_equivalent', 'equivalent')
+
+    Raises:
+      InputError: unknown task or option.
+    """
+    name, _ = registry.parse(spec, "task")
+    factories = {
+        **dict.fromkeys(TASKS, lambda: TASKS[name]),
+        **{task.name: instruction_registry.chooser(task) for task in instruction_registry.TASKS},
+        "file": file,
+        "instructions": instruction_registry.instructions,
+    }
+    return registry.build(spec, factories, "task")

@@ -1,0 +1,153 @@
+"""A task that every Python carries: which part of the standard library a docstring comes from.
+
+The library's own source files are parsed (never imported) when the task is loaded, so the text
+differs a little between Python versions: compare results only within one version. The families
+follow the chapters of the Library Reference; packages that later versions dropped are used where
+they are present. A docstring may well name its module: it is left as it is, and that the task is
+not trivial follows from the split, which puts whole modules into either train or test.
+
+Left out: tests, `lib2to3` and `distutils` (gone in later versions) and `encodings` (generated
+modules with one and the same docstring).
+"""
+
+import ast
+import functools
+import sysconfig
+import warnings
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets.records import Table
+
+TEST_SHARE = 0.2
+MIN_CHARACTERS, MIN_WORDS = 20, 4
+
+FAMILIES: dict[str, str] = {
+    "text, types and numbers": """
+        string re difflib textwrap stringprep codecs sre_compile sre_parse sre_constants
+        datetime _pydatetime _strptime zoneinfo calendar collections _collections_abc heapq bisect
+        weakref _weakrefset types copy pprint reprlib enum graphlib
+        numbers _pydecimal decimal fractions random statistics _pylong
+        functools operator""",
+    "files and operating system": """
+        pathlib posixpath ntpath genericpath fileinput stat filecmp tempfile glob fnmatch linecache
+        shutil nturl2path pickle pickletools copyreg shelve dbm sqlite3 gzip bz2 lzma _compression
+        zipfile tarfile csv configparser tomllib netrc plistlib xdrlib hashlib hmac secrets
+        aifc wave chunk colorsys imghdr sndhdr sunau
+        os io _pyio argparse getopt optparse logging getpass curses platform ctypes locale gettext
+        cmd shlex pty tty pipes crypt _osx_support _aix_support""",
+    "concurrency": """
+        threading _threading_local multiprocessing concurrent subprocess sched queue contextvars
+        asyncio asyncore asynchat selectors signal""",
+    "internet protocols": """
+        socket ssl webbrowser wsgiref urllib http ftplib poplib imaplib smtplib smtpd nntplib
+        telnetlib uuid socketserver xmlrpc ipaddress cgi cgitb""",
+    "internet data": """
+        email json mailbox mailcap mimetypes base64 binascii quopri uu html xml _markupbase""",
+    "graphical interfaces": "tkinter turtle turtledemo idlelib",
+    "development tools": """
+        typing pydoc doctest unittest pdb bdb trace tracemalloc timeit profile cProfile pstats
+        ensurepip venv zipapp""",
+    "runtime and language": """
+        sysconfig warnings dataclasses contextlib abc _py_abc traceback inspect site code codeop
+        zipimport pkgutil modulefinder runpy importlib imp ast symtable token tokenize keyword
+        tabnanny pyclbr py_compile compileall dis rlcompleter""",
+}
+_EXCLUDED = frozenset({"test", "tests", "idle_test"})
+
+
+@functools.cache
+def read(root: Path | None = None) -> tuple[Table, Table]:
+    """Read the task: (train, test), split by module.
+
+    Args:
+      root: the folder of the standard library; by default this Python's.
+
+    Raises:
+      InputError: there are no source files (a zipped or stripped library).
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    names = tuple(FAMILIES)
+    found = [
+        (names.index(family), module, text)
+        for family, module, path in _modules(root)
+        for text in _docstrings(path)
+    ]
+    found = _without_duplicates(found)
+    if len({family for family, *_ in found}) < len(names):
+        raise InputError(
+            f"The task 'docstrings' needs the standard library's .py files, and {root} lacks them "
+            "(zipped or stripped); choose another task."
+        )
+    test = _test_modules(found)
+    train = [example for example in found if example[1] not in test]
+    held_out = [example for example in found if example[1] in test]
+    return _table(train), _table(held_out)
+
+
+def _modules(root: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield (family, dotted module name, path) in a fixed order."""
+    for family, packages in FAMILIES.items():
+        for package in packages.split():
+            for path in [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]:
+                parts = path.relative_to(root).with_suffix("").parts
+                if _EXCLUDED.isdisjoint(parts) and path.is_file():
+                    yield family, ".".join(parts).removesuffix(".__init__"), path
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a module, its classes, functions and methods; none if unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in strings
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = " ".join((ast.get_docstring(node) or "").split())
+            if len(text) >= MIN_CHARACTERS and len(text.split()) >= MIN_WORDS:
+                yield text
+        # Only statements hold definitions; walking into expressions would take most of the time.
+        nested = [item for item in ast.iter_child_nodes(node) if isinstance(item, ast.stmt)]
+        pending.extend(reversed(nested))
+
+
+def _without_duplicates(found: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """Keep a text once; drop it where two families have it, since its class is then arbitrary."""
+    families = defaultdict(set)
+    first = {}
+    for example in found:
+        key = example[2].casefold()
+        families[key].add(example[0])
+        first.setdefault(key, example)
+    return [example for key, example in first.items() if len(families[key]) == 1]
+
+
+def _test_modules(found: list[tuple[int, str, str]]) -> set[str]:
+    """Choose whole modules for the test set until each family's share is near `TEST_SHARE`.
+
+    Modules come in the order of a checksum of their names: as good as random, and a module keeps
+    its side across Python versions as far as the sizes allow.
+    """
+    sizes = Counter((family, module) for family, module, _ in found)
+    totals = Counter(family for family, *_ in found)
+    taken: Counter[int] = Counter()
+    test = set()
+    for family, module in sorted(sizes, key=lambda key: (zlib.crc32(key[1].encode()), key)):
+        size = sizes[family, module]
+        if taken[family] + size <= TEST_SHARE * totals[family]:
+            taken[family] += size
+            test.add(module)
+    return test
+
+
+def _table(examples: list[tuple[int, str, str]]) -> Table:
+    families, modules, texts = (list(column) for column in zip(*examples, strict=True))
+    rows = range(1, len(texts) + 1)
+    return Table("the standard library", texts, families, rows, groups=modules)

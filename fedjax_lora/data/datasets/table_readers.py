@@ -1,0 +1,259 @@
+"""Files on disk -> `Table`: named columns of a user's file, and the official forms of the tasks.
+
+Comma- and tab-separated files are read with the standard library's `csv` and not with the `csv`
+builder of `datasets`: the builder (pandas) turns the text "NA" or "null" into a missing value,
+fills short rows without a word, and cannot say in which row a file is broken.
+"""
+
+import csv
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_lora.core.atomic_io import brief, need_file
+from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.data.datasets.records import Table
+from fedjax_lora.data.datasets.text_files import OPENERS, lines, open_text, plain_name, read_json
+
+LARGEST_PARQUET = 2**34
+"""Bytes, unpacked: what the columns that are read may say that they hold."""
+
+MOST_ROWS = 10**8
+"""Of a parquet file, in which a row that repeats takes no bytes."""
+
+FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
+
+
+def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    r"""Yield (row number, fields) of a delimited file; blank lines are counted but not yielded.
+
+    Args:
+      path: the file.
+      delimiter: `","` or `"\t"`.
+      quoted: whether double quotes enclose fields; otherwise they are text.
+
+    Raises:
+      InputError: while it is read: no such file, not UTF-8, too long a line, or broken quotes.
+    """
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    row = 0
+    with open_text(path) as stream:
+        try:
+            for row, fields in enumerate(
+                csv.reader(lines(path, stream), delimiter=delimiter, quoting=quoting, strict=True),
+                start=1,
+            ):
+                if fields:
+                    yield row, fields
+        except csv.Error as error:
+            raise InputError(
+                f"{path} row {row + 1} is not well-formed ({error}); check its quotes."
+            ) from error
+
+
+def check_width(path: Path, row: int, fields: Sequence[str], width: int) -> None:
+    """Refuse a row with a missing or an extra field."""
+    if len(fields) != width:
+        raise InputError(
+            f"{path} row {row} has {len(fields)} fields where {width} are expected; "
+            "check its delimiters and quotes."
+        )
+
+
+def read_named(
+    path: Path,
+    *,
+    text: str,
+    label: str,
+    pair: str | None = None,
+    group: str | None = None,
+    format: str | None = None,
+) -> Table:
+    """Read a table from named columns of a file, see `read_columns`.
+
+    Args:
+      path: the file.
+      text: name of the text column.
+      label: name of the label column.
+      pair: name of the second text's column.
+      group: name of the column that says which natural client an example belongs to.
+      format: one of `FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: no such file, column or format; a broken row; a missing value.
+    """
+    names = [name for name in (text, label, pair, group) if name is not None]
+    columns, rows = read_columns(path, names, format=format)
+    return Table(
+        where=str(path),
+        texts=[str(value) for value in columns[text]],
+        labels=columns[label],
+        rows=rows,
+        pairs=[str(value) for value in columns[pair]] if pair else None,
+        groups=[str(value) for value in columns[group]] if group else None,
+    )
+
+
+def read_columns(
+    path: Path, names: Sequence[str], *, format: str | None = None
+) -> tuple[dict[str, list[Any]], Sequence[int]]:
+    """Read columns of a csv, tsv, jsonl, json or parquet file (.gz and .xz too), and row numbers.
+
+    csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE);
+    jsonl holds one object per line, json one array of objects.
+
+    Args:
+      path: the file.
+      names: the columns; each row must have a text or number in all of them.
+      format: one of `FORMATS`; by default the file name's ending says it.
+
+    Raises:
+      InputError: no such file, column or format; a broken row; a missing value.
+    """
+    format = format or _ending(path)
+    if format not in FORMATS:
+        raise unknown(f"file format (of {path})", format, FORMATS)
+    columns, rows = _COLUMNS[format](path, names)
+    for name, column in columns.items():
+        _refuse_missing(path, name, column, rows)
+    return columns, rows
+
+
+def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
+    """Named columns of a file whose ending says its format; None for any other ending.
+
+    Raises:
+      InputError: no such file or column; a broken row; a missing value.
+    """
+    known = plain_name(path).suffix.lstrip(".") in FORMATS
+    return read_columns(path, names)[0] if known else None
+
+
+def _ending(path: Path) -> str:
+    ending = plain_name(path).suffix.lstrip(".")
+    return {"txt": "tsv"}.get(ending, ending)
+
+
+def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int]) -> None:
+    for row, value in zip(rows, column, strict=True):
+        if not isinstance(value, str | int | float) or value != value:
+            raise InputError(
+                f"{path} row {row}: column {name!r} holds {value!r}, not a text or number; "
+                "fill it or remove the row."
+            )
+        if isinstance(value, str) and not _is_text(value):
+            raise InputError(
+                f"{path} row {row}: column {name!r} holds half a character (a lone surrogate); "
+                "write the text anew as UTF-8."
+            )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_header(path: Path, names: Sequence[str], header: Sequence[str]) -> None:
+    known = f"(columns: {', '.join(map(str, header))})"
+    problems = [f"no column {name!r} {known}" for name in names if name not in header]
+    problems += [f"column {name!r} occurs twice" for name in names if header.count(name) > 1]
+    raise_all(str(path), problems)
+
+
+def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool):
+    rows = read_rows(path, delimiter=delimiter, quoted=quoted)
+    _, header = next(rows, (1, []))
+    _check_header(path, names, header)
+    places = [header.index(name) for name in names]
+    numbers, kept = [], []
+    for number, fields in rows:
+        check_width(path, number, fields, len(header))
+        numbers.append(number)
+        kept.append([fields[place] for place in places])
+    columns = {name: [fields[i] for fields in kept] for i, name in enumerate(names)}
+    return columns, numbers
+
+
+def _jsonl(path: Path, names: Sequence[str]):
+    numbers, kept = [], []
+    with open_text(path) as stream:
+        for number, line in enumerate(lines(path, stream), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = brief(error)
+                raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
+            numbers.append(number)
+            kept.append(record)
+    return _objects(path, names, kept, numbers)
+
+
+def _json(path: Path, names: Sequence[str]):
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path} is not a JSON array; write one object per example into an array.")
+    return _objects(path, names, records, range(1, len(records) + 1))
+
+
+def _objects(path: Path, names: Sequence[str], records: list[Any], numbers: Sequence[int]):
+    for number, record in zip(numbers, records, strict=True):
+        if not isinstance(record, dict):
+            raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
+        _check_header(Path(f"{path} row {number}"), names, list(record))
+    return {name: [record[name] for record in records] for name in names}, numbers
+
+
+def _parquet(path: Path, names: Sequence[str]):
+    import pyarrow  # comes with datasets; only this format needs it
+    import pyarrow.parquet
+
+    need_file(path)
+    try:
+        with OPENERS.get(path.suffix, open)(path, "rb") as stream:  # unpacked as it is read
+            file = pyarrow.parquet.ParquetFile(stream)
+            _check_header(path, names, file.schema_arrow.names)
+            _check_unpacked(path, names, file.metadata)
+            table = file.read(columns=list(names))
+        return {name: table.column(name).to_pylist() for name in names}, range(1, len(table) + 1)
+    # Besides its own errors, those of the system and of broken dates and texts in it.
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError,
+            OverflowError, KeyError) as error:  # fmt: skip
+        raise InputError(f"{path} is not a parquet file ({brief(error)}); check it.") from error
+
+
+def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:
+    """Refuse a file that would take too much memory, before it is read."""
+    if metadata.num_rows > MOST_ROWS:
+        raise InputError(
+            f"{path} says that it holds {metadata.num_rows} rows, more than the {MOST_ROWS} that "
+            "are read; split it."
+        )
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        parts = [c for c in columns if c.path_in_schema.split(".")[0] in names]
+        total += sum(abs(c.total_uncompressed_size) for c in parts)
+    if total > LARGEST_PARQUET:
+        raise InputError(
+            f"{path} says that it holds {total} bytes in the columns {', '.join(names)}, more than "
+            f"the {LARGEST_PARQUET} that are read; split it."
+        )
+
+
+def _csv(path: Path, names: Sequence[str]):
+    return _delimited(path, names, delimiter=",", quoted=True)
+
+
+def _tsv(path: Path, names: Sequence[str]):
+    return _delimited(path, names, delimiter="\t", quoted=False)
+
+
+_COLUMNS = {"csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "json": _json, "parquet": _parquet}

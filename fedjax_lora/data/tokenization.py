@@ -1,0 +1,190 @@
+"""Texts -> arrays of token ids, padded once, cached on disk."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.records import Split
+
+MULTIPLE = 8  # lengths are rounded up to a multiple: aligned shapes, fewer of them
+CHUNK = 10_000  # texts tokenised at a time: Python lists of ids take ten times the arrays' memory
+_CACHE_VERSION = 1
+
+
+class Tokens(NamedTuple):
+    """Tokenised examples; `E` examples, `T` tokens.
+
+    Attributes:
+      ids: `int32[E, T]`, padded on the right with the tokenizer's padding id.
+      types: `int32[E, T]`, 1 on the second text of a pair where the tokenizer marks it, else 0; of
+        a language task always 1 on what is learned, see `completions.encode`.
+      length: `int32[E]`, tokens of each example without padding; at least 1.
+      label: `int32[E]` class indices, or `float32[E]` scores.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+
+
+def encode(
+    split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | Path | None = None
+) -> Tokens:
+    """Tokenise a split.
+
+    `T` is the longest example's length rounded up to a multiple of `MULTIPLE`, but never more than
+    `max_length`. A text without any token (empty, for a tokenizer without special tokens) becomes
+    one padding token, so that pooling over an example never divides by zero.
+
+    Args:
+      split: texts, or pairs of texts.
+      tokenizer: a fast `transformers` tokenizer with a padding token.
+      max_length: longer examples are cut; of a pair, the longer text first.
+      cache_dir: folder of earlier results, found again by texts, tokenizer and length.
+
+    Raises:
+      InputError: no or a slow tokenizer, no padding token, or a length without room for text.
+    """
+    if tokenizer is None:
+        raise InputError("The model has no tokenizer; put its tokenizer.json beside its weights.")
+    _check(tokenizer, max_length, special=tokenizer.num_special_tokens_to_add(bool(split.pairs)))
+    arrays = cached(
+        split,
+        tokenizer,
+        max_length,
+        lambda: _tokenise(split, tokenizer, max_length),
+        cache_dir=cache_dir,
+    )
+    return Tokens(**arrays, label=split.labels)
+
+
+def cached(
+    split: Split,
+    tokenizer: Any,
+    max_length: int,
+    make: Callable[[], dict[str, np.ndarray]],
+    *,
+    cache_dir: str | Path | None,
+    what: Any = None,
+) -> dict[str, np.ndarray]:
+    """What ``make`` returns, found again by texts, tokenizer, length and ``what`` (JSON)."""
+    if cache_dir is None:
+        return make()
+    path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length, what)}.npz"
+    arrays = _read_cache(path, len(split.texts))
+    if arrays is None:
+        arrays = make()
+        _write_cache(path, arrays)
+    return arrays
+
+
+def _check(tokenizer: Any, max_length: int, *, special: int) -> None:
+    problems = []
+    if not getattr(tokenizer, "is_fast", False):
+        problems.append("it is not a fast tokenizer (save it with a tokenizer.json)")
+    if tokenizer.pad_token_id is None:
+        problems.append("it has no padding token (set tokenizer.pad_token, for example to eos)")
+    if max_length <= special:
+        problems.append(f"max_length {max_length} leaves no room beside {special} special tokens")
+    raise_all(f"Tokenizer {type(tokenizer).__name__}", problems)
+
+
+def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    for start in range(0, len(split.texts), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        batch = tokenizer(
+            split.texts[chunk],
+            split.pairs[chunk] if split.pairs is not None else None,
+            truncation="longest_first",
+            max_length=max_length,
+            padding=False,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        # Padding by hand: a tokenizer may be set to pad on the left.
+        ids += [np.array(row or [tokenizer.pad_token_id], np.int32) for row in batch["input_ids"]]
+        types += [np.array(row or [0], np.int32) for row in batch["token_type_ids"]]
+    return padded(ids, types, max_length, tokenizer.pad_token_id)
+
+
+def padded(
+    ids: list[np.ndarray], types: list[np.ndarray], max_length: int, fill: int
+) -> dict[str, np.ndarray]:
+    """The fields of `Tokens` without the label; ids are filled up with ``fill``, types with 0."""
+    length = np.array([len(row) for row in ids], np.int32)
+    longest = int(length.max(initial=1))
+    width = min(-(-longest // MULTIPLE) * MULTIPLE, max_length)
+    return {"ids": _pad(ids, width, fill), "types": _pad(types, width, 0), "length": length}
+
+
+def _pad(rows: list[np.ndarray], width: int, value: int) -> np.ndarray:
+    padded = np.full((len(rows), width), value, np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def _key(split: Split, tokenizer: Any, max_length: int, what: Any) -> str:
+    """Hash everything the arrays depend on: the texts, how they are cut up, and the length."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These two are set anew by every call and say nothing about the tokenizer.
+    for name in ("truncation", "padding"):
+        backend.pop(name, None)
+    digest = hashlib.sha256()
+    digest.update(
+        json.dumps(
+            [_CACHE_VERSION, backend, tokenizer.pad_token_id, tokenizer.truncation_side, max_length]
+            + ([] if what is None else [what])
+        ).encode()
+    )
+    for texts in (split.texts, split.pairs or []):
+        digest.update(f"\n{len(texts)}".encode())
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(f"\n{len(data)}:".encode() + data)
+    return digest.hexdigest()[:32]
+
+
+def _read_cache(path: Path, examples: int) -> dict[str, np.ndarray] | None:
+    """Return the cached arrays, or None if the file is absent, damaged or of another shape."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("ids", "types", "length")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    shapes = [arrays[name].shape for name in ("ids", "types", "length")]
+    good = shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[2] == (examples,)
+    good = good and shapes[0][0] == examples
+    return arrays if good and all(a.dtype == np.int32 for a in arrays.values()) else None
+
+
+def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write next to the target and rename, so that nobody ever reads half a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"The token cache {path.parent} cannot be written ({error}); set FEDJAX_LORA_CACHE to "
+            "another folder."
+        ) from error

@@ -1,0 +1,111 @@
+"""What a client minimises in a language task: the cross-entropy of its completions' tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora import lora
+from fedjax_lora.core.types import Array, Gain, Params, Trained
+from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
+
+Logits = Callable[[Params, Array], Array]
+
+CHUNK_NUMBERS = 2**23
+"""Logits that are made at a time for each client of a wave, 32 MiB of float32."""
+
+
+def causal_lm(
+    module: nn.Module,
+    lengths: Sequence[int],
+    *,
+    logits: Logits,
+    dropout: bool = False,
+    lora_dropout: float = 0.0,
+    chunk_numbers: int = CHUNK_NUMBERS,
+) -> Objective:
+    """Cross-entropy of the next token, where that token belongs to a completion.
+
+    The loss of a batch is the mean over all completion tokens of its valid examples: each token
+    weighs the same, however long its example, and prompts and padding weigh nothing. The outputs
+    are, per example, the fields of `Score`: ``float32[n, 3]``, sums over its completion's tokens.
+
+    Args:
+      module: called as ``module(ids, mask, deterministic=...)``; makes ``.hidden [n, t, h]``.
+      lengths: length buckets.
+      logits: ``(params, hidden [m, h]) -> float32[m, V]``, of the frozen vocabulary matrix.
+      dropout: use the model's own dropout rates in training.
+      lora_dropout: rate for the inputs of the trained components.
+      chunk_numbers: about as many logits exist at a time, in the backward pass too.
+    """
+
+    def forward(
+        base: Params,
+        trained: Trained,
+        gain: Gain,
+        batch: TokenBatch,
+        *,
+        deterministic: bool = True,
+        **options: Any,
+    ) -> Array:
+        params = {**base, "head": trained.head}
+        options["deterministic"] = deterministic
+        inputs = (batch.ids, batch.mask)
+        decoded = lora.apply(module, params, trained.adapter, gain, *inputs, **options)
+        learned = batch.mask[:, 1:] & (batch.types[:, 1:] > 0)
+        each = token_scores(
+            lambda hidden: logits(params, hidden),
+            decoded.hidden[:, :-1],
+            batch.ids[:, 1:],
+            chunk_numbers=chunk_numbers,
+        )
+        sums = [jnp.sum(jnp.where(learned, x, 0), axis=1) for x in each]
+        return jnp.stack([*sums, jnp.sum(learned, axis=1).astype(jnp.float32)], axis=1)
+
+    return make_objective(
+        forward,
+        lambda output, batch: Score(*output.T),
+        lengths,
+        dropout=dropout,
+        lora_dropout=lora_dropout,
+    )
+
+
+def token_scores(
+    logits: Callable[[Array], Array], hidden: Array, target: Array, *, chunk_numbers: int
+) -> tuple[Array, Array]:
+    """Cross-entropy of each token, and whether it is the likeliest, both ``float32[n, t]``.
+
+    Where they are many, logits are made for a part of the tokens at a time, and made again in the
+    backward pass.
+
+    Args:
+      logits: ``[m, h] -> float32[m, V]``.
+      hidden: the states that predict, ``[n, t, h]``.
+      target: the tokens predicted, ``int32[n, t]``.
+      chunk_numbers: logits of a part, about.
+    """
+    tokens, width = target.size, hidden.shape[-1]
+    vocabulary = jax.eval_shape(logits, hidden.reshape(tokens, width)).shape[-1]
+    size = max(1, min(tokens, chunk_numbers // vocabulary))
+    parts = -(-tokens // size)
+
+    def part(args: tuple[Array, Array]) -> tuple[Array, Array]:
+        states, wanted = args
+        z = logits(states)
+        own = jnp.take_along_axis(z, wanted[:, None], axis=1)[:, 0]
+        right = jnp.argmax(z, axis=1).astype(wanted.dtype) == wanted
+        return jax.nn.logsumexp(z, axis=1) - own, right.astype(jnp.float32)
+
+    if parts == 1:
+        loss, right = part((hidden.reshape(tokens, width), target.reshape(tokens)))
+        return loss.reshape(target.shape), right.reshape(target.shape)
+    fill = parts * size - tokens
+    states = jnp.pad(hidden.reshape(tokens, width), ((0, fill), (0, 0)))
+    wanted = jnp.pad(target.reshape(tokens), (0, fill))
+    inputs = (states.reshape(parts, size, width), wanted.reshape(parts, size))
+    made = jax.lax.map(jax.checkpoint(part), inputs)
+    loss, right = (x.reshape(parts * size)[:tokens].reshape(target.shape) for x in made)
+    return loss, right

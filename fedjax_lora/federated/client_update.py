@@ -1,0 +1,122 @@
+"""The first half of a round: broadcast and local training of a cohort."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fedjax_lora import lora
+from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.types import Array, Key, Params, Trained
+from fedjax_lora.federated.cohort import Mode, execute
+from fedjax_lora.federated.local_training import Clients, Report, Train
+from fedjax_lora.federated.shape_checks import check_start
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.base import Cohort, Method, Start
+
+
+class Local(NamedTuple):
+    """A cohort after its local training."""
+
+    start: Start
+    clients: Clients  # what they trained from
+    mine: ClientStore  # the clients' part of the store, before the round
+    trained: Trained  # [c, ...]
+    report: Report
+
+
+LocalFn = Callable[..., Local]
+
+
+def cohort_of(template: Template, plan: Plan, weight: Array, key: Key) -> Cohort:
+    """The cohort of a plan as methods see it, with these weights."""
+    scale = jnp.broadcast_to(jnp.asarray(template.scale(plan.rank), jnp.float32), plan.rank.shape)
+    method_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 0)
+    return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
+
+
+def make_local(
+    method: Method,
+    template: Template,
+    train: Train,
+    *,
+    heads: Head = "average",
+    mode: Mode = "vmap",
+    wave: int = 1,
+    mesh: Mesh | None = None,
+) -> LocalFn:
+    """The first half of a round, for the arguments of `make_round`: broadcast, local training.
+
+    Returns:
+      ``locally(base, data, state, plan, key) -> Local``, to be compiled as part of something; in
+      mode ``loop`` its parts are compiled.
+    """
+    run_cohort = execute(train, mode=mode, wave=wave, mesh=mesh)
+
+    def begin(state: FederatedState, plan: Plan, key: Key) -> tuple[Start, Clients, ClientStore]:
+        mine = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
+        start = method.broadcast(
+            state.server, mine.method, cohort_of(template, plan, plan.weight, key)
+        )
+        count = plan.id.shape[0]
+        check_start(start, template, count)
+        head = mine.head
+        if heads != "local":
+            head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
+        learns = jax.tree.map(
+            lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), heads != "frozen"), head
+        )
+        training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
+        keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
+        params, trainable = trained_from(start, head, learns)
+        clients = Clients(params, start.gain, trainable, plan.rank, plan.batches, keys)
+        return start, clients, mine
+
+    def choose(
+        state: FederatedState,
+        plan: Plan,
+        key: Key,
+        start: Start,
+        clients: Clients,
+        mine: ClientStore,
+        probed: Trained,
+    ) -> tuple[Start, Clients]:
+        weight = jnp.where(all_finite(probed), plan.weight, 0.0)
+        assert method.select is not None
+        start = method.select(
+            state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
+        )
+        params, trainable = trained_from(start, clients.params.head, clients.trainable.head)
+        return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
+
+    def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
+        start, clients, mine = begin(state, plan, key)
+        full = with_kernels(base, state.server.kernels)
+        if method.select is not None:
+            probed, _ = run_cohort(full, data, clients, plan.rate)
+            start, clients = choose(state, plan, key, start, clients, mine, probed)
+        trained, report = run_cohort(full, data, clients, plan.rate)
+        need_same("What local training returns", trained, clients.params)
+        return Local(start, clients, mine, trained, report)
+
+    if mode == "loop":
+        begin, choose = jax.jit(begin), jax.jit(choose)
+    return locally
+
+
+def trained_from(start: Start, head: Params, learns: Params) -> tuple[Trained, Trained]:
+    """What clients begin with, and what of it they train; coefficients where either factor is."""
+    trains = lora.masked_components(start.trainable) if start.coefficients else ()
+    return (
+        Trained(start.adapter, head, start.coefficients),
+        Trained(start.trainable, learns, trains),
+    )
+
+
+def all_finite(tree: Any) -> Array:
+    """Which clients have only finite values, over leaves ``[c, ...]``: ``bool[c]``."""
+    each = [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(each), axis=0)

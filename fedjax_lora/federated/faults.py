@@ -1,0 +1,84 @@
+"""What goes wrong with drawn clients before anything is sent, decided on the host, as data.
+
+A fault is a function from (a generator, the local steps a client has before it) to the steps it
+takes; 0 means that it does not answer. The generator belongs to (seed, round, client), so that a
+resumed run has the faults of the first one. A new fault is one function and one row of `FAULTS`.
+"""
+
+import fractions
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+
+Fault = Callable[[np.random.Generator, int], int]
+
+
+def dropout(*, probability: float) -> Fault:
+    """A drawn client receives the model and, with this probability, never answers."""
+    _need_share("dropout", probability=probability)
+    return lambda rng, steps: 0 if rng.random() < probability else steps
+
+
+def stragglers(*, share: float, work: float | None = None) -> Fault:
+    """With probability ``share`` a client sends what it has after fewer steps than it should take.
+
+    Its weight stays what it was, the number of its examples: partial work counts like whole work.
+    A client of one step cannot be slower.
+
+    Args:
+      share: the probability; the same for all clients and rounds.
+      work: part of its steps that a straggler takes, rounded up; by default their number is drawn,
+        from one to one less than all.
+
+    Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), arXiv 1812.06127, who
+    draw epochs where these are steps.
+    """
+    _need_share("stragglers", share=share)
+    if work is not None and not 0 < work <= 1:
+        raise InputError(f"Fault 'stragglers' needs work above 0 and at most 1, got {work}.")
+
+    def fault(rng: np.random.Generator, steps: int) -> int:
+        if rng.random() >= share or steps < 2:
+            return steps
+        if work is None:
+            return int(rng.integers(1, steps))
+        # As the decimal number it is written as: in floating point 0.07 * 100 is above 7.
+        return math.ceil(fractions.Fraction(str(work)) * steps)
+
+    return fault
+
+
+FAULTS: dict[str, Callable[..., Fault]] = {"dropout": dropout, "stragglers": stragglers}
+"""What can go wrong with a drawn client."""
+
+
+def make_faults(given: Sequence[str]) -> tuple[Fault, ...]:
+    """The faults named by specs such as ``"dropout(probability=0.1)"``, in their order.
+
+    Raises:
+      InputError: an unknown fault or option, or a value out of range.
+    """
+    return tuple(registry.build(spec, FAULTS, "fault") for spec in given)
+
+
+def steps_taken(faults: Sequence[Fault], steps: int, *, draw: Sequence[int]) -> int:
+    """The steps that are left of a client's, after all faults.
+
+    Args:
+      faults: in the order in which they happen.
+      steps: those of a client with whom nothing goes wrong.
+      draw: what its random draws belong to: seed, round, client.
+    """
+    for n, fault in enumerate(faults):
+        steps = fault(np.random.default_rng([*draw, n]), steps)
+    return steps
+
+
+def _need_share(name: str, **options: float) -> None:
+    for option, value in options.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"Fault {name!r} needs {option} from 0 to 1, got {value}.")

@@ -1,0 +1,129 @@
+"""The host's side of a federation: who has which examples and ranks, and each round's plan.
+
+Every choice is drawn from (seed, round, client id), never from a running generator, so any round
+can be planned without the ones before it and a resumed run plans what the first one would have.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import batching
+from fedjax_lora.federated import Plan
+from fedjax_lora.federated.faults import Fault, steps_taken
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Federation:
+    """All clients and how they train; makes plans."""
+
+    members: Sequence[np.ndarray]  # per client, its rows of the training data
+    length: np.ndarray  # int[E], tokens of each example
+    cohort: int  # clients drawn per round
+    padded: int  # cohort size with absent clients added
+    batch: int
+    epochs: int
+    max_steps: int | None
+    by_length: bool
+    seed: int
+    least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
+    faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
+    amount: np.ndarray | None = None  # float[E], an example's part of its client's weight, or all 1
+
+    def __post_init__(self) -> None:
+        if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
+            raise InputError(
+                f"Clients {empty[:10]} have no training examples; ask for fewer clients."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps to which all plans are padded: those of the client with the most, or more."""
+        return max(self.due(max(len(own) for own in self.members)), self.least_steps)
+
+    def due(self, examples: int) -> int:
+        """The local steps of a client with so many examples, if nothing goes wrong with it."""
+        return batching.local_steps(
+            examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
+        )
+
+    def _weight(self, own: np.ndarray) -> float:
+        return float(len(own) if self.amount is None else self.amount[own].sum())
+
+    def sample(self, round: int) -> np.ndarray:
+        """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
+        rng = np.random.default_rng([self.seed, 0, round])
+        return rng.choice(len(self.members), size=self.cohort, replace=False)
+
+    def parts(self, ids: np.ndarray) -> list[np.ndarray]:
+        """Some clients in parts no larger than a cohort, those of about the same size together."""
+        size = np.array([len(self.members[k]) for k in ids])
+        ids = ids[np.argsort(-size, kind="stable")]
+        return [ids[at : at + self.cohort] for at in range(0, len(ids), self.cohort)]
+
+    def plan(
+        self, round: int, rank: np.ndarray, rate: float, *, ids: np.ndarray | None = None
+    ) -> Plan:
+        """What happens in a round.
+
+        Clients are ordered by their number of steps, so that those trained together in a wave have
+        about as many. Those who do not answer have no steps and no weight. Absent clients (to fill
+        waves and devices) come last, with id `N`.
+
+        Args:
+          round: counted from 0.
+          rank: ``int[N]``, ranks of all clients.
+          rate: learning rate of the round.
+          ids: who takes part, at most a cohort, and nothing goes wrong with them; by default those
+            drawn for the round.
+        """
+        faults = self.faults if ids is None else ()
+        ids = self.sample(round) if ids is None else ids
+        size = np.array([len(self.members[k]) for k in ids])
+        own_draw = [(self.seed, 4, round, k) for k in ids]
+        steps = np.array(
+            [steps_taken(faults, self.due(n), draw=d) for n, d in zip(size, own_draw, strict=True)]
+        )
+        order = np.lexsort((-size, -steps))
+        ids, size, steps = ids[order], size[order], steps[order]
+        absent = self.padded - len(ids)
+        members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
+        rngs = [np.random.default_rng([self.seed, 1, round, k]) for k in ids]
+        work = batching.client_batches(
+            members,
+            self.length,
+            batch=self.batch,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            padded_steps=self.steps,
+            rngs=rngs + rngs[:1] * absent,
+            by_length=self.by_length,
+        )
+        fill = np.full(absent, len(self.members))
+        amount = np.array([self._weight(own) for own in members])
+        weight = np.where(np.concatenate([steps, np.zeros(absent)]) > 0, amount, 0)
+        return Plan(
+            id=np.concatenate([ids, fill]).astype(np.int32),
+            rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
+            weight=weight.astype(np.float32),
+            batches=batching.cut(work, np.concatenate([steps, np.zeros(absent)])),
+            rate=np.float32(rate),
+            round=np.int32(round),
+        )
+
+    def drawn(self, plan: Plan) -> np.ndarray:
+        """Who of a plan's clients receives the model, ``bool[c]``: all but the absent."""
+        return plan.id < len(self.members)
+
+    def events(self, plan: Plan) -> dict[str, list[int]]:
+        """What goes wrong before anything is sent: ids by what happens, ascending."""
+        drawn, steps = self.drawn(plan), plan.batches.steps
+        due = np.array([self.due(len(self.members[k])) for k in plan.id[drawn]])
+        late = (steps[drawn] > 0) & (steps[drawn] < due)
+        dropped = plan.id[drawn & (plan.weight == 0)]
+        return {
+            "dropped": np.sort(dropped).tolist(),
+            "stragglers": np.sort(plan.id[drawn][late]).tolist(),
+        }

@@ -1,0 +1,54 @@
+"""Which client gets which rank: at the start, and where clients are scored, later."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.federated.ranks.base import Allocation, Population
+from fedjax_lora.federated.ranks.loss_based import loss_based
+from fedjax_lora.federated.ranks.schedule import Review, Scores
+from fedjax_lora.federated.ranks.static import budget, by_quality, fixed, random, table, tiers
+
+ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
+    "fixed": fixed,
+    "tiers": tiers,
+    "random": random,
+    "table": table,
+    "by_quality": by_quality,
+    "budget": budget,
+    "loss_based": loss_based,
+}
+
+
+def allocate(
+    spec: str, *, clients: int, seed: int, quality: np.ndarray | None = None, component_size: int
+) -> Allocation:
+    """The ranks of all clients at the start, and how they change.
+
+    Args:
+      spec: the rule with its options.
+      clients: `N`.
+      seed: of the run.
+      quality: ``bool[N]``, from the partition ``quality(...)``.
+      component_size: numbers in one component, see `fedjax_lora.lora.Template`.
+
+    >>> spec = "tiers(ranks=[4, 16], shares=[0.75, 0.25])"
+    >>> allocate(spec, clients=8, seed=0, component_size=1).ranks.tolist()
+    [4, 4, 16, 4, 16, 4, 4, 4]
+
+    Raises:
+      InputError: unknown rule or option, a rank below 1 or not an integer.
+    """
+    population = Population(clients, seed, quality, component_size)
+    made = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
+    every = made.possible
+    if not np.issubdtype(every.dtype, np.integer) or every.min() < 1 or every.max() >= 2**31:
+        raise InputError(
+            f"Rank allocation {spec!r} gives ranks that are not integers of at least 1."
+        )
+    return made._replace(ranks=made.ranks.astype(np.int32))
+
+
+__all__ = ["ALLOCATIONS", "Allocation", "Population", "Review", "Scores", "allocate"]

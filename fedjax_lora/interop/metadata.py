@@ -1,0 +1,105 @@
+"""What a folder must say besides the tensors, so that its model can be used without its run."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+from typing import Any
+
+from fedjax_lora.core.atomic_io import read_json
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.registry import fits
+
+FILE = "fedjax_lora.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """How texts are read, what the outputs mean, and where the model comes from.
+
+    Attributes:
+      base: the base model: an alias, a checkpoint folder or a hub id.
+      base_sha256: fingerprint of the base's parameters.
+      layers: how many layers of the base are used; None for all.
+      storage: how the base's matrices were kept, as in `fedjax_lora.runs.config.ModelConfig`.
+      pooling: as in `fedjax_lora.runs.config.ModelConfig`.
+      max_length: tokens that texts are cut to.
+      classes: names in the order of the outputs; empty for a regression task and for text.
+      language: whether the model writes text.
+      prompt_format: of a language model, a name of `fedjax_lora.data.prompts.FORMATS` or "auto".
+      answer_tokens: the most tokens that a language model is asked to write.
+      pair: whether an example is two texts.
+      task: name of the task.
+      metric: of the task.
+      hub: id of the data on the hub, or "".
+      training: how it was trained, in words, for the model card.
+      results: the numbers of the last evaluation, by name; None for what is not finite.
+    """
+
+    base: str
+    base_sha256: str
+    layers: int | None = None
+    storage: str = "float32"
+    pooling: str = "family"
+    max_length: int = 64
+    classes: tuple[str, ...] = ()
+    language: bool = False
+    prompt_format: str = "auto"
+    answer_tokens: int = 128
+    pair: bool = False
+    task: str = ""
+    metric: str = "accuracy"
+    hub: str = ""
+    training: dict[str, str] = dataclasses.field(default_factory=dict)
+    results: dict[str, float | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the one output is a score."""
+        return not self.classes and not self.language
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Write ``fedjax_lora.json``."""
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def read(folder: pathlib.Path) -> About | None:
+    """What a folder says about itself; None if it has no ``fedjax_lora.json``.
+
+    Raises:
+      InputError: the file is damaged, has unknown fields or values of the wrong kind.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must hold one JSON object.")
+    hints = typing.get_type_hints(About)
+    needed = {"base", "base_sha256"} - set(values)
+    raise_all(
+        f"{file} cannot be used",
+        [
+            *(f"{name} is missing" for name in sorted(needed)),
+            *(f"{name} is unknown" for name in sorted(set(values) - set(hints))),
+            *(
+                f"{name} cannot be {value!r}"
+                for name, value in values.items()
+                if name in hints and not _good(name, value, hints[name])
+            ),
+        ],
+    )
+    checked: dict[str, Any] = values | {"classes": tuple(values.get("classes", ()))}
+    return About(**checked)
+
+
+def _good(name: str, value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is dict:
+        kind = typing.get_args(hint)[1]
+        return isinstance(value, dict) and all(fits(x, kind) for x in value.values())
+    if name in ("layers", "max_length", "answer_tokens") and isinstance(value, int) and value < 1:
+        return False
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(x, str) for x in value)
+    return fits(value, hint)

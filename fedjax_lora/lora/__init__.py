@@ -1,0 +1,44 @@
+"""LoRA as pure functions over trees: where adapters go, their factors, and how they are applied."""
+
+from fedjax_lora.core.types import Adapter, Gain
+from fedjax_lora.lora.apply import apply, low_rank_term
+from fedjax_lora.lora.params import (
+    delta,
+    deltas,
+    factor_mask,
+    fold,
+    init,
+    keep,
+    masked_components,
+    merge,
+    prefix_mask,
+    spread,
+    times,
+    uniform_gain,
+)
+from fedjax_lora.lora.spec import PRESETS, SCALES, Site, Template, make_template, parameter_count
+
+__all__ = [
+    "PRESETS",
+    "SCALES",
+    "Adapter",
+    "Gain",
+    "Site",
+    "Template",
+    "apply",
+    "delta",
+    "deltas",
+    "factor_mask",
+    "fold",
+    "init",
+    "keep",
+    "low_rank_term",
+    "make_template",
+    "masked_components",
+    "merge",
+    "parameter_count",
+    "prefix_mask",
+    "spread",
+    "times",
+    "uniform_gain",
+]

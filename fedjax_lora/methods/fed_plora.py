@@ -1,0 +1,137 @@
+"""Fed-PLoRA: LoRA as parallel one-rank modules, of which each client trains a few per round."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora
+from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    INDEX_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    plain_server,
+    whole_start,
+)
+
+Selection = Literal["random", "prefix", "round_robin", "importance"]
+
+
+def select(cohort: Cohort, key: Key, importance: Array, *, selection: Selection) -> Array:
+    """Which `r` of the `R` modules each client trains this round: ``bool[c, R]``.
+
+    ``random`` draws them uniformly without repetition from (key, client id); ``prefix`` takes the
+    first `r`; ``round_robin`` takes `r` in a row, moving on by `r` every round, from a position
+    that differs between clients; ``importance`` takes the `r` largest of ``importance: [R]``.
+    """
+    rank, ids, round, most = cohort.rank, cohort.id, cohort.round, importance.shape[0]
+    place = jnp.broadcast_to(jnp.arange(most)[None], (rank.shape[0], most))
+    if selection == "random":
+        score = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (most,)))(ids)
+        place = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
+    elif selection == "importance":
+        place = jnp.broadcast_to(jnp.argsort(jnp.argsort(-importance))[None], place.shape)
+    elif selection == "round_robin":
+        place = (place - ((round + ids) * rank)[:, None]) % most
+    return place < rank[:, None]
+
+
+def module_norms(pair: LoRA) -> Array:
+    """``||a_j b_j||_F`` of each one-rank module, ``[..., R]``."""
+    return jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
+
+
+def fed_plora(
+    template: Template,
+    *,
+    selection: Selection = "random",
+    indices: Literal["global", "layer"] = "global",
+    weights: Weights = "uniform",
+) -> Method:
+    """Fed-PLoRA with Select-N-Fold: all `R` modules act, each client trains `r` of them.
+
+    Client `k` draws a set ``K_k`` of ``r_k`` of the `R` modules, folds the others into its frozen
+    weight, ``W + sum_{j not in K_k} s a_j b_j``, and trains those in ``K_k``; module `j` becomes
+    the mean over the clients that trained it, and keeps its value bit for bit if nobody did.
+    Folding is done here as *active but not trainable*, the same function without a copy of the
+    base. Every client begins at the global model, so there is no initialisation noise.
+
+    Fed-PrsLoRA is the same method with the rank-stabilised scale ``alpha/sqrt(R)`` (config
+    ``lora.scale``).
+
+    The identity needs one scale for all clients; under a per-client rule such as ``alpha/r`` the
+    server's scale is used, since a client holds all `R` modules.
+
+    Args:
+      template: the sites.
+      selection: how the modules are chosen, see `select`. The paper draws them at random and
+        compares other rules that are not known here. ``importance`` goes by the norm of the
+        server's module, which at the start is zero for all (the first `r` are taken), and keeps
+        choosing what has been trained before.
+      indices: one set for all layers, or one per layer and site. The paper does not say; one set
+        costs `r` indices of traffic and lets modules of different layers train together. Indices
+        are sent only with ``random``: the other rules follow from what the server knows.
+      weights: of the mean over a module's owners. The paper's bound is written with equal ones.
+
+    Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
+    """
+
+    def choose(server: Server, cohort: Cohort) -> Gain:
+        size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
+        if indices == "global":
+            total = sum(jnp.sum(x.reshape(-1, template.rank), axis=0) for x in size.values())
+            chosen = select(cohort, cohort.key, jnp.asarray(total), selection=selection)
+            return lora.spread(template, chosen)
+        masks = {}
+        for n, site in enumerate(template.sites):
+            key = jax.random.fold_in(cohort.key, n)
+            own = size[site.path].reshape(-1, template.rank)  # [L or 1, R]
+            drawn = [
+                select(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
+                for layer in range(own.shape[0])
+            ]
+            masks[site.path] = jnp.stack(drawn, axis=1) if site.stack else drawn[0]
+        return lora.spread(template, masks)
+
+    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+        trainable = lora.factor_mask(choose(server, cohort))
+        return whole_start(template, server, cohort, trainable)
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        trained = {path: mask.b[..., 0] for path, mask in start.trainable.items()}
+        present = cohort.weight > 0
+        owned = {
+            path: mask & present.reshape(-1, *(1,) * (mask.ndim - 1))
+            for path, mask in trained.items()
+        }
+        weight = {path: owner_shares(cohort.weight, mask, weights) for path, mask in owned.items()}
+        kept = {path: jnp.any(mask, axis=0) for path, mask in owned.items()}
+        adapter = keep_unowned(combine(result, weight), server.adapter, kept)
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    sets = 0 if selection != "random" else template.matrices if indices == "layer" else 1
+
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+        rank = rank.astype(np.int64)
+        one = template.component_size * FLOAT_BYTES
+        up, exact = rank * (one + sets * INDEX_BYTES), rank * sets * INDEX_BYTES
+        return Traffic(up=up, down=np.full_like(up, template.rank * one), exact=exact)
+
+    return Method(
+        init=plain_server,
+        broadcast=broadcast,
+        aggregate=aggregate,
+        traffic=traffic,
+        averages=True,
+    )

@@ -1,0 +1,71 @@
+"""Methods that stack the clients' factors and add the product to the base."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.core.types import Adapter, Kernels
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    truncated_start,
+)
+from fedjax_lora.methods.svd import weighted_stack
+
+
+def flora(
+    template: Template,
+    *,
+    weights: Weights = "examples",
+    init: Literal["kaiming", "gaussian"] = "kaiming",
+) -> Method:
+    """FLoRA: the stack of all factors is merged into the base, adapters start afresh each round.
+
+    ``W <- W + [p_1 s_1 a_1 ... p_K s_K a_K] [b_1; ...; b_K] = W + sum_k p_k s_k a_k b_k`` exactly,
+    for any ranks; only one factor carries the weights. The next round begins with a new random
+    ``a`` and ``b = 0``, so a round's first gradient of ``a`` is zero. Every participant downloads
+    the stack of the whole cohort. The fresh ``a`` is one random matrix per round, cut to each
+    client's rank (whether clients share it does not change what the server computes).
+
+    Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
+    Adaptations", arXiv 2409.05976.
+    """
+
+    def init_server(adapter: Adapter, kernels: Kernels) -> Server:
+        # What is learnt is in the kernels: between rounds the adapter is always zero.
+        learnt = lora.deltas(adapter, lora.uniform_gain(template))
+        kernels = {path: x + learnt[path].astype(x.dtype) for path, x in kernels.items()}
+        return Server(jax.tree.map(jnp.zeros_like, adapter), kernels)
+
+    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0), method=init)
+        return truncated_start(template, server._replace(adapter=fresh), cohort)
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        share = shares(cohort.weight, weights)
+        kernels = {}
+        for path, pair in result.items():
+            stacks = weighted_stack(pair, start.gain[path], share)
+            kernel = server.kernels[path]
+            kernels[path] = kernel + linalg.matmul(*stacks).astype(kernel.dtype)
+        return Outcome(server._replace(kernels=kernels), clients, cohort.rank)
+
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+        size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
+        stack = int(size.sum())
+        return Traffic(up=size, down=np.full_like(size, stack), common=stack)
+
+    return Method(init=init_server, broadcast=broadcast, aggregate=aggregate, traffic=traffic)

@@ -1,0 +1,126 @@
+"""FLoRIST: the SVD of the stack keeps as many components as the energy asks for."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    plain_server,
+)
+from fedjax_lora.methods.svd import (
+    Sigma,
+    each_layer,
+    if_anybody,
+    only_adapted,
+    rescaled_start,
+    split,
+    weighted_stack,
+)
+
+
+def florist(
+    template: Template,
+    *,
+    threshold: float = 0.9,
+    weights: Weights = "examples",
+    sigma: Sigma = "b",
+) -> Method:
+    """FLoRIST: mean of the products cut at the smallest rank that keeps a share of its energy.
+
+    ``M = sum_k p_k s_k a_k b_k = U S V^T``; in each layer the `p` leading components stay, `p` the
+    smallest with ``sum_{j < p} S_j^2 >= threshold * sum_j S_j^2``, at most `R`; singular values
+    are not shrunk. Everybody gets this one adapter, cut to or filled up to its own rank.
+
+    The paper fills up with zeros. A component whose two factors are both zero has no gradient and
+    would never learn again, so here its `a` is drawn afresh and only its `b` is zero, which leaves
+    the function as it is.
+
+    Args:
+      template: the sites.
+      threshold: share of the energy to keep; with 1 the product is FlexLoRA's.
+      weights: of the mean.
+      sigma: the factor that carries the singular values (not known from the paper; as FlexLoRA).
+
+    "FLoRIST: Singular Value Thresholding for Efficient and Accurate Federated Fine-Tuning of Large
+    Language Models", arXiv 2506.09199.
+
+    Raises:
+      InputError: threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"Method 'florist' needs a threshold in (0, 1], got {threshold}.")
+
+    def init(adapter: Adapter, kernels: Kernels) -> Server:
+        # Components in use, per layer: all of a fresh adapter.
+        used = {s.path: jnp.full(s.stack, template.rank, jnp.int32) for s in template.sites}
+        return plain_server(adapter, kernels)._replace(state=used)
+
+    def layer(a: Array, b: Array, gain: Array, share: Array, fresh: Array) -> tuple[LoRA, Array]:
+        stacks = weighted_stack(LoRA(a, b), gain, share)
+        widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
+        u, s, vt = linalg.svd(stacks, max(widest, template.rank))
+        used = jnp.minimum(components_kept(s, threshold), template.rank)
+        u, s, vt = (x[..., : template.rank] for x in (u, s, vt.mT))
+        new = split(u, s / template.server_scale, vt.mT, sigma)
+        mask = lora.prefix_mask(used, template.rank)
+        cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
+        return cut, used
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        share = shares(cohort.weight, weights)
+        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0))
+        share = jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
+        done = {
+            path: each_layer(layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))
+            for path, pair in result.items()
+        }
+        adapter = only_adapted(template, {path: pair for path, (pair, _) in done.items()})
+        used = {path: number for path, (_, number) in done.items()}
+        new = server._replace(adapter=adapter, state=used)
+        return Outcome(if_anybody(cohort, new, server), clients, cohort.rank)
+
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+        rank = rank.astype(np.int64)
+        down = np.zeros_like(rank)
+        for site in template.sites:
+            used = np.atleast_1d(np.asarray(server.state[site.path]))
+            for number in used[list(site.layers) if site.layers else slice(None)]:
+                down += np.minimum(rank, number) * (site.inputs + site.outputs) * FLOAT_BYTES
+        return Traffic(up=rank * template.component_size * FLOAT_BYTES, down=down)
+
+    return Method(
+        init=init,
+        broadcast=lambda server, clients, cohort: rescaled_start(template, server, cohort),
+        aggregate=aggregate,
+        traffic=traffic,
+    )
+
+
+def components_kept(s: Array, threshold: float) -> Array:
+    """The smallest number of leading values that keep the share of the energy: ``int32[...]``.
+
+    Args:
+      s: singular values, descending, ``[..., k]``.
+      threshold: share of ``sum s^2``.
+    """
+    energy = jnp.square(s)
+    beyond = jnp.flip(jnp.cumsum(jnp.flip(energy, -1), -1), -1)  # from component j on
+    total = beyond[..., :1]
+    return jnp.sum(beyond > (1 - threshold) * total, axis=-1).astype(jnp.int32)

@@ -1,0 +1,143 @@
+"""LoRA-A2: one factor per round, and each client sends the components that moved most."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, combine, shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    INDEX_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    plain_server,
+    whole_start,
+)
+from fedjax_lora.methods.fed_plora import module_norms
+
+
+def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
+    """LoRA-A2: alternating factors, and of all components the ones that move most.
+
+    All clients hold all `R` components. In even rounds `b` is trained and `a` is fixed, in odd
+    rounds the reverse. A client of rank `r` first trains everything as a probe; component `j` of
+    a layer scores ``||a_j|| ||change of b_j||`` (in the other phase with the roles exchanged); the
+    ``r M`` highest over all `M` adapted matrices together are then trained from the start again and
+    sent. The server adds ``sum_k p_k change_k``: weights are not renormalised over the clients that
+    chose a component. No initialisation noise, and in the fixed factor no aggregation noise.
+
+    Args:
+      template: the sites.
+      b_rate: the learning rate of `b` over that of `a`; 5 in the paper.
+      weights: of the mean.
+
+    The probe takes as long as the local training itself (one epoch in the paper, whose local
+    training has five). Bytes are those of components of average size where adapted layers differ;
+    down, of the factor that the round before has changed.
+
+    Koo et al., "Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous
+    Clients", arXiv 2410.22815.
+
+    Raises:
+      InputError: b_rate not above 0.
+    """
+    if not b_rate > 0:
+        raise InputError(f"Method 'lora_a2' needs a b_rate above 0, got {b_rate}.")
+
+    def trains_b(round: Any) -> Any:
+        return round % 2 == 0
+
+    def trainable(cohort: Cohort, components: Gain) -> Adapter:
+        b = trains_b(cohort.round)
+        return lora.factor_mask(components, a=~b, b=b)
+
+    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+        everything = jnp.ones((cohort.rank.shape[0], template.rank), bool)
+        trained = trainable(cohort, lora.spread(template, everything))
+        return whole_start(template, server, cohort, trained)
+
+    def select(
+        server: Server, clients: Any, cohort: Cohort, start: Start, probed: Adapter
+    ) -> Start:
+        change = jax.tree.map(jnp.subtract, probed, start.adapter)
+        b = trains_b(cohort.round)
+        scores = {
+            path: module_norms(
+                LoRA(
+                    jnp.where(b, pair.a, change[path].a),
+                    jnp.where(b, change[path].b, pair.b),
+                )
+            )
+            for path, pair in start.adapter.items()
+        }
+        chosen = highest(template, scores, cohort.rank * template.matrices)
+        return start._replace(trainable=trainable(cohort, chosen))
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        change = jax.tree.map(jnp.subtract, result, start.adapter)  # zero where not chosen
+        share = jnp.broadcast_to(
+            shares(cohort.weight, weights)[:, None], (cohort.rank.shape[0], template.rank)
+        )
+        adapter = jax.tree.map(jnp.add, server.adapter, combine(change, share))
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+        rank = rank.astype(np.int64)
+        before, one = template.factor_sizes
+        if not trains_b(round):
+            before, one = one, before
+        index = rank * template.matrices * INDEX_BYTES
+        up = rank * one * FLOAT_BYTES + index
+        down = np.full_like(up, template.rank * before * FLOAT_BYTES)
+        return Traffic(up=up, down=down, exact=index, factors=1)
+
+    return Method(
+        init=plain_server,
+        broadcast=broadcast,
+        aggregate=aggregate,
+        traffic=traffic,
+        select=select,
+        rates=Rates(b=b_rate),
+        averages=True,
+    )
+
+
+def highest(template: Template, scores: Gain, count: Array) -> Gain:
+    """The components with the highest scores over all adapted matrices together.
+
+    Args:
+      template: the sites.
+      scores: ``[c, (L,) R]`` per path.
+      count: how many each client takes, ``int32[c]``; of equal scores the first.
+
+    Returns:
+      ``bool[c, (L,) R]`` per path.
+    """
+    adapted = lora.spread(template, jnp.ones(template.rank, bool))
+    flat = jnp.concatenate(
+        [
+            jnp.where(adapted[path][None], x, -jnp.inf).reshape(x.shape[0], -1)
+            for path, x in scores.items()
+        ],
+        axis=1,
+    )
+    place = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1)
+    taken = place < count[:, None]
+    masks, at = {}, 0
+    for path, x in scores.items():
+        size = x[0].size
+        masks[path] = taken[:, at : at + size].reshape(x.shape)
+        at += size
+    return lora.spread(template, masks)

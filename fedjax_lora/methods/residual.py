@@ -1,0 +1,153 @@
+"""Methods that average factors and then correct the average by what it misses of the products.
+
+``sum_k p_k s a_k b_k - s a b = sum_k p_k s a_k (b_k - b)`` for the means `a` and `b`. The right
+side is a product of two stacks, and exact also where the two terms on the left nearly cancel.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora.core import linalg
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
+from fedjax_lora.methods.base import (
+    FLOAT_BYTES,
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    Traffic,
+    need_equal_ranks,
+    plain_server,
+    symmetric_traffic,
+    truncated_start,
+)
+from fedjax_lora.methods.svd import weighted_stack
+
+
+def _means(
+    template: Template, cohort: Cohort, result: Adapter, weights: Weights
+) -> tuple[Adapter, Array]:
+    """The mean factors, zero beyond the clients' rank, and the weights ``[c]``."""
+    share = shares(cohort.weight, weights)
+    own = owners(cohort, template.rank)
+    return combine(result, jnp.where(own, share[:, None], 0.0)), share
+
+
+def _residual(pair: LoRA, mean: LoRA, gain: Array, share: Array) -> LoRA:
+    """The mean product minus the product of the means, as two stacks."""
+    return weighted_stack(LoRA(pair.a, pair.b - mean.b[None]), gain, share)
+
+
+def fedex_lora(
+    template: Template, *, residual_rank: int = 0, weights: Weights = "examples"
+) -> Method:
+    """FedEx-LoRA: averaged factors, and what they miss added to the base.
+
+    ``a = sum_k p_k a_k``, ``b = sum_k p_k b_k``, ``W <- W + sum_k p_k s a_k b_k - s a b``: exact,
+    and clients go on from the averaged factors. All clients have one rank.
+
+    Args:
+      template: the sites.
+      residual_rank: send and add only so many leading singular components of the residual; 0 for
+        all of it, as ``K r`` components or as a matrix, whichever is smaller.
+      weights: of the means. The paper writes them equal; the identity holds for any.
+
+    Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of
+    Foundation Models", arXiv 2410.09432.
+
+    Raises:
+      InputError: a negative rank.
+    """
+    if residual_rank < 0:
+        raise InputError(f"Method 'fedex_lora' needs residual_rank >= 0, got {residual_rank}.")
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        mean, share = _means(template, cohort, result, weights)
+        kernels = {}
+        for path, pair in result.items():
+            left, right = _residual(pair, mean[path], start.gain[path], share)
+            if residual_rank:
+                u, s, vt = linalg.svd(LoRA(left, right), residual_rank)
+                left, right = u * s[..., None, :], vt
+            kernel = server.kernels[path]
+            kernels[path] = kernel + linalg.matmul(left, right).astype(kernel.dtype)
+        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        adapter = keep_unowned(mean, server.adapter, owned)
+        return Outcome(server._replace(adapter=adapter, kernels=kernels), clients, cohort.rank)
+
+    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+        rank = rank.astype(np.int64)
+        most = int(rank.sum())
+        components = min(residual_rank or most, most)
+        residual = FLOAT_BYTES * sum(
+            s.adapted * min(components * (s.inputs + s.outputs), s.inputs * s.outputs)
+            for s in template.sites
+        )
+        up = rank * template.component_size * FLOAT_BYTES
+        return Traffic(up=up, down=up + residual, common=residual)
+
+    return Method(
+        init=Server,
+        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        aggregate=aggregate,
+        traffic=traffic,
+        check=need_equal_ranks("fedex_lora", "the heterogeneous, equally exact 'flora'"),
+    )
+
+
+def lora_fair(
+    template: Template, *, penalty: float = 0.01, weights: Weights = "examples"
+) -> Method:
+    """LoRA-FAIR: averaged factors, `b` corrected towards the mean of the products.
+
+    ``b + d`` with ``d`` the minimiser of ``||M - s a (b + d)||_F^2 + penalty ||d||_F^2``, where
+    ``M = sum_k p_k s a_k b_k``: ``d = (s^2 a^T a + penalty)^-1 s a^T (M - s a b)``. The base is
+    not touched. All clients have one rank.
+
+    Args:
+      template: the sites.
+      penalty: holds `b` near the average: without it `b` drifts, and accuracy falls (the paper).
+      weights: of the means.
+
+    The paper minimises a dissimilarity by gradient steps on the server; which one is not known
+    here (a digest calls it a cosine similarity). The squared distance is its plainest form and has
+    the closed solution above, without a step size to choose.
+
+    Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization
+    Refinement", arXiv 2411.14961.
+
+    Raises:
+      InputError: penalty not above 0.
+    """
+    if not penalty > 0:
+        raise InputError(f"Method 'lora_fair' needs a penalty above 0, got {penalty}.")
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        mean, share = _means(template, cohort, result, weights)
+        scale = jnp.max(jnp.where(cohort.weight > 0, cohort.scale, 0.0))  # one rank, one scale
+        corrected = {}
+        for path, pair in result.items():
+            missed = _residual(pair, mean[path], start.gain[path], share)
+            a, b = mean[path]
+            corrected[path] = LoRA(a, b + linalg.ridge(a * scale, missed, penalty))
+        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        adapter = keep_unowned(corrected, server.adapter, owned)
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    return Method(
+        init=plain_server,
+        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        aggregate=aggregate,
+        traffic=symmetric_traffic(template),
+        check=need_equal_ranks("lora_fair", "a heterogeneous method such as 'hlora'"),
+    )

@@ -1,0 +1,205 @@
+"""Methods that average the clients' products and factor the mean again.
+
+``M = sum_k p_k s_k a_k b_k`` is the product of two stacks; its leading singular triplets come from
+them without forming ``M`` (`fedjax_lora.core.linalg.svd`). The server keeps `R` of them, ordered by
+singular value, so the first `r` components are the best rank-`r` approximation (Eckart-Young).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora import lora
+from fedjax_lora.core import linalg
+from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods.averaging import Weights, shares
+from fedjax_lora.methods.base import (
+    Cohort,
+    Method,
+    Outcome,
+    Server,
+    Start,
+    per_client,
+    plain_server,
+    symmetric_traffic,
+    truncated_start,
+)
+
+Sigma = Literal["a", "b", "both"]
+Tree = TypeVar("Tree")
+
+
+def weighted_stack(pair: LoRA, gain: Array, share: Array) -> LoRA:
+    """``sum_k a_k diag(share_k * gain_k) b_k`` as one product of two stacks.
+
+    Args:
+      pair: ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
+      gain: ``[c, (L,) R]``.
+      share: ``[c]`` or, a weight for each component, ``[c, R]``; what has weight 0 contributes
+        exact zeros even if it is not finite.
+    """
+    share = share.reshape(share.shape[0], *(1,) * (pair.a.ndim - 1 - share.ndim), *share.shape[1:])
+    weight = jnp.broadcast_to(share, (*pair.a.shape[:-2], pair.a.shape[-1]))  # [c, (L,) R]
+    used = weight > 0
+    a = jnp.where(used[..., None, :], (weight * gain)[..., None, :] * pair.a, 0.0)
+    return linalg.stack(LoRA(a, jnp.where(used[..., :, None], pair.b, 0.0)))
+
+
+def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
+    """The best rank-``rank`` factors with ``scale * a @ b`` equal to the product of the stacks.
+
+    Args:
+      pair: the stacks, ``[(L,) i, k]`` and ``[(L,) k, o]``.
+      rank: components wanted.
+      scale: what the adapter is multiplied by when it is used.
+      sigma: the factor that carries the singular values; ``both`` takes their square roots.
+    """
+    u, s, vt = linalg.svd(pair, rank)
+    return split(u, s / scale, vt, sigma)
+
+
+def split(u: Array, s: Array, vt: Array, sigma: Sigma) -> LoRA:
+    """Singular triplets as two factors, see `refactor`."""
+    in_a = {"a": s, "b": jnp.ones_like(s), "both": jnp.sqrt(s)}[sigma]
+    in_b = {"a": jnp.ones_like(s), "b": s, "both": jnp.sqrt(s)}[sigma]
+    return LoRA(u * in_a[..., None, :], vt * in_b[..., :, None])
+
+
+def refactoring(
+    template: Template,
+    weigh: Callable[[Cohort], Array],
+    *,
+    sigma: Sigma,
+    join: Callable[[LoRA, Array, Array], LoRA] = weighted_stack,
+    keep: bool = False,
+) -> Method:
+    """A method whose new server holds the best rank-`R` factors of a product.
+
+    Args:
+      template: the sites.
+      weigh: the weights of the clients' components, ``float32[c, R]``.
+      sigma: see `refactor`.
+      join: the clients' part of the product, from the arguments of `weighted_stack`.
+      keep: components of weight 0 on all clients enter with the server's value.
+    """
+
+    def layer(a: Array, b: Array, gain: Array, share: Array, old_a: Array, old_b: Array) -> LoRA:
+        product = join(LoRA(a, b), gain, share)
+        if keep:
+            kept = jnp.where(jnp.all(share == 0, axis=0), template.server_scale, 0.0)  # [R]
+            product = LoRA(
+                jnp.concatenate([product.a, old_a[0] * kept[None]], axis=1),
+                jnp.concatenate([product.b, old_b[0]], axis=0),
+            )
+        return refactor(product, template.rank, template.server_scale, sigma)
+
+    def aggregate(
+        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
+    ) -> Outcome:
+        share = weigh(cohort)
+        new = {
+            path: each_layer(
+                layer, (*pair, start.gain[path]), share, per_client(server.adapter[path])
+            )
+            for path, pair in result.items()
+        }
+        adapter = if_anybody(cohort, only_adapted(template, new), server.adapter)
+        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+
+    return Method(
+        init=plain_server,
+        broadcast=lambda server, clients, cohort: rescaled_start(template, server, cohort),
+        aggregate=aggregate,
+        traffic=symmetric_traffic(template),
+    )
+
+
+def each_layer(
+    layer: Callable[..., Tree], clients: tuple[Array, ...], share: Array, server: tuple[Array, ...]
+) -> Tree:
+    """``layer(*clients, share, *server)``, of one layer after another where they are stacked.
+
+    Only one layer's stacks are ever in memory.
+
+    Args:
+      layer: of arrays without a layer axis.
+      clients: a site's arrays, ``[c, (L,) ...]``.
+      share: ``[c, R]``, for all layers.
+      server: a site's arrays with an axis of one in front, ``[1, (L,) ...]``.
+    """
+    if clients[0].ndim == 3:
+        return layer(*clients, share, *server)
+    count = clients[0].shape[1]
+    everywhere = jnp.broadcast_to(share[:, None], (share.shape[0], count, share.shape[1]))
+    return over_layers(layer, *clients, everywhere, *server, axis=1)
+
+
+def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
+    """The first `r` components, such that each client's product is the server's.
+
+    A client that reads its adapter at another scale gets factors of the same product.
+    """
+    start = truncated_start(template, server, cohort)
+    ratio = template.server_scale / cohort.scale
+    adapter = {
+        path: LoRA(pair.a, pair.b * ratio.reshape(-1, *(1,) * (pair.b.ndim - 1)))
+        for path, pair in start.adapter.items()
+    }
+    return start._replace(adapter=adapter)
+
+
+def only_adapted(template: Template, adapter: Adapter) -> Adapter:
+    """Zeros at the layers left out: singular vectors of a zero product are not zero."""
+    everything = lora.spread(template, jnp.ones(template.rank, bool))
+    return lora.keep(adapter, lora.factor_mask(everything))
+
+
+def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
+    """The new values, or the old ones bit for bit if nobody is present."""
+    somebody = jnp.any(cohort.weight > 0)
+    return jax.tree.map(lambda n, o: jnp.where(somebody, n, o), new, old)
+
+
+def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
+    """The common operator: exact mean of products, then the best rank-`R` factors."""
+
+    def weigh(cohort: Cohort) -> Array:
+        share = shares(cohort.weight, weights)
+        return jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
+
+    return refactoring(template, weigh, sigma=sigma)
+
+
+def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
+    """HLoRA: mean of the products, SVD, each client gets its top `r` components.
+
+    ``M = sum_k (n_k / n) s_k a_k b_k = U S V^T``; in the paper's notation ``B' = U_r``,
+    ``A' = S_r V_r^T``. The paper's `A` is our ``a`` transposed, hence ``sigma="a"``. With one rank
+    for all it is the paper's homogeneous variant; its naive baseline, which averages the factors,
+    is ``zero_padding``.
+
+    Args:
+      template: the sites.
+      weights: of the mean.
+      sigma: the factor that carries the singular values. Two independent readers of the paper put
+        them into `A`; its literal text could not be read. The product is the same either way, the
+        optimisation after it is not.
+
+    Liu et al., "HLoRA", arXiv 2503.00813.
+    """
+    return product_mean(template, weights=weights, sigma=sigma)
+
+
+def flexlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
+    """FlexLoRA: mean of the scaled products, SVD, ``A = V^T[:r]``, ``B = U[:, :r] S[:r] / scale``.
+
+    The same operator as HLoRA with the singular values in `B` (our ``b`` transposed).
+
+    Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
+    Resources", arXiv 2402.11505.
+    """
+    return product_mean(template, weights=weights, sigma=sigma)

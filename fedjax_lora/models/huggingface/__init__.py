@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: configurations, tensors, tokenizers and where to find them."""

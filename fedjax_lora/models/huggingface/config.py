@@ -1,0 +1,162 @@
+"""A model's config from a Hugging Face ``config.json``."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_lora.core.atomic_io import need_file, read_json
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.families import FAMILIES
+from fedjax_lora.models.huggingface.decoder_config import decoder_config, unsupported
+from fedjax_lora.models.module_types import Config
+
+MOST_LABELS = 10**6
+_SUPPORTED = (*FAMILIES, *DECODERS)
+
+
+def read_config(folder: Path, **options: Any) -> Config:
+    """The config of a checkpoint folder.
+
+    Args:
+      folder: holds ``config.json``.
+      **options: fields that replace what the file says (`num_labels`, `dtype`, ...).
+
+    Raises:
+      InputError: no readable ``config.json``, or one that describes an unsupported model.
+    """
+    raw = read_raw(folder)
+    return from_json(raw, where=str(folder / "config.json"), name=folder.name, **options)
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """The JSON object in a folder's ``config.json``, unchecked.
+
+    Raises:
+      InputError: no such file, or it holds something else.
+    """
+    file = folder / "config.json"
+    try:
+        need_file(file)
+    except InputError as error:
+        raise InputError(
+            f"{folder} has no readable config.json; it is not a checkpoint."
+        ) from error
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise InputError(f"{file} must hold one JSON object.")
+    return raw
+
+
+def from_json(
+    raw: Mapping[str, Any], *, where: str = "config", name: str = "", **options: Any
+) -> Config:
+    """The config that a Hugging Face ``config.json`` describes.
+
+    Args:
+      raw: the decoded JSON object; keys it leaves out take the defaults of `transformers`.
+      where: what to call it in error messages.
+      name: the model's name, consulted when the object names neither type nor architecture.
+      **options: fields that replace what the object says.
+
+    Raises:
+      InputError: an architecture or a feature that is not supported; all of them are named.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    family = _family(raw, where=where, name=name)
+    raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
+    try:
+        hf = CONFIG_MAPPING[family](**raw)
+        if family in DECODERS:
+            return decoder_config(hf, **options)
+    except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
+    return EncoderConfig(**{**_fields(hf, family), **options})
+
+
+def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
+    """The family by ``model_type``, else by architecture, else by name, as old files need."""
+    if "model_type" in raw:
+        if raw["model_type"] in list(_SUPPORTED):  # a list compares with what cannot be hashed too
+            return raw["model_type"]
+        raise InputError(
+            f"{where} describes a {raw['model_type']!r} model; supported are "
+            f"{', '.join(_SUPPORTED)}."
+        )
+    hints = f"{raw.get('architectures') or ''} {name}".lower()
+    for family in sorted(_SUPPORTED, key=len, reverse=True):  # "bert" is part of every other name
+        if family in hints:
+            return family
+    raise InputError(f"{where} has no model_type; add one of {', '.join(_SUPPORTED)}.")
+
+
+def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
+    """Features of a config that change the function and that the modules do not have."""
+    if family in DECODERS:
+        yield from unsupported(raw)
+        return
+    positions = raw.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        yield f"{positions!r} position embeddings (only 'absolute')"
+    for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+        if raw.get(name):
+            yield f"{name} (only plain encoders)"
+    if raw.get("pruned_heads"):
+        yield "pruned attention heads"
+    classes = raw.get("architectures") or []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        yield f"architectures {classes!r} (only a list of names)"
+    labels = raw.get("num_labels")  # of which `transformers` makes a dictionary at once
+    if isinstance(labels, int) and labels > MOST_LABELS:
+        yield f"{labels} labels (at most {MOST_LABELS})"
+    if family == "albert":
+        for name in ("num_hidden_groups", "inner_group_num"):
+            if raw.get(name, 1) != 1:
+                yield f"{name}={raw[name]} (only 1)"
+
+
+def _fields(hf: Any, family: str) -> dict[str, Any]:
+    """`EncoderConfig` fields from a `transformers` config object."""
+    traits = FAMILIES[family]
+    fields = {
+        "family": family,
+        "vocab_size": hf.vocab_size,
+        "embedding_size": hf.embedding_size if traits.factorised else hf.hidden_size,
+        "hidden": hf.hidden_size,
+        "layers": hf.num_hidden_layers,
+        "heads": hf.num_attention_heads,
+        "max_positions": hf.max_position_embeddings,
+        "type_vocab": hf.type_vocab_size if traits.token_types else 0,
+        "pad_token_id": 0 if hf.pad_token_id is None else hf.pad_token_id,
+        "initializer_range": hf.initializer_range,
+        "num_labels": hf.num_labels,
+        "architectures": tuple(hf.architectures or ()),
+    }
+    return fields | (_distilbert_fields(hf) if family == "distilbert" else _bert_fields(hf, family))
+
+
+def _bert_fields(hf: Any, family: str) -> dict[str, Any]:
+    head = hf.classifier_dropout_prob if family == "albert" else hf.classifier_dropout
+    return {
+        "intermediate": hf.intermediate_size,
+        "layer_norm_eps": hf.layer_norm_eps,
+        "activation": hf.hidden_act,
+        "hidden_dropout": hf.hidden_dropout_prob,
+        "attention_dropout": hf.attention_probs_dropout_prob,
+        "head_dropout": hf.hidden_dropout_prob if head is None else head,
+    }
+
+
+def _distilbert_fields(hf: Any) -> dict[str, Any]:
+    return {
+        "intermediate": hf.hidden_dim,
+        "layer_norm_eps": 1e-12,  # fixed in the architecture, not a field of its config
+        "activation": hf.activation,
+        "hidden_dropout": hf.dropout,
+        "attention_dropout": hf.attention_dropout,
+        "head_dropout": hf.seq_classif_dropout,
+    }

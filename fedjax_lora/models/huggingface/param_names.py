@@ -1,0 +1,153 @@
+"""Our parameter paths and Hugging Face's tensor names: one table per family, used both ways.
+
+A path is ``/``-joined, as `fedjax_lora.core.trees.flat` gives it: for example
+``encoder/layers/attention/query/kernel``. Reading and writing checkpoints use the same table.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.module_types import Config
+
+_LEAVES = MappingProxyType(
+    {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+)
+
+_EMBEDDINGS = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+}
+
+
+def _table(layer: str, layers: Mapping[str, str], rest: Mapping[str, str]) -> Mapping[str, str]:
+    """Module names below the base prefix, by module path below ``encoder``."""
+    table = {f"embeddings/{ours}": theirs for ours, theirs in _EMBEDDINGS.items()}
+    table |= {f"layers/{ours}": f"{layer}.{theirs}" for ours, theirs in layers.items()}
+    return MappingProxyType(table | dict(rest))
+
+
+_BERT = _table(
+    "encoder.layer.{layer}",
+    {
+        "attention/query": "attention.self.query",
+        "attention/key": "attention.self.key",
+        "attention/value": "attention.self.value",
+        "attention/output": "attention.output.dense",
+        "attention/norm": "attention.output.LayerNorm",
+        "feed_forward/intermediate": "intermediate.dense",
+        "feed_forward/output": "output.dense",
+        "feed_forward/norm": "output.LayerNorm",
+    },
+    {"pooler": "pooler.dense"},
+)
+_DISTILBERT = _table(
+    "transformer.layer.{layer}",
+    {
+        "attention/query": "attention.q_lin",
+        "attention/key": "attention.k_lin",
+        "attention/value": "attention.v_lin",
+        "attention/output": "attention.out_lin",
+        "attention/norm": "sa_layer_norm",
+        "feed_forward/intermediate": "ffn.lin1",
+        "feed_forward/output": "ffn.lin2",
+        "feed_forward/norm": "output_layer_norm",
+    },
+    {},
+)
+_ALBERT = _table(
+    "encoder.albert_layer_groups.0.albert_layers.0",
+    {
+        "attention/query": "attention.query",
+        "attention/key": "attention.key",
+        "attention/value": "attention.value",
+        "attention/output": "attention.dense",
+        "attention/norm": "attention.LayerNorm",
+        "feed_forward/intermediate": "ffn",
+        "feed_forward/output": "ffn_output",
+        "feed_forward/norm": "full_layer_layer_norm",
+    },
+    {"projection": "encoder.embedding_hidden_mapping_in", "pooler": "pooler"},
+)
+_ENCODERS = MappingProxyType(
+    {"albert": _ALBERT, "bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT}
+)
+_DECODER_LAYER = (
+    "input_layernorm",
+    *(f"self_attn/{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    "post_attention_layernorm",
+    *(f"mlp/{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+)
+_DECODER = MappingProxyType(
+    {"embed_tokens": "embed_tokens", "norm": "norm"}
+    | {f"layers/{name}": "layers.{layer}." + name.replace("/", ".") for name in _DECODER_LAYER}
+)
+_HEADS = MappingProxyType(
+    {
+        "linear": {"classifier": "classifier"},
+        "dense_tanh": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
+        "pre_classifier": {"pre_classifier": "pre_classifier", "classifier": "classifier"},
+    }
+)
+
+
+def is_stacked(config: Config, path: str) -> bool:
+    """Whether the variables at a path have a leading layer axis."""
+    shared = isinstance(config, EncoderConfig) and config.traits.shared_layers
+    return path.startswith(("encoder/layers/", "decoder/layers/")) and not shared
+
+
+def _modules(config: Config, part: str) -> Mapping[str, str]:
+    """Hugging Face names below the prefix, by module path below a part of the parameters."""
+    if isinstance(config, EncoderConfig):
+        parts = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}
+    else:
+        parts = {"decoder": _DECODER, "vocabulary": {"": "lm_head"}, "head": {"score": "score"}}
+    return parts.get(part, {})
+
+
+def hf_module(config: Config, path: str, layer: int | None = None) -> str:
+    """The Hugging Face name of the module at `path`, base prefix included.
+
+    Args:
+      config: the model's config.
+      path: a module path, for example ``encoder/layers/attention/query``.
+      layer: which layer, for a path whose parameters are stacked over layers.
+
+    Returns:
+      For example ``bert.encoder.layer.3.attention.self.query``.
+
+    Raises:
+      InputError: a path this family does not have, or `layer` missing or out of place.
+    """
+    part, _, rest = path.partition("/")
+    table = _modules(config, part)
+    if rest not in table:
+        raise InputError(f"A {config.family} model has no module {path}.")
+    if is_stacked(config, path) != (layer is not None):
+        need = "needs" if is_stacked(config, path) else "does not take"
+        raise InputError(f"Module {path} of a {config.family} model {need} a layer number.")
+    name = table[rest].format(layer=layer)
+    return f"{config.prefix}.{name}" if part in ("encoder", "decoder") else name
+
+
+def hf_name(config: Config, path: str, layer: int | None = None) -> str:
+    """The Hugging Face name of the tensor for the parameter at `path`.
+
+    PyTorch stores kernels transposed, ``[o, i]``; tables and vectors are stored as they are.
+
+    Args:
+      config: the model's config.
+      path: a parameter path, ending in ``kernel``, ``bias``, ``scale`` or ``embedding``.
+      layer: as for `hf_module`.
+
+    Raises:
+      InputError: as `hf_module`, or an unknown last element.
+    """
+    module, _, leaf = path.rpartition("/")
+    if leaf not in _LEAVES:
+        raise InputError(f"{path} is not a parameter: it must end in {', '.join(_LEAVES)}.")
+    return f"{hf_module(config, module, layer)}.{_LEAVES[leaf]}"

@@ -1,0 +1,239 @@
+"""A model ready to use: module, parameters, tokenizer and where it came from."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora.core import quantization as storages
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.models import init, layer_stack
+from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.huggingface import checkpoint
+from fedjax_lora.models.huggingface.config import read_config
+from fedjax_lora.models.huggingface.param_names import is_stacked
+from fedjax_lora.models.huggingface.registry import resolve
+from fedjax_lora.models.huggingface.tensors import weight_files, weights_sha256
+from fedjax_lora.models.huggingface.tokenizer import load_tokenizer
+from fedjax_lora.models.module_types import Config, Module, module_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model with its parameters.
+
+    Attributes:
+      module: call it as ``module.apply({'params': params}, input_ids, attention_mask, ...)``.
+      params: ``{'encoder': ..., 'head': ...}``, or of a decoder ``{'decoder': ..., 'head': ...}``
+        and, if its vocabulary matrix is not tied, ``'vocabulary'``; layers are stacked on the first
+        axis. A language model's head is empty.
+      config: what `module` was built from.
+      tokenizer: a `transformers` tokenizer; None if the checkpoint has none.
+      fingerprint: identifies the parameters below the head: digest of the stored weights, the
+        number of layers used, how they are stored in memory, and every newly initialised one.
+      folder: where it was read from; None for random parameters.
+      new_params: paths of the parameters that were newly initialised, not read.
+      storage: how matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`.
+    """
+
+    module: Module
+    params: dict[str, Any]
+    config: Config
+    tokenizer: Any
+    fingerprint: str
+    folder: Path | None
+    new_params: tuple[str, ...]
+    storage: str = "float32"
+
+
+def load(
+    name: str,
+    *,
+    num_labels: int | None,
+    layers: int | None = None,
+    dtype: str = "float32",
+    storage: str = "float32",
+    pooling: str = "family",
+    dropout: float | None = None,
+    remat: bool = False,
+    scan_unroll: int | None = None,
+    sharding: checkpoint.Sharding | None = None,
+    weights: bool = True,
+    key: jax.Array,
+) -> Pretrained:
+    """Load a pretrained model: with a classification head, or a decoder as a language model.
+
+    Args:
+      name: an alias (`sources.MODELS`), a checkpoint folder, or a hub id ``org/name``.
+      num_labels: width of the logits; 1 for regression; None for a language model.
+      layers: use only the first `layers` layers; all of them if None.
+      dtype: compute dtype, ``float32`` or ``bfloat16``.
+      storage: how the matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`; vectors
+        and the head are float32 always.
+      pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
+      dropout: replaces every dropout rate; the checkpoint's own rates if None.
+      remat: recompute layers in the backward pass to save memory.
+      scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
+      sharding: where each parameter goes, from its path and shape; the default device if None.
+      weights: False leaves the weights on disk or hub, they need not be here: parameters are
+        shapes, and have no fingerprint.
+      key: for a head (and a pooler) that the checkpoint does not have.
+
+    Raises:
+      InputError: a model that cannot be found, read or supported, or an option out of range.
+    """
+    storages.check(storage)
+    source = resolve(name, weights=weights)
+    full = _full_config(
+        source.folder,
+        num_labels,
+        dropout,
+        storage,
+        dtype=dtype,
+        pooling=pooling,
+        remat=remat,
+        scan_unroll=scan_unroll,
+    )
+    config = _cut(full, layers)
+    made = functools.partial(
+        Pretrained,
+        module=module_of(config),
+        config=config,
+        tokenizer=load_tokenizer(source.folder, config),
+        folder=source.folder,
+        storage=storage,
+    )
+    if not weights:
+        return made(params=init.abstract_params(config, storage), fingerprint="", new_params=())
+    digest = _verified_digest(source.folder, source.sha256)
+    read = checkpoint.read(
+        source.folder,
+        config,
+        key=key,
+        stored_layers=full.layers,
+        storage=storage,
+        sharding=sharding,
+    )
+    return made(
+        params=read.params,
+        fingerprint=fingerprint(_label(digest, config, storage), read.params, read.new_params),
+        new_params=read.new_params,
+    )
+
+
+def has_arrays_by_layer(config: Config) -> bool:
+    """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
+    return layer_stack.unrolled(config.layers, config.scan_unroll)
+
+
+def frozen(model: Pretrained) -> dict[str, Any]:
+    """The parameters without the head, in the form that the module computes with fastest here."""
+    base = {name: part for name, part in model.params.items() if name != "head"}
+    if not has_arrays_by_layer(model.config):
+        return base
+    return layer_stack.by_layer(base, functools.partial(is_stacked, model.config))
+
+
+def _full_config(
+    folder: Path,
+    num_labels: int | None,
+    dropout: float | None,
+    storage: str,
+    *,
+    scan_unroll: int | None,
+    **options: Any,
+) -> Config:
+    """The config of all layers of the checkpoint."""
+    if scan_unroll is None and storage != "float32":
+        # Unrolled layers would all be decoded at once, and nothing would be saved.
+        scan_unroll = 1
+    options["scan_unroll"] = scan_unroll
+    full = _with_labels(read_config(folder, **options), num_labels)
+    return full if dropout is None else full.with_dropout(dropout)
+
+
+def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
+    """What `load` returns for another key; what the checkpoint holds is shared, not read again.
+
+    Args:
+      model: from `load`.
+      key: for the parameters that the checkpoint does not have.
+    """
+    return with_values(model, init.draw(model.config, model.new_params, key))
+
+
+def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
+    """The model with other values for its head, or for what its checkpoint does not have.
+
+    Args:
+      model: from `load`.
+      values: by path, joined by ``/``.
+    """
+    assert model.folder is not None, "a model without a checkpoint has nothing to share"
+    kept = {
+        path: jnp.asarray(value).astype(storages.dtype_of(path, model.storage))
+        for path, value in values.items()
+    }
+    params = init.tree(trees.flat(model.params) | kept)
+    label = _label(weights_sha256(model.folder), model.config, model.storage)
+    return dataclasses.replace(
+        model, params=params, fingerprint=fingerprint(label, params, model.new_params)
+    )
+
+
+def _label(digest: str, config: Config, storage: str) -> str:
+    kept = "" if storage == "float32" else f" storage={storage}"
+    return f"{digest} layers={config.layers}{kept}"
+
+
+def _with_labels(config: Config, num_labels: int | None) -> Config:
+    """The config of a classifier with so many labels, or of a language model."""
+    if num_labels is not None and num_labels < 1:
+        raise InputError(f"num_labels is {num_labels} but must be at least 1 (1 means regression).")
+    if num_labels is None and isinstance(config, EncoderConfig):
+        raise InputError(
+            f"A {config.family} model is an encoder and cannot write text; choose a decoder "
+            f"({', '.join(DECODERS)})."
+        )
+    return dataclasses.replace(config, num_labels=num_labels or 0)
+
+
+def _cut(config: Config, layers: int | None) -> Config:
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.layers:
+        raise InputError(
+            f"layers is {layers} but must be between 1 and the {config.layers} the model has."
+        )
+    return dataclasses.replace(config, layers=layers)
+
+
+def _verified_digest(folder: Path, pinned: str | None) -> str:
+    """Digest of the weights, which must be the pinned one if there is one."""
+    digest = weights_sha256(folder)
+    if pinned is not None and digest != pinned:
+        files = ", ".join(str(file) for file in weight_files(folder))
+        raise InputError(
+            f"{files} is not the published file: its sha256 is {digest}, not {pinned}; "
+            "download it again, or pass the folder's path to use it as it is."
+        )
+    return digest
+
+
+def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str:
+    """Hex sha256 of a label and of the parameters at the given paths, the head's left out."""
+    total = hashlib.sha256(label.encode())
+    flat = trees.flat(params)
+    for path in sorted(paths):
+        if not path.startswith("head/"):
+            total.update(path.encode())
+            total.update(np.asarray(flat[path]).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,167 @@
+"""The tensors of a checkpoint folder, described without reading them, read one by one."""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_lora.core.atomic_io import brief, read_json
+from fedjax_lora.core.errors import InputError, raise_all
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
+
+
+class Tensor(NamedTuple):
+    """One stored tensor.
+
+    Attributes:
+      shape: as stored.
+      dtype: the file format's own name of the type.
+      floating: whether it holds floating-point numbers.
+      read: reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+    read: Callable[[], np.ndarray]
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold a checkpoint's weights, in a fixed order.
+
+    Raises:
+      InputError: none found, or an index that is unreadable, points outside the folder or to
+        files that are not there.
+    """
+    if (folder / _SINGLE).is_file():
+        return (folder / _SINGLE,)
+    if (folder / _INDEX).is_file():
+        return tuple(folder / name for name in sorted(set(_weight_map(folder).values())))
+    if (folder / _PICKLE).is_file():
+        return (folder / _PICKLE,)
+    raise InputError(f"{folder} holds no weights: no {_SINGLE}, {_INDEX} or {_PICKLE}.")
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex digest of the weights: of the one file, or of the shards' digests in order.
+
+    Raises:
+      InputError: as `weight_files`.
+    """
+    digests = []
+    for file in weight_files(folder):
+        try:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}).") from error
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by its stored name.
+
+    Raises:
+      InputError: as `weight_files`; a damaged file; a ``.bin`` file where PyTorch is missing.
+    """
+    files = weight_files(folder)
+    if files[0].name == _PICKLE:
+        return _torch_tensors(files[0])
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = _safe_tensors(file)
+        twice = sorted(tensors.keys() & found.keys())
+        raise_all(f"{folder} stores tensors in two shards", twice)
+        tensors |= found
+    if files[0].name != _SINGLE:
+        lost = sorted(_weight_map(folder).keys() - tensors.keys())
+        raise_all(f"{folder / _INDEX} lists tensors that no shard has", lost)
+    return tensors
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The index's map from tensor to shard file, its file names checked."""
+    index = folder / _INDEX
+    try:
+        names = dict(read_json(index)["weight_map"])
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{index} is not a safetensors index with a weight_map.") from error
+    if not names:
+        raise InputError(f"{index} lists no tensors.")
+    files = {str(file) for file in names.values()}
+    raise_all(f"{index} cannot be followed", _bad_shards(folder, files))
+    return names
+
+
+def _bad_shards(folder: Path, files: Iterable[str]) -> Iterable[str]:
+    for file in sorted(files):
+        # An index comes from outside: it may name files of its own folder and no others.
+        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            yield f"{file!r} is not the plain name of a .safetensors file"
+        elif not os.path.isfile(folder / file):
+            yield f"shard {file} is missing"
+
+
+def _safe_tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened = safe_open(file, framework="np")
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = brief(error)
+        raise InputError(
+            f"{file} is not a readable safetensors file ({reason}); check or download it again."
+        ) from error
+    return {name: _safe_tensor(opened, name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _safe_tensor(opened: Any, name: str) -> Tensor:
+    described = opened.get_slice(name)
+    dtype = described.get_dtype()
+    return Tensor(
+        shape=tuple(described.get_shape()),
+        dtype=dtype,
+        floating=dtype in ("F64", "F32", "F16", "BF16"),
+        read=lambda: opened.get_tensor(name),
+    )
+
+
+def _torch_tensors(file: Path) -> dict[str, Tensor]:
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"{file} needs PyTorch to be read; install torch, or use a safetensors checkpoint."
+        )
+    import torch
+
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{file} holds more than plain tensors, or is damaged.") from error
+    named = isinstance(stored, dict) and all(isinstance(name, str) for name in stored)
+    if not named or not all(map(_is_plain, stored.values())):
+        raise InputError(f"{file} is not a dictionary of tensors.")
+    return {name: _torch_tensor(value) for name, value in stored.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    import torch
+
+    return torch.is_tensor(value) and value.layout == torch.strided and value.device.type == "cpu"
+
+
+def _torch_tensor(value: Any) -> Tensor:
+    return Tensor(
+        shape=tuple(value.shape),
+        dtype=str(value.dtype),
+        floating=value.is_floating_point(),
+        read=lambda: value.float().numpy(),
+    )

@@ -1,0 +1,21 @@
+"""Which module a config describes."""
+
+from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel
+from fedjax_lora.models.decoder_config import DecoderConfig
+from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.heads import SequenceClassifier
+
+Config = EncoderConfig | DecoderConfig
+Module = SequenceClassifier | DecoderClassifier | LanguageModel
+
+
+def module_of(config: Config) -> Module:
+    """An encoder's or a decoder's classifier, or a language model where there are no labels."""
+    if isinstance(config, EncoderConfig):
+        return SequenceClassifier(config)
+    return DecoderClassifier(config) if config.num_labels else LanguageModel(config)
+
+
+def leaves_padding_out(module: Module) -> bool:
+    """Whether the module takes ``at``, the places of the real tokens; see `Encoder`."""
+    return isinstance(module, SequenceClassifier)

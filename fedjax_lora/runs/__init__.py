@@ -1,0 +1,1 @@
+"""Runs: one config, one folder, from loading to outputs."""

@@ -1,0 +1,37 @@
+"""What a run carries from round to round, saved so that it survives whatever stops the process.
+
+>>> import pathlib
+>>> from fedjax_lora import checkpoints
+>>> checkpoints.latest(pathlib.Path("no-run-here")) is None
+True
+
+``restore(latest(folder), like)`` reads a run's folder; `Keeper` writes one while the run goes on.
+"""
+
+from fedjax_lora.runs.checkpoints.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    Progress,
+    arrays,
+    best,
+    latest,
+    placed,
+    restore,
+    save,
+    whole,
+)
+from fedjax_lora.runs.checkpoints.manager import Keeper
+
+__all__ = [
+    "FOLDER",
+    "Checkpoint",
+    "Keeper",
+    "Progress",
+    "arrays",
+    "best",
+    "latest",
+    "placed",
+    "restore",
+    "save",
+    "whole",
+]

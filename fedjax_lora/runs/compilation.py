@@ -1,0 +1,147 @@
+"""The compiled functions of a run, by everything they are compiled from.
+
+A recipe is all that a program depends on besides its arguments. Runs with equal recipes (other
+seeds, learning rates, partitions, numbers of rounds) can share one program, and do if they are
+prepared with the same `Programs`. What is not in a recipe cannot get into a program by accident:
+the builders below see nothing else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jax.sharding import Mesh
+
+from fedjax_lora import federated, methods, models
+from fedjax_lora.core.types import Shape
+from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.evaluation.predict import Predict
+from fedjax_lora.federated import (
+    Head,
+    Mode,
+    Objective,
+    RoundFn,
+    diagnostics,
+    optimizers,
+    transforms,
+)
+from fedjax_lora.federated.local_training import Train
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Method
+
+
+def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
+    unpadded = models.leaves_padding_out(module)
+    return federated.text_classification(module, lengths, unpadded=unpadded, **options)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "classification": _classification,
+    "regression": functools.partial(_classification, regression=True),
+    "language": functools.partial(federated.causal_lm, logits=models.logits),
+}
+"""What clients minimise, by the kind of the task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model reads the data; see `OBJECTIVES`."""
+
+    module: nn.Module
+    lengths: tuple[int, ...]
+    kind: str
+    dropout: bool
+    lora_dropout: float
+
+    def objective(self) -> Objective:
+        """What clients minimise."""
+        return OBJECTIVES[self.kind](
+            self.module, self.lengths, dropout=self.dropout, lora_dropout=self.lora_dropout
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundRecipe:
+    """Everything a compiled round depends on besides its arguments."""
+
+    reading: Reading
+    template: Template
+    method: str
+    optimizer: str
+    clip: float | None
+    batch: int
+    shapes: tuple[Shape, ...]
+    heads: Head
+    mode: Mode
+    wave: int
+    devices: int | None
+    mesh: tuple[int, ...]
+    prox: float
+    updates: tuple[str, ...]
+    server_optimizer: str
+    measure: bool
+
+    def parts(self) -> tuple[Method, Train, dict[str, Any]]:
+        """The method, the local training, and how a cohort is executed."""
+        method = methods.make(self.method, self.template)
+        train = federated.make_training(
+            self.reading.objective(),
+            optimizers.optimizer(self.optimizer, clip=self.clip),
+            penalty=method.penalty,
+            rates=method.rates,
+            project=method.project,
+            split_gains=self.reading.lora_dropout > 0,
+            shapes=self.shapes,
+            prox=self.prox,
+        )
+        mesh = None
+        if self.mode == "sharded":
+            mesh = federated.client_mesh(self.devices, self.mesh)
+        return method, train, {"mode": self.mode, "wave": self.wave, "mesh": mesh}
+
+
+def build_round(recipe: RoundRecipe) -> RoundFn:
+    """The round of a recipe, see `fedjax_lora.federated.make_round`."""
+    method, train, execution = recipe.parts()
+    look = diagnostics.make_measure(
+        recipe.template,
+        train_head=recipe.heads != "frozen",
+        optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
+    )
+    return federated.make_round(
+        method,
+        recipe.template,
+        train,
+        heads=recipe.heads,
+        updates=transforms.make_updates(recipe.updates, method, recipe.method),
+        server_optimizer=transforms.make_server_optimizer(
+            recipe.server_optimizer, method, recipe.method
+        ),
+        measure=look if recipe.measure else None,
+        **execution,
+    )
+
+
+def build_predict(reading: Reading, batch: int, mesh: Mesh | None) -> Predict:
+    """The predictions of any method's global model, in batches of about this size."""
+    return prediction.make_predict(reading.objective(), batch=batch, mesh=mesh)
+
+
+class Programs(NamedTuple):
+    """Programs made so far; see `programs`."""
+
+    round: Callable[[RoundRecipe], RoundFn]
+    predict: Callable[[Reading, int, Mesh | None], Predict]
+    least_steps: int  # plans are padded to so many local steps, or more if a client takes more
+
+
+def programs(*, least_steps: int = 0) -> Programs:
+    """Programs for runs to share.
+
+    Args:
+      least_steps: the most local steps that any client of any of the runs takes in a round. Plans
+        of one shape need one compilation; no step more is computed.
+    """
+    return Programs(functools.cache(build_round), functools.cache(build_predict), least_steps)

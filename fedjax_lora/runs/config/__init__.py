@@ -1,0 +1,32 @@
+"""A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
+
+The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
+``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
+`fedjax_lora.core.registry`.
+"""
+
+from fedjax_lora.runs.config.io import from_dict, load, to_dict
+from fedjax_lora.runs.config.schema import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    demo,
+)
+
+__all__ = [
+    "DataConfig",
+    "ExecutionConfig",
+    "FederationConfig",
+    "LocalConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RunConfig",
+    "demo",
+    "from_dict",
+    "load",
+    "to_dict",
+]

@@ -1,0 +1,162 @@
+"""Figures of a run."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedjax_lora.core.errors import InputError
+
+# Okabe-Ito: told apart by everybody.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+BLUE, ORANGE = COLOURS[:2]
+GREY = "#666666"
+DASHES = ("-", "--", ":", "-.")
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
+
+
+def look(n: int) -> dict[str, Any]:
+    """Colour and line of curve ``n``: more curves than colours are told apart by the line.
+
+    >>> look(8)
+    {'color': '#D55E00', 'ls': '--'}
+    """
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "ls": DASHES[n // len(COLOURS) % len(DASHES)],
+    }
+
+
+def style(axes: Axes, *, rounds: bool = True) -> None:
+    """A light grid and no frame; whole numbers on an x axis of rounds."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if rounds:
+        axes.locator_params(axis="x", integer=True)
+
+
+def level(axes: Axes, height: float, text: str, *, at: float) -> None:
+    """A dashed line to compare with, and what it is, ending above ``at``."""
+    axes.axhline(height, color=GREY, ls="--", lw=1)
+    axes.annotate(text, (at, height), color=GREY, ha="right", va="bottom", fontsize=8)
+
+
+def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
+    """What a run's metric is to be compared with, in words and as a number.
+
+    None if it is unknown, or not finite.
+
+    >>> to_beat({"start_perplexity": 9.5}, "perplexity")
+    ('before training', 9.5)
+    """
+    if summary.get(f"start_{metric}") is not None:
+        return "before training", summary[f"start_{metric}"]
+    if metric == "accuracy" and "majority_accuracy" in summary:
+        return "majority class", summary["majority_accuracy"]
+    return None
+
+
+def history(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    metric: str,
+    title: str,
+    beat: tuple[str, float] | None = None,
+) -> Figure:
+    """Draw the test metric (and what it is to beat) and the losses over the rounds."""
+    figure = Picture(figsize=(8, 3.4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    tested = [r for r in records if metric in r]
+    left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
+    if beat is not None:
+        level(left, beat[1], beat[0], at=records[-1]["round"])
+    left.set(xlabel="round", ylabel=f"test {metric}")
+    right.plot([r["round"] for r in records], [r["train_loss"] for r in records],
+               color=ORANGE, label="training (clients)")  # fmt: skip
+    right.plot([r["round"] for r in tested], [r["loss"] for r in tested],
+               "o-", color=BLUE, ms=3, label="test (global model)")  # fmt: skip
+    right.set(xlabel="round", ylabel="loss")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        style(axes)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+# Okabe & Ito's colours, which people with any common colour blindness tell apart. The order makes
+# neighbours in a bar differ most under simulated protan, deutan and tritan vision (Machado et al.
+# 2009; distance in OKLab at least 0.11). Light tints follow where there are more classes.
+_HUES = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#F0E442", "#CC79A7")
+_DARK, _OTHER = "#333333", "#BBBBBB"
+
+
+def draw(counts: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+    """Write a PNG of who has how many examples of which class.
+
+    More classes than there are colours to tell apart are folded: the rarest share one grey.
+
+    Args:
+      counts: `int[N, C]`, as `class_counts` returns them; clients are drawn in this order.
+      classes: `C` class names.
+      path: the file to write.
+
+    Raises:
+      InputError: the names do not fit the counts, or the file cannot be written.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or counts.shape[1] != len(classes):
+        raise InputError(f"Counts of shape {counts.shape} do not fit {len(classes)} class names.")
+    layers = _layers(counts, classes)
+    clients = np.arange(len(counts))
+    # A Figure of its own, not pyplot: no global state, no window, any thread.
+    figure = Figure(figsize=(min(14.0, max(7.0, 3.5 + 0.08 * len(counts))), 4.0), dpi=150)
+    axes = figure.add_subplot()
+    base = np.zeros(len(counts))
+    for name, colour, height in layers:
+        axes.bar(clients, height, width=0.8, bottom=base, color=colour, label=name, linewidth=0)
+        base = base + height
+    axes.set(xlabel="client", ylabel="examples", xlim=(-0.7, len(counts) - 0.3))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(  # from the top down, like the bars
+        handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False
+    )
+    try:
+        figure.savefig(path, format="png", bbox_inches="tight")
+    except OSError as error:
+        raise InputError(f"The figure {path} cannot be written ({error}).") from error
+
+
+def _layers(counts: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, np.ndarray]]:
+    """(name, colour, counts `int[N]`) from the bottom up, in class order, the folded rest last."""
+    colours = [*_HUES, _DARK, *(_tint(hue) for hue in _HUES)]
+    kept = np.arange(len(classes))
+    if len(classes) > len(colours):
+        common = np.argsort(-counts.sum(0), kind="stable")[: len(colours)]
+        kept = np.sort(common)
+    layers = [(str(classes[int(c)]), colours[i], counts[:, c]) for i, c in enumerate(kept)]
+    folded = np.setdiff1d(np.arange(len(classes)), kept)
+    if len(folded):
+        layers.append((f"{len(folded)} other classes", _OTHER, counts[:, folded].sum(1)))
+    return layers
+
+
+def _tint(colour: str) -> str:
+    red, green, blue = (0.45 * part + 0.55 for part in matplotlib.colors.to_rgb(colour))
+    return matplotlib.colors.to_hex((red, green, blue))

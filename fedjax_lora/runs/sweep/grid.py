@@ -1,0 +1,190 @@
+"""Which runs a comparison consists of: methods x seeds x values of any other config fields."""
+
+import ast
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
+
+ELSEWHERE = {"federation.method": "--methods", "seed": "--seeds"}
+"""Fields of the config that have an axis of their own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every combination of methods, seeds and values, applied to one config.
+
+    Attributes:
+      base: what all runs share.
+      methods: specs; differences are taken to the first.
+      seeds: each combination is run with all of them.
+      vary: values by dotted field, ``{"local.learning_rate": (0.003, 0.01)}``.
+    """
+
+    base: RunConfig
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    vary: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+
+class Cell(NamedTuple):
+    """One run of a grid."""
+
+    labels: dict[str, Any]  # method, the varied fields, seed: what tells it from the others
+    config: RunConfig
+
+
+def name(labels: Mapping[str, Any]) -> str:
+    """How messages call a run.
+
+    >>> name({"method": "hlora", "local.learning_rate": 0.01, "seed": 2})
+    'hlora, local.learning_rate=0.01, seed=2'
+    """
+    rest = (f"{field}={value}" for field, value in labels.items() if field != "method")
+    return ", ".join([labels["method"], *rest])
+
+
+class Problem(NamedTuple):
+    """Why a grid or one of its runs is impossible."""
+
+    where: str  # the run, or nothing for the grid itself
+    what: str
+
+
+def cells(grid: Grid) -> tuple[list[Cell], list[Problem]]:
+    """All runs that are possible, and what is wrong with the others and with the grid.
+
+    They go seed by seed, so that whatever is finished when it ends early compares the methods.
+    """
+    problems = list(_grid_problems(grid))
+    vary = {field: values for field, values in grid.vary.items() if field in set(fields())}
+    made = []
+    for seed, values, method in itertools.product(
+        grid.seeds, itertools.product(*vary.values()), grid.methods
+    ):
+        varied = dict(zip(vary, values, strict=True))
+        labels = {"method": method, **varied, "seed": seed}
+        try:
+            config = changed(grid.base, {**varied, "federation.method": method, "seed": seed})
+        except InputError as error:
+            problems.append(Problem(name(labels), str(error)))
+        else:
+            made.append(Cell(labels, config))
+    return made, problems
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise one `InputError` for everything that is wrong; what several runs share is said once."""
+    where: dict[str, list[str]] = {}
+    for problem in problems:
+        where.setdefault(problem.what.rstrip("."), []).append(problem.where)
+    also = lambda runs: f"{runs[0]} and {len(runs) - 1} more" if runs[1:] else runs[0]  # noqa: E731
+    raise_all(
+        "This comparison is impossible",
+        [f"[{also(runs)}] {what}" if runs[0] else what for what, runs in where.items()],
+    )
+
+
+def _grid_problems(grid: Grid) -> Iterator[Problem]:
+    for what, values in {"method": grid.methods, "seed": grid.seeds, **grid.vary}.items():
+        if not values:
+            yield Problem("", f"{what} has no value")
+        repeated = [x for at, x in enumerate(values) if values.index(x) < at]
+        yield from (Problem("", f"{what} {value!r} is given twice") for value in repeated)
+    known = fields()
+    for field in grid.vary:
+        if field in ELSEWHERE:
+            yield Problem("", f"{field} is varied by {ELSEWHERE[field]}")
+        elif field not in known:
+            yield Problem("", str(unknown("config field", field, known)))
+
+
+def fields() -> list[str]:
+    """The dotted names of all config fields that ``--vary`` may name.
+
+    >>> [field for field in fields() if field.startswith("local.clip")]
+    ['local.clip']
+    """
+    groups = configs.to_dict(RunConfig())
+    dotted = [f"{g}.{f}" for g, values in groups.items() if g not in ELSEWHERE for f in values]
+    return [field for field in dotted if field not in ELSEWHERE]
+
+
+def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The config with other values at some dotted fields.
+
+    >>> changed(RunConfig(), {"local.batch": 4, "seed": 1}).local.batch
+    4
+
+    Raises:
+      InputError: an unknown field, or a value of the wrong kind.
+    """
+    tree = configs.to_dict(base)
+    for field, value in values.items():
+        group, _, key = field.rpartition(".")
+        (tree[group] if group else tree)[key] = value
+    return configs.from_dict(tree)
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Varied fields as the command line gives them: ``field=value,value`` or ``field=[list]``.
+
+    >>> parse_vary(["local.learning_rate=0.003,0.01", "model.pooling=['mean', 'family']"])
+    {'local.learning_rate': (0.003, 0.01), 'model.pooling': ('mean', 'family')}
+    >>> parse_vary(["federation.ranks=fixed(rank=4),tiers(ranks=[2, 8])"])
+    {'federation.ranks': ('fixed(rank=4)', 'tiers(ranks=[2, 8])')}
+
+    Raises:
+      InputError: no ``=``, nothing behind it, or a field given twice.
+    """
+    vary: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        field, equals, values = (part.strip() for part in text.partition("="))
+        if not (field and equals and values):
+            raise InputError(
+                f"Varied field {text!r} is not written as field=value,value, for example "
+                "local.learning_rate=0.003,0.01."
+            )
+        if field in vary:
+            raise InputError(f"Field {field} is varied twice; list all its values once.")
+        vary[field] = _values(values)
+    return vary
+
+
+def _values(text: str) -> tuple[Any, ...]:
+    whole = _literal(text)
+    if isinstance(whole, list | tuple):
+        return tuple(whole)
+    return tuple(_literal(word.strip()) for word in _split(text))
+
+
+def _literal(text: str) -> Any:
+    """The Python or JSON value that the text writes down, else the text itself."""
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def _split(text: str) -> list[str]:
+    """Cut at the commas that are outside of brackets and quotes."""
+    words, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0 and not quote:
+            words.append("")
+        else:
+            words[-1] += char
+    return words

@@ -1,0 +1,66 @@
+"""Runs that take hours: each finished run is one file, and what has a file is not run again."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_lora.core import atomic_io
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
+
+Record = dict[str, Any]
+"""A finished run: its ``config``, its ``history`` (a record per round) and its ``summary``."""
+
+
+def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> Record:
+    """The record in a file if there is one, else that of the run, which is then written.
+
+    Args:
+      path: the file.
+      config: what the file is to say that was run.
+      run: does it; returns what has ``records`` and ``summary``.
+
+    Raises:
+      InputError: the file holds another run.
+    """
+    if path.exists():
+        record = read(path)
+        if configs.from_dict(record["config"]) != config:
+            raise InputError(f"{path} holds a run of another config; move it away to run this one.")
+        return record
+    result = run()
+    record = {
+        "config": configs.to_dict(config),
+        "history": result.records,
+        "summary": result.summary,
+    }
+    atomic_io.write(path, json.dumps(record) + "\n")
+    return record
+
+
+def finished(folder: pathlib.Path) -> dict[RunConfig, Record]:
+    """All finished runs in a folder, by what was run.
+
+    Raises:
+      InputError: a file that is no finished run.
+    """
+    records = [read(path) for path in sorted(folder.glob("*.json"))]
+    return {configs.from_dict(record["config"]): record for record in records}
+
+
+def read(path: pathlib.Path) -> Record:
+    """One finished run.
+
+    Raises:
+      InputError: the file cannot be read or is something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        configs.from_dict(record["config"])
+        if not (record["history"] and record["summary"]):
+            raise ValueError("nothing in it")
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{path} is not a finished run ({error}); move it away.") from error
+    return record

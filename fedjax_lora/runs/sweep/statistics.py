@@ -1,0 +1,236 @@
+"""The numbers of a comparison: every evaluated round as a row, and a summary over the seeds.
+
+An interval is Student's, two-sided, 95 %, over seeds: it says how well the mean over seeds is
+known under the assumption of normal scores, for this task and this federation. A difference is
+paired: the same seed gives two methods the same data, clients, cohorts and ranks, so that what
+both owe to a lucky seed cancels.
+
+A model that has diverged has no score, None in a record: a mean over seeds with one is none either.
+"""
+
+import csv
+import io
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from scipy.special import stdtrit
+
+from fedjax_lora import data
+from fedjax_lora.runs.sweep.grid import Cell
+from fedjax_lora.runs.sweep.record_store import Record
+
+Run = tuple[Cell, Record]
+
+EVENTS = ("dropped", "stragglers", "rejected")
+"""What happens to clients in a round, in a record the ids; older records do not have all."""
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds; with one seed it has neither deviation nor interval."""
+
+    mean: float
+    deviation: float  # sample standard deviation
+    half: float  # half the width of the interval
+    n: int
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self.half
+
+
+class Line(NamedTuple):
+    """One method at one choice of the varied fields, over its seeds."""
+
+    labels: dict[str, Any]  # method and varied fields
+    metric: str
+    runs: list[Run]
+    score: Estimate  # of the metric after the last round; NaN if a seed has diverged
+    difference: Estimate | None  # to the first method; None for itself, or without a common seed
+    up: float  # bytes of a whole run, mean over seeds
+    down: float
+
+
+def spread(values: Any) -> tuple[Any, Any, Any]:
+    """Mean, sample standard deviation and half the interval's width over seeds, the first axis."""
+    x = np.asarray(values, np.float64)
+    n = len(x)
+    if n < 2:
+        nothing = np.full(x.shape[1:], np.nan)
+        return x.mean(axis=0), nothing, nothing
+    deviation = x.std(axis=0, ddof=1)
+    return x.mean(axis=0), deviation, stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / n**0.5
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """A mean over seeds with its uncertainty.
+
+    >>> [round(number, 3) for number in estimate([1.0, 2.0, 3.0])]
+    [2.0, 1.0, 2.484, 3]
+    """
+    return Estimate(*map(float, spread(values)), n=len(values))
+
+
+def metric_of(cell: Cell) -> str:
+    """The name of the task's metric."""
+    return data.find(cell.config.data.task).metric
+
+
+def evaluated(run: Run) -> list[dict[str, Any]]:
+    """The rounds that were evaluated, with the bytes of all clients up to there."""
+    cell, record = run
+    up = np.cumsum([h["up_bytes"] for h in record["history"]]).tolist()
+    down = np.cumsum([h["down_bytes"] for h in record["history"]]).tolist()
+    return [
+        h | {"up_bytes": up[at], "down_bytes": down[at]}
+        for at, h in enumerate(record["history"])
+        if metric_of(cell) in h
+    ]
+
+
+def scores(history: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+    """The metric of every record; NaN where the model had diverged."""
+    return [math.nan if h[metric] is None else float(h[metric]) for h in history]
+
+
+def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The tidy table: one row per run and evaluated round, all of one set of columns.
+
+    Bytes are sums over all rounds so far, `EVENTS` the numbers of clients with whom that happened
+    in this round; the other numbers are as in a run's ``metrics.jsonl``.
+    """
+    found = [
+        {key: _plain(x) for key, x in run[0].labels.items()}
+        | {key: x for key, x in h.items() if x is None or isinstance(x, int | float)}
+        | {event: len(h.get(event, ())) for event in EVENTS}
+        for run in runs
+        for h in evaluated(run)
+    ]
+    columns = dict.fromkeys(key for row in found for key in row)
+    return [{key: row.get(key) for key in columns} for row in found]
+
+
+def _plain(value: Any) -> Any:
+    """A label as one field of a table."""
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as comma-separated values with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def write_parquet(table: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """The rows as one Parquet file."""
+    pyarrow.parquet.write_table(pa.Table.from_pylist(list(table)), path)
+
+
+def summarise(runs: Sequence[Run]) -> list[Line]:
+    """A line for each method and choice of the varied fields, in the order of the runs.
+
+    The first run's method is what the others differ from, at the same choice and seed.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_key(_choice(run[0].labels)), []).append(run)
+    return [_line(group, groups, runs[0][0].labels["method"]) for group in groups.values()]
+
+
+def _choice(labels: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in labels.items() if key != "seed"}
+
+
+def _key(labels: Mapping[str, Any]) -> str:
+    return json.dumps(labels)
+
+
+def _line(group: list[Run], groups: Mapping[str, list[Run]], first: str) -> Line:
+    labels = _choice(group[0][0].labels)
+    metric = metric_of(group[0][0])
+    own = _last(group, metric)
+    other = _last(groups.get(_key(labels | {"method": first}), []), metric)
+    common = [own[seed] - other[seed] for seed in own if seed in other]
+    sent = [evaluated(run)[-1] for run in group]
+    return Line(
+        labels,
+        metric,
+        group,
+        estimate([*own.values()]),
+        estimate(common) if common and labels["method"] != first else None,
+        float(np.mean([h["up_bytes"] for h in sent])),
+        float(np.mean([h["down_bytes"] for h in sent])),
+    )
+
+
+def _last(group: Iterable[Run], metric: str) -> dict[int, float]:
+    return {cell.config.seed: scores(record["history"][-1:], metric)[0] for cell, record in group}
+
+
+def shown(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """The summary as text: a header and rows, the same for terminal, Markdown and HTML."""
+    several = len({line.labels["method"] for line in lines}) > 1
+    metrics = {line.metric for line in lines}
+    header = [*lines[0].labels]
+    header += [*metrics] if len(metrics) == 1 else ["metric", "score"]
+    header += ["sd", "95 % interval", "seeds"]
+    if several:
+        header += [f"paired difference to {lines[0].labels['method']}"]
+    header += ["MB up", "MB down"]
+    return header, [list(_texts(line, several, len(metrics) > 1)) for line in lines]
+
+
+def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
+    yield from (str(_plain(value)) for value in line.labels.values())
+    if name_metric:
+        yield line.metric
+    yield _number(line.score.mean)
+    yield _number(line.score.deviation)
+    yield _interval(line.score)
+    yield str(line.score.n)
+    if several:
+        yield _difference(line.difference, line.score.n)
+    yield f"{line.up / 1e6:.2f}"
+    yield f"{line.down / 1e6:.2f}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.4f}"
+
+
+def _interval(score: Estimate, sign: str = "") -> str:
+    if math.isnan(score.half):  # of one seed, or one has diverged
+        return "-"
+    return f"[{score.low:{sign}.4f}, {score.high:{sign}.4f}]"
+
+
+def _difference(difference: Estimate | None, n: int) -> str:
+    if difference is None or math.isnan(difference.mean):
+        return "-"
+    text = _number(difference.mean, "+")
+    text += f" {_interval(difference, '+')}" if difference.n > 1 else ""
+    return text if difference.n == n else f"{text} ({difference.n} of {n} seeds)"
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The summary as a Markdown table."""
+    header, body = shown(lines)
+    made = [header, ["---"] * len(header), *body]
+    cell = lambda text: text.replace("|", r"\|")  # noqa: E731
+    return "".join("| " + " | ".join(map(cell, row)) + " |\n" for row in made)

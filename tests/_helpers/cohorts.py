@@ -1,0 +1,332 @@
+"""Random federations in the shapes of the library, and the way from there to the oracles."""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import Cohort, Method, Outcome, Server, Start
+from tests._helpers import oracles
+
+R = 4
+CLIENTS = 6
+
+# A square site, so that a transposed answer has the right shape; wide enough for the low-rank SVD
+# (6 * 4 < 26) and with a layer left out. A small one without a stack, where R = min(i, o).
+SITES = (
+    Site("block/layers/query", 26, 26, (True, False, True)),
+    Site("head/dense", 4, 7, None),
+)
+GLOBAL = Template(sites=SITES, rank=R, alpha=6.0, scale_rule="alpha/R")
+PER_CLIENT = Template(sites=SITES, rank=R, alpha=6.0, scale_rule="alpha/r")
+
+
+def literal_options(name: str) -> dict[str, tuple[Any, ...]]:
+    """The alternatives to the default of every option of a registered method."""
+    parameters = inspect.signature(methods.METHODS[name].factory).parameters.values()
+    return {
+        p.name: tuple(v for v in get_args(p.annotation) if v != p.default)
+        for p in parameters
+        if get_origin(p.annotation) is Literal
+    }
+
+
+NUMBERS: dict[str, list[dict[str, Any]]] = {
+    "hetlora": [{"gamma": 1.0}, {"gamma": 0.5, "norm": "layer", "min_rank": 2}],
+    "florist": [{"threshold": 1.0}, {"threshold": 0.5, "sigma": "both"}],
+    "fedex_lora": [{"residual_rank": 3}],
+    "lora_fair": [{"penalty": 2.0}],
+    "fedrora": [{"first": 1.0, "coefficient_rate": 3.0}],
+}
+"""Values of options that are numbers."""
+
+EXACT = {"florist": "florist(threshold=1.0)", "hetlora": "hetlora(gamma=1.0)"}
+"""How to tell a method that loses something on purpose to lose nothing."""
+
+
+def specs_of(name: str) -> list[str]:
+    """The default, every alternative on its own, and of more than two options all together."""
+    options = literal_options(name)
+    single = [{key: v} for key, values in options.items() for v in values]
+    together = [{key: values[-1] for key, values in options.items()}] if len(options) > 2 else []
+    write = lambda chosen: ", ".join(f"{k}={v!r}" for k, v in chosen.items())  # noqa: E731
+    return [
+        name,
+        *(f"{name}({write(chosen)})" for chosen in [*single, *together, *NUMBERS.get(name, [])]),
+    ]
+
+
+SPECS = list(itertools.chain.from_iterable(specs_of(name) for name in methods.METHODS))
+
+
+def method_name(spec: str) -> str:
+    return spec.split("(")[0]
+
+
+def ranks_for(spec: str, mixed: Any, otherwise: int) -> np.ndarray:
+    """The mixed ranks, or one for all where a method takes nothing else."""
+    mixed = np.asarray(mixed)
+    return mixed if methods.takes_mixed_ranks(spec) else np.full_like(mixed, otherwise)
+
+
+# ------------------------------------------------------------------------------------ federations
+
+
+def make_cohort(
+    template: Template,
+    rank: Any,
+    weight: Any = None,
+    *,
+    ids: Any = None,
+    round: int = 0,
+    seed: int = 0,
+) -> Cohort:
+    rank = np.asarray(rank, np.int32)
+    weight = np.ones(len(rank)) if weight is None else np.asarray(weight)
+    return Cohort(
+        id=jnp.asarray(np.arange(len(rank)) if ids is None else ids, jnp.int32),
+        rank=jnp.asarray(rank),
+        weight=jnp.asarray(weight, jnp.float32),
+        scale=jnp.asarray(np.broadcast_to(template.scale(rank), rank.shape), jnp.float32),
+        round=jnp.asarray(round, jnp.int32),
+        key=jax.random.key(seed),
+    )
+
+
+def random_adapter(template: Template, seed: int, *batch: int) -> Adapter:
+    """Normal entries in every factor; layers left out are zero, as everywhere."""
+    rng = np.random.default_rng(seed)
+    pairs = {}
+    for site in template.sites:
+        a = rng.normal(size=(*batch, *site.stack, site.inputs, template.rank))
+        b = rng.normal(size=(*batch, *site.stack, template.rank, site.outputs))
+        if site.layers is not None:
+            a[..., ~np.array(site.layers), :, :] = 0
+            b[..., ~np.array(site.layers), :, :] = 0
+        pairs[site.path] = LoRA(a.astype(np.float32), b.astype(np.float32))
+    return pairs
+
+
+def random_kernels(template: Template, seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
+        for s in template.sites
+    }
+
+
+def make_server(method: Method, template: Template, seed: int = 1) -> Server:
+    return method.init(random_adapter(template, seed), random_kernels(template, seed + 1))
+
+
+def poison(tree: Any, absent: Any, value: float = np.nan) -> Any:
+    """The value everywhere in the given clients' leaves."""
+    absent = np.asarray(absent)
+
+    def leaf(x: Any) -> np.ndarray:
+        x = np.array(x)
+        x[absent] = value
+        return x
+
+    return jax.tree.map(leaf, tree)
+
+
+def train(start: Start, change: Adapter) -> Adapter:
+    """A stand-in for local training: an arbitrary change of what may be trained."""
+    return jax.tree.map(
+        lambda x, mask, d: x + np.where(mask, d, np.float32(0)),
+        *jax.device_get((start.adapter, start.trainable)),
+        change,
+    )
+
+
+def on_device(tree: Any) -> Any:
+    """NumPy leaves as JAX arrays, as functions that are not compiled want them."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
+class Played(NamedTuple):
+    """Everything that can be looked at after a round."""
+
+    start: Start
+    result: Adapter
+    outcome: Outcome
+
+
+def in_two_factors(method: Method) -> Method:
+    """The method with what clients begin with as two factors, as results are too."""
+
+    def broadcast(*given: Any) -> Start:
+        start = method.broadcast(*given)
+        return start._replace(adapter=lora.fold(start.adapter, start.coefficients), coefficients=())
+
+    return dataclasses.replace(method, broadcast=broadcast)
+
+
+@functools.cache
+def compiled(spec: str, template: Template) -> tuple[Method, Any]:
+    """The method `in_two_factors` and its aggregate, jitted once per process for all tests.
+
+    Broadcasts run operation by operation, which is quicker than compiling so many of them; another
+    test compares the two.
+    """
+    method = in_two_factors(methods.make(spec, template))
+    return method, jax.jit(method.aggregate)
+
+
+def begin(
+    method: Method, server: Server, state: Any, cohort: Cohort, template: Template, seed: int = 3
+) -> Start:
+    """What clients train from, after a probe if the method makes one."""
+    start = method.broadcast(server, state, cohort)
+    if method.select is not None:
+        probed = train(start, random_adapter(template, seed + 1, len(cohort.rank)))
+        start = method.select(server, state, cohort, start, on_device(probed))
+    return start
+
+
+def play(
+    spec: str, template: Template, cohort: Cohort, *, server: Server | None = None, seed: int = 3
+) -> Played:
+    """One round of random training; absent clients come back with NaN everywhere."""
+    method, aggregate = compiled(spec, template)
+    server = make_server(method, template) if server is None else server
+    count = len(cohort.rank)
+    state = method.init_clients(count)
+    start = begin(method, server, state, cohort, template, seed)
+    result = train(start, random_adapter(template, seed, count))
+    result = poison(result, cohort.weight == 0)
+    return Played(start, result, aggregate(server, state, cohort, start, result))
+
+
+# -------------------------------------------------------------------------------- to the oracles
+
+
+def matrices(template: Template, adapter: Adapter) -> dict[str, oracles.Pair]:
+    """One pair per adapted matrix, in the papers' notation: B is our b transposed, A our a."""
+    pairs = {}
+    for site in template.sites:
+        a, b = (np.asarray(x, np.float64) for x in adapter[site.path])
+        for layer in range(len(site.layers or ())):
+            if site.layers[layer]:
+                pairs[f"{site.path}[{layer}]"] = oracles.Pair(b[layer].T, a[layer].T)
+        if site.layers is None:
+            pairs[site.path] = oracles.Pair(b.T, a.T)
+    return pairs
+
+
+def dense(template: Template, kernels: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One ``[d, k]`` per adapted matrix of stacked ``[L, i, o]`` kernels."""
+    out = {}
+    for site in template.sites:
+        kernel = np.asarray(kernels[site.path], np.float64)
+        if site.layers is None:
+            out[site.path] = kernel.T
+        else:
+            out |= {f"{site.path}[{n}]": kernel[n].T for n, on in enumerate(site.layers) if on}
+    return out
+
+
+def trained_rows(template: Template, trainable: Adapter, client: int) -> dict[str, list[int]]:
+    """The components a client trains, per matrix."""
+    rows = {}
+    for site in template.sites:
+        mask = np.asarray(trainable[site.path].b)[client, ..., 0]
+        if site.layers is None:
+            rows[site.path] = np.flatnonzero(mask).tolist()
+        else:
+            for n, on in enumerate(site.layers):
+                if on:
+                    rows[f"{site.path}[{n}]"] = np.flatnonzero(mask[n]).tolist()
+    return rows
+
+
+def oracle_round(
+    spec: str, template: Template, server: Server, cohort: Cohort, played: Played
+) -> Any:
+    """The same round as ragged lists of what the participants would really send."""
+    server_reads = template.alpha / template.rank  # both rules agree at the full rank
+    clients = []
+    for n in np.flatnonzero(np.asarray(cohort.weight) > 0):
+        own = matrices(template, client(played.result, n))
+        before = matrices(template, client(played.start.adapter, n))
+        r = int(cohort.rank[n])
+        rows = {m: list(range(r)) for m in own}
+        if method_name(spec) in oracles.CHOSEN_ROWS:
+            rows = trained_rows(template, played.start.trainable, n)
+            assert all(len(chosen) == r for chosen in rows.values())
+        elif method_name(spec) in oracles.HOLD_ALL:
+            rows = {m: list(range(template.rank)) for m in own}
+        scale = template.alpha / (r if template.scale_rule == "alpha/r" else template.rank)
+        pick = lambda pairs, rows=rows: {  # noqa: E731
+            m: oracles.Pair(p.B[:, rows[m]], p.A[rows[m]]) for m, p in pairs.items()
+        }
+        weight = float(cohort.weight[n])
+        clients.append(oracles.Client(weight, scale, pick(own), rows, pick(before)))
+    kernels = server.kernels or random_kernels(template, 0)
+    return oracles.Round(
+        clients,
+        matrices(template, server.adapter),
+        server_reads,
+        dense(template, kernels),
+        int(cohort.round),
+    )
+
+
+# -------------------------------------------------------------------------------------- comparing
+
+
+def assert_close(ours: Any, want: Any, tolerance: float = 1e-5, message: str = "") -> None:
+    """Largest difference relative to the largest wanted entry."""
+    ours, want = np.asarray(ours, np.float64), np.asarray(want, np.float64)
+    assert ours.shape == want.shape, f"{message}: {ours.shape} != {want.shape}"
+    assert np.all(np.isfinite(ours)), f"{message}: not finite"
+    error, size = np.max(np.abs(ours - want), initial=0), np.max(np.abs(want), initial=0)
+    assert error <= tolerance * size, f"{message}: off by {error:.2e} of {size:.2e}"
+
+
+def assert_trees_close(ours: Any, want: Any, tolerance: float = 1e-5) -> None:
+    ours, want = (
+        jax.tree_util.tree_flatten_with_path(ours),
+        jax.tree_util.tree_flatten_with_path(want),
+    )
+    assert ours[1] == want[1]
+    for (path, x), (_, y) in zip(ours[0], want[0], strict=True):
+        assert_close(x, y, tolerance, jax.tree_util.keystr(path))
+
+
+def assert_trees_equal(ours: Any, want: Any) -> None:
+    """Bit for bit."""
+    assert jax.tree.structure(ours) == jax.tree.structure(want)
+    for (path, x), y in zip(
+        jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(want), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert x.dtype == y.dtype, name
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name, strict=True)
+
+
+def server_delta(template: Template, server: Server) -> dict[str, jax.Array]:
+    """What the server's model adds to its kernels."""
+    return lora.deltas(server.adapter, lora.uniform_gain(template))
+
+
+def client_deltas(start: Start, adapter: Adapter) -> dict[str, jax.Array]:
+    """What each client's model adds to its kernels, ``[c, (L,) i, o]``."""
+    return lora.deltas(adapter, start.gain)
+
+
+def client(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: x[n], tree)
+
+
+def pair(a: Any, b: Any) -> LoRA:
+    return LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))

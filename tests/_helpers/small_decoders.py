@@ -1,0 +1,98 @@
+"""Small random PyTorch decoders, saved as `transformers` saves them, to compare with."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_lora import lora
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 0.03,  # large enough to be seen
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_labels": 3,
+}
+FAMILY_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 4, "head_dim": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {
+        "head_dim": 10,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
+}
+FAMILIES = tuple(FAMILY_SIZES)
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+class Texts(NamedTuple):
+    """Token ids without id 0, which is padding alone."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+
+
+def texts(tokens: int = 11, *, left: bool = False) -> Texts:
+    """Texts of 11, 3, 7 and 1 tokens."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(tokens)[None] < np.array([[tokens], [3], [7], [1]])
+    mask = mask[:, ::-1].copy() if left else mask
+    return Texts(np.where(mask, rng.integers(3, 50, mask.shape), 0).astype(np.int32), mask)
+
+
+def build(family: str, task: str = "CausalLM", **overrides: Any) -> Any:
+    """A PyTorch model with every parameter random, norms and biases included."""
+    import torch
+    import transformers
+
+    sizes = SIZES | FAMILY_SIZES[family] | overrides
+    config = transformers.AutoConfig.for_model(family, attn_implementation="eager", **sizes)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{NAMES[family]}For{task}")(config).eval()
+    with torch.no_grad():
+        for label, value in model.named_parameters():
+            value.normal_(0, 0.3)
+            if "norm" in label and label.endswith("weight"):
+                value.add_(1.0)
+    return model
+
+
+def saved(folder: Path, family: str, task: str = "CausalLM", **overrides: Any) -> tuple[Path, Any]:
+    """A checkpoint folder and the model in it."""
+    model = build(family, task, **overrides)
+    model.save_pretrained(folder / family)
+    return folder / family, model
+
+
+def torch_logits(model: Any, batch: Texts) -> np.ndarray:
+    """What PyTorch computes."""
+    import torch
+
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(batch.input_ids, dtype=torch.long),
+            attention_mask=torch.tensor(batch.attention_mask, dtype=torch.long),
+        )
+    return out.logits.float().numpy()
+
+
+def random_adapters(template: lora.Template, key: jax.Array, *rows: int) -> Any:
+    """An adapter that does something, or so many of them on a leading axis."""
+    leaves, tree = jax.tree.flatten(template.shapes())
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        0.3 * jax.random.normal(k, (*rows, *x.shape)) for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)

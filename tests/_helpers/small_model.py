@@ -1,0 +1,80 @@
+"""A scanned Linen model that knows nothing of adapters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import lora
+from fedjax_lora.core.types import Adapter, Gain, LoRA
+from fedjax_lora.lora import Template
+
+DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
+TARGETS = ("/(query|value)$", "^head$")
+
+
+class Block(nn.Module):
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        gate = nn.Dense(HIDDEN, name="query", dtype=self.dtype)(x)
+        value = nn.Dense(HIDDEN, name="value", dtype=self.dtype)(x)
+        return x + nn.Dense(WIDTH, name="output", dtype=self.dtype)(jnp.tanh(gate) * value), None
+
+
+class Net(nn.Module):
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(WIDTH, name="embed", dtype=self.dtype)(x)
+        stack = nn.scan(Block, variable_axes={True: 0}, split_rngs={True: True}, length=DEPTH)
+        x, _ = stack(self.dtype, name="layers")(x, None)
+        return nn.Dense(CLASSES, name="head", dtype=self.dtype)(x)
+
+
+NET = Net()
+PARAMS = NET.init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+INPUT = jax.random.normal(jax.random.key(1), (6, 5))
+
+
+def template(**options: Any) -> Template:
+    return lora.make_template(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
+
+
+TEMPLATE = template()
+
+
+def random_adapter(where: Template, seed: int = 0, *batch: int) -> Adapter:
+    """Both factors random; layers left out are zero."""
+    rng = np.random.default_rng(seed)
+    pairs = {}
+    for site in where.sites:
+        a = rng.normal(size=(*batch, *site.stack, site.inputs, where.rank)) * 0.3
+        b = rng.normal(size=(*batch, *site.stack, where.rank, site.outputs)) * 0.3
+        if site.layers is not None:
+            a[..., ~np.array(site.layers), :, :] = 0
+            b[..., ~np.array(site.layers), :, :] = 0
+        pairs[site.path] = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    return pairs
+
+
+def cut(adapter: Adapter, rank: int) -> Adapter:
+    """The first components; the others are zero, the shapes stay."""
+    return {
+        path: LoRA(pair.a.at[..., rank:].set(0), pair.b.at[..., rank:, :].set(0))
+        for path, pair in adapter.items()
+    }
+
+
+@jax.jit
+def plain(params: Any, x: jax.Array) -> jax.Array:
+    return NET.apply({"params": params}, x)
+
+
+@jax.jit
+def adapted(params: Any, adapter: Adapter, gain: Gain, x: jax.Array) -> jax.Array:
+    return lora.apply(NET, params, adapter, gain, x)

@@ -1,0 +1,86 @@
+"""Broken inputs: every one ends in one clear sentence. A part of them, and all if asked for."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments.robustness import malformed_input
+from experiments.robustness.malformed_input import damage, run
+from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.judge import judge
+from fedjax_lora.cli import main
+
+CASES = malformed_input.cases()
+FAMILIES = sorted({case.family for case in CASES})
+SECONDS, MEGABYTES = 20, 100  # of the worst case; measured on a busy machine: 5 and 15
+
+
+@pytest.fixture(scope="module", autouse=True)
+def well_formed(tmp_path_factory):
+    """What the cases spoil is accepted, in every format; it also imports what takes long."""
+    root = tmp_path_factory.mktemp("good") / "run"
+    for ending in ("csv", "tsv", "jsonl", "parquet"):
+        words = lay_out(Case("well-formed", ending), root / ending)
+        task = f"--task=file(train='train.{ending}', test='train.{ending}')"
+        assert judge([*words, task], root / "out").outcome == "accepted"
+
+
+def problems(chosen: list[Case], place: pathlib.Path, *allowed: str) -> list[str]:
+    """What ended otherwise than it should, in words."""
+    found = []
+    for case, verdict in run.verdicts(chosen, place):
+        quick = verdict.seconds < SECONDS and verdict.megabytes < MEGABYTES
+        clear = verdict.outcome in allowed or not run.unclear((case, verdict))
+        if not (quick and clear):
+            found.append(f"{case.family}: {case.name}: {verdict}")
+    return found
+
+
+def test_there_are_hundreds_and_no_two_of_one_name():
+    assert len(CASES[::3]) > 300
+    assert len({(case.family, case.name) for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_third_is_refused_in_one_sentence(family, tmp_path):
+    chosen = [case for case in CASES[::3] if case.family == family]
+    assert chosen and problems(chosen, tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_are_refused_in_one_sentence(family, tmp_path):
+    assert problems([case for case in CASES if case.family == family], tmp_path) == []
+
+
+@pytest.mark.parametrize("each", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_random_damage_is_refused_or_does_no_harm(each, tmp_path):
+    assert problems(list(damage.cases(each=each)), tmp_path, "accepted") == []
+
+
+@pytest.mark.parametrize("name", ["nested 200,000 deep", "federation.method of an object"])
+def test_the_program_itself_ends_like_that(name, tmp_path):
+    """In a process of its own, as a user meets it."""
+    (case,) = (case for case in CASES if case.family == "run configs" and case.name == name)
+    words = lay_out(case, tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_lora", *words, f"--out={tmp_path / 'out'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedjax-lora: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("raised", [RecursionError("deep"), MemoryError(), SystemExit(3)])
+def test_an_unclear_end_would_be_noticed(raised, tmp_path, monkeypatch):
+    def fail(words):
+        raise raised
+
+    monkeypatch.setitem(main.COMMANDS, "run", fail)
+    assert len(problems(CASES[:1], tmp_path)) == 1

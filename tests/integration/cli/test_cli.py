@@ -1,0 +1,254 @@
+"""The command line as a user meets it, with right and with wrong input."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fedjax_lora import models
+from fedjax_lora.cli import main
+from tests._helpers.small_options import small
+
+SMALL = small()
+
+
+def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main.main(["run", *SMALL, "--method=replication(inner='uniform')", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("round", "accuracy", "loss", "seconds", "MB up", "MB down", str(out)):
+        assert word in printed
+    assert json.loads((out / "config.json").read_text())["federation"]["cohort"] == 2
+
+
+def test_a_written_config_runs_again_with_overrides(tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main.main(["run", *SMALL, f"--out={first}"]) == 0
+    again = ["run", f"--config={first / 'config.json'}", "--method=hlora", f"--out={second}"]
+    assert main.main(again) == 0
+    one, other = (json.loads((p / "config.json").read_text()) for p in (first, second))
+    assert other["federation"].pop("method") == "hlora"
+    one["federation"].pop("method")
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("methods", ["fed_plora", "replication", "2602.16936"]),
+        ("models", ["minilm", "roberta-base"]),
+        ("tasks", ["docstrings", "ag_news", "mrpc"]),
+    ],
+)
+def test_listings(command, words, capsys):
+    assert main.main([command]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in words)
+
+
+def test_help_and_version_need_no_jax():
+    code = "import sys; from fedjax_lora import cli; cli.main(['--help']); cli.main(['--version'])"
+    code += "; assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: fedjax-lora" in done.stdout
+
+
+def test_python_dash_m_and_the_exit_status(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_lora", "run", "--method=nope", f"--out={tmp_path / 'out'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("fedjax-lora: Unknown method 'nope'")
+    assert "Traceback" not in done.stderr
+
+
+def csv(folder: pathlib.Path, text: str, name: str = "train.csv") -> str:
+    (folder / name).write_text(text)
+    return "--task=file(train='train.csv', test='train.csv', text='text', label='label')"
+
+
+GOOD = "text,label\n" + "".join(f"some words {k},{k % 2}\n" for k in range(20))
+
+BAD_OPTIONS = [
+    (["--method=fedplora"], "Unknown method 'fedplora'; did you mean 'fed_plora'?"),
+    (["--method=fed_plora(select='random')"], "did you mean 'selection'"),
+    (["--method=fed_plora(selection=random)"], "must be literals"),
+    (["--method=fed_plora(selection='best')"], "selection"),
+    (["--task=agnews"], "Unknown task 'agnews'"),
+    (["--model=no/such-model"], "no/such-model"),
+    (["--model=/no/such/folder"], "/no/such/folder"),
+    (["--targets=nothing-like-it"], "match no layer"),
+    (["--targets=(("], "regular expression"),
+    (["--ranks=fixed(rank=0)"], "at least 1"),
+    (["--ranks=fixed(rank=500)"], "LoRA rank 500 exceeds"),
+    (["--ranks=tiers(ranks=[2,4], shares=[1.0])"], "as many non-negative shares"),
+    (["--partition=dirichlet(alpha=0)"], "alpha"),
+    (["--partition=natural(by=1)"], "natural"),
+    (["--optimizer=adamv"], "Unknown optimizer 'adamv'"),
+    (["--optimizer=adamw(weight=1)"], "weight"),
+    (["--schedule=linear(stop=1)"], "stop"),
+    (["--cohort=5"], "a cohort of 5 cannot be drawn from 4 clients"),
+    (["--clients=100", "--cohort=2"], "100"),
+    (["--rounds=0"], "rounds must be at least 1"),
+    (["--train-examples=1000000"], "1000000"),
+    (["--layers=7"], "layers is 7 but must be between 1 and the 6"),
+    (["--lora-layers", "0", "3"], "Layers [3] do not exist"),
+    (["--data-dir=/no/such", "--task=ag_news"], "/no/such"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), BAD_OPTIONS, ids=lambda x: str(x)[:40])
+def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
+    given = {word.split("=")[0] for word in words}
+    rest = [word for word in SMALL if word.split("=")[0] not in given]
+    assert one_sentence(["run", *rest, *words, f"--out={tmp_path / 'out'}"], capsys, sentence)
+    assert not (tmp_path / "out").exists(), "bad input must not leave a folder behind"
+
+
+def one_sentence(words: list[str], capsys, sentence: str) -> bool:
+    assert main.main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("fedjax-lora: ")
+    assert sentence in error, error
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (GOOD.replace("text,label", "words,label"), "text"),
+        (GOOD.replace("some words 3,1", "some words 3,1,extra"), "train.csv"),
+        (GOOD.replace("some words 3,1", "some words 3"), "train.csv"),
+        ("", "train.csv"),
+    ],
+    ids=["missing column", "extra field", "missing field", "empty file"],
+)
+def test_bad_files_get_one_sentence(text, sentence, tmp_path, capsys):
+    task = csv(tmp_path, text)
+    words = [w for w in SMALL if "examples" not in w]
+    assert one_sentence(["run", *words, task, f"--data-dir={tmp_path}"], capsys, sentence)
+
+
+def test_a_good_file_runs(tmp_path):
+    task = csv(tmp_path, GOOD)
+    words = [w for w in SMALL if "examples" not in w]
+    out = f"--out={tmp_path / 'out'}"
+    assert main.main(["run", *words, task, f"--data-dir={tmp_path}", out]) == 0
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    csv(tmp_path, GOOD)
+    task = "--task=file(train='absent.csv', text='text', label='label')"
+    assert one_sentence(["run", task, f"--data-dir={tmp_path}"], capsys, "absent.csv")
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> pathlib.Path:
+    """A copy of the encoder's folder that a test may damage."""
+    source = models.resolve("minilm").folder
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+def test_a_missing_tensor_is_named(checkpoint, capsys):
+    weights = checkpoint / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(n for n in tensors if n.endswith("layer.0.attention.self.query.weight"))
+    tensors.pop(name)
+    weights.unlink()
+    save_file(tensors, weights)
+    assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, name)
+
+
+def test_a_tensor_of_another_shape_is_named(checkpoint, capsys):
+    weights = checkpoint / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(n for n in tensors if n.endswith("layer.0.attention.self.query.weight"))
+    tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
+    weights.unlink()
+    save_file(tensors, weights)
+    assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, name)
+
+
+def test_an_unsupported_architecture_is_named(checkpoint, capsys):
+    config = checkpoint / "config.json"
+    values = json.loads(config.read_text()) | {"model_type": "bloom"}
+    config.unlink()
+    config.write_text(json.dumps(values))
+    assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, "bloom")
+
+
+def test_a_bad_config_file_is_explained(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    for text, sentence in [
+        ("{", "not JSON"),
+        ("[]", "JSON object"),
+        ('{"federation": {"cohrot": 2}}', "did you mean 'cohort'"),
+        ('{"federation": {"cohort": "two"}}', "federation.cohort cannot be 'two'"),
+    ]:
+        path.write_text(text)
+        assert one_sentence(["run", f"--config={path}"], capsys, sentence)
+    assert one_sentence(["run", f"--config={tmp_path / 'none.json'}"], capsys, "none.json")
+
+
+RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore\nlines"
+
+
+@pytest.mark.parametrize(
+    ("command", "told", "not_told"),
+    [
+        ("run", ["--wave", "--batch", "--remat", "--explain"], []),
+        ("compare", ["--wave", "--batch", "--remat", "--explain"], []),
+        ("evaluate", ["--batch"], ["--wave", "--remat", "--explain"]),
+        ("predict", ["--batch"], ["--wave", "--remat", "--explain"]),
+        ("export", ["use one with more"], ["--"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        (jax.errors.JaxRuntimeError(RAN_OUT), "The device's memory is too small (RESOURCE_EXHAUS"),
+        (MemoryError("Unable to allocate 9 GiB"), "This machine's memory is too small (Unable to"),
+        (MemoryError(), "This machine's memory is too small (no allocation is told)"),
+    ],
+    ids=["device", "array", "python"],
+)
+def test_too_little_memory_is_told_in_one_sentence(
+    error, begins, command, told, not_told, capsys, monkeypatch
+):
+    for option in (word for word in told if word.startswith("--")):
+        with pytest.raises(SystemExit):
+            main.main(["run" if option == "--explain" else command, "--help"])
+        assert option in capsys.readouterr().out, "what is advised must be there"
+
+    def work(args):
+        raise error
+
+    monkeypatch.setitem(main.COMMANDS, command, work)
+    assert main.main([command]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fedjax-lora: {begins}")
+    assert all(word in line for word in told) and not any(word in line for word in not_told)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL"), ValueError(RAN_OUT)])
+def test_any_other_error_keeps_its_traceback(error, monkeypatch):
+    def work(args):
+        raise error
+
+    monkeypatch.setitem(main.COMMANDS, "run", work)
+    with pytest.raises(type(error)):
+        main.main(["run"])

@@ -1,0 +1,61 @@
+"""``fedjax-lora run --resume`` as a user meets it, in this process."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from test_cli import SMALL, one_sentence
+
+from fedjax_lora.cli import main
+from fedjax_lora.runs import checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("runs") / "a run"
+    assert main.main(["run", *SMALL, f"--out={out}"]) == 0
+    return out
+
+
+def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "a run")
+    capsys.readouterr()
+    assert main.main(["run", "--resume", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert f"{out} is finished; --rounds with a larger number goes on with it" in told
+    assert "after 1 rounds" in told
+    assert main.main(["run", f"--resume={out}", "--rounds=2"]) == 0
+    told = capsys.readouterr().out
+    assert "resumed after round 1" in told and "after 2 rounds" in told
+    assert json.loads((out / "config.json").read_text())["federation"]["rounds"] == 2
+    assert checkpoints.latest(out).round == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method=hlora"], "federation.method was 'fed_plora' and cannot become 'hlora'."),
+        (["--out=elsewhere"], "--resume takes the folder and its config; leave out --out."),
+        (["--overwrite"], "--resume takes the folder and its config; leave out --overwrite."),
+        (["--config=a.json"], "--resume takes the folder and its config; leave out --config."),
+    ],
+)
+def test_what_does_not_go_with_resume(words, sentence, finished, capsys):
+    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+    assert one_sentence(["run", "--resume", str(finished), *words], capsys, sentence)
+    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["nothing", "file", "folder"])
+def test_what_is_no_run_cannot_be_resumed(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    sentence = f"Folder {tmp_path / name} holds no run to resume: it has no config.json."
+    assert one_sentence(["run", f"--resume={tmp_path / name}"], capsys, sentence)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_with_the_same_run_points_at_resume(finished, capsys):
+    words = ["run", *SMALL, f"--out={finished}"]
+    assert one_sentence(words, capsys, "holds this run already; resume it with --resume")

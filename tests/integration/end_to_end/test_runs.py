@@ -1,0 +1,309 @@
+"""Whole runs on the real encoder (its first layer) and real text, small."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_lora
+import fedjax_lora as fl
+from fedjax_lora import InputError, RunConfig, federated, methods
+from fedjax_lora.core import trees
+from fedjax_lora.evaluation.evaluator import global_model
+from fedjax_lora.runs import build
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import (
+    DataConfig,
+    ExecutionConfig,
+    FederationConfig,
+    LocalConfig,
+    ModelConfig,
+)
+
+CONFIG = RunConfig(
+    data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
+    model=ModelConfig(layers=1),
+    federation=FederationConfig(clients=8, cohort=3, rounds=2, ranks="tiers(ranks=[1, 2, 4])"),
+    local=LocalConfig(batch=8, learning_rate=1e-2),
+)
+
+
+def change(config: RunConfig, **groups) -> RunConfig:
+    """The config with some fields of some groups exchanged."""
+    made = {
+        name: dataclasses.replace(getattr(config, name), **fields)
+        for name, fields in groups.items()
+    }
+    return dataclasses.replace(config, **made)
+
+
+@pytest.fixture(scope="module")
+def assets() -> build.Assets:
+    return build.load_assets(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, assets):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return fl.run(CONFIG, out=out, assets=assets)
+
+
+def test_a_run_leaves_everything_behind(finished):
+    out = finished.out
+    assert configs.load(out / "config.json") == CONFIG
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == finished.records
+    assert [x["round"] for x in lines] == [1, 2]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"] == lines[-1]["accuracy"]
+    assert 0 < summary["majority_accuracy"] < 1
+    assert summary["processor_seconds"] > 0 < summary["seconds"]
+    assert len((out / "timing.jsonl").read_text().splitlines()) == 2
+    assert (out / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (out / "adapter").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "fedjax_lora.json",
+    }
+
+
+def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
+    again = fl.run(CONFIG, out=tmp_path / "again", assets=assets)
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
+
+
+def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path):
+    measured = change(CONFIG, execution={"measure": True})
+    result = fl.run(measured, out=tmp_path / "run", assets=assets)
+    read = lambda name: [  # noqa: E731
+        json.loads(line) for line in (result.out / name).read_text().splitlines()
+    ]
+    records = read("metrics.jsonl")
+    for record, times, plain in zip(records, read("timing.jsonl"), finished.records, strict=True):
+        assert not any(name.endswith("seconds") for name in record)
+        assert times["server_seconds"] + times["measure_seconds"] < times["train_seconds"]
+        assert record["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+        assert set(plain) < set(record)
+        assert record["init_noise"] == 0 < record["agg_noise"]
+        # The encoder, and more for a client's own training, but no second copy of the encoder.
+        base = trees.size_bytes({k: v for k, v in assets.model.params.items() if k != "head"})
+        assert base < record["client_bytes_mean"] <= record["client_bytes_max"] < 1.1 * base
+
+
+def test_another_seed_gives_other_numbers(finished, assets):
+    other = fl.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
+    assert other.records != finished.records
+
+
+def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
+    """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
+    made = build.prepare(CONFIG, assets)
+    plan = made.federation.plan(0, made.rank, 0.0)
+    rank = plan.rank[plan.weight > 0]
+    component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
+    head = 4 * (384 * 8 + 8)
+    record = finished.records[0]
+    assert record["up_bytes"] == int(rank.sum()) * (component + 4) + 3 * head
+    assert record["down_bytes"] == 3 * 4 * component + 3 * head
+
+
+def test_rounds_learn():
+    """Clients alike, so that the loss does not depend on who was drawn."""
+    config = change(
+        CONFIG,
+        model={"pooling": "mean"},
+        federation={"rounds": 12, "partition": "iid"},
+        execution={"eval_every": 12},
+    )
+    result = fl.run(config)
+    assert result.records[-1]["train_loss"] < 0.8 * result.records[0]["train_loss"]
+    assert result.summary["accuracy"] > result.summary["majority_accuracy"]
+
+
+def test_a_task_with_another_metric_has_its_accuracy_too(assets):
+    other = dataclasses.replace(assets.task.task, metric="f1")
+    ready = build.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.state), build.prepare(CONFIG, assets)
+    expected = plain.evaluate(plain.state)
+    assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
+    assert {name: scores[name] for name in expected} == expected
+    assert expected["accuracy"] != scores["f1"]
+
+
+def test_the_top_level_function_is_the_same(assets):
+    assert fedjax_lora.run is fl.run
+
+
+@pytest.mark.parametrize("method", ["fed_plora", "flora"])
+def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_path):
+    """PEFT on the PyTorch model, also for a method that changes the base."""
+    import peft
+    import torch
+    from transformers import BertForSequenceClassification
+
+    config = change(CONFIG, federation={"method": method})
+    result = fl.run(config, out=tmp_path / "run", assets=assets)
+    base = BertForSequenceClassification.from_pretrained(
+        assets.model.folder, num_labels=8, num_hidden_layers=1
+    )
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    tokens = assets.test
+    ids = torch.tensor(tokens.ids[:16], dtype=torch.long)
+    mask = torch.arange(ids.shape[1])[None] < torch.tensor(tokens.length[:16])[:, None]
+    with torch.no_grad():
+        theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
+
+    trained, gain = global_model(result.state, result.template)
+    full = federated.with_kernels(assets.model.params, result.state.server.kernels)
+    objective = federated.text_classification(assets.model.module, [tokens.ids.shape[1]])
+    batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])
+    ours = objective.outputs(full, trained, gain, batch)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
+    before = (finished.out / "metrics.jsonl").read_bytes()
+    other = change(CONFIG, federation={"method": "hlora"})
+    with pytest.raises(InputError, match=r"different run \(federation.method\)"):
+        fl.run(other, out=finished.out, assets=assets)
+    with pytest.raises(InputError, match="this run already"):
+        fl.run(CONFIG, out=finished.out, assets=assets)
+    assert (finished.out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(assets, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"other files \(thesis.tex\)"):
+            fl.run(CONFIG, out=tmp_path, assets=assets, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("asked", [{"devices": 4}, {"mesh": (4, 2)}])
+def test_devices_that_a_mode_has_no_use_for_are_not_ignored(asked, assets):
+    with pytest.raises(
+        InputError, match=f"{next(iter(asked))} is given, but mode vmap runs on one"
+    ):
+        fl.run(change(CONFIG, execution=asked), assets=assets)
+
+
+def test_fedit_refuses_different_ranks(assets):
+    with pytest.raises(InputError, match=r"'fedit' needs clients of one rank.*\[1, 2, 4\]"):
+        fl.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
+
+
+SCORED = change(
+    CONFIG,
+    federation={
+        "ranks": "loss_based(low=1, high=4, share=0.2, promoted='fresh')",
+        "rounds": 3,
+        "method": "replication",
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def scored(assets):
+    return fl.run(SCORED, assets=assets)
+
+
+def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
+    """Against the evaluation of rounds in which each client is alone."""
+    made, losses = build.prepare(SCORED, assets), []
+    for client in range(8):
+        plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
+        state = jax.tree.map(jnp.array, made.state)
+        state, _ = made.round_fn(made.base, made.data, state, plan, jax.random.key(0))
+        # Components beyond the first are as at the start, with b = 0: they add nothing.
+        losses.append(made.evaluate(state)["validation_loss"])
+    best = np.argsort(losses, kind="stable")[:2]  # ceil(0.2 * 8)
+    assert np.flatnonzero(scored.rank == 4).tolist() == sorted(best)
+    assert np.sum(scored.rank == 1) == 6
+    assert [record.get("ranks") for record in scored.records] == [None, {"1": 6, "4": 2}, None]
+    assert scored.template.rank == 4
+
+
+def test_the_bytes_of_scoring_are_part_of_the_record(scored):
+    """Eight clients of rank 1 get a component and the head, and send their own back."""
+    model = 4 * 2 * (384 + 384) + 4 * (384 * 8 + 8)
+    first, second, _ = scored.records
+    assert first["score_up_bytes"] == first["score_down_bytes"] == 8 * model
+    assert first["up_bytes"] == first["down_bytes"] == (8 + 3) * model
+    assert "score_up_bytes" not in second and second["up_bytes"] < 8 * model
+    assert scored.summary["up_bytes"] == sum(record["up_bytes"] for record in scored.records)
+
+
+@pytest.mark.parametrize("heads", ["frozen", "local"])
+def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
+    config = change(SCORED, federation={"heads": heads, "rounds": 1, "cohort": 2})
+    (record,) = fl.run(config, assets=assets).records
+    component, head = 4 * 2 * (384 + 384), 4 * (384 * 8 + 8)
+    assert record["score_down_bytes"] == 8 * component
+    assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)
+
+
+def test_a_scored_run_repeats(scored, assets):
+    assert fl.run(SCORED, assets=assets).records == scored.records
+
+
+def test_budgets_know_the_components_of_the_model(assets):
+    component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
+    ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
+    made = build.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
+    assert sorted(made.rank) == [1] * 4 + [3] * 4
+    assert made.template.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("federation", "validation", "words"),
+    [
+        ({}, 0, "are none; set validation_examples"),
+        ({"method": "fedit"}, 40, r"'fedit' needs clients of one rank.*\[1, 4\]"),
+        ({"ranks": "loss_based(low=1, high=400, share=0.5)"}, 40, "LoRA rank 400 exceeds"),
+    ],
+)
+def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, words, assets):
+    config = change(SCORED, federation=federation, data={"validation_examples": validation})
+    given = assets if validation else assets._replace(validation=None)
+    with pytest.raises(InputError, match=words):
+        build.prepare(config, given)
+
+
+@pytest.mark.parametrize("heads", ["frozen", "local"])
+def test_heads(heads, assets):
+    config = change(CONFIG, federation={"heads": heads, "rounds": 1})
+    result = fl.run(config, assets=assets)
+    assert 0 <= result.records[-1]["accuracy"] <= 1
+    # A head that nobody sends costs nothing: adapters alone travel.
+    average = fl.run(change(config, federation={"heads": "average"}), assets=assets)
+    head = 4 * (384 * 8 + 8)
+    assert average.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
+
+
+FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
+"""One method of each file; `test_matrix` has all of them on a small model."""
+
+
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_every_kind_of_method_runs_on_the_real_model(name, assets):
+    ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
+    config = change(
+        CONFIG,
+        federation={"method": name, "ranks": ranks, "rounds": 1},
+        execution={"mode": "loop"},
+    )
+    assert np.isfinite(fl.run(config, assets=assets).records[-1]["loss"])
+
+
+def test_sharded_over_eight_devices_equals_one(finished, assets):
+    config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
+    result = fl.run(config, assets=assets)
+    for one, other in zip(finished.records, result.records, strict=True):
+        # float32 sums in another order, through two rounds of AdamW
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)

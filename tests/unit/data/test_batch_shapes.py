@@ -1,0 +1,64 @@
+"""The shapes that steps are compiled for: everything fits, and random batches fill them well."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
+from fedjax_lora.data.batching import length_buckets
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, (1,)), (3, (3,)), (4, (2, 4)), (16, (8, 16))])
+def test_row_buckets(batch, rows):
+    assert row_buckets(batch) == rows
+
+
+def test_padded_shapes_have_room_for_every_text():
+    assert padded_shapes((2, 4), (8, 16)) == ((2, 8, 16), (2, 16, 32), (4, 8, 32), (4, 16, 64))
+
+
+def fits(shapes, rows, longest, tokens):
+    return [s for s in shapes if s.rows >= rows and s.length >= longest and s.tokens >= tokens]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    batch=st.integers(1, 9),
+    by_length=st.booleans(),
+)
+@settings(deadline=None)
+def test_there_is_a_shape_for_every_batch(lengths, batch, by_length):
+    length = np.array(lengths)
+    buckets = length_buckets(length, longest=int(length.max()))
+    shapes = unpadded_shapes(length, buckets, batch=batch, by_length=by_length)
+    assert (batch, buckets[-1], batch * buckets[-1]) in shapes
+    assert len(shapes) <= 3 * len(row_buckets(batch)) and len(set(shapes)) == len(shapes)
+    for rows in row_buckets(batch):
+        own = [s for s in shapes if s.rows == rows]
+        assert fits(own, rows, buckets[-1], rows * buckets[-1]), "the longest texts there are"
+        # The first that fits is the smallest that fits.
+        assert [s.tokens for s in own] == sorted(s.tokens for s in own)
+        assert [s.length for s in own] == sorted(s.length for s in own)
+        assert all(s.tokens <= s.rows * s.length for s in own)
+
+
+def test_random_batches_leave_little_room():
+    """Texts of 20 to 100 tokens: 0.59 of a padded batch is text."""
+    rng = np.random.default_rng(3)
+    length = rng.integers(20, 101, 4000)
+    shapes = unpadded_shapes(length, length_buckets(length, longest=100), batch=16)
+    room = text = padded = 0
+    for _ in range(300):
+        own = rng.choice(length, 16)
+        chosen = fits(shapes, 16, own.max(), own.sum())[0]
+        room, text, padded = room + chosen.tokens, text + own.sum(), padded + 16 * own.max()
+    assert text / padded < 0.65 and text / room > 0.88
+
+
+def test_shapes_do_not_depend_on_the_draw_of_the_examples():
+    """Or every seed of a comparison would be compiled anew."""
+    draws = [
+        np.random.default_rng(k).normal(50, 12, 3000).astype(int).clip(5, 64) for k in range(5)
+    ]
+    assert len({unpadded_shapes(x, (48, 64), batch=16) for x in draws}) == 1

@@ -1,0 +1,252 @@
+"""Properties of partitions, for any classes, clients and seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import PARTITIONS, class_counts, partition
+from fedjax_lora.data.partitioners import simplex
+from fedjax_lora.runs.plots import draw
+
+ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 1e308])
+
+
+@st.composite
+def specs(draw):
+    name = draw(st.sampled_from(sorted(PARTITIONS)))
+    if name in ("dirichlet", "quantity"):
+        return f"{name}(alpha={draw(ALPHAS)})"
+    if name == "quality":
+        share = draw(st.floats(0.01, 1))
+        return f"quality(share={share}, alpha_high={draw(ALPHAS)}, alpha_low={draw(ALPHAS)})"
+    return name
+
+
+@st.composite
+def requests(draw):
+    """A spec and arguments that can be met."""
+    spec = draw(specs())
+    clients = draw(st.integers(1, 12))
+    minimum = draw(st.integers(0, 4))
+    examples = draw(st.integers(max(clients * max(minimum, 2), 1), 150))
+    classes = draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    labels = rng.integers(0, classes, examples).astype(np.int32)
+    groups = rng.permutation(np.arange(examples) % draw(st.integers(clients, examples))) * 3
+    options = {"clients": clients, "min_examples": minimum, "groups": groups}
+    return spec, labels, {**options, "seed": draw(st.integers(0, 2**32))}
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests())
+def test_exact_cover_minimum_and_determinism(request):
+    spec, labels, options = request
+    first = partition(spec, labels, **options)
+    assert len(first.indices) == options["clients"]
+    assert np.array_equal(np.sort(np.concatenate(first.indices)), np.arange(len(labels)))
+    for part in first.indices:
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+        assert len(part) >= options["min_examples"]
+    again = partition(spec, labels, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(first.indices, again.indices, strict=True))
+    assert (first.quality is None) == (not spec.startswith("quality"))
+    if first.quality is not None:
+        assert np.array_equal(first.quality, again.quality)
+        assert first.quality.shape == (options["clients"],)
+        assert first.quality.any()
+    counts = class_counts(first, labels, 12)
+    assert np.array_equal(counts.sum(0), np.bincount(labels, minlength=12))
+    assert np.array_equal(counts.sum(1), [len(part) for part in first.indices])
+
+
+@st.composite
+def requests_of_any_kind(draw):
+    """Any number of examples, classes, clients and groups, whether that can be met or not."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    labels = rng.integers(0, draw(st.integers(1, 90)), draw(st.integers(0, 80)))
+    groups = draw(st.none() | st.integers(1, 30))
+    options = {
+        "clients": draw(st.integers(-1, 100)),
+        "min_examples": draw(st.integers(-1, 12)),
+        "groups": None if groups is None else np.arange(len(labels)) % groups,
+    }
+    return draw(specs() | st.just("shards(per_client=5)")), labels, options
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests_of_any_kind())
+def test_any_request_is_met_or_refused(request):
+    spec, labels, options = request
+    clients, minimum = options["clients"], options["min_examples"]
+    try:
+        parts = partition(spec, labels, seed=0, **options).indices
+    except InputError as error:
+        assert "\n" not in str(error)
+        possible = clients >= 1 and minimum >= 0 and clients * minimum <= len(labels)
+        assert not (possible and len(labels) and spec.startswith(("iid", "dirichlet", "quantity")))
+    else:
+        assert len(parts) == clients and min(map(len, parts)) >= minimum
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ALPHAS, st.integers(1, 50), st.integers(0, 99))
+def test_simplex(alpha, size, seed):
+    share = simplex(alpha, size, np.random.default_rng(seed))
+    assert np.isfinite(share).all()
+    assert (share >= 0).all()
+    assert share.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.7, 1.0, 5.0])
+def test_simplex_has_the_moments_of_a_dirichlet(alpha):
+    rng = np.random.default_rng(0)
+    draws = np.stack([simplex(alpha, 4, rng) for _ in range(4000)])
+    assert draws.mean(0) == pytest.approx([0.25] * 4, abs=0.02)
+    variance = 0.25 * 0.75 / (4 * alpha + 1)
+    assert draws.var(0) == pytest.approx([variance] * 4, rel=0.15)
+
+
+LABELS = np.arange(2000) % 10
+seeds = pytest.mark.parametrize("seed", range(3))
+
+
+def counts_of(spec, *, clients=20, seed=0, labels=LABELS, **options):
+    parts = partition(spec, labels, clients=clients, seed=seed, **options)
+    return class_counts(parts, labels, 10), parts
+
+
+@seeds
+def test_iid_is_equal_shares(seed):
+    counts, _ = counts_of("iid", clients=30, seed=seed)
+    assert set(counts.sum(1)) == {66, 67}
+    assert counts.max() < 25
+
+
+@seeds
+def test_dirichlet_skews_labels_as_alpha_says(seed):
+    counts, _ = counts_of("dirichlet(alpha=1e6)", seed=seed)
+    assert counts.min() >= 9
+    assert counts.max() <= 11
+    counts, _ = counts_of("dirichlet(alpha=1e-6)", seed=seed, min_examples=0)
+    assert (np.sort(counts, 0)[:-1] == 0).all()  # each class with one client
+
+
+@seeds
+def test_shards_give_few_classes_and_equal_sizes(seed):
+    counts, _ = counts_of("shards(per_client=2)", seed=seed)
+    assert set(counts.sum(1)) == {100}
+    assert (counts > 0).sum(1).max() <= 2
+    scores = np.random.default_rng(0).random(50).astype(np.float32)
+    parts = partition("shards", scores, clients=5, seed=seed)  # of sorted scores, too
+    assert [len(part) for part in parts.indices] == [10] * 5
+
+
+@seeds
+def test_quantity_skews_sizes_only(seed):
+    counts, _ = counts_of("quantity(alpha=0.5)", seed=seed, clients=10)
+    sizes = counts.sum(1)
+    assert sizes.max() > 2 * sizes.mean()
+    largest = counts[sizes.argmax()] / sizes.max()
+    assert largest == pytest.approx([0.1] * 10, abs=0.05)
+
+
+def test_natural_keeps_groups_whole():
+    groups = np.array([7, 7, 2, 9, 2, 9, 7])
+    labels = np.zeros(7, np.int64)
+    parts = partition("natural", labels, clients=3, seed=0, groups=groups)
+    assert [part.tolist() for part in parts.indices] == [[2, 4], [0, 1, 6], [3, 5]]
+    parts = partition("natural", labels, clients=2, seed=0, groups=groups)
+    assert [part.tolist() for part in parts.indices] == [[2, 3, 4, 5], [0, 1, 6]]
+
+
+@seeds
+def test_quality_has_balanced_and_skewed_clients(seed):
+    counts, parts = counts_of("quality(share=0.2)", seed=seed)
+    assert parts.quality.sum() == 4
+    share = counts / counts.sum(1, keepdims=True)
+    spread = np.abs(share - 0.1).sum(1) / 2  # total variation from the balanced mix
+    assert spread[parts.quality].max() < 0.15
+    assert spread[~parts.quality].mean() > 0.35
+    assert counts[parts.quality].sum() == 400  # in proportion to their number
+
+
+def test_a_seed_is_a_partition():
+    first, second = (counts_of("dirichlet", seed=seed)[0] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_levelling_moves_no_more_than_it_must():
+    skewed = "dirichlet(alpha=1e-6)"
+    free, _ = counts_of(skewed, min_examples=0)
+    level, _ = counts_of(skewed, min_examples=7)
+    missing = np.maximum(7 - free.sum(1), 0)
+    assert np.maximum(level.sum(1) - free.sum(1), 0).sum() == missing.sum()
+    assert level.sum(1).min() == 7
+    exact, _ = counts_of(skewed, min_examples=100)
+    assert set(exact.sum(1)) == {100}
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("diriclet", {}, "Unknown partition 'diriclet'; did you mean 'dirichlet'"),
+        ("dirichlet(beta=1)", {}, "Unknown option of partition 'dirichlet'"),
+        ("dirichlet(alpha=0)", {}, "alpha must be a number above 0"),
+        ("dirichlet(alpha=-1.0)", {}, "alpha must be a number above 0"),
+        ("dirichlet(alpha=1e999)", {}, "alpha must be a number above 0"),
+        ("dirichlet(alpha='x')", {}, "alpha is float, got 'x'"),
+        ("quantity(alpha=0)", {}, r"quantity\(alpha=0\)"),
+        ("quality(share=0)", {}, "share must be a number above 0"),
+        ("quality(share=2)", {}, "a share is at most 1"),
+        ("quality(alpha_low=0)", {}, "alpha_low must be a number above 0"),
+        ("shards(per_client=0)", {}, "per_client is a whole number above 0"),
+        ("shards(per_client=1.5)", {}, "per_client is int, got 1.5"),
+        ("shards(per_client=11)", {}, "cuts 110 shards for 10 clients, but there are 100"),
+        ("natural", {}, "needs a group column"),
+        ("natural", {"groups": np.arange(100) % 9}, "has 9 groups for 10 clients; ask for at most"),
+        ("iid", {"groups": np.arange(9)}, "9 group codes for 100 labels"),
+        ("iid", {"clients": 0}, "ask for at least one client"),
+        ("iid", {"min_examples": -1}, "a minimum that is not negative"),
+        ("iid", {"min_examples": 11}, "need 110 examples, but there are 100"),
+    ],
+)
+def test_refusals(spec, options, message):
+    with pytest.raises(InputError, match=message):
+        partition(spec, LABELS[:100], **{"clients": 10, "seed": 0, **options})
+
+
+@pytest.mark.parametrize("spec", ["dirichlet", "quality"])
+def test_scores_have_no_classes_to_skew(spec):
+    with pytest.raises(InputError, match=f"{spec} needs class labels, and these are float32"):
+        partition(spec, np.ones(9, np.float32), clients=2, seed=0)
+    parts = partition("iid", np.ones(9, np.float32), clients=2, seed=0)
+    with pytest.raises(InputError, match="class_counts needs class labels"):
+        class_counts(parts, np.ones(9, np.float32), 1)
+
+
+@pytest.mark.parametrize("classes", [1, 8, 40])
+def test_draw(tmp_path, classes):
+    labels = np.arange(400) % classes
+    parts = partition("dirichlet", labels, clients=5, seed=0)
+    names = [f"class {n}" for n in range(classes)]
+    counts = class_counts(parts, labels, classes)
+    draw(counts, names, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="do not fit"):
+        draw(counts, [*names, "one more"], tmp_path / "b.png")
+    with pytest.raises(InputError, match="cannot be written"):
+        draw(counts, names, tmp_path / "none" / "b.png")
+
+
+def test_drawing_folds_the_rarest_classes():
+    from fedjax_lora.runs.plots import _layers
+
+    counts = np.tile(np.arange(20), (3, 1))
+    layers = _layers(counts, [str(n) for n in range(20)])
+    assert [name for name, *_ in layers] == [*map(str, range(5, 20)), "5 other classes"]
+    assert len({colour for _, colour, _ in layers}) == 16
+    assert sum(height for *_, height in layers).tolist() == counts.sum(1).tolist()

@@ -1,0 +1,134 @@
+"""Readers of users' files and of the official forms, on small messy samples."""
+
+import gzip
+import lzma
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets import official_formats
+from fedjax_lora.data.datasets.table_readers import read_named
+
+
+def write(path, text, *, bom=False):
+    """Write text (or bytes) to a path, compressed if its name says so; return the path."""
+    data = text if isinstance(text, bytes) else text.encode("utf-8-sig" if bom else "utf-8")
+    data = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data)
+    path.write_bytes(data)
+    return path
+
+
+def refusal(function, *args, **options):
+    with pytest.raises(InputError) as caught:
+        function(*args, **options)
+    return str(caught.value)
+
+
+def named(path, **options):
+    return read_named(path, **{"text": "text", "label": "label", **options})
+
+
+def test_csv_quotes_line_ends_and_words_that_look_missing(tmp_path):
+    text = 'label,text,who\r\na,"one, ""two""\r\nthree",x\r\n\r\nnull,NA,y\r\n'
+    table = named(write(tmp_path / "a.csv", text, bom=True), group="who")
+    assert table.texts == ['one, "two"\r\nthree', "NA"]
+    assert table.labels == ["a", "null"]
+    assert table.groups == ["x", "y"]
+    assert list(table.rows) == [2, 4]  # the blank row counts, as in a spreadsheet
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+def test_tsv_leaves_quotes_alone(tmp_path, ending):
+    path = write(tmp_path / f"a.tsv{ending}", 'text\tpair\tlabel\n"a" b\tc"\t1\n')
+    table = named(path, pair="pair")
+    assert (table.texts, table.pairs, table.labels) == (['"a" b'], ['c"'], ["1"])
+
+
+def test_jsonl_and_parquet(tmp_path):
+    lines = '{"text": "a", "label": 1}\n\n{"text": "b", "label": 0, "more": []}\n'
+    table = named(write(tmp_path / "a.jsonl.gz", lines))
+    assert (table.texts, table.labels, list(table.rows)) == (["a", "b"], [1, 0], [1, 3])
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": ["x", "y"]}), path)
+    zipped = write(tmp_path / "b.parquet.gz", path.read_bytes())
+    for file in (path, zipped):
+        table = named(file)
+        assert (table.texts, table.labels, list(table.rows)) == (["a", "b"], ["x", "y"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "text,label\na,b\na,b,c\n", "a.csv row 3 has 3 fields where 2 are expected"),
+        ("a.csv", "text,label\na,b\na\n", "a.csv row 3 has 1 fields where 2 are expected"),
+        ("a.csv", 'text,label\na,b\n"a,b\n', "a.csv row 3 is not well-formed"),
+        ("a.csv", "text,x\na,b\n", r"a.csv: no column 'label' \(columns: text, x\)"),
+        ("a.csv", "x,y\na,b\n", "no column 'text' .*; no column 'label'"),
+        ("a.csv", "text,text,label\na,b,c\n", "column 'text' occurs twice"),
+        ("a.csv", "", "no column 'text'"),
+        ("a.csv", b"text,label\n\xff\xfe,1\n", "a.csv is not UTF-8 text"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "a.jsonl row 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "row 1 is not a JSON object"),
+        ("a.jsonl", '{"text": "a"}\n', "row 1: no column 'label'"),
+        ("a.jsonl", '{"text": null, "label": 1}\n', "row 1: column 'text' holds None"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"column 'label' holds \[1\]"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', "column 'label' holds nan"),
+        ("a.parquet", "no parquet", "is not a parquet file"),
+        ("a.xls", "", "Unknown file format .*'xls'; did you mean|Unknown file format"),
+    ],
+)
+def test_refusals_name_file_and_row(tmp_path, name, text, message):
+    assert re.search(message, refusal(named, write(tmp_path / name, text)))
+
+
+def test_absent_and_damaged_files(tmp_path):
+    for name in ("none.csv", "none.parquet"):
+        assert "cannot be read" in refusal(named, tmp_path / name)
+    damaged = tmp_path / "a.csv.gz"
+    damaged.write_bytes(gzip.compress(b"text,label\n" + b"a,b\n" * 999)[:-20])
+    assert "a.csv.gz cannot be read" in refusal(named, damaged)
+    damaged.write_bytes(b"text,label\na,b\n")
+    assert "a.csv.gz cannot be read" in refusal(named, damaged)
+
+
+def test_ag_news(tmp_path):
+    path = write(tmp_path / "a.csv", '"3","T ""N"" p","line\\two, more"\n"1","a","b"\n')
+    table = official_formats.read_ag_news(path)
+    assert table.texts == ['T "N" p line\\two, more', "a b"]
+    assert table.labels == [2, 0]
+    assert "row 1 has 2 fields" in refusal(official_formats.read_ag_news, write(path, '"1","a"\n'))
+    assert "the class is 'x'" in refusal(official_formats.read_ag_news, write(path, "x,a,b\n"))
+
+
+def test_dbpedia_counts_classes_from_one_only_in_the_official_form(tmp_path):
+    full = official_formats.read_dbpedia(
+        write(tmp_path / "a.csv", '14,"E. D.",abstract\n1,"x"," y"\n')
+    )
+    assert (full.texts, full.labels) == (["abstract", "y"], [13, 0])
+    sample = official_formats.read_dbpedia(write(tmp_path / "b.csv", "0,an abstract\n13,other\n"))
+    assert (sample.texts, sample.labels) == (["an abstract", "other"], [0, 13])
+    mixed = write(tmp_path / "c.csv", "0,a\n1,t,b\n")
+    assert "row 2 has 3 fields where 2" in refusal(official_formats.read_dbpedia, mixed)
+
+
+def test_cola(tmp_path):
+    table = official_formats.read_cola(
+        write(tmp_path / "a.tsv", 'gj04\t1\t\tHe "ran.\ngj04\t0\t*\tRan he.\n')
+    )
+    assert (table.texts, table.labels) == (['He "ran.', "Ran he."], ["1", "0"])
+
+
+@pytest.mark.parametrize("header", ["", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"])
+def test_qqp_skips_and_counts_only_the_known_defect(tmp_path, header):
+    good = '5\t1\t2\tWhy "so?\tHow?\t1\n'
+    defect = "7\t1\t2\tWhy?\twhich is enough for the exam? 0\n"
+    table = official_formats.read_qqp(write(tmp_path / "a.tsv", header + defect + good))
+    assert (table.texts, table.pairs, table.labels) == (['Why "so?'], ["How?"], ["1"])
+    assert table.skipped == 1
+    assert list(table.rows) == [2 + bool(header)]
+    other = write(tmp_path / "b.tsv", header + "7\t1\t2\tWhy?\twhich\n")
+    assert "has 5 fields where 6 are expected" in refusal(official_formats.read_qqp, other)

@@ -1,0 +1,225 @@
+"""Generation from a cache against a loop without one, against `transformers`, and row by row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import lora, models
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.evaluation import generation
+from tests._helpers.small_decoders import FAMILIES, random_adapters, saved
+
+NEW = 9
+PROMPTS = [[7, 3, 12, 33, 5, 41, 8], [9, 4], [30, 31, 32, 6]]
+
+
+def batch(prompts=PROMPTS):
+    width = max(map(len, prompts))
+    ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, True
+    return ids, mask
+
+
+def slowly(loaded, prompt, new, adapter=None, gain=None):
+    """The most likely token, again and again, each time from the whole text."""
+    width = len(prompt) + new
+
+    @jax.jit
+    def best(params, ids, length, adapter, gain):
+        mask = jnp.arange(width, dtype=length.dtype)[None] < length
+        out = lora.apply(loaded.module, params, adapter, gain, ids, mask)
+        return models.logits(params, out.hidden[:, length - 1]).argmax(-1)[0]
+
+    ids = np.zeros((1, width), np.int32)
+    ids[0, : len(prompt)] = prompt
+    for length in range(len(prompt), width):
+        ids[0, length] = best(loaded.params, ids, np.int32(length), adapter or {}, gain or {})
+    return ids[0, len(prompt) :]
+
+
+def load(folder, key, **options):
+    return models.load(str(folder), num_labels=None, scan_unroll=1, key=key, **options)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A model with a sliding window, so that the cache has to forget."""
+    model = models.tiny(family="mistral", num_labels=None, layers=2, vocab_size=50)
+    config = dataclasses.replace(model.config, sliding_window=5, full_layers=(1,), scan_unroll=1)
+    return dataclasses.replace(model, config=config, module=models.LanguageModel(config))
+
+
+def test_greedy_equals_the_loop_without_a_cache(tiny):
+    out = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW)
+    want = np.stack([slowly(tiny, prompt, NEW) for prompt in PROMPTS])
+    assert len(np.unique(want)) > 5, "a vacuous comparison"
+    np.testing.assert_array_equal(out.tokens, want)
+    np.testing.assert_array_equal(out.length, [NEW] * 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers(family, tmp_path, key):
+    import torch
+
+    folder, model = saved(tmp_path, family)
+    model.generation_config.eos_token_id = None
+    ids, mask = batch()
+    want = model.generate(
+        torch.tensor(ids, dtype=torch.long),
+        attention_mask=torch.tensor(mask, dtype=torch.long),
+        max_new_tokens=NEW,
+        do_sample=False,
+    )[:, ids.shape[1] :]
+    loaded = load(folder, key)
+    out = generation.generate(loaded.module, loaded.params, ids, mask, new_tokens=NEW)
+    np.testing.assert_array_equal(out.tokens, want.numpy())
+
+
+def test_every_row_its_own_adapter(tiny, key):
+    template = lora.make_template(tiny.params, targets="attention", rank=3)
+    many = random_adapters(template, key, 3)
+    gain = jax.tree.map(
+        lambda *x: jnp.stack(x), *(lora.uniform_gain(template, rank) for rank in (1, 2, 3))
+    )
+    together = generation.generate(
+        tiny.module,
+        tiny.params,
+        *batch(),
+        new_tokens=NEW,
+        adapter=many,
+        gain=gain,
+        per_row=True,
+    )
+    base = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW)
+    for row, prompt in enumerate(PROMPTS):
+        one = jax.tree.map(lambda x: x[row], {"adapter": many, "gain": gain})  # noqa: B023
+        np.testing.assert_array_equal(together.tokens[row], slowly(tiny, prompt, NEW, **one))
+        assert not np.array_equal(together.tokens[row], base.tokens[row])
+
+
+def test_one_adapter_for_all_rows(tiny, key):
+    template = lora.make_template(tiny.params, targets="all-linear", rank=2)
+    one = random_adapters(template, key)
+    gain = lora.uniform_gain(template)
+    out = generation.generate(
+        tiny.module, tiny.params, *batch(), new_tokens=NEW, adapter=one, gain=gain
+    )
+    merged = lora.merge(tiny.params, one, gain)
+    want = generation.generate(tiny.module, merged, *batch(), new_tokens=NEW)
+    np.testing.assert_array_equal(out.tokens, want.tokens)
+
+
+def test_rows_end_at_a_stop_token_and_the_rest_goes_on(tiny):
+    free = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW)
+    stop = int(free.tokens[0, 2])
+    assert stop not in free.tokens[0, :2]
+    out = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW, stop=(stop, 49))
+    for row in range(3):
+        line = np.asarray(free.tokens[row])
+        ends = np.flatnonzero(np.isin(line, [stop, 49]))
+        length = ends[0] + 1 if len(ends) else NEW
+        assert out.length[row] == length
+        np.testing.assert_array_equal(out.tokens[row], np.where(np.arange(NEW) < length, line, 0))
+    assert out.length[0] == 3
+
+
+def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
+    rule = generation.Sampling(temperature=1.0, top_k=20)
+
+    def run(ids, mask, key):
+        return generation.generate(
+            tiny.module, tiny.params, ids, mask, new_tokens=NEW, sampling=rule, key=key
+        ).tokens
+
+    ids, mask = batch()
+    first = run(ids, mask, key)
+    np.testing.assert_array_equal(first, run(ids, mask, key))
+    assert not np.array_equal(first, run(ids, mask, jax.random.key(1)))
+    np.testing.assert_array_equal(first[:2], run(ids[:2], mask[:2], key))
+
+
+def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
+    ids, mask = batch()
+    template = lora.make_template(tiny.params, rank=2)
+    rule = generation.Sampling()
+
+    def run(number):
+        one = random_adapters(template, jax.random.key(number))
+        generation.generate(
+            tiny.module,
+            tiny.params,
+            np.where(mask, ids + number, 0),
+            mask,
+            new_tokens=3,
+            adapter=one,
+            gain=lora.uniform_gain(template),
+            sampling=rule,
+            key=jax.random.key(number),
+        )
+
+    run(0)
+    size = generation.generate._cache_size()
+    run(1)
+    assert generation.generate._cache_size() == size
+
+
+def test_batches_have_one_shape_and_pad_on_the_left():
+    config = models.tiny(family="llama", num_labels=None).config
+    made = list(generation.batched([[1] * 5, [2] * 3, [3]], config, new_tokens=4, batch=2))
+    assert [ids.shape for _, ids, _ in made] == [(2, 32), (2, 32)]
+    rows, ids, mask = made[1]
+    np.testing.assert_array_equal(rows, [2, 2])
+    np.testing.assert_array_equal(ids[0], [0] * 31 + [3])
+    np.testing.assert_array_equal(mask.sum(axis=1), [1, 1])
+
+
+def test_prompts_that_cannot_be_continued():
+    config = models.tiny(family="llama", num_labels=None).config
+    assert list(generation.batched([], config, new_tokens=5, batch=2)) == []
+    with pytest.raises(InputError, match=r"new_tokens is 0 .*; batch is 0 but must be at least 1"):
+        list(generation.batched([[1]], config, new_tokens=0, batch=0))
+    with pytest.raises(InputError) as error:
+        list(generation.batched([[1], [], [1] * 60], config, new_tokens=5, batch=2))
+    assert str(error.value) == (
+        "Prompts cannot be continued: prompt 2 has no tokens; prompt 3 has 60 tokens and the "
+        "model's window is 64, so 5 new ones do not fit; shorten it or ask for fewer."
+    )
+
+
+def test_models_that_cannot_write():
+    for model, message in (
+        (models.tiny(), "classifies and cannot write"),
+        (models.tiny(family="llama"), "classifies and cannot write"),
+        (models.tiny(family="llama", num_labels=None), "has no tokenizer"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generation.write(model, ["x"], new_tokens=2)
+
+
+@pytest.mark.shared
+def test_a_trained_checkpoint_tells_its_story(shared, key):
+    loaded = models.load(str(shared / "models" / "stories260k"), num_labels=None, key=key)
+    told = generation.write(loaded, ["Once upon a time", "One day, a boy"], new_tokens=40, batch=1)
+    assert told[0].startswith(
+        ", there was a little girl named Lily. She loved to play outside in the park. "
+        "One day, she saw a big, red ball."
+    )
+    assert told == generation.write(loaded, ["Once upon a time", "One day, a boy"], new_tokens=40)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "generation_config.json is not JSON"),
+        ("[2]", "generation_config.json must hold one JSON object"),
+        ('{"eos_token_id": "</s>"}', "must give eos_token_id as a number or a list"),
+    ],
+)
+def test_what_ends_a_text_must_be_readable(text, sentence, tiny, tmp_path):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        generation.stop_ids(dataclasses.replace(tiny, folder=tmp_path))

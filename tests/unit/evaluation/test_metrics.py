@@ -1,0 +1,205 @@
+"""Metrics against scikit-learn and SciPy."""
+
+import functools
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_lora import InputError
+from fedjax_lora.data import Split, TaskData, Tokens, find
+from fedjax_lora.evaluation import metrics
+from fedjax_lora.evaluation.metrics import METRICS
+from fedjax_lora.evaluation.task_types import KINDS, Tools
+
+CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
+ORACLE = {
+    "accuracy": sklearn.metrics.accuracy_score,
+    "f1": lambda y, x: sklearn.metrics.f1_score(y, x, zero_division=0.0),
+    "matthews": sklearn.metrics.matthews_corrcoef,
+}
+
+
+def logits_of(guess: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
+    """Random logits whose largest is the guess."""
+    output = np.random.default_rng(seed).normal(size=(len(guess), classes)).astype(np.float32)
+    output[np.arange(len(guess)), guess] = output.max(axis=1) + 1
+    return output
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("name", ORACLE)
+@given(data=st.data())
+@settings(deadline=None)
+def test_of_classes(name, data):
+    classes = data.draw(st.integers(2, CLASSES[name]))
+    pairs = data.draw(
+        st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=1, max_size=40)
+    )
+    label, guess = np.array(pairs, np.int32).T
+    got = METRICS[name](label, logits_of(guess, classes))
+    assert isinstance(got, float)
+    assert got == pytest.approx(ORACLE[name](label, guess), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_constant_prediction(name, constant):
+    """What an untrained model does; no division by zero, no warning."""
+    label = np.array([0, 1, 1, 0, 1], np.int32)
+    guess = np.full(5, constant)
+    expected = {"accuracy": (0.4, 0.6), "f1": (0.0, 0.75), "matthews": (0.0, 0.0)}
+    assert METRICS[name](label, logits_of(guess, 2)) == pytest.approx(expected[name][constant])
+
+
+def test_a_constant_label():
+    label = np.ones(6, np.int32)
+    output = logits_of(np.array([0, 1, 0, 1, 0, 1]), 3)
+    assert metrics.matthews(label, output) == 0.0
+    assert metrics.accuracy(label, output) == 0.5
+
+
+@pytest.mark.parametrize(("sign", "size"), [(1, 50), (-1, 50), (0, 50), (1, 2)])
+def test_pearson(sign, size):
+    rng = np.random.default_rng(size + sign)
+    label = rng.uniform(0, 5, size).astype(np.float32)
+    output = (sign * label + rng.normal(size=size)).astype(np.float32)[:, None]
+    want = scipy.stats.pearsonr(label.astype(float), output[:, 0].astype(float)).statistic
+    assert metrics.pearson(label, output) == pytest.approx(want, abs=1e-12)
+
+
+def test_pearson_is_of_float64():
+    """A common offset eats float32's digits."""
+    rng = np.random.default_rng(0)
+    label = (1000 + rng.normal(size=20_000)).astype(np.float32)
+    want = scipy.stats.pearsonr(label.astype(float), label.astype(float) ** 2).statistic
+    got = metrics.pearson(label, (label.astype(float) ** 2)[:, None])
+    assert got == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 11, 49])
+def test_pearson_of_a_constant_is_zero(size, dtype):
+    """0.1 has no exact sum, so that its mean may be off by a bit."""
+    constant, other = np.full(size, 0.1, dtype), np.arange(size, dtype=dtype)
+    assert metrics.pearson(other, constant[:, None]) == 0.0
+    assert metrics.pearson(constant, other[:, None]) == 0.0
+    assert metrics.pearson(constant, constant[:, None]) == 0.0
+
+
+def test_mean_cross_entropy():
+    rng = np.random.default_rng(0)
+    output = (5 * rng.normal(size=(30, 4))).astype(np.float32)
+    label = rng.integers(0, 4, 30).astype(np.int32)
+    probability = np.exp(output.astype(float))
+    probability /= probability.sum(axis=1, keepdims=True)
+    want = sklearn.metrics.log_loss(label, probability, labels=range(4))
+    assert metrics.mean_loss(label, output) == pytest.approx(want, rel=1e-9)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    output = np.array([[1000.0, 0.0], [-1000.0, 0.0]], np.float32)
+    assert metrics.mean_loss(np.array([0, 0]), output) == 500.0
+
+
+def test_mean_squared_error():
+    rng = np.random.default_rng(0)
+    label, output = rng.normal(size=9), rng.normal(size=(9, 1))
+    want = sklearn.metrics.mean_squared_error(label, output[:, 0])
+    assert metrics.mean_loss(label, output, regression=True) == pytest.approx(want, rel=1e-12)
+
+
+def test_every_metric_is_listed_by_its_name():
+    assert set(METRICS) == {"accuracy", "f1", "matthews", "pearson"}
+    assert all(fn.__name__ == name for name, fn in METRICS.items())
+
+
+# ---------------------------------------------------------------------------------------- language
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 5), st.integers(1, 9)), min_size=1))
+def test_language_scores_weigh_every_token_the_same(rows):
+    sums = np.array(rows, np.float32)
+    got = metrics.language_scores(sums)
+    loss, hits, count = (sum(column) for column in zip(*sums.astype(float), strict=True))
+    assert got["loss"] == pytest.approx(loss / count)
+    assert got["perplexity"] == pytest.approx(np.exp(loss / count))
+    assert got["token_accuracy"] == pytest.approx(hits / count)
+
+
+def test_perplexity_by_group_leaves_out_groups_without_examples():
+    sums = np.array([[2.0, 0, 1], [6.0, 1, 3], [8.0, 2, 2]], np.float32)
+    got = metrics.perplexity_by(np.array([0, 2, 0]), ("x", "y", "z"), sums)
+    assert got == {"x": pytest.approx(np.exp(10 / 3)), "z": pytest.approx(np.exp(2))}
+
+
+def test_choice_accuracy_takes_the_likeliest_choice_of_each_question():
+    question = np.array([4, 4, 4, 7, 7])
+    right = np.array([0, 1, 0, 1, 0])
+    loss = np.array([3.0, 2.0, 2.5, 9.0, 8.0], np.float32)
+    sums = np.stack([loss, 0 * loss, 1 + 0 * loss], axis=1)
+    assert metrics.choice_accuracy(question, right, sums) == 0.5
+    shuffled = np.array([3, 1, 4, 0, 2])
+    assert metrics.choice_accuracy(question[shuffled], right[shuffled], sums[shuffled]) == 0.5
+
+
+def lcs(x: list[str], y: list[str]) -> int:
+    """The longest common subsequence, by the textbook."""
+    table = np.zeros((len(x) + 1, len(y) + 1), int)
+    for i, a in enumerate(x):
+        for j, b in enumerate(y):
+            table[i + 1, j + 1] = (
+                table[i, j] + 1 if a == b else max(table[i, j + 1], table[i + 1, j])
+            )
+    return int(table[-1, -1])
+
+
+@given(st.lists(st.tuples(*[st.lists(st.sampled_from("abcd"), max_size=8)] * 2), min_size=1))
+@settings(deadline=None, max_examples=30)
+def test_rouge_l(pairs):
+    want = []
+    for x, y in pairs:
+        common = lcs(x, y)
+        want.append(2 * common / (len(x) + len(y)) if common else 0.0)
+    answers, references = ([" ".join(p[side]) for p in pairs] for side in (0, 1))
+    assert metrics.rouge_l(answers, references) == pytest.approx(np.mean(want))
+
+
+def test_rouge_l_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):
+        metrics.rouge_l(["a"], ["a"])
+
+
+def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkeypatch):
+    """When a run, or `evaluate`, makes its judge."""
+    none = np.zeros((0, 8), np.int32)
+    split = Split([], [], none[:, 0], None)
+    task = TaskData(find("dolly(metric='rouge_l')"), (), split, None, split, 0)
+    tools = Tools(task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None)
+    judge = functools.partial(KINDS["language"].judge, tools, split, Tokens(*[none] * 4))
+    assert callable(judge())
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):
+        judge()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("so 40 + 2\n#### 42", "#### 42", True),
+        ("#### 1,042", "thus\n#### 1042", True),
+        ("#### -3 apples", "#### -3", True),
+        ("42", "#### 42", False),  # the number alone is not the form that is learned
+        ("#### 42\n#### 7", "#### 7", False),  # the first counts, as in the published rule
+        ("#### 4.0", "#### 4", False),
+        ("  The  Answer", "the answer", True),
+        ("the answers", "the answer", False),
+    ],
+)
+def test_exact_match(answer, reference, same):
+    assert metrics.exact_match([answer, "x"], [reference, "y"]) == same / 2

@@ -1,0 +1,230 @@
+"""The base is in memory once, however many clients are trained together.
+
+Everything is measured on the compiled program of a wave; nothing is run, and no weight is made.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import federated, lora, methods
+from fedjax_lora.core import trees
+from fedjax_lora.core.types import Batches, LoRA, Trained
+from fedjax_lora.data import Tokens
+from fedjax_lora.federated import Clients, optimizers
+from fedjax_lora.federated.ranks import client_scoring
+from fedjax_lora.lora import Template
+from fedjax_lora.models import EncoderConfig, SequenceClassifier
+from fedjax_lora.models.init import shapes
+
+pytestmark = pytest.mark.optimized
+
+HIDDEN, WORDS, RANK = 512, 20_000, 4
+ROWS, WIDTH, STEPS = 1, 4, 2
+
+CONFIG = EncoderConfig(
+    family="bert", vocab_size=WORDS, hidden=HIDDEN, layers=1, heads=4, intermediate=4 * HIDDEN,
+    type_vocab=2, max_positions=16, pad_token_id=0, embedding_size=HIDDEN, num_labels=4,
+    hidden_dropout=0.0, attention_dropout=0.0, head_dropout=0.0, initializer_range=0.02,
+    pooling="mean",
+)  # fmt: skip
+
+
+def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def base_and_head() -> tuple[dict, dict]:
+    params = trees.nested({path: struct(*shape) for path, shape in shapes(CONFIG).items()})
+    return {name: part for name, part in params.items() if name != "head"}, params["head"]
+
+
+def template() -> Template:
+    return lora.make_template(base_and_head()[0], rank=RANK)
+
+
+def cohort(count: int) -> Clients:
+    """A cohort of this size, without values."""
+    add = lambda tree: jax.tree.map(lambda x: struct(count, *x.shape, dtype=x.dtype), tree)  # noqa: E731
+    made, (_, head) = template(), base_and_head()
+    mask = {
+        s.path: LoRA(
+            struct(count, *s.stack, 1, RANK, dtype=bool),
+            struct(count, *s.stack, RANK, 1, dtype=bool),
+        )
+        for s in made.sites
+    }
+    learns = jax.tree.map(lambda x: struct(count, *(1,) * x.ndim, dtype=bool), head)
+    number = functools.partial(struct, count, dtype=jnp.int32)
+    return Clients(
+        params=Trained(add(made.shapes()), add(head)),
+        gain={s.path: struct(count, *s.stack, RANK) for s in made.sites},
+        trainable=Trained(mask, learns),
+        rank=number(),
+        batches=Batches(
+            index=number(STEPS, ROWS),
+            valid=struct(count, STEPS, ROWS, dtype=bool),
+            steps=number(),
+            longest=number(STEPS),
+            tokens=number(STEPS),
+        ),
+        key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
+    )
+
+
+def training() -> Any:
+    objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
+    return federated.make_training(objective, optimizers.optimizer("adamw", clip=1.0))
+
+
+@functools.cache
+def traced(count: int) -> Any:
+    tokens = struct(16, WIDTH, dtype=jnp.int32)
+    number = struct(16, dtype=jnp.int32)
+    data = Tokens(tokens, tokens, number, number)
+    run = federated.execute(training(), mode="vmap", wave=count)
+    return jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct())
+
+
+@functools.cache
+def memory(count: int) -> int:
+    """Bytes of everything that is alive at once in a wave of this size."""
+    stats = traced(count).lower().compile().memory_analysis()
+    return (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+        - stats.alias_size_in_bytes
+    )
+
+
+def per_client() -> float:
+    return (memory(8) - memory(2)) / 6
+
+
+def test_a_client_costs_its_adapter_and_its_activations():
+    """Less than one adapted kernel: not even that is copied."""
+    made, (base, head) = template(), base_and_head()
+    trained = trees.size_bytes(made.shapes()) + trees.size_bytes(head)
+    states = 8 * trained  # before, after, gradient, update, and two moments that a loop renews
+    wide = 4 * HIDDEN  # the feed-forward layer
+    activations = 4 * ROWS * WIDTH * (10 * HIDDEN + 4 * wide)
+    kernel = 4 * HIDDEN * HIDDEN
+    assert trained < per_client() < states + activations < 0.6 * kernel
+    assert 40 * kernel < trees.size_bytes(base)
+
+
+def test_the_base_is_there_once():
+    base = trees.size_bytes(base_and_head()[0])
+    assert memory(2) - 2 * per_client() == pytest.approx(base, rel=0.01)
+
+
+def inner(value: Any) -> Iterator[Any]:
+    """The jaxprs inside the parameters of an equation."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from inner(item)
+    elif hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield from inner(value.jaxpr)
+
+
+def arrays(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shape of every array that a program makes."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield tuple(getattr(variable.aval, "shape", ()))
+        for value in equation.params.values():
+            for sub in inner(value):
+                yield from arrays(sub)
+
+
+def copies(jaxpr: Any, count: int) -> set[tuple[int, ...]]:
+    """Shapes that are a large base parameter's with a client axis."""
+    large = {
+        tuple(n for n in x.shape if n > 1)
+        for x in jax.tree.leaves(base_and_head()[0])
+        if np.prod(x.shape) >= HIDDEN * HIDDEN
+    }
+    return {
+        shape
+        for shape in set(arrays(jaxpr))
+        if count in shape and tuple(n for n in shape if n not in (1, count)) in large
+    }
+
+
+def test_no_array_is_the_base_with_a_client_axis():
+    count = 3
+    program = traced(count).jaxpr.jaxpr
+    seen = set(arrays(program))
+    assert len(seen) > 50  # the walk does enter loops, branches and scans
+    assert (count, 1, HIDDEN, RANK) in seen  # gradients of the factors
+    assert copies(program, count) == set()
+
+
+def test_nor_when_clients_are_scored():
+    count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
+    objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
+    rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
+    run = federated.execute(
+        client_scoring.make_validation(objective, rows), mode="vmap", wave=count
+    )
+    data = Tokens(tokens, tokens, number, number)
+    program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
+    assert (count, 5, WIDTH, HIDDEN) in set(arrays(program))
+    assert copies(program, count) == set()
+
+
+def test_the_search_finds_a_base_merged_for_each_client():
+    """The way this library does not take."""
+    count, (base, _), made = 3, base_and_head(), cohort(3)
+    merged = jax.vmap(lora.merge, in_axes=(None, 0, 0))
+    program = jax.jit(merged).trace(base, made.params.adapter, made.gain).jaxpr.jaxpr
+    assert copies(program, count) >= {(count, 1, HIDDEN, HIDDEN), (count, WORDS, HIDDEN)}
+
+
+# ------------------------------------------------------------------------------------ whole rounds
+
+
+@functools.cache
+def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Bytes on a device that go into a round, and that it makes, of eight clients."""
+    made, (base, head), count = template(), base_and_head(), 8
+    method = methods.make("zero_padding", made)
+    mesh = federated.client_mesh(8, shape) if shape else None
+    mode = "sharded" if shape else "vmap"
+    fn = federated.make_round(method, made, training(), mode=mode, wave=1, mesh=mesh)
+    begin = lambda *given: federated.init_state(method, *given, clients=20, heads="average")  # noqa: E731
+    state = jax.eval_shape(begin, made.shapes(), {}, head)
+    number = functools.partial(struct, count, dtype=jnp.int32)
+    tokens = Tokens(*[struct(16, WIDTH, dtype=jnp.int32)] * 2, *[struct(16, dtype=jnp.int32)] * 2)
+    plan = federated.Plan(
+        number(), number(), struct(count), cohort(count).batches, struct(),
+        struct(dtype=jnp.int32),
+    )  # fmt: skip
+    if mesh is not None:
+        put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+        everywhere = lambda x: put(x, federated.everywhere(mesh))  # noqa: E731
+        base = jax.tree.map(put, base, federated.base_sharding(base, mesh))
+        tokens, state = jax.tree.map(everywhere, (tokens, state))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    stats = fn.lower(base, tokens, state, plan, key).compile().memory_analysis()
+    made_here = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes, made_here
+
+
+@pytest.mark.parametrize(("shape", "parts"), [(None, 1), ((8, 1), 1), ((4, 2), 2), ((2, 4), 4)])
+def test_a_round_makes_no_copy_of_the_base(shape, parts):
+    """What goes in is the base, or a device's part of it; what is made is not even a layer."""
+    given, made = round_memory(shape)
+    base = base_and_head()[0]
+    kernels = sum(x.size * 4 for p, x in trees.flat(base).items() if p.endswith("/kernel"))
+    size = trees.size_bytes(base)
+    assert size / parts < given < 1.03 * size / parts
+    assert made < 0.5 * kernels

@@ -1,0 +1,204 @@
+"""Trained coefficients: a padded cohort against each client on its own, and whole rounds."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_lora import federated, lora, methods
+from fedjax_lora.core import trees
+from fedjax_lora.core.types import LoRA, Rates, Trained
+from fedjax_lora.federated import optimizers, transforms
+from fedjax_lora.methods.fedrora import directions
+from tests._helpers import problems
+from tests._helpers.problems import R, assert_close, assert_same_bits, make_clients, plan_for
+
+RATE, TIMES, SCALE = 0.01, 7.0, 6.0 / R
+PATH = "layers/query"
+
+
+def begin(plan: Any) -> federated.Clients:
+    """Unit directions and random coefficients at each client's first `r` components."""
+    made = make_clients(problems.bag(), plan)
+    rng = np.random.default_rng(3)
+    masks = lora.masked_components(made.trainable.adapter)
+    draw = lambda m: jnp.where(m, jnp.asarray(rng.normal(size=m.shape), jnp.float32), 0)  # noqa: E731
+    sizes = {path: draw(mask) for path, mask in masks.items()}
+    params = made.params._replace(adapter=directions(made.params.adapter), coefficients=sizes)
+    return made._replace(params=params, trainable=made.trainable._replace(coefficients=masks))
+
+
+def alone(client: dict, batches: list[np.ndarray]) -> dict:
+    """Steps of AdamW on a merged kernel at the client's true rank, lengths set to 1 after each."""
+    problem = problems.bag()
+    data = jax.tree.map(np.asarray, problem.data)
+    rates = {"a": RATE, "b": RATE, "s": TIMES * RATE, "head": RATE}
+    adamw = {name: optax.adamw(rate, weight_decay=0.1, eps=1e-4) for name, rate in rates.items()}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.multi_transform(adamw, {k: k for k in rates})
+    )
+
+    def loss(x: dict, rows: dict) -> jax.Array:
+        layer = problem.base["layers"]["query"]
+        added = SCALE * jnp.einsum("lir,lr,lro->lio", x["a"], x["s"], x["b"])
+        query = {**layer, "kernel": layer["kernel"] + added}
+        params = {**problem.base, "layers": {"query": query}, "head": x["head"]}
+        logits = problem.module.apply({"params": params}, rows["ids"], rows["mask"], rows["ids"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(len(rows["label"])), rows["label"]])
+
+    with jax.numpy_dtype_promotion("standard"):  # optax is written for it
+        state = optimizer.init(client)
+        for rows in batches:
+            mask = np.arange(problems.WIDTH) < data.length[rows, None]
+            given = {"ids": data.ids[rows], "mask": mask, "label": data.label[rows]}
+            updates, state = optimizer.update(jax.grad(loss)(client, given), state, client)
+            client = optax.apply_updates(client, updates)
+            a, b = client["a"], client["b"]
+            client["a"] = a / jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
+            client["b"] = b / jnp.sqrt(jnp.sum(b * b, axis=2, keepdims=True))
+    return client
+
+
+def own(params: Trained, k: int, r: int) -> dict:
+    """What client `k` trains, at its true rank."""
+    a, b = params.adapter[PATH]
+    return {
+        "a": np.asarray(a[k])[..., :r],
+        "b": np.asarray(b[k])[..., :r, :],
+        "s": np.asarray(params.coefficients[PATH][k])[..., :r],
+        "head": jax.tree.map(lambda x: np.asarray(x[k]), params.head),
+    }
+
+
+def test_a_padded_cohort_is_each_client_on_its_own():
+    """Both factors, coefficients at a rate of their own, and the head; padding stays zero."""
+    problem = problems.bag()
+    plan = plan_for(problem, rate=RATE)
+    start = begin(plan)
+    fn = problems.cohort_fn(
+        "bag", mode="vmap", wave=len(plan.id), rates=Rates(coefficients=TIMES), project=directions
+    )
+    result, _ = jax.device_get(fn(problem.base, problem.data, start, plan.rate))
+    for k in range(len(plan.id)):
+        r = int(plan.rank[k])
+        batches = plan.batches
+        seen = [batches.index[k, t][batches.valid[k, t]] for t in range(int(batches.steps[k]))]
+        if len(seen) > 2:
+            continue  # one step and two say it all, and are quicker
+        want = alone(own(start.params, k, r), seen)
+        assert problems.changed(want, own(start.params, k, r))
+        assert_close(own(result, k, r), want)
+        a, b = result.adapter[PATH]
+        np.testing.assert_allclose(np.linalg.norm(a[k], axis=-2)[:, :r], 1, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(b[k], axis=-1)[:, :r], 1, atol=1e-6)
+        assert not a[k][..., r:].any() and not b[k][..., r:, :].any()
+        assert not result.coefficients[PATH][k][..., r:].any()
+
+
+def test_what_is_not_trained_is_not_projected():
+    """Components of other lengths that act but are frozen keep their bits."""
+    problem = problems.bag()
+    plan = plan_for(problem, rate=RATE)
+    start = make_clients(problem, plan, trainable=np.arange(R) < plan.rank[:, None])
+    fn = problems.cohort_fn("bag", mode="vmap", wave=len(plan.id), project=directions)
+    result, _ = fn(problem.base, problem.data, start, plan.rate)
+    frozen = jax.tree.map(
+        lambda x, m: np.where(m, 0, x), start.params.adapter, start.trainable.adapter
+    )
+    assert any(x.any() for x in jax.tree.leaves(frozen))
+    after = jax.tree.map(lambda x, m: np.where(m, 0, x), result.adapter, start.trainable.adapter)
+    assert_same_bits(after, frozen)
+
+
+# ------------------------------------------------------------------------------------- whole rounds
+
+
+def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
+    """A compiled round with what the method asks of training, and its first state."""
+    problem = problems.bag()
+    made = methods.make(method, problem.template)
+    train = federated.make_training(
+        federated.text_classification(problem.module, (problems.WIDTH,)),
+        optimizers.optimizer("sgd"),
+        rates=made.rates,
+        project=made.project,
+    )
+    fn = federated.make_round(
+        made, problem.template, train, updates=transforms.make_updates(updates, made, method)
+    )
+    kernels = trees.flat(problem.base)
+    state = federated.init_state(
+        made,
+        problems.random_adapter(problem.template, 7),
+        {s.path: kernels[f"{s.path}/kernel"] for s in problem.template.sites},
+        problem.head,
+        clients=len(problems.SIZES),
+        heads="average",
+    )
+    return fn, problems.copy(state)
+
+
+@functools.cache
+def play(method: str, *updates: str) -> tuple[Any, Any, Any]:
+    """The state after a round, the first state, and the plan."""
+    fn, first = rounds_of(method, *updates)
+    problem = problems.bag()
+    plan = problems.round_federation().plan(0, problems.ranks_for(method), RATE)
+    state, _ = fn(problem.base, problem.data, jax.device_put(first), plan, jax.random.key(0))
+    return problems.copy(state), first, plan
+
+
+def test_a_client_that_was_not_drawn_keeps_what_it_had():
+    state, first, plan = play("fedrora")
+    drawn = np.isin(np.arange(len(problems.SIZES)), plan.id)
+    assert drawn.any() and not drawn.all()
+    np.testing.assert_array_equal(state.clients.method.known, drawn)
+    at = lambda tree: jax.tree.map(lambda x: x[~drawn], tree)  # noqa: E731
+    assert_same_bits(at(state.clients), at(first.clients))
+
+
+def test_noise_on_messages_leaves_what_is_not_sent():
+    """FedSA-LoRA's clients keep the `b` that they trained, whatever is done to their `a`."""
+    plain, first, _ = play("fedsa_lora")
+    noisy, _, _ = play("fedsa_lora", "gaussian_noise(multiplier=1.0, norm=100.0)")
+    assert problems.changed(plain.clients, first.clients)
+    assert_same_bits(noisy.clients, plain.clients)
+    a = lambda state: {path: pair.a for path, pair in state.server.adapter.items()}  # noqa: E731
+    assert problems.changed(a(noisy), a(plain))
+
+
+@pytest.mark.parametrize("text", ["int8", "bfloat16"])
+def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    sizes = draw(3, 2, R) * jnp.asarray([1.0, 100.0])[None, :, None]
+    mask = jnp.arange(R)[None, None] < jnp.asarray([1, R, 2])[:, None, None]
+    mask = jnp.broadcast_to(mask, sizes.shape)
+    trained = Trained({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
+    trainable = Trained({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
+    update = transforms.make_updates(
+        [text], methods.make("fedit", problems.bag().template), "fedit"
+    )
+    got, _ = transforms.apply(
+        update,
+        jax.tree.map(jnp.zeros_like, trained),
+        trained,
+        trainable._replace(coefficients={"x": mask}),
+        jnp.ones(3),
+        jnp.arange(3),
+        jax.random.key(0),
+    )
+    before, after = np.asarray(sizes), np.asarray(got.coefficients["x"])
+    np.testing.assert_array_equal(after[~mask], before[~mask])
+    for client in range(3):
+        for layer in range(2):
+            own = np.asarray(mask)[client, layer]
+            x, y = before[client, layer, own], after[client, layer, own]
+            step = np.abs(x).max() / 127 if text == "int8" else np.abs(x) / 128
+            assert np.all(np.abs(x - y) < 1.001 * step)
+            if text == "int8":
+                np.testing.assert_allclose(y / step, np.round(y / step), atol=1e-3)

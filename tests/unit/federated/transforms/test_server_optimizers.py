@@ -1,0 +1,140 @@
+"""Server optimizers against the recurrences written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import InputError, methods
+from fedjax_lora.core.types import LoRA, Trained
+from fedjax_lora.federated import transforms
+from tests._helpers.client_messages import TEMPLATE
+
+ROUNDS = 3
+
+
+def make(spec: str) -> transforms.ServerOptimizer:
+    made = transforms.make_server_optimizer(
+        spec, methods.make("masked_mean", TEMPLATE), "masked_mean"
+    )
+    assert made is not None
+    return made
+
+
+def tree(seed: int) -> Trained:
+    """A global adapter whose second component nobody ever trains, and a head."""
+    rng = np.random.default_rng(seed)
+    a, b, head = rng.normal(size=(4, 2)), rng.normal(size=(2, 3)), rng.normal(size=3)
+    a[:, 1] = b[1] = 0
+    pair = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    return Trained({"layer": pair}, {"w": jnp.asarray(head, jnp.float32)})
+
+
+def flat(tree: Trained) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
+
+
+def play(spec: str, *, somebody: bool = True) -> list[np.ndarray]:
+    """The server after every round in which the method moves it by ``0.1 * tree(t)``."""
+    optimizer, now = make(spec), tree(0)
+    moments, seen = optimizer.init(now), [flat(now)]
+    step = jax.jit(lambda *args: transforms.follow(optimizer, *args))
+    for t in range(1, ROUNDS + 1):
+        new = jax.tree.map(lambda x, d: x + 0.1 * d, now, tree(t))
+        now, moments = step(moments, now, new, jnp.asarray(somebody))
+        seen.append(flat(now))
+    return seen
+
+
+def by_hand(rule) -> list[np.ndarray]:
+    """``rule(t, change) -> step`` with its own memory."""
+    seen = [flat(tree(0))]
+    for t in range(1, ROUNDS + 1):
+        seen.append(seen[-1] + rule(t, 0.1 * flat(tree(t))))
+    return seen
+
+
+def fed_avg_m(rate, momentum):
+    memory = np.zeros(())
+
+    def rule(t, change):
+        nonlocal memory
+        memory = momentum * memory + change
+        return rate * memory
+
+    return rule
+
+
+def fed_adam(rate, b1, b2, tau, *, yogi=False):
+    m, v = np.zeros(()), np.zeros(())
+
+    def rule(t, change):
+        nonlocal m, v
+        square = change**2
+        m = b1 * m + (1 - b1) * change
+        v = v - (1 - b2) * square * np.sign(v - square) if yogi else b2 * v + (1 - b2) * square
+        return rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + tau)
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("spec", "rule"),
+    [
+        ("sgd", lambda: lambda t, change: change),
+        ("sgd(learning_rate=0.3)", lambda: lambda t, change: 0.3 * change),
+        ("sgd(learning_rate=0.5, momentum=0.9)", lambda: fed_avg_m(0.5, 0.9)),
+        ("adam", lambda: fed_adam(0.01, 0.9, 0.99, 1e-3)),
+        ("adam(learning_rate=0.1, b1=0.5, b2=0.8, eps=0.1)", lambda: fed_adam(0.1, 0.5, 0.8, 0.1)),
+        ("yogi", lambda: fed_adam(0.01, 0.9, 0.99, 1e-3, yogi=True)),
+    ],
+)
+def test_three_rounds(spec, rule):
+    got, want = play(spec), by_hand(rule())
+    for one, two in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-6, atol=2e-6)
+    assert np.abs(got[-1] - got[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
+def test_what_never_changed_stays_bit_for_bit(spec):
+    """Components beyond every rank and layers left out are exactly zero, and have to stay so."""
+    never = flat(tree(0)) == 0
+    assert never.sum() == 4 + 3
+    for seen in play(spec):
+        np.testing.assert_array_equal(seen[never], 0)
+
+
+@pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
+def test_nobody_moves_nothing(spec):
+    optimizer, old = make(spec), tree(0)
+    moments = optimizer.init(old)
+    _, moments = transforms.follow(optimizer, moments, old, tree(1), jnp.asarray(True))
+    got = transforms.follow(optimizer, moments, old, tree(2), jnp.asarray(False))
+    for one, two in zip(*map(jax.tree.leaves, (got, (old, moments))), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_none_is_no_optimizer():
+    assert (
+        transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "words"),
+    [
+        ("adamm", "fedit", "did you mean 'adam'"),
+        ("adam(beta=0.9)", "fedit", "beta"),
+        ("sgd(learning_rate=0.0)", "fedit", "learning_rate above 0"),
+        ("sgd(momentum=1.0)", "fedit", "momentum in [0, 1)"),
+        ("adam(b2=-0.1)", "fedit", "b2 in [0, 1)"),
+        ("yogi(eps=0.0)", "fedit", "eps above 0"),
+        ("adam", "flora", "'flora' does not"),
+        ("sgd", "hlora", "'hlora' does not"),
+    ],
+)
+def test_bad_server_optimizers_get_one_sentence(spec, method, words):
+    with pytest.raises(InputError) as error:
+        transforms.make_server_optimizer(spec, methods.make(method, TEMPLATE), method)
+    assert words in str(error.value)

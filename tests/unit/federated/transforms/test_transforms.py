@@ -1,0 +1,339 @@
+"""Every update against NumPy in float64, client by client."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fedjax_lora import InputError, methods
+from fedjax_lora.core.types import Trained
+from fedjax_lora.federated import transforms
+from fedjax_lora.federated.transforms.registry import UPDATES
+from tests._helpers.client_messages import (
+    PRESENT,
+    RANK,
+    TEMPLATE,
+    change,
+    cohort,
+    matrices,
+    own,
+    send,
+    spec,
+)
+
+SPECS = [
+    "clip(norm=20.0)",
+    "gaussian_noise(multiplier=0.5, norm=20.0)",
+    "int8",
+    "bfloat16",
+    "reject_outliers(factor=1.2)",
+    "median",
+    "trimmed_mean(share=0.3)",
+]
+every_update = pytest.mark.parametrize("text", SPECS)
+
+
+def test_every_update_is_tested_here():
+    assert [text.split("(")[0] for text in SPECS] == list(UPDATES)
+
+
+def lengths(sent):
+    return np.array([np.linalg.norm(change(sent, sent.trained, k)) for k in range(PRESENT)])
+
+
+# ------------------------------------------------------------------------------------ what all keep
+
+
+@every_update
+def test_what_is_frozen_stays_bit_for_bit(text):
+    sent = cohort()
+    got, _ = send(sent, text)
+    for k in range(PRESENT):
+        want = own(sent.trained, sent.trainable, k, frozen=True)
+        assert len(want) > 0
+        np.testing.assert_array_equal(own(got, sent.trainable, k, frozen=True), want)
+
+
+@every_update
+def test_absent_clients_have_no_influence(text):
+    """They hold NaN here, and then something else."""
+    sent = cohort()
+    got, weight = send(sent, text)
+    other = jax.tree.map(lambda x: x.at[PRESENT:].set(1e3), sent.trained)
+    again, same = send(sent._replace(trained=other), text)
+    for one, two in zip(*map(jax.tree.leaves, (got, again)), strict=True):
+        assert np.all(np.isfinite(one[:PRESENT]))
+        np.testing.assert_array_equal(one[:PRESENT], two[:PRESENT])
+    np.testing.assert_array_equal(weight, same)
+    assert np.all(weight[PRESENT:] == 0)
+
+
+@every_update
+def test_a_client_is_treated_alike_wherever_it_stands(text):
+    """Its random draws are its own; sums over the cohort add up in another order."""
+    sent, order = cohort(), np.array([3, 5, 0, 4, 2, 1])
+    got, weight = send(sent, text)
+    moved, shuffled = send(jax.tree.map(lambda x: x[order], sent), text)
+    np.testing.assert_array_equal(shuffled, weight[order])
+    for one, two in zip(*map(jax.tree.leaves, (got, moved)), strict=True):
+        np.testing.assert_allclose(two, one[order], rtol=1e-6, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------- at clients
+
+
+def test_clip():
+    sent = cohort()
+    size = lengths(sent)
+    norm = float(np.sort(size)[1:3].mean())
+    got, weight = send(sent, f"clip(norm={norm})")
+    for k in range(PRESENT):
+        want = change(sent, sent.trained, k) * min(1, norm / size[k])
+        np.testing.assert_allclose(change(sent, got, k), want, rtol=1e-5, atol=1e-5)
+        if size[k] < norm:
+            np.testing.assert_array_equal(
+                own(got, sent.trainable, k), own(sent.trained, sent.trainable, k)
+            )
+    assert 0 < np.sum(size < norm) < PRESENT
+    np.testing.assert_array_equal(weight, sent.weight)
+
+
+def noise_of(sent, multiplier, norm, key=0):
+    """The noise in units of its deviation, per client, after the clipping by hand."""
+    got, _ = send(sent, f"gaussian_noise(multiplier={multiplier}, norm={norm})", key=key)
+    size = lengths(sent)
+    return [
+        (change(sent, got, k) - change(sent, sent.trained, k) * min(1, norm / size[k]))
+        / (multiplier * norm)
+        for k in range(PRESENT)
+    ]
+
+
+def test_gaussian_noise():
+    """Of the right size in every client, with nothing left of a pattern."""
+    noise = [noise_of(cohort(), 0.5, 20.0, key) for key in range(40)]
+    for k in range(PRESENT):
+        z = np.array([draws[k] for draws in noise])  # [keys, numbers]
+        n = z.size
+        assert abs(z.mean()) < 5 / n**0.5
+        assert abs((z**2).mean() - 1) < 5 * (2 / n) ** 0.5
+        assert abs((z**4).mean() - 3) < 5 * (96 / n) ** 0.5
+        each = z.shape[1]
+        overlap = z.T @ z / len(z) - np.eye(each)  # of any two numbers
+        assert np.abs(overlap[~np.eye(each, dtype=bool)]).max() < 6 / len(z) ** 0.5
+    # Between two clients of one rank, and between two keys.
+    a, b = (np.ravel([draws[k] for draws in noise]) for k in (2, 3))
+    assert abs(np.mean(a * b)) < 5 / len(a) ** 0.5
+    assert abs(np.mean(noise[0][2] * noise[1][2])) < 5 / len(noise[0][2]) ** 0.5
+
+
+# -------------------------------------------------------------------------------------- on the wire
+
+
+def test_int8_sends_whole_numbers_below_the_next_level():
+    sent = cohort()
+    got, _ = send(sent, "int8")
+    checked = 0
+    for x0, x, y in zip(*map(matrices, (sent.start, sent.trained, got)), strict=True):
+        for k in range(PRESENT):
+            d, r = x[k] - x0[k], y[k] - x0[k]
+            unit = np.abs(d).max() / 127
+            levels = r / unit
+            np.testing.assert_allclose(levels, np.round(levels), atol=2e-3)
+            assert np.abs(levels).max() < 127.01
+            assert np.abs(r - d).max() < unit * 1.001
+            checked += np.any(r != d)
+    assert checked == PRESENT * (2 * 2 + 2 + 2)
+
+
+def test_int8_is_right_on_average():
+    sent, count = cohort(), 400
+    totals = [0.0] * PRESENT
+    for key in range(count):
+        got, _ = send(sent, "int8", key=key)
+        totals = [t + change(sent, got, k) for k, t in enumerate(totals)]
+    units = matrices(jax.tree.map(lambda x, y: x - y, sent.trained, sent.start))
+    for k in range(PRESENT):
+        unit = max(np.abs(d[k]).max() for d in units) / 127
+        error = np.abs(totals[k] / count - change(sent, sent.trained, k))
+        assert error.max() < 5 * 0.5 * unit / count**0.5  # a coin's deviation is at most a half
+
+
+def test_int8_of_no_change_is_no_change():
+    sent = cohort()
+    got, _ = send(sent._replace(trained=sent.start), "int8")
+    for one, two in zip(*map(jax.tree.leaves, (got, sent.start)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_bfloat16():
+    """Of a client that begins at zero, so that nothing is rounded twice."""
+    sent = cohort()
+    zero = jax.tree.map(np.zeros_like, sent.start)
+    masked = jax.tree.map(lambda x, m: np.where(m, x, 0), sent.trained, sent.trainable)
+    got, _ = send(sent._replace(start=zero, trained=masked), "bfloat16")
+    for one, x in zip(*map(jax.tree.leaves, (got, masked)), strict=True):
+        want = np.asarray(x)[:PRESENT].astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(one[:PRESENT], want)
+        assert np.any(want != np.asarray(x)[:PRESENT])
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_of"),
+    [
+        (None, lambda numbers, matrices: 4 * numbers),
+        ("int8", lambda numbers, matrices: numbers + 4 * matrices),
+        ("bfloat16", lambda numbers, matrices: 2 * numbers),
+    ],
+)
+def test_bytes_on_the_wire(text, bytes_of):
+    """Numbers and matrices counted from the masks; indices are never rounded."""
+    sent = cohort()
+    updates = () if text is None else (spec("clip(norm=1.0)"), spec(text))
+    head = jax.tree.map(lambda x: x[0], sent.start.head)
+    extra = {
+        "masked_mean": (0, 0), "fed_plora": (4, 0), "fed_plora(indices='layer')": (4 * 3, 0),
+        "fedrora": (0, 1),
+    }  # fmt: skip
+    for method, (index_bytes, vectors) in extra.items():
+        made = methods.make(method, TEMPLATE)
+        traffic = made.traffic(methods.Server(None, {}), RANK, 0)
+        got = transforms.up_bytes(updates, traffic, TEMPLATE, head)
+        for k in range(len(RANK)):
+            numbers = len(own(sent.start, sent.trainable, k)) + vectors * 3 * RANK[k]
+            assert got[k] == bytes_of(numbers, (2 + vectors) * 3 + 2) + RANK[k] * index_bytes
+        alone = transforms.up_bytes(updates, traffic, TEMPLATE, {})
+        np.testing.assert_array_equal(got - alone, bytes_of(28, 2))
+    assert alone.dtype == np.int64
+
+
+# ------------------------------------------------------------------------------------ at the server
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 1.8, 50.0])
+def test_reject_outliers(factor):
+    sent = cohort()
+    size = lengths(sent)
+    got, weight = send(sent, f"reject_outliers(factor={factor})")
+    keep = size <= factor * np.median(size)
+    np.testing.assert_array_equal(weight[:PRESENT], np.where(keep, sent.weight[:PRESENT], 0))
+    assert np.all(weight[PRESENT:] == 0)
+    for one, two in zip(*map(jax.tree.leaves, (got, sent.trained)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_factors_above_reject_some_and_then_none():
+    size = lengths(cohort())
+    counts = [int(np.sum(size > f * np.median(size))) for f in (1.0, 1.2, 1.8, 50.0)]
+    assert counts[0] == 2 and counts[1] > 0 and counts[-1] == 0
+
+
+def trimmed(x, share):
+    x, cut = np.sort(x), int(np.floor(share * len(x) + 1e-9))
+    return x[cut : len(x) - cut].mean()
+
+
+@pytest.mark.parametrize(
+    ("text", "statistic"),
+    [
+        ("median", np.median),
+        ("trimmed_mean(share=0.0)", np.mean),
+        ("trimmed_mean(share=0.2)", lambda x: trimmed(x, 0.2)),
+        ("trimmed_mean(share=0.4)", lambda x: trimmed(x, 0.4)),
+    ],
+)
+def test_statistics_over_those_who_trained_a_number(text, statistic):
+    sent = cohort()
+    got, weight = send(sent, text)
+    np.testing.assert_array_equal(weight, sent.weight)
+    owners = set()
+    masks = jax.tree.map(lambda x, m: jnp.broadcast_to(m, x.shape), sent.start, sent.trainable)
+    leaves = (jax.device_get(jax.tree.leaves(tree)) for tree in (sent.trained, masks, got))
+    for x, mask, y in zip(*leaves, strict=True):
+        for place in np.ndindex(x.shape[1:]):
+            chosen = (np.flatnonzero(mask[(slice(PRESENT), *place)]), *place)
+            values = x[chosen].astype(np.float64)
+            owners.add(len(values))
+            if len(values):
+                np.testing.assert_allclose(y[chosen], statistic(values), rtol=1e-5, atol=1e-6)
+    assert owners == {0, 2, 4, 5}
+
+
+def test_a_trimmed_share_is_counted_exactly():
+    """0.29 of 100 are 29, which binary fractions round to 28."""
+    x = np.zeros((100, 1), np.float32)
+    x[:29], x[71:] = -1e6, 1e7
+    head = lambda value: Trained({}, {"x": jnp.asarray(value)})  # noqa: E731
+    update, keys = spec("trimmed_mean(share=0.29)"), jax.random.split(jax.random.key(0), 100)
+    got, _ = update.apply(head(x), head(x), head(np.ones(x.shape, bool)), jnp.ones(100), keys)
+    np.testing.assert_array_equal(got.head["x"], np.zeros((100, 1)))
+
+
+# --------------------------------------------------------------------------------------- one by one
+
+
+def test_updates_happen_in_their_order():
+    sent, norm = cohort(), 3.0
+    clip, noise = f"clip(norm={norm})", "gaussian_noise(multiplier=0.5, norm=20.0)"
+    after, _ = send(sent, noise, clip)
+    before, _ = send(sent, clip, noise)
+    for k in range(PRESENT):
+        assert np.linalg.norm(change(sent, after, k)) == pytest.approx(norm, rel=1e-5)
+        assert np.linalg.norm(change(sent, before, k)) > 2 * norm
+
+
+def test_noise_and_rounding_draw_apart():
+    """The same draw in two places of a chain would make the second depend on the first."""
+    sent = cohort()
+    first, _ = send(sent, "gaussian_noise(multiplier=0.5, norm=20.0)")
+    second, _ = send(sent, "clip(norm=20.0)", "gaussian_noise(multiplier=0.5, norm=20.0)")
+    assert np.abs(change(sent, first, 2) - change(sent, second, 2)).max() > 1
+
+
+def test_rejection_reaches_what_follows():
+    """The median of those who are left."""
+    sent = cohort()
+    _, weight = send(sent, "reject_outliers(factor=1.2)")
+    got, _ = send(sent, "reject_outliers(factor=1.2)", "median")
+    left = np.flatnonzero(weight > 0)
+    assert 0 < len(left) < PRESENT
+    want = np.median(np.asarray(sent.trained.head["bias"], np.float64)[left], axis=0)
+    np.testing.assert_allclose(got.head["bias"][left[0]], want, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "words"),
+    [
+        (["clipp(norm=1.0)"], "fedit", "did you mean 'clip'"),
+        (["clip"], "fedit", "needs the option norm"),
+        (["clip(norm=0.0)"], "fedit", "norm above 0"),
+        (["gaussian_noise(multiplier=0.0, norm=1.0)"], "fedit", "multiplier above 0"),
+        (["gaussian_noise(multiplier=1.0, norm=1e999)"], "fedit", "finite"),
+        (["gaussian_noise(multiplier=1.0, norm=1.0, delta=1.0)"], "fedit", "between 0 and 1"),
+        (["reject_outliers(factor=0.5)"], "fedit", "at least 1"),
+        (["trimmed_mean(share=0.5)"], "fedit", "less than 0.5"),
+        (["int8", "bfloat16"], "fedit", "quantise twice"),
+        (["int8", "clip(norm=1.0)"], "fedit", "out of order"),
+        (["reject_outliers", "gaussian_noise(multiplier=1.0, norm=1.0)"], "fedit", "out of order"),
+        (["median"], "flora", "'flora' does not"),
+        (["trimmed_mean"], "hlora", "'hlora' does not"),
+        (["gaussian_noise(multiplier=1.0, norm=1.0)"] * 2, "fedit", "noise twice"),
+    ],
+)
+def test_bad_updates_get_one_sentence(given, method, words):
+    with pytest.raises(InputError) as error:
+        transforms.make_updates(given, methods.make(method, TEMPLATE), method)
+    assert words in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_noise_does_not_cover_a_method_that_probes():
+    probing = dataclasses.replace(methods.make("fedit", TEMPLATE), select=lambda *args: args[3])
+    with pytest.raises(InputError, match="does not cover method 'mine'"):
+        transforms.make_updates(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")

@@ -1,0 +1,88 @@
+"""What is written for PEFT multiplies out to what we had: alpha is neither lost nor doubled."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedjax_lora import lora
+from fedjax_lora.interop import matrices, peft_writer
+from tests._helpers import small_model
+from tests._helpers.small_model import random_adapter
+
+
+@pytest.mark.parametrize("rule", list(lora.SCALES))
+def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path):
+    """``lora_alpha / r * B A`` is our product transposed, for every adapted layer and no other."""
+    template = small_model.template(scale=rule, layers=[0, 2])
+    adapter, gain = random_adapter(template), lora.uniform_gain(template)
+    factors = matrices.split(template.sites, adapter, gain, name_of)
+    peft_writer.save(tmp_path, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    deltas = lora.deltas(adapter, gain)
+    names = ["head", *(f"layers.{n}.{k}" for n in ("query", "value") for k in (0, 2))]
+    assert sorted(config["target_modules"]) == sorted(names)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert len(tensors) == 2 * len(names)
+    for name in names:
+        A = tensors[f"base_model.model.{name}.lora_A.weight"].astype(np.float64)
+        B = tensors[f"base_model.model.{name}.lora_B.weight"].astype(np.float64)
+        assert A.shape[0] == B.shape[1] == config["r"]
+        path, _, layer = name.rpartition(".") if name != "head" else (name, "", "")
+        want = deltas[path.replace(".", "/")]
+        want = want[int(layer)] if layer else want
+        np.testing.assert_allclose(config["lora_alpha"] / config["r"] * B @ A, want.T, atol=1e-5)
+
+
+def name_of(path: str, layer: int | None) -> str:
+    return path.replace("/", ".") + ("" if layer is None else f".{layer}")
+
+
+def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
+    """A client that uses components 1 and 3 at two scales, and one that adds nothing at the end."""
+    template = small_model.template()
+    adapter = random_adapter(template)
+    gain = {s.path: np.zeros((*s.stack, template.rank), np.float32) for s in template.sites}
+    for path in gain:
+        gain[path][..., 1], gain[path][..., 3] = 2.0, 0.5
+    gain["head"][...] = [1.0, 1.0, 1.0, 0.25]
+    adapter["head"] = adapter["head"]._replace(b=adapter["head"].b.at[3].set(0.0))
+    gain = {path: jnp.asarray(x) for path, x in gain.items()}
+    factors = matrices.split(template.sites, adapter, gain, name_of)
+    assert {name: pair.rank for name, pair in factors.items() if pair.rank != 2} == {"head": 3}
+    for name, want in lora.deltas(adapter, gain).items():
+        for layer in range(3) if name != "head" else (None,):
+            a, b, scale = factors[name_of(name, layer)]
+            got = want if layer is None else want[layer]
+            np.testing.assert_allclose(scale * a @ b, got, atol=1e-6)
+
+
+def test_changed_kernels_become_one_adapter():
+    """Exactly, at the rank the change really has."""
+    template = small_model.template()
+    rng = np.random.default_rng(0)
+    before = {
+        s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
+        for s in template.sites
+    }
+    rounds = [random_adapter(small_model.template(rank=1), seed) for seed in (1, 2)]
+    gain = lora.uniform_gain(small_model.template(rank=1))
+    after = before
+    for adapter in rounds:
+        after = {p: after[p] + d for p, d in lora.deltas(adapter, gain).items()}
+    rest = small_model.cut(random_adapter(template, 3), 1)
+    own = lora.uniform_gain(template)
+    one, ones = matrices.from_kernels(before, after, rest, own)
+    extra = lora.deltas(rest, own)
+    for path, product in lora.deltas(one, ones).items():
+        # Dropped components are no larger than what float32 rounds off the kernels.
+        np.testing.assert_allclose(product, after[path] - before[path] + extra[path], atol=1e-6)
+        assert one[path].a.shape[-1] == 3, "2 + 1 components, and no rounding errors among them"
+    nothing = jax.tree.map(jnp.zeros_like, rest)
+    same, ones = matrices.from_kernels(before, before, nothing, own)
+    assert not any(np.any(x) for x in lora.deltas(same, ones).values())

@@ -1,0 +1,164 @@
+"""Adapters and merged models in PyTorch compute what they compute here, and come back the same."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from fedjax_lora import InputError, interop, models
+from tests._helpers import small_encoders
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+TOLERANCE = 1e-4
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.std(axis=0).max() > 500 * TOLERANCE, "a vacuous comparison"
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def in_peft(folder, base):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    return peft.PeftModel.from_pretrained(model, folder).eval()
+
+
+@pytest.mark.parametrize("family", small_encoders.FAMILIES)
+def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path):
+    """Ranks that differ between layers, layers left out, a head and a pooler that was drawn."""
+    base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
+    model = small_encoders.load(base)
+    ours = small_encoders.fitted(model)
+    interop.save_adapter(tmp_path / "adapter", ours, small_encoders.about(model))
+    close(
+        small_encoders.logits(ours),
+        small_encoders.torch_logits(in_peft(tmp_path / "adapter", base)),
+    )
+
+    other = small_encoders.load(base, seed=7)  # another pooler and another head
+    stored = interop.load_adapter(tmp_path / "adapter", other)
+    back = interop.put_together(stored, other)
+    small_encoders.same(ours, back)
+    assert back.model.fingerprint == model.fingerprint
+    interop.save_adapter(tmp_path / "again", back, small_encoders.about(model))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        again = (tmp_path / "again" / name).read_bytes()
+        assert again == (tmp_path / "adapter" / name).read_bytes()
+
+
+@pytest.mark.parametrize("pooling", ["family", "mean"])
+@pytest.mark.parametrize("family", small_encoders.FAMILIES)
+def test_a_merged_model_needs_neither_peft_nor_this_library(family, pooling, tmp_path):
+    base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
+    model = small_encoders.load(base, pooling=pooling)
+    ours, out = small_encoders.fitted(model), tmp_path / "merged"
+    interop.save_merged(out, ours, small_encoders.about(model), shard_size=20_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    if pooling == "family":
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+        assert theirs.config.id2label == dict(enumerate(small_encoders.LABELS))
+        close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
+        again = models.load(str(out), num_labels=3, scan_unroll=1, key=jax.random.key(5))
+        assert again.new_params == (), "we read what we write, head included"
+    else:
+        head = load_file(out / "head.safetensors")
+        encoder = transformers.AutoModel.from_pretrained(out).eval()
+        close(small_encoders.logits(ours), mean_logits(encoder, head))
+        with pytest.raises(KeyError):
+            load_file(next(iter(out.glob("model-*.safetensors"))))["classifier.weight"]
+
+
+def mean_logits(encoder, head) -> np.ndarray:
+    with torch.no_grad():
+        hidden = encoder(
+            torch.tensor(small_encoders.IDS).long(), torch.tensor(small_encoders.MASK).long()
+        )
+    weight = small_encoders.MASK[..., None]
+    mean = (hidden.last_hidden_state.numpy() * weight).sum(1) / weight.sum(1)
+    return mean @ head["classifier.weight"].T + head["classifier.bias"]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_path):
+    base = small_encoders.checkpoint(tmp_path, family)
+    model = small_encoders.load(base, pooling="mean")
+    ours, out = small_encoders.fitted(model), tmp_path / "adapter"
+    interop.save_adapter(out, ours, small_encoders.about(model))
+    assert json.loads((out / "adapter_config.json").read_text())["task_type"].startswith("FEATURE")
+    encoder = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), out)
+    theirs = mean_logits(encoder.eval(), load_file(out / "head.safetensors"))
+    close(small_encoders.logits(ours), theirs)
+    small_encoders.same(ours, interop.put_together(interop.load_adapter(out, model), model))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
+    """PEFT's own file, with alpha and rank patterns, in and out again: the same tensors."""
+    base = small_encoders.checkpoint(tmp_path, "roberta")
+    torch.manual_seed(3)
+    start = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    torch.nn.init.normal_(start.classifier.out_proj.weight)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=4,
+        lora_alpha=6,
+        use_rslora=rslora,
+        target_modules=["query", "value"],
+        rank_pattern={"layer.1.attention.self.query": 2, r"layer\.2\..*value": 3},
+        alpha_pattern={"layer.1.attention.self.query": 16, "^roberta.*2.*value$": 5},
+        init_lora_weights=False,
+    )
+    theirs = peft.get_peft_model(start, config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = small_encoders.load(base)
+    ours = interop.put_together(interop.load_adapter(tmp_path / "theirs", model), model)
+    close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
+    interop.save_adapter(tmp_path / "ours", ours, small_encoders.about(model))
+    one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("theirs", "ours"))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+    close(
+        small_encoders.logits(ours), small_encoders.torch_logits(in_peft(tmp_path / "ours", base))
+    )
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize("pooling", ["family", "mean"])
+def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp_path, monkeypatch):
+    """On the real encoder, with its tokenizer."""
+    model = models.load(
+        "minilm", num_labels=3, layers=2, pooling=pooling, scan_unroll=1, key=jax.random.key(0)
+    )
+    ours, out = small_encoders.fitted(model, ranks=(4, 2), layers=None), tmp_path / kind
+    told = small_encoders.about(model, layers=2, max_length=16, base=str(model.folder))
+    save = {"adapter": interop.save_adapter, "merged": interop.save_merged}[kind]
+    save(out, ours, told)
+    text = (out / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert str(model.folder) not in text, "where things are on this machine is nobody's business"
+    code = code.replace(f'base = "{model.folder.name}"', f'base = "{model.folder}"')
+    monkeypatch.chdir(out)
+    found: dict = {}
+    exec(compile(code.replace("a text to classify", "an odd little text"), "card", "exec"), found)
+    tokens = model.tokenizer("an odd little text", return_tensors="np")
+    inputs = (tokens["input_ids"].astype(np.int32), tokens["attention_mask"] != 0)
+    want = jax.jit(lambda p: model.module.apply({"params": p}, *inputs))(ours.merged)
+    np.testing.assert_allclose(found["logits"].numpy(), want, atol=TOLERANCE, rtol=0)
+
+
+def test_a_shard_size_that_is_none_is_explained(tmp_path):
+    model = small_encoders.load(small_encoders.checkpoint(tmp_path, "bert"))
+    with pytest.raises(InputError, match="500MB"):
+        interop.save_merged(
+            tmp_path / "out",
+            small_encoders.fitted(model),
+            small_encoders.about(model),
+            shard_size="x",
+        )
+    assert not (tmp_path / "out").exists()

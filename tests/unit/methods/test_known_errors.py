@@ -1,0 +1,219 @@
+"""Aggregation errors that other code bases shipped, looked for in every registered method.
+
+Each error has a test here that a method with it fails, whatever else the method does; that the
+comparison with the oracles would notice them too is shown in `test_oracles`, with rules that are
+wrong on purpose. Invariants that hold for every aggregator and are tested elsewhere are listed in
+`INVARIANTS`.
+"""
+
+import ast
+import functools
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_oracles import compare
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from tests._helpers import cohorts
+from tests._helpers.cohorts import EXACT, make_cohort, ranks_for
+
+every_method = pytest.mark.parametrize("name", list(methods.METHODS))
+
+FIXED_A = {"ffa_lora", "rolora"}
+"""Only `b` is trained in round 0; `a` is the server's."""
+
+R, SIZE = 2, 5
+SQUARE = Template(sites=(Site("x", SIZE, SIZE, None),), rank=R, alpha=6.0)  # multiplies by 3
+
+WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform"}
+"""By what a method weighs its clients unless told otherwise; the others by their examples."""
+
+
+def change_of_model(
+    name: str, a: np.ndarray, b: np.ndarray, weight: list[float], template: Template = SQUARE
+) -> np.ndarray:
+    """What the server's model adds to its first kernel after clients of full rank return these.
+
+    ``a`` is ``[c, i, R]``, ``b`` is ``[c, R, o]``.
+    """
+    method, aggregate = cohorts.compiled(EXACT.get(name, name), template)
+    site = template.sites[0]
+    kernel = jnp.zeros((site.inputs, site.outputs))
+    common = a[0] if name in FIXED_A else 0 * a[0]
+    server = method.init({site.path: cohorts.pair(common, 0 * b[0])}, {site.path: kernel})
+    cohort = make_cohort(template, [template.rank] * len(weight), weight)
+    start = method.broadcast(server, method.init_clients(len(weight)), cohort)
+    result = {site.path: cohorts.pair(a, b)}
+    state = method.init_clients(len(weight))
+    after = aggregate(server, state, cohort, start, result).server
+    delta = lora.deltas(after.adapter, lora.uniform_gain(template))[site.path]
+    return np.asarray(delta + after.kernels.get(site.path, kernel))
+
+
+def factors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, SIZE, R)), rng.normal(size=(count, R, SIZE))
+
+
+# ---------------------------------------------------------------------------------- their errors
+
+
+@every_method
+def test_no_client_is_dropped(name: str):
+    """A typo kept the first client alone: every present client's change has to arrive."""
+    a, b = factors(3)
+    base = change_of_model(name, a, b, [1.0, 2.0, 3.0])
+    for k in range(3):
+        other = [np.copy(x) for x in (a, b)]
+        for x in other:
+            x[k] += 1.0
+        assert np.max(np.abs(change_of_model(name, *other, [1.0, 2.0, 3.0]) - base)) > 0.1
+
+
+@every_method
+def test_no_axis_is_guessed_from_its_length(name: str):
+    """The rank axis was looked for by its size. Here clients, layers, inputs, outputs and R agree.
+
+    The same comparison finds absent components that are averaged as zeros.
+    """
+    four = Template(sites=(Site("layers/x", 4, 4, (True,) * 4),), rank=4, alpha=6.0)
+    # A square `a` is nearly singular: a small penalty leaves `b` uncertain.
+    spec = "lora_fair(penalty=2.0)" if name == "lora_fair" else name
+    compare(spec, four, ranks_for(name, [1, 2, 4, 3], 4), np.array([3, 5, 2, 7]))
+
+
+@every_method
+def test_no_product_is_the_transpose(name: str):
+    """The transpose was decomposed, with the right shape for a square layer."""
+    a, b = np.zeros((2, SIZE, R)), np.zeros((2, R, SIZE))
+    a[:, 0, 0], b[:, 0, 3] = 2.0, 5.0
+    want = np.zeros((SIZE, SIZE))
+    want[0, 3] = 3.0 * 2.0 * 5.0
+    np.testing.assert_allclose(change_of_model(name, a, b, [1.0, 1.0]), want, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("factor", ["a", "b"])
+def test_clients_are_weighed_once_in_the_product(name: str, factor: str):
+    """Stacks without weights, and weights on one factor of two: by hand, for either factor.
+
+    Two clients with 1 and 3 examples share one factor and hold 1 and 5 times the other, so that
+    means of factors and means of products agree: 4 times, or 3 times if clients count equally.
+    """
+    if factor == "a" and name in FIXED_A:
+        return  # clients cannot differ in it
+    a, b = (np.repeat(x[:1], 2, axis=0) for x in factors(1))
+    product = 3.0 * a[0] @ b[0]
+    (a if factor == "a" else b)[1] *= 5.0
+    mean = {"examples": 4.0, "uniform": 3.0, "norm": (1 * 1 + 5 * 5) / 6}
+    want = mean[WEIGHS.get(name, "examples")] * product
+    ours = change_of_model(name, a, b, [1.0, 3.0])
+    np.testing.assert_allclose(ours, want, atol=2e-6 * np.max(np.abs(want)))
+
+
+@every_method
+@pytest.mark.parametrize(("alpha", "times"), [(3.0, 1.5), (16.0, 8.0)])
+def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float):
+    """It was lost on conversion; `test_peft_format` follows it into the exported files."""
+    template = Template(sites=SQUARE.sites, rank=R, alpha=alpha)
+    a, b = (np.repeat(x[:1], 2, axis=0) for x in factors(1))
+    want = times * a[0] @ b[0]
+    ours = change_of_model(name, a, b, [1.0, 3.0], template)
+    np.testing.assert_allclose(ours, want, atol=2e-6 * np.max(np.abs(want)))
+
+
+@every_method
+def test_no_constants_in_the_code(name: str):
+    """Rank 360 and alpha 16 were: here another rank, another alpha, another number of clients."""
+    template = Template(sites=(Site("x", 9, 14, None),), rank=7, alpha=2.5)
+    compare(name, template, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
+
+
+# ------------------------------------------------------------------------------------- invariants
+
+INVARIANTS = {
+    "clients with equal adapters leave the product as it is": (
+        "test_properties",
+        "test_identical_clients_agree_on_their_model",
+    ),
+    "one client gets its own product back": (
+        "test_properties",
+        "test_one_client_gets_its_own_model_back",
+    ),
+    "the order of clients is irrelevant": (
+        "test_properties",
+        "test_order_of_clients_does_not_matter",
+    ),
+    "the stack is the weighted sum of scaled products": (
+        "test_stacking",
+        "test_the_base_takes_up_the_exact_mean_of_products",
+    ),
+    "the factors are the best of their rank": (
+        "test_products",
+        "test_the_error_is_the_discarded_singular_values",
+    ),
+    "padding is exactly zero before and after training": (
+        "test_properties",
+        "test_inactive_components_are_exactly_zero",
+    ),
+    "the scale is applied once": ("test_properties", "test_the_scale_is_applied_exactly_once"),
+    "weights of every component sum to one": (
+        "test_properties",
+        "test_weights_sum_to_one_where_claimed",
+    ),
+}
+
+
+@pytest.mark.parametrize("invariant", INVARIANTS)
+def test_every_invariant_has_its_test(invariant: str):
+    """By the name given above, and with an assertion of its own."""
+    module, name = INVARIANTS[invariant]
+    tree = ast.parse((pathlib.Path(__file__).parent / f"{module}.py").read_text("utf-8"))
+    found = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == name]
+    assert len(found) == 1
+    called = {ast.unparse(x.func) for x in ast.walk(found[0]) if isinstance(x, ast.Call)}
+    asserts = any(isinstance(x, ast.Assert) for x in ast.walk(found[0]))
+    assert asserts or any("assert" in call for call in called)
+
+
+def first_client_only(aggregate, server, clients, cohort, start, result):
+    weight = jnp.where(jnp.arange(len(cohort.weight)) == 0, cohort.weight, 0.0)
+    return aggregate(server, clients, cohort._replace(weight=weight), start, result)
+
+
+def transposed(aggregate, *args):
+    out = aggregate(*args)
+    adapter = {path: LoRA(p.b.mT, p.a.mT) for path, p in out.server.adapter.items()}
+    return out._replace(server=out.server._replace(adapter=adapter))
+
+
+def unweighted(aggregate, server, clients, cohort, start, result):
+    equal = cohort._replace(weight=jnp.ones_like(cohort.weight))
+    return aggregate(server, clients, equal, start, result)
+
+
+def weights_on_a_only(aggregate, server, clients, cohort, start, result):
+    summed = {path: LoRA(p.a, len(cohort.weight) * p.b) for path, p in result.items()}
+    return aggregate(server, clients, cohort, start, summed)
+
+
+@pytest.mark.parametrize(
+    ("error", "test", "options"),
+    [
+        (first_client_only, test_no_client_is_dropped, ()),
+        (transposed, test_no_product_is_the_transpose, ()),
+        (unweighted, test_clients_are_weighed_once_in_the_product, ("a",)),
+        (weights_on_a_only, test_clients_are_weighed_once_in_the_product, ("b",)),
+        (weights_on_a_only, test_alpha_is_neither_lost_nor_doubled, (3.0, 1.5)),
+    ],
+)
+def test_a_method_with_the_error_fails(error, test, options, monkeypatch: pytest.MonkeyPatch):
+    method = methods.make("zero_padding", SQUARE)
+    broken = functools.partial(error, method.aggregate)
+    monkeypatch.setattr(cohorts, "compiled", lambda *_: (method, broken))
+    with pytest.raises(AssertionError):
+        test("zero_padding", *options)

@@ -1,0 +1,325 @@
+"""Every method against its NumPy oracle, for many ranks; and errors that others shipped."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Template
+from fedjax_lora.methods import Cohort, Outcome
+from tests._helpers import cohorts, oracles
+from tests._helpers.cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
+
+# Ours is float32 (unit roundoff 6e-8), the oracle float64. An average of at most six terms, and a
+# product of at most 6 * 4 components, are good to a few roundoffs of the largest entry. Singular
+# subspaces are less certain by the largest value over the gap they are separated by.
+TOLERANCE = 2e-6
+
+WEIGHT = np.array([30, 5, 11, 17, 80, 2], np.float32)
+ABSENT = np.array([30, 5, 0, 17, 80, 0], np.float32)
+
+CASES = {
+    "equal, full": ([4, 4, 4, 4, 4, 4], WEIGHT),
+    "equal, low": ([2, 2, 2, 2, 2, 2], WEIGHT),
+    "two levels": ([1, 4, 1, 4, 1, 1], WEIGHT),
+    "four levels": ([1, 2, 3, 4, 2, 1], WEIGHT),
+    "no high rank": ([1, 3, 2, 2, 1, 3], WEIGHT),
+    "absent clients": ([1, 2, 4, 3, 2, 4], ABSENT),
+    "absent, equal": ([3, 3, 3, 3, 3, 3], ABSENT),
+}
+
+
+def cases_of(spec: str) -> list[str]:
+    """Those of one rank only, if the method takes nothing else."""
+    mixed = methods.takes_mixed_ranks(spec)
+    return [case for case, (rank, _) in CASES.items() if mixed or len(set(rank)) == 1]
+
+
+def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3) -> None:
+    """One round from a random server, ours against the oracle's."""
+    cohort = cohorts.make_cohort(template, rank, weight, round=seed, seed=seed)
+    method, _ = cohorts.compiled(spec, template)
+    server = cohorts.make_server(method, template, seed)
+    played = play(spec, template, cohort, server=server, seed=seed)
+    name, options = registry.parse(spec)
+    round = cohorts.oracle_round(spec, template, server, cohort, played)
+    want = oracles.ORACLES[name](round, **options)
+    got = cohorts.matrices(template, played.outcome.server.adapter)
+    assert got.keys() == want.pairs.keys()
+    for matrix, pair in want.pairs.items():
+        if name in oracles.SINGULAR:
+            product = oracles.SINGULAR[name](round, matrix, **options)
+            compare_singular(matrix, got[matrix], pair, np.linalg.svd(product, compute_uv=False))
+        else:
+            assert_close(got[matrix].B, pair.B, TOLERANCE, f"B of {matrix}")
+            assert_close(got[matrix].A, pair.A, TOLERANCE, f"A of {matrix}")
+    present = np.asarray(cohort.weight) > 0
+    ranks = np.asarray(cohort.rank)[present] if want.ranks is None else want.ranks
+    np.testing.assert_array_equal(np.asarray(played.outcome.rank)[present], ranks)
+    if played.outcome.server.kernels:
+        kernels = cohorts.dense(template, played.outcome.server.kernels)
+        for matrix, kernel in want.W.items():
+            assert_close(kernels[matrix], kernel, TOLERANCE, f"W of {matrix}")
+    assert_left_out_layers_are_zero(template, played.outcome.server.adapter)
+
+
+def compare_singular(matrix: str, mine: oracles.Pair, want: oracles.Pair, s: np.ndarray) -> None:
+    """Equal up to a sign per component, so far as the spectrum ``s`` determines them."""
+    gap = np.append(s[:-1] - s[1:], s[-1])
+    kept = oracles.rank(want)
+    assert not np.any(mine.B[:, kept:])  # what a threshold has cut away
+    for j in range(kept):
+        product = mine.B[:, : j + 1] @ mine.A[: j + 1]
+        uncertain = TOLERANCE * max(1.0, s[0] / gap[j]) if s[j] > 1e-6 * s[0] else TOLERANCE
+        assert_close(product, want.B[:, : j + 1] @ want.A[: j + 1], uncertain, f"{matrix} to {j}")
+        if s[j] <= 1e-6 * s[0]:
+            continue  # a component of size zero has no direction
+        sign = 1.0 if mine.B[:, j] @ want.B[:, j] > 0 else -1.0
+        uncertain = TOLERANCE * s[0] / min(gap[j], gap[j - 1] if j else np.inf)
+        assert_close(sign * mine.B[:, j], want.B[:, j], uncertain, f"B of {matrix}, {j}")
+        assert_close(sign * mine.A[j], want.A[j], uncertain, f"A of {matrix}, {j}")
+
+
+def assert_left_out_layers_are_zero(template: Template, adapter: Any) -> None:
+    for site in template.sites:
+        for layer, adapted in enumerate(site.layers or ()):
+            if not adapted:
+                assert not np.any(np.asarray(adapter[site.path].a)[..., layer, :, :])
+                assert not np.any(np.asarray(adapter[site.path].b)[..., layer, :, :])
+
+
+def test_every_registered_method_has_an_oracle_with_the_same_options():
+    assert oracles.ORACLES.keys() == methods.METHODS.keys()
+    for name, entry in methods.METHODS.items():
+        keywords = lambda fn: {  # noqa: E731
+            p.name: p.default
+            for p in inspect.signature(fn).parameters.values()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        assert keywords(entry.factory) == keywords(oracles.ORACLES[name]), name
+
+
+def test_the_cohorts_take_both_paths_of_the_svd():
+    shapes = [(CLIENTS * R, min(s.inputs, s.outputs)) for s in cohorts.SITES]
+    assert any(stacked < side for stacked, side in shapes)
+    assert any(stacked >= side for stacked, side in shapes)
+    assert any(min(s.inputs, s.outputs) == R for s in cohorts.SITES)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_round_agrees_with_the_oracle(spec: str):
+    for case in cases_of(spec):
+        compare(spec, cohorts.GLOBAL, *CASES[case])
+
+
+@pytest.mark.parametrize("spec", methods.METHODS)
+def test_a_round_with_a_scale_per_client_agrees_with_the_oracle(spec: str):
+    for case in cases_of(spec):
+        compare(spec, cohorts.PER_CLIENT, *CASES[case])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_clients_begin_with(spec: str):
+    """The first r components, or all of them (parallel modules), or a fresh adapter."""
+    template = cohorts.PER_CLIENT
+    rank = [1, 2, 3, 4, 2, 1]
+    cohort = cohorts.make_cohort(template, rank)
+    method, _ = cohorts.compiled(spec, template)
+    server = cohorts.make_server(method, template)
+    start = method.broadcast(server, method.init_clients(CLIENTS), cohort)
+    server_pairs = cohorts.matrices(template, server.adapter)
+    for n, r in enumerate(rank):
+        mine = cohorts.matrices(template, cohorts.client(start.adapter, n))
+        deltas = cohorts.dense(
+            template, cohorts.client(cohorts.client_deltas(start, start.adapter), n)
+        )
+        for matrix, (B, A) in server_pairs.items():
+            if method_name(spec) in oracles.HOLD_ALL:
+                assert_close(deltas[matrix], template.alpha / R * B @ A)
+            elif method_name(spec) == "fslora":
+                rows = cohorts.trained_rows(template, start.trainable, n)[matrix]
+                sketched = template.alpha / R * R / r * B[:, rows] @ A[rows]
+                assert len(rows) == r
+                assert_close(deltas[matrix], sketched)
+            elif method_name(spec) == "fedsa_lora":
+                np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                np.testing.assert_array_equal(mine[matrix].B[:, :r], B[:, :r])  # nobody has trained
+            elif method_name(spec) == "flora":
+                assert not np.any(mine[matrix].B)
+                assert np.all(mine[matrix].A[:r] != 0)
+                assert not np.any(mine[matrix].A[r:])
+            else:
+                if method_name(spec) != "fedrora":  # which has the same product from unit lengths
+                    np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                reads_its_own_scale = method_name(spec) in oracles.SINGULAR
+                scale = template.alpha / (R if reads_its_own_scale else r)
+                assert_close(deltas[matrix], scale * B[:, :r] @ A[:r])
+
+
+# ------------------------------------------------------------------- errors found in other systems
+#
+# Each of these rules is wrong in a way that some published code was. The comparison above has to
+# reject it; if one of them passes, the tests have lost their teeth.
+
+Rule = Callable[[Template], methods.Method]
+
+
+def weighing(weigh: Callable[[Cohort], jax.Array]) -> Rule:
+    return lambda template: methods.averaging(template, lambda cohort, *_: weigh(cohort))
+
+
+def only_the_first_client_survives(cohort: Cohort) -> jax.Array:
+    first = jnp.arange(CLIENTS) == 0
+    share = methods.shares(cohort.weight)
+    return jnp.where(first[:, None] & methods.owners(cohort, R), share[:, None], 0.0)
+
+
+def absent_components_count_with_full_weight(cohort: Cohort) -> jax.Array:
+    share = methods.shares(cohort.weight)
+    return jnp.where(methods.owners(cohort, R), share[:, None], 0.0)
+
+
+def absent_clients_count(cohort: Cohort) -> jax.Array:
+    own = lora.prefix_mask(cohort.rank, R).astype(jnp.float32)
+    return own / jnp.maximum(jnp.sum(own, axis=0, keepdims=True), 1.0)
+
+
+def changed(base: str, change: Callable[..., Outcome]) -> Rule:
+    """The method of this spec with something done to what its aggregate gets or returns."""
+
+    def make(template: Template) -> methods.Method:
+        method = methods.make(base, template)
+        fields = {f: getattr(method, f) for f in method.__dataclass_fields__}
+        return methods.Method(
+            **fields | {"aggregate": lambda *args: change(template, method.aggregate, *args)}
+        )
+
+    return make
+
+
+def transposed(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    """Decomposes the transpose: invisible in the shapes of a square layer."""
+    out = aggregate(*args)
+    square = {s.path for s in template.sites if s.inputs == s.outputs}
+    swap = {
+        path: LoRA(p.b.mT, p.a.mT) if path in square else p
+        for path, p in out.server.adapter.items()
+    }
+    return out._replace(server=out.server._replace(adapter=swap))
+
+
+def scale_applied_twice(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    server, clients, cohort, start, result = args
+    gain = jax.tree.map(jnp.square, start.gain)
+    return aggregate(server, clients, cohort, start._replace(gain=gain), result)
+
+
+def scale_forgotten(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    server, clients, cohort, start, result = args
+    gain = jax.tree.map(lambda g: (g != 0).astype(g.dtype), start.gain)
+    return aggregate(server, clients, cohort, start._replace(gain=gain), result)
+
+
+def stacked_without_weights(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    server, clients, cohort, start, result = args
+    count = jnp.sum(cohort.weight > 0).astype(jnp.float32)
+    result = {path: LoRA(pair.a * count, pair.b) for path, pair in result.items()}
+    present = (cohort.weight > 0).astype(jnp.float32)
+    return aggregate(server, clients, cohort._replace(weight=present), start, result)
+
+
+def weights_on_both_factors(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    server, clients, cohort, start, result = args
+    share = methods.shares(cohort.weight)
+    result = {
+        path: LoRA(pair.a, pair.b * share.reshape(-1, *(1,) * (pair.b.ndim - 1)))
+        for path, pair in result.items()
+    }
+    return aggregate(server, clients, cohort, start, result)
+
+
+def weights_on_a_only(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    """``a = sum p_k a_k`` with ``b = sum b_k``: the combination weights of one factor only."""
+    out = aggregate(*args)
+    mass = jnp.sum(args[2].weight) / jnp.max(args[2].weight)
+    pairs = {path: LoRA(p.a, p.b * mass) for path, p in out.server.adapter.items()}
+    return out._replace(server=out.server._replace(adapter=pairs))
+
+
+def constants_in_the_code(template: Template, aggregate: Any, *args: Any) -> Outcome:
+    """Alpha 16 whatever the configuration says."""
+    server, clients, cohort, start, result = args
+    gain = jax.tree.map(lambda g: g * (16.0 / template.alpha), start.gain)
+    return aggregate(server, clients, cohort, start._replace(gain=gain), result)
+
+
+ERRORS: dict[str, tuple[str, Rule, str]] = {
+    "a typo keeps the first client only": (
+        "fedit",
+        weighing(only_the_first_client_survives),
+        "equal, full",
+    ),
+    "absent components averaged as zeros": (
+        "masked_mean",
+        weighing(absent_components_count_with_full_weight),
+        "two levels",
+    ),
+    "replication without the copies": (
+        "replication",
+        weighing(absent_components_count_with_full_weight),
+        "two levels",
+    ),
+    "absent clients averaged in": (
+        "masked_mean(weights='uniform')",
+        weighing(absent_clients_count),
+        "absent clients",
+    ),
+    "the transpose is decomposed": ("hlora", changed("hlora", transposed), "two levels"),
+    "the scale is applied twice": ("hlora", changed("hlora", scale_applied_twice), "two levels"),
+    "the scale is forgotten": ("flora", changed("flora", scale_forgotten), "two levels"),
+    "stacking without client weights": (
+        "flora",
+        changed("flora(weights='uniform')", stacked_without_weights),
+        "two levels",
+    ),
+    "stacking with weights on both factors": (
+        "flora",
+        changed("flora", weights_on_both_factors),
+        "two levels",
+    ),
+    "combination weights on a only": ("fedit", changed("fedit", weights_on_a_only), "equal, full"),
+    "constants in the code": ("flexlora", changed("flexlora", constants_in_the_code), "two levels"),
+    "sigma in the wrong factor": (
+        "hlora",
+        lambda template: methods.make("hlora(sigma='b')", template),
+        "two levels",
+    ),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_that_others_shipped_would_be_noticed(error: str, monkeypatch: pytest.MonkeyPatch):
+    name, rule, case = ERRORS[error]
+    template = cohorts.GLOBAL
+    compare(name, template, *CASES[case])  # the true rule passes
+    broken = rule(template)
+    monkeypatch.setattr(cohorts, "compiled", lambda *_: (broken, jax.jit(broken.aggregate)))
+    with pytest.raises(AssertionError):
+        compare(name, template, *CASES[case])
+
+
+def test_a_round_without_an_owner_of_the_high_components_is_frequent():
+    """The rule for that case matters: ten of a hundred clients, ten of them of high rank."""
+    rng = np.random.default_rng(0)
+    draws = np.array([rng.choice(100, 10, replace=False) for _ in range(20_000)])
+    without = np.mean(np.all(draws >= 10, axis=1))
+    exact = np.prod([(90 - i) / (100 - i) for i in range(10)])
+    assert abs(exact - 0.33) < 0.001
+    assert abs(without - exact) < 4 * np.sqrt(exact * (1 - exact) / 20_000)

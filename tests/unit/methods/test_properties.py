@@ -1,0 +1,639 @@
+"""What every registered method has to do, whatever its rule."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.lora import Site, Template
+from fedjax_lora.methods import Cohort, Outcome, Server, Start
+from tests._helpers import cohorts, oracles
+from tests._helpers.cohorts import (
+    CLIENTS,
+    EXACT,
+    GLOBAL,
+    PER_CLIENT,
+    SPECS,
+    R,
+    assert_close,
+    assert_trees_close,
+    assert_trees_equal,
+    client,
+    client_deltas,
+    make_cohort,
+    method_name,
+    play,
+    ranks_for,
+    server_delta,
+)
+
+MIXED = [1, 2, 3, 4, 2, 1]
+WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
+NAMES = list(methods.METHODS)
+
+KEEPS_THE_BASE = set(NAMES) - oracles.KERNELS
+"""The others add to the base kernels."""
+
+FACTORED = oracles.SINGULAR.keys() | {"flora"}
+"""Methods whose result has other components than the clients have."""
+
+AVERAGES = [s for s in SPECS if method_name(s) not in FACTORED]
+PREFIXES = [s for s in SPECS if method_name(s) not in oracles.HOLD_ALL | oracles.CHOSEN_ROWS]
+
+GAUGE = [s for s in SPECS if method_name(s) in oracles.PRODUCT_SPACE | {"florist"}]
+GAUGE += ["fedex_lora", "fedex_lora(weights='uniform')"]
+"""The result depends on the clients' products only, not on how they are factored."""
+
+LOSSLESS = [s for s in SPECS if s == EXACT.get(method_name(s), s)]
+KEEPS_UNOWNED = {"raflora", "rb_lora"}
+"""Factor what clients sent together with the server's own components that nobody has."""
+
+every_spec = pytest.mark.parametrize("spec", SPECS)
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+def aggregate(
+    spec: str,
+    cohort: Cohort,
+    start: Start,
+    result: Any,
+    server: Server,
+    template: Template = GLOBAL,
+) -> Outcome:
+    method, fn = cohorts.compiled(spec, template)
+    return fn(server, method.init_clients(len(cohort.rank)), cohort, start, result)
+
+
+def effective(template: Template, before: Server, after: Server) -> dict[str, np.ndarray]:
+    """The model's change against the base of the round's beginning: adapter and kernels."""
+    change = {k: np.asarray(v, np.float64) for k, v in server_delta(template, after).items()}
+    for path, kernel in after.kernels.items():
+        change[path] += np.asarray(kernel, np.float64) - np.asarray(
+            before.kernels[path], np.float64
+        )
+    return change
+
+
+def broadcast(spec: str, server: Server, cohort: Cohort, template: Template = GLOBAL) -> Start:
+    method, _ = cohorts.compiled(spec, template)
+    return method.broadcast(server, method.init_clients(len(cohort.rank)), cohort)
+
+
+def server_for(spec: str, template: Template = GLOBAL) -> Server:
+    method, _ = cohorts.compiled(spec, template)
+    return cohorts.make_server(method, template)
+
+
+# ---------------------------------------------------------------------------------------- clients
+
+
+@every_spec
+def test_order_of_clients_does_not_matter(spec: str):
+    server, cohort = server_for(spec), make_cohort(GLOBAL, MIXED, WEIGHT)
+    played = play(spec, GLOBAL, cohort, server=server)
+    order = np.random.default_rng(0).permutation(CLIENTS)
+    moved = cohort._replace(
+        id=cohort.id[order],
+        rank=cohort.rank[order],
+        weight=cohort.weight[order],
+        scale=cohort.scale[order],
+    )
+    start = broadcast(spec, server, moved)
+    assert_trees_equal(start.gain, client(played.start.gain, order))
+    assert_trees_equal(start.adapter, client(played.start.adapter, order))
+    outcome = aggregate(spec, moved, start, client(played.result, order), server)
+    assert_trees_close(
+        effective(GLOBAL, server, outcome.server), effective(GLOBAL, server, played.outcome.server)
+    )
+
+
+@pytest.mark.parametrize("spec", LOSSLESS)
+@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+def test_one_client_gets_its_own_model_back(spec: str, template: Template):
+    """Exact for a client of full rank, whatever the rule; the other five are absent."""
+    server = server_for(spec, GLOBAL)
+    weight = [0, 0, 0, 7, 0, 0]
+    cohort = make_cohort(template, [4, 4, 1, 4, 4, 4], weight)
+    method, fn = cohorts.compiled(spec, GLOBAL)  # a client's scale is data
+    state = method.init_clients(CLIENTS)
+    start = method.broadcast(server, state, cohort)
+    result = cohorts.train(start, cohorts.random_adapter(GLOBAL, 9, CLIENTS))
+    want = client(client_deltas(start, result), 3)
+    after = fn(server, state, cohort, start, cohorts.poison(result, cohort.weight == 0)).server
+    assert_trees_close(effective(GLOBAL, server, after), jax.device_get(want))
+
+
+@pytest.mark.parametrize(
+    "spec", [s for s in LOSSLESS if method_name(s) not in KEEPS_UNOWNED | {"fslora"}]
+)
+def test_one_client_of_low_rank_gets_its_components_back(spec: str):
+    """Its first components (all it has) are its own; what it does not have stays as it was."""
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, [4, 2, 4, 4, 4, 4], [0, 9, 0, 0, 0, 0])
+    played = play(spec, GLOBAL, cohort, server=server)
+    delta = client(client_deltas(played.start, played.result), 1)
+    after = played.outcome.server
+    if method_name(spec) in oracles.PRODUCT_SPACE | {"florist"} | oracles.HOLD_ALL:
+        assert_trees_close(effective(GLOBAL, server, after), jax.device_get(delta))
+        return
+    mine = lora.deltas(after.adapter, lora.uniform_gain(GLOBAL, 2))
+    assert_trees_close(mine, delta)
+    rest = lambda tree: {path: (p.a[..., 2:], p.b[..., 2:, :]) for path, p in tree.items()}  # noqa: E731
+    assert_trees_equal(rest(after.adapter), rest(server.adapter))
+
+
+@pytest.mark.parametrize(
+    # Clients of low rank that train different modules are not identical.
+    ("spec", "rank"),
+    [(spec, R) for spec in LOSSLESS]
+    + [(s, 2) for s in LOSSLESS if s in PREFIXES and method_name(s) not in KEEPS_UNOWNED],
+)
+def test_identical_clients_agree_on_their_model(spec: str, rank: int):
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, [rank] * CLIENTS, WEIGHT)
+    start = broadcast(spec, server, cohort)
+    one = cohorts.random_adapter(GLOBAL, 5)
+    same = jax.tree.map(lambda x: np.broadcast_to(x, (CLIENTS, *x.shape)), one)
+    result = cohorts.train(start, same)
+    after = aggregate(spec, cohort, start, result, server).server
+    if method_name(spec) in FACTORED:
+        ours = effective(GLOBAL, server, after)
+    else:
+        ours = lora.deltas(after.adapter, lora.uniform_gain(GLOBAL, rank))
+    assert_trees_close(
+        jax.device_get(ours), jax.device_get(client(client_deltas(start, result), 0))
+    )
+
+
+@every_spec
+def test_absent_clients_have_no_influence(spec: str):
+    """Whatever their values, ranks and scales; not even as NaN, and bit for bit."""
+    server = server_for(spec)
+    weight = np.array([3.0, 0.0, 5.0, 2.0, 0.0, 0.0], np.float32)
+    cohort = make_cohort(GLOBAL, [1, 2, 3, 2, 1, 1], weight)
+    played = play(spec, GLOBAL, cohort, server=server)  # NaN in the absent
+    absent = weight == 0
+    other = cohort._replace(
+        rank=jnp.where(absent, R, cohort.rank),
+        scale=jnp.where(absent, jnp.inf, cohort.scale),
+        id=jnp.where(absent, 99, cohort.id),
+    )
+    start = broadcast(spec, server, other)
+    result = cohorts.poison(played.result, absent, value=7.0)
+    after = aggregate(spec, other, start, result, server).server
+    assert_trees_equal(after, played.outcome.server)
+
+
+@every_spec
+def test_nobody_present_leaves_the_server_as_it_is(spec: str):
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, MIXED, [0.0] * CLIENTS)
+    played = play(spec, GLOBAL, cohort, server=server)
+    assert np.isnan(played.result["head/dense"].a).all()
+    assert_trees_equal(played.outcome.server, jax.tree.map(jnp.asarray, server))
+
+
+@every_spec
+def test_weights_are_relative(spec: str):
+    """Only the ratios of the weights count."""
+    server = server_for(spec)
+    results = [
+        play(spec, GLOBAL, make_cohort(GLOBAL, MIXED, np.array(WEIGHT) * factor), server=server)
+        for factor in (1.0, 1024.0)
+    ]
+    assert_trees_close(results[0].outcome.server, results[1].outcome.server, 1e-6)
+
+
+@pytest.mark.parametrize("spec", AVERAGES)
+def test_components_without_an_owner_are_bitwise_unchanged(spec: str):
+    """Methods that average components keep what nobody present in the cohort has."""
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, [1, 4, 1, 4, 1, 4], [3, 0, 5, 0, 2, 0])
+    played = play(spec, GLOBAL, cohort, server=server)
+    for path in (site.path for site in GLOBAL.sites):
+        trained = np.asarray(played.start.trainable[path].b)[::2, ..., 0]  # [c, (L,) R], present
+        unowned = ~np.any(trained, axis=0)
+        assert unowned.any()  # three clients of one component each cannot have all four
+        new, old = played.outcome.server.adapter[path], server.adapter[path]
+        np.testing.assert_array_equal(np.asarray(new.b)[unowned], np.asarray(old.b)[unowned])
+        np.testing.assert_array_equal(
+            np.swapaxes(new.a, -1, -2)[unowned], np.swapaxes(old.a, -1, -2)[unowned]
+        )
+
+
+# ------------------------------------------------------------------------------------ what it is
+
+
+@every_spec
+def test_gauge_change_of_one_client(spec: str):
+    """``(a Q, Q^-1 b)`` is the same model; only methods that average factors see a difference."""
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, [R, 2, 3, R, 2, 1], WEIGHT)
+    played = play(spec, GLOBAL, cohort, server=server)
+    Q = np.random.default_rng(0).normal(size=(R, R)) + 2 * np.eye(R)
+
+    def turned(x: LoRA) -> LoRA:
+        a, b = np.array(x.a, np.float64), np.array(x.b, np.float64)
+        a[0], b[0] = a[0] @ Q, np.linalg.inv(Q) @ b[0]
+        return LoRA(a.astype(np.float32), b.astype(np.float32))
+
+    result = {path: turned(pair) for path, pair in played.result.items()}
+    assert_trees_close(
+        jax.device_get(client_deltas(played.start, result)),
+        jax.device_get(client_deltas(played.start, played.result)),
+    )
+    after = aggregate(spec, cohort, played.start, result, server).server
+    ours = effective(GLOBAL, server, after)
+    want = effective(GLOBAL, server, played.outcome.server)
+    for path in want:
+        change = np.max(np.abs(ours[path] - want[path])) / np.max(np.abs(want[path]))
+        if spec in GAUGE:
+            assert change < 1e-5, path
+        else:
+            assert change > 1e-3, path
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) not in {"ffa_lora", "rolora"}])
+def test_permuting_components_of_all_clients(spec: str):
+    """Of equal ranks: nothing for products; a permutation of the server's rows for averages."""
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, [R] * CLIENTS, WEIGHT)
+    played = play(spec, GLOBAL, cohort, server=server)
+    order = np.array([2, 0, 3, 1])
+    move = lambda tree: {p: LoRA(x.a[..., order], x.b[..., order, :]) for p, x in tree.items()}  # noqa: E731
+    after = aggregate(spec, cohort, played.start, move(played.result), server).server
+    assert_trees_close(
+        effective(GLOBAL, server, after), effective(GLOBAL, server, played.outcome.server)
+    )
+    if method_name(spec) not in FACTORED:
+        assert_trees_close(after.adapter, move(played.outcome.server.adapter), 1e-6)
+
+
+@every_spec
+def test_inactive_components_are_exactly_zero(spec: str):
+    """In both factors and in the gain; nothing inactive is trainable; left-out layers never are."""
+    for template in (GLOBAL, PER_CLIENT):
+        server = server_for(spec, GLOBAL)
+        cohort = make_cohort(template, MIXED, WEIGHT)
+        played = play(spec, GLOBAL, cohort, server=server)
+        for site in template.sites:
+            path = site.path
+            gain = np.asarray(played.start.gain[path])  # [c, (L,) R]
+            a, b = (np.asarray(x) for x in played.start.adapter[path])
+            ta, tb = (np.asarray(x) for x in played.start.trainable[path])
+            name = method_name(spec)
+            if name not in oracles.ONE_FACTOR:
+                np.testing.assert_array_equal(ta[..., 0, :], tb[..., :, 0])
+            else:
+                assert not np.any(ta)  # round 0 trains b
+            trainable = tb[..., :, 0]
+            for factor in (np.swapaxes(a, -1, -2), b):
+                assert not np.any(factor[gain == 0])
+            assert not np.any(trainable & (gain == 0))
+            adapted = np.array([True] if site.layers is None else site.layers)
+            layers = gain.reshape(CLIENTS, -1, R)
+            counts = np.where(adapted, np.array(MIXED)[:, None], 0)
+            if name != "lora_a2":  # whose counts are over all matrices together
+                np.testing.assert_array_equal(trainable.reshape(layers.shape).sum(-1), counts)
+            everything = np.broadcast_to(np.where(adapted, R, 0), counts.shape)
+            holds_all = name in oracles.HOLD_ALL
+            np.testing.assert_array_equal(
+                (layers != 0).sum(-1), everything if holds_all else counts
+            )
+            scale = np.where(holds_all, np.float32(template.server_scale), cohort.scale)
+            if name == "fslora":
+                scale = np.float32(template.server_scale * R) / np.array(MIXED, np.float32)
+            for n, row in enumerate(layers):
+                assert set(np.unique(row)) <= {np.float32(0), scale[n]}
+            # After training and aggregation still zero where it was inactive, and left out.
+            ra, rb = played.result[path]
+            for factor in (np.swapaxes(ra, -1, -2), rb):
+                assert not np.any(factor[gain == 0])
+            after = played.outcome.server
+            if site.layers is not None:
+                left_out = ~adapted
+                assert not np.any(np.asarray(after.adapter[path].a)[left_out])
+                assert not np.any(np.asarray(after.adapter[path].b)[left_out])
+                if after.kernels:
+                    np.testing.assert_array_equal(
+                        np.asarray(after.kernels[path])[left_out],
+                        np.asarray(server.kernels[path])[left_out],
+                    )
+
+
+@every_method
+def test_only_methods_that_say_so_touch_the_base(name: str):
+    """The others leave the base alone bit for bit by never holding it."""
+    server = server_for(name)
+    after = play(name, GLOBAL, make_cohort(GLOBAL, MIXED, WEIGHT), server=server).outcome.server
+    if name in KEEPS_THE_BASE:
+        assert server.kernels == {}
+        assert after.kernels == {}
+    else:
+        assert after.kernels.keys() == {s.path for s in GLOBAL.sites}
+        if name == "flora":
+            assert not any(np.any(x) for x in jax.tree.leaves(after.adapter))
+
+
+CHANGED_OR_KEPT = {"fslora", "lora_a2", "ffa_lora", "rolora", "fedsa_lora", "lora_fair"}
+"""Not a mean of what clients hold alone; the oracle speaks for them."""
+
+
+@pytest.mark.parametrize(
+    "spec", [s for s in LOSSLESS if method_name(s) not in CHANGED_OR_KEPT | {"fedex_lora"}]
+)
+def test_weights_sum_to_one_where_claimed(spec: str):
+    """If every client sends ones, the mean of any owned component is one; zero padding's is less.
+
+    Methods that average products return the mean of the all-one products.
+    """
+    server = server_for(spec)
+    cohort = make_cohort(GLOBAL, MIXED, WEIGHT)
+    start = broadcast(spec, server, cohort)
+    mask = jax.device_get(start.trainable)
+    result = jax.tree.map(
+        lambda m, x: np.broadcast_to(m, x.shape).astype(np.float32), mask, start.adapter
+    )
+    after = aggregate(spec, cohort, start, result, server).server
+    share = np.array(WEIGHT) / np.sum(WEIGHT)
+    if "uniform" in spec:
+        share = np.full(CLIENTS, 1 / CLIENTS)
+    owners = np.array(MIXED)[:, None] > np.arange(R)
+    name = method_name(spec)
+    for site in GLOBAL.sites:
+        adapted = slice(None) if site.layers is None else np.array(site.layers)
+        a, b = (np.asarray(x)[adapted] for x in after.adapter[site.path])
+        rows = np.swapaxes(a, -1, -2)
+        if name in FACTORED:
+            mean = np.sum(share * MIXED) * GLOBAL.server_scale  # every entry of a product is s * r
+            if name in KEEPS_UNOWNED:
+                mean = R * GLOBAL.server_scale  # every component has an owner and counts fully
+            ours = effective(GLOBAL, server, after)[site.path][adapted]
+            np.testing.assert_allclose(ours, mean, rtol=1e-5)
+        elif name in {"masked_mean", "replication"}:
+            np.testing.assert_allclose(rows, 1, rtol=1e-6)
+            np.testing.assert_allclose(b, 1, rtol=1e-6)
+        elif name == "fed_plora":
+            trained = np.any(mask[site.path].b, axis=0)[adapted][..., 0]  # [(L,) R]
+            np.testing.assert_allclose(rows[trained], 1, rtol=1e-6)
+            np.testing.assert_allclose(b[trained], 1, rtol=1e-6)
+        else:
+            if name == "hetlora":
+                share = np.array(MIXED) / np.sum(MIXED)  # norms of all-one products grow with r
+            dilution = np.broadcast_to(share @ owners, b.shape[:-1])
+            assert np.all(dilution[..., 0] > 1 - 1e-6) and np.all(dilution[..., 1:] < 1)
+            np.testing.assert_allclose(rows[..., 0], dilution, rtol=1e-5)
+            np.testing.assert_allclose(b[..., 0], dilution, rtol=1e-5)
+
+
+ONE_MEAN = {"zero_padding", "masked_mean", "replication", "fed_plora"}
+"""With equal ranks these are plain averaging: no padding happens."""
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) in ONE_MEAN])
+def test_with_equal_ranks_all_averages_are_plain_averaging(spec: str):
+    """Parallel modules as well, where everybody trains all of them."""
+    name, options = registry.parse(spec)
+    weights = options.get("weights", "uniform" if name == "fed_plora" else "examples")
+    plain = f"fedit(weights={weights!r})" if weights == "uniform" else "fedit"
+    server = server_for(plain)
+    for rank in (R,) if name == "fed_plora" else (2, R):
+        cohort = make_cohort(GLOBAL, [rank] * CLIENTS, WEIGHT)
+        ours = play(spec, GLOBAL, cohort, server=server).outcome.server
+        want = play(plain, GLOBAL, cohort, server=server).outcome.server
+        assert_trees_close(ours.adapter, want.adapter, 5e-7)
+
+
+# -------------------------------------------------------------------------------------- compiling
+
+OTHER_COHORTS = [
+    ([R] * CLIENTS, [1.0] * CLIENTS),
+    ([1, 1, 1, 1, 1, 2], [0.0, 1, 0, 0, 4, 0]),
+    ([2] * CLIENTS, [0.0] * CLIENTS),
+]
+
+
+@every_spec
+def test_another_cohort_compiles_nothing(spec: str):
+    """Ranks, weights, members, scales, rounds and keys are data."""
+    _, fn = cohorts.compiled(spec, GLOBAL)
+    server = server_for(spec)
+    play(spec, GLOBAL, make_cohort(GLOBAL, MIXED, WEIGHT), server=server)
+    compilations = fn._cache_size()
+    for n, (rank, weight) in enumerate(OTHER_COHORTS, 1):
+        for template in (GLOBAL, PER_CLIENT):
+            cohort = make_cohort(template, rank, weight, ids=np.arange(6) * n, round=n, seed=n)
+            play(spec, GLOBAL, cohort, server=server)
+    assert fn._cache_size() == compilations
+
+
+HEAD = Template(sites=GLOBAL.sites[1:], rank=R, alpha=6.0)
+
+
+@every_method
+def test_jit_and_plain_python_agree(name: str):
+    """In value, type and structure, for both functions; and broadcast compiles once."""
+    method = cohorts.in_two_factors(methods.make(name, HEAD))
+    server = jax.tree.map(jnp.asarray, cohorts.make_server(method, HEAD))
+    broadcast, fn = jax.jit(method.broadcast), jax.jit(method.aggregate)
+    for n, (rank, weight) in enumerate([(MIXED, WEIGHT), *OTHER_COHORTS]):
+        cohort = make_cohort(HEAD, rank, weight, ids=np.arange(CLIENTS) * n, round=n, seed=n)
+        state = method.init_clients(CLIENTS)
+        start = method.broadcast(server, state, cohort)
+        assert_trees_close(broadcast(server, state, cohort), start, 1e-6)
+        result = cohorts.train(start, cohorts.random_adapter(HEAD, n, CLIENTS))
+        outcome = fn(server, state, cohort, start, result)
+        if n == 0:
+            plain = method.aggregate(server, state, cohort, start, cohorts.on_device(result))
+            assert_trees_close(
+                effective(HEAD, server, plain.server), effective(HEAD, server, outcome.server)
+            )
+        assert np.all(outcome.rank <= cohort.rank)
+        types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
+        assert types(outcome.server) == types(plain.server) == types(server)
+        server = outcome.server
+    assert broadcast._cache_size() == 1
+    assert fn._cache_size() == 1
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("rule", "multiplier"),
+    [("alpha/R", 1.5), ("alpha/r", 1.5), ("alpha/sqrt(R)", 3.0), ("alpha/sqrt(r)", 3.0)],
+)
+def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: float):
+    """Alpha 6 and rank 4, in numbers: neither lost nor doubled from client to server and back."""
+    template = dataclasses.replace(HEAD, scale_rule=rule)
+    method = cohorts.in_two_factors(methods.make(EXACT.get(name, name), template))
+    server = cohorts.on_device(cohorts.make_server(method, template))
+    cohort = make_cohort(template, [R] * CLIENTS)
+    one = cohorts.random_adapter(template, 2)
+    if name in {"ffa_lora", "rolora"}:  # round 0 trains b
+        one = {path: LoRA(server.adapter[path].a, pair.b) for path, pair in one.items()}
+    result = jax.tree.map(lambda x: np.stack([x] * CLIENTS), one)
+    start = method.broadcast(server, method.init_clients(CLIENTS), cohort)
+    after, own, _ = method.aggregate(
+        server, method.init_clients(CLIENTS), cohort, start, cohorts.on_device(result)
+    )
+    pair = one["head/dense"]
+    want = multiplier * np.asarray(pair.a, np.float64) @ pair.b
+    assert_close(effective(template, server, after)["head/dense"], want)
+    if name in KEEPS_THE_BASE:
+        again = method.broadcast(after, own, cohort)
+        assert_close(client(client_deltas(again, again.adapter), 0)["head/dense"], want)
+
+
+@every_method
+def test_sharding_the_clients_over_devices_changes_nothing(name: str):
+    """The client axis spread over eight devices; two of the clients are absent padding."""
+    assert jax.device_count() == 8
+    mesh = Mesh(np.array(jax.devices()), ("clients",))
+    spread = NamedSharding(mesh, PartitionSpec("clients"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    server = server_for(name)
+    cohort = make_cohort(GLOBAL, MIXED, WEIGHT)
+    played = play(name, GLOBAL, cohort, server=server)
+    padded = make_cohort(GLOBAL, [*MIXED, R, 1], [*WEIGHT, 0, 0])
+    two_more = lambda x: np.concatenate([x, np.zeros_like(x[:2])])  # noqa: E731
+    method, fn = cohorts.compiled(name, GLOBAL)
+    shared = padded._replace(
+        **{
+            f: jax.device_put(getattr(padded, f), spread) for f in ("id", "rank", "weight", "scale")
+        },
+        round=jax.device_put(padded.round, everywhere),
+        key=jax.device_put(padded.key, everywhere),
+    )
+    start, result = jax.tree.map(two_more, jax.device_get((played.start, played.result)))
+    start, result = jax.device_put((start, result), spread)
+    assert len(result["head/dense"].a.addressable_shards) == 8
+    assert result["head/dense"].a.addressable_shards[0].data.shape[0] == 1
+    own = jax.device_put(method.init_clients(len(padded.rank)), spread)
+    sharded = fn(jax.device_put(server, everywhere), own, shared, start, result).server
+    assert_trees_close(
+        effective(GLOBAL, server, sharded), effective(GLOBAL, server, played.outcome.server)
+    )
+
+
+# ---------------------------------------------------------------------------------------- traffic
+
+
+def serialised(adapter: Any, rows: dict[str, list[int]], template: Template) -> int:
+    """Bytes of the true-rank arrays of every adapted matrix, as a client would send them."""
+    pairs = cohorts.matrices(template, adapter)
+    arrays = [
+        np.ascontiguousarray(x, np.float32)
+        for name, pair in pairs.items()
+        for x in (pair.B[:, rows[name]], pair.A[rows[name]])
+    ]
+    return sum(len(x.tobytes()) for x in arrays)
+
+
+def sent_bytes(start: Start, n: int, factors: str = "ab") -> int:
+    """What client `n` trains of these factors, cut out of its adapter and serialised."""
+    total = 0
+    for path, pair in start.adapter.items():
+        for factor in factors:
+            x = np.asarray(getattr(pair, factor), np.float32)[n]
+            mask = np.asarray(getattr(start.trainable[path], factor))[n]
+            total += len(x[np.broadcast_to(mask, x.shape)].tobytes())
+    return total
+
+
+@every_spec
+def test_traffic_is_the_size_of_what_is_sent(spec: str):
+    """Byte counts against really serialised factors and index lists."""
+    name, options = registry.parse(spec)
+    template = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
+    method = methods.make(spec, template)
+    rank = ranks_for(spec, [1, 3, 2, 4, 2, 1], 3)
+    cohort = make_cohort(template, rank)
+    server = cohorts.make_server(method, template)
+    start = cohorts.begin(method, server, method.init_clients(CLIENTS), cohort, template)
+    traffic = method.traffic(server, rank, 0)
+    shared = "a" if name == "fedsa_lora" else "ab"
+    numbers = np.array([sent_bytes(start, n, shared) for n in range(CLIENTS)])
+    if start.coefficients:
+        numbers += 4 * rank * template.matrices  # every coefficient is trained
+    rows = [cohorts.trained_rows(template, start.trainable, n) for n in range(CLIENTS)]
+    every_matrix = "layer" in spec or name == "lora_a2"
+    matrices = list(rows[0]) if every_matrix else list(rows[0])[:1]
+    index = np.array([sum(np.array(r[m], np.int32).nbytes for m in matrices) for r in rows])
+    # The server knows what the others choose: it is the first ones, those in turn, or the largest.
+    drawn = options.get("selection", "random") == "random"
+    up = numbers + index if name in oracles.CHOSEN_ROWS | {"lora_a2"} and drawn else numbers
+    down = numbers
+    whole = {m: list(range(R)) for m in rows[0]}
+    if name == "fed_plora":
+        down = np.full(CLIENTS, serialised(server.adapter, whole, template))
+    elif name == "lora_a2":  # the factor that the round before has changed: a
+        down = np.full(
+            CLIENTS, sum(np.asarray(p.a, np.float32).nbytes for p in server.adapter.values())
+        )
+    elif name == "flora":
+        down = np.full(CLIENTS, numbers.sum())  # the stack of the whole cohort
+    elif name == "fedex_lora":
+        stack = options.get("residual_rank") or rank.sum()
+        pairs = cohorts.matrices(template, server.adapter).values()
+        sizes = [(len(p.B), p.A.shape[1]) for p in pairs]
+        down = numbers + 4 * sum(min(stack * (d + k), d * k) for d, k in sizes)
+    np.testing.assert_array_equal(traffic.up, up)
+    np.testing.assert_array_equal(traffic.down, down)
+    everybody_sends = name in {"flora", "fedex_lora"}
+    assert traffic.common == (down[0] - numbers[0] * (name == "fedex_lora")) * everybody_sends
+    assert traffic.up.dtype == traffic.down.dtype == np.int64
+
+
+@every_method
+def test_traffic_counts_beyond_32_bits(name: str):
+    """A hundred clients of rank 256 on every linear layer of a 70B model do not overflow."""
+
+    def traffic(layers: int, sites: int) -> methods.Traffic:
+        site = Site("layers/x", 8192, 28672, (True,) * layers)
+        template = Template(sites=(site,) * sites, rank=256, alpha=1.0)
+        method = methods.make(name, template)
+        return method.traffic(method.init({}, {}), np.full(100, 256, np.int32), 0)
+
+    one, all = traffic(1, 1), traffic(80, 7)
+    assert all.up[0] > 2**32
+    assert 0 <= 560 * one.up[0] - all.up[0] <= 560 * 4 * 256  # one list of indices for all layers
+    assert all.down[0] == 560 * one.down[0]
+
+
+# ---------------------------------------------------------------------------------------- choosing
+
+
+def test_the_methods_that_are_defined_for_one_rank():
+    one = {name for name in NAMES if not methods.takes_mixed_ranks(name)}
+    assert one == {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
+
+
+def test_fedit_refuses_mixed_ranks():
+    with pytest.raises(InputError, match=r"'fedit' needs clients of one rank, got ranks \[1, 4\]"):
+        methods.make("fedit", GLOBAL).check(np.array([4, 1, 4]))
+    methods.make("fedit", GLOBAL).check(np.array([4, 4]))
+
+
+@every_method
+def test_a_misspelt_option_value_is_refused(name: str):
+    """A typo in a value must not silently become another rule."""
+    for option, values in cohorts.literal_options(name).items():
+        wrong = f"{values[0]}s"
+        with pytest.raises(InputError, match=f"'{name}': {option} is one of .*{wrong}"):
+            methods.make(f"{name}({option}={wrong!r})", GLOBAL)
+
+
+@every_method
+def test_records_are_frozen_and_documented(name: str):
+    method = methods.make(name, GLOBAL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.init = None  # pyright: ignore[reportAttributeAccessIssue]
+    assert methods.summary(name)
+    assert methods.METHODS[name].paper

@@ -1,0 +1,87 @@
+"""A decoder's low-rank factors against PyTorch with PEFT: loss, gradients, and exported files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import interop, lora, models
+from tests._helpers import small_decoders as decoders
+from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
+
+
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, family)
+    loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
+    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    names = {site.path.rpartition("/")[2] for site in template.sites}
+    assert len(names) == 7
+    factors = decoders.random_adapters(template, key)
+    gain = lora.uniform_gain(template)
+    batch = decoders.texts()
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(factors, params):
+        out = lora.apply(loaded.module, params, factors, gain, *batch)
+        scores = jax.nn.log_softmax(models.logits(params, out.hidden[:, :-1]))
+        chosen = jnp.take_along_axis(scores, jnp.asarray(batch.input_ids)[:, 1:, None], axis=-1)
+        return -jnp.mean(chosen[..., 0], where=jnp.asarray(batch.attention_mask)[:, 1:])
+
+    value, gradient = loss(factors, loaded.params)
+    want_value, want = loss_and_gradients(
+        model,
+        by_peft_name(loaded.config, factors),
+        sorted(names),
+        **batch._asdict(),
+        labels=np.where(batch.attention_mask, batch.input_ids, -100),
+    )
+    assert float(value) == pytest.approx(want_value, abs=1e-4)
+    got = by_peft_name(loaded.config, gradient)
+    for name, expected in want.items():
+        assert np.abs(expected).max() > 1e-4, "a vacuous comparison"
+        np.testing.assert_allclose(got[name], expected, atol=1e-4, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("attention-qv", {"q_proj", "v_proj"}),
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+def test_presets_know_the_names(preset, names):
+    params = models.tiny(family="llama", num_labels=None).params
+    sites = lora.make_template(params, targets=preset, rank=2).sites
+    assert {site.path.rpartition("/")[2] for site in sites} == names
+    assert all(site.stack == (2,) for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [*((family, "CausalLM") for family in decoders.FAMILIES), ("qwen3", "SequenceClassification")],
+)
+def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, key):
+    import peft
+
+    folder, model = decoders.saved(tmp_path, family, task)
+    labels = 3 if task == "SequenceClassification" else None
+    loaded = models.load(str(folder), num_labels=labels, scan_unroll=1, key=key)
+    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    factors = decoders.random_adapters(template, key)
+    gain = lora.uniform_gain(template)
+    fitted = interop.Fitted(loaded, template.sites, factors, gain, loaded.params["head"])
+    about = interop.About(base=str(folder), base_sha256=loaded.fingerprint)
+    interop.save_adapter(tmp_path / "adapter", fitted, about)
+    batch = decoders.texts(left=True)
+    base = decoders.torch_logits(model, batch)
+    want = decoders.torch_logits(
+        peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval(), batch
+    )
+    out = lora.apply(loaded.module, loaded.params, factors, gain, *batch)
+    got = out if labels else models.logits(loaded.params, out.hidden)
+    at = slice(None) if labels else batch.attention_mask
+    got, want, base = np.asarray(got)[at], want[at], base[at]
+    assert np.abs(want - base).max() > 0.1, "a vacuous comparison"
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)

@@ -1,0 +1,131 @@
+"""The Flax decoder computes what PyTorch `transformers` computes on the same weights."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_lora import models
+from tests._helpers import small_decoders as decoders
+
+TOLERANCE = 1e-4
+
+
+def load(folder, key, **options):
+    return models.load(str(folder), **{"num_labels": None, "scan_unroll": 1, "key": key} | options)
+
+
+def run(loaded, batch):
+    """Logits at every token, or of a classifier."""
+
+    @jax.jit
+    def apply(params, *inputs):
+        out = loaded.module.apply({"params": params}, *inputs)
+        return models.logits(params, out.hidden) if isinstance(out, models.Decoded) else out
+
+    return np.asarray(apply(loaded.params, *batch))
+
+
+def check(loaded, model, batch):
+    """Logits agree at every token that is not padding, and are not trivial."""
+    got, want = run(loaded, batch), decoders.torch_logits(model, batch)
+    at = batch.attention_mask if want.ndim == 3 else slice(None)
+    assert want[at].std() > 0.5, "a vacuous comparison"
+    np.testing.assert_allclose(got[at], want[at], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_logits_with_padding_on_either_side(family, left, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, family)
+    loaded = load(folder, key)
+    assert loaded.new_params == () and loaded.params["head"] == {}
+    assert ("vocabulary" in loaded.params) == (family != "qwen2")
+    check(loaded, model, decoders.texts(left=left))
+
+
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_classifier_reads_the_last_token(family, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, family, "SequenceClassification")
+    loaded = load(folder, key, num_labels=3)
+    assert loaded.new_params == () and "vocabulary" not in loaded.params
+    for left in (False, True):
+        check(loaded, model, decoders.texts(left=left))
+
+
+ROPES = {
+    "linear": {"factor": 2.5},
+    "dynamic": {"factor": 2.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn, all options": {
+        "factor": 3.0,
+        "original_max_position_embeddings": 24,
+        "beta_fast": 4.0,
+        "beta_slow": 0.5,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.4,
+        "truncate": False,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_long_texts_under_every_rope_scaling(kind, tmp_path, key):
+    rope = {"rope_type": kind.split(",")[0], "rope_theta": 500.0, **ROPES[kind]}
+    # Wider heads than elsewhere: more frequencies, on both sides of every border.
+    folder, model = decoders.saved(tmp_path, "llama", rope_parameters=rope, head_dim=32)
+    loaded = load(folder, key)
+    tokens = min(60, loaded.config.max_tokens)
+    batch = decoders.Texts(
+        np.random.default_rng(1).integers(3, 50, (2, tokens)).astype(np.int32),
+        np.ones((2, tokens), bool),
+    )
+    check(loaded, model, batch)
+
+
+def test_old_spelling_of_rope_scaling():
+    raw = {
+        "model_type": "llama",
+        "rope_theta": 5e5,
+        "rope_scaling": {"type": "linear", "factor": 2},
+    }
+    config = models.from_json(raw)
+    assert (config.rope.type, config.rope.theta, config.rope.factor) == ("linear", 5e5, 2.0)
+    assert config.max_tokens == 2 * 2048
+
+
+def test_first_layers_only(tmp_path, key):
+    import transformers
+
+    folder, _ = decoders.saved(tmp_path, "qwen3")
+    cut = transformers.AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=2).eval()
+    check(load(folder, key, layers=2), cut, decoders.texts())
+
+
+def test_bfloat16_compute_is_close(tmp_path, key):
+    folder, _ = decoders.saved(tmp_path, "qwen3")
+    batch = decoders.texts()
+    exact = run(load(folder, key), batch)[batch.attention_mask]
+    coarse = run(load(folder, key, dtype="bfloat16"), batch)[batch.attention_mask]
+    assert coarse.dtype == np.float32
+    error = np.abs(coarse - exact)
+    assert error.max() > 1e-4 and error.mean() < 0.05 * exact.std()
+
+
+@pytest.mark.shared
+def test_a_trained_checkpoint_knows_its_story(shared, key):
+    """Next-token predictions along the known text are the text itself."""
+    loaded = models.load(str(shared / "models" / "stories260k"), num_labels=None, key=key)
+    story = (
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the "
+        "park. One day, she saw a big, red ball."
+    )
+    start = len(loaded.tokenizer("Once upon a time")["input_ids"])
+    ids = np.array([loaded.tokenizer(story)["input_ids"]], np.int32)
+    best = run(loaded, decoders.Texts(ids, np.ones_like(ids, bool))).argmax(-1)
+    np.testing.assert_array_equal(best[0, start - 1 : -1], ids[0, start:])

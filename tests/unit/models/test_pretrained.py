@@ -1,0 +1,59 @@
+"""Loading as a user meets it: tokenizers, options out of range, what identifies a model."""
+
+import shutil
+
+import pytest
+
+from fedjax_lora import models
+from fedjax_lora.core.errors import InputError
+
+
+def load(name, key, **options):
+    return models.load(str(name), **{"num_labels": 3, "key": key} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 4}, "layers is 4 but must be between 1 and the 3 the model has"),
+        ({"layers": 0}, "layers is 0"),
+        ({"num_labels": 0}, "num_labels is 0 but must be at least 1"),
+        ({"dtype": "float16"}, "dtype is 'float16' but must be one of float32, bfloat16"),
+        ({"pooling": "max"}, "pooling is 'max' but must be one of family, mean"),
+        ({"dropout": 1.0}, "hidden_dropout is 1.0"),
+    ],
+)
+def test_options_out_of_range(options, message, saved, key):
+    folder, _ = saved("bert")
+    with pytest.raises(InputError, match=message):
+        load(folder, key, **options)
+
+
+def test_dropout_is_the_checkpoints_own_or_one_number(saved, key):
+    folder, _ = saved("bert", hidden_dropout_prob=0.2, classifier_dropout=0.3)
+
+    def rates(**options):
+        config = load(folder, key, **options).config
+        return config.hidden_dropout, config.attention_dropout, config.head_dropout
+
+    assert rates() == (0.2, 0.1, 0.3)
+    assert rates(dropout=0.0) == (0.0, 0.0, 0.0)
+
+
+def test_tokenizer_missing_broken_or_of_another_model(saved, key):
+    folder, _ = saved("bert")
+    assert load(folder, key).tokenizer is None
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"The tokenizer in .* cannot be loaded"):
+        load(folder, key)
+    shutil.copy(models.resolve("minilm").folder / "tokenizer.json", folder)
+    with pytest.raises(InputError, match="has 30522 tokens but the model only 50"):
+        load(folder, key)
+
+
+def test_fingerprint_is_of_the_encoder(saved, key):
+    folder, _ = saved("bert")
+    whole = load(folder, key)
+    assert len(whole.fingerprint) == 64 and whole.folder == folder
+    assert load(folder, key, num_labels=5, dtype="bfloat16").fingerprint == whole.fingerprint
+    assert load(folder, key, layers=2).fingerprint != whole.fingerprint

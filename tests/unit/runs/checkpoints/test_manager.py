@@ -1,0 +1,237 @@
+"""Checkpoints: exactly what was saved comes back, or nothing; the newest and the best are kept."""
+
+import pathlib
+import shutil
+import subprocess
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_lora import InputError
+from fedjax_lora.core import atomic_io
+from fedjax_lora.core.types import LoRA
+from fedjax_lora.federated import ClientStore, FederatedState
+from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.methods.base import Server
+from fedjax_lora.runs import checkpoints
+from fedjax_lora.runs.checkpoints import Keeper, Progress
+from fedjax_lora.runs.checkpoints.checkpoint import arrays
+from fedjax_lora.runs.checkpoints.checksums import SUMS, damage, seal
+from tests._helpers import problems
+
+ABOUT = {"config": {"seed": 0}, "base": "abc"}
+
+
+def progress(rounds: int, seed: int = 0) -> Progress:
+    """Arrays of all the types that methods and optimizers carry, none of them constant."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    state = FederatedState(
+        Server({"layer/query": LoRA(draw(2, 6, 3), draw(2, 3, 5))}, {}, (draw(3), ())),
+        {"kernel": draw(6, 4), "bias": draw(4)},
+        ClientStore({"b": draw(7, 3, 5)}, ()),
+        (jnp.asarray(rounds, jnp.int32), {"mask": jnp.asarray(rng.random(4) < 0.5)}),
+    )
+    scores = Scores(rng.normal(size=7) / 3, rng.integers(-1, 5, 7).astype(np.int32))
+    scores.value[2] = np.inf
+    rank = rng.integers(1, 4, 7).astype(np.int32)
+    history = [{"round": n + 1, "loss": n / 3, "rejected": [n]} for n in range(rounds)]
+    return Progress(state, rank, rank + 1, scores, history, rounds / 7)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("saved")
+    for rounds in (1, 2):
+        checkpoints.save(folder, progress(rounds), ABOUT, score=0.5 / rounds)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> pathlib.Path:
+    """A run's folder with checkpoints of rounds 1 and 2, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def test_what_was_saved_comes_back_bit_for_bit(saved):
+    want = progress(2)
+    got = checkpoints.restore(checkpoints.latest(saved), progress(0, seed=1))
+    problems.assert_same_bits(arrays(got), arrays(want))
+    assert (got.history, got.seconds, got.round) == (want.history, want.seconds, 2)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(got.state))
+
+
+def test_a_checkpoint_says_what_it_is_of(saved):
+    newest = checkpoints.latest(saved)
+    assert (newest.round, newest.score, newest.path.name) == (2, 0.25, "2")
+    assert newest.about | ABOUT == newest.about
+    assert newest.about["arrays"]["state/server/adapter/layer/query/a"] == "float32[2,6,3]"
+    assert newest.about["arrays"]["scores/value"] == "float64[7]"
+
+
+def test_arrays_come_back_where_those_of_the_run_are(saved):
+    mesh = jax.make_mesh((8,), ("clients",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    like = progress(0)
+    like = like._replace(state=jax.device_put(like.state, everywhere))
+    got = checkpoints.restore(checkpoints.latest(saved), like)
+    assert {x.sharding for x in jax.tree.leaves(got.state)} == {everywhere}
+
+
+def test_arrays_of_other_types_and_shapes_are_all_named(saved):
+    like = progress(0)
+    head = {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(4, jnp.int32), "extra": jnp.zeros(1)}
+    wrong = like._replace(state=like.state._replace(head=head, optimizer=()))
+    with pytest.raises(InputError) as raised:
+        checkpoints.restore(checkpoints.latest(saved), wrong)
+    for words in (
+        "state/head/kernel is float32[6,4] but must be float32[6,5]",
+        "state/head/bias is float32[4] but must be int32[4]",
+        "state/head/extra is missing",
+        "state/optimizer/0 is not expected",
+    ):
+        assert words in str(raised.value)
+
+
+def every_file(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_file_of_a_checkpoint_is_watched(folder, caplog):
+    """Truncated, flipped, gone, or one too many: the checkpoint before it is the newest."""
+    newest = folder / checkpoints.FOLDER / "2"
+    rng = np.random.default_rng(0)
+    for path in every_file(newest):
+        content = path.read_bytes()
+        flipped = bytearray(content) or bytearray(1)
+        flipped[rng.integers(len(flipped))] ^= 1 << rng.integers(8)
+        for wrong in (content[:-1] or b"\n", content[: len(content) // 2], bytes(flipped)):
+            if wrong != content:
+                path.write_bytes(wrong)
+                assert checkpoints.latest(folder).round == 1, path
+        path.unlink()
+        assert checkpoints.latest(folder).round == 1, path
+        assert f"checkpoint {newest} is damaged and not used" in caplog.text
+        path.write_bytes(content)
+        caplog.clear()
+    (newest / "arrays" / "more").write_text("")
+    assert checkpoints.latest(folder).round == 1
+    (newest / "arrays" / "more").unlink()
+    assert checkpoints.latest(folder).round == 2
+    assert caplog.text.count("arrays/more is not in SHA256SUMS") == 1
+
+
+def test_no_bit_of_the_list_of_digests_may_change(tmp_path):
+    (tmp_path / "a").write_text("a")
+    seal(tmp_path)
+    assert damage(tmp_path) is None
+    content = (tmp_path / SUMS).read_bytes()
+    for bit in range(8 * len(content)):
+        wrong = bytearray(content)
+        wrong[bit // 8] ^= 1 << bit % 8
+        (tmp_path / SUMS).write_bytes(wrong)
+        assert damage(tmp_path) is not None, bit
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs the command sha256sum")
+def test_the_list_of_digests_is_that_of_sha256sum(folder):
+    newest = folder / checkpoints.FOLDER / "2"
+    command = ["sha256sum", "--check", "--strict", SUMS]
+    done = subprocess.run(command, cwd=newest, check=True, capture_output=True, text=True)
+    assert done.stdout.count(": OK\n") == len(every_file(newest)) - 1
+
+
+def test_a_checkpoint_that_was_being_written_is_none(folder, monkeypatch):
+    """Whatever part of it was there when the process ended."""
+    newest = folder / checkpoints.FOLDER / "2"
+    newest.rename(newest.with_name(".2.partial"))
+    assert checkpoints.latest(folder).round == 1
+    with Keeper(folder, ABOUT, keep=2, found=checkpoints.whole(folder)):
+        assert [p.name for p in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
+
+
+def rounds_kept(folder: pathlib.Path) -> list[int]:
+    return [checkpoint.round for checkpoint in checkpoints.whole(folder)]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    scores = [0.1, 0.9, None, 0.9, 0.3, 0.2]
+    kept = []
+    with Keeper(tmp_path, ABOUT, keep=2) as keeper:
+        for rounds, score in enumerate(scores, 1):
+            keeper.save(progress(rounds), score)
+            keeper.wait()
+            kept.append(rounds_kept(tmp_path))
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
+    assert checkpoints.best(checkpoints.whole(tmp_path)).round == 2
+    with Keeper(tmp_path, ABOUT, keep=1, found=checkpoints.whole(tmp_path)) as keeper:
+        keeper.save(progress(7), None)
+    assert rounds_kept(tmp_path) == [2, 7]
+
+
+def test_a_round_may_be_saved_again(folder):
+    other = progress(2, seed=5)
+    with Keeper(folder, ABOUT, keep=2, found=checkpoints.whole(folder)) as keeper:
+        keeper.save(other)
+    assert rounds_kept(folder) == [1, 2]
+    got = checkpoints.restore(checkpoints.latest(folder), progress(0))
+    problems.assert_same_bits(arrays(got), arrays(other))
+
+
+def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path, monkeypatch):
+    """The run goes on while the thread waits, and gives the saved arrays' memory back."""
+    may_write, real = threading.Event(), checkpoints.keeper.save
+
+    def slow(*given):
+        assert may_write.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(checkpoints.keeper, "save", slow)
+    given, want = progress(1), progress(1)
+    with Keeper(tmp_path, ABOUT, keep=9) as keeper:
+        keeper.save(given, always=False)
+        given.rank[:] = 0
+        jax.tree.map(lambda x: x.delete(), given.state)
+        keeper.save(progress(2), always=False)  # left out: the first is still being written
+        may_write.set()
+        keeper.save(progress(3))
+    assert rounds_kept(tmp_path) == [1, 3]
+    got = checkpoints.restore(checkpoints.whole(tmp_path)[0], progress(0))
+    problems.assert_same_bits(arrays(got), arrays(want))
+
+
+def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
+    (tmp_path / checkpoints.FOLDER).write_text("a file where the folder should be")
+    sentence = r"Checkpoint .*/1 cannot be written \(.*Error.*\); make room"
+    with pytest.raises(InputError, match=sentence), Keeper(tmp_path, ABOUT, keep=1) as keeper:
+        keeper.save(progress(1))
+    keeper = Keeper(tmp_path, ABOUT, keep=1)
+    keeper.save(progress(1))
+    with pytest.raises(InputError, match=sentence):
+        keeper.save(progress(2))
+
+
+def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "values.json"
+    atomic_io.write(path, "old")
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        atomic_io.write(path, "new and longer")
+    assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_takes_its_place_when_all_of_it_is_written(tmp_path):
+    def half(partial: pathlib.Path) -> None:
+        (partial / "one").write_text("new")
+        raise OSError(28, "full")
+
+    atomic_io.write_folder(tmp_path / "made", lambda p: (p / "one").write_text("old"))
+    with pytest.raises(OSError, match="full"):
+        atomic_io.write_folder(tmp_path / "made", half)
+    assert (tmp_path / "made" / "one").read_text() == "old"
+    atomic_io.remove_partial(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]

@@ -1,0 +1,75 @@
+"""One file per finished run, whole or absent."""
+
+import json
+import types
+
+import pytest
+
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.sweep import record_store
+
+CONFIG = RunConfig(seed=3)
+RESULT = types.SimpleNamespace(records=[{"round": 1}], summary={"accuracy": 0.5})
+
+
+def nobody():
+    raise AssertionError("this was run already")
+
+
+def test_a_run_is_written_once(tmp_path):
+    path = tmp_path / "runs" / "a.json"
+    record = record_store.run_once(path, CONFIG, lambda: RESULT)
+    assert record["history"] == RESULT.records and record["summary"] == RESULT.summary
+    assert configs.from_dict(record["config"]) == CONFIG
+    assert record_store.run_once(path, CONFIG, nobody) == record
+    assert record_store.finished(tmp_path / "runs") == {CONFIG: record}
+
+
+def test_a_run_that_stops_leaves_nothing(tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record_store.run_once(tmp_path / "a.json", CONFIG, stopped)
+    assert record_store.finished(tmp_path) == {}
+    assert record_store.run_once(tmp_path / "a.json", CONFIG, lambda: RESULT)["history"]
+
+
+def test_half_a_file_is_never_seen(tmp_path, monkeypatch):
+    """Stopped between writing and naming the file: there is no run, and it can be repeated."""
+
+    def stopped(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            record_store.run_once(tmp_path / "a.json", CONFIG, lambda: RESULT)
+    assert record_store.finished(tmp_path) == {}
+    record_store.run_once(tmp_path / "a.json", CONFIG, lambda: RESULT)
+    assert list(record_store.finished(tmp_path)) == [CONFIG]
+
+
+def test_another_config_in_the_file_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    record_store.run_once(path, CONFIG, lambda: RESULT)
+    with pytest.raises(InputError, match="a run of another config"):
+        record_store.run_once(path, RunConfig(seed=4), nobody)
+
+
+def test_a_file_of_before_a_field_existed_counts(tmp_path):
+    path = tmp_path / "a.json"
+    record = record_store.run_once(path, CONFIG, lambda: RESULT)
+    del record["config"]["federation"]["heads"]
+    path.write_text(json.dumps(record))
+    assert record_store.run_once(path, CONFIG, nobody) == record
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"sed": 1}}',
+                                  '{"config": {}, "history": [], "summary": {}}'])  # fmt: skip
+def test_a_file_that_is_no_run_is_named(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=r"x.json is not a finished run"):
+        record_store.finished(tmp_path)

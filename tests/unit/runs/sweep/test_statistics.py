@@ -1,0 +1,134 @@
+"""The numbers against hand computation and SciPy."""
+
+import csv
+import io
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import scipy.stats
+
+from fedjax_lora.runs.sweep import statistics
+from tests._helpers.synthetic_runs import runs
+
+SCORES = {
+    ("fed_plora", 0): [0.1, 0.5], ("fed_plora", 1): [0.1, 0.6], ("fed_plora", 2): [0.1, 0.7],
+    ("hlora", 0): [0.2, 0.6], ("hlora", 1): [0.2, 0.8], ("hlora", 2): [0.2, 0.7],
+    ("flora", 1): [0.0, 0.4],
+}  # fmt: skip
+
+
+def test_summary_by_hand():
+    """Student's 97.5 % quantile for two degrees of freedom is 4.302653."""
+    first, second, third = statistics.summarise(runs(SCORES))
+    assert [line.labels for line in (first, second, third)] == [
+        {"method": "fed_plora"}, {"method": "hlora"}, {"method": "flora"}
+    ]  # fmt: skip
+    assert first.score == pytest.approx((0.6, 0.1, 4.302653 * 0.1 / 3**0.5, 3), abs=1e-6)
+    assert first.difference is None
+    # differences 0.1, 0.2, 0.0 have the deviation 0.1
+    assert second.difference == pytest.approx((0.1, 0.1, 4.302653 * 0.1 / 3**0.5, 3), abs=1e-6)
+    assert third.score.n == third.difference.n == 1
+    assert third.difference.mean == pytest.approx(-0.2)
+    assert np.isnan(third.score.half) and np.isnan(third.difference.half)
+    assert (second.up, second.down) == (4 * 2000, 4 * 4000)
+
+
+def test_intervals_are_scipys():
+    values = np.random.default_rng(0).normal(size=7)
+    mean, _, half, n = statistics.estimate(values.tolist())
+    low, high = scipy.stats.t.interval(0.95, n - 1, mean, scipy.stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
+
+
+def test_a_difference_is_paired_over_common_seeds():
+    """Far apart seeds, one of which the second method lacks: the difference is still exact."""
+    scores = {("fed_plora", 0): [0.1], ("fed_plora", 1): [0.9], ("fed_plora", 2): [0.4],
+              ("hlora", 0): [0.11], ("hlora", 1): [0.91]}  # fmt: skip
+    line = statistics.summarise(runs(scores))[1]
+    assert line.difference == pytest.approx((0.01, 0.0, 0.0, 2), abs=1e-12)
+
+
+def test_differences_stay_within_a_choice_of_the_varied_fields():
+    vary = {"local.batch": (8, 16)}
+    scores = {("fed_plora", 8, 0): [0.1], ("hlora", 8, 0): [0.2],
+              ("fed_plora", 16, 0): [0.5], ("hlora", 16, 0): [0.4]}  # fmt: skip
+    lines = statistics.summarise(runs(scores, vary))
+    found = {(line.labels["method"], line.labels["local.batch"]): line.difference for line in lines}
+    assert found["fed_plora", 8] is None and found["fed_plora", 16] is None
+    assert found["hlora", 8].mean == pytest.approx(0.1)
+    assert found["hlora", 16].mean == pytest.approx(-0.1)
+
+
+def test_rows_are_tidy_and_the_same_in_every_format(tmp_path):
+    rows = statistics.rows(runs(SCORES))
+    assert len(rows) == 7 * 2
+    row = next(r for r in rows if r["method"] == "hlora" and r["seed"] == 1 and r["round"] == 4)
+    assert row == {
+        "method": "hlora", "seed": 1, "round": 4, "train_loss": 0.25, "examples": 8,
+        "up_bytes": 8000, "down_bytes": 16000, "accuracy": 0.8, "loss": 2.0, "dropped": 0,
+        "stragglers": 0, "rejected": 0,
+    }  # fmt: skip
+    assert [r["rejected"] for r in rows[:2]] == [1, 0]
+    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+    read = list(csv.DictReader(io.StringIO(statistics.as_csv(rows))))
+    assert read == [{key: str(x) for key, x in r.items()} for r in rows]
+
+
+def test_lists_and_nothing_as_varied_values(tmp_path):
+    cell, record = runs({("hlora", 0): [0.5]})[0]
+    labels = [{"lora.lora_layers": a, "local.clip": b} for a in ([0], [0, 1]) for b in (None, 1.0)]
+    rows = statistics.rows([(cell._replace(labels=chosen), record) for chosen in labels])
+    assert [r["lora.lora_layers"] for r in rows] == ["[0]", "[0]", "[0, 1]", "[0, 1]"]
+    assert [r["local.clip"] for r in rows] == [None, 1.0, None, 1.0]
+    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+
+
+DIVERGED = {
+    ("fed_plora", 0): [0.1, 0.5], ("fed_plora", 1): [0.1, 0.6],
+    ("hlora", 0): [0.2, None], ("hlora", 1): [0.2, 0.8],
+    ("flora", 0): [None, None], ("flora", 1): [None, None],
+}  # fmt: skip
+
+
+def test_a_diverged_run_has_no_score_and_takes_none_from_others(tmp_path):
+    first, second, third = statistics.summarise(runs(DIVERGED))
+    assert first.score.mean == pytest.approx(0.55)
+    assert np.isnan(second.score.mean) and np.isnan(third.difference.mean)
+    lines = statistics.markdown([first, second, third]).splitlines()
+    assert lines[2].startswith("| fed_plora | 0.5500 | 0.0707 | [")
+    assert lines[3] == "| hlora | - | - | - | 2 | - | 0.01 | 0.02 |"
+    assert lines[4].startswith("| flora | - | - | - | 2 | - |")
+    rows = statistics.rows(runs(DIVERGED))
+    found = {key: [] for key in DIVERGED}
+    for row in rows:
+        found[row["method"], row["seed"]].append(row["accuracy"])
+    assert found == DIVERGED
+    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
+    assert statistics.as_csv(rows).count("\n") == 1 + len(rows)
+    alone = statistics.rows(runs({("flora", 0): [None]}))
+    assert alone[0]["accuracy"] is None
+
+
+def test_a_difference_to_a_diverged_first_method_is_unknown():
+    scores = {("fed_plora", 0): [None], ("hlora", 0): [0.4]}
+    text = statistics.markdown(statistics.summarise(runs(scores))).splitlines()
+    assert text[3] == "| hlora | 0.4000 | - | - | 1 | - | 0.00 | 0.01 |"
+
+
+def test_markdown():
+    text = statistics.markdown(statistics.summarise(runs(SCORES))).splitlines()
+    assert text[0] == (
+        "| method | accuracy | sd | 95 % interval | seeds | paired difference to fed_plora "
+        "| MB up | MB down |"
+    )
+    assert text[2] == "| fed_plora | 0.6000 | 0.1000 | [0.3516, 0.8484] | 3 | - | 0.00 | 0.01 |"
+    assert "| +0.1000 [-0.1484, +0.3484] |" in text[3]
+    assert "| 0.4000 | - | - | 1 | -0.2000 |" in text[4]
+    scores = {("fed_plora", 0): [0.1], ("hlora", 0): [0.1], ("hlora", 1): [0.2]}
+    assert "(1 of 2 seeds)" in statistics.markdown(statistics.summarise(runs(scores)))
+    alone = statistics.markdown(statistics.summarise(runs({("hlora", 0): [0.1]})))
+    assert "difference" not in alone

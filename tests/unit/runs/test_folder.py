@@ -1,0 +1,28 @@
+"""What makes one checkpoint better than another."""
+
+import pytest
+
+from fedjax_lora.data import Task
+from fedjax_lora.runs.folder import score
+
+CLASSES = Task("classes", "", "", metric="accuracy")
+WRITING = Task("writing", "", "", metric="perplexity")
+
+
+def test_the_higher_score_is_the_better_model_whatever_the_metric():
+    assert score({"accuracy": 0.5}, CLASSES) > score({"accuracy": 0.4}, CLASSES)
+    assert score({"perplexity": 4.0}, WRITING) > score({"perplexity": 9.0}, WRITING)
+    said = Task("saying", "", "", metric="rouge_l")
+    assert score({"rouge_l": 0.4, "perplexity": 9.0}, said) == 0.4
+
+
+def test_validation_decides_where_there_is_some():
+    assert score({"accuracy": 0.5, "validation_accuracy": 0.4}, CLASSES) == 0.4
+    assert score({"perplexity": 5.0, "validation_perplexity": 4.0}, WRITING) == -4.0
+
+
+@pytest.mark.parametrize("task", [CLASSES, WRITING])
+def test_no_evaluation_and_a_diverged_model_are_no_score(task):
+    assert score({"train_loss": 1.0}, task) is None
+    assert score({task.metric: None}, task) is None
+    assert score({task.metric: 1.0, f"validation_{task.metric}": None}, task) is None
