@@ -34,6 +34,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # fields of records are listed once
 python_maximum_signature_line_length = 88
 add_module_names = False
 

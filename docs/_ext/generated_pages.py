@@ -1,4 +1,4 @@
-"""Sphinx extension that writes the generated pages before the build reads its sources.
+"""Sphinx extension: pages that are generated before the build reads its sources.
 
 * one page per registered method, from the factory's docstring and ``methods/notes/NAME.md``;
 * one page per reproduced paper, from ``experiments/papers/NAME/README.md``;
@@ -23,7 +23,13 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 def setup(app: Any) -> dict[str, Any]:
     """Register the generator."""
     app.connect("builder-inited", lambda app: write())
+    app.connect("autodoc-skip-member", skip_member)
     return {"parallel_read_safe": True}
+
+
+def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of named tuples, which their class's docstring lists."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def write() -> None:
