@@ -54,6 +54,7 @@ html_title = "fedjax_lora"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the search field is in the side bar
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "home_page_in_toc": False,
