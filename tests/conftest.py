@@ -26,20 +26,14 @@ install_import_hook(
     [
         f"fedjax_lora.{name}"
         for name in (
-            "adapters",
-            "allocation",
-            "around",
-            "generation",
-            "layerwise",
-            "lowrank",
-            "measure",
+            "core",
+            "evaluation",
+            "federated.diagnostics",
+            "federated.ranks",
+            "federated.transforms",
+            "lora",
             "methods",
-            "metrics",
             "models",
-            "reallocation",
-            "scoring",
-            "storage",
-            "trees",
         )
     ],
     "beartype.beartype",

@@ -12,14 +12,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 PERIOD = 1.0  # seconds between two looks at the memory; each one costs time
 
 
-class Outcome(NamedTuple):
+class ProcessResult(NamedTuple):
     """What a process took."""
 
     seconds: float
     peak_megabytes: float
 
 
-def watch(command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path) -> Outcome:
+def watch(
+    command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path
+) -> ProcessResult:
     """Run a command to its end in the project's root.
 
     Args:
@@ -43,7 +45,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str], log: pathlib.P
     if process.returncode:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
         raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}:\n{end}")
-    return Outcome(seconds, peak / 1e6)
+    return ProcessResult(seconds, peak / 1e6)
 
 
 def memory(pid: int) -> int:

@@ -1,4 +1,6 @@
-"""Federated LoRA on a Flax model and a loss of your own: ``python -m experiments.examples.own_model``.
+"""Federated LoRA on a Flax model and a loss of your own.
+
+Run it with ``python -m experiments.examples.own_model``.
 
 A small convolution-free image model is trained on upright handwritten digits (scikit-learn's, 8 x
 8). Then 20 clients, each with digits turned by a quarter and of few classes, adapt it together:
@@ -17,7 +19,7 @@ import optax
 from sklearn.datasets import load_digits
 
 from fedjax_lora import data, federated, lora, methods
-from fedjax_lora.core.types import Array, Gain, Key, Params, Trained
+from fedjax_lora.core.types import Array, ClientParams, Gain, Key, Params
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.federated import Objective, Score, optimizers
 from fedjax_lora.federated.planning import Federation
@@ -57,12 +59,12 @@ def loss_of(logits: Array, label: Array) -> Array:
 def make_objective(net: nn.Module) -> Objective:
     """What clients minimise: the module with adapters, and the loss."""
 
-    def outputs(base: Params, trained: Trained, gain: Gain, batch: Digits) -> Array:
+    def outputs(base: Params, trained: ClientParams, gain: Gain, batch: Digits) -> Array:
         return lora.apply(net, base, trained.adapter, gain, batch.image)
 
     def loss(
         base: Params,
-        trained: Trained,
+        trained: ClientParams,
         gain: Gain,
         fixed: Gain | None,
         batch: Digits,
@@ -121,7 +123,7 @@ def federate(
     net: nn.Module, base: Params, train: Digits, test: Digits, *, number: int, method: str
 ) -> list[float]:
     """Test accuracy before the first round and after each round."""
-    template = lora.make_template(base, targets="first|second|last", rank=max(RANKS))
+    spec = lora.make_spec(base, targets="first|second|last", rank=max(RANKS))
     rank = np.resize(RANKS, 20).astype(np.int32)
     parts = data.partition("dirichlet(alpha=0.5)", train.label, clients=20, seed=0)
     federation = Federation(
@@ -135,15 +137,15 @@ def federate(
         by_length=False,
         seed=0,
     )
-    objective, chosen = make_objective(net), methods.make(method, template)
+    objective, chosen = make_objective(net), methods.make(method, spec)
     train_locally = federated.make_training(
         objective, optimizers.optimizer("adam", clip=1.0), penalty=chosen.penalty
     )
-    round_fn = federated.make_round(chosen, template, train_locally, heads="frozen", wave=8)
-    kernels = {site.path: base[site.path]["kernel"] for site in template.sites}
+    round_fn = federated.make_round(chosen, spec, train_locally, heads="frozen", clients_per_step=8)
+    kernels = {target.path: base[target.path]["kernel"] for target in spec.targets}
     state = federated.init_state(
         chosen,
-        lora.init(template, jax.random.key(1)),
+        lora.init(spec, jax.random.key(1)),
         kernels,
         head={},  # nothing is trained but the adapters
         clients=20,
@@ -151,11 +153,11 @@ def federate(
     )
     state = jax.tree.map(jnp.array, state)  # a round gives its input's memory back
     predict = prediction.make_predict(objective, batch=64)
-    gain, placed = lora.uniform_gain(template), jax.device_put(train)
+    gain, placed = lora.uniform_gain(spec), jax.device_put(train)
 
     def accuracy() -> float:
         full = federated.with_kernels(base, state.server.kernels)
-        logits = predict(full, test, Trained(state.server.adapter, {}), gain)
+        logits = predict(full, test, ClientParams(state.server.adapter, {}), gain)
         return float(np.mean(logits.argmax(1) == test.label))
 
     found = [accuracy()]
@@ -188,5 +190,5 @@ def main(*, number: int = 30, steps: int = 200, method: str = "hlora") -> dict[s
 if __name__ == "__main__":
     result = main()
     text = json.dumps(result, indent=2) + "\n"
-    (RESULTS / "result.json").write_text(text, encoding="utf-8")
+    (RESULTS / "own_model.json").write_text(text, encoding="utf-8")
     print(text)

@@ -1,4 +1,7 @@
-"""Execute the example notebook and keep what it shows: ``python -m experiments.examples.run_notebook``."""
+"""Execute the example notebook and keep what it shows.
+
+Run it with ``python -m experiments.examples.run_notebook``.
+"""
 
 import hashlib
 import pathlib

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def serve(ready: Any, obey: Callable[[str], Any]) -> None:

@@ -4,7 +4,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
 def as_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,7 @@
-"""The README's table of methods, from the registry: ``python -m experiments.tools.methods_table``."""
+"""The README's table of methods, from the registry.
+
+Run it with ``python -m experiments.tools.methods_table``.
+"""
 
 import inspect
 

@@ -5,7 +5,7 @@ import pathlib
 
 from experiments.tools.markdown import put
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "studies" / "demo" / "results"
 
 
 def sentence() -> str:
@@ -15,7 +15,7 @@ def sentence() -> str:
         f"On 2 CPU cores: {100 * s['accuracy']:.1f} % test accuracy after {s['rounds']} rounds of "
         f"{s['method']} (always the most frequent class: {100 * s['majority_accuracy']:.1f} %) in "
         f"{s['seconds']:.0f} s, compilation included, with Python {s['python']} and jax "
-        f"{s['packages']['jax']} ([its result folder](experiments/demo/results)).\n"
+        f"{s['packages']['jax']} ([its result folder](experiments/studies/demo/results)).\n"
     )
 
 

@@ -1,4 +1,7 @@
-"""What the README says of a model of one's own: ``python -m experiments.tools.readme_own_model``."""
+"""What the README says of a model of one's own.
+
+Run it with ``python -m experiments.tools.readme_own_model``.
+"""
 
 import json
 
@@ -8,7 +11,7 @@ from experiments.tools.markdown import put
 
 def sentence() -> str:
     """Accuracies, from the result file."""
-    found = json.loads((RESULTS / "result.json").read_text(encoding="utf-8"))
+    found = json.loads((RESULTS / "own_model.json").read_text(encoding="utf-8"))
     upright, before, after = (
         f"{100 * found[name]:.1f} %"
         for name in ("base_on_upright", "base_on_turned", "adapted_on_turned")

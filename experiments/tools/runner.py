@@ -14,14 +14,14 @@ from fedjax_lora.core import atomic_io
 from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.runs.build import Assets
-from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.compilation import CompiledFunctions, programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
 from fedjax_lora.runs.sweep import grid
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.runner import Finished, check, run_missing
-from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.sweep.shared_assets import AssetCache
 
 Told = Callable[[str], Any]
 
@@ -78,7 +78,7 @@ def run_stage(
     tell(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
     if not missing:
         return {}
-    shelf = Shelf(str(cache_dir() / "tokens"))
+    shelf = AssetCache(str(cache_dir() / "tokens"))
     steps, problems = check([c._replace(config=locate(c.config)) for c in missing], shelf)
     grid.refuse(problems)
     atomic_io.write(folder / "machine.json", json.dumps(alternate.machine()) + "\n")
@@ -111,7 +111,7 @@ def located(config: RunConfig, data_dir: str | None, models_dir: str | None = No
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _run(config: RunConfig, assets: Assets, shared: Programs) -> Result:
+def _run(config: RunConfig, assets: Assets, shared: CompiledFunctions) -> Result:
     """A run; the summary of a measured one has the median time of the server's step."""
     server: list[float] = []
 

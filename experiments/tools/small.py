@@ -5,7 +5,7 @@ Commands:
     python -m experiments.tools.small --data-dir DATA                     # resumable at any time
     python -m experiments.tools.small --data-dir DATA --only byun_lee
     python -m experiments.tools.plan                                      # how many, and how long
-    python -m experiments.tools.write_reports                                   # the READMEs from the files
+    python -m experiments.tools.write_reports  # the READMEs from the files
 """
 
 import sys

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from fedjax_lora.runs.build import Assets
-from fedjax_lora.runs.compilation import Programs
+from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.config import (
     DataConfig,
     ExecutionConfig,
@@ -19,7 +19,7 @@ from fedjax_lora.runs.sweep import record_store
 from fedjax_lora.runs.sweep.grid import Cell, changed
 from fedjax_lora.runs.sweep.record_store import Record
 
-ROOT = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1] / "papers"
 
 Size = Literal["small", "full"]
 """``small`` runs on two CPU cores; ``full`` is the paper's model and data, for accelerators."""
@@ -32,7 +32,7 @@ Records = Mapping[RunConfig, Record]
 Changes = dict[str, Any]
 """Values by dotted field of the config, as `fedjax_lora.runs.sweep.grid.changed` takes them."""
 
-Work = Callable[[RunConfig, Assets, Programs], Any]
+Work = Callable[[RunConfig, Assets, CompiledFunctions], Any]
 """Does what a run is replaced by; returns what has ``history`` and ``summary``."""
 
 

@@ -1,4 +1,7 @@
-"""The READMEs of all reruns from their result files: ``python -m experiments.tools.write_reports``."""
+"""The READMEs of all reruns from their result files.
+
+Run it with ``python -m experiments.tools.write_reports``.
+"""
 
 import collections
 
@@ -32,7 +35,7 @@ def overview() -> str:
         hours = sum(record["summary"]["processor_seconds"] for record in finished) / 3600
         counted = collections.Counter(claim.find(found).verdict for claim in report.claims)
         name = report.study.name
-        row = [f"[{name}](experiments/{name})", f"{len(finished)} of {len(cells)}"]
+        row = [f"[{name}](experiments/papers/{name})", f"{len(finished)} of {len(cells)}"]
         row.append(f"{hours:.1f}")
         row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
         lines.append(row)
@@ -43,4 +46,4 @@ if __name__ == "__main__":
     for report in REPORTS:
         publish(report)
     put("reruns", overview())
-    put("open_question", outcome(results(OPEN_QUESTION.study, "small")))
+    put("fed_plora_vs_flexlora", outcome(results(OPEN_QUESTION.study, "small")))

@@ -14,7 +14,7 @@ from fedjax_lora.core.errors import InputError, raise_all
 if TYPE_CHECKING:
     from fedjax_lora import data
     from fedjax_lora.interop import Opened
-    from fedjax_lora.runs.evaluate import Assess
+    from fedjax_lora.runs.evaluate import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> None:
             raise InputError(f"Output {options.out} cannot be written: {reason}.") from error
 
 
-def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[str, Any]:
     """The numbers that the options ask for, as JSON values."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
@@ -99,7 +99,7 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
     check_options(where, opened, model=options.model, pooling=options.pooling, ranks=options.ranks)
     loaded = _load(options, opened, config)
     assess, examples = _assess(opened, loaded, batch=options.batch, cache_dir=cache)
-    tell("computing ...")
+    score("computing ...")
     found: dict[str, Any] = {
         "task": loaded.task.name,
         "examples": examples,
@@ -115,7 +115,7 @@ def evaluate(options: EvaluateOptions, tell: Any = lambda text: None) -> dict[st
             *run,
             assess,
             own_mix=options.task is None,
-            on_client=lambda client: tell(f"client {client} done"),
+            on_client=lambda client: score(f"client {client} done"),
         )
         told = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
         names = [name for name in assess.names if told(name)]
@@ -151,7 +151,7 @@ def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.Task
 
 def _assess(
     opened: "Opened", loaded: "data.TaskData", *, batch: int, cache_dir: str
-) -> tuple["Assess", int]:
+) -> tuple["Evaluator", int]:
     """How models are assessed on the test examples, and how many there are."""
     from fedjax_lora import interop
     from fedjax_lora.runs import evaluate as run_evaluation

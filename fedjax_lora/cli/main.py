@@ -240,7 +240,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 
 _SMALLER_RUN = (
-    "give a smaller --wave, --batch or --eval-batch, or --remat; "
+    "give a smaller --clients-per-step, --batch or --eval-batch, or --remat; "
     "fedjax-lora run --explain tells what a run needs"
 )
 LESS_MEMORY = {

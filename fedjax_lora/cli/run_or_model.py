@@ -65,7 +65,7 @@ def open_folder(
 
 def has_adapter(opened: Opened) -> bool:
     """Whether a model is an adapter on a base, and no checkpoint that holds all of it."""
-    return bool(opened.fitted.sites)
+    return bool(opened.fitted.targets)
 
 
 _USE: tuple[tuple[str, Callable[[Opened], bool], str], ...] = (

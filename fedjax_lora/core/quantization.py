@@ -66,7 +66,7 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
     return qwix.quantize(kernel, "nf4", channelwise_axes=(1,), tiled_axes={0: block})
 
 
-def full(kernel: Any, dtype: Any = jnp.float32) -> Array:
+def dequantize(kernel: Any, dtype: Any = jnp.float32) -> Array:
     """A kernel, however it is stored, as an array."""
     if not _has_codes(kernel):
         return jnp.asarray(kernel).astype(dtype)
@@ -81,5 +81,5 @@ def _has_codes(value: Any) -> bool:
 
 def promote(*values: Any, dtype: Any = None, inexact: bool = True) -> list[Array | None]:
     """``flax.linen.dtypes.promote_dtype`` for a layer whose kernel may be stored as codes."""
-    arrays = [full(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
+    arrays = [dequantize(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
     return promote_dtype(*arrays, dtype=dtype, inexact=inexact)

@@ -48,7 +48,7 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
     return node.func.id, options
 
 
-def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, **given: Any) -> T:
+def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **given: Any) -> T:
     """Call the registry's factory named by ``spec`` with the spec's options and ``given``.
 
     Args:

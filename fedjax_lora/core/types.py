@@ -59,7 +59,7 @@ Kernels = dict[str, Array]
 """Base kernels by path, ``[..., i, o]``: those a method has changed."""
 
 
-class Trained(NamedTuple):
+class ClientParams(NamedTuple):
     """What a client trains (or its gradient, its mask, ...)."""
 
     adapter: Adapter

@@ -47,7 +47,7 @@ def partition(
     Raises:
       InputError: unknown way or option, or a request that cannot be met.
     """
-    dealer = registry.build(spec, PARTITIONS, "partition")
+    partitioner = registry.build(spec, PARTITIONS, "partition")
     labels = np.asarray(labels)
     if clients < 1 or min_examples < 0:
         raise InputError(
@@ -64,10 +64,10 @@ def partition(
             f"There are {len(groups)} group codes for {len(labels)} labels; pass both."
         )
     rng = np.random.default_rng(seed)
-    deal = dealer(labels, groups, clients, rng)
-    members = [np.flatnonzero(deal.owner == client) for client in range(clients)]
+    assign = partitioner(labels, groups, clients, rng)
+    members = [np.flatnonzero(assign.owner == client) for client in range(clients)]
     _level(members, min_examples, rng)
-    return Partition(tuple(np.sort(part) for part in members), deal.quality)
+    return Partition(tuple(np.sort(part) for part in members), assign.quality)
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:

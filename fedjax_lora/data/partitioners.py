@@ -1,7 +1,7 @@
 """Ways to deal examples to clients, each a factory whose keyword arguments are its options.
 
-A factory returns a function `(labels, groups, clients, rng) -> Deal` that names the client of every
-example; `partition` calls it and sees to what all ways share.
+A factory returns a function `(labels, groups, clients, rng) -> Assignment` that names the client of
+every example; `partition` calls it and sees to what all ways share.
 """
 
 from collections.abc import Callable
@@ -12,26 +12,26 @@ import numpy as np
 from fedjax_lora.core.errors import InputError
 
 
-class Deal(NamedTuple):
+class Assignment(NamedTuple):
     """The client of each example, `int[E]`, and the high-quality clients, `bool[N]`, if any."""
 
     owner: np.ndarray
     quality: np.ndarray | None = None
 
 
-Dealer = Callable[[np.ndarray, np.ndarray | None, int, np.random.Generator], Deal]
+Partitioner = Callable[[np.ndarray, np.ndarray | None, int, np.random.Generator], Assignment]
 
 
-def iid() -> Dealer:
+def iid() -> Partitioner:
     """Equal shares (to within one example) of the shuffled data."""
 
-    def deal(labels, groups, clients, rng):
-        return Deal(rng.permutation(np.arange(len(labels)) % clients))
+    def assign(labels, groups, clients, rng):
+        return Assignment(rng.permutation(np.arange(len(labels)) % clients))
 
-    return deal
+    return assign
 
 
-def dirichlet(*, alpha: float = 0.5) -> Dealer:
+def dirichlet(*, alpha: float = 0.5) -> Partitioner:
     """Label skew: each class is shared out in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi & Brown, https://arxiv.org/abs/1909.06335; Yurochkin et al.,
@@ -39,13 +39,13 @@ def dirichlet(*, alpha: float = 0.5) -> Dealer:
     """
     _positive("dirichlet", alpha=alpha)
 
-    def deal(labels, groups, clients, rng):
-        return Deal(_label_skew(need_classes(labels, "dirichlet"), clients, alpha, rng))
+    def assign(labels, groups, clients, rng):
+        return Assignment(_label_skew(need_classes(labels, "dirichlet"), clients, alpha, rng))
 
-    return deal
+    return assign
 
 
-def shards(*, per_client: int = 2) -> Dealer:
+def shards(*, per_client: int = 2) -> Partitioner:
     """Pathological skew: sorted by label, cut into equal shards, `per_client` to each client.
 
     McMahan et al., https://arxiv.org/abs/1602.05629.
@@ -55,7 +55,7 @@ def shards(*, per_client: int = 2) -> Dealer:
             f"shards(per_client={per_client!r}): per_client is a whole number above 0."
         )
 
-    def deal(labels, groups, clients, rng):
+    def assign(labels, groups, clients, rng):
         count = clients * per_client
         if count > len(labels):
             raise InputError(
@@ -68,31 +68,31 @@ def shards(*, per_client: int = 2) -> Dealer:
         shard_owner = rng.permutation(np.arange(count) % clients)
         for client, shard in zip(shard_owner, np.array_split(order, count), strict=True):
             owner[shard] = client
-        return Deal(owner)
+        return Assignment(owner)
 
-    return deal
+    return assign
 
 
-def quantity(*, alpha: float = 0.5) -> Dealer:
+def quantity(*, alpha: float = 0.5) -> Partitioner:
     """Quantity skew: client sizes in proportions drawn from Dirichlet(alpha), classes at random.
 
     Li et al., https://arxiv.org/abs/2102.02079.
     """
     _positive("quantity", alpha=alpha)
 
-    def deal(labels, groups, clients, rng):
-        return Deal(_label_skew(np.zeros(len(labels), np.int64), clients, alpha, rng))
+    def assign(labels, groups, clients, rng):
+        return Assignment(_label_skew(np.zeros(len(labels), np.int64), clients, alpha, rng))
 
-    return deal
+    return assign
 
 
-def natural() -> Dealer:
+def natural() -> Partitioner:
     """The data's own clients, by its group column; fewer clients get whole groups round-robin.
 
     With as many clients as groups, client `i` is group `i` (in the order of the codes).
     """
 
-    def deal(labels, groups, clients, rng):
+    def assign(labels, groups, clients, rng):
         if groups is None:
             raise InputError(
                 "The partition 'natural' needs a group column and this task has none; "
@@ -104,12 +104,14 @@ def natural() -> Dealer:
                 f"The partition 'natural' has {len(names)} groups for {clients} clients; "
                 f"ask for at most {len(names)} clients."
             )
-        return Deal(code % clients)
+        return Assignment(code % clients)
 
-    return deal
+    return assign
 
 
-def quality(*, share: float = 0.1, alpha_high: float = 100.0, alpha_low: float = 0.3) -> Dealer:
+def quality(
+    *, share: float = 0.1, alpha_high: float = 100.0, alpha_low: float = 0.3
+) -> Partitioner:
     """Quality skew: a few clients with a balanced class mix, all others with a skewed one.
 
     Byun & Lee, https://arxiv.org/abs/2406.17477. They draw both kinds from Dirichlet distributions
@@ -126,7 +128,7 @@ def quality(*, share: float = 0.1, alpha_high: float = 100.0, alpha_low: float =
     if share > 1:
         raise InputError(f"quality(share={share}): a share is at most 1.")
 
-    def deal(labels, groups, clients, rng):
+    def assign(labels, groups, clients, rng):
         labels = need_classes(labels, "quality")
         high = rng.permutation(clients) < max(1, round(share * clients))
         part = rng.permutation(np.arange(len(labels)) % clients)
@@ -135,12 +137,12 @@ def quality(*, share: float = 0.1, alpha_high: float = 100.0, alpha_low: float =
             ids, own = np.flatnonzero(kind), kind[part]
             if len(ids):
                 owner[own] = ids[_label_skew(labels[own], len(ids), alpha, rng)]
-        return Deal(owner, high)
+        return Assignment(owner, high)
 
-    return deal
+    return assign
 
 
-PARTITIONS: dict[str, Callable[..., Dealer]] = {
+PARTITIONS: dict[str, Callable[..., Partitioner]] = {
     way.__name__: way for way in (iid, dirichlet, shards, quantity, natural, quality)
 }
 

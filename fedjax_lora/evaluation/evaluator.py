@@ -2,70 +2,82 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import federated, lora
-from fedjax_lora.core.types import Params, Trained
+from fedjax_lora import data, federated, lora, models
+from fedjax_lora.core.types import ClientParams, Params
 from fedjax_lora.evaluation.generation.answers import make_answer
 from fedjax_lora.evaluation.predict import Global, Predict
-from fedjax_lora.evaluation.task_types import KINDS, Scores, Tools
+from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, Scores
 from fedjax_lora.federated import FederatedState
-from fedjax_lora.lora import Template
-from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.loading import Assets
+from fedjax_lora.lora import LoraSpec
 
 
-def global_model(state: FederatedState, template: Template) -> tuple[Trained, lora.Gain]:
+def global_model(state: FederatedState, spec: LoraSpec) -> tuple[ClientParams, lora.Gain]:
     """The adapter, head and gains the server would hand out; local heads are averaged."""
     head = state.head
     if state.clients.head != ():
         head = jax.tree.map(lambda x: jnp.mean(x, axis=0), state.clients.head)
-    return Trained(state.server.adapter, head), lora.uniform_gain(template)
+    return ClientParams(state.server.adapter, head), lora.uniform_gain(spec)
+
+
+class LabelledSplit(NamedTuple):
+    """The examples of one split, as text and as tokens.
+
+    Attributes:
+      prefix: of the names of its scores, ``""`` for the test split.
+      split: the texts.
+      tokens: the same, tokenised.
+    """
+
+    prefix: str
+    split: data.Split
+    tokens: data.Tokens
 
 
 def make_evaluate(
-    config: RunConfig,
-    assets: Assets,
-    template: Template,
+    task: data.TaskData,
+    model: models.Pretrained,
+    spec: LoraSpec,
+    splits: Sequence[LabelledSplit],
+    *,
     predict: Predict,
     base: Params,
     place: Callable[[Any], Any],
+    max_length: int,
+    batch: int,
 ) -> Callable[[FederatedState], Scores]:
-    """A function that judges the global model of a state on the test and validation examples.
+    """Build the function that evaluates the global model of a state.
 
     Args:
-      config: the run's.
-      assets: the run's.
-      template: the adapter's places and sizes.
+      task: the task.
+      model: the base model, whose tokenizer and decoder language tasks need.
+      spec: where the adapter is.
+      splits: what is evaluated.
       predict: the outputs of a model over a data set.
       base: the parameters without the head, on the device(s).
       place: puts arrays on the device(s).
+      max_length: tokens that texts are cut to.
+      batch: prompts answered at once.
     """
-    task, model = assets.task, assets.model
-    kind, length = KINDS[task.task.kind], config.data.max_length
-    tools = Tools(
+    task_type = TASK_TYPES[task.task.kind]
+    tools = EvalContext(
         task=task,
         predict=predict,
         place=place,
-        encode=lambda split: kind.encode(task.task, split, model.tokenizer, length, None),
+        encode=lambda split: task_type.encode(task.task, split, model.tokenizer, max_length, None),
         answer=functools.partial(
-            make_answer,
-            model,
-            new_tokens=task.task.prompting.answer_tokens,
-            batch=config.execution.eval_batch,
+            make_answer, model, new_tokens=task.task.prompting.answer_tokens, batch=batch
         ),
     )
-    splits = [("", task.test, assets.test)]
-    if task.validation is not None and assets.validation is not None:
-        splits.append(("validation_", task.validation, assets.validation))
-    judges = {prefix: kind.judge(tools, split, tokens) for prefix, split, tokens in splits}
+    judges = {prefix: task_type.judge(tools, split, tokens) for prefix, split, tokens in splits}
 
     def evaluate(state: FederatedState) -> Scores:
-        trained, gain = global_model(state, template)
+        trained, gain = global_model(state, spec)
         model = Global(federated.with_kernels(base, state.server.kernels), trained, gain)
         found = {
             f"{prefix}{name}": value

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_lora.core.types import Gain, Params, Trained
+from fedjax_lora.core.types import ClientParams, Gain, Params
 from fedjax_lora.federated.objectives import Objective
 from fedjax_lora.federated.sharding import AXIS, everywhere
 
-Predict = Callable[[Params, Any, Trained, Gain], np.ndarray]
+Predict = Callable[[Params, Any, ClientParams, Gain], np.ndarray]
 
 
 def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) -> Predict:
@@ -41,7 +41,7 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
             index = jax.lax.with_sharding_constraint(index, rows)
         return objective.outputs(base, trained, gain, objective.take(data, index, length))
 
-    def predict(base: Params, data: Any, trained: Trained, gain: Gain) -> np.ndarray:
+    def predict(base: Params, data: Any, trained: ClientParams, gain: Gain) -> np.ndarray:
         length = np.asarray(data.length)
         # Of data that training has never seen, the longest may fit into none of its lengths.
         sizes = (*objective.lengths, int(length.max()))
@@ -66,5 +66,5 @@ class Global(NamedTuple):
     """A global model, as predictions take it."""
 
     base: Params
-    trained: Trained
+    trained: ClientParams
     gain: Gain

@@ -18,10 +18,10 @@ Scores = dict[str, Any]
 """Numbers by name; those by category or client are dictionaries."""
 
 
-Judge = Callable[[Global], Scores]
+EvalFn = Callable[[Global], Scores]
 
 
-class Tools(NamedTuple):
+class EvalContext(NamedTuple):
     """What judges work with."""
 
     task: data.TaskData
@@ -31,13 +31,13 @@ class Tools(NamedTuple):
     answer: Callable[[data.Tokens], Callable[[Global], list[str]]]
 
 
-class Kind(NamedTuple):
+class TaskType(NamedTuple):
     """A kind of task.
 
     Attributes:
       outputs: how many numbers a model's head makes; None for a language model.
       encode: ``(task, split, tokenizer, max_length, cache_dir)`` to the split and its tokens.
-      judge: ``(tools, split, tokens) -> Judge``.
+      judge: ``(tools, split, tokens) -> EvalFn``.
       buckets: how many lengths batches are padded to; each is compiled.
       reference: ``(test labels, scores of the model before the first round, as a function)`` to
         what a run's scores are to be compared with.
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
     outputs: Callable[[data.TaskData], int | None]
     encode: Callable[..., instruction_tokens.Encoded]
-    judge: Callable[[Tools, data.Split, data.Tokens], Judge]
+    judge: Callable[[EvalContext, data.Split, data.Tokens], EvalFn]
     reference: Callable[[np.ndarray, Callable[[], Scores]], Scores]
     buckets: int = 2
 
@@ -60,7 +60,7 @@ def _encode_texts(
     return instruction_tokens.Encoded(split, made, np.arange(len(split.texts)))
 
 
-def _judge_labels(tools: Tools, split: data.Split, tokens: data.Tokens) -> Judge:
+def _judge_labels(tools: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
     task, placed = tools.task.task, tools.place(tokens)
 
     def judge(model: Global) -> Scores:
@@ -93,7 +93,7 @@ def _encode_completions(
     )
 
 
-def _judge_language(tools: Tools, split: data.Split, tokens: data.Tokens) -> Judge:
+def _judge_language(tools: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
     placed = tools.place(tokens)
     name = tools.task.task.metric
     more = _MORE[name](tools, split, tokens) if name in _MORE else None
@@ -112,7 +112,9 @@ def _judge_language(tools: Tools, split: data.Split, tokens: data.Tokens) -> Jud
     return judge
 
 
-def _choices(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[Global], float]:
+def _choices(
+    tools: EvalContext, split: data.Split, tokens: data.Tokens
+) -> Callable[[Global], float]:
     rows, question = instruction_tokens.of_choices(split)
     encoded = tools.encode(rows)
     question = question[encoded.kept]
@@ -127,8 +129,10 @@ def _choices(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[
 
 def _answers(
     metric: Callable[[list[str], list[str]], float], need: Callable[[], Any] = lambda: None
-) -> Callable[[Tools, data.Split, data.Tokens], Callable[[Global], float]]:
-    def prepare(tools: Tools, split: data.Split, tokens: data.Tokens) -> Callable[[Global], float]:
+) -> Callable[[EvalContext, data.Split, data.Tokens], Callable[[Global], float]]:
+    def prepare(
+        tools: EvalContext, split: data.Split, tokens: data.Tokens
+    ) -> Callable[[Global], float]:
         need()  # now: before anybody trains, or writes answers that cannot be scored
         answer = tools.answer(tokens)
         return lambda model: metric(answer(model), split.pairs or [])
@@ -147,8 +151,12 @@ def _start(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
     return {f"start_{name}": value for name, value in start().items()}
 
 
-KINDS: dict[str, Kind] = {
-    "classification": Kind(lambda task: len(task.classes), _encode_texts, _judge_labels, _majority),
-    "regression": Kind(lambda task: 1, _encode_texts, _judge_labels, lambda label, start: {}),
-    "language": Kind(lambda task: None, _encode_completions, _judge_language, _start, buckets=3),
+TASK_TYPES: dict[str, TaskType] = {
+    "classification": TaskType(
+        lambda task: len(task.classes), _encode_texts, _judge_labels, _majority
+    ),
+    "regression": TaskType(lambda task: 1, _encode_texts, _judge_labels, lambda label, start: {}),
+    "language": TaskType(
+        lambda task: None, _encode_completions, _judge_language, _start, buckets=3
+    ),
 }

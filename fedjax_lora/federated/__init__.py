@@ -2,7 +2,7 @@
 
 from fedjax_lora.federated.causal_lm import causal_lm
 from fedjax_lora.federated.client_update import Local, LocalFn, all_finite, cohort_of, make_local
-from fedjax_lora.federated.cohort import Mode, default_wave, execute, padded_size
+from fedjax_lora.federated.cohort import Mode, default_clients_per_step, execute, padded_size
 from fedjax_lora.federated.local_training import Clients, Report, make_training
 from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, text_classification
 from fedjax_lora.federated.round import RoundFn, make_round
@@ -49,7 +49,7 @@ __all__ = [
     "check_method",
     "client_mesh",
     "cohort_of",
-    "default_wave",
+    "default_clients_per_step",
     "everywhere",
     "execute",
     "in_parts",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Array, Gain, Params, Trained
+from fedjax_lora.core.types import Array, ClientParams, Gain, Params
 from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
 
 Logits = Callable[[Params, Array], Array]
@@ -43,7 +43,7 @@ def causal_lm(
 
     def forward(
         base: Params,
-        trained: Trained,
+        trained: ClientParams,
         gain: Gain,
         batch: TokenBatch,
         *,

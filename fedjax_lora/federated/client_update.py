@@ -9,43 +9,43 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core.trees import need_same
-from fedjax_lora.core.types import Array, Key, Params, Trained
+from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.cohort import Mode, execute
 from fedjax_lora.federated.local_training import Clients, Report, Train
 from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
-from fedjax_lora.lora import Template
-from fedjax_lora.methods.base import Cohort, Method, Start
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods.base import ClientInit, Cohort, Method
 
 
 class Local(NamedTuple):
     """A cohort after its local training."""
 
-    start: Start
+    start: ClientInit
     clients: Clients  # what they trained from
     mine: ClientStore  # the clients' part of the store, before the round
-    trained: Trained  # [c, ...]
+    trained: ClientParams  # [c, ...]
     report: Report
 
 
 LocalFn = Callable[..., Local]
 
 
-def cohort_of(template: Template, plan: Plan, weight: Array, key: Key) -> Cohort:
+def cohort_of(spec: LoraSpec, plan: Plan, weight: Array, key: Key) -> Cohort:
     """The cohort of a plan as methods see it, with these weights."""
-    scale = jnp.broadcast_to(jnp.asarray(template.scale(plan.rank), jnp.float32), plan.rank.shape)
+    scale = jnp.broadcast_to(jnp.asarray(spec.scale(plan.rank), jnp.float32), plan.rank.shape)
     method_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 0)
     return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
 
 
 def make_local(
     method: Method,
-    template: Template,
+    spec: LoraSpec,
     train: Train,
     *,
     heads: Head = "average",
     mode: Mode = "vmap",
-    wave: int = 1,
+    clients_per_step: int = 1,
     mesh: Mesh | None = None,
 ) -> LocalFn:
     """The first half of a round, for the arguments of `make_round`: broadcast, local training.
@@ -54,15 +54,15 @@ def make_local(
       ``locally(base, data, state, plan, key) -> Local``, to be compiled as part of something; in
       mode ``loop`` its parts are compiled.
     """
-    run_cohort = execute(train, mode=mode, wave=wave, mesh=mesh)
+    run_cohort = execute(train, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
 
-    def begin(state: FederatedState, plan: Plan, key: Key) -> tuple[Start, Clients, ClientStore]:
+    def begin(
+        state: FederatedState, plan: Plan, key: Key
+    ) -> tuple[ClientInit, Clients, ClientStore]:
         mine = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
-        start = method.broadcast(
-            state.server, mine.method, cohort_of(template, plan, plan.weight, key)
-        )
+        start = method.broadcast(state.server, mine.method, cohort_of(spec, plan, plan.weight, key))
         count = plan.id.shape[0]
-        check_start(start, template, count)
+        check_start(start, spec, count)
         head = mine.head
         if heads != "local":
             head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
@@ -79,15 +79,15 @@ def make_local(
         state: FederatedState,
         plan: Plan,
         key: Key,
-        start: Start,
+        start: ClientInit,
         clients: Clients,
         mine: ClientStore,
-        probed: Trained,
-    ) -> tuple[Start, Clients]:
+        probed: ClientParams,
+    ) -> tuple[ClientInit, Clients]:
         weight = jnp.where(all_finite(probed), plan.weight, 0.0)
         assert method.select is not None
         start = method.select(
-            state.server, mine.method, cohort_of(template, plan, weight, key), start, probed.adapter
+            state.server, mine.method, cohort_of(spec, plan, weight, key), start, probed.adapter
         )
         params, trainable = trained_from(start, clients.params.head, clients.trainable.head)
         return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
@@ -107,12 +107,14 @@ def make_local(
     return locally
 
 
-def trained_from(start: Start, head: Params, learns: Params) -> tuple[Trained, Trained]:
+def trained_from(
+    start: ClientInit, head: Params, learns: Params
+) -> tuple[ClientParams, ClientParams]:
     """What clients begin with, and what of it they train; coefficients where either factor is."""
     trains = lora.masked_components(start.trainable) if start.coefficients else ()
     return (
-        Trained(start.adapter, head, start.coefficients),
-        Trained(start.trainable, learns, trains),
+        ClientParams(start.adapter, head, start.coefficients),
+        ClientParams(start.trainable, learns, trains),
     )
 
 

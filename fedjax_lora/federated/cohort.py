@@ -21,32 +21,34 @@ Work = Callable[[Params, Any, Clients, jax.Array], Any]
 """What is done with a wave of clients, ``(base, data, clients, rate)`` to leaves ``[w, ...]``."""
 
 
-def default_wave(cohort: int) -> int:
+def default_clients_per_step(cohort: int) -> int:
     """Clients trained at once: one on a CPU, whose caches hold no more; all on an accelerator."""
     return 1 if jax.default_backend() == "cpu" else cohort
 
 
-def padded_size(cohort: int, *, mode: Mode, wave: int, mesh: Mesh | None = None) -> int:
+def padded_size(cohort: int, *, mode: Mode, clients_per_step: int, mesh: Mesh | None = None) -> int:
     """The cohort's size with absent clients added, so that devices and waves divide it.
 
-    >>> padded_size(10, mode="vmap", wave=4)
+    >>> padded_size(10, mode="vmap", clients_per_step=4)
     12
     """
     if mode == "loop":
         return cohort
     devices = mesh.shape[AXIS] if mode == "sharded" and mesh is not None else 1
     local = math.ceil(cohort / devices)
-    return devices * math.ceil(local / min(wave, local)) * min(wave, local)
+    return devices * math.ceil(local / min(clients_per_step, local)) * min(clients_per_step, local)
 
 
-def in_waves(work: Work, wave: int) -> Work:
-    """Work on ``wave`` clients at a time inside one compiled program."""
+def in_steps_of(work: Work, clients_per_step: int) -> Work:
+    """Work on ``clients_per_step`` clients at a time inside one compiled program."""
 
     def run(base: Any, data: Any, clients: Clients, rate: jax.Array) -> Any:
         count = clients.rank.shape[0]
-        if wave >= count:
+        if clients_per_step >= count:
             return work(base, data, clients, rate)
-        split = jax.tree.map(lambda x: x.reshape(count // wave, wave, *x.shape[1:]), clients)
+        split = jax.tree.map(
+            lambda x: x.reshape(count // clients_per_step, clients_per_step, *x.shape[1:]), clients
+        )
         out = jax.lax.map(lambda part: work(base, data, part, rate), split)
         return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), out)
 
@@ -83,12 +85,14 @@ def one_by_one(work: Work) -> Work:
     return run
 
 
-def execute(work: Work, *, mode: Mode, wave: int, mesh: Mesh | None = None) -> Callable[..., Any]:
+def execute(
+    work: Work, *, mode: Mode, clients_per_step: int, mesh: Mesh | None = None
+) -> Callable[..., Any]:
     """The same work on a whole cohort."""
     if mode == "loop":
         return one_by_one(work)
     if mode == "sharded":
         if mesh is None:
             raise ValueError("mode 'sharded' needs a mesh")
-        return on_mesh(in_waves(work, wave), mesh)
-    return in_waves(work, wave)
+        return on_mesh(in_steps_of(work, clients_per_step), mesh)
+    return in_steps_of(work, clients_per_step)

@@ -20,13 +20,13 @@ from fedjax_lora.core.types import (
     Adapter,
     Array,
     Batches,
+    ClientParams,
     Gain,
     Key,
     LoRA,
     Params,
     Rates,
     Shape,
-    Trained,
 )
 from fedjax_lora.federated.objectives import Objective
 
@@ -37,9 +37,9 @@ Project = Callable[[Adapter], Adapter]
 class Clients(NamedTuple):
     """Everything a cohort's local training needs, every leaf with a leading client axis."""
 
-    params: Trained  # values at the start
+    params: ClientParams  # values at the start
     gain: Gain
-    trainable: Trained  # booleans that broadcast against params
+    trainable: ClientParams  # booleans that broadcast against params
     rank: Array  # int32[c]
     batches: Batches
     key: Key  # [c]
@@ -52,7 +52,7 @@ class Report(NamedTuple):
     examples: Array  # float32[c], examples seen, counting repetitions
 
 
-Train = Callable[[Params, Any, Clients, Array], tuple[Trained, Report]]
+Train = Callable[[Params, Any, Clients, Array], tuple[ClientParams, Report]]
 
 
 def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
@@ -64,7 +64,7 @@ def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
     )
 
 
-def _at_rates(rates: Rates, steps: Trained) -> Trained:
+def _at_rates(rates: Rates, steps: ClientParams) -> ClientParams:
     if rates == EQUAL_RATES:
         return steps
     adapter = {p: LoRA(rates.a * pair.a, rates.b * pair.b) for p, pair in steps.adapter.items()}
@@ -72,7 +72,7 @@ def _at_rates(rates: Rates, steps: Trained) -> Trained:
     return steps._replace(adapter=adapter, coefficients=coefficients)
 
 
-def _projected(project: Project, new: Trained, trainable: Trained) -> Trained:
+def _projected(project: Project, new: ClientParams, trainable: ClientParams) -> ClientParams:
     adapter = jax.tree.map(
         lambda x, kept, m: jnp.where(m, x, kept),
         project(new.adapter),
@@ -117,17 +117,17 @@ def make_training(
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter after every step, see `fedjax_lora.methods.Method`.
       split_gains: tell the objective which components are fixed (LoRA dropout needs it).
-      shapes: of the steps to compile, ascending, see `fedjax_lora.data.batch_shapes`; by default that
-        of a full batch with each of the objective's lengths.
+      shapes: of the steps to compile, ascending, see `fedjax_lora.data.batch_shapes`; by default
+        that of a full batch with each of the objective's lengths.
       prox: FedProx's `mu` (arXiv 1812.06127): ``mu/2 ||x - x_start||^2`` is part of what a client
         minimises, but not of the loss it reports.
 
     Returns:
-      ``train(base, data, clients, learning_rate) -> (Trained [w, ...], Report [w])``.
+      ``train(base, data, clients, learning_rate) -> (ClientParams [w, ...], Report [w])``.
     """
 
     def loss_of(
-        trained: Trained, base: Params, client: Clients, batch: Any, valid: Array, key: Key
+        trained: ClientParams, base: Params, client: Clients, batch: Any, valid: Array, key: Key
     ):
         gain, fixed = lora.times(client.gain, trained.coefficients), None
         if split_gains:
@@ -162,7 +162,9 @@ def make_training(
         params, opt_state = trees.where(going, (new, new_state), (params, opt_state))
         return params, opt_state, Report(jnp.where(going, loss * count, 0.0), count)
 
-    def train(base: Params, data: Any, clients: Clients, rate: Array) -> tuple[Trained, Report]:
+    def train(
+        base: Params, data: Any, clients: Clients, rate: Array
+    ) -> tuple[ClientParams, Report]:
         def step(t: Array, carry: tuple) -> tuple:
             params, opt_state, total = carry
 

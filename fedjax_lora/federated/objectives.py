@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Array, Gain, Key, Params, Trained
+from fedjax_lora.core.types import Array, ClientParams, Gain, Key, Params
 
 
 class Score(NamedTuple):
@@ -115,7 +115,7 @@ def make_objective(
 
     def loss(
         base: Params,
-        trained: Trained,
+        trained: ClientParams,
         gain: Gain,
         fixed: Gain | None,
         batch: TokenBatch,
@@ -161,7 +161,7 @@ def text_classification(
 
     def forward(
         base: Params,
-        trained: Trained,
+        trained: ClientParams,
         gain: Gain,
         batch: TokenBatch,
         *,

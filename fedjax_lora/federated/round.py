@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
 from fedjax_lora.core.trees import need_same
-from fedjax_lora.core.types import Array, Key, LoRA, Params, Trained
+from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
 from fedjax_lora.federated.cohort import Mode
@@ -19,22 +19,22 @@ from fedjax_lora.federated.local_training import Train
 from fedjax_lora.federated.shape_checks import check_outcome
 from fedjax_lora.federated.sharding import everywhere
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
-from fedjax_lora.lora import Template
-from fedjax_lora.methods.base import Cohort, Method, Server
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods.base import Cohort, Method, ServerState
 
 RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
 
 
 def make_round(
     method: Method,
-    template: Template,
+    spec: LoraSpec,
     train: Train,
     *,
     heads: Head = "average",
     mode: Mode = "vmap",
-    wave: int = 1,
+    clients_per_step: int = 1,
     mesh: Mesh | None = None,
-    updates: Sequence[transforms.Update] = (),
+    updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
     measure: Callable[..., dict[str, Any]] | None = None,
 ) -> RoundFn:
@@ -42,18 +42,18 @@ def make_round(
 
     Args:
       method: the federated method.
-      template: where the adapters are.
+      spec: where the adapters are.
       train: local training, see `fedjax_lora.federated.make_training`.
       heads: what happens to the task head, see `init_state`.
       mode: how the cohort is executed, see `fedjax_lora.federated.cohort`.
-      wave: clients trained at once on one device.
+      clients_per_step: clients trained at once on one device.
       mesh: needed by mode ``sharded``.
-      updates: what happens to what clients send, see `fedjax_lora.federated.transforms`; heads that are not
-        averaged are not sent.
+      updates: what happens to what clients send, see `fedjax_lora.federated.transforms`; heads that
+        are not averaged are not sent.
       server_optimizer: follows the change that the method makes.
       measure: ``(base, head, before, cohort, start, result, after)``, called on the host after
-        every round (see `fedjax_lora.federated.diagnostics`). The round is then compiled in parts, so that what
-        is between them can be seen and timed, and keeps its input.
+        every round (see `fedjax_lora.federated.diagnostics`). The round is then compiled in parts,
+        so that what is between them can be seen and timed, and keeps its input.
 
     Returns:
       ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
@@ -63,18 +63,20 @@ def make_round(
       InputError: on the first call, if the method, the training or an update returns shapes that
         the round cannot go on with.
     """
-    locally = make_local(method, template, train, heads=heads, mode=mode, wave=wave, mesh=mesh)
+    locally = make_local(
+        method, spec, train, heads=heads, mode=mode, clients_per_step=clients_per_step, mesh=mesh
+    )
 
-    def received(plan: Plan, key: Key, local: Local) -> tuple[Trained, Cohort]:
+    def received(plan: Plan, key: Key, local: Local) -> tuple[ClientParams, Cohort]:
         """What arrives of what the clients have trained, and from whom."""
         trained = local.trained
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
         if updates:
             trained, weight = send(plan, key, local, weight)
         folded = lora.fold(trained.adapter, trained.coefficients)
-        return Trained(folded, trained.head), cohort_of(template, plan, weight, key)
+        return ClientParams(folded, trained.head), cohort_of(spec, plan, weight, key)
 
-    def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[Trained, Array]:
+    def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[ClientParams, Array]:
         start, after, learns = local.clients.params, local.trained, local.clients.trainable
         a, b = method.sends
         sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
@@ -89,11 +91,14 @@ def make_round(
         return got if heads == "average" else got._replace(head=local.trained.head), weight
 
     def follow(
-        state: FederatedState, server: Server, head: Params, somebody: Array
-    ) -> tuple[Server, Params, Any]:
+        state: FederatedState, server: ServerState, head: Params, somebody: Array
+    ) -> tuple[ServerState, Params, Any]:
         if server_optimizer is None:
             return server, head, state.optimizer
-        old, new = Trained(state.server.adapter, state.head), Trained(server.adapter, head)
+        old, new = (
+            ClientParams(state.server.adapter, state.head),
+            ClientParams(server.adapter, head),
+        )
         now, moments = transforms.follow(server_optimizer, state.optimizer, old, new, somebody)
         return server._replace(adapter=now.adapter), now.head, moments
 

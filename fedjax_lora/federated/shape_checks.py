@@ -11,24 +11,26 @@ import jax.numpy as jnp
 
 from fedjax_lora.core.trees import need_same
 from fedjax_lora.federated.state import FederatedState
-from fedjax_lora.lora import Template
-from fedjax_lora.methods.base import Cohort, Method, Outcome, Start
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method
 
 
-def check_start(start: Start, template: Template, count: int) -> None:
+def check_start(start: ClientInit, spec: LoraSpec, count: int) -> None:
     """Refuse a broadcast whose factors or gains are not those of so many clients.
 
     Raises:
       InputError: with all paths in which it differs.
     """
     struct = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32)  # noqa: E731
-    adapter = jax.tree.map(lambda x: struct(*x.shape), template.shapes())
-    gain = {site.path: struct(*site.stack, template.rank) for site in template.sites}
+    adapter = jax.tree.map(lambda x: struct(*x.shape), spec.shapes())
+    gain = {target.path: struct(*target.stack, spec.rank) for target in spec.targets}
     got = {"adapter": start.adapter, "gain": start.gain}
     need_same("What the method broadcasts", got, {"adapter": adapter, "gain": gain})
 
 
-def check_outcome(outcome: Outcome, state: FederatedState, own: Any, cohort: Cohort) -> None:
+def check_outcome(
+    outcome: AggregateResult, state: FederatedState, own: Any, cohort: Cohort
+) -> None:
     """Refuse an aggregation after which the next round could not go on.
 
     Args:
@@ -40,15 +42,17 @@ def check_outcome(outcome: Outcome, state: FederatedState, own: Any, cohort: Coh
     Raises:
       InputError: with all paths in which it differs.
     """
-    need_same("What the method aggregates", outcome, Outcome(state.server, own, cohort.rank))
+    need_same(
+        "What the method aggregates", outcome, AggregateResult(state.server, own, cohort.rank)
+    )
 
 
-def check_method(method: Method, template: Template, state: FederatedState, cohort: int) -> None:
+def check_method(method: Method, spec: LoraSpec, state: FederatedState, cohort: int) -> None:
     """Try a method on shapes alone: nothing is computed or compiled.
 
     Args:
       method: the method.
-      template: where the adapters are.
+      spec: where the adapters are.
       state: of the run.
       cohort: clients in a round.
 
@@ -56,10 +60,10 @@ def check_method(method: Method, template: Template, state: FederatedState, coho
       InputError: it does not return what a round can go on with.
     """
 
-    def round_of(state: FederatedState, cohort: Cohort) -> Outcome:
+    def round_of(state: FederatedState, cohort: Cohort) -> AggregateResult:
         own = jax.tree.map(lambda x: x.at[cohort.id].get(mode="clip"), state.clients.method)
         start = method.broadcast(state.server, own, cohort)
-        check_start(start, template, cohort.id.shape[0])
+        check_start(start, spec, cohort.id.shape[0])
         outcome = method.aggregate(state.server, own, cohort, start, start.adapter)
         check_outcome(outcome, state, own, cohort)
         return outcome

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.core.types import Adapter, Array, Batches, Kernels, Params, Trained
+from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Params
 from fedjax_lora.federated import transforms
-from fedjax_lora.methods.base import Method, Server
+from fedjax_lora.methods.base import Method, ServerState
 
 Head = Literal["average", "frozen", "local"]
 
@@ -23,7 +23,7 @@ class ClientStore(NamedTuple):
 class FederatedState(NamedTuple):
     """Everything that changes from round to round on the device."""
 
-    server: Server
+    server: ServerState
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
     optimizer: Any = ()  # state of the server optimizer
@@ -84,14 +84,14 @@ def init_state(
     server = jax.jit(lambda *args: _in_full(method, *args))(adapter, kernels)
     moments = ()
     if server_optimizer is not None:
-        moments = server_optimizer.init(Trained(server.adapter, head))
+        moments = server_optimizer.init(ClientParams(server.adapter, head))
     return FederatedState(server, head, store, moments)
 
 
-def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> Server:
+def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:
     """The method's state; compiled, so that kernels no method keeps are never decoded."""
     return method.init(
-        adapter, {path: quantization.full(kernel) for path, kernel in kernels.items()}
+        adapter, {path: quantization.dequantize(kernel) for path, kernel in kernels.items()}
     )
 
 

@@ -2,22 +2,22 @@
 
 from fedjax_lora.interop.huggingface import save_merged
 from fedjax_lora.interop.load import Opened, open_model
-from fedjax_lora.interop.matrices import Placed
-from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.matrices import LoadedAdapter
+from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.peft import Stored, labels_of, load_adapter, put_together, save_adapter
 from fedjax_lora.interop.predict import encode, probabilities
-from fedjax_lora.interop.trained_model import Fitted, make_outputs
-from fedjax_lora.interop.warm_start import begin_with, fitting_template, read_start, with_parts
+from fedjax_lora.interop.trained_model import TrainedModel, make_outputs
+from fedjax_lora.interop.warm_start import begin_with, fitting_spec, read_start, with_parts
 
 __all__ = [
-    "About",
-    "Fitted",
+    "LoadedAdapter",
+    "ModelMetadata",
     "Opened",
-    "Placed",
     "Stored",
+    "TrainedModel",
     "begin_with",
     "encode",
-    "fitting_template",
+    "fitting_spec",
     "labels_of",
     "load_adapter",
     "make_outputs",

@@ -11,16 +11,20 @@ from safetensors.numpy import save_file
 from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.interop import model_card, torch_names
-from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.peft import save_head
-from fedjax_lora.interop.trained_model import Fitted
+from fedjax_lora.interop.trained_model import TrainedModel
 
 # What a stranger's config may say and a new checkpoint must not repeat.
 _NOT_KEPT = ("auto_map", "_name_or_path", "name_or_path", "architectures", "torch_dtype", "dtype")
 
 
 def save_merged(
-    folder: str | pathlib.Path, fitted: Fitted, about: About, *, shard_size: int | str = "5GB"
+    folder: str | pathlib.Path,
+    fitted: TrainedModel,
+    about: ModelMetadata,
+    *,
+    shard_size: int | str = "5GB",
 ) -> None:
     """Write a checkpoint that `transformers` loads without PEFT.
 
@@ -70,7 +74,7 @@ def save_merged(
     model_card.write(path, about, model_card.MERGED, mean=not with_class)
 
 
-def _config(model: models.Pretrained, about: About) -> dict[str, Any]:
+def _config(model: models.Pretrained, about: ModelMetadata) -> dict[str, Any]:
     """The base's ``config.json`` with what is other here."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -9,10 +9,10 @@ from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.registry import fits
 from fedjax_lora.interop import metadata, peft_reader
-from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.peft import labels_of, load_adapter, put_together
 from fedjax_lora.interop.peft_writer import CONFIG
-from fedjax_lora.interop.trained_model import Fitted
+from fedjax_lora.interop.trained_model import TrainedModel
 from fedjax_lora.models.huggingface.config import MOST_LABELS
 
 _LONGEST = 512  # tokens, where a folder does not say what its model was trained with
@@ -21,8 +21,8 @@ _LONGEST = 512  # tokens, where a folder does not say what its model was trained
 class Opened(NamedTuple):
     """A model to use, and what its folder says of it."""
 
-    fitted: Fitted
-    about: About
+    fitted: TrainedModel
+    about: ModelMetadata
 
 
 def open_model(
@@ -54,7 +54,7 @@ def open_model(
 def _open_adapter(path: pathlib.Path, base: str | None, pooling: str | None) -> Opened:
     told, labels, said = metadata.read(path), labels_of(path), peft_reader.read_config(path)
     named = str(said.get("base_model_name_or_path") or "") if told is None else told.base
-    told = told or About(
+    told = told or ModelMetadata(
         base="",
         base_sha256="",
         classes=_numbered(labels or 1),
@@ -89,8 +89,10 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
     told, raw = metadata.read(path), models.read_raw(path)
     if told.language if told else _writes(raw):
         model = models.load(str(path), num_labels=None, dropout=0.0, key=jax.random.key(0))
-        told = told or _of_stranger(About(base="", base_sha256="", language=True), str(path), model)
-        return Opened(Fitted(model, (), {}, {}, model.params["head"]), told)
+        told = told or _of_stranger(
+            ModelMetadata(base="", base_sha256="", language=True), str(path), model
+        )
+        return Opened(TrainedModel(model, (), {}, {}, model.params["head"]), told)
     names = _labels(raw, path / "config.json")
     if told is not None and told.pooling != "family":
         raise InputError(
@@ -101,8 +103,10 @@ def _open_checkpoint(path: pathlib.Path) -> Opened:
     if any(name.startswith("head/") for name in model.new_params):
         raise InputError(f"{path} is no classifier: its weights have no head for its labels.")
     classes = told.classes if told else (names if len(names) > 1 else ())
-    fitted = Fitted(model, (), {}, {}, model.params["head"])
-    told = told or _of_stranger(About(base="", base_sha256="", classes=classes), str(path), model)
+    fitted = TrainedModel(model, (), {}, {}, model.params["head"])
+    told = told or _of_stranger(
+        ModelMetadata(base="", base_sha256="", classes=classes), str(path), model
+    )
     return Opened(fitted, told)
 
 
@@ -134,10 +138,10 @@ def _numbered(labels: int) -> tuple[str, ...]:
     return tuple(map(str, range(labels))) if labels > 1 else ()
 
 
-def _of_stranger(told: About, base: str, model: models.Pretrained) -> About:
+def _of_stranger(told: ModelMetadata, base: str, model: models.Pretrained) -> ModelMetadata:
     """What can be known of a folder that says nothing."""
     longest = min(_LONGEST, model.config.max_tokens)
-    return About(
+    return ModelMetadata(
         base=base,
         base_sha256=model.fingerprint,
         pooling=told.pooling,

@@ -11,44 +11,46 @@ import numpy as np
 
 from fedjax_lora.core.types import Adapter, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
-from fedjax_lora.lora.spec import Site
+from fedjax_lora.lora.spec import LoraTarget
 
 NameOf = Callable[[str, int | None], str]
 """The name elsewhere of a site's path and layer (None without a stack)."""
 
 
-class Placed(NamedTuple):
+class LoadedAdapter(NamedTuple):
     """An adapter with its sites, at the rank of its largest layer."""
 
-    sites: tuple[Site, ...]
+    targets: tuple[LoraTarget, ...]
     adapter: Adapter
     gain: Gain  # 0 beyond a layer's rank
 
 
-def places(sites: tuple[Site, ...]) -> Iterator[tuple[Site, int | None]]:
+def places(targets: tuple[LoraTarget, ...]) -> Iterator[tuple[LoraTarget, int | None]]:
     """Every adapted matrix: its site, and its layer if the site is a stack."""
-    for site in sites:
-        if site.layers is None:
-            yield site, None
+    for target in targets:
+        if target.layers is None:
+            yield target, None
         else:
-            yield from ((site, layer) for layer, adapted in enumerate(site.layers) if adapted)
+            yield from ((target, layer) for layer, adapted in enumerate(target.layers) if adapted)
 
 
 def split(
-    sites: tuple[Site, ...], adapter: Adapter, gain: Gain, name_of: NameOf
+    targets: tuple[LoraTarget, ...], adapter: Adapter, gain: Gain, name_of: NameOf
 ) -> dict[str, Factors]:
     """The factors of every adapted matrix by its name elsewhere.
 
     Args:
-      sites: where the adapter is.
+      targets: where the adapter is.
       adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]``.
       gain: what each component is multiplied by, ``[(L,) R]`` per path.
       name_of: names of the matrices.
     """
     return {
-        name_of(site.path, layer): _one(*(np.asarray(x)[() if layer is None else layer] for x in z))
-        for site, layer in places(sites)
-        for z in [(*adapter[site.path], gain[site.path])]
+        name_of(target.path, layer): _one(
+            *(np.asarray(x)[() if layer is None else layer] for x in z)
+        )
+        for target, layer in places(targets)
+        for z in [(*adapter[target.path], gain[target.path])]
     }
 
 
@@ -67,8 +69,8 @@ def _one(a: np.ndarray, b: np.ndarray, gain: np.ndarray) -> Factors:
 
 
 def join(
-    places_of: Mapping[str, tuple[Site, int | None]], factors: Mapping[str, Factors]
-) -> Placed:
+    places_of: Mapping[str, tuple[LoraTarget, int | None]], factors: Mapping[str, Factors]
+) -> LoadedAdapter:
     """The inverse of `split`: stacked arrays, zero where a layer is not adapted or of lower rank.
 
     Args:
@@ -76,34 +78,36 @@ def join(
       factors: by a part of these names.
     """
     rank = max(pair.rank for pair in factors.values())
-    sites = {site.path: site for site, _ in (places_of[name] for name in factors)}
+    targets = {target.path: target for target, _ in (places_of[name] for name in factors)}
     arrays = {
         path: (
             np.zeros((*s.stack, s.inputs, rank), np.float32),
             np.zeros((*s.stack, rank, s.outputs), np.float32),
             np.zeros((*s.stack, rank), np.float32),
         )
-        for path, s in sites.items()
+        for path, s in targets.items()
     }
-    adapted: dict[str, set[int | None]] = {path: set() for path in sites}
+    adapted: dict[str, set[int | None]] = {path: set() for path in targets}
     for name, pair in factors.items():
-        site, layer = places_of[name]
-        a, b, gain = (x[... if layer is None else layer] for x in arrays[site.path])
+        target, layer = places_of[name]
+        a, b, gain = (x[... if layer is None else layer] for x in arrays[target.path])
         a[:, : pair.rank], b[: pair.rank], gain[: pair.rank] = pair
-        adapted[site.path].add(layer)
+        adapted[target.path].add(layer)
     made = tuple(
-        Site(s.path, s.inputs, s.outputs, s.layers and tuple(n in adapted[p] for n in _range(s)))
-        for p, s in sites.items()
+        LoraTarget(
+            s.path, s.inputs, s.outputs, s.layers and tuple(n in adapted[p] for n in _range(s))
+        )
+        for p, s in targets.items()
     )
-    return Placed(
+    return LoadedAdapter(
         made,
         {path: LoRA(jnp.asarray(a), jnp.asarray(b)) for path, (a, b, _) in arrays.items()},
         {path: jnp.asarray(gain) for path, (_, _, gain) in arrays.items()},
     )
 
 
-def _range(site: Site) -> range:
-    return range(len(site.layers or ()))
+def _range(target: LoraTarget) -> range:
+    return range(len(target.layers or ()))
 
 
 def from_kernels(

@@ -14,7 +14,7 @@ FILE = "fedjax_lora.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class About:
+class ModelMetadata:
     """How texts are read, what the outputs mean, and where the model comes from.
 
     Attributes:
@@ -64,7 +64,7 @@ class About:
         (folder / FILE).write_text(text, encoding="utf-8")
 
 
-def read(folder: pathlib.Path) -> About | None:
+def read(folder: pathlib.Path) -> ModelMetadata | None:
     """What a folder says about itself; None if it has no ``fedjax_lora.json``.
 
     Raises:
@@ -76,7 +76,7 @@ def read(folder: pathlib.Path) -> About | None:
     values = read_json(file)
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold one JSON object.")
-    hints = typing.get_type_hints(About)
+    hints = typing.get_type_hints(ModelMetadata)
     needed = {"base", "base_sha256"} - set(values)
     raise_all(
         f"{file} cannot be used",
@@ -91,7 +91,7 @@ def read(folder: pathlib.Path) -> About | None:
         ],
     )
     checked: dict[str, Any] = values | {"classes": tuple(values.get("classes", ()))}
-    return About(**checked)
+    return ModelMetadata(**checked)
 
 
 def _good(name: str, value: Any, hint: Any) -> bool:

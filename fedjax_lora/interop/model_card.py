@@ -6,10 +6,10 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedjax_lora import models
-from fedjax_lora.interop.metadata import About
+from fedjax_lora.interop.metadata import ModelMetadata
 
 
-class Kind(NamedTuple):
+class CardType(NamedTuple):
     """What a card describes."""
 
     library: str
@@ -42,7 +42,7 @@ with torch.no_grad():
     text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64))
 """
 
-ADAPTER = Kind(
+ADAPTER = CardType(
     "peft",
     "LoRA adapter",
     """import torch
@@ -78,7 +78,7 @@ model = PeftModel.from_pretrained(model, "{folder}").eval()
 """
     + _WRITE,
 )
-MERGED = Kind(
+MERGED = CardType(
     "transformers",
     "merged model",
     """import torch
@@ -112,7 +112,7 @@ states, and `transformers` has no class that does. The files are those of an enc
 """
 
 
-def write(folder: pathlib.Path, about: About, kind: Kind, *, mean: bool) -> None:
+def write(folder: pathlib.Path, about: ModelMetadata, kind: CardType, *, mean: bool) -> None:
     """Write the card of a folder.
 
     Args:
@@ -125,7 +125,7 @@ def write(folder: pathlib.Path, about: About, kind: Kind, *, mean: bool) -> None
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _metadata(about: About, kind: Kind) -> str:
+def _metadata(about: ModelMetadata, kind: CardType) -> str:
     known = about.results.get(about.metric)
     task = ("text-classification", "Text Classification")
     if about.language:
@@ -155,7 +155,7 @@ def _metadata(about: About, kind: Kind) -> str:
     )
 
 
-def _body(about: About, kind: Kind, mean: bool) -> str:
+def _body(about: ModelMetadata, kind: CardType, mean: bool) -> str:
     fields = {
         "base": _base(about),
         "folder": ".",
@@ -186,11 +186,11 @@ def _score(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def _what(about: About) -> str:
+def _what(about: ModelMetadata) -> str:
     return f"{about.task or 'Text'} {'language model' if about.language else 'classifier'}"
 
 
-def _base(about: About) -> str:
+def _base(about: ModelMetadata) -> str:
     """The base's public name: of a folder only its name, not where it is."""
     if about.base in models.MODELS:
         return models.MODELS[about.base].hub

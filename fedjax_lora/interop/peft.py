@@ -10,8 +10,8 @@ from fedjax_lora import models
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.interop import matrices, model_card, peft_reader, peft_writer, torch_names
-from fedjax_lora.interop.metadata import About
-from fedjax_lora.interop.trained_model import Fitted
+from fedjax_lora.interop.metadata import ModelMetadata
+from fedjax_lora.interop.trained_model import TrainedModel
 
 Folder = str | pathlib.Path
 
@@ -19,7 +19,7 @@ _OUTPUTS = ("classifier.out_proj.bias", "classifier.bias", "score.weight")
 """Parameters with a number or a row for each output of a head."""
 
 
-def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
+def save_adapter(folder: Folder, fitted: TrainedModel, about: ModelMetadata) -> None:
     """Write the adapter and the head for ``peft.PeftModel.from_pretrained``.
 
     A pooler that the base's checkpoint lacks is written too, or PEFT would draw another one. What
@@ -41,10 +41,10 @@ def save_adapter(folder: Folder, fitted: Fitted, about: About) -> None:
     peft_writer.save(
         path,
         matrices.split(
-            fitted.sites,
+            fitted.targets,
             fitted.adapter,
             fitted.gain,
-            lambda site, layer: torch_names.module(model, site, layer),
+            lambda target, layer: torch_names.module(model, target, layer),
         ),
         base_model=models.MODELS[about.base].hub if about.base in models.MODELS else about.base,
         task_type=_task_type(model),
@@ -80,7 +80,7 @@ class Stored(NamedTuple):
       labels: width of the head's output; None without a head.
     """
 
-    placed: matrices.Placed
+    placed: matrices.LoadedAdapter
     values: dict[str, np.ndarray]
     labels: int | None
 
@@ -114,7 +114,7 @@ def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:
     places, labels = torch_names.matrices(model), labels_of(path)
     paths = torch_names.unstored_paths(model, labels or 1)
     wanted = {name: shape for name, (_, shape) in paths.items()}
-    shapes = {name: (site.inputs, site.outputs) for name, (site, _) in places.items()}
+    shapes = {name: (target.inputs, target.outputs) for name, (target, _) in places.items()}
     loaded = peft_reader.load(path, modules=shapes, tensors=wanted)
     tensors = loaded.tensors
     if (path / torch_names.HEAD_FILE).is_file():
@@ -129,7 +129,7 @@ def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:
     return Stored(matrices.join(places, loaded.factors), values, labels)
 
 
-def put_together(stored: Stored, model: models.Pretrained) -> Fitted:
+def put_together(stored: Stored, model: models.Pretrained) -> TrainedModel:
     """The model that an adapter folder describes, on a base whose head has as many outputs.
 
     Args:
@@ -139,4 +139,6 @@ def put_together(stored: Stored, model: models.Pretrained) -> Fitted:
     head = {p.removeprefix("head/"): x for p, x in stored.values.items() if p.startswith("head/")}
     rest = {path: x for path, x in stored.values.items() if not path.startswith("head/")}
     model = models.with_values(model, rest) if rest else model
-    return Fitted(model, *stored.placed, head=trees.nested(head) if head else model.params["head"])
+    return TrainedModel(
+        model, *stored.placed, head=trees.nested(head) if head else model.params["head"]
+    )

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_lora import data
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.evaluation.generation.answers import make_writer
 from fedjax_lora.evaluation.predict import Global
@@ -21,9 +21,7 @@ def encode(opened: Opened, split: data.Split, *, cache_dir: str | None = None) -
     Raises:
       InputError: a model without a tokenizer.
     """
-    tokenizer = opened.fitted.model.tokenizer
-    if tokenizer is None:
-        raise InputError(f"The base model {opened.about.base!r} has no tokenizer.")
+    tokenizer = tokenizer_of(opened)
     longest = min(opened.about.max_length, opened.fitted.model.config.max_tokens)
     return data.encode(split, tokenizer, max_length=longest, cache_dir=cache_dir)
 
@@ -90,10 +88,15 @@ def answers(
     write = make_writer(
         fitted.model, ids, new_tokens=answer_tokens or about.answer_tokens, batch=batch
     )
-    return write(Global(fitted.base, Trained(fitted.adapter, fitted.head), fitted.gain))
+    return write(Global(fitted.base, ClientParams(fitted.adapter, fitted.head), fitted.gain))
 
 
 def tokenizer_of(opened: Opened) -> Any:
+    """The tokenizer of a loaded model.
+
+    Raises:
+      InputError: the base model has none.
+    """
     tokenizer = opened.fitted.model.tokenizer
     if tokenizer is None:
         raise InputError(f"The base model {opened.about.base!r} has no tokenizer.")

@@ -14,11 +14,11 @@ import numpy as np
 from fedjax_lora import models
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.types import Params
-from fedjax_lora.lora import Site
+from fedjax_lora.lora import LoraTarget
 
 HEAD_FILE = "head.safetensors"
 
-Place = tuple[Site, int | None]
+Place = tuple[LoraTarget, int | None]
 
 
 def has_class(model: models.Pretrained) -> bool:
@@ -40,10 +40,10 @@ def matrices(model: models.Pretrained) -> dict[str, Place]:
             path, shape = parameter.removesuffix("/kernel"), leaf.shape
             stacked = models.is_stacked(model.config, path)
             layers = (True,) * shape[0] if stacked else None
-            site = Site(path, int(shape[-2]), int(shape[-1]), layers)
+            target = LoraTarget(path, int(shape[-2]), int(shape[-1]), layers)
             for layer in range(shape[0]) if stacked else (None,):
                 name = models.hf_module(model.config, path, layer)
-                found |= {name: (site, layer), _bare(model, name): (site, layer)}
+                found |= {name: (target, layer), _bare(model, name): (target, layer)}
     return found
 
 
@@ -51,7 +51,7 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
     """Parameters by PyTorch name, in PyTorch's layout; a view of each where it is on a CPU."""
     found = {}
     for path, leaf in trees.flat(params).items():
-        value = np.asarray(quantization.full(leaf))
+        value = np.asarray(quantization.dequantize(leaf))
         stacked = models.is_stacked(model.config, path)
         for layer in range(value.shape[0]) if stacked else (None,):
             one = value if layer is None else value[layer]

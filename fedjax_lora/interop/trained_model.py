@@ -9,19 +9,19 @@ import numpy as np
 
 from fedjax_lora import data, federated, lora, models
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, Params, Trained
+from fedjax_lora.core.types import Adapter, Array, ClientParams, Gain, Kernels, Params
 from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.interop import matrices
-from fedjax_lora.lora import Site
+from fedjax_lora.lora import LoraTarget
 
 
-class Fitted(NamedTuple):
+class TrainedModel(NamedTuple):
     """A base model with an adapter and a head.
 
     Attributes:
       model: the base, whose own head is not used.
-      sites: where the adapter is.
+      targets: where the adapter is.
       adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]`` by path.
       gain: what each component is multiplied by, ``[(L,) R]``; 0 where it takes no part.
       head: parameters of the task head.
@@ -29,7 +29,7 @@ class Fitted(NamedTuple):
     """
 
     model: models.Pretrained
-    sites: tuple[Site, ...]
+    targets: tuple[LoraTarget, ...]
     adapter: Adapter
     gain: Gain
     head: Params
@@ -47,16 +47,16 @@ class Fitted(NamedTuple):
         """All parameters of a plain model that computes the same."""
         return lora.merge(self.base, self.adapter, self.gain) | {"head": self.head}
 
-    def in_one_adapter(self) -> "Fitted":
+    def in_one_adapter(self) -> "TrainedModel":
         """The same model on the base as it was: changed kernels become part of the adapter."""
         if not self.kernels:
             return self
         base = trees.flat(self.model.params)
-        before = {path: quantization.full(base[f"{path}/kernel"]) for path in self.adapter}
+        before = {path: quantization.dequantize(base[f"{path}/kernel"]) for path in self.adapter}
         adapter, gain = matrices.from_kernels(before, self.kernels, self.adapter, self.gain)
         return self._replace(adapter=adapter, gain=gain, kernels={})
 
-    def truncated(self, rank: int) -> "Fitted":
+    def truncated(self, rank: int) -> "TrainedModel":
         """The model with the first components only, their gains unchanged.
 
         A model of a client of that rank is another one where the scale depends on the rank.
@@ -68,9 +68,11 @@ class Fitted(NamedTuple):
 
     def share_of_kernels(self) -> float:
         """The adapter's size as a share of that of the matrices it adapts."""
-        factors = matrices.split(self.sites, self.adapter, self.gain, "{}.{}".format)
+        factors = matrices.split(self.targets, self.adapter, self.gain, "{}.{}".format)
         size = sum(pair.a.size + pair.b.size for pair in factors.values())
-        return size / sum(site.adapted * site.inputs * site.outputs for site in self.sites)
+        return size / sum(
+            target.adapted * target.inputs * target.outputs for target in self.targets
+        )
 
 
 def _first(gain: Array, rank: int) -> Array:
@@ -79,7 +81,7 @@ def _first(gain: Array, rank: int) -> Array:
 
 def make_outputs(
     model: models.Pretrained, tokens: data.Tokens, *, batch: int = 64
-) -> Callable[[Fitted], np.ndarray]:
+) -> Callable[[TrainedModel], np.ndarray]:
     """A function from a fitted model on this base to its logits, ``float32[E, C]``.
 
     Args:
@@ -93,7 +95,7 @@ def make_outputs(
     )
     placed = jax.device_put(tokens)
 
-    def outputs(fitted: Fitted) -> np.ndarray:
-        return predict(fitted.base, placed, Trained(fitted.adapter, fitted.head), fitted.gain)
+    def outputs(fitted: TrainedModel) -> np.ndarray:
+        return predict(fitted.base, placed, ClientParams(fitted.adapter, fitted.head), fitted.gain)
 
     return outputs

@@ -11,9 +11,9 @@ from fedjax_lora import models
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.interop import metadata
-from fedjax_lora.interop.matrices import Placed
+from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.peft import load_adapter
-from fedjax_lora.lora import SCALES, Site, Template
+from fedjax_lora.lora import SCALES, LoraSpec, LoraTarget
 
 _SAME = 1e-6  # scales that differ by less are one float32
 
@@ -54,7 +54,7 @@ def _check_base(model: models.Pretrained, folder: pathlib.Path) -> None:
     raise_all(f"The adapter in {folder} was trained on another model", problems)
 
 
-def read_start(folder: str | pathlib.Path, model: models.Pretrained) -> Placed:
+def read_start(folder: str | pathlib.Path, model: models.Pretrained) -> LoadedAdapter:
     """The adapter in a folder, at its own rank and scale.
 
     Raises:
@@ -63,11 +63,11 @@ def read_start(folder: str | pathlib.Path, model: models.Pretrained) -> Placed:
     return load_adapter(folder, model).placed
 
 
-def fitting_template(template: Template, first: Placed, *, keep_scale: bool) -> Template:
+def fitting_spec(spec: LoraSpec, first: LoadedAdapter, *, keep_scale: bool) -> LoraSpec:
     """The template of a run that begins with an adapter.
 
     Args:
-      template: the run's own.
+      spec: the run's own.
       first: the adapter.
       keep_scale: choose alpha such that the server's scale is the adapter's, so that its factors
         stay as they are.
@@ -75,44 +75,44 @@ def fitting_template(template: Template, first: Placed, *, keep_scale: bool) -> 
     Raises:
       InputError: the adapter has a layer that the run does not adapt, or a higher rank.
     """
-    _check_fit(template, first)
+    _check_fit(spec, first)
     if not keep_scale:
-        return template
+        return spec
     used = np.concatenate([np.asarray(gain)[np.asarray(gain) != 0] for gain in first.gain.values()])
     scale = float(collections.Counter(used.tolist()).most_common(1)[0][0])
-    if abs(scale - template.server_scale) <= _SAME * scale:
-        return template
-    one = SCALES[template.scale_rule](1.0, template.rank, template.rank)
-    return dataclasses.replace(template, alpha=scale / one)
+    if abs(scale - spec.server_scale) <= _SAME * scale:
+        return spec
+    one = SCALES[spec.scale_rule](1.0, spec.rank, spec.rank)
+    return dataclasses.replace(spec, alpha=scale / one)
 
 
-def _check_fit(template: Template, first: Placed) -> None:
-    sites = {site.path: site for site in template.sites}
+def _check_fit(spec: LoraSpec, first: LoadedAdapter) -> None:
+    targets = {target.path: target for target in spec.targets}
     rank = next(iter(first.adapter.values())).a.shape[-1]
     problems = []
-    for site in first.sites:
-        if site.path not in sites:
-            problems.append(f"{site.path} is not adapted (targets)")
-        elif extra := _beyond(site, sites[site.path]):
-            problems.append(f"layers {extra} of {site.path} are not adapted (lora_layers)")
-    if rank > template.rank:
-        problems.append(f"it has rank {rank}, and the largest rank is {template.rank} (ranks)")
+    for target in first.targets:
+        if target.path not in targets:
+            problems.append(f"{target.path} is not adapted (targets)")
+        elif extra := _beyond(target, targets[target.path]):
+            problems.append(f"layers {extra} of {target.path} are not adapted (lora_layers)")
+    if rank > spec.rank:
+        problems.append(f"it has rank {rank}, and the largest rank is {spec.rank} (ranks)")
     raise_all("The adapter to begin with does not fit this run", problems)
 
 
-def _beyond(site: Site, run: Site) -> list[int]:
-    here, there = site.layers or (), run.layers or ()
+def _beyond(target: LoraTarget, run: LoraTarget) -> list[int]:
+    here, there = target.layers or (), run.layers or ()
     return [n for n, adapted in enumerate(here) if adapted and not there[n]]
 
 
-def begin_with(template: Template, fresh: Adapter, first: Placed) -> Adapter:
+def begin_with(spec: LoraSpec, fresh: Adapter, first: LoadedAdapter) -> Adapter:
     """The global adapter of a run that begins with an adapter: the same function.
 
     Components and layers that the adapter does not have are those of a fresh one, which add
     nothing yet and can learn.
 
     Args:
-      template: the run's, see `fitting_template`.
+      spec: the run's, see `fitting_spec`.
       fresh: a fresh adapter of this template.
       first: the adapter to begin with.
     """
@@ -121,7 +121,7 @@ def begin_with(template: Template, fresh: Adapter, first: Placed) -> Adapter:
         a, b = fresh[path]
         rank = pair.a.shape[-1]
         own = first.gain[path]
-        ratio = own / np.float32(template.server_scale)
+        ratio = own / np.float32(spec.server_scale)
         ratio = jnp.where(jnp.abs(ratio - 1) <= _SAME, 1.0, ratio)
         has = own != 0
         started[path] = LoRA(

@@ -16,15 +16,15 @@ from fedjax_lora.lora.params import (
     times,
     uniform_gain,
 )
-from fedjax_lora.lora.spec import PRESETS, SCALES, Site, Template, make_template, parameter_count
+from fedjax_lora.lora.spec import PRESETS, SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
 
 __all__ = [
     "PRESETS",
     "SCALES",
     "Adapter",
     "Gain",
-    "Site",
-    "Template",
+    "LoraSpec",
+    "LoraTarget",
     "apply",
     "delta",
     "deltas",
@@ -33,7 +33,7 @@ __all__ = [
     "init",
     "keep",
     "low_rank_term",
-    "make_template",
+    "make_spec",
     "masked_components",
     "merge",
     "parameter_count",

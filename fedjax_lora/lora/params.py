@@ -10,30 +10,30 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
-from fedjax_lora.lora.spec import Template
+from fedjax_lora.lora.spec import LoraSpec
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
 
 
-def init(template: Template, key: Key, *, method: Init = "kaiming") -> Adapter:
+def init(spec: LoraSpec, key: Key, *, method: Init = "kaiming") -> Adapter:
     """A fresh adapter: random ``a``, zero ``b``, so that the model computes what it did before.
 
     ``kaiming`` is PEFT's default, uniform in ``±1/sqrt(i)``; ``gaussian`` has deviation ``1/R``.
     Layers that the template leaves out get a zero ``a`` too.
     """
     return {
-        site.path: LoRA(
+        target.path: LoRA(
             jnp.where(
-                template.layer_mask(site)[..., None],
+                spec.layer_mask(target)[..., None],
                 _random(
-                    jax.random.fold_in(key, n), (*site.stack, site.inputs, template.rank), method
+                    jax.random.fold_in(key, n), (*target.stack, target.inputs, spec.rank), method
                 ),
                 0,
             ),
-            jnp.zeros((*site.stack, template.rank, site.outputs)),
+            jnp.zeros((*target.stack, spec.rank, target.outputs)),
         )
-        for n, site in enumerate(template.sites)
+        for n, target in enumerate(spec.targets)
     }
 
 
@@ -51,29 +51,29 @@ def prefix_mask(rank: Int[Array, "*c"], most: int) -> Bool[Array, "*c R"]:
     return index.reshape((1,) * rank.ndim + (most,)) < rank[..., None]
 
 
-def spread(template: Template, components: Array | Gain) -> dict[str, Array]:
+def spread(spec: LoraSpec, components: Array | Gain) -> dict[str, Array]:
     """One mask (or gain) of components as one per site, with the left-out layers switched off.
 
     Args:
-      template: the sites.
+      spec: the sites.
       components: ``[..., R]`` for all sites alike, or per path ``[..., (L,) R]``.
 
     Returns:
       ``[..., L, R]`` per path, ``[..., R]`` at sites without a stack.
     """
 
-    def one(site: Any) -> Array:
+    def one(target: Any) -> Array:
         if isinstance(components, Mapping):
-            mask = components[site.path]
+            mask = components[target.path]
         else:
-            mask = components[..., None, :] if site.stack else components
-        adapted = template.layer_mask(site)
-        if not site.stack:
+            mask = components[..., None, :] if target.stack else components
+        adapted = spec.layer_mask(target)
+        if not target.stack:
             return mask
         adapted = adapted.reshape((1,) * (mask.ndim - 2) + adapted.shape)
         return jnp.where(adapted, mask, jnp.zeros((), mask.dtype))
 
-    return {site.path: one(site) for site in template.sites}
+    return {target.path: one(target) for target in spec.targets}
 
 
 def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True) -> Adapter:
@@ -120,12 +120,12 @@ def keep(adapter: Adapter, mask: Adapter) -> Adapter:
     return jax.tree.map(lambda x, m: jnp.where(m, x, 0), adapter, mask)
 
 
-def uniform_gain(template: Template, rank: Array | int | None = None) -> Gain:
+def uniform_gain(spec: LoraSpec, rank: Array | int | None = None) -> Gain:
     """The gain of an adapter whose first ``rank`` components (all by default) are active."""
-    rank = jnp.asarray(template.rank if rank is None else rank)
-    active = prefix_mask(rank, template.rank)
-    scale = jnp.asarray(template.scale(rank), jnp.float32)
-    return spread(template, jnp.where(active, scale[..., None], 0.0))
+    rank = jnp.asarray(spec.rank if rank is None else rank)
+    active = prefix_mask(rank, spec.rank)
+    scale = jnp.asarray(spec.scale(rank), jnp.float32)
+    return spread(spec, jnp.where(active, scale[..., None], 0.0))
 
 
 def delta(pair: LoRA, gain: Float[Array, "*batch R"]) -> Float[Array, "*batch i o"]:
@@ -150,7 +150,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> Any:
     _check_kernels(params, adapter)
     base = trees.flat(params)
     new = {
-        kernels[path]: (quantization.full(base[kernels[path]], d.dtype) + d).astype(
+        kernels[path]: (quantization.dequantize(base[kernels[path]], d.dtype) + d).astype(
             base[kernels[path]].dtype
         )
         for path, d in deltas(adapter, gain).items()

@@ -35,7 +35,7 @@ rsLoRA (arXiv 2312.03732), `alpha/sqrt(r)` is rsLoRA applied by each client for 
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class LoraTarget:
     """One adapted kernel, or a stack of them."""
 
     path: str  # path of the layer, without "/kernel"
@@ -55,10 +55,10 @@ class Site:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Template:
+class LoraSpec:
     """The sites of a model, the stored rank `R`, and the rule for the scale."""
 
-    sites: tuple[Site, ...]
+    targets: tuple[LoraTarget, ...]
     rank: int
     alpha: float
     scale_rule: str = "alpha/R"
@@ -77,14 +77,14 @@ class Template:
     @property
     def matrices(self) -> int:
         """How many kernels are adapted."""
-        return sum(s.adapted for s in self.sites)
+        return sum(s.adapted for s in self.targets)
 
     @property
     def factor_sizes(self) -> LoRA:
         """Numbers in one component of each factor over all sites, the sums of ``layers * i, o``."""
         return LoRA(
-            sum(s.adapted * s.inputs for s in self.sites),
-            sum(s.adapted * s.outputs for s in self.sites),
+            sum(s.adapted * s.inputs for s in self.targets),
+            sum(s.adapted * s.outputs for s in self.targets),
         )
 
     @property
@@ -99,15 +99,15 @@ class Template:
             s.path: LoRA(
                 struct(*s.stack, s.inputs, self.rank), struct(*s.stack, self.rank, s.outputs)
             )
-            for s in self.sites
+            for s in self.targets
         }
 
-    def layer_mask(self, site: Site) -> Array:
+    def layer_mask(self, target: LoraTarget) -> Array:
         """Which layers of a site are adapted, ``bool[L, 1]`` (``bool[1]`` without a stack)."""
-        return jnp.asarray([True] if site.layers is None else np.array(site.layers)[:, None])
+        return jnp.asarray([True] if target.layers is None else np.array(target.layers)[:, None])
 
 
-def make_template(
+def make_spec(
     params: Mapping[str, Any],
     *,
     targets: str | Sequence[str] = "attention-qv",
@@ -116,7 +116,7 @@ def make_template(
     scale: str = "alpha/R",
     layers: Sequence[int] | None = None,
     stacked: str = r"(^|/)layers(/|$)",
-) -> Template:
+) -> LoraSpec:
     """Choose the kernels to adapt by path.
 
     Args:
@@ -135,8 +135,8 @@ def make_template(
         not positive, an unknown scale.
 
     >>> params = {"mlp": {"kernel": jnp.zeros((6, 3)), "bias": jnp.zeros(3)}}
-    >>> make_template(params, targets="mlp", rank=2).sites
-    (Site(path='mlp', inputs=6, outputs=3, layers=None),)
+    >>> make_spec(params, targets="mlp", rank=2).targets
+    (LoraTarget(path='mlp', inputs=6, outputs=3, layers=None),)
     """
     if scale not in SCALES:
         raise unknown("scale rule", scale, SCALES)
@@ -152,14 +152,14 @@ def make_template(
             f"Targets {targets!r} match no layer; presets: {', '.join(PRESETS)}; "
             f"layers of this model: {', '.join(kernels)}."
         )
-    sites = tuple(_site(path, shape, stacked, layers) for path, shape in sorted(matched.items()))
-    _check_rank(sites, rank)
-    if not any(site.adapted for site in sites):
+    found = tuple(_target(path, shape, stacked, layers) for path, shape in sorted(matched.items()))
+    _check_rank(found, rank)
+    if not any(target.adapted for target in found):
         raise InputError("LoRA layers=[] leaves no layer to adapt; leave it out to adapt all.")
     alpha = float(rank if alpha is None else alpha)
     if not alpha > 0:
         raise InputError(f"LoRA alpha must be above 0, got {alpha:g}.")
-    return Template(sites=sites, rank=rank, alpha=alpha, scale_rule=scale)
+    return LoraSpec(targets=found, rank=rank, alpha=alpha, scale_rule=scale)
 
 
 def _patterns(targets: str | Sequence[str]) -> list[re.Pattern[str]]:
@@ -170,7 +170,7 @@ def _patterns(targets: str | Sequence[str]) -> list[re.Pattern[str]]:
         raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
 
 
-def _site(path: str, shape: tuple, stacked: str, layers: Sequence[int] | None) -> Site:
+def _target(path: str, shape: tuple, stacked: str, layers: Sequence[int] | None) -> LoraTarget:
     has_stack = re.search(stacked, path) is not None and len(shape) == 3
     if len(shape) != 2 + has_stack:
         raise InputError(
@@ -186,24 +186,28 @@ def _site(path: str, shape: tuple, stacked: str, layers: Sequence[int] | None) -
                 f"Layers {bad} do not exist in {path}, which has layers 0..{depth - 1}."
             )
         chosen = tuple(x in picked for x in range(depth))
-    return Site(path, int(shape[-2]), int(shape[-1]), chosen)
+    return LoraTarget(path, int(shape[-2]), int(shape[-1]), chosen)
 
 
-def _check_rank(sites: Sequence[Site], rank: int) -> None:
+def _check_rank(targets: Sequence[LoraTarget], rank: int) -> None:
     if rank < 1:
         raise InputError(f"LoRA rank must be at least 1, got {rank}.")
     raise_all(
         f"LoRA rank {rank} exceeds what a layer can have",
-        [f"{s.path} is {s.inputs} x {s.outputs}" for s in sites if rank > min(s.inputs, s.outputs)],
+        [
+            f"{s.path} is {s.inputs} x {s.outputs}"
+            for s in targets
+            if rank > min(s.inputs, s.outputs)
+        ],
     )
 
 
-def parameter_count(template: Template, rank: int) -> int:
+def parameter_count(spec: LoraSpec, rank: int) -> int:
     """Trainable numbers of an adapter of this rank.
 
-    >>> site = Site("layers/query", 768, 768, (True,) * 18)  # Byun & Lee's DistilBERT
-    >>> template = Template(sites=(site,), rank=20, alpha=20.0)
-    >>> [parameter_count(template, r) for r in (5, 7, 20)]
+    >>> target = LoraTarget("layers/query", 768, 768, (True,) * 18)  # Byun & Lee's DistilBERT
+    >>> spec = LoraSpec(targets=(target,), rank=20, alpha=20.0)
+    >>> [parameter_count(spec, r) for r in (5, 7, 20)]
     [138240, 193536, 552960]
     """
-    return rank * template.component_size
+    return rank * spec.component_size

@@ -5,13 +5,13 @@ one lets the client with the most examples decide:
 
 >>> import jax.numpy as jnp
 >>> from fedjax_lora import methods
->>> def biggest(template):
+>>> def biggest(spec):
 ...     '''The factors of the client with the most examples.'''
 ...     def weigh(cohort, start, result):
 ...         chosen = jnp.arange(cohort.weight.shape[0]) == jnp.argmax(cohort.weight)
-...         own = chosen[:, None] & methods.owners(cohort, template.rank)
+...         own = chosen[:, None] & methods.owners(cohort, spec.rank)
 ...         return own.astype(jnp.float32)
-...     return methods.averaging(template, weigh)
+...     return methods.averaging(spec, weigh)
 >>> methods.METHODS["biggest"] = methods.Entry(biggest, paper="an example")
 >>> methods.summary("biggest")
 'The factors of the client with the most examples.'
@@ -29,7 +29,7 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.alternating import ffa_lora, rolora
 from fedjax_lora.methods.averaging import (
     averaging,
@@ -44,11 +44,11 @@ from fedjax_lora.methods.averaging import (
     zero_padding,
 )
 from fedjax_lora.methods.base import (
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     truncated_start,
 )
@@ -96,17 +96,21 @@ METHODS: dict[str, Entry] = {
 }
 
 
-def make(spec: str, template: Template) -> Method:
-    """The method named by a spec such as ``"replication(inner='uniform')"``.
+def make(name: str, spec: LoraSpec) -> Method:
+    """Make a method from a string such as ``"replication(inner='uniform')"``.
+
+    Args:
+      name: a name of `METHODS`, with options in brackets if there are any.
+      spec: where the adapters are.
 
     Raises:
       InputError: unknown method or option.
     """
     factories = {name: entry.factory for name, entry in METHODS.items()}
-    return registry.build(spec, factories, "method", template=template)
+    return registry.build(name, factories, "method", spec=spec)
 
 
-def takes_mixed_ranks(spec: str) -> bool:
+def takes_mixed_ranks(name: str) -> bool:
     """Whether a method takes clients of different ranks, by its own check.
 
     >>> takes_mixed_ranks("fedit"), takes_mixed_ranks("hlora")
@@ -115,7 +119,7 @@ def takes_mixed_ranks(spec: str) -> bool:
     Raises:
       InputError: unknown method or option.
     """
-    method = make(spec, Template(sites=(), rank=2, alpha=2.0))
+    method = make(name, LoraSpec(targets=(), rank=2, alpha=2.0))
     try:
         method.check(np.array([1, 2]))
     except InputError:
@@ -130,12 +134,12 @@ def summary(name: str) -> str:
 
 __all__ = [
     "METHODS",
+    "AggregateResult",
+    "ClientInit",
     "Cohort",
     "Entry",
     "Method",
-    "Outcome",
-    "Server",
-    "Start",
+    "ServerState",
     "Traffic",
     "averaging",
     "combine",

@@ -12,38 +12,38 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     truncated_start,
 )
 
 
-def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: Weights) -> Method:
+def one_factor(spec: LoraSpec, trains_b: Callable[[Any], Any], *, weights: Weights) -> Method:
     """Train `b` in the rounds where ``trains_b(round)``, else `a`; average it over its owners.
 
     The other factor keeps its value bit for bit. With different ranks, a component is averaged over
     the clients that own it, which is exact only among them.
     """
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        start = truncated_start(template, server, cohort)
+    def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
+        start = truncated_start(spec, server, cohort)
         b = trains_b(cohort.round)
-        active = lora.spread(template, lora.prefix_mask(cohort.rank, template.rank))
+        active = lora.spread(spec, lora.prefix_mask(cohort.rank, spec.rank))
         return start._replace(trainable=lora.factor_mask(active, a=~b, b=b))
 
-    mean = masked_mean(template, weights=weights)
+    mean = masked_mean(spec, weights=weights)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         outcome = mean.aggregate(server, clients, cohort, start, result)
         new, b = outcome.server.adapter, trains_b(cohort.round)
         adapter = {
@@ -52,15 +52,15 @@ def one_factor(template: Template, trains_b: Callable[[Any], Any], *, weights: W
         }
         return outcome._replace(server=server._replace(adapter=adapter))
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        sizes = template.factor_sizes
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        sizes = spec.factor_sizes
         size = rank.astype(np.int64) * (sizes.b if trains_b(round) else sizes.a) * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=1)
 
     return dataclasses.replace(mean, broadcast=broadcast, aggregate=aggregate, traffic=traffic)
 
 
-def ffa_lora(template: Template, *, weights: Weights = "examples") -> Method:
+def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """FFA-LoRA: `a` stays as it was drawn, only `b` is trained and averaged.
 
     ``sum_k p_k s a b_k = s a (sum_k p_k b_k)``: no aggregation noise with equal ranks, half the
@@ -69,10 +69,10 @@ def ffa_lora(template: Template, *, weights: Weights = "examples") -> Method:
 
     Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313.
     """
-    return one_factor(template, lambda round: round >= 0, weights=weights)
+    return one_factor(spec, lambda round: round >= 0, weights=weights)
 
 
-def rolora(template: Template, *, weights: Weights = "examples") -> Method:
+def rolora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """RoLoRA: `b` is trained and averaged in one round, `a` in the next, all clients in step.
 
     Each half is exact with equal ranks, as in FFA-LoRA, and both factors learn. `b` comes first:
@@ -82,4 +82,4 @@ def rolora(template: Template, *, weights: Weights = "examples") -> Method:
     Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
     arXiv 2409.02346.
     """
-    return one_factor(template, lambda round: round % 2 == 0, weights=weights)
+    return one_factor(spec, lambda round: round % 2 == 0, weights=weights)

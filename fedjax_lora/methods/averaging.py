@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import (
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     need_equal_ranks,
     plain_server,
     symmetric_traffic,
@@ -60,12 +60,12 @@ def combine(result: Adapter, weight: Array | Mapping[str, Array]) -> Adapter:
     def total(x: Array, w: Array) -> Array:
         return jnp.sum(jnp.where(w != 0, w * x, 0), axis=0)
 
-    def site(path: str, pair: LoRA) -> LoRA:
+    def target(path: str, pair: LoRA) -> LoRA:
         w = weight[path] if isinstance(weight, Mapping) else weight
         w = w.reshape(w.shape[0], *(1,) * (pair.a.ndim - 1 - w.ndim), *w.shape[1:])
         return LoRA(total(pair.a, w[..., None, :]), total(pair.b, w[..., :, None]))
 
-    return {path: site(path, pair) for path, pair in result.items()}
+    return {path: target(path, pair) for path, pair in result.items()}
 
 
 def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array]) -> Adapter:
@@ -77,19 +77,19 @@ def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array])
       owned: ``bool[R]``, or ``bool[(L,) R]`` per path.
     """
 
-    def site(path: str, n: LoRA, o: LoRA) -> LoRA:
+    def target(path: str, n: LoRA, o: LoRA) -> LoRA:
         mask = owned[path] if isinstance(owned, Mapping) else owned
         mask = mask.reshape((1,) * (n.a.ndim - 1 - mask.ndim) + mask.shape)
         return LoRA(
             jnp.where(mask[..., None, :], n.a, o.a), jnp.where(mask[..., :, None], n.b, o.b)
         )
 
-    return {path: site(path, new[path], old[path]) for path in new}
+    return {path: target(path, new[path], old[path]) for path in new}
 
 
 def averaging(
-    template: Template,
-    weigh: Callable[[Cohort, Start, Adapter], Array | Mapping[str, Array]],
+    spec: LoraSpec,
+    weigh: Callable[[Cohort, ClientInit, Adapter], Array | Mapping[str, Array]],
     **fields: Any,
 ) -> Method:
     """A method that averages with the weights returned by ``weigh``, ``[c, R]`` or per path.
@@ -98,32 +98,32 @@ def averaging(
     """
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         mean = combine(result, weigh(cohort, start, result))
-        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        owned = jnp.any(owners(cohort, spec.rank), axis=0)
         adapter = keep_unowned(mean, server.adapter, owned)
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
         init=plain_server,
-        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,
-        traffic=symmetric_traffic(template),
+        traffic=symmetric_traffic(spec),
         averages=True,
         **fields,
     )
 
 
-def _padded_mean(template: Template, weights: Weights, **fields: Any) -> Method:
-    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
+def _padded_mean(spec: LoraSpec, weights: Weights, **fields: Any) -> Method:
+    def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
-        return jnp.where(owners(cohort, template.rank), share[:, None], 0.0)
+        return jnp.where(owners(cohort, spec.rank), share[:, None], 0.0)
 
-    return averaging(template, weigh, **fields)
+    return averaging(spec, weigh, **fields)
 
 
-def zero_padding(template: Template, *, weights: Weights = "examples") -> Method:
+def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """Factors padded with zeros to rank `R`, then averaged: dilutes what few clients own.
 
     Component `j` is multiplied by the weight share of the clients that own it; with one owner among
@@ -131,10 +131,10 @@ def zero_padding(template: Template, *, weights: Weights = "examples") -> Method
 
     The baseline of Byun & Lee, arXiv 2406.17477, and of most later work.
     """
-    return _padded_mean(template, weights)
+    return _padded_mean(spec, weights)
 
 
-def fedit(template: Template, *, weights: Weights = "examples") -> Method:
+def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """Plain averaging of both factors; all clients have one rank.
 
     ``a = sum_k p_k a_k``, ``b = sum_k p_k b_k``. Its product differs from the mean of the products
@@ -143,10 +143,10 @@ def fedit(template: Template, *, weights: Weights = "examples") -> Method:
     Zhang et al., "Towards Building the Federated GPT", arXiv 2305.05644.
     """
     check = need_equal_ranks("fedit", "a heterogeneous method such as 'zero_padding'")
-    return _padded_mean(template, weights, check=check)
+    return _padded_mean(spec, weights, check=check)
 
 
-def masked_mean(template: Template, *, weights: Weights = "examples") -> Method:
+def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """RBLA: each component averaged over the clients that own it.
 
     ``x[j] = sum_k p_k own[k, j] x_k[j] / sum_k p_k own[k, j]``.
@@ -154,10 +154,10 @@ def masked_mean(template: Template, *, weights: Weights = "examples") -> Method:
     "RBLA: Rank-Based LoRA Aggregation", arXiv 2408.08699.
     """
 
-    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
-        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
+    def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
+        return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return averaging(template, weigh)
+    return averaging(spec, weigh)
 
 
 def owner_shares(
@@ -176,7 +176,7 @@ def owner_shares(
 
 
 def replication(
-    template: Template,
+    spec: LoraSpec,
     *,
     donors: Literal["owners", "highest"] = "owners",
     inner: Literal["outer", "uniform"] = "outer",
@@ -193,7 +193,7 @@ def replication(
     what earlier rounds learned.
 
     Args:
-      template: the sites.
+      spec: the sites.
       donors: who fills component `j` if there are more than two ranks, which the paper does not
         treat: all its owners, or only the clients of the cohort's highest rank.
       inner: weights among the donors: those of the outer mean, or equal. The paper weighs by the
@@ -204,9 +204,9 @@ def replication(
     arXiv 2406.17477.
     """
 
-    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Array:
+    def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
-        own = owners(cohort, template.rank)
+        own = owners(cohort, spec.rank)
         giver = own
         if donors == "highest":
             present = jnp.where(cohort.weight > 0, cohort.rank, 0)
@@ -216,4 +216,4 @@ def replication(
         missing = jnp.sum(jnp.where(own, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
         return jnp.where(own, share[:, None], 0.0) + missing[None] * fill
 
-    return averaging(template, weigh)
+    return averaging(spec, weigh)

@@ -1,6 +1,6 @@
 """What a federated LoRA method is: a record of pure functions over one cohort.
 
-A factory ``my_method(template, *, option=...)`` returns a `Method`. Everything traced has static
+A factory ``my_method(spec, *, option=...)`` returns a `Method`. Everything traced has static
 shapes: every adapter is stored at the maximum rank `R`, ranks and choices are data. A round is ::
 
     start  = method.broadcast(server, clients, cohort)
@@ -20,7 +20,7 @@ from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 
 BOTH = LoRA(True, True)
 
@@ -28,7 +28,7 @@ FLOAT_BYTES = 4
 INDEX_BYTES = 4
 
 
-class Server(NamedTuple):
+class ServerState(NamedTuple):
     """What the server carries from round to round."""
 
     adapter: Adapter  # the global adapter, [(L,) i, R] and [(L,) R, o], read at the server's scale
@@ -47,7 +47,7 @@ class Cohort(NamedTuple):
     key: Key  # of this round
 
 
-class Start(NamedTuple):
+class ClientInit(NamedTuple):
     """What each client begins the round with."""
 
     adapter: Adapter  # [c, (L,) i, R], zero at inactive components
@@ -56,10 +56,10 @@ class Start(NamedTuple):
     coefficients: Any = ()  # [c, (L,) R], trained with their components, multiply the gain; or ()
 
 
-class Outcome(NamedTuple):
+class AggregateResult(NamedTuple):
     """What a round leaves behind."""
 
-    server: Server
+    server: ServerState
     clients: Any  # the method's own state of each client in the cohort, [c, ...]
     rank: Array  # int32[c], the clients' ranks from now on
 
@@ -83,17 +83,19 @@ class Method:
     """A rule for one round. All functions but ``traffic`` and ``check`` are traced.
 
     Attributes:
-      init: ``(adapter, kernels) -> Server`` from the global adapter to begin with (a fresh one has
-        ``b = 0``; one that was trained before does not) and the base kernels at the adapted sites.
-      broadcast: ``(server, clients, cohort) -> Start``.
-      aggregate: ``(server, clients, cohort, start, result) -> Outcome``, where ``result`` is the
-        clients' adapters after local training, ``[c, ...]``, with trained coefficients multiplied
-        into ``a``.
+      init: ``(adapter, kernels) -> ServerState`` from the global adapter to begin with (a fresh one
+        has ``b = 0``; one that was trained before does not) and the base kernels at the adapted
+        sites.
+      broadcast: ``(server, clients, cohort) -> ClientInit``.
+      aggregate: ``(server, clients, cohort, start, result) -> AggregateResult``, where ``result``
+        is the clients' adapters after local training, ``[c, ...]``, with trained coefficients
+        multiplied into ``a``.
       traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
         with this server (the head is not the method's business). On the host, present clients only.
       init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
       select: for methods that look before they train: the cohort first trains from ``start`` for a
-        probe, then really from what ``(server, clients, cohort, start, probed) -> Start`` returns.
+        probe, then really from what ``(server, clients, cohort, start, probed) -> ClientInit``
+        returns.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter ``[(L,) i, R]``, ``[(L,) R, o]`` after every local
@@ -105,12 +107,12 @@ class Method:
       check: raises `InputError` if the method cannot take these ranks.
     """
 
-    init: Callable[[Adapter, Kernels], Server]
-    broadcast: Callable[[Server, Any, Cohort], Start]
-    aggregate: Callable[[Server, Any, Cohort, Start, Adapter], Outcome]
-    traffic: Callable[[Server, np.ndarray, int], Traffic]
+    init: Callable[[Adapter, Kernels], ServerState]
+    broadcast: Callable[[ServerState, Any, Cohort], ClientInit]
+    aggregate: Callable[[ServerState, Any, Cohort, ClientInit, Adapter], AggregateResult]
+    traffic: Callable[[ServerState, np.ndarray, int], Traffic]
     init_clients: Callable[[int], Any] = lambda count: ()
-    select: Callable[[Server, Any, Cohort, Start, Adapter], Start] | None = None
+    select: Callable[[ServerState, Any, Cohort, ClientInit, Adapter], ClientInit] | None = None
     penalty: Callable[[Adapter, Array], Array] | None = None
     rates: Rates = EQUAL_RATES
     project: Callable[[Adapter], Adapter] | None = None
@@ -119,14 +121,14 @@ class Method:
     check: Callable[[np.ndarray], None] = no_check
 
 
-def plain_server(adapter: Adapter, kernels: Kernels) -> Server:
+def plain_server(adapter: Adapter, kernels: Kernels) -> ServerState:
     """A server that holds a global adapter and leaves the base alone."""
-    return Server(adapter, {})
+    return ServerState(adapter, {})
 
 
-def client_gain(template: Template, cohort: Cohort, components: Array | Gain) -> Gain:
+def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gain:
     """Each client's scale at the given components, 0 elsewhere: ``[c, (L,) R]`` per path."""
-    active = lora.spread(template, components)
+    active = lora.spread(spec, components)
     return {
         path: jnp.where(mask, trees.expand(cohort.scale, mask), 0.0)
         for path, mask in active.items()
@@ -138,30 +140,32 @@ def per_client(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[None], tree)
 
 
-def truncated_start(template: Template, server: Server, cohort: Cohort) -> Start:
+def truncated_start(spec: LoraSpec, server: ServerState, cohort: Cohort) -> ClientInit:
     """Each client begins with the first `r` components of the global adapter and trains them."""
-    active = lora.prefix_mask(cohort.rank, template.rank)  # [c, R]
-    mask = lora.factor_mask(lora.spread(template, active))
+    active = lora.prefix_mask(cohort.rank, spec.rank)  # [c, R]
+    mask = lora.factor_mask(lora.spread(spec, active))
     start = lora.keep(per_client(server.adapter), mask)
-    return Start(start, client_gain(template, cohort, active), mask)
+    return ClientInit(start, client_gain(spec, cohort, active), mask)
 
 
-def whole_start(template: Template, server: Server, cohort: Cohort, trainable: Adapter) -> Start:
+def whole_start(
+    spec: LoraSpec, server: ServerState, cohort: Cohort, trainable: Adapter
+) -> ClientInit:
     """Each client computes with all `R` components at the server's scale, and trains some."""
     count = cohort.rank.shape[0]
-    everything = jnp.ones((count, template.rank), bool)
-    at_server_scale = cohort._replace(scale=jnp.full(count, template.server_scale, jnp.float32))
+    everything = jnp.ones((count, spec.rank), bool)
+    at_server_scale = cohort._replace(scale=jnp.full(count, spec.server_scale, jnp.float32))
     start = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), per_client(server.adapter)
     )
-    return Start(start, client_gain(template, at_server_scale, everything), trainable)
+    return ClientInit(start, client_gain(spec, at_server_scale, everything), trainable)
 
 
-def symmetric_traffic(template: Template) -> Callable[[Server, np.ndarray, int], Traffic]:
+def symmetric_traffic(spec: LoraSpec) -> Callable[[ServerState, np.ndarray, int], Traffic]:
     """Each client receives and sends its own `r` components."""
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        size = rank.astype(np.int64) * spec.component_size * FLOAT_BYTES
         return Traffic(up=size, down=size)
 
     return traffic

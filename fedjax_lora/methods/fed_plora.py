@@ -8,16 +8,16 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
     INDEX_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     plain_server,
     whole_start,
@@ -51,7 +51,7 @@ def module_norms(pair: LoRA) -> Array:
 
 
 def fed_plora(
-    template: Template,
+    spec: LoraSpec,
     *,
     selection: Selection = "random",
     indices: Literal["global", "layer"] = "global",
@@ -72,7 +72,7 @@ def fed_plora(
     server's scale is used, since a client holds all `R` modules.
 
     Args:
-      template: the sites.
+      spec: the sites.
       selection: how the modules are chosen, see `select`. The paper draws them at random and
         compares other rules that are not known here. ``importance`` goes by the norm of the
         server's module, which at the start is zero for all (the first `r` are taken), and keeps
@@ -85,30 +85,30 @@ def fed_plora(
     Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
     """
 
-    def choose(server: Server, cohort: Cohort) -> Gain:
+    def choose(server: ServerState, cohort: Cohort) -> Gain:
         size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
         if indices == "global":
-            total = sum(jnp.sum(x.reshape(-1, template.rank), axis=0) for x in size.values())
+            total = sum(jnp.sum(x.reshape(-1, spec.rank), axis=0) for x in size.values())
             chosen = select(cohort, cohort.key, jnp.asarray(total), selection=selection)
-            return lora.spread(template, chosen)
+            return lora.spread(spec, chosen)
         masks = {}
-        for n, site in enumerate(template.sites):
+        for n, target in enumerate(spec.targets):
             key = jax.random.fold_in(cohort.key, n)
-            own = size[site.path].reshape(-1, template.rank)  # [L or 1, R]
+            own = size[target.path].reshape(-1, spec.rank)  # [L or 1, R]
             drawn = [
                 select(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
                 for layer in range(own.shape[0])
             ]
-            masks[site.path] = jnp.stack(drawn, axis=1) if site.stack else drawn[0]
-        return lora.spread(template, masks)
+            masks[target.path] = jnp.stack(drawn, axis=1) if target.stack else drawn[0]
+        return lora.spread(spec, masks)
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
+    def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
         trainable = lora.factor_mask(choose(server, cohort))
-        return whole_start(template, server, cohort, trainable)
+        return whole_start(spec, server, cohort, trainable)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         trained = {path: mask.b[..., 0] for path, mask in start.trainable.items()}
         present = cohort.weight > 0
         owned = {
@@ -118,15 +118,15 @@ def fed_plora(
         weight = {path: owner_shares(cohort.weight, mask, weights) for path, mask in owned.items()}
         kept = {path: jnp.any(mask, axis=0) for path, mask in owned.items()}
         adapter = keep_unowned(combine(result, weight), server.adapter, kept)
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
-    sets = 0 if selection != "random" else template.matrices if indices == "layer" else 1
+    sets = 0 if selection != "random" else spec.matrices if indices == "layer" else 1
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
-        one = template.component_size * FLOAT_BYTES
+        one = spec.component_size * FLOAT_BYTES
         up, exact = rank * (one + sets * INDEX_BYTES), rank * sets * INDEX_BYTES
-        return Traffic(up=up, down=np.full_like(up, template.rank * one), exact=exact)
+        return Traffic(up=up, down=np.full_like(up, spec.rank * one), exact=exact)
 
     return Method(
         init=plain_server,

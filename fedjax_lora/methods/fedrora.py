@@ -11,15 +11,15 @@ from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA, Rates
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     client_gain,
     per_client,
@@ -40,7 +40,7 @@ class Own(NamedTuple):
 
 
 def fedrora(
-    template: Template,
+    spec: LoraSpec,
     *,
     largest: Literal["signed", "magnitude"] = "signed",
     first: float = 0.0,
@@ -60,7 +60,7 @@ def fedrora(
     round it begins at the first `r` components of the global model.
 
     Args:
-      template: the sites. The paper's product has no scale; here the coefficients come on top of
+      spec: the sites. The paper's product has no scale; here the coefficients come on top of
         the scale that every adapter has (1 with ``alpha`` equal to `R`).
       largest: by signed value, as the paper writes, or by magnitude, as its released code does.
       first: each coefficient before anybody has trained is ``first / sqrt(r)``, over directions
@@ -86,12 +86,12 @@ def fedrora(
         raise InputError(f"Method 'fedrora' needs first to be 0 or more and finite, got {first}.")
 
     def init_clients(count: int) -> Own:
-        own = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), template.shapes())
+        own = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), spec.shapes())
         sizes = {path: jnp.zeros(pair.b.shape[:-1]) for path, pair in own.items()}
         return Own(own, sizes, jnp.zeros(count, bool))
 
-    def broadcast(server: Server, clients: Own, cohort: Cohort) -> Start:
-        active = lora.spread(template, lora.prefix_mask(cohort.rank, template.rank))
+    def broadcast(server: ServerState, clients: Own, cohort: Cohort) -> ClientInit:
+        active = lora.spread(spec, lora.prefix_mask(cohort.rank, spec.rank))
         mask = lora.factor_mask(active)
         size = {
             path: jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
@@ -99,7 +99,7 @@ def fedrora(
         }
         begin = first / jnp.sqrt(cohort.rank.astype(jnp.float32))  # [c]
         shared = {
-            path: jnp.where(x > 0, template.server_scale * x, trees.expand(begin, x))
+            path: jnp.where(x > 0, spec.server_scale * x, trees.expand(begin, x))
             for path, x in per_client(size).items()
         }
         common = per_client(directions_of(server.adapter, cohort.key))
@@ -110,28 +110,28 @@ def fedrora(
             path: jnp.where(active[path], x / trees.expand(cohort.scale, x), 0.0)
             for path, x in effective.items()
         }
-        gain = client_gain(template, cohort, active)
-        return Start(lora.keep(adapter, mask), gain, mask, coefficients)
+        gain = client_gain(spec, cohort, active)
+        return ClientInit(lora.keep(adapter, mask), gain, mask, coefficients)
 
     def layer(a: Array, b: Array, gain: Array, share: Array) -> tuple[LoRA, Array, Array]:
         """The triplets of the mean, and everybody's coefficients ``[c, R]``."""
-        u, s, vt = linalg.svd(weighted_stack(LoRA(a, b), gain, share), template.rank)
+        u, s, vt = linalg.svd(weighted_stack(LoRA(a, b), gain, share), spec.rank)
         left = linalg.matmul(u.T[None], a * gain[:, None])  # [c, R, R], u_k^T a_m
         right = linalg.matmul(b, vt.T[None])  # [c, R, R], b_m v_k
         return LoRA(u, vt), s, jnp.sum(left * right.mT, axis=-1)
 
     def aggregate(
-        server: Server, clients: Own, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Own, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         share = shares(cohort.weight, weights)
-        each = jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
+        each = jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
         found = {
             path: each_layer(layer, (*pair, start.gain[path]), each, ())
             for path, pair in result.items()
         }
-        triplets = only_adapted(template, {path: pair for path, (pair, _, _) in found.items()})
+        triplets = only_adapted(spec, {path: pair for path, (pair, _, _) in found.items()})
         mean = {
-            path: split(pair.a, found[path][1] / template.server_scale, pair.b, "a")
+            path: split(pair.a, found[path][1] / spec.server_scale, pair.b, "a")
             for path, pair in triplets.items()
         }
         own = {path: jnp.moveaxis(x, -2, 0) for path, (_, _, x) in found.items()}  # [c, (L,) R]
@@ -142,11 +142,11 @@ def fedrora(
         sizes = {path: jnp.take_along_axis(x, order[path], axis=-1) for path, x in own.items()}
         adapter = if_anybody(cohort, mean, server.adapter)
         kept = Own(reordered(triplets, order), sizes, jnp.ones_like(clients.known))
-        return Outcome(server._replace(adapter=adapter), kept, cohort.rank)
+        return AggregateResult(server._replace(adapter=adapter), kept, cohort.rank)
 
-    one = template.component_size + template.matrices
+    one = spec.component_size + spec.matrices
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * one * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=3)
 

@@ -10,15 +10,15 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, fedit
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     need_equal_ranks,
     per_client,
@@ -34,7 +34,7 @@ class Own(NamedTuple):
     b: dict[str, Array]  # [N, (L,) R, o], where it left it
 
 
-def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
+def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """FedSA-LoRA: `a` is averaged, each client keeps its own `b`.
 
     Both are trained; only `a` is sent. A client's `b` is where it left it when it last took part;
@@ -46,31 +46,31 @@ def fedsa_lora(template: Template, *, weights: Weights = "examples") -> Method:
     arXiv 2410.01463.
     """
 
-    def init(adapter: Adapter, kernels: Kernels) -> Server:
+    def init(adapter: Adapter, kernels: Kernels) -> ServerState:
         first = {path: pair.b for path, pair in adapter.items()}
         return plain_server(adapter, kernels)._replace(state=first)
 
     def init_clients(count: int) -> Own:
-        shapes = {path: pair.b for path, pair in template.shapes().items()}
+        shapes = {path: pair.b for path, pair in spec.shapes().items()}
         b = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
         return Own(jnp.zeros(count, bool), b)
 
-    def broadcast(server: Server, clients: Own, cohort: Cohort) -> Start:
-        start = truncated_start(template, server, cohort)
+    def broadcast(server: ServerState, clients: Own, cohort: Cohort) -> ClientInit:
+        start = truncated_start(spec, server, cohort)
         b = trees.where(clients.trained, clients.b, per_client(server.state))
         own = {path: LoRA(pair.a, b[path]) for path, pair in start.adapter.items()}
         return start._replace(adapter=lora.keep(own, start.trainable))
 
-    mean = fedit(template, weights=weights)
+    mean = fedit(spec, weights=weights)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         kept = Own(jnp.ones_like(cohort.id, bool), {path: pair.b for path, pair in result.items()})
         return mean.aggregate(server, clients, cohort, start, result)._replace(clients=kept)
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        size = rank.astype(np.int64) * template.factor_sizes.a * FLOAT_BYTES
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        size = rank.astype(np.int64) * spec.factor_sizes.a * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=1)
 
     return dataclasses.replace(

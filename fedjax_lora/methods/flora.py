@@ -9,15 +9,15 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.types import Adapter, Kernels
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     truncated_start,
 )
@@ -25,7 +25,7 @@ from fedjax_lora.methods.svd import weighted_stack
 
 
 def flora(
-    template: Template,
+    spec: LoraSpec,
     *,
     weights: Weights = "examples",
     init: Literal["kaiming", "gaussian"] = "kaiming",
@@ -42,29 +42,29 @@ def flora(
     Adaptations", arXiv 2409.05976.
     """
 
-    def init_server(adapter: Adapter, kernels: Kernels) -> Server:
+    def init_server(adapter: Adapter, kernels: Kernels) -> ServerState:
         # What is learnt is in the kernels: between rounds the adapter is always zero.
-        learnt = lora.deltas(adapter, lora.uniform_gain(template))
+        learnt = lora.deltas(adapter, lora.uniform_gain(spec))
         kernels = {path: x + learnt[path].astype(x.dtype) for path, x in kernels.items()}
-        return Server(jax.tree.map(jnp.zeros_like, adapter), kernels)
+        return ServerState(jax.tree.map(jnp.zeros_like, adapter), kernels)
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0), method=init)
-        return truncated_start(template, server._replace(adapter=fresh), cohort)
+    def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
+        fresh = lora.init(spec, jax.random.fold_in(cohort.key, 0), method=init)
+        return truncated_start(spec, server._replace(adapter=fresh), cohort)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         share = shares(cohort.weight, weights)
         kernels = {}
         for path, pair in result.items():
             stacks = weighted_stack(pair, start.gain[path], share)
             kernel = server.kernels[path]
             kernels[path] = kernel + linalg.matmul(*stacks).astype(kernel.dtype)
-        return Outcome(server._replace(kernels=kernels), clients, cohort.rank)
+        return AggregateResult(server._replace(kernels=kernels), clients, cohort.rank)
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
-        size = rank.astype(np.int64) * template.component_size * FLOAT_BYTES
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        size = rank.astype(np.int64) * spec.component_size * FLOAT_BYTES
         stack = int(size.sum())
         return Traffic(up=size, down=np.full_like(size, stack), common=stack)
 

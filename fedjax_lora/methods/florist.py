@@ -10,15 +10,15 @@ from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     plain_server,
 )
@@ -34,7 +34,7 @@ from fedjax_lora.methods.svd import (
 
 
 def florist(
-    template: Template,
+    spec: LoraSpec,
     *,
     threshold: float = 0.9,
     weights: Weights = "examples",
@@ -51,7 +51,7 @@ def florist(
     the function as it is.
 
     Args:
-      template: the sites.
+      spec: the sites.
       threshold: share of the energy to keep; with 1 the product is FlexLoRA's.
       weights: of the mean.
       sigma: the factor that carries the singular values (not known from the paper; as FlexLoRA).
@@ -65,49 +65,49 @@ def florist(
     if not 0 < threshold <= 1:
         raise InputError(f"Method 'florist' needs a threshold in (0, 1], got {threshold}.")
 
-    def init(adapter: Adapter, kernels: Kernels) -> Server:
+    def init(adapter: Adapter, kernels: Kernels) -> ServerState:
         # Components in use, per layer: all of a fresh adapter.
-        used = {s.path: jnp.full(s.stack, template.rank, jnp.int32) for s in template.sites}
+        used = {s.path: jnp.full(s.stack, spec.rank, jnp.int32) for s in spec.targets}
         return plain_server(adapter, kernels)._replace(state=used)
 
     def layer(a: Array, b: Array, gain: Array, share: Array, fresh: Array) -> tuple[LoRA, Array]:
         stacks = weighted_stack(LoRA(a, b), gain, share)
         widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
-        u, s, vt = linalg.svd(stacks, max(widest, template.rank))
-        used = jnp.minimum(components_kept(s, threshold), template.rank)
-        u, s, vt = (x[..., : template.rank] for x in (u, s, vt.mT))
-        new = split(u, s / template.server_scale, vt.mT, sigma)
-        mask = lora.prefix_mask(used, template.rank)
+        u, s, vt = linalg.svd(stacks, max(widest, spec.rank))
+        used = jnp.minimum(components_kept(s, threshold), spec.rank)
+        u, s, vt = (x[..., : spec.rank] for x in (u, s, vt.mT))
+        new = split(u, s / spec.server_scale, vt.mT, sigma)
+        mask = lora.prefix_mask(used, spec.rank)
         cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
         return cut, used
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         share = shares(cohort.weight, weights)
-        fresh = lora.init(template, jax.random.fold_in(cohort.key, 0))
-        share = jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
+        fresh = lora.init(spec, jax.random.fold_in(cohort.key, 0))
+        share = jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
         done = {
             path: each_layer(layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))
             for path, pair in result.items()
         }
-        adapter = only_adapted(template, {path: pair for path, (pair, _) in done.items()})
+        adapter = only_adapted(spec, {path: pair for path, (pair, _) in done.items()})
         used = {path: number for path, (_, number) in done.items()}
         new = server._replace(adapter=adapter, state=used)
-        return Outcome(if_anybody(cohort, new, server), clients, cohort.rank)
+        return AggregateResult(if_anybody(cohort, new, server), clients, cohort.rank)
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
         down = np.zeros_like(rank)
-        for site in template.sites:
-            used = np.atleast_1d(np.asarray(server.state[site.path]))
-            for number in used[list(site.layers) if site.layers else slice(None)]:
-                down += np.minimum(rank, number) * (site.inputs + site.outputs) * FLOAT_BYTES
-        return Traffic(up=rank * template.component_size * FLOAT_BYTES, down=down)
+        for target in spec.targets:
+            used = np.atleast_1d(np.asarray(server.state[target.path]))
+            for number in used[list(target.layers) if target.layers else slice(None)]:
+                down += np.minimum(rank, number) * (target.inputs + target.outputs) * FLOAT_BYTES
+        return Traffic(up=rank * spec.component_size * FLOAT_BYTES, down=down)
 
     return Method(
         init=init,
-        broadcast=lambda server, clients, cohort: rescaled_start(template, server, cohort),
+        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
         aggregate=aggregate,
         traffic=traffic,
     )

@@ -11,13 +11,13 @@ from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import averaging, owners, shares
-from fedjax_lora.methods.base import Cohort, Method, Outcome, Server, Start
+from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method, ServerState
 
 
 def hetlora(
-    template: Template,
+    spec: LoraSpec,
     *,
     norm: Literal["client", "layer"] = "client",
     gamma: float = 0.99,
@@ -35,7 +35,7 @@ def hetlora(
     ``max(min_rank, floor(gamma r))`` from then on.
 
     Args:
-      template: the sites.
+      spec: the sites.
       norm: one weight per client from the norm over all layers together, or one per layer. The
         paper does not say; the default keeps the layers of one client together.
       gamma: where the tail begins; 0.99 is the best that the paper reports, 1 never prunes.
@@ -54,19 +54,19 @@ def hetlora(
             "Method 'hetlora' needs gamma in (0, 1], penalty of at least 0 and min_rank of at "
             f"least 1, got gamma={gamma}, penalty={penalty}, min_rank={min_rank}."
         )
-    cut = np.floor(gamma * np.arange(template.rank + 1)).astype(np.int32)  # by rank
+    cut = np.floor(gamma * np.arange(spec.rank + 1)).astype(np.int32)  # by rank
 
     def tail_size(adapter: Adapter, rank: Array) -> Array:
         """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""
-        tail = ~lora.prefix_mask(jnp.asarray(cut)[rank], template.rank)  # [..., R]
-        only = lora.keep(adapter, lora.factor_mask(lora.spread(template, tail)))
+        tail = ~lora.prefix_mask(jnp.asarray(cut)[rank], spec.rank)  # [..., R]
+        only = lora.keep(adapter, lora.factor_mask(lora.spread(spec, tail)))
         total = jnp.zeros(rank.shape)
         for pair in only.values():
             a, b = (_root(jnp.sum(jnp.square(x), axis=(-2, -1))) for x in pair)  # [..., (L)]
             total = total + jnp.sum((a * b).reshape(*rank.shape, -1), axis=-1)
         return total
 
-    def weigh(cohort: Cohort, start: Start, result: Adapter) -> Mapping[str, Array]:
+    def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Mapping[str, Array]:
         present = cohort.weight > 0
         squares = {
             path: linalg.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
@@ -84,18 +84,18 @@ def hetlora(
             )
             return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
 
-        owned = lora.spread(template, owners(cohort, template.rank))
+        owned = lora.spread(spec, owners(cohort, spec.rank))
         return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
 
-    padded_mean = averaging(template, weigh)
+    padded_mean = averaging(spec, weigh)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         shrunk = tail_size(result, cohort.rank) < tail_size(start.adapter, cohort.rank)
         pruned = jnp.minimum(cohort.rank, jnp.maximum(min_rank, jnp.asarray(cut)[cohort.rank]))
         rank = jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
-        kept = lora.factor_mask(lora.spread(template, lora.prefix_mask(rank, template.rank)))
+        kept = lora.factor_mask(lora.spread(spec, lora.prefix_mask(rank, spec.rank)))
         sent = lora.keep(result, kept)
         return padded_mean.aggregate(server, clients, cohort._replace(rank=rank), start, sent)
 

@@ -9,16 +9,16 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
     INDEX_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     plain_server,
     whole_start,
@@ -26,7 +26,7 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.methods.fed_plora import module_norms
 
 
-def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
+def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
     """LoRA-A2: alternating factors, and of all components the ones that move most.
 
     All clients hold all `R` components. In even rounds `b` is trained and `a` is fixed, in odd
@@ -37,7 +37,7 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
     chose a component. No initialisation noise, and in the fixed factor no aggregation noise.
 
     Args:
-      template: the sites.
+      spec: the sites.
       b_rate: the learning rate of `b` over that of `a`; 5 in the paper.
       weights: of the mean.
 
@@ -61,14 +61,14 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
         b = trains_b(cohort.round)
         return lora.factor_mask(components, a=~b, b=b)
 
-    def broadcast(server: Server, clients: Any, cohort: Cohort) -> Start:
-        everything = jnp.ones((cohort.rank.shape[0], template.rank), bool)
-        trained = trainable(cohort, lora.spread(template, everything))
-        return whole_start(template, server, cohort, trained)
+    def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
+        everything = jnp.ones((cohort.rank.shape[0], spec.rank), bool)
+        trained = trainable(cohort, lora.spread(spec, everything))
+        return whole_start(spec, server, cohort, trained)
 
     def select(
-        server: Server, clients: Any, cohort: Cohort, start: Start, probed: Adapter
-    ) -> Start:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, probed: Adapter
+    ) -> ClientInit:
         change = jax.tree.map(jnp.subtract, probed, start.adapter)
         b = trains_b(cohort.round)
         scores = {
@@ -80,27 +80,27 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
             )
             for path, pair in start.adapter.items()
         }
-        chosen = highest(template, scores, cohort.rank * template.matrices)
+        chosen = highest(spec, scores, cohort.rank * spec.matrices)
         return start._replace(trainable=trainable(cohort, chosen))
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         change = jax.tree.map(jnp.subtract, result, start.adapter)  # zero where not chosen
         share = jnp.broadcast_to(
-            shares(cohort.weight, weights)[:, None], (cohort.rank.shape[0], template.rank)
+            shares(cohort.weight, weights)[:, None], (cohort.rank.shape[0], spec.rank)
         )
         adapter = jax.tree.map(jnp.add, server.adapter, combine(change, share))
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
-        before, one = template.factor_sizes
+        before, one = spec.factor_sizes
         if not trains_b(round):
             before, one = one, before
-        index = rank * template.matrices * INDEX_BYTES
+        index = rank * spec.matrices * INDEX_BYTES
         up = rank * one * FLOAT_BYTES + index
-        down = np.full_like(up, template.rank * before * FLOAT_BYTES)
+        down = np.full_like(up, spec.rank * before * FLOAT_BYTES)
         return Traffic(up=up, down=down, exact=index, factors=1)
 
     return Method(
@@ -114,18 +114,18 @@ def lora_a2(template: Template, *, b_rate: float = 5.0, weights: Weights = "exam
     )
 
 
-def highest(template: Template, scores: Gain, count: Array) -> Gain:
+def highest(spec: LoraSpec, scores: Gain, count: Array) -> Gain:
     """The components with the highest scores over all adapted matrices together.
 
     Args:
-      template: the sites.
+      spec: the sites.
       scores: ``[c, (L,) R]`` per path.
       count: how many each client takes, ``int32[c]``; of equal scores the first.
 
     Returns:
       ``bool[c, (L,) R]`` per path.
     """
-    adapted = lora.spread(template, jnp.ones(template.rank, bool))
+    adapted = lora.spread(spec, jnp.ones(spec.rank, bool))
     flat = jnp.concatenate(
         [
             jnp.where(adapted[path][None], x, -jnp.inf).reshape(x.shape[0], -1)
@@ -140,4 +140,4 @@ def highest(template: Template, scores: Gain, count: Array) -> Gain:
         size = x[0].size
         masks[path] = taken[:, at : at + size].reshape(x.shape)
         at += size
-    return lora.spread(template, masks)
+    return lora.spread(spec, masks)

@@ -3,14 +3,14 @@
 from typing import Literal
 
 from fedjax_lora.core.types import Array, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, owner_shares, owners
 from fedjax_lora.methods.base import Cohort, Method
 from fedjax_lora.methods.svd import Sigma, refactoring
 
 
 def raflora(
-    template: Template,
+    spec: LoraSpec,
     *,
     empty: Literal["keep", "drop"] = "keep",
     weights: Weights = "examples",
@@ -25,7 +25,7 @@ def raflora(
     do not have them, which would let their energy decay geometrically over the rounds.
 
     Args:
-      template: the sites.
+      spec: the sites.
       empty: a component without an owner in the cohort enters with the server's value, or not at
         all. A public re-implementation drops it, the paper's rule is not known; dropping loses in
         one round the energy that the method is there to keep.
@@ -37,12 +37,12 @@ def raflora(
     """
 
     def weigh(cohort: Cohort) -> Array:
-        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
+        return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return refactoring(template, weigh, sigma=sigma, keep=empty == "keep")
+    return refactoring(spec, weigh, sigma=sigma, keep=empty == "keep")
 
 
-def rb_lora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
+def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
     """RB-LoRA: rank-balanced mean of the factors, product, SVD.
 
     Component `j` of the n-weighted mean of zero-padded factors is multiplied by
@@ -56,9 +56,9 @@ def rb_lora(template: Template, *, weights: Weights = "examples", sigma: Sigma =
     """
 
     def weigh(cohort: Cohort) -> Array:
-        return owner_shares(cohort.weight, owners(cohort, template.rank), weights)
+        return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return refactoring(template, weigh, sigma=sigma, join=_mean_factors, keep=True)
+    return refactoring(spec, weigh, sigma=sigma, join=_mean_factors, keep=True)
 
 
 def _mean_factors(pair: LoRA, gain: Array, share: Array) -> LoRA:

@@ -12,15 +12,15 @@ import numpy as np
 from fedjax_lora.core import linalg
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     Traffic,
     need_equal_ranks,
     plain_server,
@@ -31,11 +31,11 @@ from fedjax_lora.methods.svd import weighted_stack
 
 
 def _means(
-    template: Template, cohort: Cohort, result: Adapter, weights: Weights
+    spec: LoraSpec, cohort: Cohort, result: Adapter, weights: Weights
 ) -> tuple[Adapter, Array]:
     """The mean factors, zero beyond the clients' rank, and the weights ``[c]``."""
     share = shares(cohort.weight, weights)
-    own = owners(cohort, template.rank)
+    own = owners(cohort, spec.rank)
     return combine(result, jnp.where(own, share[:, None], 0.0)), share
 
 
@@ -44,16 +44,14 @@ def _residual(pair: LoRA, mean: LoRA, gain: Array, share: Array) -> LoRA:
     return weighted_stack(LoRA(pair.a, pair.b - mean.b[None]), gain, share)
 
 
-def fedex_lora(
-    template: Template, *, residual_rank: int = 0, weights: Weights = "examples"
-) -> Method:
+def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "examples") -> Method:
     """FedEx-LoRA: averaged factors, and what they miss added to the base.
 
     ``a = sum_k p_k a_k``, ``b = sum_k p_k b_k``, ``W <- W + sum_k p_k s a_k b_k - s a b``: exact,
     and clients go on from the averaged factors. All clients have one rank.
 
     Args:
-      template: the sites.
+      spec: the sites.
       residual_rank: send and add only so many leading singular components of the residual; 0 for
         all of it, as ``K r`` components or as a matrix, whichever is smaller.
       weights: of the means. The paper writes them equal; the identity holds for any.
@@ -68,9 +66,9 @@ def fedex_lora(
         raise InputError(f"Method 'fedex_lora' needs residual_rank >= 0, got {residual_rank}.")
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
-        mean, share = _means(template, cohort, result, weights)
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
+        mean, share = _means(spec, cohort, result, weights)
         kernels = {}
         for path, pair in result.items():
             left, right = _residual(pair, mean[path], start.gain[path], share)
@@ -79,33 +77,33 @@ def fedex_lora(
                 left, right = u * s[..., None, :], vt
             kernel = server.kernels[path]
             kernels[path] = kernel + linalg.matmul(left, right).astype(kernel.dtype)
-        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        owned = jnp.any(owners(cohort, spec.rank), axis=0)
         adapter = keep_unowned(mean, server.adapter, owned)
-        return Outcome(server._replace(adapter=adapter, kernels=kernels), clients, cohort.rank)
+        return AggregateResult(
+            server._replace(adapter=adapter, kernels=kernels), clients, cohort.rank
+        )
 
-    def traffic(server: Server, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
         most = int(rank.sum())
         components = min(residual_rank or most, most)
         residual = FLOAT_BYTES * sum(
             s.adapted * min(components * (s.inputs + s.outputs), s.inputs * s.outputs)
-            for s in template.sites
+            for s in spec.targets
         )
-        up = rank * template.component_size * FLOAT_BYTES
+        up = rank * spec.component_size * FLOAT_BYTES
         return Traffic(up=up, down=up + residual, common=residual)
 
     return Method(
-        init=Server,
-        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        init=ServerState,
+        broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,
         traffic=traffic,
         check=need_equal_ranks("fedex_lora", "the heterogeneous, equally exact 'flora'"),
     )
 
 
-def lora_fair(
-    template: Template, *, penalty: float = 0.01, weights: Weights = "examples"
-) -> Method:
+def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "examples") -> Method:
     """LoRA-FAIR: averaged factors, `b` corrected towards the mean of the products.
 
     ``b + d`` with ``d`` the minimiser of ``||M - s a (b + d)||_F^2 + penalty ||d||_F^2``, where
@@ -113,7 +111,7 @@ def lora_fair(
     not touched. All clients have one rank.
 
     Args:
-      template: the sites.
+      spec: the sites.
       penalty: holds `b` near the average: without it `b` drifts, and accuracy falls (the paper).
       weights: of the means.
 
@@ -131,23 +129,23 @@ def lora_fair(
         raise InputError(f"Method 'lora_fair' needs a penalty above 0, got {penalty}.")
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
-        mean, share = _means(template, cohort, result, weights)
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
+        mean, share = _means(spec, cohort, result, weights)
         scale = jnp.max(jnp.where(cohort.weight > 0, cohort.scale, 0.0))  # one rank, one scale
         corrected = {}
         for path, pair in result.items():
             missed = _residual(pair, mean[path], start.gain[path], share)
             a, b = mean[path]
             corrected[path] = LoRA(a, b + linalg.ridge(a * scale, missed, penalty))
-        owned = jnp.any(owners(cohort, template.rank), axis=0)
+        owned = jnp.any(owners(cohort, spec.rank), axis=0)
         adapter = keep_unowned(corrected, server.adapter, owned)
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
         init=plain_server,
-        broadcast=lambda server, clients, cohort: truncated_start(template, server, cohort),
+        broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,
-        traffic=symmetric_traffic(template),
+        traffic=symmetric_traffic(spec),
         check=need_equal_ranks("lora_fair", "a heterogeneous method such as 'hlora'"),
     )

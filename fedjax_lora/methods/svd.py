@@ -15,14 +15,14 @@ from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.layerwise import over_layers
 from fedjax_lora.core.types import Adapter, Array, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
 from fedjax_lora.methods.base import (
+    AggregateResult,
+    ClientInit,
     Cohort,
     Method,
-    Outcome,
-    Server,
-    Start,
+    ServerState,
     per_client,
     plain_server,
     symmetric_traffic,
@@ -70,7 +70,7 @@ def split(u: Array, s: Array, vt: Array, sigma: Sigma) -> LoRA:
 
 
 def refactoring(
-    template: Template,
+    spec: LoraSpec,
     weigh: Callable[[Cohort], Array],
     *,
     sigma: Sigma,
@@ -80,7 +80,7 @@ def refactoring(
     """A method whose new server holds the best rank-`R` factors of a product.
 
     Args:
-      template: the sites.
+      spec: the sites.
       weigh: the weights of the clients' components, ``float32[c, R]``.
       sigma: see `refactor`.
       join: the clients' part of the product, from the arguments of `weighted_stack`.
@@ -90,16 +90,16 @@ def refactoring(
     def layer(a: Array, b: Array, gain: Array, share: Array, old_a: Array, old_b: Array) -> LoRA:
         product = join(LoRA(a, b), gain, share)
         if keep:
-            kept = jnp.where(jnp.all(share == 0, axis=0), template.server_scale, 0.0)  # [R]
+            kept = jnp.where(jnp.all(share == 0, axis=0), spec.server_scale, 0.0)  # [R]
             product = LoRA(
                 jnp.concatenate([product.a, old_a[0] * kept[None]], axis=1),
                 jnp.concatenate([product.b, old_b[0]], axis=0),
             )
-        return refactor(product, template.rank, template.server_scale, sigma)
+        return refactor(product, spec.rank, spec.server_scale, sigma)
 
     def aggregate(
-        server: Server, clients: Any, cohort: Cohort, start: Start, result: Adapter
-    ) -> Outcome:
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
         share = weigh(cohort)
         new = {
             path: each_layer(
@@ -107,14 +107,14 @@ def refactoring(
             )
             for path, pair in result.items()
         }
-        adapter = if_anybody(cohort, only_adapted(template, new), server.adapter)
-        return Outcome(server._replace(adapter=adapter), clients, cohort.rank)
+        adapter = if_anybody(cohort, only_adapted(spec, new), server.adapter)
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
         init=plain_server,
-        broadcast=lambda server, clients, cohort: rescaled_start(template, server, cohort),
+        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
         aggregate=aggregate,
-        traffic=symmetric_traffic(template),
+        traffic=symmetric_traffic(spec),
     )
 
 
@@ -138,13 +138,13 @@ def each_layer(
     return over_layers(layer, *clients, everywhere, *server, axis=1)
 
 
-def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
+def rescaled_start(spec: LoraSpec, server: ServerState, cohort: Cohort) -> ClientInit:
     """The first `r` components, such that each client's product is the server's.
 
     A client that reads its adapter at another scale gets factors of the same product.
     """
-    start = truncated_start(template, server, cohort)
-    ratio = template.server_scale / cohort.scale
+    start = truncated_start(spec, server, cohort)
+    ratio = spec.server_scale / cohort.scale
     adapter = {
         path: LoRA(pair.a, pair.b * ratio.reshape(-1, *(1,) * (pair.b.ndim - 1)))
         for path, pair in start.adapter.items()
@@ -152,9 +152,9 @@ def rescaled_start(template: Template, server: Server, cohort: Cohort) -> Start:
     return start._replace(adapter=adapter)
 
 
-def only_adapted(template: Template, adapter: Adapter) -> Adapter:
+def only_adapted(spec: LoraSpec, adapter: Adapter) -> Adapter:
     """Zeros at the layers left out: singular vectors of a zero product are not zero."""
-    everything = lora.spread(template, jnp.ones(template.rank, bool))
+    everything = lora.spread(spec, jnp.ones(spec.rank, bool))
     return lora.keep(adapter, lora.factor_mask(everything))
 
 
@@ -164,17 +164,17 @@ def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda n, o: jnp.where(somebody, n, o), new, old)
 
 
-def product_mean(template: Template, *, weights: Weights, sigma: Sigma) -> Method:
+def product_mean(spec: LoraSpec, *, weights: Weights, sigma: Sigma) -> Method:
     """The common operator: exact mean of products, then the best rank-`R` factors."""
 
     def weigh(cohort: Cohort) -> Array:
         share = shares(cohort.weight, weights)
-        return jnp.broadcast_to(share[:, None], (share.shape[0], template.rank))
+        return jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
 
-    return refactoring(template, weigh, sigma=sigma)
+    return refactoring(spec, weigh, sigma=sigma)
 
 
-def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
+def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
     """HLoRA: mean of the products, SVD, each client gets its top `r` components.
 
     ``M = sum_k (n_k / n) s_k a_k b_k = U S V^T``; in the paper's notation ``B' = U_r``,
@@ -183,7 +183,7 @@ def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "
     is ``zero_padding``.
 
     Args:
-      template: the sites.
+      spec: the sites.
       weights: of the mean.
       sigma: the factor that carries the singular values. Two independent readers of the paper put
         them into `A`; its literal text could not be read. The product is the same either way, the
@@ -191,10 +191,10 @@ def hlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "
 
     Liu et al., "HLoRA", arXiv 2503.00813.
     """
-    return product_mean(template, weights=weights, sigma=sigma)
+    return product_mean(spec, weights=weights, sigma=sigma)
 
 
-def flexlora(template: Template, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
+def flexlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
     """FlexLoRA: mean of the scaled products, SVD, ``A = V^T[:r]``, ``B = U[:, :r] S[:r] / scale``.
 
     The same operator as HLoRA with the singular values in `B` (our ``b`` transposed).
@@ -202,4 +202,4 @@ def flexlora(template: Template, *, weights: Weights = "examples", sigma: Sigma 
     Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
     Resources", arXiv 2402.11505.
     """
-    return product_mean(template, weights=weights, sigma=sigma)
+    return product_mean(spec, weights=weights, sigma=sigma)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.core import quantization as storages
-from fedjax_lora.core import trees
+from fedjax_lora.core import quantization, trees
 from fedjax_lora.models.module_types import Config, module_of
 
 
@@ -27,11 +26,11 @@ def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
     """The parameters as `jax.ShapeDtypeStruct` leaves: to count bytes, or to compile with."""
 
     def leaf(path: str, shape: tuple[int, ...]) -> Any:
-        made = jax.ShapeDtypeStruct(shape, storages.dtype_of(path, storage))
-        if not storages.is_encoded(path, storage):
+        made = jax.ShapeDtypeStruct(shape, quantization.dtype_of(path, storage))
+        if not quantization.is_encoded(path, storage):
             return made
         codes = jax.eval_shape(
-            lambda x: storages.encode(x, storage), jax.ShapeDtypeStruct(shape[-2:], jnp.float32)
+            lambda x: quantization.encode(x, storage), jax.ShapeDtypeStruct(shape[-2:], jnp.float32)
         )
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape[:-2], *x.shape), x.dtype), codes)
 

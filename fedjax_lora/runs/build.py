@@ -14,17 +14,17 @@ from fedjax_lora.core import trees
 from fedjax_lora.core.types import Params, Shape
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
 from fedjax_lora.data.batching import length_buckets
-from fedjax_lora.evaluation.evaluator import make_evaluate
-from fedjax_lora.evaluation.task_types import KINDS, Scores
+from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
+from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, ranks, transforms
 from fedjax_lora.federated.faults import make_faults
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks.reallocation import Reallocate, unchanged
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import rank_updates
-from fedjax_lora.runs.compilation import Programs, Reading, RoundRecipe, programs
+from fedjax_lora.runs.compilation import CompiledFunctions, InputSpec, RoundSpec, programs
 from fedjax_lora.runs.config import LocalConfig, RunConfig
 from fedjax_lora.runs.folder import environment
 from fedjax_lora.runs.loading import Assets, load_assets, mesh_of
@@ -35,11 +35,11 @@ class Layout(NamedTuple):
 
     parts: data.Partition
     allocated: ranks.Allocation
-    template: Template
+    spec: LoraSpec
     method: Method
-    updates: tuple[transforms.Update, ...]
+    updates: tuple[transforms.UpdateTransform, ...]
     server_optimizer: transforms.ServerOptimizer | None
-    first: interop.Placed | None  # the adapter to begin with, if it is not a fresh one
+    first: interop.LoadedAdapter | None  # the adapter to begin with, if it is not a fresh one
 
 
 class Experiment(NamedTuple):
@@ -47,20 +47,20 @@ class Experiment(NamedTuple):
 
     config: RunConfig
     assets: Assets
-    template: Template
+    spec: LoraSpec
     method: Method
     federation: Federation
     rank: np.ndarray  # int32[N], at the start
     base: Params  # on the device(s), without the head
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
-    recipe: RoundRecipe  # what ``round_fn`` is compiled from
+    recipe: RoundSpec  # what ``round_fn`` is compiled from
     round_fn: federated.RoundFn
     evaluate: Callable[[FederatedState], Scores]
     reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
-    review: ranks.Review | None
-    updates: tuple[transforms.Update, ...]
+    review: ranks.RankSchedule | None
+    updates: tuple[transforms.UpdateTransform, ...]
     privacy: Callable[[int], dict[str, float]]  # what to report after so many rounds
 
 
@@ -80,8 +80,8 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         min_examples=fed.min_examples,
         groups=assets.task.train.groups,
     )
-    template_of = functools.partial(
-        lora.make_template,
+    spec_of = functools.partial(
+        lora.make_spec,
         {name: part for name, part in assets.model.params.items() if name != "head"},
         targets=options.targets,
         alpha=options.alpha,
@@ -93,21 +93,21 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         clients=fed.clients,
         seed=config.seed,
         quality=parts.quality,
-        component_size=template_of(rank=1).component_size,
+        component_size=spec_of(rank=1).component_size,
     )
-    template = template_of(rank=int(allocated.possible.max()))
+    spec = spec_of(rank=int(allocated.possible.max()))
     if first is not None:
-        template = interop.fitting_template(template, first, keep_scale=options.alpha is None)
-    method = methods.make(fed.method, template)
+        spec = interop.fitting_spec(spec, first, keep_scale=options.alpha is None)
+    method = methods.make(fed.method, spec)
     method.check(allocated.possible)
-    updates = transforms.make_updates(fed.updates, method, fed.method)
+    updates = transforms.make_transforms(fed.updates, method, fed.method)
     server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method, fed.method)
-    return Layout(parts, allocated, template, method, updates, server_optimizer, first)
+    return Layout(parts, allocated, spec, method, updates, server_optimizer, first)
 
 
 def arrange(
     config: RunConfig, assets: Assets, layout: Layout, *, least_steps: int = 0
-) -> tuple[Federation, RoundRecipe]:
+) -> tuple[Federation, RoundSpec]:
     """Who does what in a round, and what a round is compiled from; nothing is compiled.
 
     Args:
@@ -118,10 +118,10 @@ def arrange(
     """
     fed, local, how = config.federation, config.local, config.execution
     mesh = mesh_of(config)
-    wave = how.wave or federated.default_wave(fed.cohort)
+    clients_per_step = how.clients_per_step or federated.default_clients_per_step(fed.cohort)
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
-    kind = KINDS[assets.task.task.kind]
-    reading = Reading(
+    kind = TASK_TYPES[assets.task.task.kind]
+    reading = InputSpec(
         module=assets.model.module,
         lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
         kind=assets.task.task.kind,
@@ -132,7 +132,9 @@ def arrange(
         members=layout.parts.indices,
         length=assets.train.length,
         cohort=fed.cohort,
-        padded=federated.padded_size(fed.cohort, mode=how.mode, wave=wave, mesh=mesh),
+        padded=federated.padded_size(
+            fed.cohort, mode=how.mode, clients_per_step=clients_per_step, mesh=mesh
+        ),
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
@@ -142,9 +144,9 @@ def arrange(
         faults=make_faults(fed.faults),
         amount=_amount(assets) if fed.client_weights == "tokens" else None,
     )
-    recipe = RoundRecipe(
+    recipe = RoundSpec(
         reading=reading,
-        template=layout.template,
+        spec=layout.spec,
         method=fed.method,
         optimizer=local.optimizer,
         clip=local.clip,
@@ -152,7 +154,7 @@ def arrange(
         shapes=_shapes(reading, assets, local),
         heads=fed.heads,
         mode=how.mode,
-        wave=wave,
+        clients_per_step=clients_per_step,
         devices=how.devices,
         mesh=how.mesh,
         prox=local.prox,
@@ -163,7 +165,7 @@ def arrange(
     return federation, recipe
 
 
-def _shapes(reading: Reading, assets: Assets, local: LocalConfig) -> tuple[Shape, ...]:
+def _shapes(reading: InputSpec, assets: Assets, local: LocalConfig) -> tuple[Shape, ...]:
     """What local steps are compiled for."""
     if reading.objective().unpad is None:
         return padded_shapes(row_buckets(local.batch), reading.lengths)
@@ -174,7 +176,7 @@ def _shapes(reading: Reading, assets: Assets, local: LocalConfig) -> tuple[Shape
 
 
 def prepare(
-    config: RunConfig, assets: Assets | None = None, shared: Programs | None = None
+    config: RunConfig, assets: Assets | None = None, shared: CompiledFunctions | None = None
 ) -> Experiment:
     """Divide the data, place the adapters and build the compiled functions of a run.
 
@@ -187,7 +189,7 @@ def prepare(
     shared = programs() if shared is None else shared
     fed, options, how = config.federation, config.lora, config.execution
     layout = lay_out(config, assets)
-    template, method, allocated = layout.template, layout.method, layout.allocated
+    spec, method, allocated = layout.spec, layout.method, layout.allocated
     federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
     privacy = transforms.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
     mesh = mesh_of(config)
@@ -196,25 +198,35 @@ def prepare(
     base = federated.place(frozen, federated.base_sharding(frozen, mesh))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
-    adapter = lora.init(template, jax.random.fold_in(root, 1), method=options.lora_init)
+    adapter = lora.init(spec, jax.random.fold_in(root, 1), method=options.lora_init)
     if layout.first is not None:
-        adapter = interop.begin_with(template, adapter, layout.first)
+        adapter = interop.begin_with(spec, adapter, layout.first)
     kernels = trees.flat(assets.model.params)
     state = federated.init_state(
         method,
         adapter,
-        {site.path: kernels[f"{site.path}/kernel"] for site in template.sites},
+        {target.path: kernels[f"{target.path}/kernel"] for target in spec.targets},
         assets.model.params["head"],
         clients=fed.clients,
         heads=fed.heads,
         server_optimizer=layout.server_optimizer,
     )
-    federated.check_method(method, template, state, federation.padded)
+    federated.check_method(method, spec, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(recipe.reading, how.eval_batch, mesh)
-    evaluate = make_evaluate(config, assets, template, predict, base, place)
-    kind = KINDS[assets.task.task.kind]
+    evaluate = make_evaluate(
+        assets.task,
+        assets.model,
+        spec,
+        _evaluated(assets),
+        predict=predict,
+        base=base,
+        place=place,
+        max_length=config.data.max_length,
+        batch=how.eval_batch,
+    )
+    kind = TASK_TYPES[assets.task.task.kind]
     reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
@@ -230,10 +242,18 @@ def prepare(
             key=root,
         )
     return Experiment(
-        config, assets, template, method, federation, allocated.ranks, base, train_data, state,
+        config, assets, spec, method, federation, allocated.ranks, base, train_data, state,
         recipe, shared.round(recipe), evaluate, reference, reallocate, allocated.review,
         layout.updates, privacy,
     )  # fmt: skip
+
+
+def _evaluated(assets: Assets) -> list[LabelledSplit]:
+    """The splits that a run evaluates: test and, if there is one, validation."""
+    splits = [LabelledSplit("", assets.task.test, assets.test)]
+    if assets.task.validation is not None and assets.validation is not None:
+        splits.append(LabelledSplit("validation_", assets.task.validation, assets.validation))
+    return splits
 
 
 def _amount(assets: Assets) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 A recipe is all that a program depends on besides its arguments. Runs with equal recipes (other
 seeds, learning rates, partitions, numbers of rounds) can share one program, and do if they are
-prepared with the same `Programs`. What is not in a recipe cannot get into a program by accident:
-the builders below see nothing else.
+prepared with the same `CompiledFunctions`. What is not in a recipe cannot get into a program by
+accident: the builders below see nothing else.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from fedjax_lora.federated import (
     transforms,
 )
 from fedjax_lora.federated.local_training import Train
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 
 
@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
+class InputSpec:
     """How a model reads the data; see `OBJECTIVES`."""
 
     module: nn.Module
@@ -63,11 +63,11 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoundRecipe:
+class RoundSpec:
     """Everything a compiled round depends on besides its arguments."""
 
-    reading: Reading
-    template: Template
+    reading: InputSpec
+    spec: LoraSpec
     method: str
     optimizer: str
     clip: float | None
@@ -75,7 +75,7 @@ class RoundRecipe:
     shapes: tuple[Shape, ...]
     heads: Head
     mode: Mode
-    wave: int
+    clients_per_step: int
     devices: int | None
     mesh: tuple[int, ...]
     prox: float
@@ -85,7 +85,7 @@ class RoundRecipe:
 
     def parts(self) -> tuple[Method, Train, dict[str, Any]]:
         """The method, the local training, and how a cohort is executed."""
-        method = methods.make(self.method, self.template)
+        method = methods.make(self.method, self.spec)
         train = federated.make_training(
             self.reading.objective(),
             optimizers.optimizer(self.optimizer, clip=self.clip),
@@ -99,23 +99,27 @@ class RoundRecipe:
         mesh = None
         if self.mode == "sharded":
             mesh = federated.client_mesh(self.devices, self.mesh)
-        return method, train, {"mode": self.mode, "wave": self.wave, "mesh": mesh}
+        return (
+            method,
+            train,
+            {"mode": self.mode, "clients_per_step": self.clients_per_step, "mesh": mesh},
+        )
 
 
-def build_round(recipe: RoundRecipe) -> RoundFn:
+def build_round(recipe: RoundSpec) -> RoundFn:
     """The round of a recipe, see `fedjax_lora.federated.make_round`."""
     method, train, execution = recipe.parts()
     look = diagnostics.make_measure(
-        recipe.template,
+        recipe.spec,
         train_head=recipe.heads != "frozen",
         optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
     )
     return federated.make_round(
         method,
-        recipe.template,
+        recipe.spec,
         train,
         heads=recipe.heads,
-        updates=transforms.make_updates(recipe.updates, method, recipe.method),
+        updates=transforms.make_transforms(recipe.updates, method, recipe.method),
         server_optimizer=transforms.make_server_optimizer(
             recipe.server_optimizer, method, recipe.method
         ),
@@ -124,24 +128,26 @@ def build_round(recipe: RoundRecipe) -> RoundFn:
     )
 
 
-def build_predict(reading: Reading, batch: int, mesh: Mesh | None) -> Predict:
+def build_predict(reading: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
     """The predictions of any method's global model, in batches of about this size."""
     return prediction.make_predict(reading.objective(), batch=batch, mesh=mesh)
 
 
-class Programs(NamedTuple):
+class CompiledFunctions(NamedTuple):
     """Programs made so far; see `programs`."""
 
-    round: Callable[[RoundRecipe], RoundFn]
-    predict: Callable[[Reading, int, Mesh | None], Predict]
+    round: Callable[[RoundSpec], RoundFn]
+    predict: Callable[[InputSpec, int, Mesh | None], Predict]
     least_steps: int  # plans are padded to so many local steps, or more if a client takes more
 
 
-def programs(*, least_steps: int = 0) -> Programs:
+def programs(*, least_steps: int = 0) -> CompiledFunctions:
     """Programs for runs to share.
 
     Args:
       least_steps: the most local steps that any client of any of the runs takes in a round. Plans
         of one shape need one compilation; no step more is computed.
     """
-    return Programs(functools.cache(build_round), functools.cache(build_predict), least_steps)
+    return CompiledFunctions(
+        functools.cache(build_round), functools.cache(build_predict), least_steps
+    )

@@ -11,61 +11,63 @@ import jax
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.generation.answers import make_answer
 from fedjax_lora.evaluation.predict import Global
-from fedjax_lora.evaluation.task_types import KINDS, Judge, Scores, Tools
-from fedjax_lora.interop import Fitted, Opened
+from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, EvalFn, Scores
+from fedjax_lora.interop import Opened, TrainedModel
 from fedjax_lora.interop.predict import tokenizer_of
 from fedjax_lora.runs import compilation
 from fedjax_lora.runs import outputs as run_outputs
 from fedjax_lora.runs.build import Experiment
 from fedjax_lora.runs.checkpoints import Progress
-from fedjax_lora.runs.compilation import Reading
+from fedjax_lora.runs.compilation import InputSpec
 
 
-class Assess(NamedTuple):
+class Evaluator(NamedTuple):
     """How models are assessed on examples.
 
     Attributes:
-      look: what has to be computed of a model, once for all clients that have the same.
-      tell: a model's scores, from that and the share of each class (a language task's categories)
+      predict: what has to be computed of a model, once for all clients that have the same.
+      score: a model's scores, from that and the share of each class (a language task's categories)
         among a client's own examples, or None.
       names: the scores that tables show, the task's metric first.
     """
 
-    look: Callable[[Fitted], Any]
-    tell: Callable[[Any, np.ndarray | None], Scores]
+    predict: Callable[[TrainedModel], Any]
+    score: Callable[[Any, np.ndarray | None], Scores]
     names: tuple[str, ...]
 
-    def of(self, fitted: Fitted) -> Scores:
+    def of(self, fitted: TrainedModel) -> Scores:
         """The scores of a model that is no client's."""
-        return self.tell(self.look(fitted), None)
+        return self.score(self.predict(fitted), None)
 
 
-def by_labels(label: np.ndarray, outputs: Callable[[Fitted], np.ndarray], metric: str) -> Assess:
+def by_labels(
+    label: np.ndarray, outputs: Callable[[TrainedModel], np.ndarray], metric: str
+) -> Evaluator:
     """By the logits ``[E, C]`` of a model's `outputs`, see `scores`."""
-    tell = lambda output, share: scores(label, output, metric, share=share)  # noqa: E731
-    return Assess(outputs, tell, (metric, "loss", "own_accuracy"))
+    score = lambda output, share: scores(label, output, metric, share=share)  # noqa: E731
+    return Evaluator(outputs, score, (metric, "loss", "own_accuracy"))
 
 
-def by_text(judge: Judge, categories: Sequence[str], metric: str) -> Assess:
+def by_text(judge: EvalFn, categories: Sequence[str], metric: str) -> Evaluator:
     """By what a language model makes of examples, see `fedjax_lora.evaluation.task_types`."""
 
-    def look(fitted: Fitted) -> Scores:
-        trained = Trained(fitted.adapter, fitted.head)
+    def predict(fitted: TrainedModel) -> Scores:
+        trained = ClientParams(fitted.adapter, fitted.head)
         return judge(Global(fitted.base, trained, fitted.gain))
 
-    def tell(found: Scores, share: np.ndarray | None) -> Scores:
+    def score(found: Scores, share: np.ndarray | None) -> Scores:
         each = found.get("perplexity_by_category")
         if share is None or each is None:
             return found
-        return found | {"own_perplexity": own_perplexity(each, categories, share)}
+        return found | {"own_perplexity": local_perplexity(each, categories, share)}
 
-    return Assess(look, tell, tuple(dict.fromkeys((metric, "perplexity", "own_perplexity"))))
+    return Evaluator(predict, score, tuple(dict.fromkeys((metric, "perplexity", "own_perplexity"))))
 
 
 def scores(
@@ -77,18 +79,19 @@ def scores(
       label: ``[E]``.
       output: logits, ``[E, C]``.
       metric: a name in `fedjax_lora.evaluation.metrics.METRICS`.
-      share: of each class among a client's own examples; adds ``own_accuracy``, see `own_accuracy`.
+      share: of each class among a client's own examples; adds ``local_accuracy``, see
+        `local_accuracy`.
     """
     found = {
         metric: metrics.METRICS[metric](label, output),
         "loss": metrics.mean_loss(label, output, regression=metric == "pearson"),
     }
     if share is not None:
-        found["own_accuracy"] = own_accuracy(label, output, share)
+        found["own_accuracy"] = local_accuracy(label, output, share)
     return found
 
 
-def own_accuracy(label: np.ndarray, output: np.ndarray, share: np.ndarray) -> float:
+def local_accuracy(label: np.ndarray, output: np.ndarray, share: np.ndarray) -> float:
     """Accuracy on test examples mixed as a client's own are: ``sum_c share_c accuracy_c``.
 
     What a personal model is for: with clients of few classes, accuracy on all classes says little.
@@ -106,14 +109,14 @@ def own_accuracy(label: np.ndarray, output: np.ndarray, share: np.ndarray) -> fl
     return float(np.sum(share * each) / np.sum(share)) if share.sum() else 0.0
 
 
-def own_perplexity(
+def local_perplexity(
     each: Mapping[str, float], categories: Sequence[str], share: np.ndarray
 ) -> float | None:
     """Perplexity on test examples mixed as a client's own are: ``exp(sum_c share_c loss_c)``.
 
     Categories without test examples are left out; None if there is no other.
 
-    >>> round(own_perplexity({"a": 2.0, "b": 8.0}, ["a", "b"], np.array([0.5, 0.5])), 6)
+    >>> round(local_perplexity({"a": 2.0, "b": 8.0}, ["a", "b"], np.array([0.5, 0.5])), 6)
     4.0
 
     Args:
@@ -128,8 +131,8 @@ def own_perplexity(
     return math.exp(sum(s * loss for s, loss in known) / total) if total else None
 
 
-def of_ranks(fitted: Fitted, assess: Assess, ranks: Iterable[int]) -> list[dict[str, Any]]:
-    """The model cut to lower ranks, in ascending order (see `Fitted.truncated`).
+def of_ranks(fitted: TrainedModel, assess: Evaluator, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    """The model cut to lower ranks, in ascending order (see `TrainedModel.truncated`).
 
     Args:
       fitted: the model.
@@ -142,7 +145,7 @@ def of_ranks(fitted: Fitted, assess: Assess, ranks: Iterable[int]) -> list[dict[
 def of_clients(
     experiment: Experiment,
     progress: Progress,
-    assess: Assess,
+    assess: Evaluator,
     *,
     own_mix: bool,
     on_client: Callable[[int], None] = lambda client: None,
@@ -170,15 +173,15 @@ def of_clients(
         fitted = run_outputs.of_client(experiment, progress, client)
         which = _digest(fitted)
         if which not in known:
-            known[which] = assess.look(fitted)
+            known[which] = assess.predict(fitted)
         mine = None if share is None else share[client]
         own = {"client": client, "rank": rank, "examples": len(members[client])}
-        found.append(own | assess.tell(known[which], mine))
+        found.append(own | assess.score(known[which], mine))
         on_client(client)
     return found
 
 
-def _digest(fitted: Fitted) -> str:
+def _digest(fitted: TrainedModel) -> str:
     """Of what tells the models of one run's clients apart."""
     total = hashlib.sha256()
     product = {
@@ -203,12 +206,12 @@ def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     return {"mean": float(values.mean()), **dict(zip(names, quartiles, strict=True))}
 
 
-_KIND = KINDS["language"]
+_KIND = TASK_TYPES["language"]
 
 
 def assess(
     opened: Opened, loaded: data.TaskData, *, batch: int, cache_dir: str | None = None
-) -> tuple[Assess, int]:
+) -> tuple[Evaluator, int]:
     """How models on this base are assessed on a language task's test examples, and their number.
 
     Prompts are as in the training, unless the task says how they are.
@@ -232,10 +235,10 @@ def assess(
     lengths = length_buckets(
         made.tokens.length, longest=made.tokens.ids.shape[1], most=_KIND.buckets
     )
-    reading = Reading(
+    reading = InputSpec(
         module=model.module, lengths=lengths, kind="language", dropout=False, lora_dropout=0.0
     )
-    tools = Tools(
+    tools = EvalContext(
         task=loaded._replace(task=task),
         predict=compilation.build_predict(reading, batch, None),
         place=jax.device_put,

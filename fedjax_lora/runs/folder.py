@@ -18,7 +18,7 @@ from fedjax_lora.core.trees import differences
 from fedjax_lora.data import Task
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
-from fedjax_lora.runs.checkpoints import Checkpoint, Keeper, Progress
+from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
 from fedjax_lora.runs.config import RunConfig
 
 PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
@@ -224,7 +224,7 @@ def journal(
         if last or progress.round % how.checkpoint_every == 0:
             keeper.save(progress, score(record, task), always=last)
 
-    keeper = Keeper(folder.path, about(), keep=how.checkpoint_keep, found=found)
+    keeper = CheckpointManager(folder.path, about(), keep=how.checkpoint_keep, found=found)
     with keeper:
         yield write
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from fedjax_lora import data, federated, interop, models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Key
-from fedjax_lora.evaluation.task_types import KINDS
+from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 
 
@@ -50,7 +50,7 @@ def load_assets(
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
-    kind = KINDS[task.task.kind]
+    kind = TASK_TYPES[task.task.kind]
     if model is None:
         model = models.load(
             config.model.model,

@@ -16,8 +16,8 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.evaluation.evaluator import global_model
 from fedjax_lora.federated import FederatedState, Plan, cohort_of
-from fedjax_lora.interop import About, Fitted
-from fedjax_lora.lora import Template
+from fedjax_lora.interop import ModelMetadata, TrainedModel
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.runs import plots
 from fedjax_lora.runs.build import Experiment
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ADAPTER, MERGED = "adapter", "merged"
 
 
-def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> About:
+def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> ModelMetadata:
     """What is said of a run's models.
 
     Args:
@@ -43,7 +43,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Ab
     """
     task, fed, local = assets.task.task, config.federation, config.local
     paper = methods.METHODS[registry.parse(fed.method)[0]].paper
-    return About(
+    return ModelMetadata(
         base=config.model.model,
         base_sha256=assets.model.fingerprint,
         layers=config.model.layers,
@@ -73,17 +73,17 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Ab
     )
 
 
-def of_server(experiment: Experiment, state: FederatedState) -> Fitted:
+def of_server(experiment: Experiment, state: FederatedState) -> TrainedModel:
     """The global model."""
-    trained, gain = global_model(state, experiment.template)
-    return Fitted(
+    trained, gain = global_model(state, experiment.spec)
+    return TrainedModel(
         experiment.assets.model,
-        experiment.template.sites,
+        experiment.spec.targets,
         *_here((trained.adapter, gain, trained.head, state.server.kernels)),
     )
 
 
-def of_client(experiment: Experiment, progress: Progress, client: int) -> Fitted:
+def of_client(experiment: Experiment, progress: Progress, client: int) -> TrainedModel:
     """The model that a client would begin the next round with, at its own rank.
 
     What a method keeps on its clients and local heads are the client's own.
@@ -111,14 +111,14 @@ def of_client(experiment: Experiment, progress: Progress, client: int) -> Fitted
     )
     key = jax.random.key(experiment.config.seed)
     mine = jax.tree.map(lambda x: x[client][None], state.clients)
-    cohort = cohort_of(experiment.template, plan, plan.weight, key)
+    cohort = cohort_of(experiment.spec, plan, plan.weight, key)
     start = experiment.method.broadcast(state.server, mine.method, cohort)
     adapter = lora.fold(start.adapter, start.coefficients)
     own = (adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
     parts = jax.tree.map(lambda x: x[0], own)
-    return Fitted(
+    return TrainedModel(
         experiment.assets.model,
-        experiment.template.sites,
+        experiment.spec.targets,
         *_here((*parts, state.server.kernels)),
     )
 
@@ -128,7 +128,7 @@ def _here(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def write_model(folder: pathlib.Path, fitted: Fitted, about: About) -> None:
+def write_model(folder: pathlib.Path, fitted: TrainedModel, about: ModelMetadata) -> None:
     """Write a run's global model into its folder, as ``adapter`` or else as ``merged``.
 
     Methods that add to the base can add so much in many rounds that the one adapter that does the
@@ -150,7 +150,7 @@ class Result:
 
     config: RunConfig
     metric: str  # of the task
-    template: Template
+    spec: LoraSpec
     state: FederatedState
     rank: np.ndarray  # int32[N], at the end
     records: list[dict[str, Any]]  # one per round, as in metrics.jsonl
@@ -189,7 +189,7 @@ def result(
     return Result(
         experiment.config,
         experiment.assets.task.task.metric,
-        experiment.template,
+        experiment.spec,
         progress.state,
         progress.rank,
         progress.history,
@@ -198,7 +198,9 @@ def result(
     )
 
 
-def write_outputs(folder: RunFolder, experiment: Experiment, made: Result, fitted: Fitted) -> None:
+def write_outputs(
+    folder: RunFolder, experiment: Experiment, made: Result, fitted: TrainedModel
+) -> None:
     """Write the figures, the global model and, last of all, the summary of a finished run."""
     assets = experiment.assets
     made.plot().savefig(folder.path / "figures" / "accuracy.png")

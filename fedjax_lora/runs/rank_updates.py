@@ -10,18 +10,18 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.federated import FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated.ranks import Review, client_scoring, reallocation
+from fedjax_lora.federated.ranks import RankSchedule, client_scoring, reallocation
 from fedjax_lora.federated.ranks.reallocation import Reallocate
 from fedjax_lora.lora.params import Init
-from fedjax_lora.runs.compilation import RoundRecipe
+from fedjax_lora.runs.compilation import RoundSpec
 
 NEW_COMPONENTS = 2**31
 """Folded into the root key to draw the components of promoted clients; no round has this number."""
 
 
 def make_reallocate(
-    review: Review,
-    recipe: RoundRecipe,
+    review: RankSchedule,
+    recipe: RoundSpec,
     federation: Federation,
     *,
     base: Params,
@@ -50,8 +50,8 @@ def make_reallocate(
 
     def renew(adapter: Adapter) -> Adapter:
         own = jax.random.fold_in(key, NEW_COMPONENTS)
-        fresh = lora.init(recipe.template, own, method=init)
-        return reallocation.renew_above(recipe.template, review.low, adapter, fresh)
+        fresh = lora.init(recipe.spec, own, method=init)
+        return reallocation.renew_above(recipe.spec, review.low, adapter, fresh)
 
     def measured(
         score_fn: client_scoring.ScoreFn,
@@ -65,7 +65,7 @@ def make_reallocate(
     return reallocation.make_reallocate(review, federation, score, renew)
 
 
-def _check(review: Review, recipe: RoundRecipe, validation: Any | None) -> None:
+def _check(review: RankSchedule, recipe: RoundSpec, validation: Any | None) -> None:
     if validation is None:
         raise InputError(
             "Rank allocation 'loss_based' scores clients on validation examples, of which there "
@@ -78,9 +78,9 @@ def _check(review: Review, recipe: RoundRecipe, validation: Any | None) -> None:
         )
 
 
-def _make_score(recipe: RoundRecipe, validation: Any, batch: int) -> client_scoring.ScoreFn:
+def _make_score(recipe: RoundSpec, validation: Any, batch: int) -> client_scoring.ScoreFn:
     method, train, execution = recipe.parts()
-    locally = federated.make_local(method, recipe.template, train, heads=recipe.heads, **execution)
+    locally = federated.make_local(method, recipe.spec, train, heads=recipe.heads, **execution)
     objective = recipe.reading.objective()
     rows = client_scoring.rows_by_length(
         jax.device_get(validation.length), objective.lengths, batch=batch

@@ -19,7 +19,7 @@ from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import resume as resumption
 from fedjax_lora.runs.build import Experiment, about, inputs, prepare
 from fedjax_lora.runs.checkpoints import Progress
-from fedjax_lora.runs.compilation import Programs
+from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder import RunFolder, journal
 from fedjax_lora.runs.loading import Assets
@@ -33,7 +33,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     assets: Assets | None = None,
-    programs: Programs | None = None,
+    programs: CompiledFunctions | None = None,
     on_round: Callable[[dict[str, Any]], None] = lambda record: None,
     stop: Callable[[], Any] = lambda: False,
 ) -> Result:
@@ -44,8 +44,8 @@ def run(
       out: folder for the results; None writes nothing.
       overwrite: replace the run that ``out`` holds.
       resume: go on with the run that ``out`` holds, from its newest whole checkpoint, so that it
-        ends byte for byte as if it had never stopped; `fedjax_lora.runs.resume` says which fields of
-        the config may have changed. A finished run is returned as it is.
+        ends byte for byte as if it had never stopped; `fedjax_lora.runs.resume` says which fields
+        of the config may have changed. A finished run is returned as it is.
       assets: data and model loaded before, to share between runs.
       programs: compiled functions to share between runs, see `fedjax_lora.runs.compilation`.
       on_round: called with each round's numbers and times.
@@ -134,7 +134,7 @@ def play(
     """The rounds that are left: after each what the run carries on, and how long it took."""
     config, federation = experiment.config, experiment.federation
     fed, how = config.federation, config.execution
-    state, scores, told = progress.state, progress.scores, progress.told
+    state, scores, logged_rank = progress.state, progress.scores, progress.logged_rank
     rank, history = progress.rank.copy(), list(progress.history)
     key = jax.random.key(config.seed)
     head = jax.eval_shape(lambda: experiment.state.head) if fed.heads == "average" else {}
@@ -151,7 +151,7 @@ def play(
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
         traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
-        sent = transforms.up_bytes(experiment.updates, traffic, experiment.template, head)
+        sent = transforms.up_bytes(experiment.updates, traffic, experiment.spec, head)
         # All who were drawn receive, but of what clients send no more than there was.
         received = asked.down - asked.common + traffic.common
         record = (
@@ -169,15 +169,15 @@ def play(
             | experiment.privacy(t + 1)
             | dict(seen.measured)
         )
-        if not np.array_equal(rank, told):
-            record["ranks"], told = reallocation.histogram(rank), rank.copy()
+        if not np.array_equal(rank, logged_rank):
+            record["ranks"], logged_rank = reallocation.histogram(rank), rank.copy()
         times = {"round": t + 1, "train_seconds": time.perf_counter() - clock} | dict(seen.seconds)
         if (t + 1) % how.eval_every == 0 or t + 1 == fed.rounds:
             clock = time.perf_counter()
             record |= experiment.evaluate(state)
             times["eval_seconds"] = time.perf_counter() - clock
         history.append(record)
-        yield Progress(state, rank.copy(), told, scores, list(history)), times
+        yield Progress(state, rank.copy(), logged_rank, scores, list(history)), times
 
 
 def scoring_bytes(

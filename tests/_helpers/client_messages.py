@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora, methods
-from fedjax_lora.core.types import LoRA, Trained
+from fedjax_lora.core.types import ClientParams, LoRA
 from fedjax_lora.federated import transforms
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 
-TEMPLATE = Template(
-    sites=(
-        Site("block/layers/query", 12, 10, (True, False, True)),
-        Site("out", 7, 5, None),
+TEMPLATE = LoraSpec(
+    targets=(
+        LoraTarget("block/layers/query", 12, 10, (True, False, True)),
+        LoraTarget("out", 7, 5, None),
     ),
     rank=3,
     alpha=3.0,
@@ -26,17 +26,17 @@ PRESENT = 5
 
 
 class Sent(NamedTuple):
-    start: Trained
-    trained: Trained
-    trainable: Trained
+    start: ClientParams
+    trained: ClientParams
+    trainable: ClientParams
     weight: jax.Array
     ids: jax.Array
 
 
-def spec(text: str) -> transforms.Update:
+def spec(text: str) -> transforms.UpdateTransform:
     """The update of a spec, before a method that goes with all of them."""
     method = methods.make("masked_mean", TEMPLATE)
-    return transforms.make_updates([text], method, "masked_mean")[0]
+    return transforms.make_transforms([text], method, "masked_mean")[0]
 
 
 @functools.cache
@@ -51,9 +51,9 @@ def cohort(seed: int = 0, size: float = 1.0) -> Sent:
         lora.spread(TEMPLATE, lora.prefix_mask(jnp.asarray(RANK), TEMPLATE.rank))
     )
     begin = {p: LoRA(*(draw(x.shape) for x in pair)) for p, pair in TEMPLATE.shapes().items()}
-    start = Trained(lora.keep(begin, mask), {"kernel": draw((6, 4)), "bias": draw((4,))})
+    start = ClientParams(lora.keep(begin, mask), {"kernel": draw((6, 4)), "bias": draw((4,))})
     head_mask = {"kernel": jnp.ones((count, 1, 1), bool), "bias": jnp.ones((count, 1), bool)}
-    trainable = Trained(mask, head_mask)
+    trainable = ClientParams(mask, head_mask)
 
     def move(x: Any, m: Any) -> np.ndarray:
         step = size * np.arange(1, count + 1, dtype=np.float32).reshape(-1, *(1,) * (x.ndim - 1))
@@ -74,13 +74,13 @@ def compiled(*specs: str) -> Any:
     return jax.jit(lambda sent, key: transforms.apply(updates, *sent, key))
 
 
-def send(sent: Sent, *specs: str, key: int = 0) -> tuple[Trained, np.ndarray]:
+def send(sent: Sent, *specs: str, key: int = 0) -> tuple[ClientParams, np.ndarray]:
     """What the server reads after these updates."""
     trained, weight = compiled(*specs)(sent, jax.random.key(key))
     return trained, np.asarray(weight)
 
 
-def own(tree: Trained, mask: Trained, k: int, *, frozen: bool = False) -> np.ndarray:
+def own(tree: ClientParams, mask: ClientParams, k: int, *, frozen: bool = False) -> np.ndarray:
     """The numbers that client `k` trains (or does not), one after the other, float64."""
     parts = [
         np.asarray(x)[k][np.broadcast_to(np.asarray(m), x.shape)[k] ^ frozen]
@@ -89,16 +89,16 @@ def own(tree: Trained, mask: Trained, k: int, *, frozen: bool = False) -> np.nda
     return np.concatenate(parts).astype(np.float64)
 
 
-def change(sent: Sent, trained: Trained, k: int) -> np.ndarray:
+def change(sent: Sent, trained: ClientParams, k: int) -> np.ndarray:
     """By how much a client's trained numbers moved."""
     return own(trained, sent.trainable, k) - own(sent.start, sent.trainable, k)
 
 
-def matrices(tree: Trained) -> list[np.ndarray]:
+def matrices(tree: ClientParams) -> list[np.ndarray]:
     """Every factor of every adapted layer and every array of the head, ``[c, ...]`` each."""
     found = []
-    for site in TEMPLATE.sites:
-        for x in tree.adapter[site.path]:
-            chosen = np.flatnonzero(site.layers) if site.layers else [...]
-            found += [np.asarray(x, np.float64)[:, n] if site.layers else x for n in chosen]
+    for target in TEMPLATE.targets:
+        for x in tree.adapter[target.path]:
+            chosen = np.flatnonzero(target.layers) if target.layers else [...]
+            found += [np.asarray(x, np.float64)[:, n] if target.layers else x for n in chosen]
     return [np.asarray(x, np.float64) for x in [*found, *jax.tree.leaves(tree.head)]]

@@ -17,11 +17,11 @@ def descend(head: np.ndarray, plan: Plan, place: int) -> np.ndarray:
     return w
 
 
-def noise() -> transforms.Update:
+def noise() -> transforms.UpdateTransform:
     """Clipping to 1 and noise of deviation 0.5."""
     method = methods.make("zero_padding", STUB)
     spec = "gaussian_noise(multiplier=0.5, norm=1.0)"
-    return transforms.make_updates([spec], method, "zero_padding")[0]
+    return transforms.make_transforms([spec], method, "zero_padding")[0]
 
 
 def report(loss: jax.Array) -> Report:

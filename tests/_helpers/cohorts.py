@@ -12,8 +12,8 @@ import numpy as np
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.methods import Cohort, Method, Outcome, Server, Start
+from fedjax_lora.lora import LoraSpec, LoraTarget
+from fedjax_lora.methods import AggregateResult, ClientInit, Cohort, Method, ServerState
 from tests._helpers import oracles
 
 R = 4
@@ -22,11 +22,11 @@ CLIENTS = 6
 # A square site, so that a transposed answer has the right shape; wide enough for the low-rank SVD
 # (6 * 4 < 26) and with a layer left out. A small one without a stack, where R = min(i, o).
 SITES = (
-    Site("block/layers/query", 26, 26, (True, False, True)),
-    Site("head/dense", 4, 7, None),
+    LoraTarget("block/layers/query", 26, 26, (True, False, True)),
+    LoraTarget("head/dense", 4, 7, None),
 )
-GLOBAL = Template(sites=SITES, rank=R, alpha=6.0, scale_rule="alpha/R")
-PER_CLIENT = Template(sites=SITES, rank=R, alpha=6.0, scale_rule="alpha/r")
+GLOBAL = LoraSpec(targets=SITES, rank=R, alpha=6.0, scale_rule="alpha/R")
+PER_CLIENT = LoraSpec(targets=SITES, rank=R, alpha=6.0, scale_rule="alpha/r")
 
 
 def literal_options(name: str) -> dict[str, tuple[Any, ...]]:
@@ -81,7 +81,7 @@ def ranks_for(spec: str, mixed: Any, otherwise: int) -> np.ndarray:
 
 
 def make_cohort(
-    template: Template,
+    lora_spec: LoraSpec,
     rank: Any,
     weight: Any = None,
     *,
@@ -95,36 +95,36 @@ def make_cohort(
         id=jnp.asarray(np.arange(len(rank)) if ids is None else ids, jnp.int32),
         rank=jnp.asarray(rank),
         weight=jnp.asarray(weight, jnp.float32),
-        scale=jnp.asarray(np.broadcast_to(template.scale(rank), rank.shape), jnp.float32),
+        scale=jnp.asarray(np.broadcast_to(lora_spec.scale(rank), rank.shape), jnp.float32),
         round=jnp.asarray(round, jnp.int32),
         key=jax.random.key(seed),
     )
 
 
-def random_adapter(template: Template, seed: int, *batch: int) -> Adapter:
+def random_adapter(lora_spec: LoraSpec, seed: int, *batch: int) -> Adapter:
     """Normal entries in every factor; layers left out are zero, as everywhere."""
     rng = np.random.default_rng(seed)
     pairs = {}
-    for site in template.sites:
-        a = rng.normal(size=(*batch, *site.stack, site.inputs, template.rank))
-        b = rng.normal(size=(*batch, *site.stack, template.rank, site.outputs))
-        if site.layers is not None:
-            a[..., ~np.array(site.layers), :, :] = 0
-            b[..., ~np.array(site.layers), :, :] = 0
-        pairs[site.path] = LoRA(a.astype(np.float32), b.astype(np.float32))
+    for target in lora_spec.targets:
+        a = rng.normal(size=(*batch, *target.stack, target.inputs, lora_spec.rank))
+        b = rng.normal(size=(*batch, *target.stack, lora_spec.rank, target.outputs))
+        if target.layers is not None:
+            a[..., ~np.array(target.layers), :, :] = 0
+            b[..., ~np.array(target.layers), :, :] = 0
+        pairs[target.path] = LoRA(a.astype(np.float32), b.astype(np.float32))
     return pairs
 
 
-def random_kernels(template: Template, seed: int) -> dict[str, jax.Array]:
+def random_kernels(lora_spec: LoraSpec, seed: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
     return {
         s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
-        for s in template.sites
+        for s in lora_spec.targets
     }
 
 
-def make_server(method: Method, template: Template, seed: int = 1) -> Server:
-    return method.init(random_adapter(template, seed), random_kernels(template, seed + 1))
+def make_server(method: Method, lora_spec: LoraSpec, seed: int = 1) -> ServerState:
+    return method.init(random_adapter(lora_spec, seed), random_kernels(lora_spec, seed + 1))
 
 
 def poison(tree: Any, absent: Any, value: float = np.nan) -> Any:
@@ -139,7 +139,7 @@ def poison(tree: Any, absent: Any, value: float = np.nan) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def train(start: Start, change: Adapter) -> Adapter:
+def train(start: ClientInit, change: Adapter) -> Adapter:
     """A stand-in for local training: an arbitrary change of what may be trained."""
     return jax.tree.map(
         lambda x, mask, d: x + np.where(mask, d, np.float32(0)),
@@ -156,15 +156,15 @@ def on_device(tree: Any) -> Any:
 class Played(NamedTuple):
     """Everything that can be looked at after a round."""
 
-    start: Start
+    start: ClientInit
     result: Adapter
-    outcome: Outcome
+    outcome: AggregateResult
 
 
 def in_two_factors(method: Method) -> Method:
     """The method with what clients begin with as two factors, as results are too."""
 
-    def broadcast(*given: Any) -> Start:
+    def broadcast(*given: Any) -> ClientInit:
         start = method.broadcast(*given)
         return start._replace(adapter=lora.fold(start.adapter, start.coefficients), coefficients=())
 
@@ -172,37 +172,47 @@ def in_two_factors(method: Method) -> Method:
 
 
 @functools.cache
-def compiled(spec: str, template: Template) -> tuple[Method, Any]:
+def compiled(spec: str, lora_spec: LoraSpec) -> tuple[Method, Any]:
     """The method `in_two_factors` and its aggregate, jitted once per process for all tests.
 
     Broadcasts run operation by operation, which is quicker than compiling so many of them; another
     test compares the two.
     """
-    method = in_two_factors(methods.make(spec, template))
+    method = in_two_factors(methods.make(spec, lora_spec))
     return method, jax.jit(method.aggregate)
 
 
 def begin(
-    method: Method, server: Server, state: Any, cohort: Cohort, template: Template, seed: int = 3
-) -> Start:
+    method: Method,
+    server: ServerState,
+    state: Any,
+    cohort: Cohort,
+    lora_spec: LoraSpec,
+    seed: int = 3,
+) -> ClientInit:
     """What clients train from, after a probe if the method makes one."""
     start = method.broadcast(server, state, cohort)
     if method.select is not None:
-        probed = train(start, random_adapter(template, seed + 1, len(cohort.rank)))
+        probed = train(start, random_adapter(lora_spec, seed + 1, len(cohort.rank)))
         start = method.select(server, state, cohort, start, on_device(probed))
     return start
 
 
 def play(
-    spec: str, template: Template, cohort: Cohort, *, server: Server | None = None, seed: int = 3
+    spec: str,
+    lora_spec: LoraSpec,
+    cohort: Cohort,
+    *,
+    server: ServerState | None = None,
+    seed: int = 3,
 ) -> Played:
     """One round of random training; absent clients come back with NaN everywhere."""
-    method, aggregate = compiled(spec, template)
-    server = make_server(method, template) if server is None else server
+    method, aggregate = compiled(spec, lora_spec)
+    server = make_server(method, lora_spec) if server is None else server
     count = len(cohort.rank)
     state = method.init_clients(count)
-    start = begin(method, server, state, cohort, template, seed)
-    result = train(start, random_adapter(template, seed, count))
+    start = begin(method, server, state, cohort, lora_spec, seed)
+    result = train(start, random_adapter(lora_spec, seed, count))
     result = poison(result, cohort.weight == 0)
     return Played(start, result, aggregate(server, state, cohort, start, result))
 
@@ -210,73 +220,73 @@ def play(
 # -------------------------------------------------------------------------------- to the oracles
 
 
-def matrices(template: Template, adapter: Adapter) -> dict[str, oracles.Pair]:
+def matrices(lora_spec: LoraSpec, adapter: Adapter) -> dict[str, oracles.Pair]:
     """One pair per adapted matrix, in the papers' notation: B is our b transposed, A our a."""
     pairs = {}
-    for site in template.sites:
-        a, b = (np.asarray(x, np.float64) for x in adapter[site.path])
-        for layer in range(len(site.layers or ())):
-            if site.layers[layer]:
-                pairs[f"{site.path}[{layer}]"] = oracles.Pair(b[layer].T, a[layer].T)
-        if site.layers is None:
-            pairs[site.path] = oracles.Pair(b.T, a.T)
+    for target in lora_spec.targets:
+        a, b = (np.asarray(x, np.float64) for x in adapter[target.path])
+        for layer in range(len(target.layers or ())):
+            if target.layers[layer]:
+                pairs[f"{target.path}[{layer}]"] = oracles.Pair(b[layer].T, a[layer].T)
+        if target.layers is None:
+            pairs[target.path] = oracles.Pair(b.T, a.T)
     return pairs
 
 
-def dense(template: Template, kernels: dict[str, Any]) -> dict[str, np.ndarray]:
+def dense(lora_spec: LoraSpec, kernels: dict[str, Any]) -> dict[str, np.ndarray]:
     """One ``[d, k]`` per adapted matrix of stacked ``[L, i, o]`` kernels."""
     out = {}
-    for site in template.sites:
-        kernel = np.asarray(kernels[site.path], np.float64)
-        if site.layers is None:
-            out[site.path] = kernel.T
+    for target in lora_spec.targets:
+        kernel = np.asarray(kernels[target.path], np.float64)
+        if target.layers is None:
+            out[target.path] = kernel.T
         else:
-            out |= {f"{site.path}[{n}]": kernel[n].T for n, on in enumerate(site.layers) if on}
+            out |= {f"{target.path}[{n}]": kernel[n].T for n, on in enumerate(target.layers) if on}
     return out
 
 
-def trained_rows(template: Template, trainable: Adapter, client: int) -> dict[str, list[int]]:
+def trained_rows(lora_spec: LoraSpec, trainable: Adapter, client: int) -> dict[str, list[int]]:
     """The components a client trains, per matrix."""
     rows = {}
-    for site in template.sites:
-        mask = np.asarray(trainable[site.path].b)[client, ..., 0]
-        if site.layers is None:
-            rows[site.path] = np.flatnonzero(mask).tolist()
+    for target in lora_spec.targets:
+        mask = np.asarray(trainable[target.path].b)[client, ..., 0]
+        if target.layers is None:
+            rows[target.path] = np.flatnonzero(mask).tolist()
         else:
-            for n, on in enumerate(site.layers):
+            for n, on in enumerate(target.layers):
                 if on:
-                    rows[f"{site.path}[{n}]"] = np.flatnonzero(mask[n]).tolist()
+                    rows[f"{target.path}[{n}]"] = np.flatnonzero(mask[n]).tolist()
     return rows
 
 
 def oracle_round(
-    spec: str, template: Template, server: Server, cohort: Cohort, played: Played
+    spec: str, lora_spec: LoraSpec, server: ServerState, cohort: Cohort, played: Played
 ) -> Any:
     """The same round as ragged lists of what the participants would really send."""
-    server_reads = template.alpha / template.rank  # both rules agree at the full rank
+    server_reads = lora_spec.alpha / lora_spec.rank  # both rules agree at the full rank
     clients = []
     for n in np.flatnonzero(np.asarray(cohort.weight) > 0):
-        own = matrices(template, client(played.result, n))
-        before = matrices(template, client(played.start.adapter, n))
+        own = matrices(lora_spec, client(played.result, n))
+        before = matrices(lora_spec, client(played.start.adapter, n))
         r = int(cohort.rank[n])
         rows = {m: list(range(r)) for m in own}
         if method_name(spec) in oracles.CHOSEN_ROWS:
-            rows = trained_rows(template, played.start.trainable, n)
+            rows = trained_rows(lora_spec, played.start.trainable, n)
             assert all(len(chosen) == r for chosen in rows.values())
         elif method_name(spec) in oracles.HOLD_ALL:
-            rows = {m: list(range(template.rank)) for m in own}
-        scale = template.alpha / (r if template.scale_rule == "alpha/r" else template.rank)
+            rows = {m: list(range(lora_spec.rank)) for m in own}
+        scale = lora_spec.alpha / (r if lora_spec.scale_rule == "alpha/r" else lora_spec.rank)
         pick = lambda pairs, rows=rows: {  # noqa: E731
             m: oracles.Pair(p.B[:, rows[m]], p.A[rows[m]]) for m, p in pairs.items()
         }
         weight = float(cohort.weight[n])
         clients.append(oracles.Client(weight, scale, pick(own), rows, pick(before)))
-    kernels = server.kernels or random_kernels(template, 0)
+    kernels = server.kernels or random_kernels(lora_spec, 0)
     return oracles.Round(
         clients,
-        matrices(template, server.adapter),
+        matrices(lora_spec, server.adapter),
         server_reads,
-        dense(template, kernels),
+        dense(lora_spec, kernels),
         int(cohort.round),
     )
 
@@ -314,12 +324,12 @@ def assert_trees_equal(ours: Any, want: Any) -> None:
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name, strict=True)
 
 
-def server_delta(template: Template, server: Server) -> dict[str, jax.Array]:
+def server_delta(lora_spec: LoraSpec, server: ServerState) -> dict[str, jax.Array]:
     """What the server's model adds to its kernels."""
-    return lora.deltas(server.adapter, lora.uniform_gain(template))
+    return lora.deltas(server.adapter, lora.uniform_gain(lora_spec))
 
 
-def client_deltas(start: Start, adapter: Adapter) -> dict[str, jax.Array]:
+def client_deltas(start: ClientInit, adapter: Adapter) -> dict[str, jax.Array]:
     """What each client's model adds to its kernels, ``[c, (L,) i, o]``."""
     return lora.deltas(adapter, start.gain)
 

@@ -1,6 +1,7 @@
 """One process of a distributed run of a tiny model: plays scenes, and writes what came of each.
 
-``python one_of_many.py ADDRESS COUNT NUMBER FOLDER SCENE...``; a COUNT of 1 starts no others.
+``python distributed_worker.py ADDRESS COUNT NUMBER FOLDER SCENE...``; a COUNT of 1
+starts no others.
 """
 
 import contextlib

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = (
+TASK_TYPES = (
     "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
     "reduce-scatter",
 )  # fmt: skip
-_LINE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_LINE = re.compile(rf"= (.*?) ({'|'.join(TASK_TYPES)})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from fedjax_lora import federated, lora, methods, models
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Batches, Shape, Trained
+from fedjax_lora.core.types import Batches, ClientParams, Shape
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated import Clients, FederatedState, Objective, Plan, optimizers, transforms
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 
 R = 4
 SIZES = (1, 5, 9, 12, 3, 7)  # examples of the clients
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     module: nn.Module
     base: Any  # parameters without the head
     head: Any
-    template: Template
+    spec: LoraSpec
     data: Tokens
 
 
@@ -82,8 +82,8 @@ def members() -> list[np.ndarray]:
 
 def _problem(module: nn.Module, params: Any, targets: str) -> Problem:
     base = {name: part for name, part in params.items() if name != "head"}
-    template = lora.make_template(base, targets=targets, rank=R, alpha=6.0)
-    return Problem(module, base, params["head"], template, texts())
+    spec = lora.make_spec(base, targets=targets, rank=R, alpha=6.0)
+    return Problem(module, base, params["head"], spec, texts())
 
 
 @functools.cache
@@ -120,11 +120,11 @@ def plan_for(problem: Problem, *, rate: float = 0.01, **options: Any) -> Plan:
     return federation(problem.data, **options).plan(0, RANK, rate)
 
 
-def random_adapter(template: Template, seed: int | list[int]) -> lora.Adapter:
+def random_adapter(spec: LoraSpec, seed: int | list[int]) -> lora.Adapter:
     """Normal entries in both factors, half a unit large."""
     rng = np.random.default_rng(seed)
     draw = lambda s: (0.5 * rng.normal(size=s.shape)).astype(np.float32)  # noqa: E731
-    return jax.tree.map(draw, template.shapes())
+    return jax.tree.map(draw, spec.shapes())
 
 
 def random_head(head: Any, seed: list[int]) -> Any:
@@ -154,18 +154,18 @@ def make_clients(
       train_head: whether the head is.
       seed: of the starting values.
     """
-    template, count = problem.template, len(plan.id)
+    spec, count = problem.spec, len(plan.id)
     rank = jnp.asarray(plan.rank)
     own = lora.prefix_mask(rank, R) if trainable is None else jnp.asarray(trainable)
     acting = own if trainable is None else jnp.ones_like(own)
-    mask = lambda chosen: lora.factor_mask(lora.spread(template, chosen))  # noqa: E731
-    scale = jnp.where(acting, jnp.float32(template.server_scale), 0.0)
-    start = stacked([random_adapter(template, [seed, k]) for k in range(count)])
+    mask = lambda chosen: lora.factor_mask(lora.spread(spec, chosen))  # noqa: E731
+    scale = jnp.where(acting, jnp.float32(spec.server_scale), 0.0)
+    start = stacked([random_adapter(spec, [seed, k]) for k in range(count)])
     head = stacked([random_head(problem.head, [seed, k]) for k in range(count)])
     return Clients(
-        params=Trained(lora.keep(start, mask(acting)), head),
-        gain=lora.spread(template, scale),
-        trainable=Trained(
+        params=ClientParams(lora.keep(start, mask(acting)), head),
+        gain=lora.spread(spec, scale),
+        trainable=ClientParams(
             mask(own),
             jax.tree.map(lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), train_head), head),
         ),
@@ -204,14 +204,16 @@ def training(
 def cohort_fn(
     problem: str,
     mode: str,
-    wave: int = 1,
+    clients_per_step: int = 1,
     devices: int = 0,
     shape: tuple[int, int] = (-1, 1),
     **options: Any,
 ) -> Any:
     """The compiled training of a cohort."""
     mesh = federated.client_mesh(devices, shape) if mode == "sharded" else None
-    run = federated.execute(training(problem, **options), mode=mode, wave=wave, mesh=mesh)
+    run = federated.execute(
+        training(problem, **options), mode=mode, clients_per_step=clients_per_step, mesh=mesh
+    )
     return run if mode == "loop" else jax.jit(run)
 
 
@@ -221,7 +223,7 @@ def first(count: int, tree: Any) -> Any:
 
 # ------------------------------------------------------------------------ objectives in closed form
 
-STUB = Template(sites=(Site("layer", 3, 5, None),), rank=2, alpha=2.0)
+STUB = LoraSpec(targets=(LoraTarget("layer", 3, 5, None),), rank=2, alpha=2.0)
 
 
 def _take_rows(data: jax.Array, index: jax.Array, length: int) -> jax.Array:
@@ -302,9 +304,9 @@ def stub_clients(
     if adapter is None:
         adapter = jax.tree.map(lambda s: jnp.zeros((count, *s.shape)), STUB.shapes())
     return Clients(
-        params=Trained(adapter, {"w": jnp.asarray(head, jnp.float32)}),
+        params=ClientParams(adapter, {"w": jnp.asarray(head, jnp.float32)}),
         gain={"layer": jnp.ones((count, 2))},
-        trainable=Trained(
+        trainable=ClientParams(
             jax.tree.map(lambda x: jnp.full((count, 1, 1), train_adapter), adapter),
             {"w": jnp.full((count, 1), train_head)},
         ),
@@ -356,7 +358,7 @@ class Rounds(NamedTuple):
 
 def _rounds(
     method: methods.Method,
-    template: Template,
+    spec: LoraSpec,
     train: Any,
     mode: str,
     heads: federated.Head,
@@ -366,16 +368,16 @@ def _rounds(
     kernels: Any,
     head: Any,
     *,
-    updates: Sequence[transforms.Update] = (),
+    updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> Rounds:
     mesh = None
     if mode in MESHES:
         mesh, mode = federated.client_mesh(DEVICES, MESHES[mode]), "sharded"
-    wave = 2 if mode == "vmap" else 1
-    run = {"mode": mode, "wave": wave, "mesh": mesh, "updates": updates}
+    clients_per_step = 2 if mode == "vmap" else 1
+    run = {"mode": mode, "clients_per_step": clients_per_step, "mesh": mesh, "updates": updates}
     both = {"heads": heads, "server_optimizer": server_optimizer}
-    fn = federated.make_round(method, template, train, **run, **both)
+    fn = federated.make_round(method, spec, train, **run, **both)
     state = federated.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
     place = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
     where = federated.base_sharding(base, mesh)
@@ -387,17 +389,17 @@ def bag_rounds(method: str, mode: str) -> Rounds:
     """Rounds of `bag`; both factors of the adapter begin non-zero. Compiled once a session."""
     problem = bag()
     kernels = trees.flat(problem.base)
-    made = methods.make(method, problem.template)
+    made = methods.make(method, problem.spec)
     return _rounds(
         made,
-        problem.template,
+        problem.spec,
         training("bag", project=made.project),
         mode,
         "average",
         problem.base,
         problem.data,
-        random_adapter(problem.template, 7),
-        {s.path: kernels[f"{s.path}/kernel"] for s in problem.template.sites},
+        random_adapter(problem.spec, 7),
+        {s.path: kernels[f"{s.path}/kernel"] for s in problem.spec.targets},
         problem.head,
     )
 
@@ -412,7 +414,7 @@ def stub_rounds(
     heads: federated.Head = "average",
     mode: str = "vmap",
     method: methods.Method | None = None,
-    updates: tuple[transforms.Update, ...] = (),
+    updates: tuple[transforms.UpdateTransform, ...] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> Rounds:
     """Rounds of ``quadratic`` or ``noise`` on `POINTS` by gradient descent; ``w`` begins at 0."""

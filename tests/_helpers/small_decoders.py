@@ -88,9 +88,9 @@ def torch_logits(model: Any, batch: Texts) -> np.ndarray:
     return out.logits.float().numpy()
 
 
-def random_adapters(template: lora.Template, key: jax.Array, *rows: int) -> Any:
+def random_adapters(spec: lora.LoraSpec, key: jax.Array, *rows: int) -> Any:
     """An adapter that does something, or so many of them on a leading axis."""
-    leaves, tree = jax.tree.flatten(template.shapes())
+    leaves, tree = jax.tree.flatten(spec.shapes())
     keys = jax.random.split(key, len(leaves))
     drawn = [
         0.3 * jax.random.normal(k, (*rows, *x.shape)) for k, x in zip(keys, leaves, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_lora import lora, models
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.interop import About, Fitted
+from fedjax_lora.interop import ModelMetadata, TrainedModel
 
 FAMILIES = ("albert", "bert", "distilbert", "roberta")
 LABELS = ("no", "maybe", "yes")
@@ -56,10 +56,10 @@ def fitted(
     ranks: tuple[int, ...] = (4, 1, 2),
     layers: tuple[int, ...] | None = (0, 2),
     scale: float = 1.5,
-) -> Fitted:
+) -> TrainedModel:
     """Random factors, of another rank in every layer, on some of the layers."""
     shared = model.config.family == "albert"
-    template = lora.make_template(
+    spec = lora.make_spec(
         {"encoder": model.params["encoder"]},
         targets="attention",
         rank=max(ranks),
@@ -68,23 +68,23 @@ def fitted(
     )
     rng = np.random.default_rng(1)
     adapter, gain = {}, {}
-    for site in template.sites:
+    for target in spec.targets:
         a, b = (
-            rng.normal(size=(*site.stack, *shape)).astype(np.float32) * 0.3
-            for shape in ((site.inputs, template.rank), (template.rank, site.outputs))
+            rng.normal(size=(*target.stack, *shape)).astype(np.float32) * 0.3
+            for shape in ((target.inputs, spec.rank), (spec.rank, target.outputs))
         )
-        here = jnp.asarray(ranks if site.stack else ranks[0], jnp.int32)
-        active = lora.prefix_mask(here, template.rank)
-        mask = lora.factor_mask({site.path: active & template.layer_mask(site)})
-        adapter |= lora.keep({site.path: LoRA(jnp.asarray(a), jnp.asarray(b))}, mask)
-        gain[site.path] = jnp.where(mask[site.path].b[..., 0], scale, 0.0).astype(jnp.float32)
+        here = jnp.asarray(ranks if target.stack else ranks[0], jnp.int32)
+        active = lora.prefix_mask(here, spec.rank)
+        mask = lora.factor_mask({target.path: active & spec.layer_mask(target)})
+        adapter |= lora.keep({target.path: LoRA(jnp.asarray(a), jnp.asarray(b))}, mask)
+        gain[target.path] = jnp.where(mask[target.path].b[..., 0], scale, 0.0).astype(jnp.float32)
     head = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.params["head"]
     )
-    return Fitted(model, template.sites, adapter, gain, head)
+    return TrainedModel(model, spec.targets, adapter, gain, head)
 
 
-def about(model: models.Pretrained, **fields: Any) -> About:
+def about(model: models.Pretrained, **fields: Any) -> ModelMetadata:
     values: dict[str, Any] = {
         "base": str(model.folder),
         "base_sha256": model.fingerprint,
@@ -93,10 +93,10 @@ def about(model: models.Pretrained, **fields: Any) -> About:
         "task": "mood",
         "results": {"accuracy": 0.5},
     }
-    return About(**values | fields)
+    return ModelMetadata(**values | fields)
 
 
-def logits(one: Fitted) -> np.ndarray:
+def logits(one: TrainedModel) -> np.ndarray:
     """Logits by an independent way: the merged parameters in the plain module."""
     run = jax.jit(lambda p: one.model.module.apply({"params": p}, IDS, MASK))
     return np.asarray(run(jax.tree.map(jnp.asarray, one.merged)))
@@ -110,9 +110,9 @@ def torch_logits(model: Any) -> np.ndarray:
         return model(input_ids=torch.tensor(IDS).long(), attention_mask=mask).logits.numpy()
 
 
-def same(one: Fitted, other: Fitted) -> None:
+def same(one: TrainedModel, other: TrainedModel) -> None:
     """The same tensors, bit for bit."""
-    assert {s.path: s for s in one.sites} == {s.path: s for s in other.sites}
+    assert {s.path: s for s in one.targets} == {s.path: s for s in other.targets}
     for path, pair in one.adapter.items():
         np.testing.assert_array_equal(pair.a, other.adapter[path].a)
         np.testing.assert_array_equal(pair.b, other.adapter[path].b)
@@ -121,5 +121,5 @@ def same(one: Fitted, other: Fitted) -> None:
         np.testing.assert_array_equal(leaf, trees.flat(dict(other.head))[path])
 
 
-def replaced(one: About, **fields: Any) -> About:
+def replaced(one: ModelMetadata, **fields: Any) -> ModelMetadata:
     return dataclasses.replace(one, **fields)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter, Gain, LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 
 DEPTH, WIDTH, HIDDEN, CLASSES, R = 3, 12, 10, 7, 4
 TARGETS = ("/(query|value)$", "^head$")
@@ -41,24 +41,24 @@ PARAMS = NET.init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
 INPUT = jax.random.normal(jax.random.key(1), (6, 5))
 
 
-def template(**options: Any) -> Template:
-    return lora.make_template(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
+def spec(**options: Any) -> LoraSpec:
+    return lora.make_spec(PARAMS, **{"targets": TARGETS, "rank": R, "alpha": 6.0} | options)
 
 
-TEMPLATE = template()
+TEMPLATE = spec()
 
 
-def random_adapter(where: Template, seed: int = 0, *batch: int) -> Adapter:
+def random_adapter(where: LoraSpec, seed: int = 0, *batch: int) -> Adapter:
     """Both factors random; layers left out are zero."""
     rng = np.random.default_rng(seed)
     pairs = {}
-    for site in where.sites:
-        a = rng.normal(size=(*batch, *site.stack, site.inputs, where.rank)) * 0.3
-        b = rng.normal(size=(*batch, *site.stack, where.rank, site.outputs)) * 0.3
-        if site.layers is not None:
-            a[..., ~np.array(site.layers), :, :] = 0
-            b[..., ~np.array(site.layers), :, :] = 0
-        pairs[site.path] = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    for target in where.targets:
+        a = rng.normal(size=(*batch, *target.stack, target.inputs, where.rank)) * 0.3
+        b = rng.normal(size=(*batch, *target.stack, where.rank, target.outputs)) * 0.3
+        if target.layers is not None:
+            a[..., ~np.array(target.layers), :, :] = 0
+            b[..., ~np.array(target.layers), :, :] = 0
+        pairs[target.path] = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
     return pairs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_lora import methods, models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import Split, Task, TaskData, Tokens
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.config import (
     DataConfig,
@@ -46,9 +46,9 @@ def change(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 def with_method(name: str) -> dict[str, Any]:
     """A method with mixed ranks, or one rank if it is defined for nothing else."""
-    template = Template(sites=(Site("layer", 8, 8, None),), rank=4, alpha=4.0)
+    spec = LoraSpec(targets=(LoraTarget("layer", 8, 8, None),), rank=4, alpha=4.0)
     try:
-        methods.make(name, template).check(np.array([1, 4]))
+        methods.make(name, spec).check(np.array([1, 4]))
     except InputError:
         return {"federation.method": name, "federation.ranks": "fixed(rank=2)"}
     return {"federation.method": name}

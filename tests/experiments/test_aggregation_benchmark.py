@@ -14,7 +14,7 @@ from experiments.benchmarks.aggregation.run import measure
 
 TINY = Problem(
     name="tiny",
-    sites={"layers/query": (20, 24), "layers/value": (20, 12)},
+    targets={"layers/query": (20, 24), "layers/value": (20, 12)},
     layers=3,
     ranks=(1, 2, 4, 2),
     dense_layers=2,
@@ -29,21 +29,21 @@ def record() -> dict:
 def test_all_contenders_find_the_same_product(record: dict):
     assert record["contenders"].keys() == CONTENDERS.keys()
     for made in record["contenders"].values():
-        assert made["errors"].keys() == TINY.sites.keys()
+        assert made["errors"].keys() == TINY.targets.keys()
         assert all(0 < error < 1e-5 for error in made["errors"].values())
 
 
 def test_all_contenders_average_alike():
     problem = dataclasses.replace(TINY, methods=("zero_padding",))
-    for site, (inputs, outputs) in problem.sites.items():
+    for target, (inputs, outputs) in problem.targets.items():
         a, b = np.zeros((inputs, problem.rank)), np.zeros((problem.rank, outputs))
-        for share, x in zip(problem.shares, clients(problem, site, 0), strict=True):
+        for share, x in zip(problem.shares, clients(problem, target, 0), strict=True):
             a[:, : x.a.shape[1]] += share * x.a
             b[: x.b.shape[0]] += share * x.b
         for make in CONTENDERS.values():
             made = make(problem)
             assert list(made.methods) == ["zero_padding"]
-            factors = made.factors(made.methods["zero_padding"](), site)
+            factors = made.factors(made.methods["zero_padding"](), target)
             for got, want in zip(factors, (a, b), strict=True):
                 np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_growing_problems_are_told_relative_to_ours(tmp_path: pathlib.Path):
 def test_one_thing_grows_at_a_time():
     for name, cases in SWEEPS.items():
         for size, problem in cases.items():
-            (width, _), *_ = problem.sites.values()
+            (width, _), *_ = problem.targets.values()
             sizes = {"clients": len(problem.ranks), "rank": problem.rank, "width": width}
             assert sizes == {"clients": 100, "rank": 16, "width": 1024} | {name: size}
             assert set(problem.ranks) == {problem.rank // 4, problem.rank // 2, problem.rank}
@@ -120,5 +120,5 @@ def test_the_adapter_sets_are_those_of_the_models(problem: Problem):
         "Llama-8B": (20, 32, [(4096, 4096), (4096, 1024)], {16}),
     }[problem.name]
     assert (len(problem.ranks), problem.layers, set(problem.ranks)) == (count, layers, ranks)
-    assert list(problem.sites.values()) == sizes
+    assert list(problem.targets.values()) == sizes
     np.testing.assert_allclose(problem.shares.sum(), 1)

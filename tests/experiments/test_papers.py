@@ -99,7 +99,7 @@ def test_every_choice_of_every_config_is_known(chosen, size):
             quality=quality[: fed.clients],
             component_size=1,
         )
-        method = methods.make(fed.method, counts.template())
+        method = methods.make(fed.method, counts.spec())
         method.check(allocated.possible)
     for partition, clients in {(one.partition, one.clients) for one in federations}:
         data.partition(partition, labels, clients=clients, seed=0, min_examples=2)
@@ -119,8 +119,11 @@ def test_an_unknown_field_is_refused():
 
 
 REPRESENTATIVES = {
-    ("open_question", "small"): {"tuning": "Fed-PLoRA, rate 0.003", "all_layers": "Fed-PLoRA"},
-    ("open_question", "full"): {"qnli_heavy_tail": "raFLoRA"},
+    ("fed_plora_vs_flexlora", "small"): {
+        "tuning": "Fed-PLoRA, rate 0.003",
+        "all_layers": "Fed-PLoRA",
+    },
+    ("fed_plora_vs_flexlora", "full"): {"qnli_heavy_tail": "raFLoRA"},
     ("byun_lee", "small"): {"fig3": "replication, 20% high"},
     ("byun_lee", "full"): {"fig2_albert": "rank 20 for all"},
     ("fed_plora", "small"): {"measured": "HetLoRA"},
@@ -391,7 +394,7 @@ def test_every_figure_is_there_and_shown(report):
     assert shown == there
 
 
-@pytest.mark.parametrize("name", ["reruns", "open_question"])
+@pytest.mark.parametrize("name", ["reruns", "fed_plora_vs_flexlora"])
 def test_the_first_readme_is_told_from_the_result_files(name):
     readme = study.ROOT.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -459,7 +462,7 @@ def test_the_parameter_counts_are_the_papers():
 @pytest.mark.shared
 def test_the_shape_is_distilberts(shared):
     config = models.read_config(shared / "models" / "distilbert-base-uncased")
-    assert counts.template(config).sites == counts.template().sites
+    assert counts.spec(config).targets == counts.spec().targets
 
 
 def test_the_plan_counts_every_run_once(monkeypatch, tmp_path):

@@ -33,23 +33,23 @@ def ours(problem: Problem) -> Contender:
     from fedjax_lora.core.types import LoRA
 
     count, most, layers = len(problem.ranks), problem.rank, problem.layers
-    template = lora.Template(
-        sites=tuple(
-            lora.Site(path, *size, (True,) * layers) for path, size in problem.sites.items()
+    spec = lora.LoraSpec(
+        targets=tuple(
+            lora.LoraTarget(path, *size, (True,) * layers) for path, size in problem.targets.items()
         ),
         rank=most,
         alpha=float(most),
     )
 
-    def padded(site: lora.Site) -> LoRA:
-        a = np.zeros((count, layers, site.inputs, most), np.float32)
-        b = np.zeros((count, layers, most, site.outputs), np.float32)
+    def padded(target: lora.LoraTarget) -> LoRA:
+        a = np.zeros((count, layers, target.inputs, most), np.float32)
+        b = np.zeros((count, layers, most, target.outputs), np.float32)
         for layer in range(layers):
-            for k, x in enumerate(clients(problem, site.path, layer)):
+            for k, x in enumerate(clients(problem, target.path, layer)):
                 a[k, layer, :, : x.a.shape[1]], b[k, layer, : x.b.shape[0]] = x
         return LoRA(jnp.asarray(a), jnp.asarray(b))
 
-    result = {site.path: padded(site) for site in template.sites}
+    result = {target.path: padded(target) for target in spec.targets}
     cohort = methods.Cohort(
         id=jnp.arange(count, dtype=jnp.int32),
         rank=jnp.asarray(problem.ranks, jnp.int32),
@@ -58,20 +58,21 @@ def ours(problem: Problem) -> Contender:
         round=jnp.int32(0),
         key=jax.random.key(0),
     )
-    active = lora.spread(template, lora.prefix_mask(cohort.rank, most))
+    active = lora.spread(spec, lora.prefix_mask(cohort.rank, most))
     gain = jax.tree.map(lambda mask: mask.astype(jnp.float32), active)
-    start = methods.Start(result, gain, lora.factor_mask(active))
+    start = methods.ClientInit(result, gain, lora.factor_mask(active))
     about = {"compile_seconds": {}, "temporary_megabytes": {}, "jax": jax.__version__}
     calls = {}
     for name in problem.methods:
         if len(set(problem.ranks)) > 1 and not methods.takes_mixed_ranks(name):
             continue
-        method = methods.make(name, template)
-        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape), template.shapes())
+        method = methods.make(name, spec)
+        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape), spec.shapes())
         kernels = {}
         if name == "flora":
             kernels = {
-                site.path: jnp.zeros((layers, site.inputs, site.outputs)) for site in template.sites
+                target.path: jnp.zeros((layers, target.inputs, target.outputs))
+                for target in spec.targets
             }
         server = method.init(fresh, kernels)
         began = time.perf_counter()
@@ -86,8 +87,8 @@ def ours(problem: Problem) -> Contender:
 
         calls[name] = call
 
-    def factors(server: Any, site: str) -> Factors:
-        pair = server.adapter[site]
+    def factors(server: Any, target: str) -> Factors:
+        pair = server.adapter[target]
         return np.asarray(pair.a[0]), np.asarray(pair.b[0])
 
     return Contender(calls, layers, factors, about)
@@ -116,7 +117,7 @@ def numpy(problem: Problem) -> Contender:
     return Contender(
         _calls(problem, {"hlora": one, "zero_padding": padded}, sent),
         problem.dense_layers,
-        lambda out, site: out[site][0],
+        lambda out, target: out[target][0],
         {"numpy": np.__version__},
     )
 
@@ -126,8 +127,10 @@ def torch(problem: Problem) -> Contender:
     import torch
 
     tensors = {
-        site: [[(torch.from_numpy(x.a), torch.from_numpy(x.b)) for x in layer] for layer in layers]
-        for site, layers in _sent(problem).items()
+        target: [
+            [(torch.from_numpy(x.a), torch.from_numpy(x.b)) for x in layer] for layer in layers
+        ]
+        for target, layers in _sent(problem).items()
     }
     shares = problem.shares.tolist()
 
@@ -146,8 +149,8 @@ def torch(problem: Problem) -> Contender:
             b[: own_b.shape[0]] += share * own_b
         return a, b
 
-    def factors(out: Any, site: str) -> Factors:
-        a, b = out[site][0]
+    def factors(out: Any, target: str) -> Factors:
+        a, b = out[target][0]
         return a.numpy(), b.numpy()
 
     about = {"torch": importlib.metadata.version("torch"), "threads": torch.get_num_threads()}
@@ -161,7 +164,7 @@ def _calls(
     """The problem's methods, as far as they are known, on every matrix in turn."""
 
     def every(one: Callable[[list], Any]) -> Callable[[], dict[str, list[Any]]]:
-        return lambda: {site: [one(cohort) for cohort in each] for site, each in sent.items()}
+        return lambda: {target: [one(cohort) for cohort in each] for target, each in sent.items()}
 
     return {name: every(known[name]) for name in problem.methods if name in known}
 
@@ -169,8 +172,8 @@ def _calls(
 def _sent(problem: Problem) -> dict[str, list[list]]:
     """What the clients sent, for the layers that the dense contenders compute."""
     return {
-        site: [clients(problem, site, layer) for layer in range(problem.dense_layers)]
-        for site in problem.sites
+        target: [clients(problem, target, layer) for layer in range(problem.dense_layers)]
+        for target in problem.targets
     }
 
 

@@ -13,7 +13,7 @@ class Problem:
     """One adapter set of a cohort."""
 
     name: str
-    sites: dict[str, tuple[int, int]]  # inputs and outputs
+    targets: dict[str, tuple[int, int]]  # inputs and outputs
     layers: int
     ranks: tuple[int, ...]  # of the clients
     dense_layers: int  # of each site that the dense contenders compute
@@ -34,14 +34,14 @@ class Problem:
 PROBLEMS = (
     Problem(
         name="RoBERTa-large",
-        sites={"layers/query": (1024, 1024), "layers/value": (1024, 1024)},
+        targets={"layers/query": (1024, 1024), "layers/value": (1024, 1024)},
         layers=24,
         ranks=(4, 8, 16, 32, 64) * 20,
         dense_layers=4,
     ),
     Problem(
         name="Llama-8B",
-        sites={"layers/q_proj": (4096, 4096), "layers/v_proj": (4096, 1024)},
+        targets={"layers/q_proj": (4096, 4096), "layers/v_proj": (4096, 1024)},
         layers=32,
         ranks=(16,) * 20,
         dense_layers=1,
@@ -53,7 +53,7 @@ def case(*, clients: int = 100, rank: int = 16, width: int = 1024) -> Problem:
     """One matrix of clients whose ranks are a quarter, half and all of `rank`, in turn."""
     return Problem(
         name=f"{clients}-clients-rank-{rank}-width-{width}",
-        sites={"layers/query": (width, width)},
+        targets={"layers/query": (width, width)},
         layers=1,
         ranks=tuple((rank // 4, rank // 2, rank)[k % 3] for k in range(clients)),
         dense_layers=1,
@@ -76,10 +76,10 @@ class Client(NamedTuple):
     b: np.ndarray  # float32[r, o]
 
 
-def clients(problem: Problem, site: str, layer: int) -> list[Client]:
+def clients(problem: Problem, target: str, layer: int) -> list[Client]:
     """The cohort's factors of one matrix, the same whoever asks."""
-    inputs, outputs = problem.sites[site]
-    rng = np.random.default_rng([list(problem.sites).index(site), layer])
+    inputs, outputs = problem.targets[target]
+    rng = np.random.default_rng([list(problem.targets).index(target), layer])
     draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
     size = np.arange(1, problem.rank + 1, dtype=np.float32) ** -0.5
     a, b = draw(inputs, problem.rank) * size, draw(problem.rank, outputs) * size[:, None]
@@ -93,11 +93,11 @@ def clients(problem: Problem, site: str, layer: int) -> list[Client]:
     ]
 
 
-def exact(problem: Problem, site: str, layer: int) -> np.ndarray:
+def exact(problem: Problem, target: str, layer: int) -> np.ndarray:
     """The best product of rank `R`, by the dense SVD in float64, ``[i, o]``."""
     mean = sum(
         share * (x.a.astype(np.float64) @ x.b)
-        for share, x in zip(problem.shares, clients(problem, site, layer), strict=True)
+        for share, x in zip(problem.shares, clients(problem, target, layer), strict=True)
     )
     u, s, vt = np.linalg.svd(mean, full_matrices=False)
     return (u[:, : problem.rank] * s[: problem.rank]) @ vt[: problem.rank]

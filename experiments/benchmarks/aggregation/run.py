@@ -37,8 +37,8 @@ def contend(contender: str, problem: Problem) -> None:
         began = time.perf_counter()
         if order.endswith(".npz"):
             named = {}
-            for site in problem.sites:
-                named[f"{site}/a"], named[f"{site}/b"] = made.factors(answer, site)
+            for target in problem.targets:
+                named[f"{target}/a"], named[f"{target}/b"] = made.factors(answer, target)
             np.savez(order, **named)
         else:
             made.methods[order]()
@@ -62,11 +62,11 @@ def measure(problem: Problem, repeats: int) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.end()
-    for site in problem.sites:
-        want = exact(problem, site, 0)
+    for target in problem.targets:
+        want = exact(problem, target, 0)
         for name, pairs in answers.items():
             errors = record[name].setdefault("errors", {})
-            errors[site] = relative_error(pairs[site], want)
+            errors[target] = relative_error(pairs[target], want)
     return {
         "problem": dataclasses.asdict(problem),
         "machine": machine(),
@@ -80,7 +80,9 @@ def factors(worker: Worker, problem: Problem) -> dict[str, tuple[np.ndarray, np.
         path = pathlib.Path(folder) / "factors.npz"
         worker.ask(str(path))
         with np.load(path) as saved:
-            return {site: (saved[f"{site}/a"], saved[f"{site}/b"]) for site in problem.sites}
+            return {
+                target: (saved[f"{target}/a"], saved[f"{target}/b"]) for target in problem.targets
+            }
 
 
 def main(

@@ -21,7 +21,7 @@ from experiments.tools.alternate import machine
 
 FILE = RESULTS / "profile.json"
 PRODUCTS, BETWEEN = "matrix products", "nothing: between operations"
-KINDS = {
+TASK_TYPES = {
     PRODUCTS: {"dot"},
     "gathers and scatters": {"gather", "scatter"},
     "exponentials, roots and sums: softmax, GELU, norms": {
@@ -62,7 +62,7 @@ def kinds_of(text: str) -> dict[str, str]:
 
     def kind(operation: str, called: str | None) -> str:
         inside = {operation} if called is None else holds[called]
-        return next((name for name, some in KINDS.items() if some & inside), OTHERS)
+        return next((name for name, some in TASK_TYPES.items() if some & inside), OTHERS)
 
     return {name: kind(*x) for name, x in operations.items() if x[0] not in CONTAINERS}
 

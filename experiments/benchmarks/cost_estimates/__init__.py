@@ -4,8 +4,9 @@ The large model is shapes alone: nothing is allocated, and XLA is asked what the
 compiled for this machine's CPU. The smaller model has random weights and trains here, each time in
 a process of its own whose resident memory is watched.
 
-    python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS    # resumable
-    python -m experiments.benchmarks.cost_estimates.report                                     # the README's table
+    # resumable
+    python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS
+    python -m experiments.benchmarks.cost_estimates.report  # the README's table
 """
 
 import dataclasses
@@ -45,9 +46,9 @@ SMALL = {
     "eos_token_id": 2,
 }
 WATCHED: dict[str, dict[str, Any]] = {
-    "one client at a time": {"wave": 1},
-    "the same, layers recomputed": {"wave": 1, "remat": True},
-    "two at a time, layers recomputed": {"wave": 2, "remat": True},
+    "one client at a time": {"clients_per_step": 1},
+    "the same, layers recomputed": {"clients_per_step": 1, "remat": True},
+    "two at a time, layers recomputed": {"clients_per_step": 2, "remat": True},
 }
 """Runs of the small model."""
 
@@ -67,11 +68,11 @@ def large(storage: Storage, *, data_dir: str, model: str) -> RunConfig:
             ranks="fixed(rank=16)",
         ),
         local=LocalConfig(batch=4, max_steps=8),
-        execution=ExecutionConfig(wave=CLIENTS),
+        execution=ExecutionConfig(clients_per_step=CLIENTS),
     )
 
 
-def small(*, wave: int, remat: bool = False, data_dir: str, model: str) -> RunConfig:
+def small(*, clients_per_step: int, remat: bool = False, data_dir: str, model: str) -> RunConfig:
     """Two clients of the small model, 8 texts of 256 tokens in a step."""
     made = large("float32", data_dir=data_dir, model=model)
     return dataclasses.replace(
@@ -80,5 +81,5 @@ def small(*, wave: int, remat: bool = False, data_dir: str, model: str) -> RunCo
         model=ModelConfig(model=model, remat=remat),
         federation=dataclasses.replace(made.federation, cohort=2, rounds=2),
         local=LocalConfig(batch=8, max_steps=1),
-        execution=ExecutionConfig(wave=wave),
+        execution=ExecutionConfig(clients_per_step=clients_per_step),
     )

@@ -25,8 +25,8 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
         lambda *given: federated.init_state(
             layout.method, *given, clients=config.federation.clients, heads="average"
         ),
-        layout.template.shapes(),
-        {s.path: kernels[f"{s.path}/kernel"] for s in layout.template.sites},
+        layout.spec.shapes(),
+        {s.path: kernels[f"{s.path}/kernel"] for s in layout.spec.targets},
         assets.model.params["head"],
     )
     plan = federation.plan(0, layout.allocated.ranks, 1e-3)

@@ -1,4 +1,7 @@
-"""The tables of what `--explain` says: ``python -m experiments.benchmarks.cost_estimates.report``."""
+"""The tables of what `--explain` says.
+
+Run it with ``python -m experiments.benchmarks.cost_estimates.report``.
+"""
 
 import json
 from typing import Any

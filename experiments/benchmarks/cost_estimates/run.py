@@ -1,4 +1,8 @@
-"""Ask and measure: ``python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS``."""
+"""Ask and measure.
+
+Run it with ``python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir
+MODELS``.
+"""
 
 import json
 import pathlib

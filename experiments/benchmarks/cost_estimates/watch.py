@@ -1,4 +1,7 @@
-"""One process whose memory is watched: ``python -m experiments.benchmarks.cost_estimates.watch NAME DATA MODEL``."""
+"""One process whose memory is watched.
+
+Run it with ``python -m experiments.benchmarks.cost_estimates.watch NAME DATA MODEL``.
+"""
 
 import ctypes
 import gc
@@ -11,7 +14,7 @@ import jax
 from experiments.benchmarks.cost_estimates import WATCHED, small
 from fedjax_lora.runs import cost
 from fedjax_lora.runs.build import load_assets, prepare
-from fedjax_lora.runs.compilation import Programs, programs
+from fedjax_lora.runs.compilation import CompiledFunctions, programs
 from fedjax_lora.runs.config import RunConfig
 
 STATUS = pathlib.Path("/proc/self/status")
@@ -28,7 +31,7 @@ def forget() -> None:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def one_round(config: RunConfig, shared: Programs) -> None:
+def one_round(config: RunConfig, shared: CompiledFunctions) -> None:
     """Load everything and train; the high-water mark is that of the training."""
     ready = prepare(config, load_assets(config), shared)
     plan = ready.federation.plan(0, ready.rank, 1e-3)

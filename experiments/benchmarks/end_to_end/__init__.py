@@ -16,7 +16,7 @@ A time is that of a process from its start to its end: imports, tokenising, comp
 evaluation; ours also writes checkpoints, figures and the adapter. Memory is the largest sum over
 the process and its children, of what each has alone and its part of what they share (PSS).
 
-    python -m experiments.benchmarks.end_to_end.run --data-dir DATA    # one file a process, resumable
+    python -m experiments.benchmarks.end_to_end.run --data-dir DATA  # one file a process, resumable
     python -m experiments.benchmarks.end_to_end.report                 # table and figure
 
 Flower is not installed with this project. For it: an environment with ``flwr[simulation]``,

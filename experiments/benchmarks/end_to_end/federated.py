@@ -15,7 +15,7 @@ Arrays = list[np.ndarray]
 """What is sent: ``[r, i]`` and ``[o, r]`` of every module in turn, then the head."""
 
 
-class Tools(NamedTuple):
+class Contestant(NamedTuple):
     """What a process needs: the model, and the tokens of its splits."""
 
     net: Any
@@ -23,11 +23,11 @@ class Tools(NamedTuple):
     tokens: dict[str, dict[str, Any]]
 
 
-def tools(work: Work, splits: tuple[str, ...]) -> Tools:
+def tools(work: Work, splits: tuple[str, ...]) -> Contestant:
     """Load the model and tokenise."""
     net, parts = peft_client.network(work.model, work.ranks)
     tokenizer = AutoTokenizer.from_pretrained(work.model)
-    return Tools(net, parts, {name: _tokens(work, name, tokenizer) for name in splits})
+    return Contestant(net, parts, {name: _tokens(work, name, tokenizer) for name in splits})
 
 
 def _tokens(work: Work, name: str, tokenizer: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _tokens(work: Work, name: str, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def first(work: Work, tools: Tools) -> Arrays:
+def first(work: Work, tools: Contestant) -> Arrays:
     """The server's model before the first round; the second factor is zero."""
     own = tools.parts[work.ranks[-1]]
     factors = [
@@ -61,7 +61,7 @@ def cut(model: Arrays, rank: int, modules: int) -> Arrays:
 
 
 def visit(
-    tools: Tools, received: Arrays, batches: list[np.ndarray], rank: int, rate: float
+    tools: Contestant, received: Arrays, batches: list[np.ndarray], rank: int, rate: float
 ) -> tuple[Arrays, float]:
     """A client's turn: what it sends back, and its mean loss."""
     values = put(tools, received, rank)
@@ -71,7 +71,7 @@ def visit(
     return [p.detach().numpy().copy() for p in values], loss
 
 
-def put(tools: Tools, model: Arrays, rank: int) -> list[Any]:
+def put(tools: Contestant, model: Arrays, rank: int) -> list[Any]:
     """Set a model of this rank as the one that acts; returns its parameters in the same order."""
     own = tools.parts[rank]
     tools.net.set_adapter(f"r{rank}")
@@ -91,7 +91,7 @@ def mean(sent: list[Arrays], weight: np.ndarray, most: Arrays) -> Arrays:
     return total
 
 
-def evaluate(tools: Tools, model: Arrays, rank: int) -> dict[str, float]:
+def evaluate(tools: Contestant, model: Arrays, rank: int) -> dict[str, float]:
     """Accuracy and loss on the test examples, in batches of about the same length."""
     put(tools, model, rank)
     data = tools.tokens["test"]

@@ -44,7 +44,7 @@ def run(work: Work, workers: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _loaded(folder: pathlib.Path, threads: int) -> tuple[Work, federated.Tools]:
+def _loaded(folder: pathlib.Path, threads: int) -> tuple[Work, federated.Contestant]:
     """Once in each worker."""
     torch.set_num_threads(threads)
     work = files.load(folder)

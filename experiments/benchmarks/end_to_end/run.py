@@ -13,7 +13,7 @@ import tyro
 
 from experiments.benchmarks.end_to_end import CONTENDERS, RESULTS
 from experiments.benchmarks.end_to_end.setting import Setting, lay_out
-from experiments.benchmarks.processes import ROOT, Outcome, watch
+from experiments.benchmarks.processes import ROOT, ProcessResult, watch
 from experiments.tools.alternate import machine
 
 
@@ -48,7 +48,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def _record(took: Outcome, history: list[dict], versions: dict[str, Any]) -> dict[str, Any]:
+def _record(took: ProcessResult, history: list[dict], versions: dict[str, Any]) -> dict[str, Any]:
     kept = ("train_loss", "accuracy", "loss")
     history = [{name: h[name] for name in kept if name in h} for h in history]
     return took._asdict() | {"history": history, "versions": versions}

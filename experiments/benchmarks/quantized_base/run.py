@@ -32,15 +32,15 @@ def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
     """
     config = dataclasses.replace(models.read_config(folder), remat=True, scan_unroll=1)
     params = models.abstract_params(config, storage)
-    template = lora.make_template(params, rank=8)
-    gain = jax.eval_shape(lambda: lora.uniform_gain(template))
+    spec = lora.make_spec(params, rank=8)
+    gain = jax.eval_shape(lambda: lora.uniform_gain(spec))
     module = models.module_of(config)
 
     def loss(adapter, gain, params, ids, mask):
         return jnp.sum(lora.apply(module, params, adapter, gain, ids, mask).hidden ** 2)
 
     texts = [jax.ShapeDtypeStruct((1, 64), kind) for kind in (jnp.int32, jnp.bool_)]
-    compiled = jax.jit(jax.grad(loss)).lower(template.shapes(), gain, params, *texts).compile()
+    compiled = jax.jit(jax.grad(loss)).lower(spec.shapes(), gain, params, *texts).compile()
     found: Any = compiled.memory_analysis()
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(models.abstract_params(config))),

@@ -26,7 +26,7 @@ class Point:
     batch: int = 1
     steps: int = 1
     tokens: int = 8
-    wave: int | None = None
+    clients_per_step: int | None = None
     devices: int | None = None  # on so many; one, without a mesh, if None
     rounds: int = 3
     layers: int | None = None
@@ -39,7 +39,7 @@ class Point:
 
 def _clients(count: int) -> Point:
     about = {"label": f"{count:,} clients", "clients": count, "rounds": 2 if count > 1000 else 3}
-    return Point(series="clients", ranks="fixed(rank=4)", wave=10, **about)
+    return Point(series="clients", ranks="fixed(rank=4)", clients_per_step=10, **about)
 
 
 def _ranks(label: str, ranks: str) -> Point:
@@ -83,7 +83,7 @@ def config(point: Point, data_dir: str | None) -> RunConfig:
         local=LocalConfig(batch=point.batch, max_steps=point.steps, learning_rate=1e-3),
         execution=ExecutionConfig(
             mode="sharded" if point.devices else "vmap",
-            wave=point.wave,
+            clients_per_step=point.clients_per_step,
             devices=point.devices,
             eval_every=point.rounds,
         ),

@@ -25,13 +25,13 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     import numpy as np
 
     from fedjax_lora.federated import optimizers
-    from fedjax_lora.runs import build, run
+    from fedjax_lora.runs import build, resume, run
 
     made = build.prepare(config(point, data_dir))
     before = peak_megabytes()
     schedule = optimizers.schedule(made.config.local.schedule, rounds=point.rounds)
     seconds, losses = [], []
-    for progress, times in run.play(made, schedule, run.begin(made)):
+    for progress, times in run.play(made, schedule, resume.begin(made)):
         seconds.append(times["train_seconds"])
         losses.append(progress.history[-1]["train_loss"])
     return {

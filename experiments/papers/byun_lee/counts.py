@@ -4,7 +4,7 @@ import jax
 
 from experiments.papers.byun_lee import HIGH, LOW, PROJECTIONS, SHARE
 from fedjax_lora import lora, models
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.models import EncoderConfig
 
 DISTILBERT = EncoderConfig(
@@ -22,16 +22,16 @@ DISTILBERT = EncoderConfig(
 PUBLISHED = {5: 138_240, 7: 193_536, 20: 552_960}
 
 
-def template(config: EncoderConfig = DISTILBERT, targets: str = PROJECTIONS) -> Template:
+def spec(config: EncoderConfig = DISTILBERT, targets: str = PROJECTIONS) -> LoraSpec:
     """The adapters of rank 20; the model's shapes are all that is computed."""
     params = jax.eval_shape(lambda key: models.random_params(config, key), jax.random.key(0))
     base = {name: part for name, part in params.items() if name != "head"}
-    return lora.make_template(base, targets=targets, rank=HIGH)
+    return lora.make_spec(base, targets=targets, rank=HIGH)
 
 
 def count(rank: int) -> int:
     """Trainable numbers of a client."""
-    return lora.parameter_count(template(), rank)
+    return lora.parameter_count(spec(), rank)
 
 
 def mean_count() -> float:

@@ -3,7 +3,7 @@
 The same for the rules that merge what clients of different ranks own. Every method has the same
 seeds, ranks, scale and tuning budget; the README in this folder has the protocol and the outcome.
 
-    python -m experiments.tools.small --data-dir DATA --only open_question
+    python -m experiments.tools.small --data-dir DATA --only fed_plora_vs_flexlora
     python -m experiments.papers.fed_plora_vs_flexlora.report
 """
 
@@ -177,7 +177,7 @@ def deeper(size: Size, records: Records) -> list[Part]:
 
 
 STUDY = Study(
-    "open_question",
+    "fed_plora_vs_flexlora",
     (
         tuning,
         lambda size, records: [

@@ -1,4 +1,6 @@
-"""How far logits in PyTorch are from logits here: ``python -m experiments.robustness.huggingface_parity.run``.
+"""How far logits in PyTorch are from logits here.
+
+Run it with ``python -m experiments.robustness.huggingface_parity.run``.
 
 Adapters of another rank in every layer, with a random head, on all-MiniLM-L6-v2 and on random
 checkpoints of every family (3 layers of width 48), leave as PEFT adapters and as merged checkpoints
@@ -18,7 +20,7 @@ import torch
 import transformers
 
 from fedjax_lora import interop, lora, models
-from fedjax_lora.interop import About, Fitted
+from fedjax_lora.interop import ModelMetadata, TrainedModel
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SIZES = {
@@ -45,22 +47,22 @@ def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
     return folder / family
 
 
-def fitted(model: models.Pretrained) -> Fitted:
+def fitted(model: models.Pretrained) -> TrainedModel:
     """First factors as training draws them, second ones of deviation 0.05, ranks 8, 1, 2, 3, ..."""
     base = {"encoder": model.params["encoder"]}
-    template = lora.make_template(base, targets="attention", rank=8, alpha=16.0)
+    spec = lora.make_spec(base, targets="attention", rank=8, alpha=16.0)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.05, jnp.float32)  # noqa: E731
-    adapter, gain = lora.init(template, jax.random.key(1)), {}
-    for site in template.sites:
-        depth = site.stack[0] if site.stack else 1
+    adapter, gain = lora.init(spec, jax.random.key(1)), {}
+    for target in spec.targets:
+        depth = target.stack[0] if target.stack else 1
         rank = jnp.array([8, *range(1, depth)], jnp.int32).clip(max=8)
-        here = rank if site.stack else rank[0]
-        b = draw(*site.stack, 8, site.outputs)
-        adapter[site.path] = adapter[site.path]._replace(b=b)
-        gain[site.path] = jnp.where(lora.prefix_mask(here, 8), template.server_scale, 0.0)
+        here = rank if target.stack else rank[0]
+        b = draw(*target.stack, 8, target.outputs)
+        adapter[target.path] = adapter[target.path]._replace(b=b)
+        gain[target.path] = jnp.where(lora.prefix_mask(here, 8), spec.server_scale, 0.0)
     head = jax.tree.map(lambda x: 4 * draw(*x.shape), model.params["head"])
-    return Fitted(model, template.sites, adapter, gain, head)
+    return TrainedModel(model, spec.targets, adapter, gain, head)
 
 
 def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
     model = models.load(str(folder), num_labels=LABELS, key=jax.random.key(0))
     ours = fitted(model)
     classes = tuple("abcd")
-    about = About(base=str(folder), base_sha256=model.fingerprint, classes=classes)
+    about = ModelMetadata(base=str(folder), base_sha256=model.fingerprint, classes=classes)
     rng = np.random.default_rng(1)
     ids = rng.integers(3, model.config.vocab_size, (TEXTS, TOKENS)).astype(np.int32)
     mask = np.arange(TOKENS)[None] < rng.integers(2, TOKENS + 1, (TEXTS, 1))

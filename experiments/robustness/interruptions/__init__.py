@@ -10,9 +10,11 @@ byte. "The same" means ``metrics.jsonl`` and both files of ``adapter/``.
   permission, every file of a checkpoint truncated and with one bit flipped, two runs in one folder.
 * Every method killed in the middle of its rounds.
 
-    python -m experiments.robustness.interruptions.run --folder DIR    # about half an hour on two cores; resumable
+    # about half an hour on two cores; resumable
+    python -m experiments.robustness.interruptions.run --folder DIR
     python -m experiments.robustness.interruptions.cost                # what a checkpoint costs
-    python -m experiments.robustness.interruptions.report              # the README's tables from the result files
+    # the README's tables from the result files
+    python -m experiments.robustness.interruptions.report
 """
 
 import pathlib

@@ -22,7 +22,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *CLASSES, *(f"word{n}" for n in ran
 DEADLINE = 300.0  # seconds; nothing here takes a tenth of it on a quiet machine
 
 
-class Site(NamedTuple):
+class Workspace(NamedTuple):
     """A folder with a small model, small files of texts, and caches of its own."""
 
     path: pathlib.Path
@@ -71,7 +71,7 @@ class Ended(NamedTuple):
         return self.output.strip().splitlines()[-1] if self.output.strip() else ""
 
 
-def prepare(path: pathlib.Path) -> Site:
+def prepare(path: pathlib.Path) -> Workspace:
     """Write a random two-layer encoder with a tokenizer, and texts that name their class."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from torch import manual_seed
@@ -104,7 +104,7 @@ def prepare(path: pathlib.Path) -> Site:
             for k, words in zip(label, noise, strict=True)
         ]
         (path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    return Site(path)
+    return Workspace(path)
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
@@ -113,16 +113,16 @@ def ended(process: "subprocess.Popen[str]") -> Ended:
     return Ended(process.returncode, output)
 
 
-def call(site: Site, command: Sequence[str]) -> Ended:
+def call(target: Workspace, command: Sequence[str]) -> Ended:
     """Run a command to its end."""
-    return ended(site.start(command))
+    return ended(target.start(command))
 
 
-def resume(site: Site, out: pathlib.Path) -> Ended:
+def resume(target: Workspace, out: pathlib.Path) -> Ended:
     """Resume a run, or start it if it had not come so far as to write its config."""
     if (out / "config.json").exists():
-        return call(site, [*CLI, f"--resume={out}"])
-    return call(site, site.command(f"--out={out}"))
+        return call(target, [*CLI, f"--resume={out}"])
+    return call(target, target.command(f"--out={out}"))
 
 
 def left(out: pathlib.Path) -> dict[str, bytes]:

@@ -54,7 +54,8 @@ def table() -> str:
     lines.append([what, how, _same(damaged)])
     each = read("methods").values()
     rounds = [trial["rounds"] for trial in each]
-    how = f"[after {min(rounds)} to {max(rounds)} rounds](experiments/faults/results/methods.md)"
+    table = "experiments/robustness/interruptions/results/methods.md"
+    how = f"[after {min(rounds)} to {max(rounds)} rounds]({table})"
     lines.append(
         [f"`kill -9`, once for {len(each)} of the {len(METHODS)} methods", how, _same(each)]
     )

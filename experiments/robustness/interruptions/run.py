@@ -51,31 +51,31 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
       folder: where the runs are; emptied by nobody.
       part: kills, others or methods; all by default.
     """
-    site = harness.prepare(folder)
-    whole = site.path / "whole"
+    target = harness.prepare(folder)
+    whole = target.path / "whole"
     if not (whole / "summary.json").exists():
-        assert harness.call(site, site.command(f"--out={harness.fresh(whole)}")).status == 0
+        assert harness.call(target, target.command(f"--out={harness.fresh(whole)}")).status == 0
     if part in ("all", "kills"):
-        kills(site, Book(RESULTS / "kills.json"))
+        kills(target, Book(RESULTS / "kills.json"))
     if part in ("all", "others"):
-        others(site, Book(RESULTS / "others.json"))
+        others(target, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
-        each_method(site, Book(RESULTS / "methods.json"))
+        each_method(target, Book(RESULTS / "methods.json"))
     atomic_io.write(
         RESULTS / "environment.json", json.dumps(run_folder.environment(), indent=1) + "\n"
     )
 
 
-def kills(site: harness.Site, book: Book) -> None:
+def kills(target: harness.Workspace, book: Book) -> None:
     """`KILLS` processes killed, and one again and again."""
-    assets, shared = assets_of(site.path / "whole"), programs()
+    assets, shared = assets_of(target.path / "whole"), programs()
     for at, (aim, count) in enumerate(trials.MOMENTS.items()):
         for n in range(count):
             rng = np.random.default_rng([SEED, at, n])
-            work = lambda a=aim, r=rng: trials.killed(site, a, r, assets, shared)  # noqa: E731
+            work = lambda a=aim, r=rng: trials.killed(target, a, r, assets, shared)  # noqa: E731
             book.once(f"{aim} {n + 1}", work)
     rng = np.random.default_rng([SEED, 100])
-    book.once("again and again", lambda: trials.again_and_again(site, rng))
+    book.once("again and again", lambda: trials.again_and_again(target, rng))
 
 
 def assets_of(out: pathlib.Path) -> Assets:
@@ -83,25 +83,27 @@ def assets_of(out: pathlib.Path) -> Assets:
     return load_assets(configs.load(out / "config.json"))
 
 
-def each_method(site: harness.Site, book: Book) -> None:
+def each_method(target: harness.Workspace, book: Book) -> None:
     """Every method of the registry, killed once."""
-    assets = assets_of(site.path / "whole")
+    assets = assets_of(target.path / "whole")
     for n, name in enumerate(methods.METHODS):
         rng, ranks = np.random.default_rng([SEED, 300, n]), ranks_for(name)
-        book.once(name, lambda m=name, k=ranks, r=rng: trials.method_killed(site, m, k, r, assets))
+        book.once(
+            name, lambda m=name, k=ranks, r=rng: trials.method_killed(target, m, k, r, assets)
+        )
 
 
-def others(site: harness.Site, book: Book) -> None:
+def others(target: harness.Workspace, book: Book) -> None:
     """Everything but kills."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        book.once(number.name, lambda n=number: trials.asked(site, n))
-    book.once("full disk", lambda: trials.full_disk(site))
-    book.once("read-only folder", lambda: trials.read_only(site))
+        book.once(number.name, lambda n=number: trials.asked(target, n))
+    book.once("full disk", lambda: trials.full_disk(target))
+    book.once("read-only folder", lambda: trials.read_only(target))
     if "killed while it held the lock" not in book.held:
-        for name, trial in trials.second_run(site):
+        for name, trial in trials.second_run(target):
             book.note(name, trial)
     if not any(name.startswith("bit flipped") for name in book.held):
-        for name, trial in trials.damaged(site, np.random.default_rng([SEED, 200])):
+        for name, trial in trials.damaged(target, np.random.default_rng([SEED, 200])):
             book.note(name, trial)
 
 

@@ -5,7 +5,7 @@ Each has to end with status 2 and one sentence, without a traceback, an output f
 much memory. Random damage to the same files (`damage`) may go unnoticed, but may not end in
 anything else either.
 
-    python -m experiments.robustness.malformed_input.run        # a minute; writes results/summary.json
+    python -m experiments.robustness.malformed_input.run  # a minute; writes results/summary.json
     python -m experiments.robustness.malformed_input.report     # the README's sentence
 """
 

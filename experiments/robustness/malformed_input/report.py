@@ -1,4 +1,7 @@
-"""What the README says of broken inputs: ``python -m experiments.robustness.malformed_input.report``."""
+"""What the README says of broken inputs.
+
+Run it with ``python -m experiments.robustness.malformed_input.report``.
+"""
 
 import json
 import textwrap
@@ -17,8 +20,8 @@ def sentence() -> str:
         f"exit status 2 and nothing written, in at most {s['slowest']['seconds']:.1f} s and "
         f"{s['largest']['megabytes']:.0f} MB; of {sum(damaged.values())} files with a few bytes "
         f"changed at random, {damaged['refused']} are, and {damaged['accepted']} can be read all "
-        "the same ([numbers](experiments/malformed/results/summary.json), by `python -m "
-        "experiments.robustness.malformed_input.run`)."
+        "the same ([numbers](experiments/robustness/malformed_input/results/summary.json), by "
+        "`python -m experiments.robustness.malformed_input.run`)."
     )
     indent = "  "
     return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent) + "\n"

@@ -69,7 +69,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "local.max_steps": (0, -1, 1.5),
     "local.prox": (-1, float("nan"), float("inf"), 1e300),
     "execution.mode": ("pmap", "", 7),
-    "execution.wave": (0, -1, 1.5),
+    "execution.clients_per_step": (0, -1, 1.5),
     "execution.eval_every": (0, -1),
     "execution.eval_batch": (0, -1, 10**9, HUGE),
 }  # fmt: skip

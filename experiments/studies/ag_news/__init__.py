@@ -8,7 +8,8 @@ skewed cohorts threw the masked mean from 82 % back to 60 %). The learning rate 
 the best of `RATES` by accuracy on 500 validation examples after `TUNING_ROUNDS` rounds with seed 0,
 its own schedule compressed; test accuracy is never looked at before that.
 
-    python -m experiments.studies.ag_news.run --data-dir DATA      # resumable, one file per finished run
+    # resumable, one file per finished run
+    python -m experiments.studies.ag_news.run --data-dir DATA
     python -m experiments.studies.ag_news.report                   # table and figure from the files
 """
 

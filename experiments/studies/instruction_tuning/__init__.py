@@ -13,8 +13,9 @@ reported on, judged by perplexity on 600 examples of the clients that are not tr
 test set is not looked at before. Then the same three seeds for all. The perplexities per client are
 those of the global model on the clients' held-out examples.
 
-    python -m experiments.studies.instruction_tuning.run --data-dir DATA --models-dir MODELS   # resumable
-    python -m experiments.studies.instruction_tuning.report             # table and figure from the files
+    # resumable
+    python -m experiments.studies.instruction_tuning.run --data-dir DATA --models-dir MODELS
+    python -m experiments.studies.instruction_tuning.report  # table and figure from the files
 """
 
 import pathlib

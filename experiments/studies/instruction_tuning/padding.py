@@ -17,7 +17,7 @@ from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.data.batch_shapes import fitting, needed, padded_shapes, row_buckets
 from fedjax_lora.data.batching import client_batches, length_buckets
-from fedjax_lora.evaluation.task_types import KINDS
+from fedjax_lora.evaluation.task_types import TASK_TYPES
 
 BATCH = 16
 
@@ -65,7 +65,7 @@ def main(data_dir: str, tokenizer: str, format: str = "auto", max_length: int = 
     assert groups is not None
     members = [np.flatnonzero(groups == k) for k in np.unique(groups)]
     longest = made.tokens.ids.shape[1]
-    lengths = length_buckets(length, longest=longest, most=KINDS["language"].buckets)
+    lengths = length_buckets(length, longest=longest, most=TASK_TYPES["language"].buckets)
     found = {
         "lengths": lengths,
         "mean_length": float(length.mean()),

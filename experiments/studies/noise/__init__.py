@@ -1,16 +1,17 @@
 """What every method costs and loses in a round, measured, on AG News with MiniLM.
 
-Setting: that of `experiments.studies.ag_news` (ranks 4/8/16/32 in equal shares, rank 32 for everybody where
-a method needs one rank; 100 clients, Dirichlet 0.5, 10 per round), 5 rounds of at most 2 local
-steps at learning rate 0.006, every round measured. Initialization noise is the distance between the
-global model and what a client starts from; aggregation noise that between the new global model and
-the example-weighted mean of the clients' models; both relative to the ideal update of the round.
+Setting: that of `experiments.studies.ag_news` (ranks 4/8/16/32 in equal shares, rank 32 for
+everybody where a method needs one rank; 100 clients, Dirichlet 0.5, 10 per round), 5 rounds of at
+most 2 local steps at learning rate 0.006, every round measured. Initialization noise is the
+distance between the global model and what a client starts from; aggregation noise that between the
+new global model and the example-weighted mean of the clients' models; both relative to the ideal
+update of the round.
 
 Dilution (Byun & Lee): one client of rank 8 among `K`, the others of rank 2, one round: how large
 the product of the components that only one client has is under zero padding, relative to
 replication padding. The law is ``1 / K**2``.
 
-    python -m experiments.studies.noise.run --data-dir DATA        # resumable, one file per finished run
+    python -m experiments.studies.noise.run --data-dir DATA  # resumable, one file per finished run
     python -m experiments.studies.noise.report                     # table and figure from the files
 """
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Kind = Literal["classification", "regression", "language"]
+TaskType = Literal["classification", "regression", "language"]
 
-METRICS: dict[str, Kind] = {
+METRICS: dict[str, TaskType] = {
     "accuracy": "classification",
     "f1": "classification",
     "matthews": "classification",
@@ -142,7 +142,7 @@ class Task:
     prompting: Prompting = field(default_factory=Prompting)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskType:
         """What is predicted: a class, a score, or the next token."""
         return METRICS[self.metric]
 

@@ -2,8 +2,8 @@
 
 A task is chosen as a spec: `"ag_news"`, or a user's own files,
 `"file(train='a.csv', test='b.csv', text='review', label='stars')"`. Language tasks have options and
-their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE hides its test labels, so the
-official development set of such a task is its `test`.
+their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE hides its test
+labels, so the official development set of such a task is its `test`.
 """
 
 from functools import partial

@@ -13,9 +13,9 @@ import optax
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Params, Trained
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Start
+from fedjax_lora.core.types import ClientParams, Params
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import ClientInit
 from fedjax_lora.methods.base import FLOAT_BYTES
 
 
@@ -36,8 +36,8 @@ class Footprint(NamedTuple):
 
 
 def client_footprint(
-    template: Template,
-    start: Start,
+    spec: LoraSpec,
+    start: ClientInit,
     *,
     base: Params,
     head: Params,
@@ -50,7 +50,7 @@ def client_footprint(
     as a copy of the kernel it is folded into.
 
     Args:
-      template: the sites.
+      spec: the sites.
       start: what the clients begin with.
       base: the frozen model without its head, arrays or shapes.
       head: the task head, arrays or shapes.
@@ -58,14 +58,14 @@ def client_footprint(
       optimizer: of local training. Its state is what it is for the whole adapter and head, in
         proportion to the numbers trained, plus its scalars.
     """
-    trained = trained_entries(template, start)
+    trained = trained_entries(spec, start)
     acting = [
         np.count_nonzero(np.asarray(start.gain[s.path]).reshape(len(trained), -1), axis=1)
         * (s.inputs + s.outputs + bool(start.coefficients))
-        for s in template.sites
+        for s in spec.targets
     ]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), head)
-    per_number, scalars = _state_bytes(optimizer, Trained(template.shapes(), shapes))
+    per_number, scalars = _state_bytes(optimizer, ClientParams(spec.shapes(), shapes))
     if train_head:
         trained = trained + sum(x.size for x in jax.tree.leaves(head))
     alike = lambda size: np.full_like(trained, size)  # noqa: E731
@@ -79,14 +79,14 @@ def client_footprint(
     )
 
 
-def trained_entries(template: Template, start: Start) -> np.ndarray:
+def trained_entries(spec: LoraSpec, start: ClientInit) -> np.ndarray:
     """How many numbers of its adapter each client trains, by the masks: ``int64[c]``."""
 
     def leaf(mask: Any, full: Any) -> np.ndarray:
         rows = np.asarray(mask).reshape(len(mask), -1)
         return np.count_nonzero(rows, axis=1) * (full.size // rows.shape[1])
 
-    counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, template.shapes()))
+    counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, spec.shapes()))
     if start.coefficients:
         trains = lora.masked_components(start.trainable)
         counts += [leaf(trains[path], x[0]) for path, x in start.coefficients.items()]

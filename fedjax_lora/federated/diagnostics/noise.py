@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort, Server, Start, shares
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import ClientInit, Cohort, ServerState, shares
 from fedjax_lora.methods.averaging import Weights
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.methods.svd import weighted_stack
@@ -30,7 +30,9 @@ class Aggregation(NamedTuple):
     ideal: Array  # float32[], ||ideal - W_before||
 
 
-def initialization_noise(template: Template, server: Server, start: Start) -> Float[Array, "c"]:
+def initialization_noise(
+    spec: LoraSpec, server: ServerState, start: ClientInit
+) -> Float[Array, "c"]:
     """Distance between the server's model before the round and what each client starts from.
 
     ``||s a b - g a_k b_k||_F`` with the server's and the client's gains, written as the product of
@@ -38,10 +40,10 @@ def initialization_noise(template: Template, server: Server, start: Start) -> Fl
     values as they are, so a client that starts at the server's factors has exactly 0. Base kernels
     drop out, since a method that changes them hands them to every client.
     """
-    gain = lora.uniform_gain(template)
+    gain = lora.uniform_gain(spec)
     begun = lora.fold(start.adapter, start.coefficients)
 
-    def site(path: str) -> Array:
+    def target(path: str) -> Array:
         (a, b), s = per_client(server.adapter[path]), gain[path][None]  # [1, (L,) ...]
         (a_k, b_k), g = begun[path], start.gain[path]  # [c, (L,) ...]
         left = s[..., None, :] * (a - a_k)
@@ -53,17 +55,17 @@ def initialization_noise(template: Template, server: Server, start: Start) -> Fl
             )
         )
 
-    count = start.gain[template.sites[0].path].shape[0]
-    return _together(site(path).reshape(count, -1) for path in start.adapter)
+    count = start.gain[spec.targets[0].path].shape[0]
+    return _together(target(path).reshape(count, -1) for path in start.adapter)
 
 
 def aggregation_noise(
-    template: Template,
-    before: Server,
+    spec: LoraSpec,
+    before: ServerState,
     cohort: Cohort,
-    start: Start,
+    start: ClientInit,
     result: Adapter,
-    after: Server,
+    after: ServerState,
     *,
     weights: Weights = "examples",
 ) -> Aggregation:
@@ -74,7 +76,7 @@ def aggregation_noise(
     noise. Both are 0 if nobody is present.
 
     Args:
-      template: the sites.
+      spec: the sites.
       before: the server at the start of the round.
       cohort: absent clients (weight 0) have no influence, even if they are not finite.
       start: what the clients started from.
@@ -83,9 +85,9 @@ def aggregation_noise(
       weights: ``p_k`` by number of examples, or equal.
     """
     share = shares(cohort.weight, weights)
-    gain = lora.uniform_gain(template)
+    gain = lora.uniform_gain(spec)
 
-    def difference(mean: LoRA, server: Server, path: str) -> LoRA:
+    def difference(mean: LoRA, server: ServerState, path: str) -> LoRA:
         """``mean - s a b`` as one product."""
         a, b = server.adapter[path]
         return LoRA(
@@ -93,7 +95,7 @@ def aggregation_noise(
             jnp.concatenate([mean.b, b], axis=-2),
         )
 
-    def site(path: str) -> tuple[Array, Array]:
+    def target(path: str) -> tuple[Array, Array]:
         mean = weighted_stack(result[path], start.gain[path], share)
         missed = difference(mean, after, path)
         if path in after.kernels:
@@ -103,7 +105,7 @@ def aggregation_noise(
             noise = linalg.norm(missed)
         return noise, linalg.norm(difference(mean, before, path))
 
-    noises, ideals = zip(*map(site, result), strict=True)
+    noises, ideals = zip(*map(target, result), strict=True)
     somebody = jnp.any(cohort.weight > 0)
     return Aggregation(
         *(

@@ -21,15 +21,17 @@ from fedjax_lora.federated.diagnostics.spectrum import (
     layer_mean,
     stable_rank,
 )
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort, Server, Start
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import ClientInit, Cohort, ServerState
 
-Measure = Callable[[Params, Params, Server, Cohort, Start, Adapter, Server], dict[str, Any]]
+Measure = Callable[
+    [Params, Params, ServerState, Cohort, ClientInit, Adapter, ServerState], dict[str, Any]
+]
 """``(base, head, before, cohort, start, result, after)`` to JSON values."""
 
 
 def make_measure(
-    template: Template,
+    spec: LoraSpec,
     *,
     train_head: bool,
     optimizer: optax.GradientTransformation,
@@ -44,7 +46,7 @@ def make_measure(
     cosine without a pair, a ratio to nothing) is None.
 
     Args:
-      template: the sites.
+      spec: the sites.
       train_head: whether clients train it.
       optimizer: of local training.
     """
@@ -52,17 +54,17 @@ def make_measure(
     @jax.jit
     def numbers(
         base: Kernels,
-        before: Server,
+        before: ServerState,
         cohort: Cohort,
-        start: Start,
+        start: ClientInit,
         result: Adapter,
-        after: Server,
+        after: ServerState,
     ) -> dict[str, Array]:
-        each = initialization_noise(template, before, start)
+        each = initialization_noise(spec, before, start)
         present = (cohort.weight > 0).astype(jnp.float32)
         init = trees.weighted_mean(each, present, jnp.zeros(()))
-        aggregation = aggregation_noise(template, before, cohort, start, result, after)
-        found = delta_spectrum(template, after, base)
+        aggregation = aggregation_noise(spec, before, cohort, start, result, after)
+        found = delta_spectrum(spec, after, base)
         over_layers = lambda fn: layer_mean(found, {p: fn(s) for p, s in found.items()})  # noqa: E731
         cosines = module_cosines(cohort, start, result)
         nothing = jnp.full((), jnp.nan)
@@ -72,7 +74,7 @@ def make_measure(
             "ideal_norm": aggregation.ideal,
             "init_ratio": trees.safe_divide(init, aggregation.ideal, nothing),
             "agg_ratio": trees.safe_divide(aggregation.noise, aggregation.ideal, nothing),
-            "energy": energy_beyond(found, range(1, template.rank + 1)),
+            "energy": energy_beyond(found, range(1, spec.rank + 1)),
             "stable_rank": over_layers(stable_rank),
             "effective_rank": over_layers(effective_rank),
             "same_cosine": cosines.same,
@@ -82,17 +84,19 @@ def make_measure(
     def measure(
         base: Params,
         head: Params,
-        before: Server,
+        before: ServerState,
         cohort: Cohort,
-        start: Start,
+        start: ClientInit,
         result: Adapter,
-        after: Server,
+        after: ServerState,
     ) -> dict[str, Any]:
         leaves = trees.flat(base)
-        kernels = {path: quantization.full(leaves[f"{path}/kernel"]) for path in after.kernels}
+        kernels = {
+            path: quantization.dequantize(leaves[f"{path}/kernel"]) for path in after.kernels
+        }
         found = jax.device_get(numbers(kernels, before, cohort, start, result, after))
         memory = client_footprint(
-            template, start, base=base, head=head, train_head=train_head, optimizer=optimizer
+            spec, start, base=base, head=head, train_head=train_head, optimizer=optimizer
         )
         size = memory.total[np.asarray(cohort.weight) > 0]
         return {name: _plain(value.tolist()) for name, value in found.items()} | {

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.methods import Cohort, Start
+from fedjax_lora.methods import ClientInit, Cohort
 
 
 class Cosines(NamedTuple):
@@ -18,7 +18,7 @@ class Cosines(NamedTuple):
     cross: Float[Array, ""]  # components j and j', j != j'
 
 
-def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
+def module_cosines(cohort: Cohort, start: ClientInit, result: Adapter) -> Cosines:
     """Cosine similarity of the one-rank modules that different clients trained.
 
     The modules are compared as matrices, layer by layer; the cosine of two matrices ``x y^T`` and
@@ -37,7 +37,7 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
     present = cohort.weight > 0
     trains = lora.masked_components(start.trainable)
 
-    def site(path: str) -> Array:
+    def target(path: str) -> Array:
         a, b = result[path]
         trained = jnp.broadcast_to(trains[path], start.gain[path].shape)  # [c, (L,) R]
         trained &= trees.expand(present, trained)
@@ -57,7 +57,7 @@ def module_cosines(cohort: Cohort, start: Start, result: Adapter) -> Cosines:
         pairs = [jnp.sum(both & of).astype(jnp.float32) for of in (alike, ~alike)]
         return jnp.stack([jnp.stack(sums), jnp.stack(pairs)])
 
-    sums, pairs = sum(map(site, result), start=jnp.zeros((2, 2)))
+    sums, pairs = sum(map(target, result), start=jnp.zeros((2, 2)))
     return Cosines(*trees.safe_divide(sums, pairs, jnp.full(2, jnp.nan)))
 
 

@@ -13,18 +13,18 @@ from jaxtyping import Array, Float
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.types import Kernels, LoRA
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Server
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import ServerState
 
 Spectrum = Mapping[str, Array]
 """Singular values by path, ``[(L,) m]``, descending."""
 
 
-def delta_spectrum(template: Template, server: Server, base: Kernels) -> dict[str, Array]:
+def delta_spectrum(spec: LoraSpec, server: ServerState, base: Kernels) -> dict[str, Array]:
     """Singular values of the global delta, adapter and changed kernels together.
 
     Args:
-      template: the sites.
+      spec: the sites.
       server: the model.
       base: the kernels the run began with, at the sites whose kernels the method changes.
 
@@ -32,9 +32,9 @@ def delta_spectrum(template: Template, server: Server, base: Kernels) -> dict[st
       Per path ``[(L,) m]``; ``m`` is `R`, or ``min(i, o)`` where kernels were changed or `R` is as
       large. Layers that are left out have zeros.
     """
-    gain = lora.uniform_gain(template)
+    gain = lora.uniform_gain(spec)
 
-    def site(path: str) -> Array:
+    def target(path: str) -> Array:
         a, b = server.adapter[path]
         pair = LoRA(a * gain[path][..., None, :], b)
         if path not in server.kernels:
@@ -42,7 +42,7 @@ def delta_spectrum(template: Template, server: Server, base: Kernels) -> dict[st
         new, old = (x[path].astype(jnp.float32) for x in (server.kernels, base))
         return linalg.singular_values(new - old + linalg.matmul(*pair))
 
-    return {path: site(path) for path in server.adapter}
+    return {path: target(path) for path in server.adapter}
 
 
 def energy_beyond(found: Spectrum, ranks: Sequence[int]) -> Float[Array, "_"]:

@@ -8,7 +8,7 @@ from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
 from fedjax_lora.federated.ranks.loss_based import loss_based
-from fedjax_lora.federated.ranks.schedule import Review, Scores
+from fedjax_lora.federated.ranks.schedule import RankSchedule, Scores
 from fedjax_lora.federated.ranks.static import budget, by_quality, fixed, random, table, tiers
 
 ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
@@ -32,7 +32,7 @@ def allocate(
       clients: `N`.
       seed: of the run.
       quality: ``bool[N]``, from the partition ``quality(...)``.
-      component_size: numbers in one component, see `fedjax_lora.lora.Template`.
+      component_size: numbers in one component, see `fedjax_lora.lora.LoraSpec`.
 
     >>> spec = "tiers(ranks=[4, 16], shares=[0.75, 0.25])"
     >>> allocate(spec, clients=8, seed=0, component_size=1).ranks.tolist()
@@ -51,4 +51,4 @@ def allocate(
     return made._replace(ranks=made.ranks.astype(np.int32))
 
 
-__all__ = ["ALLOCATIONS", "Allocation", "Population", "Review", "Scores", "allocate"]
+__all__ = ["ALLOCATIONS", "Allocation", "Population", "RankSchedule", "Scores", "allocate"]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_lora.federated.ranks.schedule import Review
+from fedjax_lora.federated.ranks.schedule import RankSchedule
 
 
 class Population(NamedTuple):
@@ -25,7 +25,7 @@ class Allocation(NamedTuple):
     """Who has which rank."""
 
     ranks: np.ndarray  # int32[N], at the start
-    review: Review | None = None  # how they change, if they do
+    review: RankSchedule | None = None  # how they change, if they do
 
     @property
     def possible(self) -> np.ndarray:

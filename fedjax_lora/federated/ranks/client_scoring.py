@@ -114,7 +114,7 @@ def make_score(
     validate: Callable[[Params, Any, Clients, Array], Seen],
     *,
     mode: Mode = "vmap",
-    wave: int = 1,
+    clients_per_step: int = 1,
     mesh: Mesh | None = None,
 ) -> ScoreFn:
     """Compile the scoring of a cohort.
@@ -123,13 +123,13 @@ def make_score(
       locally: local training, see `fedjax_lora.federated.make_local`.
       validate: see `make_validation`.
       mode: that of ``locally``, as the following two.
-      wave: clients evaluated at once on one device.
+      clients_per_step: clients evaluated at once on one device.
       mesh: needed by mode ``sharded``.
 
     Returns:
       ``score_fn(base, data, validation, state, plan, key) -> Seen``; ``state`` is not donated.
     """
-    validate_cohort = execute(validate, mode=mode, wave=wave, mesh=mesh)
+    validate_cohort = execute(validate, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
 
     def score_fn(
         base: Params, data: Any, validation: Any, state: FederatedState, plan: Plan, key: Key

@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
-from fedjax_lora.federated.ranks.schedule import Order, Promoted, Review, Score, Scored
+from fedjax_lora.federated.ranks.schedule import Order, Promoted, RankSchedule, Score, Scored
 
 
 def loss_based(
@@ -65,7 +65,7 @@ def loss_based(
         raise InputError(f"Rank allocation 'loss_based' needs a share in (0, 1], got {share}.")
     if every is not None and every < 1:
         raise InputError(f"Rank allocation 'loss_based' needs every of at least 1, got {every}.")
-    review = Review(
+    review = RankSchedule(
         low=low,
         high=high,
         share=share,

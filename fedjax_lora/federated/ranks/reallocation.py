@@ -1,7 +1,8 @@
 """Ranks that change during a run: once a round, score who is to be scored and decide.
 
-The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.Scores`, both arrays on the
-host; everything else comes from (seed, round, client). So a resumed run goes on as it would have.
+The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.Scores`, both arrays on
+the host; everything else comes from (seed, round, client). So a resumed run goes on as it would
+have.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +15,9 @@ from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.federated import FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated.ranks import Review, Scores
+from fedjax_lora.federated.ranks import RankSchedule, Scores
 from fedjax_lora.federated.ranks.client_scoring import Seen
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 
 Reallocate = Callable[
     [int, float, FederatedState, np.ndarray, Scores],
@@ -32,7 +33,7 @@ def unchanged(
 
 
 def make_reallocate(
-    review: Review,
+    review: RankSchedule,
     federation: Federation,
     score: Callable[[FederatedState, Plan], Seen] | None,
     renew: Callable[[Adapter], Adapter],
@@ -42,8 +43,8 @@ def make_reallocate(
     Args:
       review: when clients are scored and what follows.
       federation: plans the training of those who are scored.
-      score: trains and evaluates the clients of a plan, see `fedjax_lora.federated.ranks.client_scoring`; None if the
-        review needs no validation.
+      score: trains and evaluates the clients of a plan, see
+        `fedjax_lora.federated.ranks.client_scoring`; None if the review needs no validation.
       renew: the global adapter with new components beyond the low rank, see `renew_above`; used
         when clients are first promoted, if the review wants those components ``fresh``.
 
@@ -82,7 +83,7 @@ def make_reallocate(
 
 
 def asked(
-    review: Review | None, federation: Federation, scores: Scores, round: int
+    review: RankSchedule | None, federation: Federation, scores: Scores, round: int
 ) -> list[np.ndarray]:
     """The ranks at which clients trained to be scored before a round, cohort by cohort.
 
@@ -95,13 +96,13 @@ def asked(
     return [np.full(len(part), review.low) for part in federation.parts(ids)]
 
 
-def renew_above(template: Template, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
+def renew_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
     """The adapter with its components from ``rank`` on exchanged for fresh ones.
 
     Each array stays where it was, so that the round does not compile again.
     """
-    kept = lora.prefix_mask(jnp.asarray(rank), template.rank)
-    mask = lora.factor_mask(lora.spread(template, kept))
+    kept = lora.prefix_mask(jnp.asarray(rank), spec.rank)
+    mask = lora.factor_mask(lora.spread(spec, kept))
     return jax.tree.map(
         lambda m, old, new: jax.device_put(jnp.where(m, old, new), old.sharding),
         mask,

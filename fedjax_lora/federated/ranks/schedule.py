@@ -1,6 +1,7 @@
 """Ranks by score: everybody begins low, the best share gets the high rank.
 
-All of it is on the host and in NumPy; what the scores are is found out by `fedjax_lora.federated.ranks.client_scoring`.
+All of it is on the host and in NumPy; what the scores are is found out by
+`fedjax_lora.federated.ranks.client_scoring`.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ class Scores(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Review:
+class RankSchedule:
     """When clients are scored, and what their scores mean for their ranks."""
 
     low: int

@@ -22,14 +22,14 @@ numbers about another kind of neighbour, not to be compared with these.
 from collections.abc import Callable, Sequence
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.transforms.base import Noise, Update
+from fedjax_lora.federated.transforms.base import Noise, UpdateTransform
 
 SENSITIVITY = 2.0
 """By how much exchanging a client can move its clipped update, in units of the norm."""
 
 
 def account(
-    updates: Sequence[Update], *, cohort: int, clients: int
+    updates: Sequence[UpdateTransform], *, cohort: int, clients: int
 ) -> Callable[[int], dict[str, float]]:
     """What to report after so many rounds: both epsilons, or ``{}`` without noise.
 

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Key, Trained
+from fedjax_lora.core.types import ClientParams, Key
 from fedjax_lora.methods.base import FLOAT_BYTES
 
 Tree = TypeVar("Tree")
 
-By = Literal["client", "wire", "server"]
-PLACES: tuple[By, ...] = ("client", "wire", "server")
+Stage = Literal["client", "wire", "server"]
+STAGES: tuple[Stage, ...] = ("client", "wire", "server")
 """Where an update happens, in the order of a real round."""
 
 
@@ -35,7 +35,7 @@ def float32_bytes(numbers: np.ndarray, matrices: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Update:
+class UpdateTransform:
     """One step between the clients' training and the method.
 
     Attributes:
@@ -43,30 +43,33 @@ class Update:
         traced. All leaves are ``[c, ...]``; ``trainable`` holds booleans that broadcast against
         them. Entries that are not trainable come back bit for bit; a weight of 0 means absent,
         and a client that is to be left out gets it.
-      by: where it happens: at each client, on the wire, or at the server, which sees all clients.
+      stage: where it happens: at each client, on the wire, or at the server, which sees all
+        clients.
       up_bytes: ``(numbers: int64[c], matrices) -> int64[c]``, what a client's numbers, of so many
         matrices, take on the way up.
-      replaces: what clients send is replaced by a statistic over the cohort, which only a method
-        that averages returns.
+      is_aggregate: what clients send is replaced by a statistic over the cohort, which only a
+        method that averages returns.
       noise: for the accountant.
     """
 
-    apply: Callable[[Trained, Trained, Trained, Array, Key], tuple[Trained, Array]]
-    by: By
+    apply: Callable[
+        [ClientParams, ClientParams, ClientParams, Array, Key], tuple[ClientParams, Array]
+    ]
+    stage: Stage
     up_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
-    replaces: bool = False
+    is_aggregate: bool = False
     noise: Noise | None = None
 
 
 def apply(
-    updates: Sequence[Update],
-    start: Trained,
-    trained: Trained,
-    trainable: Trained,
+    updates: Sequence[UpdateTransform],
+    start: ClientParams,
+    trained: ClientParams,
+    trainable: ClientParams,
     weight: Float[Array, "c"],
     ids: Int[Array, "c"],
     key: Key,
-) -> tuple[Trained, Float[Array, "c"]]:
+) -> tuple[ClientParams, Float[Array, "c"]]:
     """All updates, one after the other.
 
     Args:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Array, Key, Trained
+from fedjax_lora.core.types import Array, ClientParams, Key
 from fedjax_lora.federated.transforms.base import (
     Noise,
-    Update,
+    UpdateTransform,
     changed_by,
     changes,
     draw,
@@ -17,7 +17,7 @@ from fedjax_lora.federated.transforms.base import (
 )
 
 
-def clip(*, norm: float) -> Update:
+def clip(*, norm: float) -> UpdateTransform:
     """Scale a client's update down to ``norm``; one that is shorter passes bit for bit.
 
     The norm is taken over everything the client sends, adapter and head together.
@@ -25,24 +25,26 @@ def clip(*, norm: float) -> Update:
     need_positive("Update 'clip'", norm=norm)
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         change = changes(start, trained, trainable)
         long = norms(change) > norm
         shorter = changed_by(start, trained, trainable, clipped(change, norm))
         return trees.where(long, shorter, trained), weight
 
-    return Update(apply=apply, by="client")
+    return UpdateTransform(apply=apply, stage="client")
 
 
-def clipped(change: Trained, norm: float) -> Trained:
+def clipped(change: ClientParams, norm: float) -> ClientParams:
     """``change * min(1, norm / its norm)`` for every client, ``[c, ...]``."""
     size = norms(change)
     scale = jnp.where(size > norm, norm / size, 1.0)
     return jax.tree.map(lambda d: trees.expand(scale, d) * d, change)
 
 
-def gaussian_noise(*, multiplier: float, norm: float, delta: float | None = None) -> Update:
+def gaussian_noise(
+    *, multiplier: float, norm: float, delta: float | None = None
+) -> UpdateTransform:
     """Clip to ``norm``, then add normal noise of deviation ``multiplier * norm`` to every entry.
 
     Client-level differential privacy. Each client adds the noise to its own message, so nothing is
@@ -69,11 +71,11 @@ def gaussian_noise(*, multiplier: float, norm: float, delta: float | None = None
         raise InputError(f"Update 'gaussian_noise' needs delta between 0 and 1, got {delta}.")
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         change = clipped(changes(start, trained, trainable), norm)
         noise = draw(jax.random.normal, key, change)
         noisy = jax.tree.map(lambda d, z: d + multiplier * norm * z, change, noise)
         return changed_by(start, trained, trainable, noisy), weight
 
-    return Update(apply=apply, by="client", noise=Noise(multiplier, delta))
+    return UpdateTransform(apply=apply, stage="client", noise=Noise(multiplier, delta))

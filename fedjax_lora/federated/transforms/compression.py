@@ -11,16 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Array, Key, Trained
-from fedjax_lora.federated.transforms.base import Update, changed_by, changes, draw, float32_bytes
-from fedjax_lora.lora import Template
+from fedjax_lora.core.types import Array, ClientParams, Key
+from fedjax_lora.federated.transforms.base import (
+    UpdateTransform,
+    changed_by,
+    changes,
+    draw,
+    float32_bytes,
+)
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import FLOAT_BYTES, Traffic
 
 LEVELS = 127
 """The largest magnitude of a symmetric 8-bit integer."""
 
 
-def int8() -> Update:
+def int8() -> UpdateTransform:
     """Round to 8-bit integers at random, without bias, with one scale per matrix.
 
     Of a matrix `d` (one factor of one layer, one array of the head) with ``s = max |d| / 127``,
@@ -32,23 +38,25 @@ def int8() -> Update:
     """
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         change = changes(start, trained, trainable)
         chance = draw(jax.random.uniform, key, change)
         rounded = jax.tree.map(_round, change, largest(change), chance)
         return changed_by(start, trained, trainable, rounded), weight
 
-    return Update(apply=apply, by="wire", up_bytes=lambda numbers, matrices: numbers + 4 * matrices)
+    return UpdateTransform(
+        apply=apply, stage="wire", up_bytes=lambda numbers, matrices: numbers + 4 * matrices
+    )
 
 
-def largest(change: Trained) -> Trained:
+def largest(change: ClientParams) -> ClientParams:
     """The largest magnitude in each array of a layer's adapter and of the head, kept axes."""
 
     def top(x: Array, axes: tuple[int, ...]) -> Array:
         return jnp.max(jnp.abs(x), axis=axes, keepdims=True)
 
-    return Trained(
+    return ClientParams(
         jax.tree.map(lambda x: top(x, (-2, -1)), change.adapter),
         jax.tree.map(lambda x: top(x, tuple(range(1, x.ndim))), change.head),
         jax.tree.map(lambda x: top(x, (-1,)), change.coefficients),
@@ -64,12 +72,12 @@ def _round(x: Array, top: Array, chance: Array) -> Array:
     return unit * jnp.clip(whole, -LEVELS, LEVELS)
 
 
-def bfloat16() -> Update:
+def bfloat16() -> UpdateTransform:
     """Round to the nearest bfloat16: two bytes a number."""
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         # A cast there and back is something a compiler may leave out.
         near = jax.tree.map(
             lambda d: jax.lax.reduce_precision(d, exponent_bits=8, mantissa_bits=7),
@@ -77,22 +85,24 @@ def bfloat16() -> Update:
         )
         return changed_by(start, trained, trainable, near), weight
 
-    return Update(apply=apply, by="wire", up_bytes=lambda numbers, matrices: 2 * numbers)
+    return UpdateTransform(
+        apply=apply, stage="wire", up_bytes=lambda numbers, matrices: 2 * numbers
+    )
 
 
 def up_bytes(
-    updates: Sequence[Update], traffic: Traffic, template: Template, head: Mapping[str, Any]
+    updates: Sequence[UpdateTransform], traffic: Traffic, spec: LoraSpec, head: Mapping[str, Any]
 ) -> np.ndarray:
     """What every client sends, adapter and head: ``int64[c]``. On the host.
 
     Args:
       updates: those of the round.
       traffic: of the method, in float32.
-      template: the sites.
+      spec: the sites.
       head: the head that is sent, or ``{}``.
     """
     leaves = jax.tree.leaves(head)
     numbers = (traffic.up - traffic.exact) // FLOAT_BYTES + sum(x.size for x in leaves)
-    matrices = traffic.factors * template.matrices + len(leaves)
-    on_wire = next((update.up_bytes for update in updates if update.by == "wire"), float32_bytes)
+    matrices = traffic.factors * spec.matrices + len(leaves)
+    on_wire = next((update.up_bytes for update in updates if update.stage == "wire"), float32_bytes)
     return on_wire(numbers, matrices) + traffic.exact

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.transforms.base import PLACES, Update
+from fedjax_lora.federated.transforms.base import STAGES, UpdateTransform
 from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8
 from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
 from fedjax_lora.methods.base import Method
 
-UPDATES: dict[str, Callable[..., Update]] = {
+TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
     "clip": clip,
     "gaussian_noise": gaussian_noise,
     "int8": int8,
@@ -22,7 +22,7 @@ UPDATES: dict[str, Callable[..., Update]] = {
 """What can happen to the clients' updates on their way to the method."""
 
 
-def make_updates(given: Sequence[str], method: Method, name: str) -> tuple[Update, ...]:
+def make_transforms(given: Sequence[str], method: Method, name: str) -> tuple[UpdateTransform, ...]:
     """The updates named by specs such as ``"clip(norm=1.0)"``, in their order.
 
     Args:
@@ -35,17 +35,17 @@ def make_updates(given: Sequence[str], method: Method, name: str) -> tuple[Updat
         what looks at several clients behind the noise), two on the wire, noise twice, or a method
         that does not go with them.
     """
-    made = tuple(registry.build(spec, UPDATES, "update") for spec in given)
-    places = [PLACES.index(update.by) for update in made]
+    made = tuple(registry.build(spec, TRANSFORMS, "update") for spec in given)
+    places = [STAGES.index(update.stage) for update in made]
     if places != sorted(places):
         raise InputError(
             f"Updates {list(given)} are out of order: what clients do (clip, gaussian_noise) comes "
             "before what the wire does (int8, bfloat16), and that before what the server does "
             "(reject_outliers, median, trimmed_mean)."
         )
-    if places.count(PLACES.index("wire")) > 1:
+    if places.count(STAGES.index("wire")) > 1:
         raise InputError(f"Updates {list(given)} quantise twice; keep one of int8 and bfloat16.")
-    if any(update.replaces for update in made) and not method.averages:
+    if any(update.is_aggregate for update in made) and not method.averages:
         raise InputError(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
             f"factors, and {name!r} does not; take one such as 'masked_mean'."

@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Key, Trained
-from fedjax_lora.federated.transforms.base import Update, changes, norms
+from fedjax_lora.core.types import ClientParams, Key
+from fedjax_lora.federated.transforms.base import UpdateTransform, changes, norms
 
 
-def reject_outliers(*, factor: float = 3.0) -> Update:
+def reject_outliers(*, factor: float = 3.0) -> UpdateTransform:
     """Leave out clients whose update is longer than ``factor`` times the cohort's median norm.
 
     The norm is over adapter and head together. Of two clients none can be an outlier for a factor
@@ -24,16 +24,16 @@ def reject_outliers(*, factor: float = 3.0) -> Update:
         raise InputError(f"Update 'reject_outliers' needs a factor of at least 1, got {factor}.")
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         size = norms(changes(start, trained, trainable))
         limit = factor * middle(size, weight > 0)
         return trained, jnp.where(size > limit, 0.0, weight)
 
-    return Update(apply=apply, by="server")
+    return UpdateTransform(apply=apply, stage="server")
 
 
-def median() -> Update:
+def median() -> UpdateTransform:
     """Each number becomes the median over the clients that trained it.
 
     Every one of them is given that value, so a mean over them, with whatever weights, returns it:
@@ -44,7 +44,7 @@ def median() -> Update:
     return _everywhere(middle)
 
 
-def trimmed_mean(*, share: float = 0.1) -> Update:
+def trimmed_mean(*, share: float = 0.1) -> UpdateTransform:
     """Each number becomes its mean over the clients that trained it, without the extremes.
 
     Of `n` such clients the ``floor(share * n)`` largest and as many smallest values are left out;
@@ -84,16 +84,16 @@ def _in_order(x: Array, own: Array) -> Array:
     return jnp.sort(jnp.where(own, x, jnp.inf), axis=0)
 
 
-def _everywhere(statistic: Callable[[Array, Array], Array]) -> Update:
+def _everywhere(statistic: Callable[[Array, Array], Array]) -> UpdateTransform:
     """Replace every number by a statistic over the present clients that trained it."""
 
     def apply(
-        start: Trained, trained: Trained, trainable: Trained, weight: Array, key: Key
-    ) -> tuple[Trained, Array]:
+        start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
+    ) -> tuple[ClientParams, Array]:
         def leaf(x: Array, mask: Array) -> Array:
             own = jnp.broadcast_to(mask & trees.expand(weight > 0, mask), x.shape)
             return jnp.where(own, statistic(x, own)[None], x)
 
         return jax.tree.map(leaf, trained, trainable), weight
 
-    return Update(apply=apply, by="server", replaces=True)
+    return UpdateTransform(apply=apply, stage="server", is_aggregate=True)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated.transforms.base import need_positive
 from fedjax_lora.methods.base import Method
 
@@ -90,8 +90,12 @@ def make_server_optimizer(spec: str, method: Method, name: str) -> ServerOptimiz
 
 
 def follow(
-    optimizer: ServerOptimizer, moments: Any, old: Trained, new: Trained, somebody: Bool[Array, ""]
-) -> tuple[Trained, Any]:
+    optimizer: ServerOptimizer,
+    moments: Any,
+    old: ClientParams,
+    new: ClientParams,
+    somebody: Bool[Array, ""],
+) -> tuple[ClientParams, Any]:
     """One step of the server.
 
     Args:

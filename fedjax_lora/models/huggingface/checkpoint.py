@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.core import quantization as storages
+from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.models import init
 from fedjax_lora.models.huggingface import param_names
@@ -98,7 +98,7 @@ def read(
     place = functools.partial(_place, sharding)
     values = dict(_assembled(slots, stored, shapes, storage, place))
     for path, value in init.draw(config, new, key).items():
-        values[path] = place(path, value.astype(storages.dtype_of(path, storage)))
+        values[path] = place(path, value.astype(quantization.dtype_of(path, storage)))
     return Checkpoint(init.tree(values), tuple(sorted(new)))
 
 
@@ -202,7 +202,7 @@ def _assembled(
         parts.setdefault(slot.path, []).append(slot)
     broken: list[str] = []
     for path, slots_of_path in parts.items():
-        build = _encoded if storages.is_encoded(path, storage) else _stacked
+        build = _encoded if quantization.is_encoded(path, storage) else _stacked
         value = build(path, slots_of_path, stored, shapes[path], storage, broken)
         yield path, place(path, value)
     raise_all("The weights hold what is not a finite number", _grouped(broken))
@@ -224,7 +224,7 @@ def _stacked(
     storage: str,
     broken: list[str],
 ) -> np.ndarray:
-    value = np.empty(shape, storages.dtype_of(path, storage))
+    value = np.empty(shape, quantization.dtype_of(path, storage))
     for slot in slots:
         value[... if slot.layer is None else slot.layer] = _oriented(slot, stored, broken)
     return value
@@ -239,7 +239,7 @@ def _encoded(
     broken: list[str],
 ) -> Any:
     codes = [
-        storages.encode(jnp.asarray(_oriented(slot, stored, broken), jnp.float32), storage)
+        quantization.encode(jnp.asarray(_oriented(slot, stored, broken), jnp.float32), storage)
         for slot in slots
     ]
     stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *codes)

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.core import quantization as storages
-from fedjax_lora.core import trees
+from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.models import init, layer_stack
 from fedjax_lora.models.decoder_config import DECODERS
@@ -76,8 +75,8 @@ def load(
       num_labels: width of the logits; 1 for regression; None for a language model.
       layers: use only the first `layers` layers; all of them if None.
       dtype: compute dtype, ``float32`` or ``bfloat16``.
-      storage: how the matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`; vectors
-        and the head are float32 always.
+      storage: how the matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`;
+        vectors and the head are float32 always.
       pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
       dropout: replaces every dropout rate; the checkpoint's own rates if None.
       remat: recompute layers in the backward pass to save memory.
@@ -90,7 +89,7 @@ def load(
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
-    storages.check(storage)
+    quantization.check(storage)
     source = resolve(name, weights=weights)
     full = _full_config(
         source.folder,
@@ -179,7 +178,7 @@ def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
     """
     assert model.folder is not None, "a model without a checkpoint has nothing to share"
     kept = {
-        path: jnp.asarray(value).astype(storages.dtype_of(path, model.storage))
+        path: jnp.asarray(value).astype(quantization.dtype_of(path, model.storage))
         for path, value in values.items()
     }
     params = init.tree(trees.flat(model.params) | kept)

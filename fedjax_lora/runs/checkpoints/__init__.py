@@ -1,11 +1,12 @@
 """What a run carries from round to round, saved so that it survives whatever stops the process.
 
 >>> import pathlib
->>> from fedjax_lora import checkpoints
+>>> from fedjax_lora.runs import checkpoints
 >>> checkpoints.latest(pathlib.Path("no-run-here")) is None
 True
 
-``restore(latest(folder), like)`` reads a run's folder; `Keeper` writes one while the run goes on.
+``restore(latest(folder), like)`` reads a run's folder; `CheckpointManager` writes one while the run
+goes on.
 """
 
 from fedjax_lora.runs.checkpoints.checkpoint import (
@@ -20,12 +21,12 @@ from fedjax_lora.runs.checkpoints.checkpoint import (
     save,
     whole,
 )
-from fedjax_lora.runs.checkpoints.manager import Keeper
+from fedjax_lora.runs.checkpoints.manager import CheckpointManager
 
 __all__ = [
     "FOLDER",
     "Checkpoint",
-    "Keeper",
+    "CheckpointManager",
     "Progress",
     "arrays",
     "best",

@@ -2,8 +2,8 @@
 
 A checkpoint of round 7 is the folder ``checkpoints/7`` of a run's folder: ``arrays/`` (Orbax),
 ``about.json`` (the history, what the run is, and the shape and type of every array) and
-``SHA256SUMS`` (see `fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only its
-fingerprint. The folder takes its name when all of it is written.
+``SHA256SUMS`` (see `fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only
+its fingerprint. The folder takes its name when all of it is written.
 """
 
 import json
@@ -20,7 +20,7 @@ from fedjax_lora.core import atomic_io, trees
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.ranks import Scores
-from fedjax_lora.runs.checkpoints.checksums import damage, seal
+from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
 
 FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
     state: FederatedState
     rank: np.ndarray  # int32[N]
-    told: np.ndarray  # int32[N], the ranks that the history tells last
+    logged_rank: np.ndarray  # int32[N], the ranks that the history tells last
     scores: Scores
     history: list[dict[str, Any]]  # one record per round, as in metrics.jsonl
     seconds: float = 0.0  # that the run has taken so far
@@ -58,7 +58,7 @@ def arrays(progress: Progress) -> dict[str, Any]:
     return {
         "state": progress.state,
         "rank": progress.rank,
-        "told": progress.told,
+        "told": progress.logged_rank,
         "scores": progress.scores,
     }
 
@@ -84,7 +84,7 @@ def save(
       score: of the model, the higher the better.
     """
     held = arrays(progress)
-    told = about | {
+    logged_rank = about | {
         "round": progress.round,
         "score": score,
         "seconds": progress.seconds,
@@ -95,12 +95,12 @@ def save(
     def fill(partial: pathlib.Path) -> None:
         with _checkpointer() as checkpointer:
             checkpointer.save(partial.absolute() / ARRAYS, held)
-        atomic_io.write(partial / ABOUT, json.dumps(told) + "\n")
-        seal(partial)
+        atomic_io.write(partial / ABOUT, json.dumps(logged_rank) + "\n")
+        write_checksums(partial)
 
     path = folder / FOLDER / str(progress.round)
     atomic_io.write_folder(path, fill)
-    return Checkpoint(path, progress.round, score, told)
+    return Checkpoint(path, progress.round, score, logged_rank)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -116,7 +116,7 @@ def whole(folder: pathlib.Path) -> list[Checkpoint]:
     """The checkpoints of a run's folder, oldest first; damaged ones are left out with a warning."""
     found = []
     for path in (folder / FOLDER).glob("[0-9]*"):
-        if wrong := damage(path):
+        if wrong := verify(path):
             log.warning("checkpoint %s is damaged and not used: %s", path, wrong)
         else:
             about = json.loads((path / ABOUT).read_text(encoding="utf-8"))

@@ -10,12 +10,12 @@ from fedjax_lora.core import atomic_io
 SUMS = "SHA256SUMS"
 
 
-def seal(folder: pathlib.Path) -> None:
+def write_checksums(folder: pathlib.Path) -> None:
     """Write down the digest of every file in a folder."""
     atomic_io.write(folder / SUMS, _text(_sums(folder)))
 
 
-def damage(folder: pathlib.Path) -> str | None:
+def verify(folder: pathlib.Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None if it is as it was sealed."""
     try:
         text = (folder / SUMS).read_text(encoding="utf-8")

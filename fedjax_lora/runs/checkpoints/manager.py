@@ -14,7 +14,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
 
 
-class Keeper:
+class CheckpointManager:
     """The checkpoints of a run while it runs.
 
     Saving copies the arrays to the host and leaves the rest to a thread, which writes one

@@ -135,7 +135,7 @@ class ExecutionConfig:
 
     mode: Literal["vmap", "loop", "sharded"] = "vmap"
     """Clients together on one device, one after another, or spread over all devices."""
-    wave: int | None = None
+    clients_per_step: int | None = None
     """Clients trained at once per device; by default one on a CPU and all on an accelerator."""
     devices: int | None = None
     """Devices used by mode sharded; all by default."""

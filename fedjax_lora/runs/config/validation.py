@@ -31,7 +31,7 @@ def problems(config: Any) -> list[str]:
         ("test_examples", data.test_examples, 1, math.inf),
         ("validation_examples", data.validation_examples, 0, math.inf),
         ("layers", config.model.layers, 1, math.inf),
-        ("wave", config.execution.wave, 1, math.inf),
+        ("clients_per_step", config.execution.clients_per_step, 1, math.inf),
         ("devices", config.execution.devices, 1, math.inf),
         ("eval_every", config.execution.eval_every, 1, math.inf),
         ("eval_batch", config.execution.eval_batch, 1, LARGEST_BATCH),

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from fedjax_lora import federated
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.core.types import ClientParams, Params, Shape
 from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, transforms
 from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.methods.base import Server
+from fedjax_lora.methods.base import ServerState
 from fedjax_lora.runs.build import Layout, arrange, lay_out
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.memory import (
@@ -88,24 +88,24 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     layout = lay_out(config, assets)
     federation, recipe = arrange(config, assets, layout)
     method, _, execution = recipe.parts()
-    fed, template = config.federation, layout.template
+    fed, spec = config.federation, layout.spec
     params = _abstract(assets.model.params)
     head, base = params["head"], {name: part for name, part in params.items() if name != "head"}
-    kernels = {site.path: trees.flat(base)[f"{site.path}/kernel"] for site in template.sites}
+    kernels = {target.path: trees.flat(base)[f"{target.path}/kernel"] for target in spec.targets}
     state: FederatedState = jax.eval_shape(
         lambda adapter, kernels, head: federated.init_state(
             method, adapter, kernels, head, clients=fed.clients, heads=fed.heads,
             server_optimizer=layout.server_optimizer,
         ),
-        template.shapes(), kernels, head,
+        spec.shapes(), kernels, head,
     )  # fmt: skip
     plan = federation.plan(0, layout.allocated.ranks, 1.0)
-    cohort = cohort_of(template, plan, plan.weight, jax.random.key(0))
+    cohort = cohort_of(spec, plan, plan.weight, jax.random.key(0))
     own = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(plan.id), *x.shape[1:]), x.dtype), state.clients
     )
     start = jax.eval_shape(method.broadcast, state.server, own.method, cohort)
-    trained = Trained(template.shapes(), head)
+    trained = ClientParams(spec.shapes(), head)
     with jax.numpy_dtype_promotion("standard"):  # as optax is written
         made = optimizers.optimizer(recipe.optimizer, clip=recipe.clip)
         moments = jax.eval_shape(made.init, trained)
@@ -121,12 +121,15 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         activations=activations(recipe, base, trained, _abstract(assets.train)),
         layers=layers_taken_out(assets.model.config) * layer_bytes(base),
         cohort=federation.padded // devices.clients,
-        wave=min(recipe.wave, federation.padded // devices.clients),
+        clients_per_step=min(recipe.clients_per_step, federation.padded // devices.clients),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
     each = step_flops(recipe, base, trained, _abstract(assets.train))
     plans = (federation.plan(t, layout.allocated.ranks, 1.0) for t in range(FEW_ROUNDS))
-    how = {"parts": devices.clients, "wave": 1 if recipe.mode == "loop" else recipe.wave}
+    how = {
+        "parts": devices.clients,
+        "clients_per_step": 1 if recipe.mode == "loop" else recipe.clients_per_step,
+    }
     of_round = np.mean([cohort_flops(plan, each, **how) for plan in plans])
     trainings = 1 if method.select is None else 2  # clients train twice where they are probed
     return Needs(
@@ -153,19 +156,19 @@ def _traffic(
     kernels: Mapping[str, Any],
 ) -> tuple[float, float]:
     """Bytes up and down, means over the rounds, with the ranks that clients begin with."""
-    template, method = layout.template, layout.method
+    spec, method = layout.spec, layout.method
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape), tree)  # noqa: E731
     full = {
         path: jax.ShapeDtypeStruct(kernel.shape, jnp.float32) for path, kernel in kernels.items()
     }
     # Compiled, so that the zeros, which the method's own state does not need, are never made.
-    own = jax.jit(lambda: method.init(zeros(template.shapes()), zeros(full)).state)()
-    server = Server(template.shapes(), {}, own)
+    own = jax.jit(lambda: method.init(zeros(spec.shapes()), zeros(full)).state)()
+    server = ServerState(spec.shapes(), {}, own)
     sent = head if config.federation.heads == "average" else {}
     up, down = [], []
     for t in range(config.federation.rounds):
         rank = layout.allocated.ranks[federation.sample(t)]
         traffic = method.traffic(server, rank, t)
-        up.append(transforms.up_bytes(layout.updates, traffic, template, sent).sum())
+        up.append(transforms.up_bytes(layout.updates, traffic, spec, sent).sum())
         down.append(traffic.down.sum() + len(rank) * trees.size_bytes(sent))
     return float(np.mean(up)), float(np.mean(down))

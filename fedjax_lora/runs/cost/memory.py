@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Params, Trained
+from fedjax_lora.core.types import ClientParams, Params
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated import base_sharding
 from fedjax_lora.federated.causal_lm import CHUNK_NUMBERS
 from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.models.layer_stack import layers_per_step
-from fedjax_lora.runs.compilation import Reading, RoundRecipe
+from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.cost.step_cost import trace
 
 
@@ -36,7 +36,7 @@ class Memory(NamedTuple):
       layers: parameters of the layers that one step of the layer loop takes out of their stack:
         of one layer, of all of them where a loop is unrolled, of none without one.
       cohort: clients on the device.
-      wave: clients trained at once.
+      clients_per_step: clients trained at once.
     """
 
     base: int
@@ -47,13 +47,17 @@ class Memory(NamedTuple):
     activations: int
     layers: int
     cohort: int
-    wave: int
+    clients_per_step: int
 
     @property
     def total(self) -> int:
         """The sum, each part as often as it is there."""
         once = self.base + self.server + self.data + self.layers
-        return once + self.cohort * self.client + self.wave * (self.working + self.activations)
+        return (
+            once
+            + self.cohort * self.client
+            + self.clients_per_step * (self.working + self.activations)
+        )
 
 
 def base_bytes(base: Params, mesh: Mesh | None) -> int:
@@ -81,7 +85,7 @@ def layer_bytes(base: Params) -> int:
     )
 
 
-def activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens) -> int:
+def activations(recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens) -> int:
     """What one more client of a wave holds on to in a full batch of the longest texts.
 
     That is what a gradient keeps between its passes, and what comes on top of it for a while: the
@@ -105,7 +109,7 @@ def activations(recipe: RoundRecipe, base: Params, trained: Trained, data: Token
 
 
 def _kept(
-    reading: Reading, recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+    reading: InputSpec, recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> int:
     """Bytes that the gradient of a second client adds to those of a first one."""
     step, of_clients = trace(reading, recipe, base, trained, data, recipe.shapes[-1])

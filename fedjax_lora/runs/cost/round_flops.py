@@ -1,7 +1,7 @@
 """How much arithmetic the training of a round is, and how fast a device does it.
 
-A step's matrix products are counted by `fedjax_lora.runs.cost.flops`. (XLA's own cost analysis agrees to a
-few per cent, but counts the body of a loop once, however often it runs.)
+A step's matrix products are counted by `fedjax_lora.runs.cost.flops`. (XLA's own cost analysis
+agrees to a few per cent, but counts the body of a loop once, however often it runs.)
 """
 
 import time
@@ -17,17 +17,20 @@ from fedjax_lora.data.batch_shapes import fitting, needed
 from fedjax_lora.federated import Plan
 
 
-def cohort_flops(plan: Plan, flops: Mapping[Shape, int], *, parts: int, wave: int) -> int:
+def cohort_flops(
+    plan: Plan, flops: Mapping[Shape, int], *, parts: int, clients_per_step: int
+) -> int:
     """Operations of the part of a cohort that has the most, in its local training.
 
     Args:
       plan: of the round; `c` is divided by ``parts``.
       flops: of a client's step, by its shape, in the order in which a step looks for its own.
       parts: into which the cohort is divided, one for each place on the mesh's axis ``clients``.
-      wave: clients of a part that step together, each padded to the shape of the largest.
+      clients_per_step: clients of a part that step together, each padded to the shape of the
+        largest.
     """
     work, size = plan.batches, len(plan.id) // parts
-    wave, shapes = min(wave, size), list(flops)
+    clients_per_step, shapes = min(clients_per_step, size), list(flops)
     need = needed(work)
 
     def of_wave(members: slice) -> int:
@@ -38,7 +41,10 @@ def cohort_flops(plan: Plan, flops: Mapping[Shape, int], *, parts: int, wave: in
         return total
 
     def of_part(begin: int) -> int:
-        return sum(of_wave(slice(k, k + wave)) for k in range(begin, begin + size, wave))
+        return sum(
+            of_wave(slice(k, k + clients_per_step))
+            for k in range(begin, begin + size, clients_per_step)
+        )
 
     return max(of_part(part * size) for part in range(parts))
 

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.core.types import Params, Shape, Trained
+from fedjax_lora.core.types import ClientParams, Params, Shape
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.local_training import make_batch
-from fedjax_lora.runs.compilation import Reading, RoundRecipe
+from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.cost import flops
 
 
 def step_flops(
-    recipe: RoundRecipe, base: Params, trained: Trained, data: Tokens
+    recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> dict[Shape, int]:
     """Of a client's step, by its shape."""
 
@@ -28,10 +28,10 @@ def step_flops(
 
 
 def trace(
-    reading: Reading,
-    recipe: RoundRecipe,
+    reading: InputSpec,
+    recipe: RoundSpec,
     base: Params,
-    trained: Trained,
+    trained: ClientParams,
     data: Tokens,
     shape: Shape,
 ) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
@@ -39,18 +39,20 @@ def trace(
 
     The backward pass is a pytree of what it keeps.
     """
-    objective, template = reading.objective(), recipe.template
+    objective, spec = reading.objective(), recipe.spec
     gain = {
-        site.path: jax.ShapeDtypeStruct((*site.stack, template.rank), jnp.float32)
-        for site in template.sites
+        target.path: jax.ShapeDtypeStruct((*target.stack, spec.rank), jnp.float32)
+        for target in spec.targets
     }
     rows = jax.ShapeDtypeStruct((shape.rows,), jnp.int32)
     valid = jax.ShapeDtypeStruct((shape.rows,), bool)
     batch = jax.eval_shape(functools.partial(make_batch, objective, shape), data, rows, valid)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def step(base: Params, trained: Trained, gain: Any, batch: Any, valid: Any, key: Any) -> Any:
-        def loss(trained: Trained) -> Any:
+    def step(
+        base: Params, trained: ClientParams, gain: Any, batch: Any, valid: Any, key: Any
+    ) -> Any:
+        def loss(trained: ClientParams) -> Any:
             one = lambda *own: objective.loss(base, own[0], own[1], None, *own[2:])  # noqa: E731
             return jnp.sum(jax.vmap(one)(trained, gain, batch, valid, key))
 

@@ -8,19 +8,25 @@ def told(found: Needs, rate: float | None = None) -> list[str]:
 
     Args:
       found: the needs.
-      rate: operations a second in matrix products (`fedjax_lora.runs.cost.round_flops.product_rate`), for the
-        time of a round.
+      rate: operations a second in matrix products
+        (`fedjax_lora.runs.cost.round_flops.product_rate`), for the time of a round.
     """
     devices, size = found.devices, found.round_flops
     memory, amount = found.memory, lambda size: f"{size / 1e6:12.1f} MB"
-    clients, wave = f"{memory.cohort} clients", f"{memory.wave} at a time"
+    clients, clients_per_step = f"{memory.cohort} clients", f"{memory.clients_per_step} at a time"
     rows = [
         ("base model", memory.base),
         ("server and what clients keep between rounds", memory.server),
         ("training tokens", memory.data),
         (f"{clients}: adapter and head, before and after", memory.cohort * memory.client),
-        (f"{wave}: gradient, update and optimizer", memory.wave * memory.working),
-        (f"{wave}: activations, at the longest texts", memory.wave * memory.activations),
+        (
+            f"{clients_per_step}: gradient, update and optimizer",
+            memory.clients_per_step * memory.working,
+        ),
+        (
+            f"{clients_per_step}: activations, at the longest texts",
+            memory.clients_per_step * memory.activations,
+        ),
         ("layers, taken out of their stack", memory.layers),
         ("device memory, about", memory.total),
         ("sent in a round", found.up),

@@ -18,8 +18,8 @@ def curves(lines: Sequence[Line]) -> bytes:
     """A PNG: a row of panels for each choice of the varied fields, in it a curve per method.
 
     With one method, its curves for all choices share the one row. Thick lines are means over
-    seeds, thin ones single runs, bands 95 % intervals (see `fedjax_lora.runs.sweep.statistics`); panels are
-    as high as the single runs reach, and cut bands off that are wider than that.
+    seeds, thin ones single runs, bands 95 % intervals (see `fedjax_lora.runs.sweep.statistics`);
+    panels are as high as the single runs reach, and cut bands off that are wider than that.
     """
     by_method = len({line.labels["method"] for line in lines}) > 1
     panels: dict[str, list[Line]] = {}

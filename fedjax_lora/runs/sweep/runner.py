@@ -24,7 +24,7 @@ from fedjax_lora.runs.run import run
 from fedjax_lora.runs.sweep import figures, grid, html_report, record_store, statistics
 from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
 from fedjax_lora.runs.sweep.record_store import Record
-from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.sweep.shared_assets import AssetCache
 from fedjax_lora.runs.sweep.statistics import Line, Run
 
 BASE, RUNS = "base.json", "runs"
@@ -79,7 +79,7 @@ def compare(
     cells, problems = grid.cells(chosen)
     records = record_store.finished(folder / RUNS)
     missing = [cell for cell in cells if cell.config not in records]
-    shelf = Shelf(cache_dir)
+    shelf = AssetCache(cache_dir)
     steps, found = check(missing, shelf)
     grid.refuse(problems + found)
 
@@ -131,7 +131,7 @@ def run_missing(
     return found, errors
 
 
-def check(cells: Iterable[Cell], shelf: Shelf) -> tuple[int, list[Problem]]:
+def check(cells: Iterable[Cell], shelf: AssetCache) -> tuple[int, list[Problem]]:
     """The most local steps of any client in any of the runs, and what is wrong with them.
 
     Data and models are loaded, clients get their examples and ranks, methods are built; nothing

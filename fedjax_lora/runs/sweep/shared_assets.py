@@ -5,7 +5,7 @@ from fedjax_lora.runs.config import DataConfig, RunConfig
 from fedjax_lora.runs.loading import Assets, load_assets, model_key, with_first
 
 
-class Shelf:
+class AssetCache:
     """Loads what the first of several runs needs and hands it to the others.
 
     A base is loaded once per model and task; a seed changes no more than the head. Data is loaded

@@ -12,9 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedjax_lora import models
 from fedjax_lora.cli import main
-from tests._helpers.small_options import small
-
-SMALL = small()
+from tests._helpers.command_line import SMALL, one_sentence
 
 
 def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):
@@ -114,14 +112,6 @@ def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
     assert not (tmp_path / "out").exists(), "bad input must not leave a folder behind"
 
 
-def one_sentence(words: list[str], capsys, sentence: str) -> bool:
-    assert main.main(words) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("fedjax-lora: ")
-    assert sentence in error, error
-    return True
-
-
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -210,10 +200,10 @@ RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n
 @pytest.mark.parametrize(
     ("command", "told", "not_told"),
     [
-        ("run", ["--wave", "--batch", "--remat", "--explain"], []),
-        ("compare", ["--wave", "--batch", "--remat", "--explain"], []),
-        ("evaluate", ["--batch"], ["--wave", "--remat", "--explain"]),
-        ("predict", ["--batch"], ["--wave", "--remat", "--explain"]),
+        ("run", ["--clients-per-step", "--batch", "--remat", "--explain"], []),
+        ("compare", ["--clients-per-step", "--batch", "--remat", "--explain"], []),
+        ("evaluate", ["--batch"], ["--clients-per-step", "--remat", "--explain"]),
+        ("predict", ["--batch"], ["--clients-per-step", "--remat", "--explain"]),
         ("export", ["use one with more"], ["--"]),
     ],
 )

@@ -136,9 +136,9 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
     opened = open_folder(folder)
     base, noise = opened.fitted.base, np.random.default_rng(0)
     kernels = {
-        site.path: (k := trees.flat(base)[f"{site.path}/kernel"])
+        target.path: (k := trees.flat(base)[f"{target.path}/kernel"])
         + jnp.asarray(noise.normal(size=k.shape) * 0.5, jnp.float32)
-        for site in opened.fitted.sites
+        for target in opened.fitted.targets
     }
     changed = opened._replace(fitted=opened.fitted._replace(kernels=kernels))
     outputs.write_model(folder, changed.fitted, changed.about)

@@ -16,7 +16,7 @@ from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.cli.run_or_model import open_folder
 from fedjax_lora.evaluation import generation, metrics
 from fedjax_lora.runs import config
-from fedjax_lora.runs.evaluate import own_perplexity
+from fedjax_lora.runs.evaluate import local_perplexity
 from tests._helpers.character_tokenizer import make_tokenizer
 from tests._helpers.small_instructions import SPEC, fill, make
 
@@ -93,9 +93,9 @@ def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, 
 
 def test_an_own_mix_counts_what_the_client_has():
     each = {"a": 2.0, "c": 8.0}
-    found = own_perplexity(each, ["a", "b", "c"], np.array([0.2, 0.2, 0.6]))
+    found = local_perplexity(each, ["a", "b", "c"], np.array([0.2, 0.2, 0.6]))
     assert found == pytest.approx(math.exp((0.2 * math.log(2) + 0.6 * math.log(8)) / 0.8))
-    assert own_perplexity(each, ["a", "b"], np.array([0.0, 1.0])) is None
+    assert local_perplexity(each, ["a", "b"], np.array([0.0, 1.0])) is None
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rouge_l"])

@@ -5,10 +5,10 @@ import pathlib
 import shutil
 
 import pytest
-from test_cli import SMALL, one_sentence
 
 from fedjax_lora.cli import main
 from fedjax_lora.runs import checkpoints
+from tests._helpers.command_line import SMALL, one_sentence
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
     words = ["--updates", *updates, "--server-optimizer=adam(learning_rate=0.02)", "--prox=0.1"]
     assert main.main(["run", *SMALL, *words, f"--out={out}"]) == 0
     assert handed["prox"] == 0.1
-    assert [update.by for update in handed["updates"]] == ["client", "wire", "server"]
+    assert [update.stage for update in handed["updates"]] == ["client", "wire", "server"]
     assert handed["server_optimizer"] is not None
     made = config.load(out / "config.json")
     assert made.federation.updates == updates

@@ -12,11 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from tests._helpers import problems, tiny_runs
+from tests._helpers import distributed_worker, problems, tiny_runs
 from tests._helpers.distributed_worker import SCENES
 from tests._helpers.small_options import small
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[3]
+WORKER = str(pathlib.Path(distributed_worker.__file__))
 
 
 def free_port() -> int:
@@ -26,7 +27,7 @@ def free_port() -> int:
 
 
 def start(words: list[str], *, devices: int, **options) -> subprocess.Popen:
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    path = str(ROOT)
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -47,7 +48,7 @@ def ended(process: subprocess.Popen, *, seconds: float = 200) -> tuple[int, str,
 def played(tmp_path_factory):
     """What came of the scenes: in one process, and in each of two; the folders."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "first", "second")]
-    script, address = str(HERE / "one_of_many.py"), f"localhost:{free_port()}"
+    script, address = WORKER, f"localhost:{free_port()}"
     both = [
         start([script, address, "2", str(n), str(folders[1 + n]), *SCENES], devices=4)
         for n in range(2)
@@ -170,7 +171,7 @@ def test_who_cannot_join_says_so_in_one_sentence(words, said):
 @pytest.mark.slow
 def test_one_that_fails_takes_the_others_with_it(tmp_path):
     """Within JAX's heartbeat, 100 s, and not never."""
-    script, address = str(HERE / "one_of_many.py"), f"localhost:{free_port()}"
+    script, address = WORKER, f"localhost:{free_port()}"
     words = [[script, address, "2", str(n), str(tmp_path)] for n in range(2)]
     both = [start([*words[0], "whole"], devices=4), start([*words[1], "no such scene"], devices=4)]
     (code, _, _), (failed, _, error) = (ended(process) for process in both)

@@ -64,10 +64,10 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
     made = problems.bag()
     objective = federated.text_classification(made.module, (8, problems.WIDTH))
     mesh = federated.client_mesh(4) if devices > 1 else None
-    adapter = problems.random_adapter(made.template, 0)
+    adapter = problems.random_adapter(made.spec, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
     place = lambda tree: federated.place(tree, federated.everywhere(mesh))  # noqa: E731
-    given = (made.base, made.data, problems.Trained(adapter, made.head), gain)
+    given = (made.base, made.data, problems.ClientParams(adapter, made.head), gain)
     placed = [place(tree) for tree in given]
     predict = prediction.make_predict(objective, batch=6, mesh=mesh)
     compiled.clear()
@@ -92,9 +92,9 @@ def test_few_texts_are_no_full_batch(devices, compiled):
 
     mesh = federated.client_mesh(devices) if devices > 1 else None
     few = jax.tree.map(lambda x: x[:6], made.data)
-    adapter = problems.random_adapter(made.template, 0)
+    adapter = problems.random_adapter(made.spec, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
-    given = (made.base, few, problems.Trained(adapter, made.head), gain)
+    given = (made.base, few, problems.ClientParams(adapter, made.head), gain)
     placed = federated.place(given, federated.everywhere(mesh))
     counting = objective._replace(outputs=outputs)
     predict = prediction.make_predict(counting, batch=1_000_000, mesh=mesh)

@@ -11,7 +11,7 @@ import fedjax_lora as fl
 from fedjax_lora.cli import main
 from fedjax_lora.cli.terminal import print_summary
 from fedjax_lora.evaluation import metrics
-from fedjax_lora.interop import About, metadata, model_card
+from fedjax_lora.interop import ModelMetadata, metadata, model_card
 from fedjax_lora.runs import plots
 from tests._helpers import tiny_runs
 
@@ -52,7 +52,7 @@ def test_a_perplexity_that_is_not_finite_is_told(start, tmp_path):
 
 
 def test_the_card_of_a_diverged_language_model(tmp_path):
-    said = About(
+    said = ModelMetadata(
         base="tiny", base_sha256="0", language=True, task="made_up", metric="perplexity",
         results=NEVER,
     )  # fmt: skip

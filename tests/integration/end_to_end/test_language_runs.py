@@ -12,7 +12,7 @@ import pytest
 import fedjax_lora as fl
 from fedjax_lora import InputError, data
 from fedjax_lora.cli import main
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.evaluation import evaluator, generation, task_types
 from fedjax_lora.evaluation.generation import answers
@@ -154,7 +154,7 @@ def test_clients_may_count_by_their_tokens(folder, assets):
 def test_answers_are_those_of_each_prompt_alone(folder, assets):
     """Sorted, batched and padded: the texts are in the order of the examples."""
     model, tokens = assets.model, assets.test
-    current = task_types.Global(model.params, Trained({}, {}), {})
+    current = task_types.Global(model.params, ClientParams({}, {}), {})
     got = answers.make_answer(model, tokens, new_tokens=6, batch=4)(current)
     prompts = [f"{text}\n" for text in assets.task.test.texts]
     alone = [generation.write(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
@@ -187,10 +187,12 @@ def test_choices_are_scored_by_their_likelihood(assets):
     )
     chosen = dataclasses.replace(assets.task.task, metric="choice_accuracy")
     task = assets.task._replace(task=chosen)
-    tools = task_types.Tools(task, predict, lambda x: x, encode, lambda tokens: lambda model: [])
-    judge = task_types.KINDS["language"].judge(tools, split, assets.test)
+    tools = task_types.EvalContext(
+        task, predict, lambda x: x, encode, lambda tokens: lambda model: []
+    )
+    judge = task_types.TASK_TYPES["language"].judge(tools, split, assets.test)
     # A right choice is at most 3 tokens longer than a wrong one, so always likelier.
-    assert judge(task_types.Global({}, Trained({}, {}), {}))["choice_accuracy"] == 1.0
+    assert judge(task_types.Global({}, ClientParams({}, {}), {}))["choice_accuracy"] == 1.0
 
 
 @pytest.mark.slow
@@ -208,7 +210,7 @@ def test_modes_agree(folder, assets):
     made = make(folder)
     finals = []
     for mode in ("loop", "vmap", "sharded"):
-        execution = dataclasses.replace(made.execution, mode=mode, wave=2)
+        execution = dataclasses.replace(made.execution, mode=mode, clients_per_step=2)
         result = fl.run(dataclasses.replace(made, execution=execution), assets=assets)
         finals.append(jax.device_get(result.state.server.adapter))
     for other in finals[1:]:

@@ -158,7 +158,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
 
-    trained, gain = global_model(result.state, result.template)
+    trained, gain = global_model(result.state, result.spec)
     full = federated.with_kernels(assets.model.params, result.state.server.kernels)
     objective = federated.text_classification(assets.model.module, [tokens.ids.shape[1]])
     batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])
@@ -225,7 +225,7 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
     assert np.flatnonzero(scored.rank == 4).tolist() == sorted(best)
     assert np.sum(scored.rank == 1) == 6
     assert [record.get("ranks") for record in scored.records] == [None, {"1": 6, "4": 2}, None]
-    assert scored.template.rank == 4
+    assert scored.spec.rank == 4
 
 
 def test_the_bytes_of_scoring_are_part_of_the_record(scored):
@@ -256,7 +256,7 @@ def test_budgets_know_the_components_of_the_model(assets):
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
     made = build.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
     assert sorted(made.rank) == [1] * 4 + [3] * 4
-    assert made.template.rank == 3
+    assert made.spec.rank == 3
 
 
 @pytest.mark.parametrize(

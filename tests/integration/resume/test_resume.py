@@ -12,11 +12,12 @@ import pytest
 import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.core.errors import Stopped
-from fedjax_lora.runs import checkpoints, run
+from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.checkpoints.checksums import seal
+from fedjax_lora.runs.checkpoints.checksums import write_checksums
 from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.folder import RunFolder
+from fedjax_lora.runs.outputs import Result
 from tests._helpers import problems, tiny_runs
 from tests._helpers.tiny_runs import CONFIG, change
 
@@ -24,7 +25,7 @@ SHARED = programs()
 ASSETS = tiny_runs.assets()
 
 
-def run(config, out, **options) -> run.Result:
+def run(config, out, **options) -> Result:
     return fl.run(config, out=out, assets=ASSETS, programs=SHARED, **options)
 
 
@@ -88,7 +89,7 @@ def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> run.Result:
+def whole(tmp_path_factory) -> Result:
     return run(CONFIG, tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -233,7 +234,7 @@ def test_other_versions_are_told(copy, caplog):
     about = json.loads((newest / "about.json").read_text())
     about["environment"]["packages"]["jax"] = "0.0.1"
     (newest / "about.json").write_text(json.dumps(about))
-    seal(newest)
+    write_checksums(newest)
     run(CONFIG, copy, resume=True)
     assert "another packages.jax than it began with" in caplog.text
 
@@ -297,7 +298,7 @@ def test_a_disk_that_is_full_ends_the_run_with_a_sentence(whole, tmp_path, monke
     assert tiny_runs.left(tmp_path / "run") == tiny_runs.left(whole.out)
 
 
-def checkpointed_state(result: run.Result, round: int):
+def checkpointed_state(result: Result, round: int):
     (found,) = [c for c in checkpoints.whole(result.out) if c.round == round]
     like = checkpoints.Progress(
         result.state,

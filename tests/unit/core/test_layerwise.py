@@ -14,7 +14,7 @@ from fedjax_lora import federated, methods
 from fedjax_lora.core import layerwise
 from fedjax_lora.core.layerwise import over_layers
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import Cohort
 
 pytestmark = pytest.mark.optimized
@@ -88,9 +88,9 @@ def test_within_a_device_s_share_nothing_is_spread_again():
 @functools.cache
 def step(layers: int, size: tuple[int, int], devices: int) -> tuple[Any, Any]:
     """HLoRA's aggregation with the clients sharded as a round leaves them: compiled, and run."""
-    site = Site("x", *size, (True,) * layers)
-    template = Template(sites=(site,), rank=RANK, alpha=2.0)
-    method = methods.make("hlora", template)
+    target = LoraTarget("x", *size, (True,) * layers)
+    lora_spec = LoraSpec(targets=(target,), rank=RANK, alpha=2.0)
+    method = methods.make("hlora", lora_spec)
     mesh = federated.client_mesh(devices) if devices > 1 else None
     shared = federated.everywhere(mesh)
     split = shared if mesh is None else NamedSharding(mesh, PartitionSpec(federated.cohort.AXIS))
@@ -103,7 +103,7 @@ def step(layers: int, size: tuple[int, int], devices: int) -> tuple[Any, Any]:
         key=jax.random.key(0),
     )
     draw = lambda s, *c: numbers(*c, *s.shape)  # noqa: E731
-    server = method.init(jax.tree.map(draw, template.shapes()), {})
+    server = method.init(jax.tree.map(draw, lora_spec.shapes()), {})
     start = method.broadcast(server, (), cohort)
     result = jax.tree.map(lambda x: x + numbers(*x.shape, seed=2), start.adapter)
 

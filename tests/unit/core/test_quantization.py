@@ -36,7 +36,7 @@ def test_int8_is_rounding_by_each_outputs_largest_weight():
     codes = quantization.encode(jnp.asarray(kernel()), "int8")
     assert codes.qvalue.dtype == jnp.int8 and codes.shape == value.shape
     # Ties and the last bit of float32 aside, no code is nearer.
-    error = np.abs(np.asarray(quantization.full(codes)) - value)
+    error = np.abs(np.asarray(quantization.dequantize(codes)) - value)
     assert (error <= (0.5 + 1e-4) * scale).all()
     assert np.abs(np.asarray(codes.qvalue[:, 3], np.int32)).max() in (127, 128)
 
@@ -50,7 +50,9 @@ def test_nf4_is_the_nearest_of_sixteen_quantiles_per_block(inputs):
     relative = blocks / np.where(largest > 0, largest, 1)
     nearest = NF4[np.abs(relative[..., None] - NF4).argmin(-1)] * largest
     codes = quantization.encode(jnp.asarray(kernel(inputs)), "nf4")
-    np.testing.assert_allclose(quantization.full(codes), nearest.reshape(value.shape), atol=1e-4)
+    np.testing.assert_allclose(
+        quantization.dequantize(codes), nearest.reshape(value.shape), atol=1e-4
+    )
     assert trees.size_bytes(codes.qvalue) == value.size / 2
 
 
@@ -92,10 +94,12 @@ def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
 def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
     """Values and gradients are those of the decoded base, client by client."""
     small = checkpoint(tmp_path, key, storage=kind)
-    decoded = trees.nested({p: quantization.full(x) for p, x in trees.flat(small.params).items()})
-    template = lora.make_template(small.params, targets="o_proj|up_proj", rank=2)
-    many = decoders.random_adapters(template, key, 3)
-    gain = lora.uniform_gain(template)
+    decoded = trees.nested(
+        {p: quantization.dequantize(x) for p, x in trees.flat(small.params).items()}
+    )
+    spec = lora.make_spec(small.params, targets="o_proj|up_proj", rank=2)
+    many = decoders.random_adapters(spec, key, 3)
+    gain = lora.uniform_gain(spec)
     batch = decoders.texts()
 
     @jax.value_and_grad
@@ -114,20 +118,20 @@ def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
 
 def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
     small = checkpoint(tmp_path, key, storage="int8")
-    template = lora.make_template(small.params, rank=2)
+    spec = lora.make_spec(small.params, rank=2)
     kernels = trees.flat(small.params)
-    at = {site.path: kernels[f"{site.path}/kernel"] for site in template.sites}
+    at = {target.path: kernels[f"{target.path}/kernel"] for target in spec.targets}
 
     def state(name):
-        method = methods.make(name, template)
-        adapter = lora.init(template, key)
+        method = methods.make(name, spec)
+        adapter = lora.init(spec, key)
         return federated.init_state(method, adapter, at, {}, clients=2, heads="average").server
 
     assert state("fed_plora").kernels == {}
     kept = state("flora").kernels
     for path, value in kept.items():
         assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, quantization.full(at[path]), rtol=1e-6)
+        np.testing.assert_allclose(value, quantization.dequantize(at[path]), rtol=1e-6)
     full = federated.with_kernels(small.params, kept)
     batch = decoders.texts()
     one, other = (
@@ -138,8 +142,8 @@ def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
 
 def test_merging_into_codes_gives_arrays(tmp_path, key):
     small = checkpoint(tmp_path, key, storage="nf4")
-    template = lora.make_template(small.params, rank=2)
-    adapter, gain = decoders.random_adapters(template, key), lora.uniform_gain(template)
+    spec = lora.make_spec(small.params, rank=2)
+    adapter, gain = decoders.random_adapters(spec, key), lora.uniform_gain(spec)
     merged = lora.merge(small.params, adapter, gain)
     batch = decoders.texts()
     got = small.module.apply({"params": merged}, *batch).hidden

@@ -14,7 +14,7 @@ from fedjax_lora import InputError
 from fedjax_lora.data import Split, TaskData, Tokens, find
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
-from fedjax_lora.evaluation.task_types import KINDS, Tools
+from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext
 
 CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
 ORACLE = {
@@ -180,8 +180,10 @@ def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkey
     none = np.zeros((0, 8), np.int32)
     split = Split([], [], none[:, 0], None)
     task = TaskData(find("dolly(metric='rouge_l')"), (), split, None, split, 0)
-    tools = Tools(task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None)
-    judge = functools.partial(KINDS["language"].judge, tools, split, Tokens(*[none] * 4))
+    tools = EvalContext(
+        task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None
+    )
+    judge = functools.partial(TASK_TYPES["language"].judge, tools, split, Tokens(*[none] * 4))
     assert callable(judge())
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):

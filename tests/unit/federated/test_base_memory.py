@@ -14,81 +14,25 @@ import pytest
 
 from fedjax_lora import federated, lora, methods
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Batches, LoRA, Trained
 from fedjax_lora.data import Tokens
-from fedjax_lora.federated import Clients, optimizers
 from fedjax_lora.federated.ranks import client_scoring
-from fedjax_lora.lora import Template
-from fedjax_lora.models import EncoderConfig, SequenceClassifier
-from fedjax_lora.models.init import shapes
+from fedjax_lora.models import SequenceClassifier
+from tests._helpers.encoder_layer import (
+    CONFIG,
+    HIDDEN,
+    RANK,
+    ROWS,
+    WIDTH,
+    WORDS,
+    base_and_head,
+    cohort,
+    spec,
+    struct,
+    traced,
+    training,
+)
 
 pytestmark = pytest.mark.optimized
-
-HIDDEN, WORDS, RANK = 512, 20_000, 4
-ROWS, WIDTH, STEPS = 1, 4, 2
-
-CONFIG = EncoderConfig(
-    family="bert", vocab_size=WORDS, hidden=HIDDEN, layers=1, heads=4, intermediate=4 * HIDDEN,
-    type_vocab=2, max_positions=16, pad_token_id=0, embedding_size=HIDDEN, num_labels=4,
-    hidden_dropout=0.0, attention_dropout=0.0, head_dropout=0.0, initializer_range=0.02,
-    pooling="mean",
-)  # fmt: skip
-
-
-def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def base_and_head() -> tuple[dict, dict]:
-    params = trees.nested({path: struct(*shape) for path, shape in shapes(CONFIG).items()})
-    return {name: part for name, part in params.items() if name != "head"}, params["head"]
-
-
-def template() -> Template:
-    return lora.make_template(base_and_head()[0], rank=RANK)
-
-
-def cohort(count: int) -> Clients:
-    """A cohort of this size, without values."""
-    add = lambda tree: jax.tree.map(lambda x: struct(count, *x.shape, dtype=x.dtype), tree)  # noqa: E731
-    made, (_, head) = template(), base_and_head()
-    mask = {
-        s.path: LoRA(
-            struct(count, *s.stack, 1, RANK, dtype=bool),
-            struct(count, *s.stack, RANK, 1, dtype=bool),
-        )
-        for s in made.sites
-    }
-    learns = jax.tree.map(lambda x: struct(count, *(1,) * x.ndim, dtype=bool), head)
-    number = functools.partial(struct, count, dtype=jnp.int32)
-    return Clients(
-        params=Trained(add(made.shapes()), add(head)),
-        gain={s.path: struct(count, *s.stack, RANK) for s in made.sites},
-        trainable=Trained(mask, learns),
-        rank=number(),
-        batches=Batches(
-            index=number(STEPS, ROWS),
-            valid=struct(count, STEPS, ROWS, dtype=bool),
-            steps=number(),
-            longest=number(STEPS),
-            tokens=number(STEPS),
-        ),
-        key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)),
-    )
-
-
-def training() -> Any:
-    objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    return federated.make_training(objective, optimizers.optimizer("adamw", clip=1.0))
-
-
-@functools.cache
-def traced(count: int) -> Any:
-    tokens = struct(16, WIDTH, dtype=jnp.int32)
-    number = struct(16, dtype=jnp.int32)
-    data = Tokens(tokens, tokens, number, number)
-    run = federated.execute(training(), mode="vmap", wave=count)
-    return jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct())
 
 
 @functools.cache
@@ -109,7 +53,7 @@ def per_client() -> float:
 
 def test_a_client_costs_its_adapter_and_its_activations():
     """Less than one adapted kernel: not even that is copied."""
-    made, (base, head) = template(), base_and_head()
+    made, (base, head) = spec(), base_and_head()
     trained = trees.size_bytes(made.shapes()) + trees.size_bytes(head)
     states = 8 * trained  # before, after, gradient, update, and two moments that a loop renews
     wide = 4 * HIDDEN  # the feed-forward layer
@@ -173,7 +117,7 @@ def test_nor_when_clients_are_scored():
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
     rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
     run = federated.execute(
-        client_scoring.make_validation(objective, rows), mode="vmap", wave=count
+        client_scoring.make_validation(objective, rows), mode="vmap", clients_per_step=count
     )
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
@@ -195,11 +139,11 @@ def test_the_search_finds_a_base_merged_for_each_client():
 @functools.cache
 def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     """Bytes on a device that go into a round, and that it makes, of eight clients."""
-    made, (base, head), count = template(), base_and_head(), 8
+    made, (base, head), count = spec(), base_and_head(), 8
     method = methods.make("zero_padding", made)
     mesh = federated.client_mesh(8, shape) if shape else None
     mode = "sharded" if shape else "vmap"
-    fn = federated.make_round(method, made, training(), mode=mode, wave=1, mesh=mesh)
+    fn = federated.make_round(method, made, training(), mode=mode, clients_per_step=1, mesh=mesh)
     begin = lambda *given: federated.init_state(method, *given, clients=20, heads="average")  # noqa: E731
     state = jax.eval_shape(begin, made.shapes(), {}, head)
     number = functools.partial(struct, count, dtype=jnp.int32)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora import federated
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated.causal_lm import token_scores
 from fedjax_lora.federated.objectives import TokenBatch
 
@@ -73,7 +73,7 @@ def token_losses(batch: TokenBatch) -> list[list[float]]:
 def loss_of(batch: TokenBatch, valid: list[bool], **options: Any) -> float:
     made = objective(**options)
     loss = jax.jit(lambda base, batch: made.loss(
-        base, Trained({}, {}), {}, None, batch, jnp.array(valid), KEY
+        base, ClientParams({}, {}), {}, None, batch, jnp.array(valid), KEY
     ))  # fmt: skip
     return float(loss(BASE, batch))
 
@@ -96,7 +96,7 @@ def test_every_completion_token_of_a_valid_row_counts_once(rows, chunk_numbers):
 
 def test_outputs_are_sums_of_each_row():
     batch = batch_of([(2, 5), (1, 1), (7, 1), (3, 0)])
-    out = np.asarray(objective().outputs(BASE, Trained({}, {}), {}, batch))
+    out = np.asarray(objective().outputs(BASE, ClientParams({}, {}), {}, batch))
     want = token_losses(batch)
     np.testing.assert_allclose(out[:, 0], [sum(own) for own in want], rtol=1e-5)
     assert out[:, 2].tolist() == [5, 1, 1, 0]
@@ -112,7 +112,7 @@ def test_hits_are_tokens_that_are_the_likeliest():
     ids = np.zeros((1, 8), np.int32)
     for t in range(1, 8):  # follow the model, but for one token
         ids[0, t] = likeliest[ids[0, t - 1]] if t != 3 else (likeliest[ids[0, 2]] + 1) % WORDS
-    out = objective().outputs(BASE, Trained({}, {}), {}, batch._replace(ids=jnp.asarray(ids)))
+    out = objective().outputs(BASE, ClientParams({}, {}), {}, batch._replace(ids=jnp.asarray(ids)))
     assert out[0, 1:].tolist() == [6, 7]
 
 

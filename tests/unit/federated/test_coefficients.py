@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_lora import federated, lora, methods
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import LoRA, Rates, Trained
+from fedjax_lora.core.types import ClientParams, LoRA, Rates
 from fedjax_lora.federated import optimizers, transforms
 from fedjax_lora.methods.fedrora import directions
 from tests._helpers import problems
@@ -63,7 +63,7 @@ def alone(client: dict, batches: list[np.ndarray]) -> dict:
     return client
 
 
-def own(params: Trained, k: int, r: int) -> dict:
+def own(params: ClientParams, k: int, r: int) -> dict:
     """What client `k` trains, at its true rank."""
     a, b = params.adapter[PATH]
     return {
@@ -80,7 +80,11 @@ def test_a_padded_cohort_is_each_client_on_its_own():
     plan = plan_for(problem, rate=RATE)
     start = begin(plan)
     fn = problems.cohort_fn(
-        "bag", mode="vmap", wave=len(plan.id), rates=Rates(coefficients=TIMES), project=directions
+        "bag",
+        mode="vmap",
+        clients_per_step=len(plan.id),
+        rates=Rates(coefficients=TIMES),
+        project=directions,
     )
     result, _ = jax.device_get(fn(problem.base, problem.data, start, plan.rate))
     for k in range(len(plan.id)):
@@ -104,7 +108,7 @@ def test_what_is_not_trained_is_not_projected():
     problem = problems.bag()
     plan = plan_for(problem, rate=RATE)
     start = make_clients(problem, plan, trainable=np.arange(R) < plan.rank[:, None])
-    fn = problems.cohort_fn("bag", mode="vmap", wave=len(plan.id), project=directions)
+    fn = problems.cohort_fn("bag", mode="vmap", clients_per_step=len(plan.id), project=directions)
     result, _ = fn(problem.base, problem.data, start, plan.rate)
     frozen = jax.tree.map(
         lambda x, m: np.where(m, 0, x), start.params.adapter, start.trainable.adapter
@@ -120,7 +124,7 @@ def test_what_is_not_trained_is_not_projected():
 def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
     """A compiled round with what the method asks of training, and its first state."""
     problem = problems.bag()
-    made = methods.make(method, problem.template)
+    made = methods.make(method, problem.spec)
     train = federated.make_training(
         federated.text_classification(problem.module, (problems.WIDTH,)),
         optimizers.optimizer("sgd"),
@@ -128,13 +132,13 @@ def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
         project=made.project,
     )
     fn = federated.make_round(
-        made, problem.template, train, updates=transforms.make_updates(updates, made, method)
+        made, problem.spec, train, updates=transforms.make_transforms(updates, made, method)
     )
     kernels = trees.flat(problem.base)
     state = federated.init_state(
         made,
-        problems.random_adapter(problem.template, 7),
-        {s.path: kernels[f"{s.path}/kernel"] for s in problem.template.sites},
+        problems.random_adapter(problem.spec, 7),
+        {s.path: kernels[f"{s.path}/kernel"] for s in problem.spec.targets},
         problem.head,
         clients=len(problems.SIZES),
         heads="average",
@@ -178,11 +182,9 @@ def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
     sizes = draw(3, 2, R) * jnp.asarray([1.0, 100.0])[None, :, None]
     mask = jnp.arange(R)[None, None] < jnp.asarray([1, R, 2])[:, None, None]
     mask = jnp.broadcast_to(mask, sizes.shape)
-    trained = Trained({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
-    trainable = Trained({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
-    update = transforms.make_updates(
-        [text], methods.make("fedit", problems.bag().template), "fedit"
-    )
+    trained = ClientParams({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
+    trainable = ClientParams({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
+    update = transforms.make_transforms([text], methods.make("fedit", problems.bag().spec), "fedit")
     got, _ = transforms.apply(
         update,
         jax.tree.map(jnp.zeros_like, trained),

@@ -21,13 +21,18 @@ from tests._helpers.problems import (
 COHORT = len(problems.SIZES)
 
 MODES = {
-    "vmap of one": {"mode": "vmap", "wave": 1},
-    "vmap in waves of four": {"mode": "vmap", "wave": 4},
-    "vmap of all": {"mode": "vmap", "wave": COHORT},
-    "eight devices": {"mode": "sharded", "wave": 1, "devices": 8},
-    "two devices, waves of two": {"mode": "sharded", "wave": 2, "devices": 2},
-    "base in two parts": {"mode": "sharded", "wave": 2, "devices": 8, "shape": (4, 2)},
-    "base in eight parts": {"mode": "sharded", "wave": 2, "devices": 8, "shape": (1, 8)},
+    "vmap of one": {"mode": "vmap", "clients_per_step": 1},
+    "vmap in waves of four": {"mode": "vmap", "clients_per_step": 4},
+    "vmap of all": {"mode": "vmap", "clients_per_step": COHORT},
+    "eight devices": {"mode": "sharded", "clients_per_step": 1, "devices": 8},
+    "two devices, waves of two": {"mode": "sharded", "clients_per_step": 2, "devices": 2},
+    "base in two parts": {"mode": "sharded", "clients_per_step": 2, "devices": 8, "shape": (4, 2)},
+    "base in eight parts": {
+        "mode": "sharded",
+        "clients_per_step": 2,
+        "devices": 8,
+        "shape": (1, 8),
+    },
 }
 
 
@@ -39,7 +44,9 @@ def mesh_of(options: dict):
 
 def padded(options: dict) -> int:
     mesh = mesh_of(options)
-    return padded_size(COHORT, mode=options["mode"], wave=options["wave"], mesh=mesh)
+    return padded_size(
+        COHORT, mode=options["mode"], clients_per_step=options["clients_per_step"], mesh=mesh
+    )
 
 
 def train(problem: str, count: int, **options):
@@ -98,21 +105,23 @@ def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
     mesh = federated.client_mesh(devices) if mode == "sharded" else None
     parts = devices if mode == "sharded" else 1
     for cohort in range(1, 20):
-        for wave in (1, 2, 3, 7, 30):
-            size = padded_size(cohort, mode=mode, wave=wave, mesh=mesh)
+        for clients_per_step in (1, 2, 3, 7, 30):
+            size = padded_size(cohort, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
             local = size // parts
             each = -(-cohort // parts)
             assert size % parts == 0 and local >= each
-            assert local % min(wave, each) == 0 and local - each < min(wave, each)
+            assert local % min(clients_per_step, each) == 0 and local - each < min(
+                clients_per_step, each
+            )
 
 
 def test_the_loop_needs_no_padding():
-    assert padded_size(7, mode="loop", wave=4) == 7
+    assert padded_size(7, mode="loop", clients_per_step=4) == 7
 
 
 def test_sharding_needs_a_mesh():
     with pytest.raises(ValueError, match="needs a mesh"):
-        federated.execute(problems.training("bag"), mode="sharded", wave=1)
+        federated.execute(problems.training("bag"), mode="sharded", clients_per_step=1)
 
 
 def test_a_mesh_takes_the_first_devices():
@@ -153,8 +162,8 @@ def test_matrices_are_cut_and_vectors_are_not():
     assert set(jax.tree.leaves(specs["codes"]["kernel"])) == {"model"}
     placed = federated.place(base, federated.base_sharding(base, mesh))
     problems.assert_same_bits(problems.copy(placed), problems.copy(base))
-    full = quantization.full(placed["codes"]["kernel"])
-    np.testing.assert_array_equal(full, quantization.full(codes))
+    full = quantization.dequantize(placed["codes"]["kernel"])
+    np.testing.assert_array_equal(full, quantization.dequantize(codes))
     with pytest.raises(InputError, match=r"on the axis model .* odd/kernel is 6 x 5") as told:
         federated.base_sharding({"odd": {"kernel": ones(6, 5)}}, mesh)
     assert len(str(told.value).splitlines()) == 1

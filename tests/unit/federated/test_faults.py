@@ -197,10 +197,10 @@ def test_if_nobody_answers_nothing_changes(method):
 @pytest.mark.parametrize("method", ["zero_padding", "fedsa_lora"])
 def test_if_nobody_answers_neither_heads_nor_memory_change(method, heads):
     """The server's momentum, the clients' own heads and what a method keeps for them."""
-    template = problems.STUB
+    lora_spec = problems.STUB
     optimizer = None if method == "fedsa_lora" else optax.sgd(0.7, momentum=0.9)
     made = stub_rounds(
-        "quadratic", heads=heads, method=methods.make(method, template), server_optimizer=optimizer
+        "quadratic", heads=heads, method=methods.make(method, lora_spec), server_optimizer=optimizer
     )
     rank = np.full(len(SIZES), 2)
     state, _ = made.run(made.state(), federation().plan(0, rank, 0.3))
@@ -215,7 +215,7 @@ def careless():
 
     def aggregate(server, own, cohort, start, result):
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=0) + 1, result)
-        return methods.Outcome(server._replace(adapter=mean), own + 1, cohort.rank + 1)
+        return methods.AggregateResult(server._replace(adapter=mean), own + 1, cohort.rank + 1)
 
     return dataclasses.replace(
         plain, aggregate=aggregate, init_clients=lambda count: jnp.zeros(count, jnp.int32)
@@ -334,7 +334,7 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
     def apply(start, trained, trainable, weight, key):
         return trained._replace(head={}), weight
 
-    update = transforms.Update(apply=apply, by="client")
+    update = transforms.UpdateTransform(apply=apply, stage="client")
     made = stub_rounds("quadratic", updates=(update,))
     with pytest.raises(InputError, match="updates make of the clients' results: head/w is missing"):
         made.run(made.state(), plan_of(0))
@@ -374,7 +374,7 @@ def strict(out):
 def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
     result = run_with("dropout(probability=0.4)", "stragglers(share=0.5, work=0.5)")
     head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
-    size = 4 * result.template.component_size
+    size = 4 * result.lora_spec.component_size
     for event in ("dropped", "stragglers"):
         assert any(record[event] for record in result.records)
     for record in result.records:

@@ -187,7 +187,7 @@ def test_inactive_components_stay_exactly_zero():
     made = problems.encoder()
     plan = plan_for(made)
     start = make_clients(made, plan)
-    fn = cohort_fn("encoder", mode="vmap", wave=len(plan.id))
+    fn = cohort_fn("encoder", mode="vmap", clients_per_step=len(plan.id))
     result, _ = fn(made.base, made.data, start, plan.rate)
     for pair in result.adapter.values():
         for k, r in enumerate(plan.rank):
@@ -201,7 +201,7 @@ def test_a_frozen_head_and_folded_components_stay_bit_for_bit():
     plan = plan_for(made)
     trains = np.random.default_rng(0).permuted(np.arange(4) < plan.rank[:, None], axis=1)
     start = make_clients(made, plan, trainable=trains, train_head=False)
-    fn = cohort_fn("bag", mode="vmap", wave=len(plan.id))
+    fn = cohort_fn("bag", mode="vmap", clients_per_step=len(plan.id))
     result, _ = fn(made.base, made.data, start, plan.rate)
     problems.assert_same_bits(result.head, start.params.head)
     old, new = start.params.adapter["layers/query"], result.adapter["layers/query"]
@@ -268,12 +268,16 @@ def test_shapes_change_nothing(problem, options):
     made = getattr(problems, problem)()
     plan = plan_for(made)
     start, count = make_clients(made, plan), len(plan.id)
-    want = cohort_fn(problem, mode="vmap", wave=count)(made.base, made.data, start, plan.rate)
+    want = cohort_fn(problem, mode="vmap", clients_per_step=count)(
+        made.base, made.data, start, plan.rate
+    )
     # One client at a time, so that short texts and half-empty batches do get their small shapes.
     steps = np.arange(plan.batches.index.shape[1]) < plan.batches.steps[:, None]
     assert plan.batches.longest[steps].min() <= 8 < plan.batches.longest[steps].max()
     assert set(plan.batches.valid.sum(axis=2)[steps]) >= {1, problems.BATCH}
-    got = cohort_fn(problem, mode="vmap", wave=1, **options)(made.base, made.data, start, plan.rate)
+    got = cohort_fn(problem, mode="vmap", clients_per_step=1, **options)(
+        made.base, made.data, start, plan.rate
+    )
     problems.assert_close(got, want)
 
 
@@ -294,8 +298,13 @@ def bag_with_dropout(rate, trains, mode="vmap"):
     made = problems.bag()
     plan = plan_for(made)
     start = make_clients(made, plan, trainable=trains)
-    wave = len(plan.id) if mode == "vmap" else 1
-    fn = cohort_fn("bag", mode=mode, wave=wave, **({"lora_dropout": rate} if rate else {}))
+    clients_per_step = len(plan.id) if mode == "vmap" else 1
+    fn = cohort_fn(
+        "bag",
+        mode=mode,
+        clients_per_step=clients_per_step,
+        **({"lora_dropout": rate} if rate else {}),
+    )
     return fn(made.base, made.data, start, plan.rate)
 
 

@@ -96,7 +96,7 @@ def test_a_padded_cohort_is_each_client_on_its_own(problem, sizes, folded):
         trains = rng.permuted(trains, axis=1)
         assert any((row != np.sort(row)[::-1]).any() for row in trains)  # not all are prefixes
     start = make_clients(made, plan, trainable=trains if folded else None)
-    fn = cohort_fn(problem, mode="vmap", wave=count)
+    fn = cohort_fn(problem, mode="vmap", clients_per_step=count)
     result, report = jax.device_get(fn(made.base, made.data, start, plan.rate))
 
     seen = []

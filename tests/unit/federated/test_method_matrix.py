@@ -6,14 +6,9 @@ import pytest
 from fedjax_lora import lora, methods
 from tests._helpers import problems
 from tests._helpers.problems import bag_rounds, ranks_for
+from tests._helpers.tolerances import FROM_AN_SVD, TOLERANCE
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
-
-FROM_AN_SVD = {"hlora", "flexlora", "raflora", "rb_lora", "florist", "fedrora"}
-TOLERANCE = {name: 2e-5 for name in FROM_AN_SVD}
-"""Singular vectors turn by rounding divided by the distance of two singular values: the factors
-differ by 1e-4, and what is cut off with them by 7e-6 (measured). The other methods are as close as
-training itself, `problems.MODE_TOLERANCE`, in every factor; measured: 5e-7."""
 
 
 def play(method: str, mode: str, count: int, rate: float):
@@ -28,8 +23,8 @@ def play(method: str, mode: str, count: int, rate: float):
 
 def model(state):
     """What the server's model computes with: adapted kernels and head."""
-    template = problems.bag().template
-    added = lora.deltas(state.server.adapter, lora.uniform_gain(template))
+    spec = problems.bag().spec
+    added = lora.deltas(state.server.adapter, lora.uniform_gain(spec))
     return added, state.server.kernels, state.head
 
 

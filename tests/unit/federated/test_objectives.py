@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated import text_classification
 from fedjax_lora.federated.objectives import TokenBatch, take_tokens
 from tests._helpers import problems
@@ -46,7 +46,7 @@ BATCH = batch_of([4, 0, 1, 2], np.array([0, 2, 1, 1]))
 def loss_of(objective: Any, batch: TokenBatch, valid: list[bool], head: Any = HEAD, key=KEY) -> Any:
     @jax.jit
     def loss(head: Any, key: Any) -> Any:
-        return objective.loss(WRONG, Trained({}, head), {}, None, batch, jnp.array(valid), key)
+        return objective.loss(WRONG, ClientParams({}, head), {}, None, batch, jnp.array(valid), key)
 
     return loss(head, key)
 
@@ -107,17 +107,17 @@ def test_the_models_dropout_is_off_unless_asked_for():
 
 def test_predictions_are_made_without_dropout():
     objective = text_classification(Linear(), (1,), dropout=True, lora_dropout=0.5)
-    out = objective.outputs(WRONG, Trained({}, HEAD), {}, BATCH)
+    out = objective.outputs(WRONG, ClientParams({}, HEAD), {}, BATCH)
     np.testing.assert_allclose(out, KERNEL[[4, 0, 1, 2]], rtol=1e-6)
 
 
 def test_predictions_are_those_of_the_merged_model():
     made = problems.bag()
-    adapter = problems.random_adapter(made.template, 0)
-    gain = lora.uniform_gain(made.template, 2)
+    adapter = problems.random_adapter(made.spec, 0)
+    gain = lora.uniform_gain(made.spec, 2)
     objective = text_classification(made.module, (problems.WIDTH,))
     batch = objective.take(made.data, jnp.arange(5), problems.WIDTH)
-    got = jax.jit(objective.outputs)(made.base, Trained(adapter, made.head), gain, batch)
+    got = jax.jit(objective.outputs)(made.base, ClientParams(adapter, made.head), gain, batch)
     merged = lora.merge({**made.base, "head": made.head}, adapter, gain)
     want = jax.jit(made.module.apply)({"params": merged}, batch.ids, batch.mask, batch.types)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

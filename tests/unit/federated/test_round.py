@@ -291,10 +291,10 @@ def test_local_heads_belong_to_their_clients(mode):
 
 def test_the_state_before_the_first_round():
     problem = problems.bag()
-    adapter = problems.random_adapter(problem.template, 0)
+    adapter = problems.random_adapter(problem.spec, 0)
     kernels = {"layers/query": problem.base["layers"]["query"]["kernel"]}
     for name in METHODS:
-        method = methods.make(name, problem.template)
+        method = methods.make(name, problem.spec)
         begin = lambda heads, method=method: federated.init_state(  # noqa: E731
             method, adapter, kernels, problem.head, clients=5, heads=heads
         )

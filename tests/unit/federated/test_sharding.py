@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_matrix import FROM_AN_SVD, TOLERANCE
 
 from fedjax_lora import federated, lora, methods
 from fedjax_lora.federated import optimizers
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers import problems
-from tests._helpers.hlo import KINDS, collectives
+from tests._helpers.hlo import TASK_TYPES, collectives
+from tests._helpers.tolerances import FROM_AN_SVD, TOLERANCE
 
 LAYERS, IN, OUT, RANK = 4, 48, 40, 4
-TEMPLATE = Template(
-    sites=(Site("layers/query", IN, OUT, (True,) * LAYERS),), rank=RANK, alpha=float(RANK)
+TEMPLATE = LoraSpec(
+    targets=(LoraTarget("layers/query", IN, OUT, (True,) * LAYERS),), rank=RANK, alpha=float(RANK)
 )
 DEVICES, COHORT, PRESENT, CLIENTS = 4, 8, 5, 12
 ADAPTER = 4 * LAYERS * RANK * (IN + OUT)  # bytes of a client's: 5,632
@@ -72,7 +72,7 @@ def made(method: str, mode: str = "sharded") -> Made:
     own = methods.make(method, TEMPLATE)
     mesh = federated.client_mesh(DEVICES) if mode == "sharded" else None
     train = federated.make_training(moving(), optimizers.optimizer("sgd"), rates=own.rates)
-    fn = federated.make_round(own, TEMPLATE, train, mode=mode, wave=1, mesh=mesh)
+    fn = federated.make_round(own, TEMPLATE, train, mode=mode, clients_per_step=1, mesh=mesh)
     kernel = jnp.zeros((LAYERS, IN, OUT))
     state = federated.init_state(
         own,
@@ -130,7 +130,7 @@ def test_what_devices_tell_each_other(method):
     one_adapter = {"all-reduce": ADAPTER}
     want = EXCHANGED.get(method, one_adapter)
     assert want == one_adapter or not methods.make(method, TEMPLATE).averages
-    for kind in KINDS:
+    for kind in TASK_TYPES:
         total = sum(one.bytes for one in told if one.kind == kind)
         assert 0 <= total - want.get(kind, 0) < LEFT, kind
     dense = [one.shape for one in told if IN in one.shape and OUT in one.shape]

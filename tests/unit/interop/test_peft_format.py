@@ -18,9 +18,9 @@ from tests._helpers.small_model import random_adapter
 @pytest.mark.parametrize("rule", list(lora.SCALES))
 def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path):
     """``lora_alpha / r * B A`` is our product transposed, for every adapted layer and no other."""
-    template = small_model.template(scale=rule, layers=[0, 2])
-    adapter, gain = random_adapter(template), lora.uniform_gain(template)
-    factors = matrices.split(template.sites, adapter, gain, name_of)
+    spec = small_model.spec(scale=rule, layers=[0, 2])
+    adapter, gain = random_adapter(spec), lora.uniform_gain(spec)
+    factors = matrices.split(spec.targets, adapter, gain, name_of)
     peft_writer.save(tmp_path, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -45,15 +45,15 @@ def name_of(path: str, layer: int | None) -> str:
 
 def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
     """A client that uses components 1 and 3 at two scales, and one that adds nothing at the end."""
-    template = small_model.template()
-    adapter = random_adapter(template)
-    gain = {s.path: np.zeros((*s.stack, template.rank), np.float32) for s in template.sites}
+    spec = small_model.spec()
+    adapter = random_adapter(spec)
+    gain = {s.path: np.zeros((*s.stack, spec.rank), np.float32) for s in spec.targets}
     for path in gain:
         gain[path][..., 1], gain[path][..., 3] = 2.0, 0.5
     gain["head"][...] = [1.0, 1.0, 1.0, 0.25]
     adapter["head"] = adapter["head"]._replace(b=adapter["head"].b.at[3].set(0.0))
     gain = {path: jnp.asarray(x) for path, x in gain.items()}
-    factors = matrices.split(template.sites, adapter, gain, name_of)
+    factors = matrices.split(spec.targets, adapter, gain, name_of)
     assert {name: pair.rank for name, pair in factors.items() if pair.rank != 2} == {"head": 3}
     for name, want in lora.deltas(adapter, gain).items():
         for layer in range(3) if name != "head" else (None,):
@@ -64,19 +64,19 @@ def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
 
 def test_changed_kernels_become_one_adapter():
     """Exactly, at the rank the change really has."""
-    template = small_model.template()
+    spec = small_model.spec()
     rng = np.random.default_rng(0)
     before = {
         s.path: jnp.asarray(rng.normal(size=(*s.stack, s.inputs, s.outputs)), jnp.float32)
-        for s in template.sites
+        for s in spec.targets
     }
-    rounds = [random_adapter(small_model.template(rank=1), seed) for seed in (1, 2)]
-    gain = lora.uniform_gain(small_model.template(rank=1))
+    rounds = [random_adapter(small_model.spec(rank=1), seed) for seed in (1, 2)]
+    gain = lora.uniform_gain(small_model.spec(rank=1))
     after = before
     for adapter in rounds:
         after = {p: after[p] + d for p, d in lora.deltas(adapter, gain).items()}
-    rest = small_model.cut(random_adapter(template, 3), 1)
-    own = lora.uniform_gain(template)
+    rest = small_model.cut(random_adapter(spec, 3), 1)
+    own = lora.uniform_gain(spec)
     one, ones = matrices.from_kernels(before, after, rest, own)
     extra = lora.deltas(rest, own)
     for path, product in lora.deltas(one, ones).items():

@@ -15,7 +15,7 @@ from tests._helpers import small_encoders
 
 def template_for(model, **options):
     base = {"encoder": model.params["encoder"]}
-    return lora.make_template(base, **{"targets": "attention", "rank": 6} | options)
+    return lora.make_spec(base, **{"targets": "attention", "rank": 6} | options)
 
 
 @pytest.fixture(scope="module")
@@ -31,28 +31,28 @@ def folder(model, tmp_path_factory):
     return path
 
 
-def begun(model, folder, template, *, keep_scale=True):
+def begun(model, folder, spec, *, keep_scale=True):
     first = interop.read_start(folder, model)
-    template = interop.fitting_template(template, first, keep_scale=keep_scale)
-    fresh = lora.init(template, jax.random.key(3))
-    return template, fresh, interop.begin_with(template, fresh, first)
+    spec = interop.fitting_spec(spec, first, keep_scale=keep_scale)
+    fresh = lora.init(spec, jax.random.key(3))
+    return spec, fresh, interop.begin_with(spec, fresh, first)
 
 
-def products(template, adapter):
-    return lora.deltas(adapter, lora.uniform_gain(template))
+def products(spec, adapter):
+    return lora.deltas(adapter, lora.uniform_gain(spec))
 
 
 @pytest.mark.parametrize("rule", list(lora.SCALES))
 @pytest.mark.parametrize("keep_scale", [True, False])
 def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, model, folder):
-    template = template_for(model, scale=rule, alpha=9.0)
-    template, fresh, adapter = begun(model, folder, template, keep_scale=keep_scale)
+    spec = template_for(model, scale=rule, alpha=9.0)
+    spec, fresh, adapter = begun(model, folder, spec, keep_scale=keep_scale)
     ours = small_encoders.fitted(model)
     for path, want in lora.deltas(ours.adapter, ours.gain).items():
-        np.testing.assert_allclose(products(template, adapter)[path], want, atol=1e-5)
+        np.testing.assert_allclose(products(spec, adapter)[path], want, atol=1e-5)
         a, b = adapter[path]
         if keep_scale:
-            assert template.server_scale == pytest.approx(1.5)
+            assert spec.server_scale == pytest.approx(1.5)
             np.testing.assert_array_equal(a[0, :, :4], ours.adapter[path].a[0])
             np.testing.assert_array_equal(b[2, :2], ours.adapter[path].b[2, :2])
         # Ranks 4, none and 2 of 6.
@@ -65,21 +65,21 @@ def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, mo
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_begins_with_the_model_it_is_given(name, model, folder):
     """Its client of the highest rank computes what the adapter computes."""
-    template, _, adapter = begun(model, folder, template_for(model))
-    method = methods.make(name, template)
-    kernels = {s.path: model_kernel(model, s.path) for s in template.sites}
+    spec, _, adapter = begun(model, folder, template_for(model))
+    method = methods.make(name, spec)
+    kernels = {s.path: model_kernel(model, s.path) for s in spec.targets}
     server = method.init(adapter, kernels)
     cohort = Cohort(
         id=jnp.array([1], jnp.int32),
         rank=jnp.array([6], jnp.int32),
         weight=jnp.ones(1),
-        scale=jnp.full(1, template.server_scale),
+        scale=jnp.full(1, spec.server_scale),
         round=jnp.asarray(0, jnp.int32),
         key=jax.random.key(0),
     )
     mine = jax.tree.map(lambda x: x[1:2], method.init_clients(3))
     start = method.broadcast(server, mine, cohort)
-    own = products(template, adapter)
+    own = products(spec, adapter)
     for path, pair in lora.fold(start.adapter, start.coefficients).items():
         change = lora.delta(LoRA(pair.a[0], pair.b[0]), start.gain[path][0])
         whole = server.kernels.get(path, kernels[path]) + change

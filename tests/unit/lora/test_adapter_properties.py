@@ -16,7 +16,7 @@ from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.interop import matrices, peft_writer
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 
 SIDE = st.integers(1, 9)
 NAMES = st.sampled_from(["query", "value", "output", "up", "k9", "x_y"])
@@ -55,16 +55,16 @@ def places(draw):
     }
 
 
-def template_of(place) -> Template:
+def spec_of(place) -> LoraSpec:
     params, options = place
-    return lora.make_template(params, targets=".", **options)
+    return lora.make_spec(params, targets=".", **options)
 
 
-def drawn(template: Template, seed: int) -> dict[str, LoRA]:
+def drawn(spec: LoraSpec, seed: int) -> dict[str, LoRA]:
     """Normal factors, zero at the layers that are left out."""
     rng = np.random.default_rng(seed)
-    whole = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), template.shapes())
-    mask = lora.factor_mask(lora.spread(template, jnp.ones(template.rank, bool)))
+    whole = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), spec.shapes())
+    mask = lora.factor_mask(lora.spread(spec, jnp.ones(spec.rank, bool)))
     return lora.keep(whole, mask)
 
 
@@ -79,43 +79,43 @@ def test_a_template_has_exactly_the_kernels_or_says_why_not(params, rank):
     )
     if not 1 <= rank <= smallest:
         with pytest.raises(InputError, match="rank"):
-            lora.make_template(params, targets=".", rank=rank)
+            lora.make_spec(params, targets=".", rank=rank)
         return
-    template = lora.make_template(params, targets=".", rank=rank)
-    assert {site.path for site in template.sites} == paths
-    for site in template.sites:
-        pair = template.shapes()[site.path]
-        assert pair.a.shape == (*site.stack, site.inputs, rank)
-        assert pair.b.shape == (*site.stack, rank, site.outputs)
-    size = sum(site.adapted * (site.inputs + site.outputs) for site in template.sites)
-    assert lora.parameter_count(template, rank) == rank * size
+    spec = lora.make_spec(params, targets=".", rank=rank)
+    assert {target.path for target in spec.targets} == paths
+    for target in spec.targets:
+        pair = spec.shapes()[target.path]
+        assert pair.a.shape == (*target.stack, target.inputs, rank)
+        assert pair.b.shape == (*target.stack, rank, target.outputs)
+    size = sum(target.adapted * (target.inputs + target.outputs) for target in spec.targets)
+    assert lora.parameter_count(spec, rank) == rank * size
 
 
 @given(places(), st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
 def test_the_peft_form_is_the_same_function(place, seed):
     """``alpha / r * B A`` of every adapted layer, read from the files, is ours transposed."""
-    template = template_of(place)
-    adapter = drawn(template, seed)
+    spec = spec_of(place)
+    adapter = drawn(spec, seed)
     name_of = lambda path, layer: path if layer is None else f"{path}.{layer}"  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
-        gain = lora.uniform_gain(template)
-        factors = matrices.split(template.sites, adapter, gain, name_of)
+        gain = lora.uniform_gain(spec)
+        factors = matrices.split(spec.targets, adapter, gain, name_of)
         peft_writer.save(folder, factors, base_model="base", task_type="SEQ_CLS", saved_modules={})
         tensors = load_file(pathlib.Path(folder) / "adapter_model.safetensors")
         config = json.loads((pathlib.Path(folder) / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
     seen = 0
-    for site in template.sites:
-        a, b = (np.asarray(x, np.float64) for x in adapter[site.path])
-        for layer, adapted in enumerate(site.layers or (True,)):
-            name = name_of(site.path, layer if site.stack else None)
+    for target in spec.targets:
+        a, b = (np.asarray(x, np.float64) for x in adapter[target.path])
+        for layer, adapted in enumerate(target.layers or (True,)):
+            name = name_of(target.path, layer if target.stack else None)
             stem = f"base_model.model.{name}.lora_"
             assert (f"{stem}A.weight" in tensors) == (name in config["target_modules"]) == adapted
             if adapted:
                 seen += 1
                 A, B = (tensors[f"{stem}{x}.weight"].astype(np.float64) for x in "AB")
-                ours = a[layer] @ b[layer] if site.stack else a @ b
-                want = template.server_scale * ours  # the gain of a component is a float32
+                ours = a[layer] @ b[layer] if target.stack else a @ b
+                want = spec.server_scale * ours  # the gain of a component is a float32
                 np.testing.assert_allclose(scale * (B @ A).T, want, rtol=1e-6, atol=1e-6)
     assert len(tensors) == 2 * seen == 2 * len(config["target_modules"])

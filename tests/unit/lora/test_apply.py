@@ -124,7 +124,7 @@ def test_every_client_of_parallel_modules_computes_the_global_model():
 def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
     """Fresh adapters add exactly nothing to the merged base."""
     method = methods.make("flora", TEMPLATE)
-    kernels = {site.path: PARAMS["head"]["kernel"] for site in TEMPLATE.sites[:1]}
+    kernels = {target.path: PARAMS["head"]["kernel"] for target in TEMPLATE.targets[:1]}
     kernels |= {f"layers/{n}": PARAMS["layers"][n]["kernel"] for n in ("query", "value")}
     server = method.init(random_adapter(TEMPLATE), kernels)
     cohort = methods.Cohort(
@@ -323,7 +323,7 @@ def test_ranks_and_gains_do_not_retrace():
 
 def test_only_the_layers_named_are_touched():
     """An adapter on one layer of the stack acts there and nowhere else."""
-    where = small_model.template(layers=[1], targets="query$")
+    where = small_model.spec(layers=[1], targets="query$")
     adapter = random_adapter(where)
     gain = lora.uniform_gain(where)
     merged = lora.merge(PARAMS, adapter, gain)

@@ -15,7 +15,7 @@ from tests._helpers.small_model import INPUT, PARAMS, TEMPLATE, R, adapted, plai
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
 pytestmark = pytest.mark.optimized
 
-PARTLY = small_model.template(layers=[0, 2])
+PARTLY = small_model.spec(layers=[0, 2])
 
 
 def size(x) -> float:
@@ -37,9 +37,9 @@ def test_a_fresh_adapter_changes_nothing(method: str):
 def test_how_fresh_factors_are_distributed():
     """PEFT's Kaiming: uniform in ±1/sqrt(i); or normal with deviation 1/R; every site its own."""
     wide = {n: {"kernel": jax.ShapeDtypeStruct((400, 300), jnp.float32)} for n in "xy"}
-    template = lora.make_template(wide, targets=".", rank=50)
-    uniform = lora.init(template, jax.random.key(0))
-    normal = lora.init(template, jax.random.key(0), method="gaussian")
+    spec = lora.make_spec(wide, targets=".", rank=50)
+    uniform = lora.init(spec, jax.random.key(0))
+    normal = lora.init(spec, jax.random.key(0), method="gaussian")
     a = np.asarray(uniform["x"].a)
     assert 0.999 / 20 < np.max(a) < 1 / 20 and -1 / 20 <= np.min(a) < -0.999 / 20
     assert abs(np.std(a) * 20 * 3**0.5 - 1) < 0.02
@@ -48,9 +48,9 @@ def test_how_fresh_factors_are_distributed():
     assert np.max(np.abs(b)) * 50 > 3
     for made in (uniform, normal):
         assert abs(np.corrcoef(made["x"].a.ravel(), made["y"].a.ravel())[0, 1]) < 0.03
-    again = lora.init(template, jax.random.key(0))
+    again = lora.init(spec, jax.random.key(0))
     np.testing.assert_array_equal(again["x"].a, a)
-    assert np.any(lora.init(template, jax.random.key(1))["x"].a != a)
+    assert np.any(lora.init(spec, jax.random.key(1))["x"].a != a)
 
 
 def test_fresh_layers_differ_and_left_out_layers_are_zero():
@@ -113,7 +113,7 @@ def test_keep_removes_values_that_are_not_finite():
 
 def test_padding_leaves_the_model_as_it_is():
     """A rank-2 adapter stored at rank 2, or at rank 4 with zeros, or with junk of gain 0."""
-    two = small_model.template(rank=2)
+    two = small_model.spec(rank=2)
     small = random_adapter(two)
     pad = lambda x, axis, junk: jnp.pad(  # noqa: E731
         x, [(0, 2 * (n == x.ndim + axis)) for n in range(x.ndim)], constant_values=junk
@@ -164,7 +164,7 @@ def test_one_rank_modules_in_parallel_are_one_adapter_of_their_number():
 
 
 @pytest.mark.parametrize("where", [TEMPLATE, PARTLY], ids=["all layers", "two of three"])
-def test_adapted_and_merged_models_agree_and_merging_can_be_undone(where: lora.Template):
+def test_adapted_and_merged_models_agree_and_merging_can_be_undone(where: lora.LoraSpec):
     adapter = random_adapter(where, 2)
     gain = lora.uniform_gain(where)
     merged = lora.merge(PARAMS, adapter, gain)

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers import small_model
 from tests._helpers.small_model import PARAMS, TEMPLATE, R
 
@@ -43,10 +43,10 @@ DECODER = {
 
 def test_the_tree_of_a_template():
     """Paths, shapes and types of a scanned model's adapter, written out."""
-    assert TEMPLATE.sites == (
-        Site("head", 12, 7, None),
-        Site("layers/query", 12, 10, (True, True, True)),
-        Site("layers/value", 12, 10, (True, True, True)),
+    assert TEMPLATE.targets == (
+        LoraTarget("head", 12, 7, None),
+        LoraTarget("layers/query", 12, 10, (True, True, True)),
+        LoraTarget("layers/value", 12, 10, (True, True, True)),
     )
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), TEMPLATE.shapes())
     assert shapes == {
@@ -59,7 +59,7 @@ def test_the_tree_of_a_template():
 
 
 def paths(tree: dict, targets) -> list[str]:
-    return [s.path for s in lora.make_template(tree, targets=targets, rank=2).sites]
+    return [s.path for s in lora.make_spec(tree, targets=targets, rank=2).targets]
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,17 @@ def test_patterns_instead_of_presets():
 
 
 def test_layers_of_a_stack():
-    sites = small_model.template(layers=[2, 0]).sites
-    assert [s.layers for s in sites] == [None, (True, False, True), (True, False, True)]
-    assert [s.adapted for s in sites] == [1, 2, 2]
-    assert [s.stack for s in sites] == [(), (3,), (3,)]
-    flat = lora.make_template(
+    targets = small_model.spec(layers=[2, 0]).targets
+    assert [s.layers for s in targets] == [None, (True, False, True), (True, False, True)]
+    assert [s.adapted for s in targets] == [1, 2, 2]
+    assert [s.stack for s in targets] == [(), (3,), (3,)]
+    flat = lora.make_spec(
         {"h_0": {"kernel": MATRIX}, "blocks": {"x": {"kernel": STACK}}},
         targets=".",
         rank=2,
         stacked="blocks",
     )
-    assert [s.layers for s in flat.sites] == [(True, True), None]
+    assert [s.layers for s in flat.targets] == [(True, True), None]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_layers_of_a_stack():
 )
 def test_bad_templates_say_what_is_wrong(options: dict, sentence: str):
     with pytest.raises(InputError) as caught:
-        small_model.template(**options)
+        small_model.spec(**options)
     assert sentence in str(caught.value)
 
 
@@ -160,30 +160,30 @@ def test_kernels_that_are_no_matrices_are_refused():
     with pytest.raises(
         InputError, match=r"Target conv has a kernel of shape \(2, 8, 8\); adapters"
     ):
-        lora.make_template(tree, targets="conv", rank=1)
+        lora.make_spec(tree, targets="conv", rank=1)
     with pytest.raises(InputError, match=r"Target layers/x has a kernel of shape \(2, 3, 4, 5\)"):
-        lora.make_template(tree, targets="layers", rank=1)
+        lora.make_spec(tree, targets="layers", rank=1)
 
 
 @pytest.mark.parametrize(("rank", "count"), [(5, 138_240), (7, 193_536), (20, 552_960)])
 def test_parameter_counts_of_distilbert(rank: int, count: int):
     """Three 768 x 768 projections in each of six layers; and in bytes what the paper prints."""
     layer = {n: {"kernel": jax.ShapeDtypeStruct((6, 768, 768), jnp.float32)} for n in "qkv"}
-    template = lora.make_template({"layers": layer}, targets="layers", rank=20)
-    assert lora.parameter_count(template, rank) == count
+    spec = lora.make_spec({"layers": layer}, targets="layers", rank=20)
+    assert lora.parameter_count(spec, rank) == count
     mebibytes = {5: 0.53, 7: 0.74, 20: 2.11}
     assert round(count * 4 / 2**20, 2) == mebibytes[rank]
-    sizes = [lora.parameter_count(template, r) for r in (5, 20)]
+    sizes = [lora.parameter_count(spec, r) for r in (5, 20)]
     assert 0.9 * sizes[0] + 0.1 * sizes[1] == 179_712
 
 
 def test_parameter_count_is_the_size_of_the_arrays():
     """Left-out layers do not count."""
-    for template in (TEMPLATE, small_model.template(layers=[1])):
+    for spec in (TEMPLATE, small_model.spec(layers=[1])):
         for rank in range(1, R + 1):
-            adapter = small_model.cut(small_model.random_adapter(template), rank)
+            adapter = small_model.cut(small_model.random_adapter(spec), rank)
             used = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(adapter))
-            assert lora.parameter_count(template, rank) == used
+            assert lora.parameter_count(spec, rank) == used
 
 
 @pytest.mark.parametrize(
@@ -197,35 +197,35 @@ def test_parameter_count_is_the_size_of_the_arrays():
 )
 def test_scales_by_rule(rule: str, numbers: list[float]):
     """For one rank, for ranks of a cohort in NumPy or JAX, traced or not; and as gains."""
-    template = small_model.template(scale=rule)
+    spec = small_model.spec(scale=rule)
     assert set(lora.SCALES) >= {rule}
-    assert template.server_scale == numbers[-1]
+    assert spec.server_scale == numbers[-1]
     ranks = np.arange(1, 5, dtype=np.int32)
     cohort = jnp.asarray(ranks)
-    for scale in (template.scale(ranks), template.scale(cohort), jax.jit(template.scale)(cohort)):
+    for scale in (spec.scale(ranks), spec.scale(cohort), jax.jit(spec.scale)(cohort)):
         np.testing.assert_allclose(np.broadcast_to(scale, 4), numbers, rtol=1e-6)
-    np.testing.assert_allclose([template.scale(int(r)) for r in ranks], numbers, rtol=1e-12)
-    gains = lora.uniform_gain(template, cohort)
+    np.testing.assert_allclose([spec.scale(int(r)) for r in ranks], numbers, rtol=1e-12)
+    gains = lora.uniform_gain(spec, cohort)
     for n, (r, number) in enumerate(zip(ranks, numbers, strict=True)):
         want = np.where(np.arange(R) < r, number, 0)
-        alone = lora.uniform_gain(template, int(r))
+        alone = lora.uniform_gain(spec, int(r))
         for path in gains:
             rows = np.asarray(gains[path][n]).reshape(-1, R)
             np.testing.assert_allclose(rows, np.broadcast_to(want, rows.shape), rtol=1e-6)
             np.testing.assert_array_equal(alone[path], gains[path][n])
-    whole = lora.uniform_gain(template)
+    whole = lora.uniform_gain(spec)
     assert whole["head"].shape == (R,) and whole["layers/query"].shape == (3, R)
     np.testing.assert_allclose(whole["head"], numbers[-1], rtol=1e-6)
 
 
 def test_default_alpha_is_the_rank():
-    template = lora.make_template(PARAMS, targets="head", rank=3)
-    assert (template.alpha, template.server_scale) == (3.0, 1.0)
+    spec = lora.make_spec(PARAMS, targets="head", rank=3)
+    assert (spec.alpha, spec.server_scale) == (3.0, 1.0)
 
 
 def test_templates_are_values():
     """Hashable and comparable, so they can be static arguments and cache keys."""
-    again = small_model.template()
+    again = small_model.spec()
     assert again == TEMPLATE and hash(again) == hash(TEMPLATE)
-    assert small_model.template(layers=[0]) != TEMPLATE
-    assert isinstance(TEMPLATE, Template)
+    assert small_model.spec(layers=[0]) != TEMPLATE
+    assert isinstance(TEMPLATE, LoraSpec)

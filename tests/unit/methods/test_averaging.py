@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Template
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Cohort
 from tests._helpers import cohorts
 from tests._helpers.cohorts import (
@@ -27,7 +27,7 @@ from tests._helpers.cohorts import (
 )
 
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
-PATHS = [site.path for site in GLOBAL.sites]
+PATHS = [target.path for target in GLOBAL.targets]
 
 # Data only, nothing recompiles: examples are cheap.
 many = settings(max_examples=25, deadline=None)
@@ -35,7 +35,7 @@ weights = st.lists(st.sampled_from([0.0, 1.0, 2.5, 7.0, 40.0]), min_size=6, max_
 ranks = st.lists(st.integers(1, R), min_size=6, max_size=6)
 
 
-def aggregate(spec: str, cohort: Cohort, result: cohorts.Adapter, server: methods.Server):
+def aggregate(spec: str, cohort: Cohort, result: cohorts.Adapter, server: methods.ServerState):
     method, fn = cohorts.compiled(spec, GLOBAL)
     start = method.broadcast(server, (), cohort)
     return fn(server, (), cohort, start, result).server.adapter
@@ -51,8 +51,8 @@ def prefixed(cohort: Cohort, seed: int) -> cohorts.Adapter:
     )
 
 
-def server(seed: int = 1) -> methods.Server:
-    return methods.Server(cohorts.random_adapter(GLOBAL, seed), {})
+def server(seed: int = 1) -> methods.ServerState:
+    return methods.ServerState(cohorts.random_adapter(GLOBAL, seed), {})
 
 
 def rows(adapter: cohorts.Adapter, which: slice) -> dict[str, LoRA]:
@@ -342,14 +342,14 @@ def test_hetlora_penalty_is_the_size_of_the_tail():
 def test_a_rule_of_ones_own_needs_one_function():
     """Weights per client, or per client and site; what nobody owns stays."""
 
-    def last_owner(template: Template) -> methods.Method:
+    def last_owner(lora_spec: LoraSpec) -> methods.Method:
         def weigh(cohort, start, result):
-            own = methods.owners(cohort, template.rank)
+            own = methods.owners(cohort, lora_spec.rank)
             index = jnp.arange(own.shape[0])[:, None]
             last = jnp.max(jnp.where(own, index, -1), axis=0, keepdims=True)
             return {p: (index == last).astype(jnp.float32) for p in result}
 
-        return methods.averaging(template, weigh)
+        return methods.averaging(lora_spec, weigh)
 
     method = last_owner(GLOBAL)
     cohort = make_cohort(GLOBAL, [3, 2, 1, 2, 1, 4], [1, 1, 1, 1, 1, 0])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import fed_plora
 from tests._helpers import cohorts
 from tests._helpers.cohorts import (
@@ -119,13 +119,16 @@ def test_prefix_takes_the_first():
 
 
 def test_one_set_for_all_layers_or_one_each():
-    deep = Template(
-        sites=(Site("layers/q", 4, 4, (True,) * 8), Site("layers/v", 4, 4, (True,) * 8)),
+    deep = LoraSpec(
+        targets=(
+            LoraTarget("layers/q", 4, 4, (True,) * 8),
+            LoraTarget("layers/v", 4, 4, (True,) * 8),
+        ),
         rank=R,
         alpha=4.0,
     )
     cohort = make_cohort(deep, [1, 2, 3, 4, 2, 1])
-    server = methods.Server(cohorts.random_adapter(deep, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(deep, 0), {})
     distinct = {}
     for indices in ("global", "layer"):
         method = methods.make(f"fed_plora(indices={indices!r})", deep)
@@ -143,7 +146,7 @@ def test_one_set_for_all_layers_or_one_each():
 
 def test_broadcast_and_aggregate_agree_on_the_sets():
     """What was trainable is what is averaged: a change anywhere else never reaches the server."""
-    server = methods.Server(cohorts.random_adapter(GLOBAL, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     for spec in ("fed_plora", "fed_plora(indices='layer')", "fed_plora(selection='round_robin')"):
         method, fn = cohorts.compiled(spec, GLOBAL)
         cohort = make_cohort(GLOBAL, MIXED, round=5, seed=8)
@@ -164,21 +167,21 @@ def test_broadcast_and_aggregate_agree_on_the_sets():
 # --------------------------------------------------------------------------------------- the round
 
 
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_client_starts_from_the_global_model(mode: str, template: Template):
+def test_every_client_starts_from_the_global_model(mode: str, lora_spec: LoraSpec):
     """No initialization noise: effective weights equal the server's bit for bit, for any set."""
-    server = methods.Server(cohorts.random_adapter(template, 0), {})
-    method = methods.make(f"fed_plora(selection={mode!r})", template)
-    start = method.broadcast(server, (), make_cohort(template, MIXED))
+    server = methods.ServerState(cohorts.random_adapter(lora_spec, 0), {})
+    method = methods.make(f"fed_plora(selection={mode!r})", lora_spec)
+    start = method.broadcast(server, (), make_cohort(lora_spec, MIXED))
     deltas = client_deltas(start, start.adapter)
     for n in range(CLIENTS):
-        assert_trees_equal(client(deltas, n), server_delta(template, server))
+        assert_trees_equal(client(deltas, n), server_delta(lora_spec, server))
 
 
 def test_truncating_methods_do_not_start_from_the_global_model():
     """Their initialization noise is the product of the components cut off."""
-    server = methods.Server(cohorts.random_adapter(GLOBAL, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     for spec in ("zero_padding", "masked_mean", "replication", "hetlora"):
         method, _ = cohorts.compiled(spec, GLOBAL)
         start = method.broadcast(server, (), make_cohort(GLOBAL, MIXED))
@@ -197,7 +200,7 @@ def test_truncating_methods_do_not_start_from_the_global_model():
 )
 @settings(max_examples=15, deadline=None)
 def test_the_first_modules_instead_of_random_ones_are_the_masked_mean(rank: list, weight: list):
-    server = methods.Server(cohorts.random_adapter(GLOBAL, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     cohort = make_cohort(GLOBAL, rank, weight)
     ours = play("fed_plora(selection='prefix')", GLOBAL, cohort, server=server)
     _, fn = cohorts.compiled("masked_mean(weights='uniform')", GLOBAL)
@@ -211,8 +214,8 @@ def test_aggregation_noise_and_its_bound():
     A sum of the factors' deviations, 3 + 3, does not bound that; the mean of products of the
     deviations, 9, does, and for many components their norms.
     """
-    one = Template(sites=(Site("x", 1, 1, None),), rank=1, alpha=1.0)
-    server = methods.Server({"x": LoRA(jnp.zeros((1, 1)), jnp.zeros((1, 1)))}, {})
+    one = LoraSpec(targets=(LoraTarget("x", 1, 1, None),), rank=1, alpha=1.0)
+    server = methods.ServerState({"x": LoRA(jnp.zeros((1, 1)), jnp.zeros((1, 1)))}, {})
     cohort = make_cohort(one, [1, 1])
     method = methods.make("fed_plora", one)
     start = method.broadcast(server, (), cohort)
@@ -222,7 +225,7 @@ def test_aggregation_noise_and_its_bound():
     assert noise == 9.0
     assert noise > 3 + 3
 
-    server = methods.Server(cohorts.random_adapter(GLOBAL, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     cohort = make_cohort(GLOBAL, [R] * CLIENTS)
     played = play("fed_plora", GLOBAL, cohort, server=server)
     for path, delta in client_deltas(played.start, played.result).items():
@@ -241,11 +244,11 @@ def test_aggregation_noise_and_its_bound():
 
 def test_client_scales_are_not_used():
     """A client holds all modules, so the server's scale is the only consistent one."""
-    server = methods.Server(cohorts.random_adapter(GLOBAL, 0), {})
+    server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     for rule, scale in (("alpha/r", 1.5), ("alpha/sqrt(r)", 3.0)):
-        template = Template(sites=GLOBAL.sites, rank=R, alpha=6.0, scale_rule=rule)
-        start = methods.make("fed_plora", template).broadcast(
-            server, (), make_cohort(template, MIXED)
+        lora_spec = LoraSpec(targets=GLOBAL.targets, rank=R, alpha=6.0, scale_rule=rule)
+        start = methods.make("fed_plora", lora_spec).broadcast(
+            server, (), make_cohort(lora_spec, MIXED)
         )
         gains = np.concatenate([np.unique(g) for g in start.gain.values()])
         assert set(gains) == {0.0, scale}
@@ -253,7 +256,7 @@ def test_client_scales_are_not_used():
 
 def test_gain_of_everything_is_the_servers():
     start = methods.make("fed_plora", GLOBAL).broadcast(
-        methods.Server(cohorts.random_adapter(GLOBAL, 0), {}), (), make_cohort(GLOBAL, MIXED)
+        methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {}), (), make_cohort(GLOBAL, MIXED)
     )
     want = lora.uniform_gain(GLOBAL)
     for n in range(CLIENTS):

@@ -8,33 +8,33 @@ import pytest
 from fedjax_lora import lora, methods
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort, Server, Start
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import ClientInit, Cohort, ServerState
 from tests._helpers import cohorts, oracles
 from tests._helpers.cohorts import GLOBAL, PER_CLIENT, R, assert_close, client, make_cohort
 
 RANK = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 0.0, 2.0]
 PRESENT = [0, 1, 2, 3, 5]
-PATHS = [site.path for site in GLOBAL.sites]
+PATHS = [target.path for target in GLOBAL.targets]
 
 
-def fresh_server(template: Template = GLOBAL) -> Server:
-    return Server(lora.init(template, jax.random.key(0)), {})
+def fresh_server(lora_spec: LoraSpec = GLOBAL) -> ServerState:
+    return ServerState(lora.init(lora_spec, jax.random.key(0)), {})
 
 
 def directions_and_coefficients(
-    template: Template, start: Start, n: int
+    lora_spec: LoraSpec, start: ClientInit, n: int
 ) -> dict[str, list[tuple[float, np.ndarray]]]:
     """What a client starts with: for each matrix effective coefficients and their rank-one parts.
 
     In the papers' notation, as the oracle's.
     """
-    pairs = cohorts.matrices(template, client(start.adapter, n))
+    pairs = cohorts.matrices(lora_spec, client(start.adapter, n))
     sizes = {path: x * start.gain[path] for path, x in start.coefficients.items()}
     # As the `b` of an adapter with one output, so that layers are taken apart as everywhere.
     columns = {p: LoRA(start.adapter[p].a, x[..., :, None]) for p, x in sizes.items()}
-    values = cohorts.matrices(template, client(columns, n))
+    values = cohorts.matrices(lora_spec, client(columns, n))
     return {
         name: [
             (float(values[name].B[0, j]), np.outer(pair.B[:, j], pair.A[j]))
@@ -45,16 +45,16 @@ def directions_and_coefficients(
 
 
 @pytest.mark.parametrize("largest", ["signed", "magnitude"])
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
-def test_each_client_gets_its_largest_projections(largest: str, template: Template):
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+def test_each_client_gets_its_largest_projections(largest: str, lora_spec: LoraSpec):
     """``s_k = u_k^T delta_i v_k`` against dense float64 products, and unit lengths."""
     spec = f"fedrora(largest={largest!r})"
-    method, _ = cohorts.compiled(spec, template)
-    server = cohorts.make_server(method, template)
-    cohort = make_cohort(template, RANK, WEIGHT)
-    played = cohorts.play(spec, template, cohort, server=server)
-    round = cohorts.oracle_round(spec, template, server, cohort, played)
-    start = methods.make(spec, template).broadcast(
+    method, _ = cohorts.compiled(spec, lora_spec)
+    server = cohorts.make_server(method, lora_spec)
+    cohort = make_cohort(lora_spec, RANK, WEIGHT)
+    played = cohorts.play(spec, lora_spec, cohort, server=server)
+    round = cohorts.oracle_round(spec, lora_spec, server, cohort, played)
+    start = methods.make(spec, lora_spec).broadcast(
         played.outcome.server, played.outcome.clients, cohort
     )
     ranks = [RANK[n] for n in PRESENT]
@@ -63,7 +63,7 @@ def test_each_client_gets_its_largest_projections(largest: str, template: Templa
         want = oracles.fedrora_own(round, name, ranks, largest=largest)
         scale = max(abs(s) for own in want for s, _ in own)
         for place, n in enumerate(PRESENT):
-            got = directions_and_coefficients(template, start, n)[name]
+            got = directions_and_coefficients(lora_spec, start, n)[name]
             assert len(want[place]) == RANK[n]
             for j, (s, part) in enumerate(want[place]):
                 assert abs(got[j][0] - s) < 2e-5 * scale
@@ -73,7 +73,7 @@ def test_each_client_gets_its_largest_projections(largest: str, template: Templa
                 assert s == 0 and not part.any()
     assert signs == {True, False}  # or both rules would agree
     for n in PRESENT:
-        for pair in cohorts.matrices(template, client(start.adapter, n)).values():
+        for pair in cohorts.matrices(lora_spec, client(start.adapter, n)).values():
             for lengths in (np.linalg.norm(pair.B, axis=0), np.linalg.norm(pair.A, axis=1)):
                 np.testing.assert_allclose(lengths[: RANK[n]], 1, atol=1e-6)
                 assert not lengths[RANK[n] :].any()
@@ -93,7 +93,7 @@ def test_a_single_client_gets_its_singular_values():
         assert_close(sum(s * part for s, part in own), product, 1e-5)
 
 
-def after_a_round(rank: list[int]) -> tuple[methods.Method, Server, object, Cohort]:
+def after_a_round(rank: list[int]) -> tuple[methods.Method, ServerState, object, Cohort]:
     method = methods.make("fedrora", GLOBAL)
     cohort = make_cohort(GLOBAL, rank, WEIGHT)
     outcome = cohorts.play("fedrora", GLOBAL, cohort).outcome

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_lora import methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers import cohorts
 from tests._helpers.cohorts import (
     CLIENTS,
@@ -26,31 +26,31 @@ from tests._helpers.cohorts import (
 MIXED = [1, 2, 3, 4, 2, 1]
 WEIGHT = [30.0, 5.0, 11.0, 17.0, 80.0, 2.0]
 SPECS = cohorts.specs_of("flora")
-PATHS = [s.path for s in GLOBAL.sites]
+PATHS = [s.path for s in GLOBAL.targets]
 
 
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @pytest.mark.parametrize("weights", ["examples", "uniform"])
-def test_the_base_takes_up_the_exact_mean_of_products(weights: str, template: Template):
+def test_the_base_takes_up_the_exact_mean_of_products(weights: str, lora_spec: LoraSpec):
     """Any ranks, no aggregation noise; the rank of the change is the sum of ranks."""
     spec = "flora" if weights == "examples" else "flora(weights='uniform')"
     server = cohorts.make_server(methods.make(spec, GLOBAL), GLOBAL)
     weight = np.array([30, 5, 11, 0, 80, 0])  # ranks 1, 2, 3, 2 are there: 8 together
     # A client's scale is data: one compiled function serves both rules.
-    played = play(spec, GLOBAL, make_cohort(template, MIXED, weight), server=server)
+    played = play(spec, GLOBAL, make_cohort(lora_spec, MIXED, weight), server=server)
     share = weight / weight.sum() if weights == "examples" else (weight > 0) / 4
     present = weight > 0
-    for site in template.sites:
-        a, b = (np.asarray(x, np.float64)[present] for x in played.result[site.path])
-        gain = np.asarray(played.start.gain[site.path], np.float64)[present]
+    for target in lora_spec.targets:
+        a, b = (np.asarray(x, np.float64)[present] for x in played.result[target.path])
+        gain = np.asarray(played.start.gain[target.path], np.float64)[present]
         mean = np.tensordot(share[present], (a * gain[..., None, :]) @ b, 1)
-        before = np.asarray(server.kernels[site.path], np.float64)
-        change = np.asarray(played.outcome.server.kernels[site.path]) - before
+        before = np.asarray(server.kernels[target.path], np.float64)
+        change = np.asarray(played.outcome.server.kernels[target.path]) - before
         assert np.max(np.abs(change - mean)) < 2e-6 * np.max(np.abs(before))
-        for layer in range(len(site.layers or ())):
+        for layer in range(len(target.layers or ())):
             spectrum = np.linalg.svd(change[layer], compute_uv=False)
             rank = np.sum(spectrum > 1e-4)
-            assert rank == (8 if site.layers[layer] else 0)
+            assert rank == (8 if target.layers[layer] else 0)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -120,13 +120,13 @@ def test_first_gradient_of_a_is_zero():
 
 
 def test_the_base_keeps_its_type():
-    template = Template(sites=(Site("x", 6, 5, None),), rank=2, alpha=2.0)
-    method = methods.make("flora", template)
+    lora_spec = LoraSpec(targets=(LoraTarget("x", 6, 5, None),), rank=2, alpha=2.0)
+    method = methods.make("flora", lora_spec)
     kernel = jnp.full((6, 5), 0.5, jnp.bfloat16)
-    server = method.init(cohorts.random_adapter(template, 0), {"x": kernel})
-    cohort = make_cohort(template, [1, 2])
+    server = method.init(cohorts.random_adapter(lora_spec, 0), {"x": kernel})
+    cohort = make_cohort(lora_spec, [1, 2])
     start = method.broadcast(server, (), cohort)
-    result = cohorts.train(start, cohorts.random_adapter(template, 1, 2))
+    result = cohorts.train(start, cohorts.random_adapter(lora_spec, 1, 2))
     after = method.aggregate(server, (), cohort, start, cohorts.on_device(result))
     after = after.server.kernels["x"]
     assert after.dtype == jnp.bfloat16

@@ -13,13 +13,13 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_oracles import compare
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers import cohorts
 from tests._helpers.cohorts import EXACT, make_cohort, ranks_for
+from tests._helpers.oracle_comparison import compare
 
 every_method = pytest.mark.parametrize("name", list(methods.METHODS))
 
@@ -27,31 +27,33 @@ FIXED_A = {"ffa_lora", "rolora"}
 """Only `b` is trained in round 0; `a` is the server's."""
 
 R, SIZE = 2, 5
-SQUARE = Template(sites=(Site("x", SIZE, SIZE, None),), rank=R, alpha=6.0)  # multiplies by 3
+SQUARE = LoraSpec(
+    targets=(LoraTarget("x", SIZE, SIZE, None),), rank=R, alpha=6.0
+)  # multiplies by 3
 
 WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform"}
 """By what a method weighs its clients unless told otherwise; the others by their examples."""
 
 
 def change_of_model(
-    name: str, a: np.ndarray, b: np.ndarray, weight: list[float], template: Template = SQUARE
+    name: str, a: np.ndarray, b: np.ndarray, weight: list[float], lora_spec: LoraSpec = SQUARE
 ) -> np.ndarray:
     """What the server's model adds to its first kernel after clients of full rank return these.
 
     ``a`` is ``[c, i, R]``, ``b`` is ``[c, R, o]``.
     """
-    method, aggregate = cohorts.compiled(EXACT.get(name, name), template)
-    site = template.sites[0]
-    kernel = jnp.zeros((site.inputs, site.outputs))
+    method, aggregate = cohorts.compiled(EXACT.get(name, name), lora_spec)
+    target = lora_spec.targets[0]
+    kernel = jnp.zeros((target.inputs, target.outputs))
     common = a[0] if name in FIXED_A else 0 * a[0]
-    server = method.init({site.path: cohorts.pair(common, 0 * b[0])}, {site.path: kernel})
-    cohort = make_cohort(template, [template.rank] * len(weight), weight)
+    server = method.init({target.path: cohorts.pair(common, 0 * b[0])}, {target.path: kernel})
+    cohort = make_cohort(lora_spec, [lora_spec.rank] * len(weight), weight)
     start = method.broadcast(server, method.init_clients(len(weight)), cohort)
-    result = {site.path: cohorts.pair(a, b)}
+    result = {target.path: cohorts.pair(a, b)}
     state = method.init_clients(len(weight))
     after = aggregate(server, state, cohort, start, result).server
-    delta = lora.deltas(after.adapter, lora.uniform_gain(template))[site.path]
-    return np.asarray(delta + after.kernels.get(site.path, kernel))
+    delta = lora.deltas(after.adapter, lora.uniform_gain(lora_spec))[target.path]
+    return np.asarray(delta + after.kernels.get(target.path, kernel))
 
 
 def factors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +82,7 @@ def test_no_axis_is_guessed_from_its_length(name: str):
 
     The same comparison finds absent components that are averaged as zeros.
     """
-    four = Template(sites=(Site("layers/x", 4, 4, (True,) * 4),), rank=4, alpha=6.0)
+    four = LoraSpec(targets=(LoraTarget("layers/x", 4, 4, (True,) * 4),), rank=4, alpha=6.0)
     # A square `a` is nearly singular: a small penalty leaves `b` uncertain.
     spec = "lora_fair(penalty=2.0)" if name == "lora_fair" else name
     compare(spec, four, ranks_for(name, [1, 2, 4, 3], 4), np.array([3, 5, 2, 7]))
@@ -119,18 +121,18 @@ def test_clients_are_weighed_once_in_the_product(name: str, factor: str):
 @pytest.mark.parametrize(("alpha", "times"), [(3.0, 1.5), (16.0, 8.0)])
 def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float):
     """It was lost on conversion; `test_peft_format` follows it into the exported files."""
-    template = Template(sites=SQUARE.sites, rank=R, alpha=alpha)
+    lora_spec = LoraSpec(targets=SQUARE.targets, rank=R, alpha=alpha)
     a, b = (np.repeat(x[:1], 2, axis=0) for x in factors(1))
     want = times * a[0] @ b[0]
-    ours = change_of_model(name, a, b, [1.0, 3.0], template)
+    ours = change_of_model(name, a, b, [1.0, 3.0], lora_spec)
     np.testing.assert_allclose(ours, want, atol=2e-6 * np.max(np.abs(want)))
 
 
 @every_method
 def test_no_constants_in_the_code(name: str):
     """Rank 360 and alpha 16 were: here another rank, another alpha, another number of clients."""
-    template = Template(sites=(Site("x", 9, 14, None),), rank=7, alpha=2.5)
-    compare(name, template, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
+    lora_spec = LoraSpec(targets=(LoraTarget("x", 9, 14, None),), rank=7, alpha=2.5)
+    compare(name, lora_spec, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
 
 
 # ------------------------------------------------------------------------------------- invariants

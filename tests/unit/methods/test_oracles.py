@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 from fedjax_lora import lora, methods
-from fedjax_lora.core import registry
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort, Outcome
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import AggregateResult, Cohort
 from tests._helpers import cohorts, oracles
-from tests._helpers.cohorts import CLIENTS, SPECS, R, assert_close, method_name, play
-
-# Ours is float32 (unit roundoff 6e-8), the oracle float64. An average of at most six terms, and a
-# product of at most 6 * 4 components, are good to a few roundoffs of the largest entry. Singular
-# subspaces are less certain by the largest value over the gap they are separated by.
-TOLERANCE = 2e-6
+from tests._helpers.cohorts import CLIENTS, SPECS, R, assert_close, method_name
+from tests._helpers.oracle_comparison import compare
 
 WEIGHT = np.array([30, 5, 11, 17, 80, 2], np.float32)
 ABSENT = np.array([30, 5, 0, 17, 80, 0], np.float32)
@@ -40,59 +35,6 @@ def cases_of(spec: str) -> list[str]:
     """Those of one rank only, if the method takes nothing else."""
     mixed = methods.takes_mixed_ranks(spec)
     return [case for case, (rank, _) in CASES.items() if mixed or len(set(rank)) == 1]
-
-
-def compare(spec: str, template: Template, rank: Any, weight: Any, seed: int = 3) -> None:
-    """One round from a random server, ours against the oracle's."""
-    cohort = cohorts.make_cohort(template, rank, weight, round=seed, seed=seed)
-    method, _ = cohorts.compiled(spec, template)
-    server = cohorts.make_server(method, template, seed)
-    played = play(spec, template, cohort, server=server, seed=seed)
-    name, options = registry.parse(spec)
-    round = cohorts.oracle_round(spec, template, server, cohort, played)
-    want = oracles.ORACLES[name](round, **options)
-    got = cohorts.matrices(template, played.outcome.server.adapter)
-    assert got.keys() == want.pairs.keys()
-    for matrix, pair in want.pairs.items():
-        if name in oracles.SINGULAR:
-            product = oracles.SINGULAR[name](round, matrix, **options)
-            compare_singular(matrix, got[matrix], pair, np.linalg.svd(product, compute_uv=False))
-        else:
-            assert_close(got[matrix].B, pair.B, TOLERANCE, f"B of {matrix}")
-            assert_close(got[matrix].A, pair.A, TOLERANCE, f"A of {matrix}")
-    present = np.asarray(cohort.weight) > 0
-    ranks = np.asarray(cohort.rank)[present] if want.ranks is None else want.ranks
-    np.testing.assert_array_equal(np.asarray(played.outcome.rank)[present], ranks)
-    if played.outcome.server.kernels:
-        kernels = cohorts.dense(template, played.outcome.server.kernels)
-        for matrix, kernel in want.W.items():
-            assert_close(kernels[matrix], kernel, TOLERANCE, f"W of {matrix}")
-    assert_left_out_layers_are_zero(template, played.outcome.server.adapter)
-
-
-def compare_singular(matrix: str, mine: oracles.Pair, want: oracles.Pair, s: np.ndarray) -> None:
-    """Equal up to a sign per component, so far as the spectrum ``s`` determines them."""
-    gap = np.append(s[:-1] - s[1:], s[-1])
-    kept = oracles.rank(want)
-    assert not np.any(mine.B[:, kept:])  # what a threshold has cut away
-    for j in range(kept):
-        product = mine.B[:, : j + 1] @ mine.A[: j + 1]
-        uncertain = TOLERANCE * max(1.0, s[0] / gap[j]) if s[j] > 1e-6 * s[0] else TOLERANCE
-        assert_close(product, want.B[:, : j + 1] @ want.A[: j + 1], uncertain, f"{matrix} to {j}")
-        if s[j] <= 1e-6 * s[0]:
-            continue  # a component of size zero has no direction
-        sign = 1.0 if mine.B[:, j] @ want.B[:, j] > 0 else -1.0
-        uncertain = TOLERANCE * s[0] / min(gap[j], gap[j - 1] if j else np.inf)
-        assert_close(sign * mine.B[:, j], want.B[:, j], uncertain, f"B of {matrix}, {j}")
-        assert_close(sign * mine.A[j], want.A[j], uncertain, f"A of {matrix}, {j}")
-
-
-def assert_left_out_layers_are_zero(template: Template, adapter: Any) -> None:
-    for site in template.sites:
-        for layer, adapted in enumerate(site.layers or ()):
-            if not adapted:
-                assert not np.any(np.asarray(adapter[site.path].a)[..., layer, :, :])
-                assert not np.any(np.asarray(adapter[site.path].b)[..., layer, :, :])
 
 
 def test_every_registered_method_has_an_oracle_with_the_same_options():
@@ -128,24 +70,24 @@ def test_a_round_with_a_scale_per_client_agrees_with_the_oracle(spec: str):
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_clients_begin_with(spec: str):
     """The first r components, or all of them (parallel modules), or a fresh adapter."""
-    template = cohorts.PER_CLIENT
+    lora_spec = cohorts.PER_CLIENT
     rank = [1, 2, 3, 4, 2, 1]
-    cohort = cohorts.make_cohort(template, rank)
-    method, _ = cohorts.compiled(spec, template)
-    server = cohorts.make_server(method, template)
+    cohort = cohorts.make_cohort(lora_spec, rank)
+    method, _ = cohorts.compiled(spec, lora_spec)
+    server = cohorts.make_server(method, lora_spec)
     start = method.broadcast(server, method.init_clients(CLIENTS), cohort)
-    server_pairs = cohorts.matrices(template, server.adapter)
+    server_pairs = cohorts.matrices(lora_spec, server.adapter)
     for n, r in enumerate(rank):
-        mine = cohorts.matrices(template, cohorts.client(start.adapter, n))
+        mine = cohorts.matrices(lora_spec, cohorts.client(start.adapter, n))
         deltas = cohorts.dense(
-            template, cohorts.client(cohorts.client_deltas(start, start.adapter), n)
+            lora_spec, cohorts.client(cohorts.client_deltas(start, start.adapter), n)
         )
         for matrix, (B, A) in server_pairs.items():
             if method_name(spec) in oracles.HOLD_ALL:
-                assert_close(deltas[matrix], template.alpha / R * B @ A)
+                assert_close(deltas[matrix], lora_spec.alpha / R * B @ A)
             elif method_name(spec) == "fslora":
-                rows = cohorts.trained_rows(template, start.trainable, n)[matrix]
-                sketched = template.alpha / R * R / r * B[:, rows] @ A[rows]
+                rows = cohorts.trained_rows(lora_spec, start.trainable, n)[matrix]
+                sketched = lora_spec.alpha / R * R / r * B[:, rows] @ A[rows]
                 assert len(rows) == r
                 assert_close(deltas[matrix], sketched)
             elif method_name(spec) == "fedsa_lora":
@@ -159,7 +101,7 @@ def test_what_clients_begin_with(spec: str):
                 if method_name(spec) != "fedrora":  # which has the same product from unit lengths
                     np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
                 reads_its_own_scale = method_name(spec) in oracles.SINGULAR
-                scale = template.alpha / (R if reads_its_own_scale else r)
+                scale = lora_spec.alpha / (R if reads_its_own_scale else r)
                 assert_close(deltas[matrix], scale * B[:, :r] @ A[:r])
 
 
@@ -168,11 +110,11 @@ def test_what_clients_begin_with(spec: str):
 # Each of these rules is wrong in a way that some published code was. The comparison above has to
 # reject it; if one of them passes, the tests have lost their teeth.
 
-Rule = Callable[[Template], methods.Method]
+Rule = Callable[[LoraSpec], methods.Method]
 
 
 def weighing(weigh: Callable[[Cohort], jax.Array]) -> Rule:
-    return lambda template: methods.averaging(template, lambda cohort, *_: weigh(cohort))
+    return lambda lora_spec: methods.averaging(lora_spec, lambda cohort, *_: weigh(cohort))
 
 
 def only_the_first_client_survives(cohort: Cohort) -> jax.Array:
@@ -191,23 +133,23 @@ def absent_clients_count(cohort: Cohort) -> jax.Array:
     return own / jnp.maximum(jnp.sum(own, axis=0, keepdims=True), 1.0)
 
 
-def changed(base: str, change: Callable[..., Outcome]) -> Rule:
+def changed(base: str, change: Callable[..., AggregateResult]) -> Rule:
     """The method of this spec with something done to what its aggregate gets or returns."""
 
-    def make(template: Template) -> methods.Method:
-        method = methods.make(base, template)
+    def make(lora_spec: LoraSpec) -> methods.Method:
+        method = methods.make(base, lora_spec)
         fields = {f: getattr(method, f) for f in method.__dataclass_fields__}
         return methods.Method(
-            **fields | {"aggregate": lambda *args: change(template, method.aggregate, *args)}
+            **fields | {"aggregate": lambda *args: change(lora_spec, method.aggregate, *args)}
         )
 
     return make
 
 
-def transposed(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def transposed(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     """Decomposes the transpose: invisible in the shapes of a square layer."""
     out = aggregate(*args)
-    square = {s.path for s in template.sites if s.inputs == s.outputs}
+    square = {s.path for s in lora_spec.targets if s.inputs == s.outputs}
     swap = {
         path: LoRA(p.b.mT, p.a.mT) if path in square else p
         for path, p in out.server.adapter.items()
@@ -215,19 +157,19 @@ def transposed(template: Template, aggregate: Any, *args: Any) -> Outcome:
     return out._replace(server=out.server._replace(adapter=swap))
 
 
-def scale_applied_twice(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def scale_applied_twice(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     server, clients, cohort, start, result = args
     gain = jax.tree.map(jnp.square, start.gain)
     return aggregate(server, clients, cohort, start._replace(gain=gain), result)
 
 
-def scale_forgotten(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def scale_forgotten(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     server, clients, cohort, start, result = args
     gain = jax.tree.map(lambda g: (g != 0).astype(g.dtype), start.gain)
     return aggregate(server, clients, cohort, start._replace(gain=gain), result)
 
 
-def stacked_without_weights(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def stacked_without_weights(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     server, clients, cohort, start, result = args
     count = jnp.sum(cohort.weight > 0).astype(jnp.float32)
     result = {path: LoRA(pair.a * count, pair.b) for path, pair in result.items()}
@@ -235,7 +177,7 @@ def stacked_without_weights(template: Template, aggregate: Any, *args: Any) -> O
     return aggregate(server, clients, cohort._replace(weight=present), start, result)
 
 
-def weights_on_both_factors(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def weights_on_both_factors(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     server, clients, cohort, start, result = args
     share = methods.shares(cohort.weight)
     result = {
@@ -245,7 +187,7 @@ def weights_on_both_factors(template: Template, aggregate: Any, *args: Any) -> O
     return aggregate(server, clients, cohort, start, result)
 
 
-def weights_on_a_only(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def weights_on_a_only(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     """``a = sum p_k a_k`` with ``b = sum b_k``: the combination weights of one factor only."""
     out = aggregate(*args)
     mass = jnp.sum(args[2].weight) / jnp.max(args[2].weight)
@@ -253,10 +195,10 @@ def weights_on_a_only(template: Template, aggregate: Any, *args: Any) -> Outcome
     return out._replace(server=out.server._replace(adapter=pairs))
 
 
-def constants_in_the_code(template: Template, aggregate: Any, *args: Any) -> Outcome:
+def constants_in_the_code(lora_spec: LoraSpec, aggregate: Any, *args: Any) -> AggregateResult:
     """Alpha 16 whatever the configuration says."""
     server, clients, cohort, start, result = args
-    gain = jax.tree.map(lambda g: g * (16.0 / template.alpha), start.gain)
+    gain = jax.tree.map(lambda g: g * (16.0 / lora_spec.alpha), start.gain)
     return aggregate(server, clients, cohort, start._replace(gain=gain), result)
 
 
@@ -298,7 +240,7 @@ ERRORS: dict[str, tuple[str, Rule, str]] = {
     "constants in the code": ("flexlora", changed("flexlora", constants_in_the_code), "two levels"),
     "sigma in the wrong factor": (
         "hlora",
-        lambda template: methods.make("hlora(sigma='b')", template),
+        lambda lora_spec: methods.make("hlora(sigma='b')", lora_spec),
         "two levels",
     ),
 }
@@ -307,12 +249,12 @@ ERRORS: dict[str, tuple[str, Rule, str]] = {
 @pytest.mark.parametrize("error", ERRORS)
 def test_errors_that_others_shipped_would_be_noticed(error: str, monkeypatch: pytest.MonkeyPatch):
     name, rule, case = ERRORS[error]
-    template = cohorts.GLOBAL
-    compare(name, template, *CASES[case])  # the true rule passes
-    broken = rule(template)
+    lora_spec = cohorts.GLOBAL
+    compare(name, lora_spec, *CASES[case])  # the true rule passes
+    broken = rule(lora_spec)
     monkeypatch.setattr(cohorts, "compiled", lambda *_: (broken, jax.jit(broken.aggregate)))
     with pytest.raises(AssertionError):
-        compare(name, template, *CASES[case])
+        compare(name, lora_spec, *CASES[case])
 
 
 def test_a_round_without_an_owner_of_the_high_components_is_frequent():

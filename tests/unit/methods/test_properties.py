@@ -13,8 +13,8 @@ from fedjax_lora import lora, methods
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
-from fedjax_lora.methods import Cohort, Outcome, Server, Start
+from fedjax_lora.lora import LoraSpec, LoraTarget
+from fedjax_lora.methods import AggregateResult, ClientInit, Cohort, ServerState
 from tests._helpers import cohorts, oracles
 from tests._helpers.cohorts import (
     CLIENTS,
@@ -63,18 +63,20 @@ every_method = pytest.mark.parametrize("name", NAMES)
 def aggregate(
     spec: str,
     cohort: Cohort,
-    start: Start,
+    start: ClientInit,
     result: Any,
-    server: Server,
-    template: Template = GLOBAL,
-) -> Outcome:
-    method, fn = cohorts.compiled(spec, template)
+    server: ServerState,
+    lora_spec: LoraSpec = GLOBAL,
+) -> AggregateResult:
+    method, fn = cohorts.compiled(spec, lora_spec)
     return fn(server, method.init_clients(len(cohort.rank)), cohort, start, result)
 
 
-def effective(template: Template, before: Server, after: Server) -> dict[str, np.ndarray]:
+def effective(
+    lora_spec: LoraSpec, before: ServerState, after: ServerState
+) -> dict[str, np.ndarray]:
     """The model's change against the base of the round's beginning: adapter and kernels."""
-    change = {k: np.asarray(v, np.float64) for k, v in server_delta(template, after).items()}
+    change = {k: np.asarray(v, np.float64) for k, v in server_delta(lora_spec, after).items()}
     for path, kernel in after.kernels.items():
         change[path] += np.asarray(kernel, np.float64) - np.asarray(
             before.kernels[path], np.float64
@@ -82,14 +84,16 @@ def effective(template: Template, before: Server, after: Server) -> dict[str, np
     return change
 
 
-def broadcast(spec: str, server: Server, cohort: Cohort, template: Template = GLOBAL) -> Start:
-    method, _ = cohorts.compiled(spec, template)
+def broadcast(
+    spec: str, server: ServerState, cohort: Cohort, lora_spec: LoraSpec = GLOBAL
+) -> ClientInit:
+    method, _ = cohorts.compiled(spec, lora_spec)
     return method.broadcast(server, method.init_clients(len(cohort.rank)), cohort)
 
 
-def server_for(spec: str, template: Template = GLOBAL) -> Server:
-    method, _ = cohorts.compiled(spec, template)
-    return cohorts.make_server(method, template)
+def server_for(spec: str, lora_spec: LoraSpec = GLOBAL) -> ServerState:
+    method, _ = cohorts.compiled(spec, lora_spec)
+    return cohorts.make_server(method, lora_spec)
 
 
 # ---------------------------------------------------------------------------------------- clients
@@ -116,12 +120,12 @@ def test_order_of_clients_does_not_matter(spec: str):
 
 
 @pytest.mark.parametrize("spec", LOSSLESS)
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
-def test_one_client_gets_its_own_model_back(spec: str, template: Template):
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+def test_one_client_gets_its_own_model_back(spec: str, lora_spec: LoraSpec):
     """Exact for a client of full rank, whatever the rule; the other five are absent."""
     server = server_for(spec, GLOBAL)
     weight = [0, 0, 0, 7, 0, 0]
-    cohort = make_cohort(template, [4, 4, 1, 4, 4, 4], weight)
+    cohort = make_cohort(lora_spec, [4, 4, 1, 4, 4, 4], weight)
     method, fn = cohorts.compiled(spec, GLOBAL)  # a client's scale is data
     state = method.init_clients(CLIENTS)
     start = method.broadcast(server, state, cohort)
@@ -218,7 +222,7 @@ def test_components_without_an_owner_are_bitwise_unchanged(spec: str):
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, [1, 4, 1, 4, 1, 4], [3, 0, 5, 0, 2, 0])
     played = play(spec, GLOBAL, cohort, server=server)
-    for path in (site.path for site in GLOBAL.sites):
+    for path in (target.path for target in GLOBAL.targets):
         trained = np.asarray(played.start.trainable[path].b)[::2, ..., 0]  # [c, (L,) R], present
         unowned = ~np.any(trained, axis=0)
         assert unowned.any()  # three clients of one component each cannot have all four
@@ -280,12 +284,12 @@ def test_permuting_components_of_all_clients(spec: str):
 @every_spec
 def test_inactive_components_are_exactly_zero(spec: str):
     """In both factors and in the gain; nothing inactive is trainable; left-out layers never are."""
-    for template in (GLOBAL, PER_CLIENT):
+    for lora_spec in (GLOBAL, PER_CLIENT):
         server = server_for(spec, GLOBAL)
-        cohort = make_cohort(template, MIXED, WEIGHT)
+        cohort = make_cohort(lora_spec, MIXED, WEIGHT)
         played = play(spec, GLOBAL, cohort, server=server)
-        for site in template.sites:
-            path = site.path
+        for target in lora_spec.targets:
+            path = target.path
             gain = np.asarray(played.start.gain[path])  # [c, (L,) R]
             a, b = (np.asarray(x) for x in played.start.adapter[path])
             ta, tb = (np.asarray(x) for x in played.start.trainable[path])
@@ -298,7 +302,7 @@ def test_inactive_components_are_exactly_zero(spec: str):
             for factor in (np.swapaxes(a, -1, -2), b):
                 assert not np.any(factor[gain == 0])
             assert not np.any(trainable & (gain == 0))
-            adapted = np.array([True] if site.layers is None else site.layers)
+            adapted = np.array([True] if target.layers is None else target.layers)
             layers = gain.reshape(CLIENTS, -1, R)
             counts = np.where(adapted, np.array(MIXED)[:, None], 0)
             if name != "lora_a2":  # whose counts are over all matrices together
@@ -308,9 +312,9 @@ def test_inactive_components_are_exactly_zero(spec: str):
             np.testing.assert_array_equal(
                 (layers != 0).sum(-1), everything if holds_all else counts
             )
-            scale = np.where(holds_all, np.float32(template.server_scale), cohort.scale)
+            scale = np.where(holds_all, np.float32(lora_spec.server_scale), cohort.scale)
             if name == "fslora":
-                scale = np.float32(template.server_scale * R) / np.array(MIXED, np.float32)
+                scale = np.float32(lora_spec.server_scale * R) / np.array(MIXED, np.float32)
             for n, row in enumerate(layers):
                 assert set(np.unique(row)) <= {np.float32(0), scale[n]}
             # After training and aggregation still zero where it was inactive, and left out.
@@ -318,7 +322,7 @@ def test_inactive_components_are_exactly_zero(spec: str):
             for factor in (np.swapaxes(ra, -1, -2), rb):
                 assert not np.any(factor[gain == 0])
             after = played.outcome.server
-            if site.layers is not None:
+            if target.layers is not None:
                 left_out = ~adapted
                 assert not np.any(np.asarray(after.adapter[path].a)[left_out])
                 assert not np.any(np.asarray(after.adapter[path].b)[left_out])
@@ -338,7 +342,7 @@ def test_only_methods_that_say_so_touch_the_base(name: str):
         assert server.kernels == {}
         assert after.kernels == {}
     else:
-        assert after.kernels.keys() == {s.path for s in GLOBAL.sites}
+        assert after.kernels.keys() == {s.path for s in GLOBAL.targets}
         if name == "flora":
             assert not any(np.any(x) for x in jax.tree.leaves(after.adapter))
 
@@ -368,21 +372,21 @@ def test_weights_sum_to_one_where_claimed(spec: str):
         share = np.full(CLIENTS, 1 / CLIENTS)
     owners = np.array(MIXED)[:, None] > np.arange(R)
     name = method_name(spec)
-    for site in GLOBAL.sites:
-        adapted = slice(None) if site.layers is None else np.array(site.layers)
-        a, b = (np.asarray(x)[adapted] for x in after.adapter[site.path])
+    for target in GLOBAL.targets:
+        adapted = slice(None) if target.layers is None else np.array(target.layers)
+        a, b = (np.asarray(x)[adapted] for x in after.adapter[target.path])
         rows = np.swapaxes(a, -1, -2)
         if name in FACTORED:
             mean = np.sum(share * MIXED) * GLOBAL.server_scale  # every entry of a product is s * r
             if name in KEEPS_UNOWNED:
                 mean = R * GLOBAL.server_scale  # every component has an owner and counts fully
-            ours = effective(GLOBAL, server, after)[site.path][adapted]
+            ours = effective(GLOBAL, server, after)[target.path][adapted]
             np.testing.assert_allclose(ours, mean, rtol=1e-5)
         elif name in {"masked_mean", "replication"}:
             np.testing.assert_allclose(rows, 1, rtol=1e-6)
             np.testing.assert_allclose(b, 1, rtol=1e-6)
         elif name == "fed_plora":
-            trained = np.any(mask[site.path].b, axis=0)[adapted][..., 0]  # [(L,) R]
+            trained = np.any(mask[target.path].b, axis=0)[adapted][..., 0]  # [(L,) R]
             np.testing.assert_allclose(rows[trained], 1, rtol=1e-6)
             np.testing.assert_allclose(b[trained], 1, rtol=1e-6)
         else:
@@ -429,13 +433,13 @@ def test_another_cohort_compiles_nothing(spec: str):
     play(spec, GLOBAL, make_cohort(GLOBAL, MIXED, WEIGHT), server=server)
     compilations = fn._cache_size()
     for n, (rank, weight) in enumerate(OTHER_COHORTS, 1):
-        for template in (GLOBAL, PER_CLIENT):
-            cohort = make_cohort(template, rank, weight, ids=np.arange(6) * n, round=n, seed=n)
+        for lora_spec in (GLOBAL, PER_CLIENT):
+            cohort = make_cohort(lora_spec, rank, weight, ids=np.arange(6) * n, round=n, seed=n)
             play(spec, GLOBAL, cohort, server=server)
     assert fn._cache_size() == compilations
 
 
-HEAD = Template(sites=GLOBAL.sites[1:], rank=R, alpha=6.0)
+HEAD = LoraSpec(targets=GLOBAL.targets[1:], rank=R, alpha=6.0)
 
 
 @every_method
@@ -471,11 +475,11 @@ def test_jit_and_plain_python_agree(name: str):
 )
 def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: float):
     """Alpha 6 and rank 4, in numbers: neither lost nor doubled from client to server and back."""
-    template = dataclasses.replace(HEAD, scale_rule=rule)
-    method = cohorts.in_two_factors(methods.make(EXACT.get(name, name), template))
-    server = cohorts.on_device(cohorts.make_server(method, template))
-    cohort = make_cohort(template, [R] * CLIENTS)
-    one = cohorts.random_adapter(template, 2)
+    lora_spec = dataclasses.replace(HEAD, scale_rule=rule)
+    method = cohorts.in_two_factors(methods.make(EXACT.get(name, name), lora_spec))
+    server = cohorts.on_device(cohorts.make_server(method, lora_spec))
+    cohort = make_cohort(lora_spec, [R] * CLIENTS)
+    one = cohorts.random_adapter(lora_spec, 2)
     if name in {"ffa_lora", "rolora"}:  # round 0 trains b
         one = {path: LoRA(server.adapter[path].a, pair.b) for path, pair in one.items()}
     result = jax.tree.map(lambda x: np.stack([x] * CLIENTS), one)
@@ -485,7 +489,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
     )
     pair = one["head/dense"]
     want = multiplier * np.asarray(pair.a, np.float64) @ pair.b
-    assert_close(effective(template, server, after)["head/dense"], want)
+    assert_close(effective(lora_spec, server, after)["head/dense"], want)
     if name in KEEPS_THE_BASE:
         again = method.broadcast(after, own, cohort)
         assert_close(client(client_deltas(again, again.adapter), 0)["head/dense"], want)
@@ -525,9 +529,9 @@ def test_sharding_the_clients_over_devices_changes_nothing(name: str):
 # ---------------------------------------------------------------------------------------- traffic
 
 
-def serialised(adapter: Any, rows: dict[str, list[int]], template: Template) -> int:
+def serialised(adapter: Any, rows: dict[str, list[int]], lora_spec: LoraSpec) -> int:
     """Bytes of the true-rank arrays of every adapted matrix, as a client would send them."""
-    pairs = cohorts.matrices(template, adapter)
+    pairs = cohorts.matrices(lora_spec, adapter)
     arrays = [
         np.ascontiguousarray(x, np.float32)
         for name, pair in pairs.items()
@@ -536,7 +540,7 @@ def serialised(adapter: Any, rows: dict[str, list[int]], template: Template) -> 
     return sum(len(x.tobytes()) for x in arrays)
 
 
-def sent_bytes(start: Start, n: int, factors: str = "ab") -> int:
+def sent_bytes(start: ClientInit, n: int, factors: str = "ab") -> int:
     """What client `n` trains of these factors, cut out of its adapter and serialised."""
     total = 0
     for path, pair in start.adapter.items():
@@ -551,18 +555,18 @@ def sent_bytes(start: Start, n: int, factors: str = "ab") -> int:
 def test_traffic_is_the_size_of_what_is_sent(spec: str):
     """Byte counts against really serialised factors and index lists."""
     name, options = registry.parse(spec)
-    template = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
-    method = methods.make(spec, template)
+    lora_spec = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
+    method = methods.make(spec, lora_spec)
     rank = ranks_for(spec, [1, 3, 2, 4, 2, 1], 3)
-    cohort = make_cohort(template, rank)
-    server = cohorts.make_server(method, template)
-    start = cohorts.begin(method, server, method.init_clients(CLIENTS), cohort, template)
+    cohort = make_cohort(lora_spec, rank)
+    server = cohorts.make_server(method, lora_spec)
+    start = cohorts.begin(method, server, method.init_clients(CLIENTS), cohort, lora_spec)
     traffic = method.traffic(server, rank, 0)
     shared = "a" if name == "fedsa_lora" else "ab"
     numbers = np.array([sent_bytes(start, n, shared) for n in range(CLIENTS)])
     if start.coefficients:
-        numbers += 4 * rank * template.matrices  # every coefficient is trained
-    rows = [cohorts.trained_rows(template, start.trainable, n) for n in range(CLIENTS)]
+        numbers += 4 * rank * lora_spec.matrices  # every coefficient is trained
+    rows = [cohorts.trained_rows(lora_spec, start.trainable, n) for n in range(CLIENTS)]
     every_matrix = "layer" in spec or name == "lora_a2"
     matrices = list(rows[0]) if every_matrix else list(rows[0])[:1]
     index = np.array([sum(np.array(r[m], np.int32).nbytes for m in matrices) for r in rows])
@@ -572,7 +576,7 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
     down = numbers
     whole = {m: list(range(R)) for m in rows[0]}
     if name == "fed_plora":
-        down = np.full(CLIENTS, serialised(server.adapter, whole, template))
+        down = np.full(CLIENTS, serialised(server.adapter, whole, lora_spec))
     elif name == "lora_a2":  # the factor that the round before has changed: a
         down = np.full(
             CLIENTS, sum(np.asarray(p.a, np.float32).nbytes for p in server.adapter.values())
@@ -581,7 +585,7 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
         down = np.full(CLIENTS, numbers.sum())  # the stack of the whole cohort
     elif name == "fedex_lora":
         stack = options.get("residual_rank") or rank.sum()
-        pairs = cohorts.matrices(template, server.adapter).values()
+        pairs = cohorts.matrices(lora_spec, server.adapter).values()
         sizes = [(len(p.B), p.A.shape[1]) for p in pairs]
         down = numbers + 4 * sum(min(stack * (d + k), d * k) for d, k in sizes)
     np.testing.assert_array_equal(traffic.up, up)
@@ -595,10 +599,10 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
 def test_traffic_counts_beyond_32_bits(name: str):
     """A hundred clients of rank 256 on every linear layer of a 70B model do not overflow."""
 
-    def traffic(layers: int, sites: int) -> methods.Traffic:
-        site = Site("layers/x", 8192, 28672, (True,) * layers)
-        template = Template(sites=(site,) * sites, rank=256, alpha=1.0)
-        method = methods.make(name, template)
+    def traffic(layers: int, targets: int) -> methods.Traffic:
+        target = LoraTarget("layers/x", 8192, 28672, (True,) * layers)
+        lora_spec = LoraSpec(targets=(target,) * targets, rank=256, alpha=1.0)
+        method = methods.make(name, lora_spec)
         return method.traffic(method.init({}, {}), np.full(100, 256, np.int32), 0)
 
     one, all = traffic(1, 1), traffic(80, 7)

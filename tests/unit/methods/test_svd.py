@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_lora import methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods.svd import refactor
 from tests._helpers import cohorts, oracles
 from tests._helpers.cohorts import (
@@ -33,16 +33,16 @@ SINGULAR = [s for s in cohorts.SPECS if method_name(s) in {"hlora", "flexlora"}]
 SCALE = GLOBAL.server_scale
 
 
-def round_of(spec: str, rank=MIXED, weight=WEIGHT, template=GLOBAL) -> tuple:
+def round_of(spec: str, rank=MIXED, weight=WEIGHT, lora_spec=GLOBAL) -> tuple:
     """A round, the server's pairs after it, and the mean products it should have factored."""
     method, _ = cohorts.compiled(spec, GLOBAL)
     server = cohorts.make_server(method, GLOBAL)
-    cohort = make_cohort(template, rank, weight)  # a client's scale is data
+    cohort = make_cohort(lora_spec, rank, weight)  # a client's scale is data
     played = play(spec, GLOBAL, cohort, server=server)
-    round = cohorts.oracle_round(spec, template, server, cohort, played)
+    round = cohorts.oracle_round(spec, lora_spec, server, cohort, played)
     kind = "uniform" if "uniform" in spec else "examples"
     means = {name: oracles.mean_of_products(round, name, kind) for name in round.old}
-    return played, cohorts.matrices(template, played.outcome.server.adapter), means
+    return played, cohorts.matrices(lora_spec, played.outcome.server.adapter), means
 
 
 @pytest.mark.parametrize("spec", SINGULAR)
@@ -107,16 +107,16 @@ def test_the_rank_of_the_mean_is_at_most_the_sum_of_ranks(count: int):
 
 
 @pytest.mark.parametrize("spec", SINGULAR)
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
-def test_each_client_starts_from_its_truncated_svd(spec: str, template: Template):
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+def test_each_client_starts_from_its_truncated_svd(spec: str, lora_spec: LoraSpec):
     """Nested, and with the client's own scale applied once: ``s_k a b`` is the truncation."""
-    played, _, means = round_of(spec, template=template)
+    played, _, means = round_of(spec, lora_spec=lora_spec)
     server = played.outcome.server
     method, _ = cohorts.compiled(spec, GLOBAL)
-    start = method.broadcast(server, (), make_cohort(template, MIXED, WEIGHT))
+    start = method.broadcast(server, (), make_cohort(lora_spec, MIXED, WEIGHT))
     deltas = client_deltas(start, start.adapter)
     for n, r in enumerate(MIXED):
-        mine = cohorts.dense(template, client(deltas, n))
+        mine = cohorts.dense(lora_spec, client(deltas, n))
         for name, M in means.items():
             U, s, Vt = np.linalg.svd(M, full_matrices=False)
             gap = (s[r - 1] - s[r]) / s[0] if r < len(s) else 1.0
@@ -155,7 +155,7 @@ def test_where_sigma_goes_does_not_change_the_product():
 @pytest.mark.parametrize("spec", ["hlora", "hlora(sigma='both')", "flexlora"])
 def test_the_product_is_not_decomposed_as_its_transpose(spec: str):
     """On a square layer: what reads input 0 and writes output 2 keeps doing that."""
-    path = GLOBAL.sites[0].path
+    path = GLOBAL.targets[0].path
     method, fn = cohorts.compiled(spec, GLOBAL)
     server = cohorts.make_server(method, GLOBAL)
     cohort = make_cohort(GLOBAL, [1] * CLIENTS)
@@ -179,14 +179,14 @@ def test_repeated_rounds_without_training_wear_down_high_components(spec: str, k
     Spectrum 8, 7, 6, ..., 1: after a round 8, 7, 6/4, ..., after two 8, 7, 6/16, ...; raFLoRA
     keeps it as it is.
     """
-    template = Template(sites=(Site("square", 12, 10, None),), rank=8, alpha=8.0)
+    lora_spec = LoraSpec(targets=(LoraTarget("square", 12, 10, None),), rank=8, alpha=8.0)
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (12, 10))
     s = np.arange(8, 0, -1.0)
-    server = methods.Server({"square": cohorts.pair(u * s, v.T)}, {})
-    method = methods.make(spec, template)
+    server = methods.ServerState({"square": cohorts.pair(u * s, v.T)}, {})
+    method = methods.make(spec, lora_spec)
     aggregate = jax.jit(method.aggregate)
-    cohort = make_cohort(template, [2, 2, 2, 8])
+    cohort = make_cohort(lora_spec, [2, 2, 2, 8])
     for _ in range(2):
         start = method.broadcast(server, (), cohort)
         server = aggregate(server, (), cohort, start, start.adapter).server
@@ -198,18 +198,18 @@ def test_repeated_rounds_without_training_wear_down_high_components(spec: str, k
 
 def test_more_clients_of_low_rank_do_not_shrink_what_they_do_not_have():
     """raFLoRA's high partition; FlexLoRA's shrinks by the share of its owners."""
-    template = Template(sites=(Site("square", 12, 10, None),), rank=8, alpha=8.0)
+    lora_spec = LoraSpec(targets=(LoraTarget("square", 12, 10, None),), rank=8, alpha=8.0)
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (12, 10))
     one = cohorts.pair(u * np.arange(8, 0, -1.0), v.T)
     tail = {}
     for spec in ("raflora", "flexlora"):
-        method = methods.make(spec, template)
+        method = methods.make(spec, lora_spec)
         for low in (1, 7):
-            cohort = make_cohort(template, [8] + [2] * low)
-            start = method.broadcast(methods.Server({"square": one}, {}), (), cohort)
+            cohort = make_cohort(lora_spec, [8] + [2] * low)
+            start = method.broadcast(methods.ServerState({"square": one}, {}), (), cohort)
             after = method.aggregate(
-                methods.Server({"square": one}, {}), (), cohort, start, start.adapter
+                methods.ServerState({"square": one}, {}), (), cohort, start, start.adapter
             ).server
             a, b = after.adapter["square"]
             tail[spec, low] = np.linalg.norm(np.asarray(a[:, 2:]) @ np.asarray(b[2:]))

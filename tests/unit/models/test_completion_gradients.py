@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import federated, lora, models
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated.objectives import TokenBatch
 from tests._helpers import small_decoders as decoders
 from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
@@ -19,10 +19,10 @@ PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but
 def test_loss_and_gradients(chunk_numbers, tmp_path, key):
     folder, model = decoders.saved(tmp_path, "llama")
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, key=key)
-    template = lora.make_template(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)
+    spec = lora.make_spec(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)
     factors = jax.tree.map(
         lambda leaf: 0.3 * jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape),
-        lora.init(template, key),
+        lora.init(spec, key),
     )
     texts = decoders.texts()
     learned = texts.attention_mask & (np.arange(11) >= PROMPTS)
@@ -35,8 +35,8 @@ def test_loss_and_gradients(chunk_numbers, tmp_path, key):
     @jax.jit
     @jax.value_and_grad
     def loss(factors, base):
-        gain = lora.uniform_gain(template)
-        return objective.loss(base, Trained(factors, {}), gain, None, batch, valid, key)
+        gain = lora.uniform_gain(spec)
+        return objective.loss(base, ClientParams(factors, {}), gain, None, batch, valid, key)
 
     value, gradient = loss(factors, loaded.params)
     want_value, want = loss_and_gradients(

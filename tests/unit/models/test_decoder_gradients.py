@@ -14,11 +14,11 @@ from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradi
 def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
-    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
-    names = {site.path.rpartition("/")[2] for site in template.sites}
+    spec = lora.make_spec(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    names = {target.path.rpartition("/")[2] for target in spec.targets}
     assert len(names) == 7
-    factors = decoders.random_adapters(template, key)
-    gain = lora.uniform_gain(template)
+    factors = decoders.random_adapters(spec, key)
+    gain = lora.uniform_gain(spec)
     batch = decoders.texts()
 
     @jax.jit
@@ -53,9 +53,9 @@ def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, k
 )
 def test_presets_know_the_names(preset, names):
     params = models.tiny(family="llama", num_labels=None).params
-    sites = lora.make_template(params, targets=preset, rank=2).sites
-    assert {site.path.rpartition("/")[2] for site in sites} == names
-    assert all(site.stack == (2,) for site in sites)
+    targets = lora.make_spec(params, targets=preset, rank=2).targets
+    assert {target.path.rpartition("/")[2] for target in targets} == names
+    assert all(target.stack == (2,) for target in targets)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, 
     folder, model = decoders.saved(tmp_path, family, task)
     labels = 3 if task == "SequenceClassification" else None
     loaded = models.load(str(folder), num_labels=labels, scan_unroll=1, key=key)
-    template = lora.make_template(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
-    factors = decoders.random_adapters(template, key)
-    gain = lora.uniform_gain(template)
-    fitted = interop.Fitted(loaded, template.sites, factors, gain, loaded.params["head"])
-    about = interop.About(base=str(folder), base_sha256=loaded.fingerprint)
+    spec = lora.make_spec(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
+    factors = decoders.random_adapters(spec, key)
+    gain = lora.uniform_gain(spec)
+    fitted = interop.TrainedModel(loaded, spec.targets, factors, gain, loaded.params["head"])
+    about = interop.ModelMetadata(base=str(folder), base_sha256=loaded.fingerprint)
     interop.save_adapter(tmp_path / "adapter", fitted, about)
     batch = decoders.texts(left=True)
     base = decoders.torch_logits(model, batch)

@@ -22,12 +22,12 @@ PATHS = r"attention/(query|value|output)$"
 def test_gradients_of_factors(family, saved, texts, key):
     folder, model = saved(family)
     loaded = models.load(str(folder), num_labels=3, scan_unroll=1, key=key)
-    template = lora.make_template(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)
+    spec = lora.make_spec(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)
     factors = jax.tree.map(
         lambda leaf: 0.3 * jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape),
-        lora.init(template, key),
+        lora.init(spec, key),
     )
-    gain = lora.uniform_gain(template)
+    gain = lora.uniform_gain(spec)
     batch = texts(pad=loaded.config.pad_token_id, segments=1)
     labels = np.array([0, 2, 1, 2])
 

@@ -6,8 +6,8 @@ import re
 
 from fedjax_lora import models
 
-FILES = sorted(pathlib.Path(models.__file__).parent.glob("*.py"))
-PARTS = ("models", "errors", "storage", "trees", "types", "untrusted")
+FILES = sorted(pathlib.Path(models.__file__).parent.rglob("*.py"))
+PARTS = ("core", "models")
 ALLOWED = tuple(f"fedjax_lora.{part}" for part in PARTS)
 
 

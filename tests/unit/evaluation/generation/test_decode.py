@@ -80,10 +80,10 @@ def test_greedy_equals_transformers(family, tmp_path, key):
 
 
 def test_every_row_its_own_adapter(tiny, key):
-    template = lora.make_template(tiny.params, targets="attention", rank=3)
-    many = random_adapters(template, key, 3)
+    spec = lora.make_spec(tiny.params, targets="attention", rank=3)
+    many = random_adapters(spec, key, 3)
     gain = jax.tree.map(
-        lambda *x: jnp.stack(x), *(lora.uniform_gain(template, rank) for rank in (1, 2, 3))
+        lambda *x: jnp.stack(x), *(lora.uniform_gain(spec, rank) for rank in (1, 2, 3))
     )
     together = generation.generate(
         tiny.module,
@@ -102,9 +102,9 @@ def test_every_row_its_own_adapter(tiny, key):
 
 
 def test_one_adapter_for_all_rows(tiny, key):
-    template = lora.make_template(tiny.params, targets="all-linear", rank=2)
-    one = random_adapters(template, key)
-    gain = lora.uniform_gain(template)
+    spec = lora.make_spec(tiny.params, targets="all-linear", rank=2)
+    one = random_adapters(spec, key)
+    gain = lora.uniform_gain(spec)
     out = generation.generate(
         tiny.module, tiny.params, *batch(), new_tokens=NEW, adapter=one, gain=gain
     )
@@ -144,11 +144,11 @@ def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
 
 def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
     ids, mask = batch()
-    template = lora.make_template(tiny.params, rank=2)
+    spec = lora.make_spec(tiny.params, rank=2)
     rule = generation.Sampling()
 
     def run(number):
-        one = random_adapters(template, jax.random.key(number))
+        one = random_adapters(spec, jax.random.key(number))
         generation.generate(
             tiny.module,
             tiny.params,
@@ -156,7 +156,7 @@ def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
             mask,
             new_tokens=3,
             adapter=one,
-            gain=lora.uniform_gain(template),
+            gain=lora.uniform_gain(spec),
             sampling=rule,
             key=jax.random.key(number),
         )

@@ -26,15 +26,15 @@ def start_of(name: str, cohort):
 def sent(start, client: int) -> dict[str, np.ndarray]:
     """What a client trained, entry by entry, as it would go into a message."""
     message = {}
-    for site in GLOBAL.sites:
-        masks, values = start.trainable[site.path], start.adapter[site.path]
+    for target in GLOBAL.targets:
+        masks, values = start.trainable[target.path], start.adapter[target.path]
         for name, mask, value in zip("ab", masks, values, strict=True):
             own = np.asarray(value)[client]
             trained = np.broadcast_to(np.asarray(mask)[client], own.shape)
-            message[f"{site.path}.{name}"] = own[trained]
+            message[f"{target.path}.{name}"] = own[trained]
         if start.coefficients:
-            own = np.asarray(start.coefficients[site.path])[client]
-            message[f"{site.path}.coefficients"] = own[np.asarray(masks.b)[client, ..., 0]]
+            own = np.asarray(start.coefficients[target.path])[client]
+            message[f"{target.path}.coefficients"] = own[np.asarray(masks.b)[client, ..., 0]]
     return message
 
 

@@ -10,8 +10,8 @@ import pytest
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.federated.diagnostics import Aggregation, aggregation_noise, initialization_noise
-from fedjax_lora.lora import Template
-from fedjax_lora.methods import Cohort, Server
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import Cohort, ServerState
 from tests._helpers import cohorts
 from tests._helpers.cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
 from tests._helpers.mixed_ranks import WEIGHT, cohort_for
@@ -22,14 +22,18 @@ _init = jax.jit(initialization_noise, static_argnums=0)
 _aggregation = jax.jit(aggregation_noise, static_argnums=0, static_argnames="weights")
 
 
-def server_of(spec: str, template: Template = GLOBAL) -> Server:
-    return cohorts.make_server(cohorts.compiled(spec, template)[0], template)
+def server_of(spec: str, lora_spec: LoraSpec = GLOBAL) -> ServerState:
+    return cohorts.make_server(cohorts.compiled(spec, lora_spec)[0], lora_spec)
 
 
 def measured(
-    cohort: Cohort, server: Server, played: cohorts.Played, template: Template = GLOBAL, **options
+    cohort: Cohort,
+    server: ServerState,
+    played: cohorts.Played,
+    lora_spec: LoraSpec = GLOBAL,
+    **options,
 ) -> Aggregation:
-    got = _aggregation(template, server, cohort, *played[:2], played.outcome.server, **options)
+    got = _aggregation(lora_spec, server, cohort, *played[:2], played.outcome.server, **options)
     return jax.tree.map(float, got)
 
 
@@ -38,16 +42,16 @@ def product(pair: LoRA, gain) -> np.ndarray:
     return (a * gain[..., None, :]) @ b
 
 
-def global_models(template: Template, server: Server) -> dict[str, np.ndarray]:
+def global_models(lora_spec: LoraSpec, server: ServerState) -> dict[str, np.ndarray]:
     """Kernel (0 if unchanged by the method) and adapter."""
-    gain = lora.uniform_gain(template)
+    gain = lora.uniform_gain(lora_spec)
     return {
         path: product(pair, gain[path]) + np.asarray(server.kernels.get(path, 0.0), np.float64)
         for path, pair in server.adapter.items()
     }
 
 
-def client_models(server: Server, start: methods.Start, adapter) -> dict[str, np.ndarray]:
+def client_models(server: ServerState, start: methods.ClientInit, adapter) -> dict[str, np.ndarray]:
     return {
         path: product(pair, start.gain[path])
         + np.asarray(server.kernels.get(path, 0.0), np.float64)[None]
@@ -72,23 +76,23 @@ def mean_model(models: dict, weight) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------- dense products
 
 
-@pytest.mark.parametrize("template", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @every_method
-def test_both_noises_are_those_of_dense_products(name: str, template: Template):
-    cohort = cohort_for(name, template)
-    server = server_of(name, template)
-    played = play(name, template, cohort, server=server)
-    before, after = (global_models(template, s) for s in (server, played.outcome.server))
+def test_both_noises_are_those_of_dense_products(name: str, lora_spec: LoraSpec):
+    cohort = cohort_for(name, lora_spec)
+    server = server_of(name, lora_spec)
+    played = play(name, lora_spec, cohort, server=server)
+    before, after = (global_models(lora_spec, s) for s in (server, played.outcome.server))
     begun = client_models(server, played.start, played.start.adapter)
     ideal = mean_model(client_models(server, played.start, played.result), cohort.weight)
 
-    got = measured(cohort, server, played, template)
+    got = measured(cohort, server, played, lora_spec)
     tolerance = 1e-6 * (size(before) + size(ideal))
     assert got.noise == pytest.approx(distance(after, ideal), abs=tolerance)
     assert got.ideal == pytest.approx(distance(ideal, before), abs=tolerance)
     assert got.ideal > 1
 
-    init = np.asarray(_init(template, server, played.start))
+    init = np.asarray(_init(lora_spec, server, played.start))
     want = [distance({p: x[k] for p, x in begun.items()}, before) for k in range(len(init))]
     np.testing.assert_allclose(init, want, rtol=0, atol=tolerance)
 

@@ -22,16 +22,16 @@ NAMES = {
 def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
     problem = problems.bag()
     look = diagnostics.make_measure(
-        problem.template,
+        problem.spec,
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),
     )
     fn = federated.make_round(
-        methods.make(method, problem.template),
-        problem.template,
+        methods.make(method, problem.spec),
+        problem.spec,
         problems.training("bag"),
         mode=mode,
-        wave=2 if mode == "vmap" else 1,
+        clients_per_step=2 if mode == "vmap" else 1,
         mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
         measure=look,
     )

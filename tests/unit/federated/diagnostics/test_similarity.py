@@ -20,14 +20,14 @@ def modules(cohort, start, result):
     found = []
     for k in np.flatnonzero(np.asarray(cohort.weight) > 0):
         own = []
-        for site in GLOBAL.sites:
-            a, b = (np.asarray(x[k], np.float64) for x in result[site.path])
-            mask = np.asarray(start.trainable[site.path].b[k])[..., 0]
-            for layer, j in itertools.product(range(len(site.layers or (True,))), range(R)):
-                at = (layer,) if site.stack else ()
+        for target in GLOBAL.targets:
+            a, b = (np.asarray(x[k], np.float64) for x in result[target.path])
+            mask = np.asarray(start.trainable[target.path].b[k])[..., 0]
+            for layer, j in itertools.product(range(len(target.layers or (True,))), range(R)):
+                at = (layer,) if target.stack else ()
                 if mask[(*at, j)]:
                     module = np.outer(a[(*at, slice(None), j)], b[(*at, j)]).ravel()
-                    own.append(((site.path, layer), j, module))
+                    own.append(((target.path, layer), j, module))
         found.append(own)
     return found
 
@@ -36,7 +36,7 @@ def modules(cohort, start, result):
 def test_cosines_are_those_of_dense_modules(spec: str):
     cohort = make_cohort(GLOBAL, [1, 4, 4, 2, 3], WEIGHT)  # the absent one comes back as NaN
     played = play(spec, GLOBAL, cohort)
-    path = GLOBAL.sites[0].path
+    path = GLOBAL.targets[0].path
     result = jax.tree.map(np.array, played.result)
     result[path].b[1, 0] = 0  # a client's modules of one layer have no direction
     same, cross = [], []

@@ -13,7 +13,7 @@ from fedjax_lora.federated.diagnostics import (
     stable_rank,
 )
 from fedjax_lora.federated.diagnostics.spectrum import layer_mean
-from fedjax_lora.lora import Site, Template
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers import cohorts
 from tests._helpers.cohorts import GLOBAL, R, make_cohort, play
 
@@ -67,14 +67,14 @@ def test_no_energy_is_nowhere():
 def test_energy_that_few_clients_hold_decays_geometrically_under_flexlora():
     """Property 24: aggregate and redistribute without training; the owners' share is a quarter."""
     most, share = 8, 0.25
-    template = Template(sites=(Site("x", 20, 18, None),), rank=most, alpha=float(most))
+    spec = LoraSpec(targets=(LoraTarget("x", 20, 18, None),), rank=most, alpha=float(most))
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(d, most)))[0] for d in (20, 18))
     spectrum = np.arange(8.0, 0.0, -1.0)
     adapter = {"x": cohorts.pair(u * spectrum, v.T)}
-    method = methods.make("flexlora", template)
+    method = methods.make("flexlora", spec)
     server = method.init(adapter, {"x": jnp.zeros((20, 18))})
-    cohort = make_cohort(template, [2, 2, 2, 8])
+    cohort = make_cohort(spec, [2, 2, 2, 8])
 
     @jax.jit
     def again(server):
@@ -83,7 +83,7 @@ def test_energy_that_few_clients_hold_decays_geometrically_under_flexlora():
 
     for t in range(3):
         want = np.where(np.arange(most) < 2, spectrum, spectrum * share**t)
-        found = _spectrum(template, server, {})
+        found = _spectrum(spec, server, {})
         np.testing.assert_allclose(found["x"], want, rtol=1e-4)
         tail = np.sum(want[2:] ** 2) / np.sum(want**2)
         np.testing.assert_allclose(energy_beyond(found, [2]), [tail], rtol=1e-4)
@@ -93,8 +93,8 @@ def test_energy_that_few_clients_hold_decays_geometrically_under_flexlora():
 def test_a_product_of_factors_is_not_taken_for_another():
     """Both factors and the scale matter."""
     rng = np.random.default_rng(1)
-    template = Template(sites=(Site("x", 9, 7, None),), rank=2, alpha=6.0)
+    spec = LoraSpec(targets=(LoraTarget("x", 9, 7, None),), rank=2, alpha=6.0)
     pair = cohorts.pair(rng.normal(size=(9, 2)), rng.normal(size=(2, 7)))
-    found = _spectrum(template, methods.Server({"x": pair}, {}), {})
+    found = _spectrum(spec, methods.ServerState({"x": pair}, {}), {})
     want = np.linalg.svd(3.0 * np.asarray(pair.a) @ np.asarray(pair.b), compute_uv=False)[:2]
     np.testing.assert_allclose(found["x"], want, rtol=1e-5)

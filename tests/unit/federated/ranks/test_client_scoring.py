@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import federated, lora, methods
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.federated.objectives import value_score
@@ -30,10 +30,10 @@ def objective() -> federated.Objective:
 @functools.cache
 def score_fn(method: str, mode: str) -> Any:
     mesh = federated.client_mesh(problems.DEVICES) if mode == "sharded" else None
-    how: Any = {"mode": mode, "wave": 2 if mode == "vmap" else 1, "mesh": mesh}
-    template = problems.bag().template
-    made = methods.make(method, template)
-    locally = federated.make_local(made, template, problems.training("bag"), **how)
+    how: Any = {"mode": mode, "clients_per_step": 2 if mode == "vmap" else 1, "mesh": mesh}
+    spec = problems.bag().spec
+    made = methods.make(method, spec)
+    locally = federated.make_local(made, spec, problems.training("bag"), **how)
     rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
     return client_scoring.make_score(
         locally, client_scoring.make_validation(objective(), rows), **how
@@ -55,7 +55,7 @@ def plan_of(t: int = 0, rate: float = 0.05) -> federated.Plan:
 
 def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
     """A round in which nobody else counts leaves the client's adapter and head on the server."""
-    made, plan, template = bag_rounds("zero_padding", "vmap"), plan_of(), problems.bag().template
+    made, plan, spec = bag_rounds("zero_padding", "vmap"), plan_of(), problems.bag().spec
     got = seen("zero_padding", "vmap", plan)
     predict = prediction.make_predict(objective(), batch=7)
     label = np.asarray(VALIDATION.label)
@@ -63,8 +63,8 @@ def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
     for place in range(COHORT):
         alone = (np.arange(PADDED) == place).astype(np.float32)
         state, _ = made.run(made.state(), plan._replace(weight=alone))
-        gain = lora.uniform_gain(template, int(plan.rank[place]))
-        trained = Trained(state.server.adapter, state.head)
+        gain = lora.uniform_gain(spec, int(plan.rank[place]))
+        trained = ClientParams(state.server.adapter, state.head)
         output = predict(made.base, VALIDATION, trained, gain)
         losses.append(metrics.mean_loss(label, output))
         assert got.accuracy[place] == pytest.approx(metrics.accuracy(label, output), abs=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from fedjax_lora.federated import ClientStore, FederatedState
 from fedjax_lora.federated.ranks import Scores, allocate, reallocation
 from fedjax_lora.federated.ranks.client_scoring import Seen
-from fedjax_lora.methods.base import Server
+from fedjax_lora.methods.base import ServerState
 from tests._helpers import problems
 
 N = len(problems.SIZES)
@@ -18,7 +18,7 @@ RATE = 0.5
 
 def state_of(adapter: str) -> FederatedState:
     """A state of which only the adapter is looked at, and that is a word."""
-    return FederatedState(Server(adapter, {}), {}, ClientStore((), ()))
+    return FederatedState(ServerState(adapter, {}), {}, ClientStore((), ()))
 
 
 def play(spec: str, rounds: int, score=None):
@@ -167,11 +167,11 @@ def test_a_resumed_run_decides_the_same():
 
 
 def test_renewing_keeps_low_components_and_where_arrays_are():
-    template = problems.bag().template
-    old, new = (problems.random_adapter(template, seed) for seed in (0, 1))
+    lora_spec = problems.bag().lora_spec
+    old, new = (problems.random_adapter(lora_spec, seed) for seed in (0, 1))
     mesh = problems.clients.client_mesh(2)
     placed = jax.device_put(jax.tree.map(jnp.asarray, old), problems.clients.everywhere(mesh))
-    got = reallocation.renew_above(template, 3, placed, jax.tree.map(jnp.asarray, new))
+    got = reallocation.renew_above(lora_spec, 3, placed, jax.tree.map(jnp.asarray, new))
     for path, pair in got.items():
         np.testing.assert_array_equal(pair.a[..., :3], old[path].a[..., :3])
         np.testing.assert_array_equal(pair.a[..., 3:], new[path].a[..., 3:])

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.federated.ranks import Review, Scores, allocate
+from fedjax_lora.federated.ranks import RankSchedule, Scores, allocate
 
 
-def review(clients: int = 10, **options) -> Review:
+def review(clients: int = 10, **options) -> RankSchedule:
     given = {"low": 5, "high": 20, "share": 0.1} | options
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
     made = allocate(f"loss_based({words})", clients=clients, seed=3, component_size=1).review

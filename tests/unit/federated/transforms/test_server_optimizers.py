@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import InputError, methods
-from fedjax_lora.core.types import LoRA, Trained
+from fedjax_lora.core.types import ClientParams, LoRA
 from fedjax_lora.federated import transforms
 from tests._helpers.client_messages import TEMPLATE
 
@@ -21,16 +21,16 @@ def make(spec: str) -> transforms.ServerOptimizer:
     return made
 
 
-def tree(seed: int) -> Trained:
+def tree(seed: int) -> ClientParams:
     """A global adapter whose second component nobody ever trains, and a head."""
     rng = np.random.default_rng(seed)
     a, b, head = rng.normal(size=(4, 2)), rng.normal(size=(2, 3)), rng.normal(size=3)
     a[:, 1] = b[1] = 0
     pair = LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-    return Trained({"layer": pair}, {"w": jnp.asarray(head, jnp.float32)})
+    return ClientParams({"layer": pair}, {"w": jnp.asarray(head, jnp.float32)})
 
 
-def flat(tree: Trained) -> np.ndarray:
+def flat(tree: ClientParams) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
 

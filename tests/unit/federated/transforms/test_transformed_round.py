@@ -151,7 +151,7 @@ def test_an_update_that_breaks_leaves_its_client_out():
     def apply(start, trained, trainable, weight, key):
         return jax.tree.map(lambda x: x.at[1].set(np.inf), trained), weight
 
-    broken = transforms.Update(apply=apply, by="wire")
+    broken = transforms.UpdateTransform(apply=apply, stage="wire")
     made, plan = stub_rounds("quadratic", updates=(broken,)), plan_of()
     got, seen = made.run(made.state(), plan)
     assert np.flatnonzero(seen.rejected).tolist() == [1]

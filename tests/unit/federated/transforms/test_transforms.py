@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedjax_lora import InputError, methods
-from fedjax_lora.core.types import Trained
+from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated import transforms
-from fedjax_lora.federated.transforms.registry import UPDATES
+from fedjax_lora.federated.transforms.registry import TRANSFORMS
 from tests._helpers.client_messages import (
     PRESENT,
     RANK,
@@ -37,7 +37,7 @@ every_update = pytest.mark.parametrize("text", SPECS)
 
 
 def test_every_update_is_tested_here():
-    assert [text.split("(")[0] for text in SPECS] == list(UPDATES)
+    assert [text.split("(")[0] for text in SPECS] == list(TRANSFORMS)
 
 
 def lengths(sent):
@@ -200,7 +200,7 @@ def test_bytes_on_the_wire(text, bytes_of):
     }  # fmt: skip
     for method, (index_bytes, vectors) in extra.items():
         made = methods.make(method, TEMPLATE)
-        traffic = made.traffic(methods.Server(None, {}), RANK, 0)
+        traffic = made.traffic(methods.ServerState(None, {}), RANK, 0)
         got = transforms.up_bytes(updates, traffic, TEMPLATE, head)
         for k in range(len(RANK)):
             numbers = len(own(sent.start, sent.trainable, k)) + vectors * 3 * RANK[k]
@@ -266,7 +266,7 @@ def test_a_trimmed_share_is_counted_exactly():
     """0.29 of 100 are 29, which binary fractions round to 28."""
     x = np.zeros((100, 1), np.float32)
     x[:29], x[71:] = -1e6, 1e7
-    head = lambda value: Trained({}, {"x": jnp.asarray(value)})  # noqa: E731
+    head = lambda value: ClientParams({}, {"x": jnp.asarray(value)})  # noqa: E731
     update, keys = spec("trimmed_mean(share=0.29)"), jax.random.split(jax.random.key(0), 100)
     got, _ = update.apply(head(x), head(x), head(np.ones(x.shape, bool)), jnp.ones(100), keys)
     np.testing.assert_array_equal(got.head["x"], np.zeros((100, 1)))
@@ -328,7 +328,7 @@ def test_rejection_reaches_what_follows():
 )
 def test_bad_updates_get_one_sentence(given, method, words):
     with pytest.raises(InputError) as error:
-        transforms.make_updates(given, methods.make(method, TEMPLATE), method)
+        transforms.make_transforms(given, methods.make(method, TEMPLATE), method)
     assert words in str(error.value)
     assert str(error.value).endswith(".")
 
@@ -336,4 +336,4 @@ def test_bad_updates_get_one_sentence(given, method, words):
 def test_noise_does_not_cover_a_method_that_probes():
     probing = dataclasses.replace(methods.make("fedit", TEMPLATE), select=lambda *args: args[3])
     with pytest.raises(InputError, match="does not cover method 'mine'"):
-        transforms.make_updates(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")
+        transforms.make_transforms(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")

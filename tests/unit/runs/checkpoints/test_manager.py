@@ -15,11 +15,11 @@ from fedjax_lora.core import atomic_io
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.federated import ClientStore, FederatedState
 from fedjax_lora.federated.ranks import Scores
-from fedjax_lora.methods.base import Server
+from fedjax_lora.methods.base import ServerState
 from fedjax_lora.runs import checkpoints
-from fedjax_lora.runs.checkpoints import Keeper, Progress
+from fedjax_lora.runs.checkpoints import CheckpointManager, Progress
 from fedjax_lora.runs.checkpoints.checkpoint import arrays
-from fedjax_lora.runs.checkpoints.checksums import SUMS, damage, seal
+from fedjax_lora.runs.checkpoints.checksums import SUMS, verify, write_checksums
 from tests._helpers import problems
 
 ABOUT = {"config": {"seed": 0}, "base": "abc"}
@@ -30,7 +30,7 @@ def progress(rounds: int, seed: int = 0) -> Progress:
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     state = FederatedState(
-        Server({"layer/query": LoRA(draw(2, 6, 3), draw(2, 3, 5))}, {}, (draw(3), ())),
+        ServerState({"layer/query": LoRA(draw(2, 6, 3), draw(2, 3, 5))}, {}, (draw(3), ())),
         {"kernel": draw(6, 4), "bias": draw(4)},
         ClientStore({"b": draw(7, 3, 5)}, ()),
         (jnp.asarray(rounds, jnp.int32), {"mask": jnp.asarray(rng.random(4) < 0.5)}),
@@ -126,14 +126,14 @@ def test_every_file_of_a_checkpoint_is_watched(folder, caplog):
 
 def test_no_bit_of_the_list_of_digests_may_change(tmp_path):
     (tmp_path / "a").write_text("a")
-    seal(tmp_path)
-    assert damage(tmp_path) is None
+    write_checksums(tmp_path)
+    assert verify(tmp_path) is None
     content = (tmp_path / SUMS).read_bytes()
     for bit in range(8 * len(content)):
         wrong = bytearray(content)
         wrong[bit // 8] ^= 1 << bit % 8
         (tmp_path / SUMS).write_bytes(wrong)
-        assert damage(tmp_path) is not None, bit
+        assert verify(tmp_path) is not None, bit
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs the command sha256sum")
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_was_being_written_is_none(folder, monkeypatch):
     newest = folder / checkpoints.FOLDER / "2"
     newest.rename(newest.with_name(".2.partial"))
     assert checkpoints.latest(folder).round == 1
-    with Keeper(folder, ABOUT, keep=2, found=checkpoints.whole(folder)):
+    with CheckpointManager(folder, ABOUT, keep=2, found=checkpoints.whole(folder)):
         assert [p.name for p in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
 
 
@@ -160,21 +160,21 @@ def rounds_kept(folder: pathlib.Path) -> list[int]:
 def test_the_newest_and_the_best_are_kept(tmp_path):
     scores = [0.1, 0.9, None, 0.9, 0.3, 0.2]
     kept = []
-    with Keeper(tmp_path, ABOUT, keep=2) as keeper:
+    with CheckpointManager(tmp_path, ABOUT, keep=2) as keeper:
         for rounds, score in enumerate(scores, 1):
             keeper.save(progress(rounds), score)
             keeper.wait()
             kept.append(rounds_kept(tmp_path))
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
     assert checkpoints.best(checkpoints.whole(tmp_path)).round == 2
-    with Keeper(tmp_path, ABOUT, keep=1, found=checkpoints.whole(tmp_path)) as keeper:
+    with CheckpointManager(tmp_path, ABOUT, keep=1, found=checkpoints.whole(tmp_path)) as keeper:
         keeper.save(progress(7), None)
     assert rounds_kept(tmp_path) == [2, 7]
 
 
 def test_a_round_may_be_saved_again(folder):
     other = progress(2, seed=5)
-    with Keeper(folder, ABOUT, keep=2, found=checkpoints.whole(folder)) as keeper:
+    with CheckpointManager(folder, ABOUT, keep=2, found=checkpoints.whole(folder)) as keeper:
         keeper.save(other)
     assert rounds_kept(folder) == [1, 2]
     got = checkpoints.restore(checkpoints.latest(folder), progress(0))
@@ -191,7 +191,7 @@ def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path,
 
     monkeypatch.setattr(checkpoints.keeper, "save", slow)
     given, want = progress(1), progress(1)
-    with Keeper(tmp_path, ABOUT, keep=9) as keeper:
+    with CheckpointManager(tmp_path, ABOUT, keep=9) as keeper:
         keeper.save(given, always=False)
         given.rank[:] = 0
         jax.tree.map(lambda x: x.delete(), given.state)
@@ -206,9 +206,12 @@ def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path,
 def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
     (tmp_path / checkpoints.FOLDER).write_text("a file where the folder should be")
     sentence = r"Checkpoint .*/1 cannot be written \(.*Error.*\); make room"
-    with pytest.raises(InputError, match=sentence), Keeper(tmp_path, ABOUT, keep=1) as keeper:
+    with (
+        pytest.raises(InputError, match=sentence),
+        CheckpointManager(tmp_path, ABOUT, keep=1) as keeper,
+    ):
         keeper.save(progress(1))
-    keeper = Keeper(tmp_path, ABOUT, keep=1)
+    keeper = CheckpointManager(tmp_path, ABOUT, keep=1)
     keeper.save(progress(1))
     with pytest.raises(InputError, match=sentence):
         keeper.save(progress(2))

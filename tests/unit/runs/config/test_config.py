@@ -31,7 +31,7 @@ OTHER = RunConfig(
     lora=LoraConfig(targets="attention", alpha=16, scale="alpha/r", lora_layers=(0, 1)),
     federation=FederationConfig(method="flora", clients=3, cohort=3, heads="local"),
     local=LocalConfig(learning_rate=1, clip=None, group_by_length=True, max_steps=3),
-    execution=ExecutionConfig(mode="sharded", wave=4, devices=8, mesh=(-1, 2)),
+    execution=ExecutionConfig(mode="sharded", clients_per_step=4, devices=8, mesh=(-1, 2)),
     seed=7,
 )
 
@@ -62,7 +62,7 @@ def test_the_other_config_sets_every_group():
                 },
             ),
             "execution": st.fixed_dictionaries(
-                {}, optional={"wave": st.none() | st.integers(1, 9)}
+                {}, optional={"clients_per_step": st.none() | st.integers(1, 9)}
             ),
         },
     )
@@ -172,7 +172,7 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("model", "dropout", -0.1, "dropout must be in [0, 1)"),
         ("lora", "alpha", 0, "alpha must be above 0"),
         ("lora", "lora_dropout", 1, "lora_dropout must be in [0, 1), got 1"),
-        ("execution", "wave", 0, "wave must be at least 1"),
+        ("execution", "clients_per_step", 0, "wave must be at least 1"),
         ("execution", "mesh", [4, 0], "mesh must be two sizes above 0, or -1 for one of them"),
         ("execution", "mesh", [-1, -1], "mesh must be two sizes above 0, or -1 for one of them"),
         ("execution", "mesh", [8], "mesh must be two sizes above 0, or -1 for one of them"),
@@ -197,7 +197,7 @@ def test_what_cannot_be_run_is_refused(group, option, value, words):
         ("model", "dropout", None),
         ("local", "clip", None),
         ("lora", "lora_dropout", 0.99),
-        ("execution", "wave", 1),
+        ("execution", "clients_per_step", 1),
     ],
 )
 def test_the_last_possible_value_is_accepted(group, option, value):

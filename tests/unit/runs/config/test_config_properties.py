@@ -29,7 +29,7 @@ RANGES: dict[str, st.SearchStrategy] = {
     "learning_rate": POSITIVE,
     "lora_dropout": SMALL,
     **dict.fromkeys(
-        ("train_examples", "test_examples", "layers", "max_steps", "wave", "devices"),
+        ("train_examples", "test_examples", "layers", "max_steps", "clients_per_step", "devices"),
         st.none() | COUNT,
     ),
     "mesh": st.tuples(COUNT | st.just(-1), COUNT),

@@ -26,7 +26,8 @@ LLAMA = {
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 TOLERANCE = 0.2
-"""Of the sum; `experiments.benchmarks.cost_estimates` has it for larger models, and for memory that was used."""
+"""Of the sum; `experiments.benchmarks.cost_estimates` has it for larger models, and for memory
+that was used."""
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def folder(tmp_path):
 SPEC = "instructions(train='train.jsonl', instruction='say', completion='said', format='plain')"
 
 
-def make(folder, *, method, remat=False, wave=1, targets="attention-qv"):
+def make(folder, *, method, remat=False, clients_per_step=1, targets="attention-qv"):
     return config.RunConfig(
         data=config.DataConfig(task=SPEC, data_dir=str(folder), max_length=64),
         model=config.ModelConfig(model=str(folder), remat=remat),
@@ -54,7 +55,7 @@ def make(folder, *, method, remat=False, wave=1, targets="attention-qv"):
             ranks="tiers(ranks=[4, 8])",
         ),
         local=config.LocalConfig(batch=4, max_steps=2),
-        execution=config.ExecutionConfig(wave=wave),
+        execution=config.ExecutionConfig(clients_per_step=clients_per_step),
     )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def make(folder, *, method, remat=False, wave=1, targets="attention-qv"):
     [
         {"method": "flora"},
         pytest.param(
-            {"method": "hetlora", "remat": True, "wave": 2, "targets": "all-linear"},
+            {"method": "hetlora", "remat": True, "clients_per_step": 2, "targets": "all-linear"},
             marks=pytest.mark.slow,
         ),
     ],

@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_memory as layer
 
 from fedjax_lora import federated
 from fedjax_lora.core.types import Shape
 from fedjax_lora.data.batch_shapes import padded_shapes
 from fedjax_lora.federated import Clients
 from fedjax_lora.runs.cost import flops, round_flops
+from tests._helpers import encoder_layer as layer
 from tests._helpers import problems
 
 HIDDEN, ROWS, WIDTH, RANK = layer.HIDDEN, layer.ROWS, layer.WIDTH, layer.RANK
 
 
 def by_hand() -> int:
-    """A step of a client of `test_memory.CONFIG`, one layer with adapters on query and value.
+    """A step of a client of `encoder_layer.CONFIG`, one layer with adapters on query and value.
 
     Products are counted as they appear, each twice its multiplications. Nothing below the adapters
     needs a gradient, so none goes through the kernels of query, key and value.
@@ -86,10 +86,14 @@ def test_a_wave_steps_in_the_shape_of_its_largest_batch():
         [],
         longest=[[8, 9], [16, 1], [3, 1], [16, 16]],
     )
-    assert count(plan, parts=1, wave=1) == (10 + 100) + 100 + 1
-    assert count(plan, parts=1, wave=2) == 2 * (1000 + 100) + 2 * 1
-    assert count(plan, parts=2, wave=1) == (10 + 100) + 100
-    assert count(plan, parts=2, wave=2) == count(plan, parts=2, wave=9) == 2 * (1000 + 100)
+    assert count(plan, parts=1, clients_per_step=1) == (10 + 100) + 100 + 1
+    assert count(plan, parts=1, clients_per_step=2) == 2 * (1000 + 100) + 2 * 1
+    assert count(plan, parts=2, clients_per_step=1) == (10 + 100) + 100
+    assert (
+        count(plan, parts=2, clients_per_step=2)
+        == count(plan, parts=2, clients_per_step=9)
+        == 2 * (1000 + 100)
+    )
 
 
 def test_a_rate_is_measured():

@@ -26,7 +26,7 @@ from fedjax_lora.runs.config import (
 from fedjax_lora.runs.sweep import record_store, runner
 from fedjax_lora.runs.sweep.grid import Grid
 from fedjax_lora.runs.sweep.runner import compare
-from fedjax_lora.runs.sweep.shared_assets import Shelf
+from fedjax_lora.runs.sweep.shared_assets import AssetCache
 
 BASE = RunConfig(
     data=DataConfig(train_examples=120, test_examples=40, max_length=16),
@@ -66,7 +66,7 @@ def test_runs_of_one_recipe_compile_once(done):
     for program in ("round_fn", "outputs"):
         found = [text for text in compiled if re.match(rf"Compiling jit\({program}\)", text)]
         assert len(found) == 1, "\n".join(found)
-    shelf = Shelf()
+    shelf = AssetCache()
     steps = {
         build.prepare(config, shelf.assets(config)).federation.steps
         for config in (configs.from_dict(configs.to_dict(BASE) | {"seed": s}) for s in (0, 1))
@@ -278,7 +278,7 @@ def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
 
 def test_seeds_share_one_base(done):
     """Only the head differs, and it is the one that loading with that seed draws."""
-    shelf = Shelf()
+    shelf = AssetCache()
     one, other = (
         shelf.assets(configs.from_dict(configs.to_dict(BASE) | {"seed": seed})).model
         for seed in (0, 1)
