@@ -92,7 +92,7 @@ def example(name: str, factory: Any) -> str:
     """The method's spec with its first option at the default."""
     for parameter in inspect.signature(factory).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            return f"\"{name}({parameter.name}={parameter.default!r})\""
+            return f'"{name}({parameter.name}={parameter.default!r})"'
     return name
 
 

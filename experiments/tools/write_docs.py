@@ -1,4 +1,6 @@
-"""All generated blocks of the README and the documentation: ``python -m experiments.tools.write_docs``.
+"""All generated blocks of the README and the documentation.
+
+Run it with ``python -m experiments.tools.write_docs``.
 
 Each block stands between two comments on one or more pages, see `experiments.tools.markdown`.
 """
@@ -30,21 +32,21 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "cohort_profile": cohort.profile_table,
     "compilation": compilation.table,
     "demo": readme_demo.sentence,
-    "explain": cost_estimates.table,
-    "faults": interruptions.table,
+    "cost_estimates": cost_estimates.table,
+    "interruptions": interruptions.table,
     "instruction_tuning": instruction_tuning.table,
-    "malformed": malformed_input.sentence,
+    "malformed_input": malformed_input.sentence,
     "methods": methods_table.table,
     "methods_short": methods_table.short_table,
     "noise": noise.table,
-    "open_question": write_reports.open_question,
+    "fed_plora_vs_flexlora": write_reports.open_question,
     "own_model": readme_own_model.sentence,
-    "parity": huggingface_parity.table,
+    "huggingface_parity": huggingface_parity.table,
     "reruns": write_reports.overview,
     "scaling": scaling.table,
-    "storage": quantized_base.table,
-    "whole": end_to_end.table,
-    "whole_padding": end_to_end.padding,
+    "quantized_base": quantized_base.table,
+    "end_to_end": end_to_end.table,
+    "end_to_end_padding": end_to_end.padding,
 }
 """The text of every block by its name."""
 

@@ -12,7 +12,7 @@ from experiments.tools.markdown import text_of
 from experiments.tools.write_docs import BLOCKS
 from fedjax_lora.cli import evaluate, export, inspect, main, predict
 from fedjax_lora.methods import METHODS
-from tests._helpers.pages import DOCS, README, ROOT, blocks, name, pages
+from tests._helpers.pages import DOCS, ROOT, blocks, name, pages
 
 OPTIONS = {
     "evaluate": evaluate.EvaluateOptions,
@@ -38,23 +38,6 @@ MODULES = sorted(
 )
 EXECUTED = [page for page in pages() if blocks(page, "python")]
 SLOW = {"README.md", "docs/getting_started.md"}  # they train a pretrained model
-
-
-def test_readme_has_one_page():
-    assert len(README.read_text("utf-8").splitlines()) <= 200
-
-
-def test_set_up_commands_are_one_line_each():
-    demo, tests = blocks(README, "bash")
-    assert demo.count("\n") == tests.count("\n") == 1
-    assert demo.rstrip().endswith("fedjax-lora run")
-    assert "[test]" in tests
-    assert tests.rstrip().endswith("python -m pytest -n auto --maxprocesses=4 --dist=worksteal")
-
-
-def test_no_table_stands_before_the_install_command():
-    before, _ = README.read_text("utf-8").split("```bash", 1)
-    assert not re.search(r"^\|", before, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
