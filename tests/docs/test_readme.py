@@ -2,7 +2,7 @@
 
 import re
 
-from tests._helpers.pages import README, blocks
+from tests._helpers.pages import DOCS, README, blocks
 
 
 def test_readme_has_one_page():
@@ -20,3 +20,7 @@ def test_set_up_commands_are_one_line_each():
 def test_no_table_stands_before_the_install_command():
     before, _ = README.read_text("utf-8").split("```bash", 1)
     assert not re.search(r"^\|", before, re.MULTILINE)
+
+
+def test_loop_is_the_one_of_the_first_page():
+    assert blocks(README, "python")[1] in blocks(DOCS / "getting_started.md", "python")
