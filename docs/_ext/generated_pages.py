@@ -104,18 +104,18 @@ def paper_link(paper: str) -> str:
 
 
 def paper_page(readme: pathlib.Path) -> str:
-    """A README whose images are found from docs/papers/pages and whose file links are code."""
-    depth = "../" * 3
+    """A README as a page of docs/papers/pages: files are linked from there, folders are named."""
+    up = "../" * 3
 
     def relink(match: re.Match[str]) -> str:
         image, text, target = match.groups()
         if "://" in target or target.startswith("#"):
             return match[0]
-        path = (readme.parent / target).resolve().relative_to(ROOT)
-        if image:
-            return f"![{text}]({depth}{path})"
-        if path.parent == PAPERS.relative_to(ROOT) and (ROOT / path / "README.md").exists():
+        path = (readme.parent / target).resolve()
+        if (path / "README.md").exists():
             return f"[{text}]({path.name}.md)"
-        return text if text == path.as_posix() else f"{text} (`{path}`)"
+        if path.is_dir():
+            return f"{text} (`{path.relative_to(ROOT)}`)" if " " in text else text
+        return f"{image}[{text}]({up}{path.relative_to(ROOT)})"
 
     return LINK.sub(relink, readme.read_text(encoding="utf-8"))
