@@ -115,7 +115,7 @@ def paper_page(readme: pathlib.Path) -> str:
         if (path / "README.md").exists():
             return f"[{text}]({path.name}.md)"
         if path.is_dir():
-            return f"{text} (`{path.relative_to(ROOT)}`)" if " " in text else text
+            return f"{text} in `{path.relative_to(ROOT)}`" if " " in text else text
         return f"{image}[{text}]({up}{path.relative_to(ROOT)})"
 
     return LINK.sub(relink, readme.read_text(encoding="utf-8"))
