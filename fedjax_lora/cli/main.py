@@ -20,7 +20,7 @@ from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
 from fedjax_lora.core.errors import InputError, Stopped, unknown
-from fedjax_lora.runs.choices import check_choices
+from fedjax_lora.runs.choices import check_choices, read_models
 from fedjax_lora.runs.config import RunConfig
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
@@ -205,9 +205,7 @@ def methods_command(args: Sequence[str]) -> None:
 
 def models_command(args: Sequence[str]) -> None:
     """``fedjax-lora models``."""
-    from fedjax_lora.models import MODELS
-
-    rows = [(name, m.summary, m.url) for name, m in MODELS.items()]
+    rows = [(name, model["summary"], model["url"]) for name, model in read_models().items()]
     _print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
 
 

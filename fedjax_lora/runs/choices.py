@@ -260,18 +260,24 @@ def _taking_rate(file: pathlib.Path) -> frozenset[str]:
     )
 
 
-def model_names() -> frozenset[str]:
-    """Return the names of the models in `fedjax_lora.models.MODELS`."""
-    return frozenset(_mapping(_parse("models.huggingface.registry"), "MODELS"))
+def read_models() -> dict[str, dict[str, Any]]:
+    """Read the fields of the models in `fedjax_lora.models.MODELS` from the source, by name."""
+    entries = _mapping(_parse("models.huggingface.registry"), "MODELS")
+    return {
+        name: {word.arg: ast.literal_eval(word.value) for word in entry.keywords if word.arg}
+        for name, entry in entries.items()
+        if isinstance(entry, ast.Call)
+    }
 
 
 def _check_model(name: str) -> None:
     """Check that a model name is known, unless it can be a folder or an id of the hub."""
     if "/" in name or "\\" in name or os.path.lexists(os.path.expanduser(name)):
         return
-    if name not in model_names():
+    known = read_models()
+    if name not in known:
         raise InputError(
-            f"{unknown('model', name, model_names())} A folder or a hub id org/name works too."
+            f"{unknown('model', name, known)} A folder or a hub id org/name works too."
         )
 
 
