@@ -11,7 +11,7 @@ from typing import Any
 from experiments.tools import alternate
 from experiments.tools.study import Size, Stage, Study, distinct
 from fedjax_lora.core import atomic_io
-from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.compilation import CompiledFunctions, programs
@@ -54,7 +54,7 @@ def rerun(
     for name in only:
         if name not in known:
             raise unknown("study", name, known)
-    keep_compiled_programs()
+    enable_compilation_cache()
     locate = functools.partial(located, data_dir=data_dir, models_dir=models_dir)
     failed = 0
     for name in only or known:

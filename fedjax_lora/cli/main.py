@@ -112,20 +112,20 @@ def execute(options: RunOptions) -> int:
         return _execute(options)
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
-    with distributed.joined(*process):
+    with distributed.initialized(*process):
         return _execute(dataclasses.replace(options, run=config))
 
 
 def _execute(options: RunOptions) -> int:
     """`execute` in one process, which may be one of several that run together."""
     from fedjax_lora.core import distributed
-    from fedjax_lora.core.cache import keep_compiled_programs
+    from fedjax_lora.core.cache import enable_compilation_cache
 
     _check_resume(options)
-    keep_compiled_programs()
-    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.first())
+    enable_compilation_cache()
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_first())
     if options.explain:
-        with distributed.together():
+        with distributed.raise_on_all():
             lines = explain(options.run)
         console.print("\n".join(lines), markup=False)
         return 0
@@ -142,7 +142,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
 
     config = options.run
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
-    with distributed.together():
+    with distributed.raise_on_all():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
     metric = assets.task.task.metric
     with progress_bar(console) as progress, after_this_round() as signal:
@@ -166,7 +166,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
         except Stopped as stopped:
             command = f"fedjax-lora run --resume {shlex.quote(str(out))}"
             console.print(f"{stopped}; go on with: {command}")
-            return 128 + max(distributed.of_all(signal()))
+            return 128 + max(distributed.gather(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
     print_summary(console, result.summary, metric, out)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.layerwise import map_layers
 from fedjax_lora.core.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -131,7 +131,7 @@ def _each(fn: Callable[..., Any], *matrices: Array) -> Any:
     batch = matrices[0].shape[:-2]
     if not batch:
         return fn(*matrices)
-    out = over_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
+    out = map_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
 
 

@@ -64,7 +64,7 @@ def make_evaluate(
       max_length: tokens that texts are cut to.
       batch: prompts answered at once.
     """
-    task_type = TASK_TYPES[task.task.kind]
+    task_type = TASK_TYPES[task.task.type]
     tools = EvalContext(
         task=task,
         predict=predict,

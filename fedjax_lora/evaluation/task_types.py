@@ -65,9 +65,9 @@ def _judge_labels(tools: EvalContext, split: data.Split, tokens: data.Tokens) ->
 
     def judge(model: Global) -> Scores:
         output = tools.predict(model.base, placed, model.trained, model.gain)
-        loss = metrics.mean_loss(tokens.label, output, regression=task.kind == "regression")
+        loss = metrics.mean_loss(tokens.label, output, regression=task.type == "regression")
         # Papers often give the accuracy of tasks that have another metric.
-        also = () if task.kind == "regression" else ("accuracy",)
+        also = () if task.type == "regression" else ("accuracy",)
         names = dict.fromkeys((task.metric, *also))
         return {n: metrics.METRICS[n](tokens.label, output) for n in names} | {"loss": loss}
 
@@ -115,9 +115,9 @@ def _judge_language(tools: EvalContext, split: data.Split, tokens: data.Tokens) 
 def _choices(
     tools: EvalContext, split: data.Split, tokens: data.Tokens
 ) -> Callable[[Global], float]:
-    rows, question = instruction_tokens.of_choices(split)
+    rows, question = instruction_tokens.expand_choices(split)
     encoded = tools.encode(rows)
-    question = question[encoded.kept]
+    question = question[encoded.index]
     placed = tools.place(encoded.tokens)
 
     def score(model: Global) -> float:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fedjax_lora import lora
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.cohort import Mode, execute
 from fedjax_lora.federated.local_training import Clients, Report, Train
@@ -99,7 +99,7 @@ def make_local(
             probed, _ = run_cohort(full, data, clients, plan.rate)
             start, clients = choose(state, plan, key, start, clients, mine, probed)
         trained, report = run_cohort(full, data, clients, plan.rate)
-        need_same("What local training returns", trained, clients.params)
+        check_same_structure("What local training returns", trained, clients.params)
         return Local(start, clients, mine, trained, report)
 
     if mode == "loop":

@@ -20,13 +20,13 @@ from fedjax_lora.core.types import (
     Adapter,
     Array,
     Batches,
+    BatchShape,
     ClientParams,
     Gain,
     Key,
     LoRA,
     Params,
     Rates,
-    Shape,
 )
 from fedjax_lora.federated.objectives import Objective
 
@@ -82,7 +82,9 @@ def _projected(project: Project, new: ClientParams, trainable: ClientParams) -> 
     return new._replace(adapter=adapter)
 
 
-def make_batch(objective: Objective, shape: Shape, data: Any, index: Array, valid: Array) -> Any:
+def make_batch(
+    objective: Objective, shape: BatchShape, data: Any, index: Array, valid: Array
+) -> Any:
     """The batch of a step of some shape."""
     batch = objective.take(data, index, shape.length)
     if objective.unpad is None or shape.padded:
@@ -90,7 +92,7 @@ def make_batch(objective: Objective, shape: Shape, data: Any, index: Array, vali
     return objective.unpad(batch, valid, shape.tokens)
 
 
-def _smallest(shapes: Sequence[Shape], *need: Array) -> Array:
+def _smallest(shapes: Sequence[BatchShape], *need: Array) -> Array:
     """The index of the first shape that has room for so much; of the last if none has."""
     fits = jnp.all(jnp.asarray(shapes) >= jnp.stack(need)[None], axis=1)
     return jnp.argmax(fits.at[-1].set(True)).astype(jnp.int32)
@@ -104,7 +106,7 @@ def make_training(
     rates: Rates = EQUAL_RATES,
     project: Project | None = None,
     split_gains: bool = False,
-    shapes: Sequence[Shape] | None = None,
+    shapes: Sequence[BatchShape] | None = None,
     prox: float = 0.0,
 ) -> Train:
     """Local training of a wave of clients.
@@ -168,7 +170,7 @@ def make_training(
         def step(t: Array, carry: tuple) -> tuple:
             params, opt_state, total = carry
 
-            def of_shape(shape: Shape) -> Callable[[], tuple]:
+            def of_shape(shape: BatchShape) -> Callable[[], tuple]:
                 def run() -> tuple:
                     each = lambda *args: one_client(base, data, t, shape, rate, *args)  # noqa: E731
                     return jax.vmap(each)(clients, params, opt_state)
@@ -181,7 +183,7 @@ def make_training(
             # Valid rows come first.
             full = jnp.max(jnp.sum(work.valid[:, t], axis=1, dtype=jnp.int32))
             size = work.valid.shape[-1]
-            choice = shapes or [Shape(size, n, size * n) for n in objective.lengths]
+            choice = shapes or [BatchShape(size, n, size * n) for n in objective.lengths]
             at = _smallest(choice, full, most(work.longest), most(work.tokens))
             params, opt_state, new = jax.lax.switch(at, [of_shape(shape) for shape in choice])
             return params, opt_state, jax.tree.map(jnp.add, total, new)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
@@ -84,8 +84,10 @@ def make_round(
         if heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = transforms.apply(updates, start, after, learns, weight, plan.id, own_key)
-        need_same("What the updates make of the clients' results", got, after)
+        got, weight = transforms.apply_transforms(
+            updates, start, after, learns, weight, plan.id, own_key
+        )
+        check_same_structure("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         return got if heads == "average" else got._replace(head=local.trained.head), weight
@@ -99,7 +101,7 @@ def make_round(
             ClientParams(state.server.adapter, state.head),
             ClientParams(server.adapter, head),
         )
-        now, moments = transforms.follow(server_optimizer, state.optimizer, old, new, somebody)
+        now, moments = transforms.server_step(server_optimizer, state.optimizer, old, new, somebody)
         return server._replace(adapter=now.adapter), now.head, moments
 
     def finish(
@@ -107,7 +109,7 @@ def make_round(
     ) -> tuple[FederatedState, RoundMetrics]:
         trained, cohort = received(plan, key, local)
         weight = cohort.weight
-        with layerwise.across(mesh):
+        with layerwise.spread_over(mesh):
             outcome = method.aggregate(
                 state.server, local.mine.method, cohort, local.start, trained.adapter
             )

@@ -138,7 +138,7 @@ def put_together(stored: Stored, model: models.Pretrained) -> TrainedModel:
     """
     head = {p.removeprefix("head/"): x for p, x in stored.values.items() if p.startswith("head/")}
     rest = {path: x for path, x in stored.values.items() if not path.startswith("head/")}
-    model = models.with_values(model, rest) if rest else model
+    model = models.replace_params(model, rest) if rest else model
     return TrainedModel(
         model, *stored.placed, head=trees.nested(head) if head else model.params["head"]
     )

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fedjax_lora.core.atomic_io import brief, need_file, read_json
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.untrusted_files import check_regular_file, first_line, read_json
 from fedjax_lora.interop.peft_writer import CONFIG, PREFIX, WEIGHTS, Factors
 
 _LARGEST_CONFIG = 4 << 20  # bytes
@@ -111,11 +111,13 @@ def _read(file: pathlib.Path, misfits: Callable[[Any], Iterable[str]]) -> dict[s
 
 
 def _opened(file: pathlib.Path) -> Any:
-    need_file(file)
+    check_regular_file(file)
     try:
         return safe_open(file, framework="np")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({brief(error)}).") from error
+        raise InputError(
+            f"{file} is not a readable safetensors file ({first_line(error)})."
+        ) from error
 
 
 def _described(opened: Any) -> dict[str, tuple[tuple[int, ...], str]]:

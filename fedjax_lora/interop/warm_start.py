@@ -34,7 +34,7 @@ def with_parts(model: models.Pretrained, folder: str | pathlib.Path) -> models.P
     stored = load_adapter(folder, model)
     same_task = stored.labels == model.config.num_labels
     values = {p: x for p, x in stored.values.items() if same_task or not p.startswith("head/")}
-    model = models.with_values(model, values) if values else model
+    model = models.replace_params(model, values) if values else model
     _check_base(model, pathlib.Path(folder))
     return model
 

@@ -292,5 +292,5 @@ def _check_data(config: RunConfig) -> None:
     """Check task and partition with the registries themselves: they import no JAX."""
     from fedjax_lora import data
 
-    data.find(config.data.task)
+    data.find_task(config.data.task)
     registry.check(config.federation.partition, data.PARTITIONS, "partition")

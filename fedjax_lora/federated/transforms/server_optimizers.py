@@ -89,7 +89,7 @@ def make_server_optimizer(spec: str, method: Method, name: str) -> ServerOptimiz
     return made
 
 
-def follow(
+def server_step(
     optimizer: ServerOptimizer,
     moments: Any,
     old: ClientParams,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.core.types import ClientParams, Params, Shape
+from fedjax_lora.core.types import BatchShape, ClientParams, Params
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.local_training import make_batch
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
@@ -16,7 +16,7 @@ from fedjax_lora.runs.cost import flops
 
 def step_flops(
     recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
-) -> dict[Shape, int]:
+) -> dict[BatchShape, int]:
     """Of a client's step, by its shape."""
 
     def of_shape(shape: Shape) -> int:
@@ -33,7 +33,7 @@ def trace(
     base: Params,
     trained: ClientParams,
     data: Tokens,
-    shape: Shape,
+    shape: BatchShape,
 ) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
     """``(base, *clients) -> (loss, backward pass)`` of a batch, and shapes of so many clients.
 

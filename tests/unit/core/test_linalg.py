@@ -288,12 +288,12 @@ def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
 
 
 def bound(s: np.ndarray) -> float:
-    return float(linalg.lost(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
+    return float(linalg.gram_error(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
 
 
 def test_the_gram_matrix_is_trusted_where_it_can_be():
     """And not where it is blind; the tests above go both ways."""
-    trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.LOST}
+    trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.MAX_GRAM_ERROR}
     assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
     blind = {"steep", "low rank", "one and a plain", "one and 0.001", "one and 0.0001"}
     assert not trusted & blind

@@ -35,7 +35,7 @@ def test_every_task_is_described():
         assert task.summary and "\n" not in task.summary
         assert task.url.startswith("http")
         assert task.metric in METRICS
-        assert (task.kind == "regression") == (name == "stsb")
+        assert (task.type == "regression") == (name == "stsb")
         assert task.builtin or task.local
         assert find(name) == task
 
@@ -95,7 +95,7 @@ def test_scores(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,0.5\nb,4\n")
     spec = "file(train='a.csv', test='a.csv', metric='pearson')"
     data = load(spec, data_dir=str(tmp_path))
-    assert data.task.kind == "regression"
+    assert data.task.type == "regression"
     assert data.classes == ()
     assert data.train.labels.dtype == np.float32
     assert data.train.labels.tolist() == [0.5, 4.0]
