@@ -66,7 +66,11 @@ class TaskType(NamedTuple):
 
 
 def _encode_texts(
-    task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
+    task: data.Task,
+    split: data.Split,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
     tokens = data.encode(split, tokenizer, max_length=max_length, cache_dir=cache_dir)
     return instruction_tokens.Encoded(split, tokens, np.arange(len(split.texts)))
@@ -94,7 +98,11 @@ def _majority_accuracy(labels: np.ndarray, initial_scores: Callable[[], Scores])
 
 
 def _encode_completions(
-    task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
+    task: data.Task,
+    split: data.Split,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
     return instruction_tokens.encode(
         split,
