@@ -12,11 +12,11 @@ from fedjax_lora import methods
 def table() -> str:
     """Name, one line, options and paper of every registered method."""
     lines = []
-    for name, entry in methods.METHODS.items():
-        parameters = inspect.signature(entry.factory).parameters.values()
+    for name, factory in methods.METHODS.items():
+        parameters = inspect.signature(factory).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
-        paper = entry.paper
+        paper = methods.paper(name)
         if paper.startswith("arXiv "):
             paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
         lines.append([f"`{name}`", methods.summary(name), options, paper])
