@@ -103,7 +103,9 @@ def _open(file: pathlib.Path) -> Any:
     try:
         return safe_open(file, framework="np")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({first_line(error)}).") from error
+        raise InputError(
+            f"{file} is not a readable safetensors file ({first_line(error)})."
+        ) from error
 
 
 def _described(opened: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -194,9 +194,7 @@ class Reopened(NamedTuple):
     history: History
 
 
-def reopen(
-    folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = None
-) -> Reopened:
+def reopen(folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = None) -> Reopened:
     """Open the run in a folder with its newest checkpoint; nothing is compiled or computed.
 
     All arrays are on one device, however many the run had.

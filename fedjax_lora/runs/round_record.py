@@ -44,9 +44,7 @@ class RoundRecord:
         self._head = _sent_head(run, state)
         self._drawn = run.federation.drawn(plan)
         self._scoring = scoring_traffic(run, state, scores, int(plan.round))
-        self._requested = run.method.traffic(
-            state.server, plan.rank[self._drawn], int(plan.round)
-        )
+        self._requested = run.method.traffic(state.server, plan.rank[self._drawn], int(plan.round))
 
     def add_metrics(
         self, metrics: RoundMetrics, state: FederatedState, rank: np.ndarray

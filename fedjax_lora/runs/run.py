@@ -101,9 +101,7 @@ def run(
         return finish(built, progress, recorder.history, reference, clock.times(), folder)
 
 
-def play_round(
-    run: Run, progress: Progress
-) -> tuple[Progress, dict[str, Any], dict[str, float]]:
+def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], dict[str, float]]:
     """Play one round: update ranks, plan, train, aggregate, evaluate.
 
     Args:

@@ -28,11 +28,12 @@ def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
     )
     fn = federated.make_round(
         methods.make(method, problem.spec),
-        problem.spec,
         problems.training("bag"),
-        mode=mode,
-        clients_per_step=2 if mode == "vmap" else 1,
-        mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
+        execution=federated.Execution(
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            clients_per_step=2 if mode == "vmap" else 1,
+            mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
+        ),
         measure=look,
     )
     return bag_rounds(method, mode)._replace(fn=fn)
