@@ -296,7 +296,7 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
     inputs = InputSpec(
         module=assets.model.module,
         lengths=length_buckets(
-            assets.train.length, longest=longest, most=TASK_TYPES[task_type].buckets
+            assets.train.length, longest=longest, most=TASK_TYPES[task_type].num_buckets
         ),
         type=task_type,
         dropout=config.model.dropout != 0,

@@ -86,8 +86,7 @@ def factories(kind: str) -> Factories:
     loaded = sys.modules.get(f"fedjax_lora.{module}")
     if loaded is None or not hasattr(loaded, variable):
         return read_factories(module, variable)
-    entries = getattr(loaded, variable)
-    return {name: getattr(entry, "factory", entry) for name, entry in entries.items()}
+    return getattr(loaded, variable)
 
 
 @functools.cache
@@ -96,8 +95,7 @@ def read_factories(module: str, variable: str) -> Factories:
 
     Args:
       module: dotted name below ``fedjax_lora``.
-      variable: name of a dictionary literal whose values are functions, or records that are
-        created from a function (``Entry(function, ...)``).
+      variable: name of a dictionary of functions.
 
     Returns:
       For each name of the dictionary a function with the signature of the registered one.
@@ -125,10 +123,17 @@ def _value(tree: ast.Module, variable: str) -> ast.expr | None:
 
 
 def _mapping(tree: ast.Module, variable: str) -> dict[str, ast.expr]:
-    """Return the entries of a dictionary literal, also inside a call such as MappingProxyType."""
+    """Return the entries of a dictionary, also inside a call such as MappingProxyType.
+
+    The dictionary is a literal, or ``{function.__name__: function for function in (...)}``.
+    """
     value = _value(tree, variable)
     while isinstance(value, ast.Call):
         value = value.args[0]
+    if isinstance(value, ast.DictComp):
+        functions = value.generators[0].iter
+        assert isinstance(functions, ast.Tuple), variable
+        return {name.id: name for name in functions.elts if isinstance(name, ast.Name)}
     assert isinstance(value, ast.Dict), variable
     return {
         ast.literal_eval(key): entry
@@ -139,17 +144,12 @@ def _mapping(tree: ast.Module, variable: str) -> dict[str, ast.expr]:
 
 def _function(tree: ast.Module, value: ast.expr) -> tuple[ast.Module, ast.FunctionDef]:
     """Find the definition of a registered function: the module it is in, and the definition."""
-    name = value.args[0] if isinstance(value, ast.Call) else value
-    assert isinstance(name, ast.Name), ast.dump(value)
+    assert isinstance(value, ast.Name), ast.dump(value)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name.id:
+        if isinstance(node, ast.FunctionDef) and node.name == value.id:
             return tree, node
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                if (alias.asname or alias.name) == name.id:
-                    origin = _parse(node.module.removeprefix("fedjax_lora."))
-                    return _function(origin, ast.Name(alias.name))
-    raise LookupError(name.id)
+    module, name = _imported(tree, value.id)
+    return _function(_parse(module), ast.Name(name))
 
 
 def _signature_only(tree: ast.Module, definition: ast.FunctionDef) -> Callable[..., Any]:
@@ -204,12 +204,25 @@ def _alias(tree: ast.Module, name: str) -> Any:
     value = _value(tree, name)
     if value is not None:
         return _type(tree, value)
+    try:
+        module, name = _imported(tree, name)
+    except LookupError:
+        return Any
+    return _alias(_parse(module), name)
+
+
+def _imported(tree: ast.Module, name: str) -> tuple[str, str]:
+    """Return where a module imports a name from: a module below ``fedjax_lora``, and a name there.
+
+    Raises:
+      LookupError: the module does not import the name from this package.
+    """
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedjax_lora."):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _alias(_parse(str(node.module).removeprefix("fedjax_lora.")), alias.name)
-    return Any
+                    return str(node.module).removeprefix("fedjax_lora."), alias.name
+    raise LookupError(name)
 
 
 def _check_optimizer(spec: str) -> None:
