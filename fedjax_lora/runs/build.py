@@ -114,6 +114,11 @@ class Run(NamedTuple):
         """The method, on the LoRA spec of the run."""
         return self.setup.method
 
+    @property
+    def round_spec(self) -> RoundSpec:
+        """Everything that the compiled round depends on."""
+        return make_round_spec(self.config, self.inputs.assets, self.setup)
+
     def learning_rate(self, round: int) -> float:
         """Return the learning rate of a round, counted from 0."""
         factor = float(jnp.asarray(self.setup.schedule(round)))
@@ -139,8 +144,8 @@ class Run(NamedTuple):
         Args:
           state: the state before the first round.
         """
-        reference = TASK_TYPES[self.task.type].reference
-        return reference(self.inputs.assets.test.label, lambda: self.evaluate(state))
+        reference_scores = TASK_TYPES[self.task.type].reference_scores
+        return reference_scores(self.inputs.assets.test.label, lambda: self.evaluate(state))
 
     def digests(self) -> dict[str, str]:
         """Return hex sha256 digests of base and data, by what is in a checkpoint."""

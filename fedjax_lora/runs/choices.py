@@ -306,4 +306,4 @@ def _check_data(config: RunConfig) -> None:
     from fedjax_lora import data
 
     data.find_task(config.data.task)
-    registry.check(config.federation.partition, data.PARTITIONS, "partition")
+    registry.check(config.federation.partition, data.PARTITIONERS, "partition")
