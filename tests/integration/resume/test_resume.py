@@ -12,6 +12,7 @@ import pytest
 import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.core.errors import Stopped
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints.checksums import write_checksums
@@ -305,6 +306,5 @@ def checkpointed_state(result: Result, round: int):
         result.rank,
         result.rank,
         checkpoints.saved.ClientScores.initial(len(result.rank)),
-        [],
     )
     return checkpoints.restore(found, like).state
