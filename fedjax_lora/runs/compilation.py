@@ -19,11 +19,11 @@ from fedjax_lora.core.types import Shape
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.evaluation.predict import Predict
 from fedjax_lora.federated import (
+    CompiledRound,
     Execution,
     Head,
     LocalTraining,
     Objective,
-    Round,
     diagnostics,
     optimizers,
     transforms,
@@ -95,15 +95,15 @@ class RoundSpec:
         )
 
 
-def build_round(recipe: RoundSpec) -> Round:
-    """The round of a recipe, see `fedjax_lora.federated.make_round`."""
+def build_round(recipe: RoundSpec) -> CompiledRound:
+    """The round of a recipe, see `fedjax_lora.federated.compile_round`."""
     method = recipe.make_method()
     look = diagnostics.make_measure(
         recipe.spec,
         train_head=recipe.heads != "frozen",
         optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
     )
-    return federated.make_round(
+    return federated.compile_round(
         method,
         recipe.training(),
         heads=recipe.heads,
@@ -122,7 +122,7 @@ def build_predict(reading: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
 class CompiledFunctions(NamedTuple):
     """Programs made so far; see `programs`."""
 
-    round: Callable[[RoundSpec], Round]
+    round: Callable[[RoundSpec], CompiledRound]
     predict: Callable[[InputSpec, int, Mesh | None], Predict]
     least_steps: int  # plans are padded to so many local steps, or more if a client takes more
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from fedjax_lora import federated
 from fedjax_lora.core.types import ClientParams
-from fedjax_lora.federated import ClientMetrics, CohortUpdate, Execution, Plan, Round, TrainFn
+from fedjax_lora.federated import (
+    ClientMetrics,
+    CohortUpdate,
+    CompiledRound,
+    Execution,
+    Plan,
+    TrainFn,
+)
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.build import Assets, Experiment, prepare
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec
@@ -80,9 +87,9 @@ class Replayed(NamedTuple):
         return lambda *_: (self.trained, self.metrics)
 
 
-def aggregation(local: CohortUpdate, recipe: RoundSpec) -> Round:
+def aggregation(local: CohortUpdate, recipe: RoundSpec) -> CompiledRound:
     """The recipe's round after a local training that has already happened."""
-    return federated.make_round(
+    return federated.compile_round(
         recipe.make_method(),
         Replayed(local.trained, local.metrics),
         heads=recipe.heads,
