@@ -96,8 +96,8 @@ def _rows(batches: Any, data: Any, count: int) -> tuple[np.ndarray, Any]:
     shape = next(iter(shapes), ())
     if len(shapes) != 1 or len(shape) != 3 or shape[0] != count:
         raise InputError(
-            f"batches must have leading axes [c, s, n] (clients, steps, examples) with c = {count}, "
-            f"got shapes {[tuple(np.shape(x)) for x in leaves]}."
+            "batches must have leading axes [c, s, n] (clients, steps, examples) with "
+            f"c = {count}, got shapes {[tuple(np.shape(x)) for x in leaves]}."
         )
     if data is None:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), batches)

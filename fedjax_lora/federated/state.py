@@ -1,7 +1,7 @@
 """The state of a federation, a round's plan and its metrics."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Key, Params
 from fedjax_lora.federated import transforms
+from fedjax_lora.federated.objectives import with_head
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import Method, ServerState
 
@@ -190,11 +191,6 @@ def with_kernels(base: Params, kernels: Kernels) -> Params:
     return trees.replace(
         base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
     )
-
-
-def with_head(params: Params, head: Mapping[str, Any]) -> Params:
-    """The parameters with fully trained ones replaced; arrays are shared, not copied."""
-    return trees.replace(params, trees.flat(head)) if head else params
 
 
 def global_params(method: Method, params: Params, state: FederatedState) -> Params:

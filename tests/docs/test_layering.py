@@ -139,8 +139,8 @@ def is_allowed(one: Import) -> bool:
         part, target = part_of(one.module), part_of(one.target)
         row = row_of(one.module, INSIDE)
         if row is not None:
-            own = one.target.removeprefix("fedjax_lora.")
-            return any(f"{own}.".startswith(f"{name}.") for name in {row, *INSIDE[row]})
+            name = one.target.removeprefix("fedjax_lora.")
+            return any(f"{name}.".startswith(f"{x}.") for x in {row, *INSIDE[row]})
         return target == part or target in MAY_IMPORT[part]
     row = row_of(one.module, FROM_OUTSIDE)
     return row is None or package in sys.stdlib_module_names or package in FROM_OUTSIDE[row]
