@@ -1,7 +1,7 @@
 """What a client minimises: a loss over one batch of the data on the device."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
