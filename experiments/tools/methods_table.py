@@ -1,7 +1,6 @@
 """The tables of methods, from the registry: ``python -m experiments.tools.methods_table``."""
 
 import inspect
-from collections.abc import Callable
 
 from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
@@ -13,10 +12,10 @@ def table() -> str:
         [
             f"[`{name}`](pages/{name}.md)",
             methods.summary(name),
-            options(factory),
+            options(name),
             link(methods.paper(name)),
         ]
-        for name, factory in methods.METHODS.items()
+        for name in methods.METHODS
     ]
     return as_table(["method", "what it does", "options", "paper"], lines)
 
@@ -34,9 +33,9 @@ def short_table() -> str:
     return as_table(["method", "what it does", "paper"], lines)
 
 
-def options(factory: Callable[..., methods.Method]) -> str:
+def options(name: str) -> str:
     """The options of a method with their defaults."""
-    parameters = inspect.signature(factory).parameters.values()
+    parameters = inspect.signature(methods.METHODS[name]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
 

@@ -8,6 +8,7 @@ from fedjax_lora.federated.client_update import (
     cohort_of,
     make_client_update,
 )
+from fedjax_lora.federated.cohorts import cohort
 from fedjax_lora.federated.execution import (
     DEFAULT_EXECUTION,
     Execution,
@@ -16,7 +17,7 @@ from fedjax_lora.federated.execution import (
     execute,
 )
 from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, text_classification
-from fedjax_lora.federated.round import Round, RoundFn, make_round
+from fedjax_lora.federated.round import CompiledRound, Round, RoundFn, compile_round, make_round
 from fedjax_lora.federated.shape_checks import check_method
 from fedjax_lora.federated.sharding import (
     AXIS,
@@ -32,8 +33,12 @@ from fedjax_lora.federated.state import (
     FederatedState,
     Head,
     Plan,
+    RoundInput,
     RoundMetrics,
+    global_params,
+    init,
     init_state,
+    with_head,
     with_kernels,
 )
 from fedjax_lora.federated.training import (
@@ -56,6 +61,7 @@ __all__ = [
     "ClientUpdateFn",
     "Clients",
     "CohortUpdate",
+    "CompiledRound",
     "Execution",
     "FederatedState",
     "Head",
@@ -65,6 +71,7 @@ __all__ = [
     "Plan",
     "Round",
     "RoundFn",
+    "RoundInput",
     "RoundMetrics",
     "Score",
     "TokenBatch",
@@ -75,16 +82,21 @@ __all__ = [
     "causal_lm",
     "check_method",
     "client_mesh",
+    "cohort",
     "cohort_of",
+    "compile_round",
     "default_clients_per_step",
     "everywhere",
     "execute",
+    "global_params",
     "in_parts",
+    "init",
     "init_state",
     "local_training",
     "make_client_update",
     "make_round",
     "place",
     "text_classification",
+    "with_head",
     "with_kernels",
 ]

@@ -1,7 +1,7 @@
 """What a client minimises: a loss over one batch of the data on the device."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -99,7 +99,7 @@ def mean_of_examples(
         valid: Array,
         key: Key,
     ) -> Array:
-        params = trees.replace(base, trees.flat(trained.head)) if trained.head else base
+        params = with_head(base, trained.head)
         options = {"fixed": fixed, "dropout": lora_dropout} if lora_dropout else {}
         each = loss_fn(
             functools.partial(forward, params, trained.adapter, gain, **options), batch, key
@@ -113,6 +113,11 @@ def mean_of_examples(
         return total / jnp.maximum(jnp.sum(valid), 1).astype(total.dtype)
 
     return BatchLoss(loss, _rows)
+
+
+def with_head(params: Params, head: Mapping[str, Any]) -> Params:
+    """The parameters with fully trained ones replaced; arrays are shared, not copied."""
+    return trees.replace(params, trees.flat(head)) if head else params
 
 
 def _rows(data: Any, index: Array, length: int) -> Any:

@@ -24,7 +24,14 @@ from fedjax_lora.federated.client_update import (
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution
 from fedjax_lora.federated.shape_checks import check_outcome, check_plan
 from fedjax_lora.federated.sharding import everywhere
-from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
+from fedjax_lora.federated.state import (
+    ClientStore,
+    FederatedState,
+    Head,
+    Plan,
+    RoundInput,
+    RoundMetrics,
+)
 from fedjax_lora.federated.training import Training
 from fedjax_lora.methods.base import AggregateResult, Cohort, Method, ServerState
 
@@ -36,14 +43,14 @@ Measure = Callable[..., dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Round:
-    """A compiled round: ``(base, data, state, plan, key) -> (state, RoundMetrics)``.
+class CompiledRound:
+    """A compiled round over data on the device; called as a `RoundFn`.
 
     Each call first checks on the host that the plan's clients and ranks go with the method.
     """
 
     method: Method
-    compiled: Any  # a `RoundFn`; but for mode ``loop`` and measured rounds, a jitted function
+    compiled: Any  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
 
     def __call__(
         self, base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
@@ -53,9 +60,8 @@ class Round:
         Args:
           base: the base parameters; where ``state.head`` has a parameter too, its value is used.
           data: a pytree of all training examples, leaves ``[E, ...]``.
-          state: from `fedjax_lora.federated.init`, or of the round before; donated unless the round
-            is measured.
-          plan: this round's clients, see `fedjax_lora.federated.cohort`.
+          state: of the round before; donated unless the round is measured.
+          plan: this round's clients, and which rows of the data they train on.
           key: the run's root key, the same in every round; rounds and clients fold in their
             numbers.
 
@@ -70,6 +76,34 @@ class Round:
         return self.compiled.lower(*args)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Round:
+    """A compiled round for a loop of your own, see `make_round`."""
+
+    compiled: CompiledRound
+
+    def __call__(
+        self, params: Params, state: FederatedState, cohort: RoundInput
+    ) -> tuple[FederatedState, RoundMetrics]:
+        """Run the round.
+
+        Args:
+          params: the parameters that the state was initialised with.
+          state: from `fedjax_lora.federated.init`, or of the round before; it is donated, that is,
+            its memory is used for the new state.
+          cohort: from `fedjax_lora.federated.cohort`.
+
+        Returns:
+          The new state, and what the round reports.
+
+        Raises:
+          InputError: ranks that the method does not take, clients that do not exist.
+        """
+        key, state = state.key, state._replace(key=())
+        new, metrics = self.compiled(params, cohort.data, state, cohort.plan, key)
+        return new._replace(key=key), metrics
+
+
 def make_round(
     method: Method,
     train: Training,
@@ -78,7 +112,6 @@ def make_round(
     execution: Execution = DEFAULT_EXECUTION,
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
-    measure: Measure | None = None,
 ) -> Round:
     """Compile a round of a method, all of its hooks included.
 
@@ -86,28 +119,66 @@ def make_round(
       method: the federated method.
       train: local training, see `fedjax_lora.federated.local_training`; what the method adds to it
         (a penalty, learning rates, a projection) is added here.
-      heads: what happens to the fully trained parameters, see `init`.
+      heads: what happens to fully trained parameters; as given to `fedjax_lora.federated.init`.
       execution: how the cohort is executed.
       updates: transforms of what clients send, see `fedjax_lora.federated.transforms`; heads that
         are not averaged are not sent.
-      server_optimizer: follows the change that the method makes.
-      measure: called on the host after every round (see `fedjax_lora.federated.diagnostics`). The
-        round is then compiled in parts, so that what is between them can be seen and timed, and
-        keeps its input.
+      server_optimizer: follows the change that the method makes; as given to ``init``.
+
+    Returns:
+      ``step(params, state, cohort) -> (state, metrics)``.
 
     Raises:
       InputError: on the first call, if the method, the training or an update returns shapes that
         the round cannot go on with.
     """
+    return Round(
+        compile_round(
+            method,
+            train,
+            heads=heads,
+            execution=execution,
+            updates=updates,
+            server_optimizer=server_optimizer,
+        )
+    )
+
+
+def compile_round(
+    method: Method,
+    train: Training,
+    *,
+    heads: Head = "average",
+    execution: Execution = DEFAULT_EXECUTION,
+    updates: Sequence[transforms.UpdateTransform] = (),
+    server_optimizer: transforms.ServerOptimizer | None = None,
+    measure: Measure | None = None,
+) -> CompiledRound:
+    """Compile a round as a function of base, data, state, plan and key.
+
+    The arguments are those of `make_round`, and:
+
+    Args:
+      method: the federated method.
+      train: local training.
+      heads: what happens to the task head.
+      execution: how the cohort is executed.
+      updates: transforms of what clients send.
+      server_optimizer: follows the change that the method makes.
+      measure: called on the host after every round (see `fedjax_lora.federated.diagnostics`). The
+        round is then compiled in parts, so that what is between them can be seen and timed, and
+        keeps its input.
+    """
     client_update = make_client_update(method, train, heads=heads, execution=execution)
     server = _Server(method, heads, execution.mesh, tuple(updates), server_optimizer)
     placed = {"out_shardings": everywhere(execution.mesh)} if execution.mode == "sharded" else {}
     if measure is not None:
-        return Round(method, _measured(client_update, server, measure, execution, placed))
+        measured = _measured(client_update, server, measure, execution, placed)
+        return CompiledRound(method, measured)
     if execution.mode == "loop":
-        return Round(method, _composed(client_update, jax.jit(server.finish)))
+        return CompiledRound(method, _composed(client_update, jax.jit(server.finish)))
     fused = _composed(client_update, server.finish)
-    return Round(method, jax.jit(fused, donate_argnums=2, **placed))
+    return CompiledRound(method, jax.jit(fused, donate_argnums=2, **placed))
 
 
 def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> RoundFn:

@@ -90,7 +90,7 @@ class Run(NamedTuple):
     inputs: Inputs
     federation: Federation
     setup: Setup
-    step: federated.Round
+    step: federated.CompiledRound
     evaluate: Callable[[FederatedState], Scores]
     ranks: RankUpdates
 

@@ -22,7 +22,7 @@ from fedjax_lora.federated import (
     Head,
     LocalTraining,
     Objective,
-    Round,
+    CompiledRound,
     diagnostics,
     optimizers,
     transforms,
@@ -118,15 +118,15 @@ class RoundSpec:
         )
 
 
-def build_round(spec: RoundSpec) -> Round:
-    """Build the round of a spec, see `fedjax_lora.federated.make_round`."""
+def build_round(spec: RoundSpec) -> CompiledRound:
+    """Build the round of a spec, see `fedjax_lora.federated.compile_round`."""
     method = spec.make_method()
     measure = diagnostics.make_diagnostics(
         spec.spec,
         train_head=spec.heads != "frozen",
         optimizer=optimizers.optimizer(spec.optimizer, clip=spec.clip),
     )
-    return federated.make_round(
+    return federated.compile_round(
         method,
         spec.training(),
         heads=spec.heads,
@@ -151,7 +151,7 @@ class CompiledFunctions(NamedTuple):
       least_steps: plans are padded to this many local steps, or more if a client takes more.
     """
 
-    round: Callable[[RoundSpec], Round]
+    round: Callable[[RoundSpec], CompiledRound]
     predict: Callable[[InputSpec, int, Mesh | None], Predict]
     least_steps: int
 

@@ -392,7 +392,7 @@ def _rounds(
         mesh=mesh,
     )
     both = {"heads": heads, "server_optimizer": server_optimizer}
-    fn = federated.make_round(method, train, execution=execution, updates=updates, **both)
+    fn = federated.compile_round(method, train, execution=execution, updates=updates, **both)
     state = federated.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
     place = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
     where = federated.base_sharding(base, mesh)

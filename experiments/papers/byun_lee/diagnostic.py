@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_lora import federated
 from fedjax_lora.core.types import ClientParams
-from fedjax_lora.federated import ClientMetrics, CohortUpdate, Execution, Plan, Round, TrainFn
+from fedjax_lora.federated import ClientMetrics, CohortUpdate, Execution, CompiledRound, Plan, TrainFn
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.build import Assets, Run, build
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec
@@ -81,9 +81,9 @@ class Replayed(NamedTuple):
         return lambda *_: (self.trained, self.metrics)
 
 
-def aggregation(local: CohortUpdate, spec: RoundSpec) -> Round:
+def aggregation(local: CohortUpdate, spec: RoundSpec) -> CompiledRound:
     """The round of a spec after a local training that has already happened."""
-    return federated.make_round(
+    return federated.compile_round(
         spec.make_method(),
         Replayed(local.trained, local.metrics),
         heads=spec.heads,

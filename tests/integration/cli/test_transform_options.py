@@ -26,7 +26,7 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, watched)
 
     watch(compilation, "LocalTraining")
-    watch(federated, "make_round")
+    watch(federated, "compile_round")
     out = tmp_path / "run"
     updates = ("gaussian_noise(multiplier=2.0, norm=0.5)", "int8", "median")
     words = ["--updates", *updates, "--server-optimizer=adam(learning_rate=0.02)", "--prox=0.1"]

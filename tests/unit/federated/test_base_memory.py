@@ -143,7 +143,7 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     mesh = federated.client_mesh(8, shape) if shape else None
     mode = "sharded" if shape else "vmap"
     execution = federated.Execution(mode=mode, clients_per_step=1, mesh=mesh)
-    fn = federated.make_round(method, training(), execution=execution)
+    fn = federated.compile_round(method, training(), execution=execution)
     begin = lambda *given: federated.init_state(method, *given, clients=20, heads="average")  # noqa: E731
     state = jax.eval_shape(begin, made.shapes(), {}, head)
     number = functools.partial(struct, count, dtype=jnp.int32)

@@ -129,7 +129,7 @@ def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
         federated.text_classification(problem.module, (problems.WIDTH,)),
         optimizers.optimizer("sgd"),
     )
-    fn = federated.make_round(made, train, updates=transforms.make_transforms(updates, made))
+    fn = federated.compile_round(made, train, updates=transforms.make_transforms(updates, made))
     kernels = trees.flat(problem.base)
     state = federated.init_state(
         made,

@@ -73,7 +73,7 @@ def made(method: str, mode: str = "sharded") -> Made:
     mesh = federated.client_mesh(DEVICES) if mode == "sharded" else None
     train = federated.LocalTraining(moving(), optimizers.optimizer("sgd"))
     execution = federated.Execution(mode=mode, clients_per_step=1, mesh=mesh)
-    fn = federated.make_round(own, train, execution=execution)
+    fn = federated.compile_round(own, train, execution=execution)
     kernel = jnp.zeros((LAYERS, IN, OUT))
     state = federated.init_state(
         own,

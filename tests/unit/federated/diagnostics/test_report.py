@@ -26,7 +26,7 @@ def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),
     )
-    fn = federated.make_round(
+    fn = federated.compile_round(
         methods.make(method, problem.spec),
         problems.training("bag"),
         execution=federated.Execution(
