@@ -269,7 +269,7 @@ def noise() -> Objective:
     return Objective(loss, loss, _take_rows, _no_score)
 
 
-def shape_number(shape: Shape) -> float:
+def shape_number(shape: BatchShape) -> float:
     """A number that is another one for every shape."""
     return shape.rows + 10 * shape.length + 1000 * shape.tokens
 

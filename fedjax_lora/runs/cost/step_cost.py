@@ -19,7 +19,7 @@ def step_flops(
 ) -> dict[BatchShape, int]:
     """Of a client's step, by its shape."""
 
-    def of_shape(shape: Shape) -> int:
+    def of_shape(shape: BatchShape) -> int:
         step, of_clients = trace(recipe.reading, recipe, base, trained, data, shape)
         backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
         return flops.of(backward, base, *of_clients(1))
