@@ -24,9 +24,9 @@ def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def map_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
     """``fn`` of each layer's arrays.
 
-    Under `spread_over` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays
-    that are sharded along another axis (the clients) are exchanged so that each device gets its layers of
-    all of them.
+    Under `spread_over` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays that
+    are sharded along another axis (clients) are exchanged so that each device gets its layers of
+    all clients.
 
     Args:
       fn: of arrays without the layer axis, to arrays (or a tree of them).

@@ -1,6 +1,6 @@
 """Tasks, tokens and who has which examples; NumPy and `datasets` only."""
 
-from fedjax_lora.data.datasets.load import load
+from fedjax_lora.data.datasets.loading import load
 from fedjax_lora.data.datasets.records import Split, Task, TaskData
 from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.partition import Partition, class_counts, partition

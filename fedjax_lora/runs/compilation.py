@@ -18,11 +18,11 @@ from fedjax_lora import federated, methods, models
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.evaluation.predict import Predict, make_predict
 from fedjax_lora.federated import (
+    CompiledRound,
     Execution,
     Head,
     LocalTraining,
     Objective,
-    CompiledRound,
     diagnostics,
     optimizers,
     transforms,

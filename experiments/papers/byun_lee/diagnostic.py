@@ -9,7 +9,14 @@ import numpy as np
 
 from fedjax_lora import federated
 from fedjax_lora.core.types import ClientParams
-from fedjax_lora.federated import ClientMetrics, CohortUpdate, Execution, CompiledRound, Plan, TrainFn
+from fedjax_lora.federated import (
+    ClientMetrics,
+    CohortUpdate,
+    CompiledRound,
+    Execution,
+    Plan,
+    TrainFn,
+)
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.build import Assets, Run, build
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec

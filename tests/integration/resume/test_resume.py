@@ -305,6 +305,6 @@ def checkpointed_state(result: Result, round: int):
         result.state,
         result.rank,
         result.rank,
-        checkpoints.saved.ClientScores.initial(len(result.rank)),
+        ClientScores.initial(len(result.rank)),
     )
     return checkpoints.restore(found, like).state

@@ -303,7 +303,7 @@ def test_the_gram_matrix_is_trusted_where_it_can_be():
 @pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
 def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
     """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
-    monkeypatch.setattr(linalg, "LOST", np.inf)
+    monkeypatch.setattr(linalg, "MAX_GRAM_ERROR", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
     want = best(m.astype(np.float64), WANTED)
     by_gram, by_svd = (

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import Split, find, instruction_tokens, load, partition, prompts
+from fedjax_lora.data import Split, find_task, instruction_tokens, partition, prompts
+from fedjax_lora.data.datasets import load
 from fedjax_lora.data.datasets.registry import TASKS
 from tests._helpers.character_tokenizer import make_tokenizer
 
@@ -346,9 +347,9 @@ def test_from_the_hub(monkeypatch):
 
 
 def test_options_do_not_touch_the_registry():
-    assert find("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
+    assert find_task("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
     assert TASKS["gsm8k"].prompting.answer_tokens == 256
-    assert find("gsm8k") == TASKS["gsm8k"]
+    assert find_task("gsm8k") == TASKS["gsm8k"]
 
 
 # --------------------------------------------------------------------------------------- real files

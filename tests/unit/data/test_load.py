@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import TASKS, find, load
-from fedjax_lora.data.datasets import sources
+from fedjax_lora.data import TASKS, find_task
+from fedjax_lora.data.datasets import load, sources
 from fedjax_lora.data.datasets.registry import METRICS
 
 
@@ -37,7 +37,7 @@ def test_every_task_is_described():
         assert task.metric in METRICS
         assert (task.type == "regression") == (name == "stsb")
         assert task.builtin or task.local
-        assert find(name) == task
+        assert find_task(name) == task
 
 
 def test_own_files(files):

@@ -24,7 +24,7 @@ def state_of(adapter: str) -> FederatedState:
 def play(spec: str, rounds: int, score=None):
     """Each round's ranks and state, and every call of the scoring: (round, state, plan)."""
     fed = problems.round_federation()
-    review = allocate(spec, clients=N, seed=0, component_size=1).review
+    review = allocate(spec, clients=N, seed=0, component_size=1).schedule
     assert review is not None
     calls, history = [], []
 
@@ -62,7 +62,7 @@ def test_who_was_asked_is_told_by_the_scores():
     fed = problems.round_federation()
     review = allocate(
         "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
-    ).review
+    ).schedule
     scores = ClientScores.initial(N).updated(np.array([1, 3, 4, 5]), np.zeros(4), 2)
     got = reallocation.scoring_ranks(review, fed, scores, 2)
     assert [ranks.tolist() for ranks in got] == [[2, 2, 2], [2]]
@@ -70,7 +70,7 @@ def test_who_was_asked_is_told_by_the_scores():
     assert reallocation.scoring_ranks(None, fed, scores, 2) == []
     drawn = allocate(
         "loss_based(low=2, high=4, share=0.5, order='random')", clients=N, seed=0, component_size=1
-    ).review
+    ).schedule
     assert reallocation.scoring_ranks(drawn, fed, scores, 2) == []
 
 
@@ -92,7 +92,7 @@ def test_ranks_a_method_changed_are_kept_between_decisions():
     fed = problems.round_federation()
     review = allocate(
         "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
-    ).review
+    ).schedule
     assert review is not None
     reallocate = reallocation.make_reallocate(
         review,
@@ -159,7 +159,7 @@ def test_a_resumed_run_decides_the_same():
     """All there is to remember are ranks and scores."""
     spec = "loss_based(low=1, high=4, share=0.5, scored='cohort')"
     whole, _, fed = play(spec, 6)
-    review = allocate(spec, clients=N, seed=0, component_size=1).review
+    review = allocate(spec, clients=N, seed=0, component_size=1).schedule
     assert review is not None
     measure = lambda state, plan: ValidationResult(*(np.append(LOSS, np.float32(0))[plan.id],) * 2)  # noqa: E731
     rank, scores = np.full(N, 1), ClientScores.initial(N)

@@ -14,7 +14,7 @@ from fedjax_lora.federated.ranks import ClientScores, RankSchedule, allocate
 def review(clients: int = 10, **options) -> RankSchedule:
     given = {"low": 5, "high": 20, "share": 0.1} | options
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
-    made = allocate(f"loss_based({words})", clients=clients, seed=3, component_size=1).review
+    made = allocate(f"loss_based({words})", clients=clients, seed=3, component_size=1).schedule
     assert made is not None
     return made
 
