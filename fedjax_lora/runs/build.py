@@ -147,6 +147,10 @@ class Run(NamedTuple):
         reference_scores = TASK_TYPES[self.task.type].reference_scores
         return reference_scores(self.inputs.assets.test.label, lambda: self.evaluate(state))
 
+    def identity(self) -> dict[str, Any]:
+        """Return all fields of the config by dotted name, and digests of base and data."""
+        return trees.flat(configs.to_dict(self.config)) | self.digests()
+
     def digests(self) -> dict[str, str]:
         """Return hex sha256 digests of base and data, by what is in a checkpoint."""
         return {"base": self.inputs.assets.model.fingerprint, "data": _data_digest(self)}
@@ -174,8 +178,8 @@ def build(
     if assets is None:
         check_choices(config)
         assets = load_assets(config)
-    shared = programs() if shared is None else shared
-    setup = set_up(config, assets)
+    execution, shared = execution_of(config), shared or programs()
+    setup = set_up(config, assets, execution)
     round_spec = make_round_spec(config, assets, setup)
     federation = make_federation(config, assets, setup, least_steps=shared.least_steps)
     inputs = _place_inputs(assets, setup.execution)
@@ -186,17 +190,22 @@ def build(
         setup=setup,
         step=shared.round(round_spec),
         evaluate=_make_evaluate(config, inputs, setup, round_spec, shared),
-        ranks=_make_rank_updates(config, inputs, setup, round_spec, federation),
+        ranks=_make_rank_updates(config, inputs, setup, round_spec, federation, shared),
     )
 
 
-def set_up(config: RunConfig, assets: Assets) -> Setup:
+def set_up(config: RunConfig, assets: Assets, execution: federated.Execution) -> Setup:
     """Partition the data, allocate the ranks and build the method; nothing is compiled.
+
+    Args:
+      config: the run.
+      assets: its data and model.
+      execution: how a cohort is executed.
 
     Raises:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
-    execution, fed = execution_of(config), config.federation
+    fed = config.federation
     partition = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -380,7 +389,9 @@ def _make_rank_updates(
     setup: Setup,
     round_spec: RoundSpec,
     federation: Federation,
+    shared: CompiledFunctions,
 ) -> RankUpdates:
+    """Build the reallocation of ranks, if the config asks for it."""
     validation, mesh = inputs.assets.validation, setup.execution.mesh
     if setup.allocation.schedule is None:
         return RankUpdates(setup.allocation.ranks)
@@ -390,6 +401,7 @@ def _make_rank_updates(
         setup.allocation,
         round_spec,
         federation,
+        shared.client_update(round_spec),
         base=inputs.base,
         train=inputs.train,
         validation=validation,

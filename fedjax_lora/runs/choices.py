@@ -8,6 +8,7 @@ only a factory can judge (``alpha=0``) are checked when the factory is called.
 
 import ast
 import functools
+import importlib
 import importlib.util
 import inspect
 import os
@@ -44,6 +45,7 @@ class Registry(NamedTuple):
 REGISTRIES: Mapping[str, Registry] = {
     "method": Registry("methods", "METHODS", ("spec",)),
     "rank allocation": Registry("federated.ranks", "ALLOCATIONS", ("population",)),
+    "partition": Registry("data.partitioners", "PARTITIONERS"),
     "update": Registry("federated.transforms.registry", "TRANSFORMS"),
     "fault": Registry("federated.faults", "FAULTS"),
     "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
@@ -57,12 +59,12 @@ def check_choices(config: RunConfig) -> None:
     Raises:
       InputError: an unknown name or option, or an option of the wrong type.
     """
-    for kind, spec in _choices(config):
-        registry.check(spec, factories(kind), kind, REGISTRIES[kind].given)
-    _check_optimizer(config.local.optimizer)
     _check_model(config.model.model)
     _check_targets(config.lora.targets)
-    _check_data(config)
+    _check_task(config.data.task)
+    for kind, spec in _choices(config):
+        given = REGISTRIES[kind].given if kind in REGISTRIES else ()
+        registry.check(spec, factories(kind), kind, given)
 
 
 def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -70,19 +72,25 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     fed = config.federation
     yield "method", fed.method
     yield "rank allocation", fed.ranks
+    yield "partition", fed.partition
     yield from (("update", spec) for spec in fed.updates)
     yield from (("fault", spec) for spec in fed.faults)
     yield "server optimizer", fed.server_optimizer
     yield "schedule", config.local.schedule
+    yield "optimizer", config.local.optimizer
 
 
 def factories(kind: str) -> Factories:
     """Return the factories of a kind by name.
 
-    They are the registry itself if its module is imported (it may have entries added by the user),
-    and otherwise functions with the same signatures, which are not to be called.
+    They are the registry itself if its module is imported (it may have entries added by the user)
+    or needs no JAX, and otherwise functions with the same signatures, which are not to be called.
     """
+    if kind == "optimizer":
+        return read_optimizers()
     module, variable, _ = REGISTRIES[kind]
+    if module.startswith("data."):
+        importlib.import_module(f"fedjax_lora.{module}")
     loaded = sys.modules.get(f"fedjax_lora.{module}")
     if loaded is None or not hasattr(loaded, variable):
         return read_factories(module, variable)
@@ -154,27 +162,29 @@ def _function(tree: ast.Module, value: ast.expr) -> tuple[ast.Module, ast.Functi
 
 def _signature_only(tree: ast.Module, definition: ast.FunctionDef) -> Callable[..., Any]:
     """Return a function with the keyword-only parameters of a definition."""
-    parameters, hints = [], {}
-    defaults = definition.args.kw_defaults
-    for argument, default in zip(definition.args.kwonlyargs, defaults, strict=True):
-        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
-        hints[argument.arg] = (
-            Any if argument.annotation is None else _type(tree, argument.annotation)
-        )
-        parameters.append(
-            inspect.Parameter(
-                argument.arg,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=value,
-                annotation=hints[argument.arg],
-            )
-        )
+    arguments = zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True)
+    parameters = [_parameter(tree, argument, default) for argument, default in arguments]
+    return _with_parameters(parameters)
+
+
+def _parameter(tree: ast.Module, argument: ast.arg, default: ast.expr | None) -> inspect.Parameter:
+    """Return a keyword-only parameter with the type and default of an argument."""
+    return inspect.Parameter(
+        argument.arg,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is None else ast.literal_eval(default),
+        annotation=Any if argument.annotation is None else _type(tree, argument.annotation),
+    )
+
+
+def _with_parameters(parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
+    """Return a function with these parameters that cannot be called."""
 
     def function(**options: Any) -> Any:
-        raise NotImplementedError(definition.name)
+        raise NotImplementedError("This function has a signature only.")
 
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = hints
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
     return function
 
 
@@ -225,52 +235,46 @@ def _imported(tree: ast.Module, name: str) -> tuple[str, str]:
     raise LookupError(name)
 
 
-def _check_optimizer(spec: str) -> None:
-    """Check that optax has an optimizer of this name.
-
-    Its options are checked by `fedjax_lora.federated.optimizers.optimizer`, which tries them.
-    """
-    name, _ = registry.parse(spec, "optimizer")
-    known = optax_optimizers()
-    if known and name not in known:
-        raise unknown("optimizer", name, known)
-
-
 @functools.cache
-def optax_optimizers() -> frozenset[str]:
-    """Read the names of optax's optimizers from its source, without importing it.
+def read_optimizers() -> Factories:
+    """Read names and options of optax's optimizers from its source, without importing it.
 
     Returns:
-      The functions that ``optax/__init__.py`` imports and whose first parameter is
-      ``learning_rate``; empty if the installed optax is laid out differently.
+      Functions with the options of those that ``optax/__init__.py`` imports and whose first
+      parameter is ``learning_rate``. Values are not checked: optax annotates few of them.
     """
     spec = importlib.util.find_spec("optax")
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not folders:
-        return frozenset()
-    root, names = pathlib.Path(folders[0]), set()
+    assert spec is not None and spec.origin is not None
+    root = pathlib.Path(spec.origin).parent
+    optimizers = {}
     for node in ast.parse((root / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax._src."):
             file = root.parent.joinpath(*str(node.module).split(".")).with_suffix(".py")
-            imported = {alias.name: alias.asname or alias.name for alias in node.names}
-            names |= {imported[name] for name in _taking_rate(file) if name in imported}
-    return frozenset(names) if {"adamw", "sgd"} <= names else frozenset()
+            functions = _taking_rate(file)
+            for alias in node.names:
+                if alias.name in functions:
+                    optimizers[alias.asname or alias.name] = functions[alias.name]
+    return optimizers
 
 
 @functools.cache
-def _taking_rate(file: pathlib.Path) -> frozenset[str]:
-    """Return the functions of a file whose first parameter is ``learning_rate``."""
+def _taking_rate(file: pathlib.Path) -> Factories:
+    """Read the functions of a file whose first parameter is ``learning_rate``."""
     if not file.is_file():
-        return frozenset()
-    functions = (
-        node
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef)
-    )
-    arguments = {node.name: [*node.args.posonlyargs, *node.args.args] for node in functions}
-    return frozenset(
-        name for name, given in arguments.items() if given and given[0].arg == "learning_rate"
-    )
+        return {}
+    functions = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            names = [x.arg for x in (*node.args.posonlyargs, *node.args.args)]
+            if names[:1] == ["learning_rate"]:
+                names = names[1:] + [x.arg for x in node.args.kwonlyargs]
+                functions[node.name] = _with_parameters([_option(name) for name in names])
+    return functions
+
+
+def _option(name: str) -> inspect.Parameter:
+    """Return a parameter that may be left out and takes any value."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any)
 
 
 def read_models() -> dict[str, dict[str, Any]]:
@@ -301,9 +305,7 @@ def _check_targets(targets: str) -> None:
         raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
 
 
-def _check_data(config: RunConfig) -> None:
-    """Check task and partition with the registries themselves: they import no JAX."""
-    from fedjax_lora import data
+def _check_task(spec: str) -> None:
+    from fedjax_lora.data import find_task  # imports no JAX
 
-    data.find_task(config.data.task)
-    registry.check(config.federation.partition, data.PARTITIONERS, "partition")
+    find_task(spec)

@@ -18,6 +18,7 @@ from fedjax_lora import federated, methods, models
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.evaluation.predict import Predict, make_predict
 from fedjax_lora.federated import (
+    ClientUpdateFn,
     CompiledRound,
     Execution,
     Head,
@@ -137,6 +138,13 @@ def build_round(spec: RoundSpec) -> CompiledRound:
     )
 
 
+def build_client_update(spec: RoundSpec) -> ClientUpdateFn:
+    """Build broadcast and local training alone, see `fedjax_lora.federated.make_client_update`."""
+    return federated.make_client_update(
+        spec.make_method(), spec.training(), heads=spec.heads, execution=spec.execution
+    )
+
+
 def build_predict(inputs: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
     """Build the predictions of any method's global model, in batches of about this size."""
     return make_predict(inputs.objective(), batch=batch, mesh=mesh)
@@ -147,11 +155,13 @@ class CompiledFunctions(NamedTuple):
 
     Attributes:
       round: builds a round, see `build_round`.
+      client_update: builds the first half of a round, see `build_client_update`.
       predict: builds predictions, see `build_predict`.
       least_steps: plans are padded to this many local steps, or more if a client takes more.
     """
 
     round: Callable[[RoundSpec], CompiledRound]
+    client_update: Callable[[RoundSpec], ClientUpdateFn]
     predict: Callable[[InputSpec, int, Mesh | None], Predict]
     least_steps: int
 
@@ -164,5 +174,8 @@ def programs(*, least_steps: int = 0) -> CompiledFunctions:
         of one shape need one compilation; no additional step is computed.
     """
     return CompiledFunctions(
-        functools.cache(build_round), functools.cache(build_predict), least_steps
+        round=functools.cache(build_round),
+        client_update=functools.cache(build_client_update),
+        predict=functools.cache(build_predict),
+        least_steps=least_steps,
     )

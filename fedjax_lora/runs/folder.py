@@ -290,13 +290,14 @@ def recording(
     if folder is None:
         yield Recorder(history)
         return
-    folder.start(config, history)
     options = config.execution
     manager = CheckpointManager(
         folder.path, about(), keep=options.checkpoint_keep, checkpoints=checkpoints
     )
+    recorder = FolderRecorder(history, folder, task, manager, every=options.checkpoint_every)
+    folder.start(config, history)
     with manager:
-        yield FolderRecorder(history, folder, task, manager, every=options.checkpoint_every)
+        yield recorder
 
 
 def score(record: dict[str, Any], task: Task) -> float | None:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lora import federated, lora
+from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Key, Params
-from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.federated import ClientUpdateFn, FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks import Allocation, RankSchedule, client_scoring, reallocation
 from fedjax_lora.federated.ranks.client_scoring import ValidationResult
@@ -42,6 +42,7 @@ def make_rank_updates(
     allocation: Allocation,
     round_spec: RoundSpec,
     federation: Federation,
+    client_update: ClientUpdateFn,
     *,
     base: Params,
     train: Any,
@@ -56,6 +57,7 @@ def make_rank_updates(
       allocation: the initial ranks and a schedule of their changes.
       round_spec: that of the rounds.
       federation: plans the training of the clients that are scored.
+      client_update: trains a cohort as a round does.
       base: parameters of the frozen base.
       train: training tokens.
       validation: validation tokens, if there are any.
@@ -78,7 +80,7 @@ def make_rank_updates(
     score: Callable[[FederatedState, Plan], ValidationResult] | None = None
     if schedule.needs_validation:
         _check(schedule, round_spec, validation)
-        score_fn = _make_score_fn(round_spec, validation, batch)
+        score_fn = _make_score_fn(round_spec, client_update, validation, batch)
         score = lambda state, plan: score_fn(base, train, validation, state, plan, key)  # noqa: E731
     reallocate = reallocation.make_reallocate(schedule, federation, score, draw_above)
     return RankUpdates(allocation.ranks, schedule, reallocate)
@@ -97,14 +99,10 @@ def _check(schedule: RankSchedule, round_spec: RoundSpec, validation: Any | None
         )
 
 
-def _make_score_fn(round_spec: RoundSpec, validation: Any, batch: int) -> client_scoring.ScoreFn:
+def _make_score_fn(
+    round_spec: RoundSpec, client_update: ClientUpdateFn, validation: Any, batch: int
+) -> client_scoring.ScoreFn:
     """Compile the scoring of a cohort on the validation examples."""
-    client_update = federated.make_client_update(
-        round_spec.make_method(),
-        round_spec.training(),
-        heads=round_spec.heads,
-        execution=round_spec.execution,
-    )
     objective = round_spec.inputs.objective()
     rows = client_scoring.bucket_by_length(
         jax.device_get(validation.length), objective.lengths, batch=batch

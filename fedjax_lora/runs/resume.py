@@ -52,14 +52,13 @@ def find_checkpoints(folder: RunFolder, config: RunConfig) -> list[Checkpoint]:
       InputError: the run is another one, or finished without a checkpoint to continue from.
     """
     complete = checkpoints.whole(folder.path)
-    if complete:
-        check_config(complete[-1].about["config"], config, complete[-1].round)
-        return complete
-    if folder.finished():
+    if not complete and folder.finished():
         raise InputError(f"Run {folder.path} is finished and holds no checkpoint to go on from.")
-    check_config(folder.read_config(), config, 0)
-    log.warning("%s holds no whole checkpoint: the run starts from round 0", folder.path)
-    return []
+    interrupted = complete[-1].about["config"] if complete else folder.read_config()
+    check_config(interrupted, config, complete[-1].round if complete else 0)
+    if not complete:
+        log.warning("%s holds no whole checkpoint: the run starts from round 0", folder.path)
+    return complete
 
 
 def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from fedjax_lora.core import distributed, trees
+from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, Stopped
-from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import resume as resumption
 from fedjax_lora.runs.build import Run, build
 from fedjax_lora.runs.checkpoints import Progress
@@ -53,7 +52,8 @@ def run(
     """
     if resume and out is None:
         raise InputError("A run is resumed in its folder; give out.")
-    _check_processes(config)
+    with distributed.raise_on_all():
+        _check_processes(config)
     clock = Clock()
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     with contextlib.ExitStack() as stack:
@@ -67,7 +67,7 @@ def run(
             built = build(config, assets, programs)
             initial = built.begin()
         if jax.process_count() > 1:
-            distributed.check_same("input", built.digests())
+            distributed.check_same("config or input", built.identity())
         reference = built.reference(initial.state)
         progress, history = initial, []
         if resume:
@@ -150,16 +150,14 @@ class Clock:
 
 
 def _check_processes(config: RunConfig) -> None:
-    """Refuse what several processes cannot do, and different configs.
+    """Refuse what several processes cannot do.
 
     Raises:
-      InputError: either.
+      InputError: the processes are not to share devices, or to measure.
     """
-    if jax.process_count() == 1:
-        return
-    distributed.check_same("config", trees.flat(configs.to_dict(config)))
-    if config.execution.mode != "sharded" or config.execution.measure:
+    count, options = jax.process_count(), config.execution
+    if count > 1 and (options.mode != "sharded" or options.measure):
         raise InputError(
-            f"A run of {jax.process_count()} processes needs --mode sharded, and cannot measure; "
-            "leave out --measure."
+            f"A run of {count} processes needs --mode sharded, and cannot measure; leave out "
+            "--measure."
         )

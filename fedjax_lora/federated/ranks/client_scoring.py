@@ -79,8 +79,8 @@ def make_validate_fn(
       rows: which examples, see `bucket_by_length`.
 
     Returns:
-      ``validate(base, data, clients, rate) -> ValidationResult [w]`` of the clients' parameters; as local
-      training is called, and the learning rate is not used.
+      ``validate(base, data, clients, rate) -> ValidationResult [w]`` of the clients' parameters; as
+      local training is called, and the learning rate is not used.
     """
 
     def validate(base: Params, data: Any, clients: Clients, rate: Array) -> ValidationResult:
@@ -121,7 +121,8 @@ def make_score_fn(
       execution: that of ``client_update``.
 
     Returns:
-      ``score_fn(base, data, validation, state, plan, key) -> ValidationResult``; ``state`` is not donated.
+      ``score_fn(base, data, validation, state, plan, key) -> ValidationResult``; ``state`` is not
+      donated.
     """
     validate_cohort = execute(validate, execution)
 

@@ -27,7 +27,7 @@ from fedjax_lora.runs.cost.memory import (
 )
 from fedjax_lora.runs.cost.round_flops import cohort_flops
 from fedjax_lora.runs.cost.step_cost import step_flops
-from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.loading import Assets, execution_of
 
 FEW_ROUNDS = 5
 """Rounds whose plans the operations are averaged over."""
@@ -87,7 +87,7 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     Raises:
       InputError: as for a run.
     """
-    setup = set_up(config, assets)
+    setup = set_up(config, assets, execution_of(config))
     federation = make_federation(config, assets, setup)
     round_spec = make_round_spec(config, assets, setup)
     devices = _devices(round_spec.execution.mesh)

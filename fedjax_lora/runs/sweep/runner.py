@@ -19,6 +19,7 @@ from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import set_up
 from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.loading import execution_of
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
 from fedjax_lora.runs.sweep import figures, html_report, record_store, statistics
@@ -165,7 +166,8 @@ def check(cells: Iterable[Cell], cache: AssetCache) -> tuple[int, list[Problem]]
         local = cell.config.local
         try:
             optimizers.optimizer(local.optimizer, clip=local.clip)
-            partition = set_up(cell.config, cache.assets(cell.config)).partition
+            execution = execution_of(cell.config)
+            partition = set_up(cell.config, cache.assets(cell.config), execution).partition
         except InputError as error:
             problems.append(Problem(grids.name(cell.labels), str(error)))
         else:

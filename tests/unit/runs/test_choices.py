@@ -47,7 +47,10 @@ def test_the_source_says_what_the_registry_says(kind):
 def test_the_optimizers_are_those_that_optax_has():
     public = [name for name in dir(optax) if not name.startswith("_")]
     takes_rate = {name for name in public if optimizers._takes_rate(getattr(optax, name))}
-    assert choices.optax_optimizers() == takes_rate > {"adamw", "sgd"}
+    assert choices.read_optimizers().keys() == takes_rate > {"adamw", "sgd"}
+    for name, read in choices.read_optimizers().items():
+        parameters = [*inspect.signature(getattr(optax, name)).parameters]
+        assert ["learning_rate", *inspect.signature(read).parameters] == parameters, name
 
 
 def test_the_models_are_those_of_the_registry():
@@ -79,6 +82,7 @@ WRONG = [
     (RunConfig(federation=FederationConfig(server_optimizer="adm")), "did you mean 'adam'"),
     (RunConfig(local=LocalConfig(schedule="cosin")), "did you mean 'cosine'"),
     (RunConfig(local=LocalConfig(optimizer="adamv")), "Unknown optimizer 'adamv'"),
+    (RunConfig(local=LocalConfig(optimizer="adamw(weight=1)")), "did you mean 'weight_decay'"),
     (RunConfig(model=ModelConfig(model="minilmm")), "did you mean 'minilm'"),
     (RunConfig(data=DataConfig(task="agnews")), "did you mean 'ag_news'"),
     (RunConfig(lora=LoraConfig(targets="((")), "bad regular expression"),
