@@ -192,11 +192,11 @@ def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsy
     asked, run = fake()
     monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0, 1)), tmp_path / "out"
-    runner._make(out, chosen)
+    runner._write_base(out, chosen)
     runs_at = out / "runs" if ".json" in names else out
     with monkeypatch.context() as patch:
         if ".json" in names:
-            patch.setattr(runner, "_make", lambda folder, chosen: None)
+            patch.setattr(runner, "_write_base", lambda folder, grid: None)
         full(patch, names)
         with pytest.raises(InputError) as error:
             compare.execute(chosen, out)
