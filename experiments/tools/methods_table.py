@@ -10,7 +10,7 @@ from fedjax_lora import methods
 
 
 def table() -> str:
-    """Name, one line, options and paper of every registered method."""
+    """Tabulate name, summary, options and paper of every registered method."""
     lines = []
     for name, entry in methods.METHODS.items():
         parameters = inspect.signature(entry.factory).parameters.values()

@@ -1,4 +1,4 @@
-"""What the README says of the demo: ``python -m experiments.tools.readme_demo``."""
+"""Result of the demo for the README: ``python -m experiments.tools.readme_demo``."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ RESULTS = pathlib.Path(__file__).parents[1] / "studies" / "demo" / "results"
 
 
 def sentence() -> str:
-    """Accuracy, the majority class's, rounds and time, from ``summary.json``."""
+    """Accuracy, majority-class accuracy, rounds and time, from ``summary.json``."""
     s = json.loads((RESULTS / "summary.json").read_text())
     return (
         f"On 2 CPU cores: {100 * s['accuracy']:.1f} % test accuracy after {s['rounds']} rounds of "
