@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.ag_news import METHODS, RESULTS, RUNS
+from experiments.studies.ag_news import METHODS, RESULTS, RUNS, traffic_figure
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import look, style
@@ -72,10 +72,11 @@ def draw(path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Write table and figure, and put the table into the README."""
+    """Write the table and the figures, and put the table on its page."""
     text = table()
     (RESULTS / "table.md").write_text(text)
     draw(RESULTS / "accuracy.png")
+    traffic_figure.draw({label: records(METHODS[label])[0] for label in traffic_figure.SHOWN})
     put("ag_news", text)
     print(text)
 
