@@ -7,7 +7,7 @@ from fedjax_lora import methods
 
 
 def table() -> str:
-    """Tabulate name, summary, options and paper of every registered method, for ``docs/methods``."""
+    """Tabulate name, summary, options and paper of every method, for ``docs/methods``."""
     lines = [
         [f"[`{name}`](pages/{name}.md)", methods.summary(name), options(entry), link(entry.paper)]
         for name, entry in methods.METHODS.items()
