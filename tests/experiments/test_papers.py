@@ -17,7 +17,7 @@ from experiments.papers import byun_lee, fed_plora_vs_flexlora, hlora
 from experiments.papers.byun_lee import counts
 from experiments.papers.fed_plora import small_cases
 from experiments.papers.fed_plora_vs_flexlora import differences
-from experiments.tools import claims, figures, full, plan, runner, small, study, write_reports
+from experiments.tools import claims, figures, full, plan, runner, small, study
 from experiments.tools import report as report_lines
 from experiments.tools.registry import STUDIES
 from experiments.tools.study import Part, Results, Study
@@ -175,7 +175,7 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
-def test_the_open_question_is_asked_fairly(size):
+def test_fed_plora_and_flexlora_are_compared_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts(size, {})}
     tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
@@ -392,16 +392,6 @@ def test_every_figure_is_there_and_shown(report):
     assert shown >= {f"results/small/{name}.png" for name in names}
     there = {str(path.relative_to(folder)) for path in folder.glob("results/*/*.png")}
     assert shown == there
-
-
-@pytest.mark.parametrize("name", ["reruns", "fed_plora_vs_flexlora"])
-def test_the_first_readme_is_told_from_the_result_files(name):
-    readme = study.ROOT.parent / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    shown = text.split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
-    found = study.results(fed_plora_vs_flexlora.STUDY, "small")
-    told = write_reports.overview() if name == "reruns" else differences.outcome(found)
-    assert shown == told
 
 
 @EVERY
