@@ -9,8 +9,13 @@ from fedjax_lora import methods
 def table() -> str:
     """Tabulate name, summary, options and paper of every method, for ``docs/methods``."""
     lines = [
-        [f"[`{name}`](pages/{name}.md)", methods.summary(name), options(entry), link(entry.paper)]
-        for name, entry in methods.METHODS.items()
+        [
+            f"[`{name}`](pages/{name}.md)",
+            methods.summary(name),
+            options(name),
+            link(methods.paper(name)),
+        ]
+        for name in methods.METHODS
     ]
     return as_table(["method", "what it does", "options", "paper"], lines)
 
@@ -18,15 +23,19 @@ def table() -> str:
 def short_table() -> str:
     """Tabulate name, summary and paper of every registered method, for the README."""
     lines = [
-        [f"[`{name}`](docs/methods/notes/{name}.md)", methods.summary(name), link(entry.paper)]
-        for name, entry in methods.METHODS.items()
+        [
+            f"[`{name}`](docs/methods/notes/{name}.md)",
+            methods.summary(name),
+            link(methods.paper(name)),
+        ]
+        for name in methods.METHODS
     ]
     return as_table(["method", "what it does", "paper"], lines)
 
 
-def options(entry: methods.Entry) -> str:
+def options(name: str) -> str:
     """Format the options of a method with their defaults."""
-    parameters = inspect.signature(entry.factory).parameters.values()
+    parameters = inspect.signature(methods.METHODS[name]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
 

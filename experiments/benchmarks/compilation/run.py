@@ -84,7 +84,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
         "round_end_seconds": ends,
         "programs": compiled,
         "traced_seconds": traced,
-        "round_compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "round_compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
         "step_copies": branches(text),
         "shapes": shapes,
         "steps_by_shape": steps.tolist(),

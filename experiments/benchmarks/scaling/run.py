@@ -38,7 +38,7 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "train_loss": losses,
-        "compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
         "mean_rank": float(np.mean(made.rank)),
         "devices": jax.device_count(),
         "before_megabytes": before,

@@ -7,7 +7,7 @@ import pytest
 from fedjax_lora import federated
 from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated import padded_size
+from fedjax_lora.federated import Execution
 from tests._helpers import problems
 from tests._helpers.problems import (
     assert_close,
@@ -43,10 +43,10 @@ def mesh_of(options: dict):
 
 
 def padded(options: dict) -> int:
-    mesh = mesh_of(options)
-    return padded_size(
-        COHORT, mode=options["mode"], clients_per_step=options["clients_per_step"], mesh=mesh
+    execution = Execution(
+        mode=options["mode"], clients_per_step=options["clients_per_step"], mesh=mesh_of(options)
     )
+    return execution.padded_size(COHORT)
 
 
 def train(problem: str, count: int, **options):
@@ -106,7 +106,8 @@ def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
     parts = devices if mode == "sharded" else 1
     for cohort in range(1, 20):
         for clients_per_step in (1, 2, 3, 7, 30):
-            size = padded_size(cohort, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
+            execution = Execution(mode=mode, clients_per_step=clients_per_step, mesh=mesh)
+            size = execution.padded_size(cohort)
             local = size // parts
             each = -(-cohort // parts)
             assert size % parts == 0 and local >= each
@@ -116,12 +117,20 @@ def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
 
 
 def test_the_loop_needs_no_padding():
-    assert padded_size(7, mode="loop", clients_per_step=4) == 7
+    assert Execution(mode="loop", clients_per_step=4).padded_size(7) == 7
 
 
 def test_sharding_needs_a_mesh():
-    with pytest.raises(ValueError, match="needs a mesh"):
-        federated.execute(problems.training("bag"), mode="sharded", clients_per_step=1)
+    with pytest.raises(InputError, match="needs a mesh"):
+        Execution(mode="sharded", clients_per_step=1)
+
+
+def test_a_cohort_is_divided_into_whole_groups():
+    run = federated.execute(problems.training("bag"), Execution(clients_per_step=4))
+    problem = problems.bag()
+    plan = plan_for(problem)
+    with pytest.raises(InputError, match="6 clients per device cannot be trained 4 at a time"):
+        run(problem.base, problem.data, make_clients(problem, plan), plan.rate)
 
 
 def test_a_mesh_takes_the_first_devices():

@@ -10,8 +10,8 @@ import pytest
 
 from fedjax_lora.core.types import LoRA, Shape
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
-from fedjax_lora.federated import make_training, optimizers
-from fedjax_lora.federated.local_training import split_gain
+from fedjax_lora.federated import ClientHooks, LocalTraining, optimizers
+from fedjax_lora.federated.training import split_gain
 from tests._helpers import problems
 from tests._helpers.problems import (
     STUB,
@@ -36,7 +36,7 @@ FACTORS = {
 @functools.cache
 def descend():
     """Gradient descent on the quadratic, compiled."""
-    return jax.jit(make_training(problems.quadratic(), optax.sgd(1.0)))
+    return jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0)))
 
 
 def by_hand(begin, batches, rate):
@@ -75,7 +75,7 @@ def test_a_client_that_is_done_keeps_its_values():
 
 def test_the_optimizer_of_a_client_that_is_done_stands_still():
     """Momentum would carry a client on after its last step."""
-    train = jax.jit(make_training(problems.quadratic(), optax.sgd(1.0, momentum=0.9)))
+    train = jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0, momentum=0.9)))
     got, _ = train((), POINTS, stub_clients(BEGIN, WORK), jnp.float32(0.5))
     want = BEGIN[0] - 0.5 * (BEGIN[0] - POINTS[3])
     np.testing.assert_allclose(got.head["w"][0], want, rtol=2e-6)
@@ -113,7 +113,7 @@ def test_a_broken_example_breaks_only_the_client_that_has_it():
 
 def step_of_linear(optimizer, **who):
     """One step on the inner product with ones everywhere, so that all gradients are 1."""
-    train = jax.jit(make_training(problems.linear(), optimizer))
+    train = jax.jit(LocalTraining(problems.linear(), optimizer))
     begin = np.zeros((2, 3))
     start = stub_clients(begin, batches_of([[0]], [[1]]), adapter=FACTORS, **who)
     gradient = jax.tree.map(lambda x: jnp.ones(x.shape[1:]), start.params)
@@ -150,7 +150,9 @@ def test_a_penalty_is_trained_but_not_reported():
     def penalty(adapter, rank):
         return 0.5 * rank.astype(jnp.float32) * jnp.sum(jnp.square(adapter["layer"].a))
 
-    train = jax.jit(make_training(problems.quadratic(), optax.sgd(1.0), penalty=penalty))
+    train = jax.jit(
+        LocalTraining(problems.quadratic(), optax.sgd(1.0), hooks=ClientHooks(penalty=penalty))
+    )
     work = batches_of([[0]], [[1]])
     start = stub_clients(BEGIN[:2], work, adapter=FACTORS)._replace(rank=jnp.array([1, 2]))
     got, report = train((), POINTS, start, jnp.float32(0.1))
@@ -168,7 +170,7 @@ def test_a_penalty_is_trained_but_not_reported():
 @pytest.mark.parametrize("spec", ["adamw(weight_decay=0.5)", "sgd(momentum=0.9)", "lion"])
 def test_what_is_not_trainable_stays_bit_for_bit(spec):
     """Even if its gradient is not zero and the optimizer would decay it."""
-    train = jax.jit(make_training(problems.linear(), optimizers.optimizer(spec)))
+    train = jax.jit(LocalTraining(problems.linear(), optimizers.optimizer(spec)))
     start = stub_clients(BEGIN[:2], batches_of([[0], [1]], [[2], [3]]), adapter=FACTORS)
     mask = jnp.array([[True, False], [False, True]])  # one component of each client
     trainable = {"layer": LoRA(mask[:, None, :], mask[:, :, None])}
@@ -218,7 +220,7 @@ SHAPES = (Shape(2, 8, 12), Shape(2, 16, 32), Shape(4, 16, 20), Shape(4, 16, 40),
 
 def shapes_seen(batches, count):
     """Per client and step: the shape that the wave's step was computed with."""
-    train = jax.jit(make_training(problems.shape_seen(), optax.sgd(1.0), shapes=SHAPES))
+    train = jax.jit(LocalTraining(problems.shape_seen(), optax.sgd(1.0), shapes=SHAPES))
     seen = []
     for s in range(batches.index.shape[1]):
         # A client's mean loss over its first s + 1 steps, times its examples, minus that before.
@@ -328,7 +330,7 @@ def test_dropout_does_not_depend_on_the_mode():
 
 def test_every_client_and_step_has_its_own_random_key():
     """The gradient is a draw from the key, so that what a client moved by shows its keys."""
-    train = jax.jit(make_training(problems.noise(), optax.sgd(1.0)))
+    train = jax.jit(LocalTraining(problems.noise(), optax.sgd(1.0)))
     draws = []
     for steps in (1, 2, 3):
         work = batches_of(*[[[0]] * steps] * 4)
