@@ -157,7 +157,8 @@ def federate(
 
     def accuracy() -> float:
         full = federated.with_kernels(base, state.server.kernels)
-        logits = predict(full, test, ClientParams(state.server.adapter, {}), gain)
+        trained = ClientParams(state.server.adapter, {})
+        logits = predict(prediction.AdaptedParams(full, trained, gain), test)
         return float(np.mean(logits.argmax(1) == test.label))
 
     found = [accuracy()]

@@ -1,7 +1,4 @@
-"""The README's table of methods, from the registry.
-
-Run it with ``python -m experiments.tools.methods_table``.
-"""
+"""The tables of methods, from the registry: ``python -m experiments.tools.methods_table``."""
 
 import inspect
 
@@ -10,18 +7,37 @@ from fedjax_lora import methods
 
 
 def table() -> str:
-    """Name, one line, options and paper of every registered method."""
-    lines = []
-    for name, entry in methods.METHODS.items():
-        parameters = inspect.signature(entry.factory).parameters.values()
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        options = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
-        paper = entry.paper
-        if paper.startswith("arXiv "):
-            paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
-        lines.append([f"`{name}`", methods.summary(name), options, paper])
+    """Name, one line, options and paper of every registered method, for ``docs/methods``."""
+    lines = [
+        [f"[`{name}`](pages/{name}.md)", methods.summary(name), options(entry), link(entry.paper)]
+        for name, entry in methods.METHODS.items()
+    ]
     return as_table(["method", "what it does", "options", "paper"], lines)
+
+
+def short_table() -> str:
+    """Name, one line and paper of every registered method, for the README."""
+    lines = [
+        [f"[`{name}`](docs/methods/notes/{name}.md)", methods.summary(name), link(entry.paper)]
+        for name, entry in methods.METHODS.items()
+    ]
+    return as_table(["method", "what it does", "paper"], lines)
+
+
+def options(entry: methods.Entry) -> str:
+    """The options of a method with their defaults."""
+    parameters = inspect.signature(entry.factory).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
+
+
+def link(paper: str) -> str:
+    """The paper, as a link where it is on arXiv."""
+    if not paper.startswith("arXiv "):
+        return paper
+    return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
 
 
 if __name__ == "__main__":
     put("methods", table())
+    put("methods_short", short_table())

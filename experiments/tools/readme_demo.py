@@ -1,4 +1,4 @@
-"""What the README says of the demo: ``python -m experiments.tools.readme_demo``."""
+"""The sentence about the demo's result: ``python -m experiments.tools.readme_demo``."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ def sentence() -> str:
         f"On 2 CPU cores: {100 * s['accuracy']:.1f} % test accuracy after {s['rounds']} rounds of "
         f"{s['method']} (always the most frequent class: {100 * s['majority_accuracy']:.1f} %) in "
         f"{s['seconds']:.0f} s, compilation included, with Python {s['python']} and jax "
-        f"{s['packages']['jax']} ([its result folder](experiments/studies/demo/results)).\n"
+        f"{s['packages']['jax']}.\n"
     )
 
 

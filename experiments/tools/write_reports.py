@@ -35,15 +35,20 @@ def overview() -> str:
         hours = sum(record["summary"]["processor_seconds"] for record in finished) / 3600
         counted = collections.Counter(claim.find(found).verdict for claim in report.claims)
         name = report.study.name
-        row = [f"[{name}](experiments/papers/{name})", f"{len(finished)} of {len(cells)}"]
+        row = [f"[{name}](pages/{name}.md)", f"{len(finished)} of {len(cells)}"]
         row.append(f"{hours:.1f}")
         row += [str(counted[verdict]) if report.claims else "-" for verdict in VERDICTS]
         lines.append(row)
     return as_table(columns, lines)
 
 
+def open_question() -> str:
+    """Whether Fed-PLoRA is above FlexLoRA: the answer from the small runs."""
+    return outcome(results(OPEN_QUESTION.study, "small"))
+
+
 if __name__ == "__main__":
     for report in REPORTS:
         publish(report)
     put("reruns", overview())
-    put("fed_plora_vs_flexlora", outcome(results(OPEN_QUESTION.study, "small")))
+    put("fed_plora_vs_flexlora", open_question())

@@ -71,7 +71,7 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
     fed, options = config.federation, config.lora
-    first = None if options.adapter is None else interop.read_start(options.adapter, assets.model)
+    first = None if options.adapter is None else interop.load_adapter(options.adapter, assets.model)
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -97,7 +97,7 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     )
     spec = spec_of(rank=int(allocated.possible.max()))
     if first is not None:
-        spec = interop.fitting_spec(spec, first, keep_scale=options.alpha is None)
+        spec = interop.warm_start_spec(spec, first, keep_scale=options.alpha is None)
     method = methods.make(fed.method, spec)
     method.check(allocated.possible)
     updates = transforms.make_transforms(fed.updates, method, fed.method)
@@ -123,7 +123,7 @@ def arrange(
     kind = TASK_TYPES[assets.task.task.type]
     reading = InputSpec(
         module=assets.model.module,
-        lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
+        lengths=length_buckets(assets.train.length, longest=longest, most=kind.num_buckets),
         kind=assets.task.task.type,
         dropout=config.model.dropout != 0,
         lora_dropout=config.lora.lora_dropout,
@@ -200,7 +200,7 @@ def prepare(
     root = jax.random.key(config.seed)
     adapter = lora.init(spec, jax.random.fold_in(root, 1), method=options.lora_init)
     if layout.first is not None:
-        adapter = interop.begin_with(spec, adapter, layout.first)
+        adapter = interop.warm_start(spec, adapter, layout.first)
     kernels = trees.flat(assets.model.params)
     state = federated.init_state(
         method,
@@ -227,7 +227,7 @@ def prepare(
         batch=how.eval_batch,
     )
     kind = TASK_TYPES[assets.task.task.type]
-    reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
+    reference = lambda: kind.reference_scores(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = keep_ranks
     if allocated.schedule is not None:
         reallocate = rank_updates.make_reallocate(

@@ -138,9 +138,9 @@ def is_allowed(one: Import) -> bool:
     if inside(one):
         part, target = part_of(one.module), part_of(one.target)
         row = row_of(one.module, INSIDE)
-        if row is not None and target == part:
-            own = one.target.removeprefix("fedjax_lora.")
-            return own.startswith(row) or any(own.startswith(name) for name in INSIDE[row])
+        if row is not None:
+            name = one.target.removeprefix("fedjax_lora.")
+            return any(f"{name}.".startswith(f"{x}.") for x in {row, *INSIDE[row]})
         return target == part or target in MAY_IMPORT[part]
     row = row_of(one.module, FROM_OUTSIDE)
     return row is None or package in sys.stdlib_module_names or package in FROM_OUTSIDE[row]

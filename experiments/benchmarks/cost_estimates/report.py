@@ -60,4 +60,4 @@ def _small(rows: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
-    put("explain", table())
+    put("cost_estimates", table())

@@ -114,5 +114,5 @@ def draw(results: pathlib.Path, file: pathlib.Path) -> None:
 if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
     draw(RESULTS, RESULTS / "whole.png")
-    put("whole", table())
-    put("whole_padding", padding())
+    put("end_to_end", table())
+    put("end_to_end_padding", padding())

@@ -31,4 +31,4 @@ def table() -> str:
 
 if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
-    put("storage", table())
+    put("quantized_base", table())

@@ -21,4 +21,4 @@ def table() -> str:
 
 if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
-    put("parity", table())
+    put("huggingface_parity", table())

@@ -16,16 +16,14 @@ def sentence() -> str:
     refused = s["cases"] - len(s["not refused in one sentence"])
     damaged = s["random damage"]
     text = (
-        f"of {s['cases']} broken inputs ({', '.join(s['families'])}), {refused} are refused with "
+        f"Of {s['cases']} broken inputs ({', '.join(s['families'])}), {refused} are refused with "
         f"exit status 2 and nothing written, in at most {s['slowest']['seconds']:.1f} s and "
         f"{s['largest']['megabytes']:.0f} MB; of {sum(damaged.values())} files with a few bytes "
         f"changed at random, {damaged['refused']} are, and {damaged['accepted']} can be read all "
-        "the same ([numbers](experiments/robustness/malformed_input/results/summary.json), by "
-        "`python -m experiments.robustness.malformed_input.run`)."
+        "the same (by `python -m experiments.robustness.malformed_input.run`)."
     )
-    indent = "  "
-    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent) + "\n"
+    return textwrap.fill(text, 100) + "\n"
 
 
 if __name__ == "__main__":
-    put("malformed", sentence())
+    put("malformed_input", sentence())

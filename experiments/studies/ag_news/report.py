@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.ag_news import METHODS, RESULTS
+from experiments.studies.ag_news import METHODS, RESULTS, traffic_figure
 from experiments.studies.ag_news.run import slug
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import look, style
@@ -73,10 +73,11 @@ def draw(path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Write table and figure, and put the table into the README."""
+    """Write the table and the figures, and put the table on its page."""
     text = table()
     (RESULTS / "table.md").write_text(text)
     draw(RESULTS / "accuracy.png")
+    traffic_figure.draw({label: records(METHODS[label])[0] for label in traffic_figure.SHOWN})
     put("ag_news", text)
     print(text)
 

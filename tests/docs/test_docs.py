@@ -1,0 +1,143 @@
+"""What the README and the documentation say is what the project does."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+
+import pytest
+import tyro
+
+from experiments.tools.markdown import text_of
+from experiments.tools.write_docs import BLOCKS
+from fedjax_lora.cli import evaluate, export, inspect, main, predict
+from fedjax_lora.methods import METHODS
+from tests._helpers.pages import DOCS, ROOT, blocks, name, pages
+
+OPTIONS = {
+    "evaluate": evaluate.EvaluateOptions,
+    "predict": predict.PredictOptions,
+    "export": export.ExportOptions,
+    "inspect": inspect.InspectOptions,
+}
+COMMANDS = sorted(
+    {
+        line
+        for page in pages()
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("fedjax-lora")
+    }
+)
+MODULES = sorted(
+    {
+        found
+        for page in [*pages(), *ROOT.glob("experiments/*/*/README.md")]
+        for found in re.findall(r"python -m (experiments[\w.]+)", page.read_text("utf-8"))
+    }
+)
+EXECUTED = [page for page in pages() if blocks(page, "python")]
+SLOW = {"README.md", "docs/getting_started.md"}  # they train a pretrained model
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if name(page) in SLOW else [], id=name(page))
+        for page in EXECUTED
+    ],
+)
+def test_python_of_a_page_runs(page: pathlib.Path):
+    """The blocks of a page share one namespace, as the reader's session does."""
+    registered = dict(METHODS)
+    namespace = {}
+    try:
+        for number, block in enumerate(blocks(page, "python")):
+            exec(compile(block, f"{name(page)}, block {number}", "exec"), namespace)
+    finally:
+        for added in set(METHODS) - set(registered):
+            del METHODS[added]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command: str, monkeypatch):
+    """Options parse and the config is possible; the run itself is replaced."""
+    _, verb, *args = shlex.split(command, comments=True)
+    execute = {"run": "cli.main.execute", "compare": "cli.compare.execute"}
+    if verb in execute and "--help" not in args:
+        args = [a for a in args if not a.endswith("config.json") and a != "--config"]
+        args = [a for a in args if not a.startswith("--resume=")]
+        calls = []
+        monkeypatch.setattr(f"fedjax_lora.{execute[verb]}", lambda *given: calls.append(given))
+        assert main.main([verb, *args]) == 0
+        assert len(calls) == 1
+    elif verb in OPTIONS:
+        options = tyro.cli(OPTIONS[verb], args=args)
+        assert pathlib.Path("runs/hlora") in vars(options).values()
+    elif "--help" in args:
+        with pytest.raises(SystemExit) as exit_info:
+            main.main([verb, *args])
+        assert exit_info.value.code == 0
+    else:
+        assert main.main([verb, *args]) == 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_commands_of_experiments_exist(module: str):
+    assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_generated_blocks_are_up_to_date(block: str):
+    """Every number comes from its result file: run `python -m experiments.tools.write_docs`."""
+    text = BLOCKS[block]()
+    assert text.endswith("\n")
+    written = text_of(block)
+    assert written and set(written) == {text}
+
+
+def test_every_marker_has_a_generator():
+    markers = {
+        found
+        for page in pages()
+        if page.name != "CONTRIBUTING.md"  # it explains the markers
+        for found in re.findall(r"<!-- (\w+):begin -->", page.read_text("utf-8"))
+    }
+    assert markers == set(BLOCKS)
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_relative_links_lead_somewhere(page: pathlib.Path):
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)[^)\s]*\)", text)
+    written_by_the_build = [DOCS / "methods" / "pages", DOCS / "papers" / "pages"]
+    start = page.parent
+    if page.parent == DOCS / "methods" / "notes":
+        start = DOCS / "methods" / "pages"  # where the notes are read
+    for link in links:
+        target = (start / link).resolve()
+        if "://" in link or target.parent in written_by_the_build:
+            continue
+        assert target.exists(), f"{name(page)} links to {link}"
+
+
+def test_every_method_has_notes():
+    notes = {path.stem for path in (DOCS / "methods" / "notes").glob("*.md")}
+    assert notes == set(METHODS)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_notes_have_the_three_sections(method: str):
+    text = (DOCS / "methods" / "notes" / f"{method}.md").read_text("utf-8")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Formula",
+        "What differs from the paper",
+        "Why your numbers may differ",
+    ]
+
+
+def test_contributing_lists_every_folder_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    listed = re.findall(r"^  (\w+)/ +\S", text, re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "fedjax_lora").glob("*/__init__.py")}
+    assert set(listed) == folders

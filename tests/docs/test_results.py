@@ -1,0 +1,61 @@
+"""What committed result files must show, and the tables that lie beside them."""
+
+import json
+
+import pytest
+
+from experiments.benchmarks.aggregation import report as aggregation
+from experiments.benchmarks.cohort import report as cohort
+from experiments.benchmarks.compilation import report as compilation
+from experiments.benchmarks.cost_estimates import report as cost_estimates
+from experiments.benchmarks.end_to_end import report as end_to_end
+from experiments.benchmarks.quantized_base import report as quantized_base
+from experiments.benchmarks.scaling import report as scaling
+from experiments.robustness.huggingface_parity import report as huggingface_parity
+from experiments.robustness.interruptions import report as interruptions
+from experiments.studies.ag_news import report as ag_news
+from experiments.studies.instruction_tuning import report as instruction_tuning
+from experiments.studies.noise import report as noise
+from fedjax_lora.methods import METHODS
+
+REPORTS = [
+    ag_news,
+    aggregation,
+    cohort,
+    compilation,
+    cost_estimates,
+    end_to_end,
+    huggingface_parity,
+    instruction_tuning,
+    interruptions,
+    noise,
+    quantized_base,
+    scaling,
+]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.__name__.split(".")[-2])
+def test_table_beside_the_results_is_up_to_date(report):
+    table = report.table()
+    assert table.count("\n") > 3
+    assert (report.RESULTS / "table.md").read_text("utf-8") == table
+
+
+def test_growing_server_steps_are_up_to_date():
+    assert (aggregation.RESULTS / "sweep.md").read_text("utf-8") == aggregation.sweep_table()
+
+
+def test_every_interruption_ended_well():
+    trials = [
+        t for name in ("kills", "others", "methods") for t in interruptions.read(name).values()
+    ]
+    assert all(trial.get("same", True) and trial.get("told", True) for trial in trials)
+    assert set(interruptions.read("methods")) <= set(METHODS)
+    methods = interruptions.RESULTS / "methods.md"
+    assert methods.read_text("utf-8") == interruptions.methods_table()
+
+
+def test_logits_are_the_same_in_pytorch():
+    found = json.loads((huggingface_parity.RESULTS / "parity.json").read_text("utf-8"))
+    assert all(max(row["adapter"], row["merged"]) < 1e-4 < row["effect"] for row in found["rows"])
+    assert len(found["rows"]) == 5
