@@ -20,7 +20,9 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 FEW = 8  # wanted triplets are few if they are at most one in so many
 NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
 REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
-MAX_GRAM_ERROR = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
+MAX_GRAM_ERROR = (
+    3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
+)
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:

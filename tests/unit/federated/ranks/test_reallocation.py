@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_lora import federated
 from fedjax_lora.federated import ClientStore, FederatedState
 from fedjax_lora.federated.ranks import ClientScores, allocate, reallocation
 from fedjax_lora.federated.ranks.client_scoring import ValidationResult
@@ -170,10 +171,10 @@ def test_a_resumed_run_decides_the_same():
 
 
 def test_renewing_keeps_low_components_and_where_arrays_are():
-    lora_spec = problems.bag().lora_spec
+    lora_spec = problems.bag().spec
     old, new = (problems.random_adapter(lora_spec, seed) for seed in (0, 1))
-    mesh = problems.clients.client_mesh(2)
-    placed = jax.device_put(jax.tree.map(jnp.asarray, old), problems.clients.everywhere(mesh))
+    mesh = federated.client_mesh(2)
+    placed = jax.device_put(jax.tree.map(jnp.asarray, old), federated.everywhere(mesh))
     got = reallocation.reinitialize_above(lora_spec, 3, placed, jax.tree.map(jnp.asarray, new))
     for path, pair in got.items():
         np.testing.assert_array_equal(pair.a[..., :3], old[path].a[..., :3])
