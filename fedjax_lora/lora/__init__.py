@@ -1,7 +1,7 @@
-"""LoRA as pure functions over trees: where adapters go, their factors, and how they are applied."""
+"""LoRA as pure functions over trees: targets, factors, and the adapted forward pass."""
 
 from fedjax_lora.core.types import Adapter, Gain
-from fedjax_lora.lora.apply import apply, low_rank_term
+from fedjax_lora.lora.apply import apply, apply_merged
 from fedjax_lora.lora.params import (
     delta,
     deltas,
@@ -9,13 +9,16 @@ from fedjax_lora.lora.params import (
     fold,
     init,
     keep,
+    kernels_of,
     masked_components,
     merge,
     prefix_mask,
     spread,
     times,
     uniform_gain,
+    with_kernels,
 )
+from fedjax_lora.lora.products import low_rank_term
 from fedjax_lora.lora.spec import PRESETS, SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
 
 __all__ = [
@@ -26,12 +29,14 @@ __all__ = [
     "LoraSpec",
     "LoraTarget",
     "apply",
+    "apply_merged",
     "delta",
     "deltas",
     "factor_mask",
     "fold",
     "init",
     "keep",
+    "kernels_of",
     "low_rank_term",
     "make_spec",
     "masked_components",
@@ -41,4 +46,5 @@ __all__ = [
     "spread",
     "times",
     "uniform_gain",
+    "with_kernels",
 ]
