@@ -1,5 +1,8 @@
 """LoRA as pure functions over trees: targets, factors, and the adapted forward pass."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fedjax_lora.core.types import Adapter, Gain
 from fedjax_lora.lora.apply import apply, apply_merged
 from fedjax_lora.lora.params import (
@@ -21,6 +24,9 @@ from fedjax_lora.lora.params import (
 from fedjax_lora.lora.products import low_rank_term
 from fedjax_lora.lora.spec import PRESETS, SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
 
+if TYPE_CHECKING:
+    from fedjax_lora.lora import nnx
+
 __all__ = [
     "PRESETS",
     "SCALES",
@@ -41,6 +47,7 @@ __all__ = [
     "make_spec",
     "masked_components",
     "merge",
+    "nnx",
     "parameter_count",
     "prefix_mask",
     "spread",
@@ -48,3 +55,10 @@ __all__ = [
     "uniform_gain",
     "with_kernels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `nnx` when it is first used: Flax's NNX takes as long to import as Flax Linen."""
+    if name == "nnx":
+        return importlib.import_module("fedjax_lora.lora.nnx")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

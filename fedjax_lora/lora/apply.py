@@ -195,9 +195,7 @@ def _einsum(layer: Any, kernel: AdaptedKernel, args: tuple, kwargs: dict) -> pro
 
 def _convolution(layer: Any, kernel: AdaptedKernel, args: tuple, kwargs: dict) -> products.Term:
     del layer, args, kwargs
-    raise InputError(
-        f"{kernel.path} is a convolution, which cannot be adapted; leave it out of the targets."
-    )
+    raise products.convolution_error(kernel.path)
 
 
 def _function(method: Any) -> Callable:

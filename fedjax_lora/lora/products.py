@@ -101,6 +101,13 @@ def einsum(equation: str) -> Term:
     return term
 
 
+def convolution_error(path: str) -> InputError:
+    """The error for an adapter on a convolution."""
+    return InputError(
+        f"{path} is a convolution, which cannot be adapted; leave it out of the targets."
+    )
+
+
 def check_axes(kernel: Any, gain: Array, *, inputs: int) -> None:
     """Check that the factors have the input and output axes that the layer has.
 
