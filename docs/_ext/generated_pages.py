@@ -56,11 +56,10 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfile(source, target)
 
 
-def method_page(name: str, entry: Any) -> str:
+def method_page(name: str, factory: Any) -> str:
     """The page of one method, in MyST."""
     from fedjax_lora import methods
 
-    factory = entry.factory
     ranks = "clients may have different ranks"
     if not methods.takes_mixed_ranks(name):
         ranks = "all clients have the same rank"
@@ -70,7 +69,7 @@ def method_page(name: str, entry: Any) -> str:
             "",
             methods.summary(name),
             "",
-            f"* Paper: {paper_link(entry.paper)}",
+            f"* Paper: {paper_link(methods.paper(name))}",
             f"* Ranks: {ranks}",
             f"* On the command line: `--method {example(name, factory)}`",
             f"* In Python: `fl.methods.{name}(spec)`",
@@ -104,18 +103,18 @@ def paper_link(paper: str) -> str:
 
 
 def paper_page(readme: pathlib.Path) -> str:
-    """A README whose images are found from docs/papers/pages and whose file links are code."""
-    depth = "../" * 3
+    """A README as a page of docs/papers/pages: files are linked from there, folders are named."""
+    up = "../" * 3
 
     def relink(match: re.Match[str]) -> str:
         image, text, target = match.groups()
         if "://" in target or target.startswith("#"):
             return match[0]
-        path = (readme.parent / target).resolve().relative_to(ROOT)
-        if image:
-            return f"![{text}]({depth}{path})"
-        if path.parent == PAPERS.relative_to(ROOT) and (ROOT / path / "README.md").exists():
+        path = (readme.parent / target).resolve()
+        if (path / "README.md").exists():
             return f"[{text}]({path.name}.md)"
-        return text if text == path.as_posix() else f"{text} (`{path}`)"
+        if path.is_dir():
+            return f"{text} in `{path.relative_to(ROOT)}`" if " " in text else text
+        return f"{image}[{text}]({up}{path.relative_to(ROOT)})"
 
     return LINK.sub(relink, readme.read_text(encoding="utf-8"))

@@ -13,9 +13,10 @@ BUILT = ("_build", "pages")  # folders that the documentation's build writes
 
 
 def as_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table with these columns."""
+    """A table with these columns; bars inside of a cell are escaped."""
     rows = [columns, ("---",) * len(columns), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
 def pages() -> list[pathlib.Path]:

@@ -13,7 +13,7 @@ from fedjax_lora.core.errors import InputError, raise_all
 
 if TYPE_CHECKING:
     from fedjax_lora import data
-    from fedjax_lora.interop import Opened
+    from fedjax_lora.interop import TrainedModel
     from fedjax_lora.runs.evaluate import Evaluator
 
 
@@ -75,7 +75,6 @@ def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[s
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
     from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.interop import Opened
     from fedjax_lora.runs import evaluate as run_evaluation
     from fedjax_lora.runs import outputs as run_outputs
     from fedjax_lora.runs.resume import read_config, reopen
@@ -92,24 +91,23 @@ def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[s
     if options.clients:
         assert config is not None
         run = reopen(where, config, cache_dir=cache)
-        about = run_outputs.describe(config, run[0].assets, {})
-        opened = Opened(run_outputs.of_server(run[0], run[1].state), about)
+        model = run_outputs.of_server(run[0], run[1].state, {})
     else:
-        opened = open_folder(where, model=options.model, pooling=options.pooling)
-    check_options(where, opened, model=options.model, pooling=options.pooling, ranks=options.ranks)
-    loaded = _load(options, opened, config)
-    assess, examples = _assess(opened, loaded, batch=options.batch, cache_dir=cache)
+        model = open_folder(where, model=options.model, pooling=options.pooling)
+    check_options(where, model, model=options.model, pooling=options.pooling, ranks=options.ranks)
+    loaded = _load(options, model, config)
+    assess, examples = _assess(model, loaded, batch=options.batch, cache_dir=cache)
     score("computing ...")
     found: dict[str, Any] = {
         "task": loaded.task.name,
         "examples": examples,
         "metric": loaded.task.metric,
-        "global": assess.of(opened.fitted),
+        "global": assess.of(model),
     }
     ranks = [*options.ranks, *(() if run is None else run[1].rank.tolist())]
     if ranks:
         # In one adapter, as the run's folder holds it: the same cut with and without --clients.
-        found["ranks"] = run_evaluation.of_ranks(opened.fitted.in_one_adapter(), assess, ranks)
+        found["ranks"] = run_evaluation.of_ranks(model.fold_kernels(), assess, ranks)
     if run is not None:
         rows = run_evaluation.of_clients(
             *run,
@@ -124,7 +122,7 @@ def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[s
     return found
 
 
-def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.TaskData":
+def _load(options: EvaluateOptions, model: "TrainedModel", config: Any) -> "data.TaskData":
     """The task whose test examples are used.
 
     Raises:
@@ -132,7 +130,7 @@ def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.Task
     """
     from fedjax_lora import data
 
-    about = opened.about
+    about = model.metadata
     spec = options.task or (config.data.task if config else about.task)
     if not spec or spec == "file":
         raise InputError(f"{options.where} does not say where its task's data is; give --task.")
@@ -145,26 +143,26 @@ def _load(options: EvaluateOptions, opened: "Opened", config: Any) -> "data.Task
         if options.test_examples is None:
             sizes["test_examples"] = chosen.test_examples
     loaded = data.load(spec, data_dir=data_dir, seed=seed, **sizes)
-    _check_task(loaded, opened)
+    _check_task(loaded, model)
     return loaded
 
 
 def _assess(
-    opened: "Opened", loaded: "data.TaskData", *, batch: int, cache_dir: str
+    model: "TrainedModel", loaded: "data.TaskData", *, batch: int, cache_dir: str
 ) -> tuple["Evaluator", int]:
     """How models are assessed on the test examples, and how many there are."""
     from fedjax_lora import interop
     from fedjax_lora.runs import evaluate as run_evaluation
 
-    if opened.about.language:
-        return run_evaluation.assess(opened, loaded, batch=batch, cache_dir=cache_dir)
-    tokens = interop.encode(opened, loaded.test, cache_dir=cache_dir)
-    outputs = interop.make_outputs(opened.fitted.model, tokens, batch=batch)
+    if model.metadata.language:
+        return run_evaluation.assess(model, loaded, batch=batch, cache_dir=cache_dir)
+    tokens = interop.tokenize(model, loaded.test, cache_dir=cache_dir)
+    outputs = interop.make_logits_fn(model.pretrained, tokens, batch=batch)
     return run_evaluation.by_labels(tokens.label, outputs, loaded.task.metric), len(tokens.label)
 
 
-def _check_task(loaded: "data.TaskData", opened: "Opened") -> None:
-    about, task = opened.about, loaded.task
+def _check_task(loaded: "data.TaskData", model: "TrainedModel") -> None:
+    about, task = model.metadata, loaded.task
     if about.language or task.kind == "language":
         kinds = {True: "a language model", False: "a classifier"}
         told = f"it is for {kinds[task.kind == 'language']}, and this is {kinds[about.language]}"

@@ -51,12 +51,12 @@ def main(args: Sequence[str]) -> None:
     if out.exists() and out.samefile(pathlib.Path.cwd()):
         # It would be replaced as a whole, and the shell be left in a folder that is gone.
         raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
-    fitted, about = _model(options)
+    fitted = _model(options)
     if options.merged:
         size = options.shard_size
-        write = lambda path: interop.save_merged(path, fitted, about, shard_size=size)  # noqa: E731
+        write = lambda path: interop.save_merged(path, fitted, shard_size=size)  # noqa: E731
     else:
-        write = lambda path: interop.save_adapter(path, fitted, about)  # noqa: E731
+        write = lambda path: interop.save_adapter(path, fitted)  # noqa: E731
     with atomic_io.writing(out):
         atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"
@@ -77,10 +77,5 @@ def _model(options: ExportOptions):
     config = read_config(options.run, data_dir=options.data_dir, model=options.model)
     experiment, progress = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
     if options.client is None:
-        about = outputs.describe(config, experiment.assets, progress.history[-1])
-        return outputs.of_server(experiment, progress.state), about
-    fitted = outputs.of_client(experiment, progress, options.client)
-    rank = int(progress.rank[options.client])
-    about = outputs.describe(config, experiment.assets, {})
-    training = about.training | {"client": f"{options.client}, of rank {rank}"}
-    return fitted, dataclasses.replace(about, training=training)
+        return outputs.of_server(experiment, progress.state, progress.history[-1])
+    return outputs.of_client(experiment, progress, options.client)

@@ -14,7 +14,7 @@ import tyro
 from fedjax_lora.core.errors import InputError, raise_all
 
 if TYPE_CHECKING:
-    from fedjax_lora.interop import Opened
+    from fedjax_lora.interop import TrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,17 +73,17 @@ def main(args: Sequence[str]) -> None:
     from fedjax_lora.core.cache import keep_compiled_programs
 
     keep_compiled_programs()
-    opened = open_folder(options.where, model=options.model, pooling=options.pooling)
+    model = open_folder(options.where, model=options.model, pooling=options.pooling)
     check_options(
         options.where,
-        opened,
+        model,
         model=options.model,
         pooling=options.pooling,
         pair=options.pair,
         prompt_format=options.prompt_format,
         answer_tokens=options.answer_tokens,
     )
-    lines = (_answered if opened.about.language else _labelled)(options, opened)
+    lines = (_answered if model.metadata.language else _labelled)(options, model)
     if options.out is None:
         sys.stdout.writelines(lines)
         return
@@ -93,26 +93,26 @@ def main(args: Sequence[str]) -> None:
         raise InputError(f"Output {options.out} cannot be written: {error.strerror}.") from error
 
 
-def _labelled(options: PredictOptions, opened: "Opened") -> Iterator[str]:
+def _labelled(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
     """What is written of a classifier."""
     from fedjax_lora.interop import probabilities
 
-    names = [options.text or "text", *([options.pair or "pair"] if opened.about.pair else [])]
+    names = [options.text or "text", *([options.pair or "pair"] if model.metadata.pair else [])]
     texts, *pairs = read_texts(options.input, names)
-    found = probabilities(opened, texts, pairs[0] if pairs else None, batch=options.batch)
-    return _WRITERS[options.format](texts, found, opened.about.classes)
+    found = probabilities(model, texts, pairs[0] if pairs else None, batch=options.batch)
+    return _WRITERS[options.format](texts, found, model.metadata.classes)
 
 
-def _answered(options: PredictOptions, opened: "Opened") -> Iterator[str]:
+def _answered(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
     """What is written of a language model."""
-    from fedjax_lora.interop.predict import answers
+    from fedjax_lora.interop import answers
 
     names = [options.text or "instruction", *([options.pair] if options.pair else [])]
     texts, *contexts = read_texts(options.input, names)
     found = answers(
-        opened,
+        model,
         texts,
-        contexts[0] if contexts else [""] * len(texts),
+        contexts[0] if contexts else None,
         prompt_format=options.prompt_format,
         answer_tokens=options.answer_tokens,
         batch=options.batch,

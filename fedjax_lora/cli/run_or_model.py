@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.interop import Opened, open_model
+from fedjax_lora.interop import TrainedModel, load_model
 from fedjax_lora.runs.outputs import ADAPTER, MERGED
 from fedjax_lora.runs.resume import read_config
 
@@ -43,7 +43,7 @@ def left_in(run: pathlib.Path) -> pathlib.Path | None:
 
 def open_folder(
     folder: pathlib.Path, *, model: str | None = None, pooling: str | None = None
-) -> Opened:
+) -> TrainedModel:
     """The model of a run, an adapter folder or a checkpoint.
 
     Args:
@@ -52,31 +52,31 @@ def open_folder(
       pooling: for an adapter that PEFT wrote.
 
     Raises:
-      InputError: as `fedjax_lora.interop.open_model`; a run that is not finished.
+      InputError: as `fedjax_lora.interop.load_model`; a run that is not finished.
     """
     if not is_run(folder):
-        return open_model(folder, base=model, pooling=pooling)
+        return load_model(folder, base=model, pooling=pooling)
     found = left_in(folder)
     if found is None:
         raise InputError(f"Run {folder} is not finished and has left no model yet.")
     # The user's own run: its config says which base, also where that is a folder.
-    return open_model(found, base=model or read_config(folder).model.model)
+    return load_model(found, base=model or read_config(folder).model.model)
 
 
-def has_adapter(opened: Opened) -> bool:
+def has_adapter(model: TrainedModel) -> bool:
     """Whether a model is an adapter on a base, and no checkpoint that holds all of it."""
-    return bool(opened.fitted.targets)
+    return bool(model.targets)
 
 
-_USE: tuple[tuple[str, Callable[[Opened], bool], str], ...] = (
-    ("prompt_format", lambda opened: opened.about.language, "language models"),
-    ("answer_tokens", lambda opened: opened.about.language, "language models"),
-    ("pair", lambda opened: opened.about.language or opened.about.pair, "models of pairs"),
-    ("pooling", lambda opened: not opened.about.language, "classifiers"),
+_USE: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
+    ("prompt_format", lambda model: model.metadata.language, "language models"),
+    ("answer_tokens", lambda model: model.metadata.language, "language models"),
+    ("pair", lambda model: model.metadata.language or model.metadata.pair, "models of pairs"),
+    ("pooling", lambda model: not model.metadata.language, "classifiers"),
     # What this library has made names its task, and says itself what its classifier reads.
     (
         "pooling",
-        lambda opened: has_adapter(opened) and not opened.about.task,
+        lambda model: has_adapter(model) and not model.metadata.task,
         "adapters that fedjax-lora has not made",
     ),
     ("model", has_adapter, "adapters, which need a base"),
@@ -85,12 +85,12 @@ _USE: tuple[tuple[str, Callable[[Opened], bool], str], ...] = (
 """Options, for which models they are, and what these are called."""
 
 
-def check_options(where: pathlib.Path, opened: Opened, **given: Any) -> None:
+def check_options(where: pathlib.Path, trained: TrainedModel, **given: Any) -> None:
     """Refuse options that would change nothing, because they are for other models.
 
     Args:
       where: the model's folder.
-      opened: the model.
+      trained: the model.
       given: options by name; None or empty where one is not given.
 
     Raises:
@@ -98,11 +98,11 @@ def check_options(where: pathlib.Path, opened: Opened, **given: Any) -> None:
     """
     reasons: dict[str, str] = {}
     for name, good, models in _USE:
-        if given.get(name) not in (None, ()) and not good(opened):
+        if given.get(name) not in (None, ()) and not good(trained):
             reasons.setdefault(name, models)
-    what = "a language model" if opened.about.language else "a classifier"
+    what = "a language model" if trained.metadata.language else "a classifier"
     raise_all(
-        f"{where} is {what}{'' if has_adapter(opened) else ' without an adapter'}",
+        f"{where} is {what}{'' if has_adapter(trained) else ' without an adapter'}",
         [
             f"--{name.replace('_', '-')} is only for {models}, leave it out"
             for name, models in reasons.items()

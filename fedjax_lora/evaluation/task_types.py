@@ -1,6 +1,7 @@
-"""What the kind of a task decides outside of training: tokens, the model's outputs, and scores.
+"""Task types: number of outputs, tokenisation, metrics and reference scores of each.
 
-What clients minimise follows from it too, see `fedjax_lora.runs.compilation.OBJECTIVES`.
+The objective that clients minimise depends on the task type too, see
+`fedjax_lora.runs.compilation.OBJECTIVES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,77 +13,96 @@ import numpy as np
 from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.evaluation import metrics
-from fedjax_lora.evaluation.predict import Global, Predict
+from fedjax_lora.evaluation.predict import AdaptedParams, Predict
+
+__all__ = ["TASK_TYPES", "EvalContext", "EvalFn", "Scores", "TaskType"]
 
 Scores = dict[str, Any]
 """Numbers by name; those by category or client are dictionaries."""
 
-
-EvalFn = Callable[[Global], Scores]
+EvalFn = Callable[[AdaptedParams], Scores]
+"""``(params) -> scores`` on a fixed split."""
 
 
 class EvalContext(NamedTuple):
-    """What judges work with."""
+    """What the evaluation of a split needs besides its examples.
+
+    Attributes:
+      task: the task and its data.
+      predict: predictions over a data set.
+      place: puts a tree of arrays on the device(s).
+      encode: tokenises a split as the task does.
+      answer: ``(tokens) -> (params) -> texts``, generated answers to the prompts of `tokens`.
+    """
 
     task: data.TaskData
     predict: Predict
-    place: Callable[[Any], Any]  # onto the device(s)
+    place: Callable[[Any], Any]
     encode: Callable[[data.Split], instruction_tokens.Encoded]
-    answer: Callable[[data.Tokens], Callable[[Global], list[str]]]
+    answer: Callable[[data.Tokens], Callable[[AdaptedParams], list[str]]]
 
 
 class TaskType(NamedTuple):
-    """A kind of task.
+    """A type of task.
 
     Attributes:
-      outputs: how many numbers a model's head makes; None for a language model.
-      encode: ``(task, split, tokenizer, max_length, cache_dir)`` to the split and its tokens.
-      judge: ``(tools, split, tokens) -> EvalFn``.
-      buckets: how many lengths batches are padded to; each is compiled.
-      reference: ``(test labels, scores of the model before the first round, as a function)`` to
-        what a run's scores are to be compared with.
+      num_outputs: ``(task) -> int``, number of outputs of the model's head; None for a language
+        model.
+      encode: ``(task, split, tokenizer, max_length, cache_dir) -> Encoded``.
+      make_eval_fn: ``(context, split, tokens) -> EvalFn``.
+      reference_scores: ``(labels, initial_scores) -> Scores``, scores to compare those of a run
+        with; ``initial_scores()`` evaluates the model before the first round.
+      num_buckets: number of lengths that batches are padded to; one program is compiled for each.
     """
 
-    outputs: Callable[[data.TaskData], int | None]
+    num_outputs: Callable[[data.TaskData], int | None]
     encode: Callable[..., instruction_tokens.Encoded]
-    judge: Callable[[EvalContext, data.Split, data.Tokens], EvalFn]
-    reference: Callable[[np.ndarray, Callable[[], Scores]], Scores]
-    buckets: int = 2
+    make_eval_fn: Callable[[EvalContext, data.Split, data.Tokens], EvalFn]
+    reference_scores: Callable[[np.ndarray, Callable[[], Scores]], Scores]
+    num_buckets: int = 2
 
 
-# ------------------------------------------------------------------------------- labels and scores
+# ------------------------------------------------------------------- classification and regression
 
 
 def _encode_texts(
-    task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
+    task: data.Task,
+    split: data.Split,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
-    made = data.encode(split, tokenizer, max_length=max_length, cache_dir=cache_dir)
-    return instruction_tokens.Encoded(split, made, np.arange(len(split.texts)))
+    tokens = data.encode(split, tokenizer, max_length=max_length, cache_dir=cache_dir)
+    return instruction_tokens.Encoded(split, tokens, np.arange(len(split.texts)))
 
 
-def _judge_labels(tools: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
-    task, placed = tools.task.task, tools.place(tokens)
+def _make_label_eval(context: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
+    task, tokens_on_device = context.task.task, context.place(tokens)
+    # Papers often give the accuracy of tasks that have another metric.
+    more = () if task.kind == "regression" else ("accuracy",)
+    names = tuple(dict.fromkeys((task.metric, *more)))
 
-    def judge(model: Global) -> Scores:
-        output = tools.predict(model.base, placed, model.trained, model.gain)
+    def evaluate(params: AdaptedParams) -> Scores:
+        output = context.predict(params, tokens_on_device)
         loss = metrics.mean_loss(tokens.label, output, regression=task.kind == "regression")
-        # Papers often give the accuracy of tasks that have another metric.
-        also = () if task.kind == "regression" else ("accuracy",)
-        names = dict.fromkeys((task.metric, *also))
         return {n: metrics.METRICS[n](tokens.label, output) for n in names} | {"loss": loss}
 
-    return judge
+    return evaluate
 
 
-def _majority(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
-    return {"majority_accuracy": float(np.bincount(label).max() / len(label))}
+def _majority_accuracy(labels: np.ndarray, initial_scores: Callable[[], Scores]) -> Scores:
+    return {"majority_accuracy": float(np.bincount(labels).max() / len(labels))}
 
 
 # ---------------------------------------------------------------------------------------- language
 
 
 def _encode_completions(
-    task: data.Task, split: data.Split, tokenizer: Any, max_length: int, cache_dir: Path | None
+    task: data.Task,
+    split: data.Split,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
     return instruction_tokens.encode(
         split,
@@ -93,70 +113,86 @@ def _encode_completions(
     )
 
 
-def _judge_language(tools: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
-    placed = tools.place(tokens)
-    name = tools.task.task.metric
-    more = _MORE[name](tools, split, tokens) if name in _MORE else None
-    parts = {"category": (tokens.label, tools.task.classes)}
+def _make_language_eval(context: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
+    tokens_on_device = context.place(tokens)
+    metric = context.task.task.metric
+    score_metric = None
+    if metric in _LANGUAGE_METRICS:
+        score_metric = _LANGUAGE_METRICS[metric](context, split, tokens)
+    groupings = {"category": (tokens.label, context.task.classes)}
     if split.groups is not None:
-        parts["client"] = (split.groups, tools.task.groups)
+        groupings["client"] = (split.groups, context.task.groups)
 
-    def judge(model: Global) -> Scores:
-        output = tools.predict(model.base, placed, model.trained, model.gain)
-        found: Scores = metrics.language_scores(output)
-        for part, (codes, names) in parts.items():
+    def evaluate(params: AdaptedParams) -> Scores:
+        sums = context.predict(params, tokens_on_device)
+        scores: Scores = metrics.language_scores(sums)
+        for grouping, (codes, names) in groupings.items():
             if len(names) > 1:
-                found[f"perplexity_by_{part}"] = metrics.perplexity_by(codes, names, output)
-        return found if more is None else found | {name: more(model)}
+                scores[f"perplexity_by_{grouping}"] = metrics.perplexity_by(codes, names, sums)
+        return scores if score_metric is None else scores | {metric: score_metric(params)}
 
-    return judge
+    return evaluate
 
 
-def _choices(
-    tools: EvalContext, split: data.Split, tokens: data.Tokens
-) -> Callable[[Global], float]:
+def _make_choice_accuracy(
+    context: EvalContext, split: data.Split, tokens: data.Tokens
+) -> Callable[[AdaptedParams], float]:
     rows, question = instruction_tokens.of_choices(split)
-    encoded = tools.encode(rows)
+    encoded = context.encode(rows)
     question = question[encoded.kept]
-    placed = tools.place(encoded.tokens)
+    tokens_on_device = context.place(encoded.tokens)
 
-    def score(model: Global) -> float:
-        output = tools.predict(model.base, placed, model.trained, model.gain)
-        return metrics.choice_accuracy(question, encoded.tokens.label, output)
+    def score(params: AdaptedParams) -> float:
+        sums = context.predict(params, tokens_on_device)
+        return metrics.choice_accuracy(question, encoded.tokens.label, sums)
 
     return score
 
 
-def _answers(
+def _make_answer_metric(
     metric: Callable[[list[str], list[str]], float], need: Callable[[], Any] = lambda: None
-) -> Callable[[EvalContext, data.Split, data.Tokens], Callable[[Global], float]]:
+) -> Callable[[EvalContext, data.Split, data.Tokens], Callable[[AdaptedParams], float]]:
     def prepare(
-        tools: EvalContext, split: data.Split, tokens: data.Tokens
-    ) -> Callable[[Global], float]:
-        need()  # now: before anybody trains, or writes answers that cannot be scored
-        answer = tools.answer(tokens)
-        return lambda model: metric(answer(model), split.pairs or [])
+        context: EvalContext, split: data.Split, tokens: data.Tokens
+    ) -> Callable[[AdaptedParams], float]:
+        need()  # before training and generation: their results could not be scored
+        answer = context.answer(tokens)
+        return lambda params: metric(answer(params), split.pairs or [])
 
     return prepare
 
 
-_MORE: Mapping[str, Callable[..., Callable[[Global], float]]] = {
-    "choice_accuracy": _choices,
-    "rouge_l": _answers(metrics.rouge_l, need=metrics.need_rouge),
-    "exact_match": _answers(metrics.exact_match),
+_LANGUAGE_METRICS: Mapping[str, Callable[..., Callable[[AdaptedParams], float]]] = {
+    "choice_accuracy": _make_choice_accuracy,
+    "rouge_l": _make_answer_metric(metrics.rouge_l, need=metrics.need_rouge),
+    "exact_match": _make_answer_metric(metrics.exact_match),
 }
+"""Metrics that need more than the likelihood of the completions."""
 
 
-def _start(label: np.ndarray, start: Callable[[], Scores]) -> Scores:
-    return {f"start_{name}": value for name, value in start().items()}
+def _initial_scores(labels: np.ndarray, initial_scores: Callable[[], Scores]) -> Scores:
+    return {f"start_{name}": value for name, value in initial_scores().items()}
 
 
 TASK_TYPES: dict[str, TaskType] = {
     "classification": TaskType(
-        lambda task: len(task.classes), _encode_texts, _judge_labels, _majority
+        num_outputs=lambda task: len(task.classes),
+        encode=_encode_texts,
+        make_eval_fn=_make_label_eval,
+        reference_scores=_majority_accuracy,
     ),
-    "regression": TaskType(lambda task: 1, _encode_texts, _judge_labels, lambda label, start: {}),
+    "regression": TaskType(
+        num_outputs=lambda task: 1,
+        encode=_encode_texts,
+        make_eval_fn=_make_label_eval,
+        reference_scores=lambda labels, initial_scores: {},
+    ),
     "language": TaskType(
-        lambda task: None, _encode_completions, _judge_language, _start, buckets=3
+        num_outputs=lambda task: None,
+        encode=_encode_completions,
+        make_eval_fn=_make_language_eval,
+        reference_scores=_initial_scores,
+        num_buckets=3,
     ),
 }
+"""Task types by the name in `fedjax_lora.data.Task.kind`."""

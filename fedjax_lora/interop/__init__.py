@@ -1,31 +1,40 @@
-"""Models in and out: PEFT adapters, plain checkpoints, and what they say about themselves."""
+"""Exchange of models with other libraries: PEFT adapters and `transformers` checkpoints.
+
+`load_model` reads a folder of either kind, `save_adapter` and `save_merged` write them, and
+`probabilities` and `answers` use the model.
+"""
 
 from fedjax_lora.interop.huggingface import save_merged
-from fedjax_lora.interop.load import Opened, open_model
+from fedjax_lora.interop.load import load_model
 from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.metadata import ModelMetadata
-from fedjax_lora.interop.peft import Stored, labels_of, load_adapter, put_together, save_adapter
-from fedjax_lora.interop.predict import encode, probabilities
-from fedjax_lora.interop.trained_model import TrainedModel, make_outputs
-from fedjax_lora.interop.warm_start import begin_with, fitting_spec, read_start, with_parts
+from fedjax_lora.interop.peft import assemble, load_adapter, read_num_labels, save_adapter
+from fedjax_lora.interop.predict import (
+    answers,
+    make_logits_fn,
+    probabilities,
+    tokenize,
+    tokenizer_of,
+)
+from fedjax_lora.interop.trained_model import TrainedModel
+from fedjax_lora.interop.warm_start import warm_start, warm_start_spec, with_saved_modules
 
 __all__ = [
     "LoadedAdapter",
     "ModelMetadata",
-    "Opened",
-    "Stored",
     "TrainedModel",
-    "begin_with",
-    "encode",
-    "fitting_spec",
-    "labels_of",
+    "answers",
+    "assemble",
     "load_adapter",
-    "make_outputs",
-    "open_model",
+    "load_model",
+    "make_logits_fn",
     "probabilities",
-    "put_together",
-    "read_start",
+    "read_num_labels",
     "save_adapter",
     "save_merged",
-    "with_parts",
+    "tokenize",
+    "tokenizer_of",
+    "warm_start",
+    "warm_start_spec",
+    "with_saved_modules",
 ]

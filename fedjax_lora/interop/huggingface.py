@@ -1,11 +1,11 @@
-"""A fitted model as a plain Hugging Face checkpoint: weights, config, tokenizer, model card."""
+"""Writing a trained model as a merged Hugging Face checkpoint that needs no PEFT."""
 
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from fedjax_lora import models
@@ -15,40 +15,68 @@ from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.peft import save_head
 from fedjax_lora.interop.trained_model import TrainedModel
 
-# What a stranger's config may say and a new checkpoint must not repeat.
-_NOT_KEPT = ("auto_map", "_name_or_path", "name_or_path", "architectures", "torch_dtype", "dtype")
+__all__ = ["save_merged"]
+
+# Fields of the base's config that must not be copied: code to run, paths and storage types.
+_DROPPED_FIELDS = (
+    "auto_map",
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+)
 
 
 def save_merged(
     folder: str | pathlib.Path,
-    fitted: TrainedModel,
-    about: ModelMetadata,
+    model: TrainedModel,
     *,
     shard_size: int | str = "5GB",
 ) -> None:
-    """Write a checkpoint that `transformers` loads without PEFT.
+    """Write a model with merged weights as a checkpoint that `transformers` loads without PEFT.
 
-    ``AutoModelForSequenceClassification.from_pretrained(folder)`` computes what the fitted model
-    computes. With mean pooling, for which `transformers` has no class, the checkpoint is one for
-    ``AutoModel`` and the head is in ``head.safetensors`` (a complete-looking classifier would
-    compute something else); the model card has the lines that put them together.
+    The folder holds weights, config, tokenizer, ``fedjax_lora.json`` and a model card.
+    ``AutoModelForSequenceClassification.from_pretrained(folder)`` or, for a language model,
+    ``AutoModelForCausalLM.from_pretrained(folder)`` computes the same outputs as the model.
+
+    `transformers` has no class for mean pooling. The checkpoint of a mean-pooled model is one for
+    ``AutoModel`` with the head in ``head.safetensors``; the model card shows how to use both.
 
     Args:
-      folder: made if it does not exist.
-      fitted: the model; its base was loaded from a checkpoint.
-      about: what is said of it.
-      shard_size: a file of weights is at most this large, in bytes or as ``"500MB"``.
+      folder: created if it does not exist.
+      model: the model, whose base was loaded from a checkpoint.
+      shard_size: largest size of a file of weights, in bytes or with a unit as in ``"500MB"``.
 
     Raises:
-      InputError: a shard size that cannot be read.
+      InputError: `shard_size` is not a size.
     """
-    path, model = pathlib.Path(folder), fitted.model
-    with_class = torch_names.has_class(model)
-    params = fitted.merged
+    path, pretrained = pathlib.Path(folder), model.pretrained
+    with_class = torch_names.has_class(pretrained)
+    params = model.merged_params
+    # Without the head: a file that looks like a complete classifier would compute something else.
     kept = params if with_class else {k: part for k, part in params.items() if k != "head"}
-    tensors = torch_names.tensors(model, kept)
+    tensors = torch_names.tensors(pretrained, kept)
+    shards = _plan_shards(tensors, shard_size)
+    path.mkdir(parents=True, exist_ok=True)
+    _write_weights(path, tensors, shards)
+    _write_json(path / "config.json", _config(pretrained, model.metadata))
+    if pretrained.tokenizer is not None:
+        pretrained.tokenizer.save_pretrained(path)
+    if not with_class:
+        save_head(path, torch_names.unstored(pretrained, params["head"]))
+    model.metadata.write(path)
+    model_card.write(path, model.metadata, model_card.MERGED, mean=not with_class)
+
+
+def _plan_shards(tensors: dict[str, np.ndarray], shard_size: int | str) -> StateDictSplit:
+    """Assign tensors to files of at most this size.
+
+    Raises:
+      InputError: `shard_size` is not a size.
+    """
     try:
-        plan = split_state_dict_into_shards_factory(
+        return split_state_dict_into_shards_factory(
             tensors,
             get_storage_size=lambda x: x.nbytes,
             filename_pattern="model{suffix}.safetensors",
@@ -58,45 +86,45 @@ def save_merged(
         raise InputError(
             f"Shard size {shard_size!r} is not a size such as 500MB or 5GB."
         ) from error
-    path.mkdir(parents=True, exist_ok=True)
-    for file, its_names in plan.filename_to_tensors.items():
-        part = {name: np.ascontiguousarray(tensors[name]) for name in its_names}
+
+
+def _write_weights(
+    path: pathlib.Path, tensors: dict[str, np.ndarray], shards: StateDictSplit
+) -> None:
+    """Write ``model.safetensors``, or several files and their index."""
+    for file, names in shards.filename_to_tensors.items():
+        part = {name: np.ascontiguousarray(tensors[name]) for name in names}
         save_file(part, path / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write_json(path / "model.safetensors.index.json", index)
-    _write_json(path / "config.json", _config(model, about))
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(path)
-    if not with_class:
-        save_head(path, torch_names.unstored(model, params["head"]))
-    about.write(path)
-    model_card.write(path, about, model_card.MERGED, mean=not with_class)
 
 
-def _config(model: models.Pretrained, about: ModelMetadata) -> dict[str, Any]:
-    """The base's ``config.json`` with what is other here."""
+def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str, Any]:
+    """The base's ``config.json`` with the layers, labels and class of this model."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    assert model.folder is not None
-    raw = {k: x for k, x in models.read_raw(model.folder).items() if k not in _NOT_KEPT}
-    config = CONFIG_MAPPING[model.config.family](**raw)
-    config.num_hidden_layers = model.config.layers
-    if not about.language:
-        config.id2label = dict(enumerate(about.classes or ["score"]))
+    assert pretrained.folder is not None, "only a base from a checkpoint can be merged"
+    base = models.read_raw(pretrained.folder)
+    config = CONFIG_MAPPING[pretrained.config.family](
+        **{name: value for name, value in base.items() if name not in _DROPPED_FIELDS}
+    )
+    config.num_hidden_layers = pretrained.config.layers
+    if not metadata.language:
+        config.id2label = dict(enumerate(metadata.classes or ["score"]))
         config.label2id = {name: n for n, name in config.id2label.items()}
-        config.problem_type = "regression" if about.regression else "single_label_classification"
+        config.problem_type = "regression" if metadata.regression else "single_label_classification"
     config.dtype = "float32"
     family = type(config).__name__.removesuffix("Config")
-    config.architectures = [f"{family}{_class_of(model)}"]
+    config.architectures = [f"{family}{_class_suffix(pretrained)}"]
     return json.loads(config.to_json_string(use_diff=True))
 
 
-def _class_of(model: models.Pretrained) -> str:
-    """The last words of the class that the model is in `transformers`."""
-    if not torch_names.has_class(model):
+def _class_suffix(pretrained: models.Pretrained) -> str:
+    """The part after the family's name in the model's class in `transformers`."""
+    if not torch_names.has_class(pretrained):
         return "Model"
-    return "ForSequenceClassification" if model.config.num_labels else "ForCausalLM"
+    return "ForSequenceClassification" if pretrained.config.num_labels else "ForCausalLM"
 
 
 def _write_json(file: pathlib.Path, values: Any) -> None:

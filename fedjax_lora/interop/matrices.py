@@ -3,6 +3,7 @@
 Components that add nothing at the end of a layer are left out, so layers may differ in rank.
 """
 
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,11 +19,22 @@ NameOf = Callable[[str, int | None], str]
 
 
 class LoadedAdapter(NamedTuple):
-    """An adapter with its sites, at the rank of its largest layer."""
+    """An adapter read from files, with the other parameters that its folder holds.
+
+    Attributes:
+      targets: adapted layers.
+      adapter: factors by path, ``a: [(L,) i, R]`` and ``b: [(L,) R, o]``, where `R` is the rank of
+        the largest layer.
+      gain: multiplier of each component by path, ``[(L,) R]``; 0 beyond a layer's own rank.
+      params: parameters of the base that the folder also holds (a head, a pooler), by path.
+      num_labels: number of outputs of the folder's head; None without a head.
+    """
 
     targets: tuple[LoraTarget, ...]
     adapter: Adapter
-    gain: Gain  # 0 beyond a layer's rank
+    gain: Gain
+    params: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    num_labels: int | None = None
 
 
 def places(targets: tuple[LoraTarget, ...]) -> Iterator[tuple[LoraTarget, int | None]]:

@@ -6,11 +6,13 @@ import pathlib
 import typing
 from typing import Any
 
+from fedjax_lora import models
 from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.registry import fits
 
 FILE = "fedjax_lora.json"
+_MAX_LENGTH = 512  # tokens, for a model whose training length is unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,31 @@ def read(folder: pathlib.Path) -> ModelMetadata | None:
     )
     checked: dict[str, Any] = values | {"classes": tuple(values.get("classes", ()))}
     return ModelMetadata(**checked)
+
+
+def infer(
+    pretrained: models.Pretrained,
+    base: str,
+    *,
+    classes: tuple[str, ...] = (),
+    language: bool = False,
+) -> ModelMetadata:
+    """Metadata of a model whose folder has no ``fedjax_lora.json``.
+
+    Args:
+      pretrained: the base model.
+      base: name or folder of the base model.
+      classes: names in the order of the outputs; empty for a regression or language model.
+      language: whether it is a language model.
+    """
+    return ModelMetadata(
+        base=base,
+        base_sha256=pretrained.fingerprint,
+        pooling=pretrained.config.pooling,
+        classes=classes,
+        language=language,
+        max_length=min(_MAX_LENGTH, pretrained.config.max_tokens),
+    )
 
 
 def _good(name: str, value: Any, hint: Any) -> bool:

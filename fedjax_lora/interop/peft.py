@@ -1,7 +1,6 @@
-"""A fitted model as a PEFT checkpoint of its base, and back."""
+"""Writing a trained model as a PEFT adapter of its base, and reading it back."""
 
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -10,135 +9,144 @@ from fedjax_lora import models
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.interop import matrices, model_card, peft_reader, peft_writer, torch_names
+from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.trained_model import TrainedModel
 
+__all__ = ["assemble", "load_adapter", "read_num_labels", "save_adapter", "save_head"]
+
 Folder = str | pathlib.Path
 
-_OUTPUTS = ("classifier.out_proj.bias", "classifier.bias", "score.weight")
-"""Parameters with a number or a row for each output of a head."""
+_HEAD_OUTPUTS = ("classifier.out_proj.bias", "classifier.bias", "score.weight")
+"""Head parameters whose first axis is the number of outputs, by Hugging Face name."""
 
 
-def save_adapter(folder: Folder, fitted: TrainedModel, about: ModelMetadata) -> None:
-    """Write the adapter and the head for ``peft.PeftModel.from_pretrained``.
+def save_adapter(folder: Folder, model: TrainedModel) -> None:
+    """Write a model as an adapter for ``peft.PeftModel.from_pretrained``.
 
-    A pooler that the base's checkpoint lacks is written too, or PEFT would draw another one. What
-    a method has added to the base becomes part of the adapter.
+    The folder also holds the head, ``fedjax_lora.json`` and a model card. A pooler that the base's
+    checkpoint lacks is written too, because PEFT would initialise another one. Changed base
+    kernels become part of the adapter, see `TrainedModel.fold_kernels`.
 
-    With mean pooling, for which `transformers` has no class, the adapter is one of an
-    ``AutoModel`` and the head is in ``head.safetensors``; the model card has the lines that put
-    them together.
+    `transformers` has no class for mean pooling. The adapter of a mean-pooled model is one of an
+    ``AutoModel`` with the head in ``head.safetensors``; the model card shows how to use both.
 
     Args:
-      folder: made if it does not exist.
-      fitted: the model.
-      about: what is said of it.
+      folder: created if it does not exist.
+      model: the model.
     """
     path = pathlib.Path(folder)
-    fitted, model = fitted.in_one_adapter(), fitted.model
-    parts = torch_names.unstored(model, fitted.head)
-    with_class = torch_names.has_class(model)
+    model = model.fold_kernels()
+    pretrained, base = model.pretrained, model.metadata.base
+    modules = torch_names.unstored(pretrained, model.head)
+    with_class = torch_names.has_class(pretrained)
     peft_writer.save(
         path,
         matrices.split(
-            fitted.targets,
-            fitted.adapter,
-            fitted.gain,
-            lambda target, layer: torch_names.module(model, target, layer),
+            model.targets,
+            model.adapter,
+            model.gain,
+            lambda target, layer: torch_names.module(pretrained, target, layer),
         ),
-        base_model=models.MODELS[about.base].hub if about.base in models.MODELS else about.base,
-        task_type=_task_type(model),
-        saved_modules=parts if with_class else {},
+        base_model=models.MODELS[base].hub if base in models.MODELS else base,
+        task_type=_task_type(pretrained),
+        saved_modules=modules if with_class else {},
     )
     if not with_class:
-        save_head(path, parts)
-    about.write(path)
-    model_card.write(path, about, model_card.ADAPTER, mean=not with_class)
+        save_head(path, modules)
+    model.metadata.write(path)
+    model_card.write(path, model.metadata, model_card.ADAPTER, mean=not with_class)
 
 
-def _task_type(model: models.Pretrained) -> str:
-    """PEFT's name of what the model is for PyTorch."""
-    if not torch_names.has_class(model):
+def _task_type(pretrained: models.Pretrained) -> str:
+    """PEFT's ``task_type`` of a model."""
+    if not torch_names.has_class(pretrained):
         return "FEATURE_EXTRACTION"
-    return "SEQ_CLS" if model.config.num_labels else "CAUSAL_LM"
+    return "SEQ_CLS" if pretrained.config.num_labels else "CAUSAL_LM"
 
 
-def save_head(folder: pathlib.Path, parts: dict[str, dict[str, np.ndarray]]) -> None:
-    """Write a head that no class of `transformers` has a place for."""
+def save_head(folder: pathlib.Path, modules: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write the head of a mean-pooled model to ``head.safetensors``.
+
+    Args:
+      folder: an existing folder.
+      modules: tensors by name within a module, by module name.
+    """
     tensors = {
-        f"{m}.{n}": np.ascontiguousarray(x) for m, of in parts.items() for n, x in of.items()
+        f"{module}.{name}": np.ascontiguousarray(value)
+        for module, values in modules.items()
+        for name, value in values.items()
     }
     save_file(tensors, folder / torch_names.HEAD_FILE, metadata={"format": "pt"})
 
 
-class Stored(NamedTuple):
-    """What an adapter folder holds.
+def read_num_labels(folder: Folder) -> int | None:
+    """Read the number of outputs of an adapter folder's head; None without a head.
 
-    Attributes:
-      placed: the adapter, at its own rank.
-      values: parameters of the base that the folder brings along, by path: a head, a pooler.
-      labels: width of the head's output; None without a head.
-    """
-
-    placed: matrices.LoadedAdapter
-    values: dict[str, np.ndarray]
-    labels: int | None
-
-
-def labels_of(folder: Folder) -> int | None:
-    """The width of the output of an adapter folder's head, from its files' headers; None without.
+    Only the headers of the files are read.
 
     Raises:
-      InputError: no readable adapter.
+      InputError: the folder holds no readable adapter.
     """
     path = pathlib.Path(folder)
     peft_reader.read_config(path)
-    shapes, head = peft_reader.shapes(path / peft_writer.WEIGHTS), path / torch_names.HEAD_FILE
-    if head.is_file():
-        shapes |= peft_reader.shapes(head)
-    outputs = [shapes.get(name) for name in _OUTPUTS]
+    shapes = peft_reader.shapes(path / peft_writer.WEIGHTS)
+    head_file = path / torch_names.HEAD_FILE
+    if head_file.is_file():
+        shapes |= peft_reader.shapes(head_file)
+    outputs = [shapes.get(name) for name in _HEAD_OUTPUTS]
     return next((shape[0] for shape in outputs if shape), None)
 
 
-def load_adapter(folder: Folder, model: models.Pretrained) -> Stored:
-    """Read a PEFT checkpoint of a base.
+def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter:
+    """Read a PEFT adapter, its head and its pooler for a base.
 
     Args:
       folder: written by `save_adapter` or by PEFT.
-      model: the base.
+      pretrained: the base model.
+
+    Returns:
+      The adapter at the rank of its largest layer.
 
     Raises:
-      InputError: as `fedjax_lora.interop.peft_reader.load`, or a head that is not whole.
+      InputError: as `fedjax_lora.interop.peft_reader.load`; or the folder has a part of a head.
     """
     path = pathlib.Path(folder)
-    places, labels = torch_names.matrices(model), labels_of(path)
-    paths = torch_names.unstored_paths(model, labels or 1)
-    wanted = {name: shape for name, (_, shape) in paths.items()}
-    shapes = {name: (target.inputs, target.outputs) for name, (target, _) in places.items()}
-    loaded = peft_reader.load(path, modules=shapes, tensors=wanted)
-    tensors = loaded.tensors
+    places, num_labels = torch_names.matrices(pretrained), read_num_labels(path)
+    paths = torch_names.unstored_paths(pretrained, num_labels or 1)
+    expected = {name: shape for name, (_, shape) in paths.items()}
+    modules = {name: (target.inputs, target.outputs) for name, (target, _) in places.items()}
+    factors, tensors = peft_reader.load(path, modules=modules, tensors=expected)
     if (path / torch_names.HEAD_FILE).is_file():
-        tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, wanted)
-    values = torch_names.parameters(paths, tensors)
-    whole = {place for place, _ in paths.values() if place.startswith("head/")}
-    if (found := whole & values.keys()) and found != whole:
+        tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, expected)
+    params = torch_names.parameters(paths, tensors)
+    head = {param for param, _ in paths.values() if param.startswith("head/")}
+    if (present := head & params.keys()) and present != head:
         raise InputError(
-            f"{path} has only a part of the model's head: {', '.join(sorted(whole - found))} is "
+            f"{path} has only a part of the model's head: {', '.join(sorted(head - present))} is "
             "missing."
         )
-    return Stored(matrices.join(places, loaded.factors), values, labels)
+    return matrices.join(places, factors)._replace(params=params, num_labels=num_labels)
 
 
-def put_together(stored: Stored, model: models.Pretrained) -> TrainedModel:
-    """The model that an adapter folder describes, on a base whose head has as many outputs.
+def assemble(
+    pretrained: models.Pretrained, loaded: LoadedAdapter, metadata: ModelMetadata
+) -> TrainedModel:
+    """Combine a base, a loaded adapter and its metadata.
 
     Args:
-      stored: from `load_adapter`.
-      model: the base.
+      pretrained: the base model, whose head has as many outputs as that of the adapter folder.
+      loaded: from `load_adapter`.
+      metadata: of the model.
     """
-    head = {p.removeprefix("head/"): x for p, x in stored.values.items() if p.startswith("head/")}
-    rest = {path: x for path, x in stored.values.items() if not path.startswith("head/")}
-    model = models.with_values(model, rest) if rest else model
+    head = {p.removeprefix("head/"): x for p, x in loaded.params.items() if p.startswith("head/")}
+    others = {path: x for path, x in loaded.params.items() if not path.startswith("head/")}
+    pretrained = models.with_values(pretrained, others) if others else pretrained
     return TrainedModel(
-        model, *stored.placed, head=trees.nested(head) if head else model.params["head"]
+        pretrained=pretrained,
+        metadata=metadata,
+        targets=loaded.targets,
+        adapter=loaded.adapter,
+        gain=loaded.gain,
+        head=trees.nested(head) if head else pretrained.params["head"],
     )

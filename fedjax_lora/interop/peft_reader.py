@@ -8,7 +8,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,24 +34,12 @@ _UNSUPPORTED = (
 _PATTERN = re.compile(r"[\w.\-^$\\*+|]{1,200}")
 
 
-class Loaded(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-      factors: by the module names asked for.
-      tensors: all others, by Hugging Face name, as stored.
-    """
-
-    factors: dict[str, Factors]
-    tensors: dict[str, np.ndarray]
-
-
 def load(
     folder: str | pathlib.Path,
     *,
     modules: Mapping[str, tuple[int, int]],
     tensors: Mapping[str, tuple[int, ...]],
-) -> Loaded:
+) -> tuple[dict[str, Factors], dict[str, np.ndarray]]:
     """Read a PEFT checkpoint for a known base.
 
     Args:
@@ -72,7 +60,7 @@ def load(
         if f"{name}.lora_A.weight" in stored:
             a, b = (stored.pop(f"{name}.lora_{x}.weight").T for x in "AB")
             factors[name] = Factors(a, b, _scale(config, name, a.shape[1]))
-    return Loaded(factors, stored)
+    return factors, stored
 
 
 def read(file: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -90,12 +78,12 @@ def shapes(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
     Raises:
       InputError: a missing or damaged file.
     """
-    return {name: shape for name, (shape, _) in _described(_opened(file)).items()}
+    return {name: shape for name, (shape, _) in _described(_open(file)).items()}
 
 
 def _read(file: pathlib.Path, misfits: Callable[[Any], Iterable[str]]) -> dict[str, np.ndarray]:
     """Tensors by their bare names, if nothing is wrong with their shapes."""
-    opened = _opened(file)
+    opened = _open(file)
     described = _described(opened)
     problems = [
         f"{name} is stored as {dtype}, not as floating-point numbers"
@@ -110,7 +98,7 @@ def _read(file: pathlib.Path, misfits: Callable[[Any], Iterable[str]]) -> dict[s
     return read
 
 
-def _opened(file: pathlib.Path) -> Any:
+def _open(file: pathlib.Path) -> Any:
     need_file(file)
     try:
         return safe_open(file, framework="np")

@@ -1,73 +1,86 @@
-"""A model to use: a base, what was trained on it, and what came of it."""
+"""The record of a trained model: base, adapter, head and metadata."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_lora import data, federated, lora, models
+from fedjax_lora import lora, models
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.types import Adapter, Array, ClientParams, Gain, Kernels, Params
-from fedjax_lora.data.batching import length_buckets
-from fedjax_lora.evaluation import predict as prediction
+from fedjax_lora.evaluation.predict import AdaptedParams
 from fedjax_lora.interop import matrices
+from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.lora import LoraTarget
 
 
-class TrainedModel(NamedTuple):
-    """A base model with an adapter and a head.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A pretrained base with a trained adapter, a task head and metadata.
+
+    A plain checkpoint is a `TrainedModel` without targets: its adapter and gain are empty.
 
     Attributes:
-      model: the base, whose own head is not used.
-      targets: where the adapter is.
-      adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]`` by path.
-      gain: what each component is multiplied by, ``[(L,) R]``; 0 where it takes no part.
+      pretrained: base model, config and tokenizer; the head in ``pretrained.params`` is not used.
+      metadata: how texts are tokenised, what the outputs mean, and where the model comes from.
+      targets: adapted layers.
+      adapter: factors by path, ``a: [(L,) i, R]`` and ``b: [(L,) R, o]``.
+      gain: multiplier of each component by path, ``[(L,) R]``; 0 for an inactive component.
       head: parameters of the task head.
-      kernels: base kernels that a method has changed, at the sites; {} for most.
+      kernels: base kernels at the targets that a method has changed, ``[(L,) i, o]`` by path;
+        empty for most methods.
     """
 
-    model: models.Pretrained
+    pretrained: models.Pretrained
+    metadata: ModelMetadata
     targets: tuple[LoraTarget, ...]
     adapter: Adapter
     gain: Gain
     head: Params
-    kernels: Kernels = {}  # noqa: RUF012  (never changed)
+    kernels: Kernels = dataclasses.field(default_factory=dict)
 
     @property
-    def base(self) -> Params:
-        """The base's parameters without a head, with the changed kernels."""
+    def base_params(self) -> Params:
+        """Parameters of the base without a head, with the changed kernels in place."""
         changed = {f"{path}/kernel": kernel for path, kernel in self.kernels.items()}
-        params = trees.replace(self.model.params, changed)
+        params = trees.replace(self.pretrained.params, changed)
         return {name: part for name, part in params.items() if name != "head"}
 
     @property
-    def merged(self) -> Params:
-        """All parameters of a plain model that computes the same."""
-        return lora.merge(self.base, self.adapter, self.gain) | {"head": self.head}
+    def adapted_params(self) -> AdaptedParams:
+        """Base, adapter, head and gain as `fedjax_lora.evaluation` takes them."""
+        return AdaptedParams(self.base_params, ClientParams(self.adapter, self.head), self.gain)
 
-    def in_one_adapter(self) -> "TrainedModel":
-        """The same model on the base as it was: changed kernels become part of the adapter."""
+    @property
+    def merged_params(self) -> Params:
+        """Parameters of a plain model that computes the same function."""
+        return lora.merge(self.base_params, self.adapter, self.gain) | {"head": self.head}
+
+    def fold_kernels(self) -> "TrainedModel":
+        """Move the change of the base kernels into the adapter.
+
+        Returns:
+          A model of the same function on the unchanged base; `self` if no kernel has changed.
+        """
         if not self.kernels:
             return self
-        base = trees.flat(self.model.params)
+        base = trees.flat(self.pretrained.params)
         before = {path: quantization.dequantize(base[f"{path}/kernel"]) for path in self.adapter}
         adapter, gain = matrices.from_kernels(before, self.kernels, self.adapter, self.gain)
-        return self._replace(adapter=adapter, gain=gain, kernels={})
+        return dataclasses.replace(self, adapter=adapter, gain=gain, kernels={})
 
-    def truncated(self, rank: int) -> "TrainedModel":
-        """The model with the first components only, their gains unchanged.
+    def truncate(self, rank: int) -> "TrainedModel":
+        """Deactivate all components from `rank` on; the gains of the others do not change.
 
-        A model of a client of that rank is another one where the scale depends on the rank.
+        With a scale rule that depends on the rank, this is not the model of a client of that rank.
 
         Args:
-          rank: how many of each layer; all of them if it has no more.
+          rank: number of components to keep in each layer.
         """
-        return self._replace(gain={path: _first(g, rank) for path, g in self.gain.items()})
+        gain = {path: _first_components(g, rank) for path, g in self.gain.items()}
+        return dataclasses.replace(self, gain=gain)
 
-    def share_of_kernels(self) -> float:
-        """The adapter's size as a share of that of the matrices it adapts."""
+    def relative_size(self) -> float:
+        """Number of adapter parameters divided by that of the matrices it adapts."""
         factors = matrices.split(self.targets, self.adapter, self.gain, "{}.{}".format)
         size = sum(pair.a.size + pair.b.size for pair in factors.values())
         return size / sum(
@@ -75,27 +88,5 @@ class TrainedModel(NamedTuple):
         )
 
 
-def _first(gain: Array, rank: int) -> Array:
+def _first_components(gain: Array, rank: int) -> Array:
     return jnp.where(jnp.arange(gain.shape[-1]) < rank, gain, 0.0)
-
-
-def make_outputs(
-    model: models.Pretrained, tokens: data.Tokens, *, batch: int = 64
-) -> Callable[[TrainedModel], np.ndarray]:
-    """A function from a fitted model on this base to its logits, ``float32[E, C]``.
-
-    Args:
-      model: the base.
-      tokens: the texts.
-      batch: how many are computed at once.
-    """
-    lengths = length_buckets(tokens.length, longest=tokens.ids.shape[1])
-    predict = prediction.make_predict(
-        federated.text_classification(model.module, lengths), batch=batch
-    )
-    placed = jax.device_put(tokens)
-
-    def outputs(fitted: TrainedModel) -> np.ndarray:
-        return predict(fitted.base, placed, ClientParams(fitted.adapter, fitted.head), fitted.gain)
-
-    return outputs

@@ -1,4 +1,4 @@
-"""A PEFT adapter as what a run begins with."""
+"""Starting a run from a PEFT adapter instead of a fresh one."""
 
 import collections
 import dataclasses
@@ -15,117 +15,116 @@ from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.peft import load_adapter
 from fedjax_lora.lora import SCALES, LoraSpec, LoraTarget
 
-_SAME = 1e-6  # scales that differ by less are one float32
+__all__ = ["warm_start", "warm_start_spec", "with_saved_modules"]
+
+_SCALE_TOLERANCE = 1e-6  # scales that differ by less are the same float32
 
 
-def with_parts(model: models.Pretrained, folder: str | pathlib.Path) -> models.Pretrained:
-    """The base with the head and the pooler that an adapter folder brings along.
+def with_saved_modules(
+    pretrained: models.Pretrained, folder: str | pathlib.Path
+) -> models.Pretrained:
+    """Replace the head and the pooler of a base by those of an adapter folder.
 
-    A head with another number of outputs belongs to another task and is not used, like that of a
-    checkpoint.
+    A head with another number of outputs belongs to another task and is not used.
 
     Args:
-      model: the base.
-      folder: the adapter's.
+      pretrained: the base model.
+      folder: the adapter folder.
+
+    Returns:
+      The base model with the parameters of the folder; `pretrained` if the folder has none.
 
     Raises:
-      InputError: as `load_adapter`; an adapter that was trained on another base or pooling.
+      InputError: as `load_adapter`; or the adapter was trained on another base or pooling.
     """
-    stored = load_adapter(folder, model)
-    same_task = stored.labels == model.config.num_labels
-    values = {p: x for p, x in stored.values.items() if same_task or not p.startswith("head/")}
-    model = models.with_values(model, values) if values else model
-    _check_base(model, pathlib.Path(folder))
-    return model
+    loaded = load_adapter(folder, pretrained)
+    same_task = loaded.num_labels == pretrained.config.num_labels
+    params = {p: x for p, x in loaded.params.items() if same_task or not p.startswith("head/")}
+    pretrained = models.with_values(pretrained, params) if params else pretrained
+    _check_base(pretrained, pathlib.Path(folder))
+    return pretrained
 
 
-def _check_base(model: models.Pretrained, folder: pathlib.Path) -> None:
-    told = metadata.read(folder)
-    if told is None:  # PEFT's own: it does not say what it was trained on, but by name
+def _check_base(pretrained: models.Pretrained, folder: pathlib.Path) -> None:
+    stored = metadata.read(folder)
+    if stored is None:  # PEFT stores the base's name only
         return
     problems = []
-    if told.pooling != model.config.pooling:
-        problems.append(f"pooling is {model.config.pooling!r}, not {told.pooling!r}")
-    elif told.base_sha256 != model.fingerprint:
+    if stored.pooling != pretrained.config.pooling:
+        problems.append(f"pooling is {pretrained.config.pooling!r}, not {stored.pooling!r}")
+    elif stored.base_sha256 != pretrained.fingerprint:
         problems.append(
-            f"its base is {told.base!r} with {told.layers or 'all'} layers, and this one has other "
-            "parameters"
+            f"its base is {stored.base!r} with {stored.layers or 'all'} layers, and this one has "
+            "other parameters"
         )
     raise_all(f"The adapter in {folder} was trained on another model", problems)
 
 
-def read_start(folder: str | pathlib.Path, model: models.Pretrained) -> LoadedAdapter:
-    """The adapter in a folder, at its own rank and scale.
-
-    Raises:
-      InputError: as `load_adapter`.
-    """
-    return load_adapter(folder, model).placed
-
-
-def fitting_spec(spec: LoraSpec, first: LoadedAdapter, *, keep_scale: bool) -> LoraSpec:
-    """The template of a run that begins with an adapter.
+def warm_start_spec(spec: LoraSpec, loaded: LoadedAdapter, *, keep_scale: bool) -> LoraSpec:
+    """Return the LoRA spec of a run that starts from an adapter.
 
     Args:
-      spec: the run's own.
-      first: the adapter.
-      keep_scale: choose alpha such that the server's scale is the adapter's, so that its factors
-        stay as they are.
+      spec: the spec of the run's config.
+      loaded: the adapter.
+      keep_scale: choose alpha such that the server's scale is that of the adapter, so that the
+        factors need no rescaling.
 
     Raises:
       InputError: the adapter has a layer that the run does not adapt, or a higher rank.
     """
-    _check_fit(spec, first)
+    _check_fit(spec, loaded)
     if not keep_scale:
         return spec
-    used = np.concatenate([np.asarray(gain)[np.asarray(gain) != 0] for gain in first.gain.values()])
-    scale = float(collections.Counter(used.tolist()).most_common(1)[0][0])
-    if abs(scale - spec.server_scale) <= _SAME * scale:
+    gains = [np.asarray(gain) for gain in loaded.gain.values()]
+    active = np.concatenate([gain[gain != 0] for gain in gains])
+    scale = float(collections.Counter(active.tolist()).most_common(1)[0][0])
+    if abs(scale - spec.server_scale) <= _SCALE_TOLERANCE * scale:
         return spec
-    one = SCALES[spec.scale_rule](1.0, spec.rank, spec.rank)
-    return dataclasses.replace(spec, alpha=scale / one)
+    scale_of_alpha_one = SCALES[spec.scale_rule](1.0, spec.rank, spec.rank)
+    return dataclasses.replace(spec, alpha=scale / scale_of_alpha_one)
 
 
-def _check_fit(spec: LoraSpec, first: LoadedAdapter) -> None:
+def _check_fit(spec: LoraSpec, loaded: LoadedAdapter) -> None:
     targets = {target.path: target for target in spec.targets}
-    rank = next(iter(first.adapter.values())).a.shape[-1]
+    rank = next(iter(loaded.adapter.values())).a.shape[-1]
     problems = []
-    for target in first.targets:
+    for target in loaded.targets:
         if target.path not in targets:
             problems.append(f"{target.path} is not adapted (targets)")
-        elif extra := _beyond(target, targets[target.path]):
+        elif extra := _layers_beyond(target, targets[target.path]):
             problems.append(f"layers {extra} of {target.path} are not adapted (lora_layers)")
     if rank > spec.rank:
         problems.append(f"it has rank {rank}, and the largest rank is {spec.rank} (ranks)")
     raise_all("The adapter to begin with does not fit this run", problems)
 
 
-def _beyond(target: LoraTarget, run: LoraTarget) -> list[int]:
-    here, there = target.layers or (), run.layers or ()
-    return [n for n, adapted in enumerate(here) if adapted and not there[n]]
+def _layers_beyond(loaded: LoraTarget, run: LoraTarget) -> list[int]:
+    """Layers of a stack that the loaded adapter adapts and the run does not."""
+    run_layers = run.layers or ()
+    return [n for n, adapted in enumerate(loaded.layers or ()) if adapted and not run_layers[n]]
 
 
-def begin_with(spec: LoraSpec, fresh: Adapter, first: LoadedAdapter) -> Adapter:
-    """The global adapter of a run that begins with an adapter: the same function.
+def warm_start(spec: LoraSpec, fresh: Adapter, loaded: LoadedAdapter) -> Adapter:
+    """Return the global adapter of a run that starts from an adapter.
 
-    Components and layers that the adapter does not have are those of a fresh one, which add
-    nothing yet and can learn.
+    It computes the same function as the loaded adapter. Components and layers that the loaded
+    adapter lacks are taken from the fresh one: their ``b`` is zero, and they can be trained.
 
     Args:
-      spec: the run's, see `fitting_spec`.
-      fresh: a fresh adapter of this template.
-      first: the adapter to begin with.
+      spec: the run's spec, see `warm_start_spec`.
+      fresh: a fresh adapter of `spec`, ``a: [(L,) i, R]``, ``b: [(L,) R, o]``.
+      loaded: the adapter to start from, of at most rank `R`.
     """
-    started = dict(fresh)
-    for path, pair in first.adapter.items():
+    adapter = dict(fresh)
+    for path, pair in loaded.adapter.items():
         a, b = fresh[path]
         rank = pair.a.shape[-1]
-        own = first.gain[path]
-        ratio = own / np.float32(spec.server_scale)
-        ratio = jnp.where(jnp.abs(ratio - 1) <= _SAME, 1.0, ratio)
-        has = own != 0
-        started[path] = LoRA(
-            a.at[..., :rank].set(jnp.where(has[..., None, :], pair.a, a[..., :rank])),
-            b.at[..., :rank, :].set(jnp.where(has[..., None], pair.b * ratio[..., None], 0.0)),
+        gain = loaded.gain[path]
+        ratio = gain / np.float32(spec.server_scale)
+        ratio = jnp.where(jnp.abs(ratio - 1) <= _SCALE_TOLERANCE, 1.0, ratio)
+        active = gain != 0
+        adapter[path] = LoRA(
+            a.at[..., :rank].set(jnp.where(active[..., None, :], pair.a, a[..., :rank])),
+            b.at[..., :rank, :].set(jnp.where(active[..., None], pair.b * ratio[..., None], 0.0)),
         )
-    return started
+    return adapter

@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     recipe: RoundSpec  # what ``round_fn`` is compiled from
-    round_fn: federated.RoundFn
+    round_fn: federated.CompiledRound
     evaluate: Callable[[FederatedState], Scores]
     reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
@@ -71,7 +71,7 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
     """
     fed, options = config.federation, config.lora
-    first = None if options.adapter is None else interop.read_start(options.adapter, assets.model)
+    first = None if options.adapter is None else interop.load_adapter(options.adapter, assets.model)
     parts = data.partition(
         fed.partition,
         assets.task.train.labels,
@@ -97,11 +97,11 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
     )
     spec = spec_of(rank=int(allocated.possible.max()))
     if first is not None:
-        spec = interop.fitting_spec(spec, first, keep_scale=options.alpha is None)
+        spec = interop.warm_start_spec(spec, first, keep_scale=options.alpha is None)
     method = methods.make(fed.method, spec)
     method.check(allocated.possible)
-    updates = transforms.make_transforms(fed.updates, method, fed.method)
-    server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    updates = transforms.make_transforms(fed.updates, method)
+    server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method)
     return Layout(parts, allocated, spec, method, updates, server_optimizer, first)
 
 
@@ -117,13 +117,15 @@ def arrange(
       least_steps: see `fedjax_lora.runs.compilation.programs`.
     """
     fed, local, how = config.federation, config.local, config.execution
-    mesh = mesh_of(config)
     clients_per_step = how.clients_per_step or federated.default_clients_per_step(fed.cohort)
+    execution = federated.Execution(
+        mode=how.mode, clients_per_step=clients_per_step, mesh=mesh_of(config)
+    )
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
     kind = TASK_TYPES[assets.task.task.kind]
     reading = InputSpec(
         module=assets.model.module,
-        lengths=length_buckets(assets.train.length, longest=longest, most=kind.buckets),
+        lengths=length_buckets(assets.train.length, longest=longest, most=kind.num_buckets),
         kind=assets.task.task.kind,
         dropout=config.model.dropout != 0,
         lora_dropout=config.lora.lora_dropout,
@@ -132,9 +134,7 @@ def arrange(
         members=layout.parts.indices,
         length=assets.train.length,
         cohort=fed.cohort,
-        padded=federated.padded_size(
-            fed.cohort, mode=how.mode, clients_per_step=clients_per_step, mesh=mesh
-        ),
+        padded=execution.padded_size(fed.cohort),
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
@@ -153,10 +153,7 @@ def arrange(
         batch=local.batch,
         shapes=_shapes(reading, assets, local),
         heads=fed.heads,
-        mode=how.mode,
-        clients_per_step=clients_per_step,
-        devices=how.devices,
-        mesh=how.mesh,
+        execution=execution,
         prox=local.prox,
         updates=fed.updates,
         server_optimizer=fed.server_optimizer,
@@ -200,7 +197,7 @@ def prepare(
     root = jax.random.key(config.seed)
     adapter = lora.init(spec, jax.random.fold_in(root, 1), method=options.lora_init)
     if layout.first is not None:
-        adapter = interop.begin_with(spec, adapter, layout.first)
+        adapter = interop.warm_start(spec, adapter, layout.first)
     kernels = trees.flat(assets.model.params)
     state = federated.init_state(
         method,
@@ -211,7 +208,7 @@ def prepare(
         heads=fed.heads,
         server_optimizer=layout.server_optimizer,
     )
-    federated.check_method(method, spec, state, federation.padded)
+    federated.check_method(method, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(recipe.reading, how.eval_batch, mesh)
@@ -227,7 +224,7 @@ def prepare(
         batch=how.eval_batch,
     )
     kind = TASK_TYPES[assets.task.task.kind]
-    reference = lambda: kind.reference(assets.test.label, lambda: evaluate(state))  # noqa: E731
+    reference = lambda: kind.reference_scores(assets.test.label, lambda: evaluate(state))  # noqa: E731
     reallocate = unchanged
     if allocated.review is not None:
         reallocate = rank_updates.make_reallocate(

@@ -11,15 +11,12 @@ import jax
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.core.types import ClientParams
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation import metrics
-from fedjax_lora.evaluation.generation.answers import make_answer
-from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, EvalFn, Scores
-from fedjax_lora.interop import Opened, TrainedModel
-from fedjax_lora.interop.predict import tokenizer_of
+from fedjax_lora.interop import TrainedModel, tokenizer_of
 from fedjax_lora.runs import compilation
 from fedjax_lora.runs import outputs as run_outputs
 from fedjax_lora.runs.build import Experiment
@@ -58,8 +55,7 @@ def by_text(judge: EvalFn, categories: Sequence[str], metric: str) -> Evaluator:
     """By what a language model makes of examples, see `fedjax_lora.evaluation.task_types`."""
 
     def predict(fitted: TrainedModel) -> Scores:
-        trained = ClientParams(fitted.adapter, fitted.head)
-        return judge(Global(fitted.base, trained, fitted.gain))
+        return judge(fitted.adapted_params)
 
     def score(found: Scores, share: np.ndarray | None) -> Scores:
         each = found.get("perplexity_by_category")
@@ -132,14 +128,14 @@ def local_perplexity(
 
 
 def of_ranks(fitted: TrainedModel, assess: Evaluator, ranks: Iterable[int]) -> list[dict[str, Any]]:
-    """The model cut to lower ranks, in ascending order (see `TrainedModel.truncated`).
+    """The model cut to lower ranks, in ascending order (see `TrainedModel.truncate`).
 
     Args:
       fitted: the model.
       assess: how it is assessed.
       ranks: how many components; each is computed once.
     """
-    return [{"rank": r, **assess.of(fitted.truncated(r))} for r in sorted(set(ranks))]
+    return [{"rank": r, **assess.of(fitted.truncate(r))} for r in sorted(set(ranks))]
 
 
 def of_clients(
@@ -210,14 +206,14 @@ _KIND = TASK_TYPES["language"]
 
 
 def assess(
-    opened: Opened, loaded: data.TaskData, *, batch: int, cache_dir: str | None = None
+    trained: TrainedModel, loaded: data.TaskData, *, batch: int, cache_dir: str | None = None
 ) -> tuple[Evaluator, int]:
     """How models on this base are assessed on a language task's test examples, and their number.
 
     Prompts are as in the training, unless the task says how they are.
 
     Args:
-      opened: the model.
+      trained: the model.
       loaded: the task.
       batch: examples computed, or prompts answered, at once.
       cache_dir: folder of tokens.
@@ -225,15 +221,15 @@ def assess(
     Raises:
       InputError: prompts that leave no room for an answer, or no example that can be used.
     """
-    model, task = opened.fitted.model, _prompted(loaded.task, opened.about.prompt_format)
-    longest = min(opened.about.max_length, model.config.max_tokens)
+    model, task = trained.pretrained, _prompted(loaded.task, trained.metadata.prompt_format)
+    longest = min(trained.metadata.max_length, model.config.max_tokens)
 
     def encode(split: data.Split) -> instruction_tokens.Encoded:
-        return _KIND.encode(task, split, tokenizer_of(opened), longest, cache_dir)
+        return _KIND.encode(task, split, tokenizer_of(trained), longest, cache_dir)
 
     made = encode(loaded.test)
     lengths = length_buckets(
-        made.tokens.length, longest=made.tokens.ids.shape[1], most=_KIND.buckets
+        made.tokens.length, longest=made.tokens.ids.shape[1], most=_KIND.num_buckets
     )
     reading = InputSpec(
         module=model.module, lengths=lengths, kind="language", dropout=False, lora_dropout=0.0
@@ -244,10 +240,10 @@ def assess(
         place=jax.device_put,
         encode=encode,
         answer=functools.partial(
-            make_answer, model, new_tokens=task.prompting.answer_tokens, batch=batch
+            make_answer_fn, model, new_tokens=task.prompting.answer_tokens, batch=batch
         ),
     )
-    judge = _KIND.judge(tools, made.split, made.tokens)
+    judge = _KIND.make_eval_fn(tools, made.split, made.tokens)
     return by_text(judge, loaded.classes, task.metric), len(made.kept)
 
 

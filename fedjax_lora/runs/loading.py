@@ -54,7 +54,7 @@ def load_assets(
     if model is None:
         model = models.load(
             config.model.model,
-            num_labels=kind.outputs(task),
+            num_labels=kind.num_outputs(task),
             layers=config.model.layers,
             dtype=config.model.dtype,
             storage=config.model.storage,
@@ -142,4 +142,4 @@ def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained
       InputError: an adapter that cannot be read, or of another model.
     """
     folder = config.lora.adapter
-    return model if folder is None else interop.with_parts(model, folder)
+    return model if folder is None else interop.with_saved_modules(model, folder)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_lora import data, interop, lora, methods
-from fedjax_lora.core import atomic_io, registry
+from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.evaluation.evaluator import global_model
@@ -42,7 +42,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
       record: of a round, whose evaluation is told.
     """
     task, fed, local = assets.task.task, config.federation, config.local
-    paper = methods.METHODS[registry.parse(fed.method)[0]].paper
+    paper = methods.paper(fed.method)
     return ModelMetadata(
         base=config.model.model,
         base_sha256=assets.model.fingerprint,
@@ -73,13 +73,36 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
     )
 
 
-def of_server(experiment: Experiment, state: FederatedState) -> TrainedModel:
-    """The global model."""
+def of_server(
+    experiment: Experiment, state: FederatedState, record: Mapping[str, Any]
+) -> TrainedModel:
+    """The global model.
+
+    Args:
+      experiment: the run.
+      state: of its federation.
+      record: of a round, whose evaluation the model's metadata state.
+    """
     trained, gain = global_model(state, experiment.spec)
+    return _trained_model(
+        experiment,
+        describe(experiment.config, experiment.assets, record),
+        (trained.adapter, gain, trained.head, state.server.kernels),
+    )
+
+
+def _trained_model(
+    experiment: Experiment, metadata: ModelMetadata, params: tuple[Any, ...]
+) -> TrainedModel:
+    adapter, gain, head, kernels = _here(params)
     return TrainedModel(
-        experiment.assets.model,
-        experiment.spec.targets,
-        *_here((trained.adapter, gain, trained.head, state.server.kernels)),
+        pretrained=experiment.assets.model,
+        metadata=metadata,
+        targets=experiment.spec.targets,
+        adapter=adapter,
+        gain=gain,
+        head=head,
+        kernels=kernels,
     )
 
 
@@ -116,10 +139,12 @@ def of_client(experiment: Experiment, progress: Progress, client: int) -> Traine
     adapter = lora.fold(start.adapter, start.coefficients)
     own = (adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
     parts = jax.tree.map(lambda x: x[0], own)
-    return TrainedModel(
-        experiment.assets.model,
-        experiment.spec.targets,
-        *_here((*parts, state.server.kernels)),
+    metadata = describe(experiment.config, experiment.assets, {})
+    training = metadata.training | {"client": f"{client}, of rank {progress.rank[client]}"}
+    return _trained_model(
+        experiment,
+        dataclasses.replace(metadata, training=training),
+        (*parts, state.server.kernels),
     )
 
 
@@ -128,20 +153,18 @@ def _here(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def write_model(folder: pathlib.Path, fitted: TrainedModel, about: ModelMetadata) -> None:
+def write_model(folder: pathlib.Path, fitted: TrainedModel) -> None:
     """Write a run's global model into its folder, as ``adapter`` or else as ``merged``.
 
     Methods that add to the base can add so much in many rounds that the one adapter that does the
     same would be larger than the matrices it is for. Then the merged model is written.
     """
-    one = fitted.in_one_adapter()
-    small = one.share_of_kernels() < 1
+    one = fitted.fold_kernels()
+    small = one.relative_size() < 1
     wanted, other = (ADAPTER, MERGED) if small else (MERGED, ADAPTER)
     atomic_io.remove_folder(folder / other)
     save = interop.save_adapter if small else interop.save_merged
-    atomic_io.write_folder(
-        folder / wanted, lambda path: save(path, one if small else fitted, about)
-    )
+    atomic_io.write_folder(folder / wanted, lambda path: save(path, one if small else fitted))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +231,7 @@ def write_outputs(
         parts = data.Partition(tuple(experiment.federation.members), None)
         counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
         draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    about = describe(made.config, assets, made.records[-1])
-    write_model(folder.path, fitted, about)
+    write_model(folder.path, fitted)
     folder.write(SUMMARY, made.summary)
 
 

@@ -104,7 +104,7 @@ def run(
         }
         summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
-        fitted = of_server(experiment, last.state)
+        fitted = of_server(experiment, last.state, last.history[-1])
         with distributed.together():
             if folder:
                 with atomic_io.writing(folder.path):

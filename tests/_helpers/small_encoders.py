@@ -56,6 +56,7 @@ def fitted(
     ranks: tuple[int, ...] = (4, 1, 2),
     layers: tuple[int, ...] | None = (0, 2),
     scale: float = 1.5,
+    metadata: ModelMetadata | None = None,
 ) -> TrainedModel:
     """Random factors, of another rank in every layer, on some of the layers."""
     shared = model.config.family == "albert"
@@ -81,7 +82,14 @@ def fitted(
     head = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.params["head"]
     )
-    return TrainedModel(model, spec.targets, adapter, gain, head)
+    return TrainedModel(
+        pretrained=model,
+        metadata=about(model) if metadata is None else metadata,
+        targets=spec.targets,
+        adapter=adapter,
+        gain=gain,
+        head=head,
+    )
 
 
 def about(model: models.Pretrained, **fields: Any) -> ModelMetadata:
@@ -98,8 +106,8 @@ def about(model: models.Pretrained, **fields: Any) -> ModelMetadata:
 
 def logits(one: TrainedModel) -> np.ndarray:
     """Logits by an independent way: the merged parameters in the plain module."""
-    run = jax.jit(lambda p: one.model.module.apply({"params": p}, IDS, MASK))
-    return np.asarray(run(jax.tree.map(jnp.asarray, one.merged)))
+    run = jax.jit(lambda p: one.pretrained.module.apply({"params": p}, IDS, MASK))
+    return np.asarray(run(jax.tree.map(jnp.asarray, one.merged_params)))
 
 
 def torch_logits(model: Any) -> np.ndarray:

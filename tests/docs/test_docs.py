@@ -32,7 +32,7 @@ COMMANDS = sorted(
 MODULES = sorted(
     {
         found
-        for page in pages()
+        for page in [*pages(), *ROOT.glob("experiments/*/*/README.md")]
         for found in re.findall(r"python -m (experiments[\w.]+)", page.read_text("utf-8"))
     }
 )

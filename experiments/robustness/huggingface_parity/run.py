@@ -47,7 +47,7 @@ def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
     return folder / family
 
 
-def fitted(model: models.Pretrained) -> TrainedModel:
+def trained(model: models.Pretrained, metadata: ModelMetadata) -> TrainedModel:
     """First factors as training draws them, second ones of deviation 0.05, ranks 8, 1, 2, 3, ..."""
     base = {"encoder": model.params["encoder"]}
     spec = lora.make_spec(base, targets="attention", rank=8, alpha=16.0)
@@ -62,20 +62,27 @@ def fitted(model: models.Pretrained) -> TrainedModel:
         adapter[target.path] = adapter[target.path]._replace(b=b)
         gain[target.path] = jnp.where(lora.prefix_mask(here, 8), spec.server_scale, 0.0)
     head = jax.tree.map(lambda x: 4 * draw(*x.shape), model.params["head"])
-    return TrainedModel(model, spec.targets, adapter, gain, head)
+    return TrainedModel(
+        pretrained=model,
+        metadata=metadata,
+        targets=spec.targets,
+        adapter=adapter,
+        gain=gain,
+        head=head,
+    )
 
 
 def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
     """The largest differences of one base model."""
     model = models.load(str(folder), num_labels=LABELS, key=jax.random.key(0))
-    ours = fitted(model)
     classes = tuple("abcd")
-    about = ModelMetadata(base=str(folder), base_sha256=model.fingerprint, classes=classes)
+    metadata = ModelMetadata(base=str(folder), base_sha256=model.fingerprint, classes=classes)
+    ours = trained(model, metadata)
     rng = np.random.default_rng(1)
     ids = rng.integers(3, model.config.vocab_size, (TEXTS, TOKENS)).astype(np.int32)
     mask = np.arange(TOKENS)[None] < rng.integers(2, TOKENS + 1, (TEXTS, 1))
     apply = jax.jit(lambda p, a, g: lora.apply(model.module, p, a, g, ids, mask))
-    params = {**ours.base, "head": ours.head}
+    params = {**ours.base_params, "head": ours.head}
     want = np.asarray(apply(params, ours.adapter, ours.gain))
     without = np.asarray(apply(params, ours.adapter, jax.tree.map(jnp.zeros_like, ours.gain)))
 
@@ -87,8 +94,8 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
     auto = transformers.AutoModelForSequenceClassification
     with tempfile.TemporaryDirectory() as out:
-        interop.save_adapter(f"{out}/adapter", ours, about)
-        interop.save_merged(f"{out}/merged", ours, about)
+        interop.save_adapter(f"{out}/adapter", ours)
+        interop.save_merged(f"{out}/merged", ours)
         base = auto.from_pretrained(folder, num_labels=LABELS)
         return {
             "model": name,

@@ -65,7 +65,7 @@ def main(data_dir: str, tokenizer: str, format: str = "auto", max_length: int = 
     assert groups is not None
     members = [np.flatnonzero(groups == k) for k in np.unique(groups)]
     longest = made.tokens.ids.shape[1]
-    lengths = length_buckets(length, longest=longest, most=TASK_TYPES["language"].buckets)
+    lengths = length_buckets(length, longest=longest, most=TASK_TYPES["language"].num_buckets)
     found = {
         "lengths": lengths,
         "mean_length": float(length.mean()),

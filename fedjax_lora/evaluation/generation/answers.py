@@ -9,13 +9,13 @@ from fedjax_lora import data
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.instruction_tokens import prompt_length
 from fedjax_lora.evaluation import generation
-from fedjax_lora.evaluation.predict import Global
+from fedjax_lora.evaluation.predict import AdaptedParams
 from fedjax_lora.models import DecoderConfig, Pretrained
 
 
-def make_answer(
+def make_answer_fn(
     model: Pretrained, tokens: data.Tokens, *, new_tokens: int, batch: int
-) -> Callable[[Global], list[str]]:
+) -> Callable[[AdaptedParams], list[str]]:
     """A function ``(global model) -> texts``: greedy, without special tokens, stripped.
 
     Args:
@@ -30,13 +30,13 @@ def make_answer(
     asked = prompt_length(tokens)
     _check_room(asked, new_tokens, model.config.max_tokens)
     prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, asked, strict=True)]
-    return make_writer(model, prompts, new_tokens=new_tokens, batch=batch)
+    return make_generate_fn(model, prompts, new_tokens=new_tokens, batch=batch)
 
 
-def make_writer(
+def make_generate_fn(
     model: Pretrained, prompts: Sequence[Sequence[int]], *, new_tokens: int, batch: int
-) -> Callable[[Global], list[str]]:
-    """A function ``(global model) -> texts`` as `make_answer`, from the prompts' tokens.
+) -> Callable[[AdaptedParams], list[str]]:
+    """A function ``(global model) -> texts`` as `make_answer_fn`, from the prompts' tokens.
 
     Args:
       model: the language model that global models are variants of.
@@ -47,13 +47,13 @@ def make_writer(
     Raises:
       InputError: once it writes: prompts that are empty, or leave no room for an answer.
     """
-    config, stop = model.config, generation.stop_ids(model)
+    config, stop = model.config, generation.stop_token_ids(model)
     assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
 
-    def answer(current: Global) -> list[str]:
+    def answer(current: AdaptedParams) -> list[str]:
         texts = [""] * len(prompts)
         params = {**current.base, "head": current.trained.head}
-        batches = generation.batched(
+        batches = generation.prompt_batches(
             prompts, config, new_tokens=new_tokens, batch=batch, by_length=True
         )
         for rows, ids, mask in batches:

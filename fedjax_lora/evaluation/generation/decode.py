@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora import lora, models
 from fedjax_lora.core.types import Adapter, Gain, Key
-from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, choose
+from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, sample_token
 from fedjax_lora.models import Cache, LanguageModel
 
 
@@ -78,7 +78,7 @@ def generate(
         """Read the next tokens and choose the one after them."""
         scores, cache = scores_after(ids, mask, progress.cache)
         fresh = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, progress.step)
-        token = choose(scores, sampling, fresh)
+        token = sample_token(scores, sampling, fresh)
         going = ~progress.done
         tokens = progress.generated.tokens.at[:, progress.step].set(jnp.where(going, token, 0))
         length = progress.generated.length + going.astype(jnp.int32)

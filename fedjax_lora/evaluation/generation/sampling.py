@@ -42,7 +42,7 @@ def _problems(rule: Sampling) -> Iterator[str]:
 GREEDY = Sampling(temperature=0.0)
 
 
-def choose(scores: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, "n"]:
+def sample_token(scores: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, "n"]:
     """The next token of each row.
 
     Args:
@@ -52,10 +52,10 @@ def choose(scores: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array,
     """
     if rule.temperature == 0:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, narrowed(scores, rule)).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, filter_logits(scores, rule)).astype(jnp.int32)
 
 
-def narrowed(scores: Float[Array, "n V"], rule: Sampling) -> Float[Array, "n V"]:
+def filter_logits(scores: Float[Array, "n V"], rule: Sampling) -> Float[Array, "n V"]:
     """Scores divided by a positive temperature, minus infinity for tokens that are ruled out."""
     scores = scores / rule.temperature
     if rule.top_k is not None and rule.top_k < scores.shape[-1]:

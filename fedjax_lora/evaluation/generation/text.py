@@ -17,7 +17,7 @@ from fedjax_lora.models import DecoderConfig, Pretrained
 _STEP = 32  # prompts are padded to multiples of this, so that few shapes are compiled
 
 
-def write(
+def generate_text(
     model: Pretrained,
     prompts: Sequence[str],
     *,
@@ -53,7 +53,7 @@ def write(
     root = jax.random.key(0) if key is None else key
     texts = []
     for number, (rows, tokens, mask) in enumerate(
-        batched(ids, model.config, new_tokens=new_tokens, batch=batch)
+        prompt_batches(ids, model.config, new_tokens=new_tokens, batch=batch)
     ):
         # A last batch that is not full repeats its last prompt: one compiled shape.
         mine = (adapter, gain)
@@ -69,7 +69,7 @@ def write(
             gain=mine[1],
             per_row=per_row,
             sampling=sampling,
-            stop=stop_ids(model),
+            stop=stop_token_ids(model),
             key=jax.random.fold_in(root, number),
         )
         made = [row[:end] for row, end in zip(*jax.device_get(out), strict=True)]
@@ -77,7 +77,7 @@ def write(
     return texts[: len(prompts)]
 
 
-def batched(
+def prompt_batches(
     prompts: Sequence[Sequence[int]],
     config: DecoderConfig,
     *,
@@ -127,7 +127,7 @@ def _problems(
             )
 
 
-def stop_ids(model: Pretrained) -> tuple[int, ...]:
+def stop_token_ids(model: Pretrained) -> tuple[int, ...]:
     """The ids that end a text: of the checkpoint's generation config, and the tokenizer's own.
 
     Raises:

@@ -58,7 +58,7 @@ def arrays(progress: Progress) -> dict[str, Any]:
     return {
         "state": progress.state,
         "rank": progress.rank,
-        "told": progress.logged_rank,
+        "logged_rank": progress.logged_rank,
         "scores": progress.scores,
     }
 
@@ -163,4 +163,4 @@ def placed(
     """A progress of these arrays (see `arrays`), those of the state where those of ``like`` are."""
     where = jax.tree.map(lambda x: x.sharding, like.state)
     state = federated.place(held["state"], where)
-    return Progress(state, held["rank"], held["told"], held["scores"], history, seconds)
+    return Progress(state, held["rank"], held["logged_rank"], held["scores"], history, seconds)

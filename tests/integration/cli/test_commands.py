@@ -118,7 +118,7 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path
         config = json.loads((out / "adapter_config.json").read_text())
         assert config["r"] == rank
         assert f"{client}, of rank {rank}" in (out / "README.md").read_text()
-        back = load_adapter(out, experiment.assets.model).placed
+        back = load_adapter(out, experiment.assets.model)
         ours = outputs.of_client(experiment, progress, client)
         for path, pair in back.adapter.items():
             np.testing.assert_array_equal(pair.b, ours.adapter[path].b[..., :rank, :])
@@ -134,14 +134,14 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
     """A base that was changed everywhere: the adapter for it would be larger than the change."""
     folder = shutil.copytree(plain, tmp_path / "run")
     opened = open_folder(folder)
-    base, noise = opened.fitted.base, np.random.default_rng(0)
+    base, noise = opened.base_params, np.random.default_rng(0)
     kernels = {
         target.path: (k := trees.flat(base)[f"{target.path}/kernel"])
         + jnp.asarray(noise.normal(size=k.shape) * 0.5, jnp.float32)
-        for target in opened.fitted.targets
+        for target in opened.targets
     }
-    changed = opened._replace(fitted=opened.fitted._replace(kernels=kernels))
-    outputs.write_model(folder, changed.fitted, changed.about)
+    changed = dataclasses.replace(opened, kernels=kernels)
+    outputs.write_model(folder, changed)
     assert not (folder / "adapter").exists()
     want = probabilities(changed, TEXTS.splitlines())
     assert np.abs(want - probabilities(opened, TEXTS.splitlines())).max() > 1e-3

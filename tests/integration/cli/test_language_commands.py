@@ -163,15 +163,15 @@ def test_a_plain_checkpoint_writes(folder, tmp_path, capsys):
     words = [f"--input={tmp_path / 'a.txt'}", "--prompt-format=plain", "--answer-tokens=5"]
     assert main.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
     model = models.load(str(folder / "llama"), num_labels=None, key=jax.random.key(0))
-    (wanted,) = generation.write(model, ["abc\n"], new_tokens=5)
+    (wanted,) = generation.generate_text(model, ["abc\n"], new_tokens=5)
     assert json.loads(capsys.readouterr().out)["answer"] == wanted.strip()
 
 
 def test_an_adapter_on_a_reduced_base_opens_on_it(folder):
     made = make(folder, method="fed_plora", storage="bfloat16")
     out = fl.run(made, out=folder / "half").out
-    opened = open_folder(out / "adapter", model=str(folder / "llama"))
-    assert opened.fitted.model.storage == "bfloat16" and opened.about.prompt_format == "plain"
+    model = open_folder(out / "adapter", model=str(folder / "llama"))
+    assert model.pretrained.storage == "bfloat16" and model.metadata.prompt_format == "plain"
 
 
 def test_a_decoder_that_classifies_is_evaluated_like_any_other(folder):

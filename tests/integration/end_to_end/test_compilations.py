@@ -67,15 +67,15 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
     adapter = problems.random_adapter(made.spec, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
     place = lambda tree: federated.place(tree, federated.everywhere(mesh))  # noqa: E731
-    given = (made.base, made.data, problems.ClientParams(adapter, made.head), gain)
-    placed = [place(tree) for tree in given]
+    params = prediction.AdaptedParams(made.base, problems.ClientParams(adapter, made.head), gain)
+    placed = place((params, made.data))
     predict = prediction.make_predict(objective, batch=6, mesh=mesh)
     compiled.clear()
     got, again = predict(*placed), predict(*placed)
     assert len(compiled) == 2
     np.testing.assert_array_equal(got, again)
     batch = objective.take(made.data, np.arange(len(got)), problems.WIDTH)
-    want = objective.outputs(made.base, given[2], gain, batch)
+    want = objective.outputs(made.base, params.trained, gain, batch)
     np.testing.assert_allclose(got, want, atol=problems.MODE_TOLERANCE)
 
 
@@ -94,13 +94,13 @@ def test_few_texts_are_no_full_batch(devices, compiled):
     few = jax.tree.map(lambda x: x[:6], made.data)
     adapter = problems.random_adapter(made.spec, 0)
     gain = {"layers/query": jnp.ones((2, problems.R))}
-    given = (made.base, few, problems.ClientParams(adapter, made.head), gain)
-    placed = federated.place(given, federated.everywhere(mesh))
+    params = prediction.AdaptedParams(made.base, problems.ClientParams(adapter, made.head), gain)
+    placed = federated.place((params, few), federated.everywhere(mesh))
     counting = objective._replace(outputs=outputs)
     predict = prediction.make_predict(counting, batch=1_000_000, mesh=mesh)
     compiled.clear()
     got, again = predict(*placed), predict(*placed)
     assert len(compiled) == 1 and sizes == [6 if mesh is None else 8]
     np.testing.assert_array_equal(got, again)
-    whole = prediction.make_predict(objective, batch=4)(*given)
+    whole = prediction.make_predict(objective, batch=4)(params, few)
     np.testing.assert_allclose(got, whole, atol=problems.MODE_TOLERANCE)

@@ -154,10 +154,10 @@ def test_clients_may_count_by_their_tokens(folder, assets):
 def test_answers_are_those_of_each_prompt_alone(folder, assets):
     """Sorted, batched and padded: the texts are in the order of the examples."""
     model, tokens = assets.model, assets.test
-    current = task_types.Global(model.params, ClientParams({}, {}), {})
-    got = answers.make_answer(model, tokens, new_tokens=6, batch=4)(current)
+    current = task_types.AdaptedParams(model.params, ClientParams({}, {}), {})
+    got = answers.make_answer_fn(model, tokens, new_tokens=6, batch=4)(current)
     prompts = [f"{text}\n" for text in assets.task.test.texts]
-    alone = [generation.write(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
+    alone = [generation.generate_text(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
     assert got[:5] == [text.strip() for text in alone]
     assert len(got) == len(prompts) and len(set(got)) > 3
 
@@ -166,7 +166,7 @@ def test_generated_answers_are_scored(folder, assets, monkeypatch):
     """The model is taught to be right about half of the examples."""
     task = dataclasses.replace(assets.task.task, metric="exact_match")
     right = [text if n % 2 else "wrong" for n, text in enumerate(assets.task.test.pairs)]
-    monkeypatch.setattr(evaluator, "make_answer", lambda *_, **__: lambda model: right)
+    monkeypatch.setattr(evaluator, "make_answer_fn", lambda *_, **__: lambda model: right)
     other = assets._replace(task=assets.task._replace(task=task), validation=None)
     made = build.prepare(make(folder), other)
     scores = made.evaluate(made.state)
@@ -179,7 +179,7 @@ def test_choices_are_scored_by_their_likelihood(assets):
     test = assets.task.test
     choices = [("a", "b", said) for said in test.pairs]
     split = test._replace(choices=choices)
-    predict = lambda base, rows, trained, gain: np.stack(  # noqa: E731
+    predict = lambda params, rows: np.stack(  # noqa: E731
         [rows.length - 7.0 * (rows.label == 1), rows.label * 0, rows.label * 0 + 1], axis=1
     ).astype(np.float32)
     encode = lambda rows: instruction_tokens.encode(  # noqa: E731
@@ -190,9 +190,9 @@ def test_choices_are_scored_by_their_likelihood(assets):
     tools = task_types.EvalContext(
         task, predict, lambda x: x, encode, lambda tokens: lambda model: []
     )
-    judge = task_types.TASK_TYPES["language"].judge(tools, split, assets.test)
+    judge = task_types.TASK_TYPES["language"].make_eval_fn(tools, split, assets.test)
     # A right choice is at most 3 tokens longer than a wrong one, so always likelier.
-    assert judge(task_types.Global({}, ClientParams({}, {}), {}))["choice_accuracy"] == 1.0
+    assert judge(task_types.AdaptedParams({}, ClientParams({}, {}), {}))["choice_accuracy"] == 1.0
 
 
 @pytest.mark.slow

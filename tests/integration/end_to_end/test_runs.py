@@ -285,7 +285,7 @@ def test_heads(heads, assets):
     assert average.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
 
 
-FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
+FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
 """One method of each file; `test_matrix` has all of them on a small model."""
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import Split, find, instruction_tokens, partition, prompts
-from fedjax_lora.data.datasets import load
+from fedjax_lora.data import Split, find, instruction_tokens, load, partition, prompts
 from fedjax_lora.data.datasets.registry import TASKS
 from tests._helpers.character_tokenizer import make_tokenizer
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import TASKS, find
-from fedjax_lora.data.datasets import load, sources
+from fedjax_lora.data import TASKS, find, load
+from fedjax_lora.data.datasets import sources
 from fedjax_lora.data.datasets.registry import METRICS
 
 

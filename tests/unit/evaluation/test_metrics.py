@@ -183,7 +183,9 @@ def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkey
     tools = EvalContext(
         task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None
     )
-    judge = functools.partial(TASK_TYPES["language"].judge, tools, split, Tokens(*[none] * 4))
+    judge = functools.partial(
+        TASK_TYPES["language"].make_eval_fn, tools, split, Tokens(*[none] * 4)
+    )
     assert callable(judge())
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):

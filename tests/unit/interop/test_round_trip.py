@@ -34,7 +34,7 @@ def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path)
     base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small_encoders.load(base)
     ours = small_encoders.fitted(model)
-    interop.save_adapter(tmp_path / "adapter", ours, small_encoders.about(model))
+    interop.save_adapter(tmp_path / "adapter", ours)
     close(
         small_encoders.logits(ours),
         small_encoders.torch_logits(in_peft(tmp_path / "adapter", base)),
@@ -42,10 +42,10 @@ def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path)
 
     other = small_encoders.load(base, seed=7)  # another pooler and another head
     stored = interop.load_adapter(tmp_path / "adapter", other)
-    back = interop.put_together(stored, other)
+    back = interop.assemble(other, stored, small_encoders.about(other))
     small_encoders.same(ours, back)
-    assert back.model.fingerprint == model.fingerprint
-    interop.save_adapter(tmp_path / "again", back, small_encoders.about(model))
+    assert back.pretrained.fingerprint == model.fingerprint
+    interop.save_adapter(tmp_path / "again", back)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         again = (tmp_path / "again" / name).read_bytes()
         assert again == (tmp_path / "adapter" / name).read_bytes()
@@ -57,7 +57,7 @@ def test_a_merged_model_needs_neither_peft_nor_this_library(family, pooling, tmp
     base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small_encoders.load(base, pooling=pooling)
     ours, out = small_encoders.fitted(model), tmp_path / "merged"
-    interop.save_merged(out, ours, small_encoders.about(model), shard_size=20_000)
+    interop.save_merged(out, ours, shard_size=20_000)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     if pooling == "family":
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
@@ -88,12 +88,13 @@ def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_pat
     base = small_encoders.checkpoint(tmp_path, family)
     model = small_encoders.load(base, pooling="mean")
     ours, out = small_encoders.fitted(model), tmp_path / "adapter"
-    interop.save_adapter(out, ours, small_encoders.about(model))
+    interop.save_adapter(out, ours)
     assert json.loads((out / "adapter_config.json").read_text())["task_type"].startswith("FEATURE")
     encoder = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), out)
     theirs = mean_logits(encoder.eval(), load_file(out / "head.safetensors"))
     close(small_encoders.logits(ours), theirs)
-    small_encoders.same(ours, interop.put_together(interop.load_adapter(out, model), model))
+    back = interop.assemble(model, interop.load_adapter(out, model), ours.metadata)
+    small_encoders.same(ours, back)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -116,9 +117,10 @@ def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
     theirs = peft.get_peft_model(start, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     model = small_encoders.load(base)
-    ours = interop.put_together(interop.load_adapter(tmp_path / "theirs", model), model)
+    loaded = interop.load_adapter(tmp_path / "theirs", model)
+    ours = interop.assemble(model, loaded, small_encoders.about(model))
     close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
-    interop.save_adapter(tmp_path / "ours", ours, small_encoders.about(model))
+    interop.save_adapter(tmp_path / "ours", ours)
     one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("theirs", "ours"))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -135,10 +137,11 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     model = models.load(
         "minilm", num_labels=3, layers=2, pooling=pooling, scan_unroll=1, key=jax.random.key(0)
     )
-    ours, out = small_encoders.fitted(model, ranks=(4, 2), layers=None), tmp_path / kind
-    told = small_encoders.about(model, layers=2, max_length=16, base=str(model.folder))
+    metadata = small_encoders.about(model, layers=2, max_length=16, base=str(model.folder))
+    ours = small_encoders.fitted(model, ranks=(4, 2), layers=None, metadata=metadata)
+    out = tmp_path / kind
     save = {"adapter": interop.save_adapter, "merged": interop.save_merged}[kind]
-    save(out, ours, told)
+    save(out, ours)
     text = (out / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     assert str(model.folder) not in text, "where things are on this machine is nobody's business"
@@ -148,17 +151,12 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     exec(compile(code.replace("a text to classify", "an odd little text"), "card", "exec"), found)
     tokens = model.tokenizer("an odd little text", return_tensors="np")
     inputs = (tokens["input_ids"].astype(np.int32), tokens["attention_mask"] != 0)
-    want = jax.jit(lambda p: model.module.apply({"params": p}, *inputs))(ours.merged)
+    want = jax.jit(lambda p: model.module.apply({"params": p}, *inputs))(ours.merged_params)
     np.testing.assert_allclose(found["logits"].numpy(), want, atol=TOLERANCE, rtol=0)
 
 
 def test_a_shard_size_that_is_none_is_explained(tmp_path):
     model = small_encoders.load(small_encoders.checkpoint(tmp_path, "bert"))
     with pytest.raises(InputError, match="500MB"):
-        interop.save_merged(
-            tmp_path / "out",
-            small_encoders.fitted(model),
-            small_encoders.about(model),
-            shard_size="x",
-        )
+        interop.save_merged(tmp_path / "out", small_encoders.fitted(model), shard_size="x")
     assert not (tmp_path / "out").exists()

@@ -22,9 +22,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    interop.save_adapter(
-        tmp_path / "adapter", small_encoders.fitted(model), small_encoders.about(model)
-    )
+    interop.save_adapter(tmp_path / "adapter", small_encoders.fitted(model))
     return tmp_path / "adapter"
 
 
@@ -93,8 +91,8 @@ def test_shapes_are_compared_before_anything_is_read(model, folder, monkeypatch)
     tensors["base_model.model.../../etc/passwd.lora_A.weight"] = np.zeros((2, 2), np.float32)
     tensors["base_model.model.classifier.bias"] = np.zeros(3, np.int64)
     save_file(tensors, file)
-    opened = peft_reader._opened
-    monkeypatch.setattr(peft_reader, "_opened", lambda path: Headers(opened(path)))
+    opened = peft_reader._open
+    monkeypatch.setattr(peft_reader, "_open", lambda path: Headers(opened(path)))
     refused(
         folder,
         model,
@@ -130,10 +128,10 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
     (folder / "fedjax_lora.json").unlink()
     change(folder, "adapter_config.json", base_model_name_or_path=named)
     with pytest.raises(InputError, match="if you trust it, give it with --model"):
-        interop.open_model(folder)
-    opened = interop.open_model(folder, base=str(model.folder))
-    assert opened.about.classes == ("0", "1", "2")
-    small_encoders.same(opened.fitted, small_encoders.fitted(model))
+        interop.load_model(folder)
+    loaded = interop.load_model(folder, base=str(model.folder))
+    assert loaded.metadata.classes == ("0", "1", "2")
+    small_encoders.same(loaded, small_encoders.fitted(model))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
 def test_what_a_folder_says_of_itself_is_checked(values, sentence, model, folder):
     change(folder, "fedjax_lora.json", **values)
     with pytest.raises(InputError, match=sentence):
-        interop.open_model(folder, base=str(model.folder))
+        interop.load_model(folder, base=str(model.folder))
 
 
 @pytest.mark.parametrize("count", ["x", None, 10**9, 0, -1, True, [2]])
@@ -160,7 +158,7 @@ def test_a_number_of_labels_that_is_none_is_explained(count, model, tmp_path):
     values.pop("id2label", None)
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"config\.json says that num_labels is .*; correct it"):
-        interop.open_model(tmp_path)
+        interop.load_model(tmp_path)
 
 
 def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model, tmp_path):
@@ -173,9 +171,7 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
             json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
         )
         (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
-        interop.save_merged(
-            tmp_path / "out", small_encoders.fitted(model), small_encoders.about(model)
-        )
+        interop.save_merged(tmp_path / "out", small_encoders.fitted(model))
     finally:
         config.write_text(before)
     text = (tmp_path / "out" / "config.json").read_text()
@@ -199,4 +195,4 @@ def test_a_half_head_and_a_lone_factor_are_refused(model, folder):
 def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder):
     (folder / "fedjax_lora.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
-        interop.open_model(folder, base=str(model.folder))
+        interop.load_model(folder, base=str(model.folder))

@@ -27,15 +27,15 @@ def model(tmp_path_factory):
 def folder(model, tmp_path_factory):
     """An adapter of ranks 4 and 2 in layers 0 and 2, of scale 1.5, with a head."""
     path = tmp_path_factory.mktemp("adapter")
-    interop.save_adapter(path, small_encoders.fitted(model), small_encoders.about(model))
+    interop.save_adapter(path, small_encoders.fitted(model))
     return path
 
 
 def begun(model, folder, spec, *, keep_scale=True):
-    first = interop.read_start(folder, model)
-    spec = interop.fitting_spec(spec, first, keep_scale=keep_scale)
+    first = interop.load_adapter(folder, model)
+    spec = interop.warm_start_spec(spec, first, keep_scale=keep_scale)
     fresh = lora.init(spec, jax.random.key(3))
-    return spec, fresh, interop.begin_with(spec, fresh, first)
+    return spec, fresh, interop.warm_start(spec, fresh, first)
 
 
 def products(spec, adapter):
@@ -95,12 +95,12 @@ def model_kernel(model, path):
 
 def test_the_head_is_taken_over_and_another_tasks_is_not(model, folder):
     ours = small_encoders.fitted(model)
-    taken = interop.with_parts(model, folder).params["head"]
+    taken = interop.with_saved_modules(model, folder).params["head"]
     jax.tree.map(np.testing.assert_array_equal, taken, ours.head)
     other = dataclasses.replace(
         model, config=dataclasses.replace(model.config, num_labels=2), params=dict(model.params)
     )
-    assert interop.with_parts(other, folder).params["head"] is model.params["head"]
+    assert interop.with_saved_modules(other, folder).params["head"] is model.params["head"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_an_adapter_that_does_not_fit_the_run_is_explained(options, sentence, mo
 def test_an_adapter_of_another_base_is_refused(model, folder, tmp_path):
     other = small_encoders.checkpoint(tmp_path, "bert", seed=1)
     with pytest.raises(InputError, match="trained on another model: its base is"):
-        interop.with_parts(small_encoders.load(other), folder)
+        interop.with_saved_modules(small_encoders.load(other), folder)
     with pytest.raises(InputError, match="pooling is 'mean', not 'family'"):
-        interop.with_parts(small_encoders.load(model.folder, pooling="mean"), folder)
+        interop.with_saved_modules(small_encoders.load(model.folder, pooling="mean"), folder)

@@ -71,9 +71,15 @@ def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, 
     spec = lora.make_spec(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
     factors = decoders.random_adapters(spec, key)
     gain = lora.uniform_gain(spec)
-    fitted = interop.TrainedModel(loaded, spec.targets, factors, gain, loaded.params["head"])
-    about = interop.ModelMetadata(base=str(folder), base_sha256=loaded.fingerprint)
-    interop.save_adapter(tmp_path / "adapter", fitted, about)
+    trained = interop.TrainedModel(
+        pretrained=loaded,
+        metadata=interop.ModelMetadata(base=str(folder), base_sha256=loaded.fingerprint),
+        targets=spec.targets,
+        adapter=factors,
+        gain=gain,
+        head=loaded.params["head"],
+    )
+    interop.save_adapter(tmp_path / "adapter", trained)
     batch = decoders.texts(left=True)
     base = decoders.torch_logits(model, batch)
     want = decoders.torch_logits(

@@ -169,7 +169,7 @@ def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
 
 def test_batches_have_one_shape_and_pad_on_the_left():
     config = models.tiny(family="llama", num_labels=None).config
-    made = list(generation.batched([[1] * 5, [2] * 3, [3]], config, new_tokens=4, batch=2))
+    made = list(generation.prompt_batches([[1] * 5, [2] * 3, [3]], config, new_tokens=4, batch=2))
     assert [ids.shape for _, ids, _ in made] == [(2, 32), (2, 32)]
     rows, ids, mask = made[1]
     np.testing.assert_array_equal(rows, [2, 2])
@@ -179,11 +179,11 @@ def test_batches_have_one_shape_and_pad_on_the_left():
 
 def test_prompts_that_cannot_be_continued():
     config = models.tiny(family="llama", num_labels=None).config
-    assert list(generation.batched([], config, new_tokens=5, batch=2)) == []
+    assert list(generation.prompt_batches([], config, new_tokens=5, batch=2)) == []
     with pytest.raises(InputError, match=r"new_tokens is 0 .*; batch is 0 but must be at least 1"):
-        list(generation.batched([[1]], config, new_tokens=0, batch=0))
+        list(generation.prompt_batches([[1]], config, new_tokens=0, batch=0))
     with pytest.raises(InputError) as error:
-        list(generation.batched([[1], [], [1] * 60], config, new_tokens=5, batch=2))
+        list(generation.prompt_batches([[1], [], [1] * 60], config, new_tokens=5, batch=2))
     assert str(error.value) == (
         "Prompts cannot be continued: prompt 2 has no tokens; prompt 3 has 60 tokens and the "
         "model's window is 64, so 5 new ones do not fit; shorten it or ask for fewer."
@@ -197,18 +197,22 @@ def test_models_that_cannot_write():
         (models.tiny(family="llama", num_labels=None), "has no tokenizer"),
     ):
         with pytest.raises(InputError, match=message):
-            generation.write(model, ["x"], new_tokens=2)
+            generation.generate_text(model, ["x"], new_tokens=2)
 
 
 @pytest.mark.shared
 def test_a_trained_checkpoint_tells_its_story(shared, key):
     loaded = models.load(str(shared / "models" / "stories260k"), num_labels=None, key=key)
-    told = generation.write(loaded, ["Once upon a time", "One day, a boy"], new_tokens=40, batch=1)
+    told = generation.generate_text(
+        loaded, ["Once upon a time", "One day, a boy"], new_tokens=40, batch=1
+    )
     assert told[0].startswith(
         ", there was a little girl named Lily. She loved to play outside in the park. "
         "One day, she saw a big, red ball."
     )
-    assert told == generation.write(loaded, ["Once upon a time", "One day, a boy"], new_tokens=40)
+    assert told == generation.generate_text(
+        loaded, ["Once upon a time", "One day, a boy"], new_tokens=40
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,4 +226,4 @@ def test_a_trained_checkpoint_tells_its_story(shared, key):
 def test_what_ends_a_text_must_be_readable(text, sentence, tiny, tmp_path):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
-        generation.stop_ids(dataclasses.replace(tiny, folder=tmp_path))
+        generation.stop_token_ids(dataclasses.replace(tiny, folder=tmp_path))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.evaluation.generation import GREEDY, Sampling, choose, narrowed
+from fedjax_lora.evaluation.generation import GREEDY, Sampling, filter_logits, sample_token
 
 RULES = [
     Sampling(temperature=0.7),
@@ -38,7 +38,7 @@ def test_scores_left_are_those_transformers_leaves(rule):
         steps.insert(1, TopKLogitsWarper(rule.top_k))
     for step in steps:
         want = step(None, want)
-    got = np.asarray(narrowed(jnp.asarray(scores()), rule))
+    got = np.asarray(filter_logits(jnp.asarray(scores()), rule))
     np.testing.assert_array_equal(np.isinf(got), np.isinf(want.numpy()))
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
 
@@ -48,16 +48,18 @@ def test_tokens_are_drawn_with_their_probabilities():
     row = jnp.asarray(scores(1, 8) / 3)
     draws = 4000
     keys = jax.random.split(jax.random.key(1), draws)
-    drawn = choose(jnp.broadcast_to(row, (draws, 8)), rule, keys)
+    drawn = sample_token(jnp.broadcast_to(row, (draws, 8)), rule, keys)
     share = np.bincount(drawn, minlength=8) / draws
-    want = np.asarray(jax.nn.softmax(narrowed(row, rule)))[0]
+    want = np.asarray(jax.nn.softmax(filter_logits(row, rule)))[0]
     assert (want == 0).sum() == 4
     np.testing.assert_allclose(share, want, atol=4 * (0.25 / draws) ** 0.5)  # 4 deviations
 
 
 def test_temperature_zero_is_the_maximum():
     keys = jax.random.split(jax.random.key(0), 6)
-    np.testing.assert_array_equal(choose(jnp.asarray(scores()), GREEDY, keys), scores().argmax(-1))
+    np.testing.assert_array_equal(
+        sample_token(jnp.asarray(scores()), GREEDY, keys), scores().argmax(-1)
+    )
 
 
 @pytest.mark.parametrize(
