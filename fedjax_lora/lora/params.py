@@ -222,16 +222,19 @@ def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> Kernels:
 def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> dict[str, Any]:
     """The parameters with these kernels, ``[(L,) i, o]`` by path, in place of the base's.
 
-    Arrays are shared, not copied.
+    Arrays are shared, not copied. Kernels that the base keeps as a tuple with one array per layer
+    stay tuples.
     """
     base = trees.flat(params)
-    shaped = {
-        path: kernel
-        if kernel.shape == shape_of(base[f"{path}/kernel"])
-        else kernel.reshape(shape_of(base[f"{path}/kernel"]))
-        for path, kernel in kernels.items()
-    }
-    return replace_kernels(params, shaped)
+
+    def like(old: Any, kernel: Any) -> Any:
+        shape = shape_of(old)
+        kernel = kernel if kernel.shape == shape else kernel.reshape(shape)
+        return tuple(kernel) if isinstance(old, tuple) else kernel
+
+    return replace_kernels(
+        params, {path: like(base[f"{path}/kernel"], kernel) for path, kernel in kernels.items()}
+    )
 
 
 def replace_kernels(params: Mapping[str, Any], kernels: Mapping[str, Any]) -> dict[str, Any]:

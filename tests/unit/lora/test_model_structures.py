@@ -46,11 +46,11 @@ def check_equals_merged(module: nn.Module, *inputs: Any, targets: Any, **options
     def adapted(params: Any, adapter: Adapter) -> jax.Array:
         return lora.apply(module, params, adapter, gain, *inputs)
 
-    def merged(params: Any, adapter: Adapter) -> jax.Array:
+    def merged(params: Any, adapter: Adapter) -> Any:
         return module.apply({"params": lora.merge(params, adapter, gain)}, *inputs)
 
     want = merged(params, adapter)
-    plain = module.apply({"params": params}, *inputs)
+    plain: Any = module.apply({"params": params}, *inputs)
     assert float(np.max(np.abs(want - plain))) > 1e-2
     np.testing.assert_allclose(adapted(params, adapter), want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(jax.jit(adapted)(params, adapter), want, rtol=1e-5, atol=1e-5)
@@ -288,7 +288,7 @@ def test_parts_of_a_model_need_permission():
         lora.apply(Unused(), params, adapter, gain, X, method="encode")
     part = lora.apply(Unused(), params, adapter, gain, X, method="encode", allow_unused=True)
     merged = lora.merge(params, adapter, gain)
-    want = Unused().apply({"params": merged}, X, method="encode")
+    want: Any = Unused().apply({"params": merged}, X, method="encode")
     np.testing.assert_allclose(part, want, rtol=1e-5, atol=1e-5)
 
 
