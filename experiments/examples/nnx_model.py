@@ -1,9 +1,7 @@
 """Federated LoRA of a Flax NNX model: clients of ranks 2, 4 and 8 adapt it to digits upside down.
 
 The base is a small NNX transformer that reads the rows of an image; it is pretrained on upright
-digits. Nothing in the model knows of adapters:
-
-    python -m experiments.examples.nnx_model
+digits and has no code for adapters. Run ``python -m experiments.examples.nnx_model``.
 """
 
 from collections.abc import Callable

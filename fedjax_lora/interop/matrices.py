@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
@@ -56,7 +57,14 @@ def split(
       adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]``.
       gain: what each component is multiplied by, ``[(L,) R]`` per path.
       name_of: names of the matrices.
+
+    Raises:
+      InputError: a target is a kernel with several input or output axes.
     """
+    raise_all(
+        "PEFT stores adapters of matrices only",
+        [f"{s.path} has a kernel of shape {s.kernel_shape}" for s in targets if s.kernel_shape],
+    )
     return {
         name_of(target.path, layer): _one(
             *(np.asarray(x)[() if layer is None else layer] for x in z)
