@@ -11,7 +11,8 @@ and an `AdaptedModule`, a pure function of parameters, adapter, gain and inputs:
 >>> spec = lora.make_spec(params, targets="layers/0", rank=1)
 >>> adapter = jax.tree.map(jnp.ones_like, lora.init(spec, jax.random.key(1)))
 >>> x = jnp.ones((1, 4))
->>> (model(params, adapter, lora.uniform_gain(spec), x) - layer(x)).round(4).tolist()  # 4 inputs of 1
+>>> y = model(params, adapter, lora.uniform_gain(spec), x)
+>>> (y - layer(x)).round(4).tolist()  # 4 inputs of 1
 [[4.0, 4.0, 4.0]]
 
 `AdaptedModule` is what `fedjax_lora.federated.local_training` takes in place of a Linen module.

@@ -35,6 +35,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, *, scanned: bool = False, remat: bool = False):
         self.scanned, self.remat = scanned, remat
+        self.layers: Any
         self.embed = nnx.Embed(WORDS, WIDTH, rngs=rngs)
         if scanned:
             make = nnx.split_rngs(splits=2)(nnx.vmap(Block))
