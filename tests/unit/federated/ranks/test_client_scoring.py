@@ -65,7 +65,7 @@ def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
         state, _ = made.run(made.state(), plan._replace(weight=alone))
         gain = lora.uniform_gain(spec, int(plan.rank[place]))
         trained = ClientParams(state.server.adapter, state.head)
-        output = predict(made.base, VALIDATION, trained, gain)
+        output = predict(prediction.AdaptedParams(made.base, trained, gain), VALIDATION)
         losses.append(metrics.mean_loss(label, output))
         assert got.accuracy[place] == pytest.approx(metrics.accuracy(label, output), abs=1e-6)
     np.testing.assert_allclose(got.loss[:COHORT], losses, rtol=0, atol=TOLERANCE)
