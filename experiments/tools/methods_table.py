@@ -7,7 +7,7 @@ from fedjax_lora import methods
 
 
 def table() -> str:
-    """Name, one line, options and paper of every registered method, for ``docs/methods``."""
+    """Tabulate name, summary, options and paper of every method, for ``docs/methods``."""
     lines = [
         [
             f"[`{name}`](pages/{name}.md)",
@@ -21,7 +21,7 @@ def table() -> str:
 
 
 def short_table() -> str:
-    """Name, one line and paper of every registered method, for the README."""
+    """Tabulate name, summary and paper of every registered method, for the README."""
     lines = [
         [
             f"[`{name}`](docs/methods/notes/{name}.md)",
@@ -34,14 +34,14 @@ def short_table() -> str:
 
 
 def options(name: str) -> str:
-    """The options of a method with their defaults."""
+    """Format the options of a method with their defaults."""
     parameters = inspect.signature(methods.METHODS[name]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
 
 
 def link(paper: str) -> str:
-    """The paper, as a link where it is on arXiv."""
+    """Format the paper, as a link if it is on arXiv."""
     if not paper.startswith("arXiv "):
         return paper
     return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"
