@@ -1,8 +1,7 @@
 """Federated LoRA on a Flax model of your own: digits turned by a quarter.
 
 Run it with ``python -m experiments.examples.own_model``. A small model is trained on upright
-handwritten digits (scikit-learn's, 8 x 8); then 20 clients, each with turned digits of few classes,
-adapt it together at ranks 1, 2, 4 and 8.
+handwritten digits; then 20 clients with turned ones adapt it together at ranks 1, 2, 4 and 8.
 """
 
 import functools
@@ -25,8 +24,8 @@ NET = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(64), nn.relu, nn.Dense(10)]
 
 def loss_fn(apply: Any, batch: Any, key: Any = None) -> jax.Array:
     """Cross-entropy with smoothed labels, ``[n]``."""
-    smooth = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.1)
-    return optax.softmax_cross_entropy(apply(batch["image"]), smooth)
+    labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.1)
+    return optax.softmax_cross_entropy(apply(batch["image"]), labels)
 
 
 def digits(turned: bool) -> list[dict[str, np.ndarray]]:
@@ -37,9 +36,9 @@ def digits(turned: bool) -> list[dict[str, np.ndarray]]:
     return [{"image": images[i].astype(np.float32), "label": labels[i]} for i in parts]
 
 
-def pretrain(params: Any, batch: Any, *, steps: int) -> Any:
+def pretrain(batch: Any, *, steps: int) -> Any:
     """The base model, trained on all upright images at once."""
-    optimizer = optax.adam(5e-3)
+    params, optimizer = NET.init(jax.random.key(0), batch["image"])["params"], optax.adam(5e-3)
     mean = lambda p: loss_fn(functools.partial(NET.apply, {"params": p}), batch).mean()  # noqa: E731
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
@@ -58,8 +57,7 @@ def accuracy(params: Any, test: Any) -> float:
 def main(*, rounds: int = 30, steps: int = 200, method: str = "hlora") -> dict[str, Any]:
     """The whole experiment; returns what the result file holds."""
     (upright, upright_test), (train, test) = digits(False), digits(True)
-    base = NET.init(jax.random.key(0), train["image"][:1])["params"]
-    base = pretrain(base, upright, steps=steps)
+    base = pretrain(upright, steps=steps)
     parts = fl.data.partition("dirichlet(alpha=0.5)", train["label"], clients=20, seed=0).indices
     rule = fl.methods.make(method, fl.lora.make_spec(base, targets="layers_", rank=8))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
@@ -68,7 +66,7 @@ def main(*, rounds: int = 30, steps: int = 200, method: str = "hlora") -> dict[s
     rng, history = np.random.default_rng(0), [accuracy(base, test)]
     for t in range(rounds):
         ids = rng.choice(20, size=8, replace=False)
-        rows = np.stack([rng.choice(parts[i], (9, 16)) for i in ids])  # 9 steps of 16 examples
+        rows = np.stack([rng.choice(parts[i], (16, 16)) for i in ids])  # 16 steps of 16
         sizes = [len(parts[i]) for i in ids]
         cohort = fl.federated.cohort(ids, RANKS[ids], sizes, rows, round=t, data=train)
         state, _ = step(base, state, cohort)
