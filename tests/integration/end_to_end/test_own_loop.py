@@ -132,7 +132,8 @@ def plain_loop(method: Method, name: str) -> Any:
         shape = (own_loop.STEPS, own_loop.BATCH)
         rows = np.stack([rng.choice(members[i], shape) for i in ids])
         plan = fl.federated.cohort(ids, ranks[ids], sizes[ids], rows, round=t, data=data).plan
-        cohort = cohort_of(method.spec, jax.tree.map(jnp.asarray, plan), plan.weight, key)
+        traced = jax.tree.map(jnp.asarray, plan)
+        cohort = cohort_of(method.spec, traced, traced.weight, key)
         own = jax.tree.map(lambda x, ids=ids: x[ids], clients)
         full = with_kernels(params, server.kernels)
         init = method.broadcast(server, own, cohort)
