@@ -26,6 +26,7 @@ from tests._helpers.encoder_layer import (
     WORDS,
     base_and_head,
     cohort,
+    inner,
     spec,
     struct,
     traced,
@@ -66,17 +67,6 @@ def test_a_client_costs_its_adapter_and_its_activations():
 def test_the_base_is_there_once():
     base = trees.size_bytes(base_and_head()[0])
     assert memory(2) - 2 * per_client() == pytest.approx(base, rel=0.01)
-
-
-def inner(value: Any) -> Iterator[Any]:
-    """The jaxprs inside the parameters of an equation."""
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from inner(item)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from inner(value.jaxpr)
 
 
 def arrays(jaxpr: Any) -> Iterator[tuple[int, ...]]:

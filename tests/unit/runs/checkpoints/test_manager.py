@@ -183,13 +183,13 @@ def test_a_round_may_be_saved_again(folder):
 
 def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path, monkeypatch):
     """The run goes on while the thread waits, and gives the saved arrays' memory back."""
-    may_write, real = threading.Event(), checkpoints.keeper.save
+    may_write, real = threading.Event(), checkpoints.manager.save
 
     def slow(*given):
         assert may_write.wait(60)
         return real(*given)
 
-    monkeypatch.setattr(checkpoints.keeper, "save", slow)
+    monkeypatch.setattr(checkpoints.manager, "save", slow)
     given, want = progress(1), progress(1)
     with CheckpointManager(tmp_path, ABOUT, keep=9) as keeper:
         keeper.save(given, always=False)
