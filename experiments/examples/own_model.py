@@ -30,7 +30,7 @@ def loss_fn(apply: Any, batch: Any, key: Any = None) -> jax.Array:
 
 def digits(turned: bool) -> list[dict[str, np.ndarray]]:
     """Training and test examples, 80 and 20 percent."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     images = np.rot90(images.reshape(-1, 8, 8), turned, axes=(1, 2)).reshape(-1, 64) / 16
     parts = np.split(np.random.default_rng(0).permutation(len(labels)), [len(labels) * 4 // 5])
     return [{"image": images[i].astype(np.float32), "label": labels[i]} for i in parts]
