@@ -111,7 +111,7 @@ def init(
     state = init_state(
         method,
         adapter,
-        kernels_of(method.spec, params),
+        lora.kernels_of(params, method.spec),
         head,
         clients=num_clients,
         heads=heads,
@@ -121,12 +121,6 @@ def init(
     return jax.tree.map(jnp.array, state)._replace(
         loop=LoopState(key, jnp.full(num_clients, method.spec.rank, jnp.int32))
     )
-
-
-def kernels_of(spec: LoraSpec, params: Params) -> dict[str, Any]:
-    """The base kernels of the adapted layers by path, however they are stored."""
-    leaves = trees.flat(params)
-    return {target.path: leaves[f"{target.path}/kernel"] for target in spec.targets}
 
 
 def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
@@ -191,15 +185,10 @@ def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:
 def with_kernels(base: Params, kernels: Kernels) -> Params:
     """The base with the kernels a method has changed; arrays are shared, not copied.
 
-    A base with one array per layer keeps that form, see `fedjax_lora.models.layer_stack.by_layer`.
+    A base with one array per layer keeps that form, see
+    `fedjax_lora.models.layer_stack.split_layers`.
     """
-    if not kernels:
-        return base
-    old = trees.flat(base)
-    new = {f"{path}/kernel": kernel for path, kernel in kernels.items()}
-    return trees.replace(
-        base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
-    )
+    return lora.with_kernels(base, kernels) if kernels else base
 
 
 def global_params(method: Method, params: Params, state: FederatedState) -> Params:
