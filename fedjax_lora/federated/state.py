@@ -104,7 +104,7 @@ def init(
     state = init_state(
         method,
         adapter,
-        kernels_of(method.spec, params),
+        lora.kernels_of(params, method.spec),
         head,
         clients=num_clients,
         heads=heads,
@@ -112,12 +112,6 @@ def init(
     )
     # A copy: a round donates its input, and the parameters belong to the caller.
     return jax.tree.map(jnp.array, state)._replace(key=key)
-
-
-def kernels_of(spec: LoraSpec, params: Params) -> dict[str, Any]:
-    """The base kernels of the adapted layers by path, however they are stored."""
-    leaves = trees.flat(params)
-    return {target.path: leaves[f"{target.path}/kernel"] for target in spec.targets}
 
 
 def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
@@ -184,13 +178,7 @@ def with_kernels(base: Params, kernels: Kernels) -> Params:
 
     A base with one array per layer keeps that form, see `fedjax_lora.models.layer_stack.by_layer`.
     """
-    if not kernels:
-        return base
-    old = trees.flat(base)
-    new = {f"{path}/kernel": kernel for path, kernel in kernels.items()}
-    return trees.replace(
-        base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
-    )
+    return lora.with_kernels(base, kernels) if kernels else base
 
 
 def global_params(method: Method, params: Params, state: FederatedState) -> Params:
