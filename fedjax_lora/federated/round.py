@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.client_update import (
@@ -277,8 +277,10 @@ class _Server:
         if self.heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = transforms.apply(self.updates, start, after, learns, weight, plan.id, own_key)
-        need_same("What the updates make of the clients' results", got, after)
+        got, weight = transforms.apply_transforms(
+            self.updates, start, after, learns, weight, plan.id, own_key
+        )
+        check_same_structure("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         head = got.head if self.heads == "average" else update.trained.head
@@ -288,7 +290,7 @@ class _Server:
         self, state: FederatedState, update: CohortUpdate, trained: ClientParams, cohort: Cohort
     ) -> AggregateResult:
         own = update.store.method
-        with layerwise.across(self.mesh):
+        with layerwise.spread_over(self.mesh):
             result = self.method.aggregate(state.server, own, cohort, update.init, trained.adapter)
         check_outcome(result, state, own, cohort)
         return result
@@ -301,7 +303,9 @@ class _Server:
             return server, head, state.optimizer
         old = ClientParams(state.server.adapter, state.head)
         new = ClientParams(server.adapter, head)
-        now, moments = transforms.follow(self.optimizer, state.optimizer, old, new, any_present)
+        now, moments = transforms.server_step(
+            self.optimizer, state.optimizer, old, new, any_present
+        )
         return server._replace(adapter=now.adapter), now.head, moments
 
     def _stored(

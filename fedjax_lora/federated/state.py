@@ -176,7 +176,8 @@ def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:
 def with_kernels(base: Params, kernels: Kernels) -> Params:
     """The base with the kernels a method has changed; arrays are shared, not copied.
 
-    A base with one array per layer keeps that form, see `fedjax_lora.models.layer_stack.by_layer`.
+    A base with one array per layer keeps that form, see
+    `fedjax_lora.models.layer_stack.split_layers`.
     """
     return lora.with_kernels(base, kernels) if kernels else base
 
