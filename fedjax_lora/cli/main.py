@@ -20,8 +20,9 @@ from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
 from fedjax_lora.core.errors import InputError, Stopped, unknown
-from fedjax_lora.runs.choices import check_choices, read_models
+from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.registry_source import read_methods, read_models
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -197,9 +198,7 @@ def compare_command(args: Sequence[str]) -> int:
 
 def methods_command(args: Sequence[str]) -> None:
     """``fedjax-lora methods``."""
-    from fedjax_lora import methods
-
-    rows = [(name, methods.summary(name), methods.paper(name)) for name in methods.METHODS]
+    rows = [(name, summary, paper) for name, (summary, paper) in read_methods().items()]
     _print_table("Federated methods", ("name", "what it does", "paper"), rows)
 
 
