@@ -94,7 +94,18 @@ def check_reached(
       InputError: with the paths of all adapters that no part of the computation uses.
     """
     with kernels.reached_paths() as reached:
-        output = run(None, *args)
+        try:
+            output = run(None, *args)
+        except (TypeError, ValueError) as error:
+            if not any(sign in str(error) for sign in ("__jax_array__", "dtype=key<", "key<fry>")):
+                raise
+            paths = sorted(set(adapter) - reached) or sorted(adapter)
+            raise InputError(
+                f"The model computes with the kernel of {' or '.join(paths)} in a way that an "
+                "adapter cannot follow; write jnp.asarray(kernel) where a function takes only "
+                "arrays, do not compute with whole parameter trees inside of the model, or leave "
+                "the layer out of the targets."
+            ) from error
     if allow_unused or reached >= set(adapter):
         return output
     # A jitted function inside the model may have been traced before: trace it again to see.

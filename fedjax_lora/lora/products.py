@@ -122,8 +122,9 @@ def check_axes(kernel: Any, gain: Array, *, inputs: int) -> None:
     sizes = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])
     if {kernel.a.shape[1:], kernel.b.shape[:1], gain.shape} != {gain.shape}:
         raise InputError(
-            f"The factors of {kernel.path} are cut along another axis than their layers; stack "
-            'the parameters along the first axis (variable_axes={"params": 0}).'
+            f"The model has transformed the parameters of {kernel.path}, which its factors cannot "
+            'follow; stack layers along the first axis (variable_axes={"params": 0}), and '
+            "transpose where the kernel is used."
         )
     if (kernel.a.shape[0], kernel.b.shape[1]) != sizes:
         raise InputError(
