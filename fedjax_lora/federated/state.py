@@ -28,6 +28,13 @@ class ClientStore(NamedTuple):
     head: Any  # each client's head if heads are local, else ()
 
 
+class LoopState(NamedTuple):
+    """What a loop of your own carries besides the federation."""
+
+    key: Key  # the root key
+    most: Array  # int32[N], the highest rank that the method has left each client
+
+
 class FederatedState(NamedTuple):
     """Everything that changes from round to round on the device."""
 
@@ -35,7 +42,7 @@ class FederatedState(NamedTuple):
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
     optimizer: Any = ()  # state of the server optimizer
-    key: Any = ()  # the root key of a loop of your own; a run keeps its key itself
+    loop: Any = ()  # `LoopState` in a loop of your own; a run keeps these values itself
 
 
 class Plan(NamedTuple):
@@ -111,7 +118,9 @@ def init(
         server_optimizer=server_optimizer,
     )
     # A copy: a round donates its input, and the parameters belong to the caller.
-    return jax.tree.map(jnp.array, state)._replace(key=key)
+    return jax.tree.map(jnp.array, state)._replace(
+        loop=LoopState(key, jnp.full(num_clients, method.spec.rank, jnp.int32))
+    )
 
 
 def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
@@ -176,7 +185,8 @@ def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:
 def with_kernels(base: Params, kernels: Kernels) -> Params:
     """The base with the kernels a method has changed; arrays are shared, not copied.
 
-    A base with one array per layer keeps that form, see `fedjax_lora.models.layer_stack.by_layer`.
+    A base with one array per layer keeps that form, see
+    `fedjax_lora.models.layer_stack.split_layers`.
     """
     return lora.with_kernels(base, kernels) if kernels else base
 

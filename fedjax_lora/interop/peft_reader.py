@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fedjax_lora.core.atomic_io import brief, need_file, read_json
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.untrusted_files import check_regular_file, first_line, read_json
 from fedjax_lora.interop.peft_writer import CONFIG, PREFIX, WEIGHTS, Factors
 
 __all__ = ["load", "read", "read_config", "shapes"]
@@ -112,11 +112,13 @@ def _read(
 
 
 def _open(file: pathlib.Path) -> Any:
-    need_file(file)
+    check_regular_file(file)
     try:
         return safe_open(file, framework="np")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({brief(error)}).") from error
+        raise InputError(
+            f"{file} is not a readable safetensors file ({first_line(error)})."
+        ) from error
 
 
 def _headers(opened: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.types import Adapter, Gain, Key
+from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.evaluation.generation.decode import Generated, generate
 from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling
 from fedjax_lora.models import DecoderConfig, Pretrained
