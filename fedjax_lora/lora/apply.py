@@ -79,6 +79,11 @@ def apply(
     return output, kernels.detach(variables)
 
 
+# In JAX's errors about an array-like object in place of an array, and about arithmetic on the keys
+# that guard an `AdaptedKernel`.
+_SIGNS_OF_ARITHMETIC = ("__jax_array__", "key<", "abstract method astype")
+
+
 def check_reached(
     run: Callable[..., Any], adapter: Adapter, args: Sequence[Any], *, allow_unused: bool
 ) -> Any:
@@ -96,8 +101,8 @@ def check_reached(
     with kernels.reached_paths() as reached:
         try:
             output = run(None, *args)
-        except (TypeError, ValueError) as error:
-            if not any(sign in str(error) for sign in ("__jax_array__", "dtype=key<", "key<fry>")):
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if not (adapter and any(sign in str(error) for sign in _SIGNS_OF_ARITHMETIC)):
                 raise
             paths = sorted(set(adapter) - reached) or sorted(adapter)
             raise InputError(

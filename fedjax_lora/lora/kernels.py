@@ -47,7 +47,7 @@ class AdaptedKernel:
       fixed: gains of components whose inputs are not dropped, or None.
       key: key of the input dropout, ``[(L,)]``; None where the layer draws one itself.
       guard: keys, ``[(L,) R]``, that are never used. They can be sliced and mapped as the factors
-        can, but arithmetic on them is an error in JAX, so that a model that computes with the leaves
+        can, but arithmetic on them is an error in JAX, so a model that computes with the leaves
         of its parameters cannot silently change each factor instead of the merged kernel.
       path: path of the layer.
       dropout: rate at which inputs of the components in ``gain`` are dropped.
