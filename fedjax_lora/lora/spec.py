@@ -254,27 +254,31 @@ def _with_axes(
     """
     if len(shape) == 2 and count in (None, 1):
         return _Kernel(path, (), shape[:1], shape[1:])
-    choices = [
+    choices = _divisions(path, shape, stacked)
+    if count is not None:
+        chosen = [kernel for kernel in choices if len(kernel.inputs) == count]
+    else:
+        chosen = _agreeing(choices, bias) or _stacked_matrix(choices) or _of_attention(choices)
+    reason = None
+    if not chosen:
+        reason = "adapters need a matrix [i, o], and which axes are inputs is not known; give "
+        reason += f"make_spec input_axes={{{path!r}: number}}, or"
+    elif count is None and _is_convolution(chosen[0]):
+        reason = "adapters cannot follow a convolution;"
+    if reason:
+        raise InputError(
+            f"Target {path} has a kernel of shape {shape}; {reason} leave it out of the targets."
+        )
+    return chosen[0]
+
+
+def _divisions(path: str, shape: tuple[int, ...], stacked: bool) -> list[_Kernel]:
+    """Every division of a kernel's axes; those with a layer axis, if it may have one, first."""
+    return [
         _Kernel(path, shape[:stack], shape[stack : stack + n], shape[stack + n :])
         for stack in ((1, 0) if stacked else (0,))
         for n in range(1, len(shape) - stack)
     ]
-    if count is None:
-        chosen = _agreeing(choices, bias) or _stacked_matrix(choices) or _of_attention(choices)
-    else:
-        chosen = [kernel for kernel in choices if len(kernel.inputs) == count]
-    if not chosen:
-        raise InputError(
-            f"Target {path} has a kernel of shape {shape}; adapters need a matrix [i, o], and which "
-            f"axes are inputs is not known; give make_spec input_axes={{{path!r}: number}} or leave "
-            "it out of the targets."
-        )
-    if count is None and _is_convolution(chosen[0]):
-        raise InputError(
-            f"Target {path} has a kernel of shape {shape}; adapters cannot follow a convolution; "
-            "leave it out of the targets."
-        )
-    return chosen[0]
 
 
 def _agreeing(choices: list[_Kernel], bias: tuple[int, ...] | None) -> list[_Kernel]:
