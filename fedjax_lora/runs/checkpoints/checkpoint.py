@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
     Attributes:
       path: its folder.
       round: rounds done.
-      score: score of its model, see `fedjax_lora.runs.folder.score`; higher is better.
+      score: score of its model, see `fedjax_lora.runs.recorder.score`; higher is better.
       about: config, digests, versions and history, as JSON values.
     """
 
