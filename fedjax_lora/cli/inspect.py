@@ -45,7 +45,7 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
       InputError: no run there, or a damaged one.
     """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import left_in, need_run
+    from fedjax_lora.cli.run_or_model import model_folder, need_run
     from fedjax_lora.runs import checkpoints
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
     from fedjax_lora.runs.resume import read_config
@@ -66,9 +66,9 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
             for c in found
         ],
     )
-    left = left_in(run)
-    if left is not None:
-        yield f"model: {left.relative_to(run)}, {_size(left)}", _adapter(left)
+    model = model_folder(run)
+    if model is not None:
+        yield f"model: {model.relative_to(run)}, {_size(model)}", _adapter(model)
     files = sorted(p for p in run.iterdir() if not p.name.startswith("."))
     yield f"files: {_size(run)}", [f"{p.name}: {_size(p)}" for p in files]
 
@@ -81,7 +81,7 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     """
     from fedjax_lora.core import atomic_io
     from fedjax_lora.core.errors import InputError
-    from fedjax_lora.data import find
+    from fedjax_lora.data import find_task
     from fedjax_lora.runs import plots
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
     from fedjax_lora.runs.resume import read_config
@@ -92,11 +92,11 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     path = run / "figures" / "accuracy.png"
     figure = plots.history(
         records,
-        metric=find(config.data.task).metric,
+        metric=find_task(config.data.task).metric,
         title=f"{config.data.task}: {config.federation.method}",
-        beat=plots.to_beat(RunFolder(run).finished() or {}, find(config.data.task).metric),
+        beat=plots.to_beat(RunFolder(run).finished() or {}, find_task(config.data.task).metric),
     )
-    with atomic_io.writing(run):
+    with atomic_io.reporting_write_errors(run):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path)
     return path

@@ -105,8 +105,8 @@ def test_no_array_is_the_base_with_a_client_axis():
 def test_nor_when_clients_are_scored():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
-    validate = client_scoring.make_validation(objective, rows)
+    rows = client_scoring.bucket_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
+    validate = client_scoring.make_validate_fn(objective, rows)
     run = federated.execute(validate, federated.Execution(clients_per_step=count))
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
