@@ -1,1 +1,1 @@
-"""Experiments: each folder is one question, its config, its results and its figures."""
+"""Experiments: each folder answers one question, with its configs, results and figures."""

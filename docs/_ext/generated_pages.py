@@ -56,11 +56,10 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfile(source, target)
 
 
-def method_page(name: str, entry: Any) -> str:
+def method_page(name: str, factory: Any) -> str:
     """The page of one method, in MyST."""
     from fedjax_lora import methods
 
-    factory = entry.factory
     ranks = "clients may have different ranks"
     if not methods.takes_mixed_ranks(name):
         ranks = "all clients have the same rank"
@@ -70,7 +69,7 @@ def method_page(name: str, entry: Any) -> str:
             "",
             methods.summary(name),
             "",
-            f"* Paper: {paper_link(entry.paper)}",
+            f"* Paper: {paper_link(methods.paper(name))}",
             f"* Ranks: {ranks}",
             f"* On the command line: `--method {example(name, factory)}`",
             f"* In Python: `fl.methods.{name}(spec)`",

@@ -1,1 +1,1 @@
-"""What a user would run instead, and what the machine can do: see the packages in here."""
+"""Benchmarks: speed, memory and cost, against alternatives and against hardware limits."""

@@ -138,10 +138,9 @@ def federate(
         seed=0,
     )
     objective, chosen = make_objective(net), methods.make(method, spec)
-    train_locally = federated.make_training(
-        objective, optimizers.optimizer("adam", clip=1.0), penalty=chosen.penalty
-    )
-    round_fn = federated.make_round(chosen, spec, train_locally, heads="frozen", clients_per_step=8)
+    train_locally = federated.LocalTraining(objective, optimizers.optimizer("adam", clip=1.0))
+    execution = federated.Execution(clients_per_step=8)
+    round_fn = federated.compile_round(chosen, train_locally, heads="frozen", execution=execution)
     kernels = {target.path: base[target.path]["kernel"] for target in spec.targets}
     state = federated.init_state(
         chosen,

@@ -1,1 +1,1 @@
-"""papers"""
+"""Reproductions of published results, claim by claim."""

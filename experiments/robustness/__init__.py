@@ -1,1 +1,1 @@
-"""robustness"""
+"""Robustness: interruptions, malformed input and parity with Hugging Face models."""

@@ -1,1 +1,1 @@
-"""studies"""
+"""Studies: comparisons of methods in settings of this project."""

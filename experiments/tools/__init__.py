@@ -1,1 +1,1 @@
-"""tools"""
+"""Shared tools: studies and their execution, result files, claims, figures and reports."""

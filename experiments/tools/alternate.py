@@ -1,4 +1,4 @@
-"""Contenders that take turns, each in a process of its own, so that none disturbs another."""
+"""Benchmark processes that take turns: one process per contender, one of them active at a time."""
 
 import json
 import os
@@ -12,23 +12,23 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def serve(ready: Any, obey: Callable[[str], Any]) -> None:
-    """A contender's process: a line in is an order, a line out the answer as JSON.
+def serve(ready: Any, handle: Callable[[str], Any]) -> None:
+    """Serve requests from standard input; replies are JSON lines on standard output.
 
     Args:
-      ready: the first line out, before any order.
-      obey: carries out an order and returns the answer.
+      ready: the first reply, sent before any request.
+      handle: processes a request (one line of text) and returns the reply.
     """
     print(json.dumps(ready), flush=True)
     for line in sys.stdin:
-        print(json.dumps(obey(line.strip())), flush=True)
+        print(json.dumps(handle(line.strip())), flush=True)
 
 
 class Worker:
-    """The other end of `serve`: waits while its contender works, and the contender while it rests.
+    """A child process that runs `serve`.
 
     Attributes:
-      ready: what the contender said first.
+      ready: the process's first reply.
     """
 
     def __init__(self, module: str, *args: str):
@@ -41,27 +41,27 @@ class Worker:
         )
         self.ready: Any = self._answer()
 
-    def ask(self, order: str) -> Any:
-        """Give an order and wait for the answer."""
+    def ask(self, request: str) -> Any:
+        """Send a request and wait for the reply."""
         assert self.process.stdin is not None
-        print(order, file=self.process.stdin, flush=True)
+        print(request, file=self.process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"A contender ended with code {self.process.wait()}.")
+            raise SystemExit(f"A benchmark process ended with exit status {self.process.wait()}.")
         return json.loads(line)
 
     def end(self) -> None:
-        """Stop it: a resting process still holds its memory."""
+        """Kill the process, which frees its memory."""
         self.process.kill()
         self.process.wait()
 
 
 def machine() -> dict[str, Any]:
-    """What a time depends on besides the program."""
+    """Describe the machine: cores, processor and Python version."""
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, as Linux gives it."""
+    """The processor's name as reported by Linux."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

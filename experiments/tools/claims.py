@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.tools.json_lines import Record
 from experiments.tools.study import Results
-from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import Estimate, estimate
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"

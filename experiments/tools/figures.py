@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.tools.study import Part, Results, is_run
+from experiments.tools.json_lines import Record
+from experiments.tools.study import Part, Results, is_training_run
 from fedjax_lora.runs.plots import look, style
-from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import spread
 
 WIDTH = 4.2  # inches of a panel
@@ -38,7 +38,7 @@ def accuracy_figure(found: Results, part: Part) -> Figure | None:
 def finished(found: Results, part: Part, task: str) -> dict[str, list[Record]]:
     """The finished runs of every arm that has any."""
     runs = {
-        arm: [run for run in found.runs(part.name, arm, task).values() if is_run(run)]
+        arm: [run for run in found.runs(part.name, arm, task).values() if is_training_run(run)]
         for arm in part.arms
     }
     return {arm: of_arm for arm, of_arm in runs.items() if of_arm}

@@ -1,8 +1,10 @@
-"""The papers' models and data, for accelerators; models and tasks come from the hub.
+"""Run the full runs: the papers' models and data, for accelerators.
+
+Models and tasks are loaded from the Hugging Face hub.
 
 Commands:
 
-    python -m experiments.tools.full --only hlora                         # resumable at any time
+    python -m experiments.tools.full --only hlora                         # resumable
 """
 
 import sys
@@ -14,10 +16,10 @@ from experiments.tools.runner import main
 
 
 def full(data_dir: str | None = None, only: tuple[str, ...] = ()) -> int:
-    """Run what is missing of the full runs.
+    """Run the full runs that are not finished yet.
 
     Args:
-      data_dir: folder with the tasks' official files, instead of the hub.
+      data_dir: folder with the tasks' official files; by default they come from the hub.
       only: names of the studies to run; all by default.
     """
     return main(STUDIES, "full", data_dir, only)

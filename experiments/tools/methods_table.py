@@ -7,32 +7,41 @@ from fedjax_lora import methods
 
 
 def table() -> str:
-    """Name, one line, options and paper of every registered method, for ``docs/methods``."""
+    """Tabulate name, summary, options and paper of every method, for ``docs/methods``."""
     lines = [
-        [f"[`{name}`](pages/{name}.md)", methods.summary(name), options(entry), link(entry.paper)]
-        for name, entry in methods.METHODS.items()
+        [
+            f"[`{name}`](pages/{name}.md)",
+            methods.summary(name),
+            options(name),
+            link(methods.paper(name)),
+        ]
+        for name in methods.METHODS
     ]
     return as_table(["method", "what it does", "options", "paper"], lines)
 
 
 def short_table() -> str:
-    """Name, one line and paper of every registered method, for the README."""
+    """Tabulate name, summary and paper of every registered method, for the README."""
     lines = [
-        [f"[`{name}`](docs/methods/notes/{name}.md)", methods.summary(name), link(entry.paper)]
-        for name, entry in methods.METHODS.items()
+        [
+            f"[`{name}`](docs/methods/notes/{name}.md)",
+            methods.summary(name),
+            link(methods.paper(name)),
+        ]
+        for name in methods.METHODS
     ]
     return as_table(["method", "what it does", "paper"], lines)
 
 
-def options(entry: methods.Entry) -> str:
-    """The options of a method with their defaults."""
-    parameters = inspect.signature(entry.factory).parameters.values()
+def options(name: str) -> str:
+    """Format the options of a method with their defaults."""
+    parameters = inspect.signature(methods.METHODS[name]).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters if p.kind is keyword)
 
 
 def link(paper: str) -> str:
-    """The paper, as a link where it is on arXiv."""
+    """Format the paper, as a link if it is on arXiv."""
     if not paper.startswith("arXiv "):
         return paper
     return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})"

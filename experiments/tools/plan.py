@@ -1,5 +1,6 @@
-"""How many small runs are planned, and how long they take: ``python -m experiments.tools.plan``."""
+"""Numbers and processor hours of the small runs: ``python -m experiments.tools.plan``."""
 
+import math
 import statistics
 
 from experiments.tools.markdown import as_table
@@ -7,11 +8,11 @@ from experiments.tools.registry import STUDIES
 from experiments.tools.study import Size, Study, distinct
 from fedjax_lora.runs.config import RunConfig
 
-COLUMNS = ("study", "runs", "finished", "CPU minutes a run", "CPU hours in all", "CPU hours left")
+COLUMNS = ("study", "runs", "finished", "CPU minutes per run", "CPU hours", "CPU hours left")
 
 
 def table(size: Size = "small") -> str:
-    """Runs and processor hours of every study, from its finished runs."""
+    """Tabulate runs and processor hours by study, estimated from its finished runs."""
     every = [_counts(study, size) for study in STUDIES]
     every.append([sum(column) for column in zip(*every, strict=True)])
     names = [*(study.name for study in STUDIES), "all"]
@@ -20,27 +21,27 @@ def table(size: Size = "small") -> str:
 
 
 def _counts(study: Study, size: Size) -> list[float]:
-    """Runs, finished ones, hours of all, hours of what is left."""
+    """Number of runs, of finished runs, hours in all and hours left."""
     records = study.records(size)
     configs = [cell.config for cell in distinct(study.parts(size, records))]
-    spent = {c: records[c]["summary"]["processor_seconds"] for c in configs if c in records}
-    ahead = sum(_expected(spent, config) for config in configs if config not in spent) / 3600
-    return [len(configs), len(spent), sum(spent.values()) / 3600 + ahead, ahead]
+    done = {c: records[c]["summary"]["processor_seconds"] for c in configs if c in records}
+    left = sum(_expected(done, config) for config in configs if config not in done) / 3600
+    return [len(configs), len(done), sum(done.values()) / 3600 + left, left]
 
 
-def _expected(spent: dict[RunConfig, float], config: RunConfig) -> float:
-    """The median of the finished runs, of those with the same task and depth if there are any."""
-    like = [
+def _expected(done: dict[RunConfig, float], config: RunConfig) -> float:
+    """Expected seconds: the median over finished runs, with the same task and depth if possible."""
+    similar = [
         seconds
-        for other, seconds in spent.items()
+        for other, seconds in done.items()
         if (other.data.task, other.model.layers) == (config.data.task, config.model.layers)
     ]
-    return statistics.median(like or spent.values()) if spent else float("nan")
+    return statistics.median(similar or done.values()) if done else float("nan")
 
 
 def _cells(runs: float, finished: float, hours: float, left: float) -> list[str]:
-    known = lambda x: f"{x:.1f}" if x == x else "-"  # noqa: E731
-    return [f"{runs}", f"{finished}", known(60 * hours / runs), known(hours), known(left)]
+    times = (60 * hours / runs, hours, left)
+    return [f"{runs}", f"{finished}", *("-" if math.isnan(x) else f"{x:.1f}" for x in times)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""All reruns, in the order in which they are run: the open question first."""
+"""The paper studies, in execution order."""
 
 from experiments.papers.byun_lee import STUDY as BYUN_LEE
 from experiments.papers.fed_plora import STUDY as FED_PLORA
-from experiments.papers.fed_plora_vs_flexlora import STUDY as OPEN_QUESTION
+from experiments.papers.fed_plora_vs_flexlora import STUDY as FED_PLORA_VS_FLEXLORA
 from experiments.papers.hlora import STUDY as HLORA
 
-STUDIES = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
+STUDIES = (FED_PLORA_VS_FLEXLORA, BYUN_LEE, FED_PLORA, HLORA)

@@ -1,4 +1,4 @@
-"""Reports of reruns: claims, tables, figures and cost, from the result files alone."""
+"""Reports of studies: claims, tables, figures and cost, from the result files alone."""
 
 import json
 import statistics
@@ -10,27 +10,34 @@ from matplotlib.figure import Figure
 
 from experiments.tools.claims import NOT_RUN, RULE, Claim, course, last, spread
 from experiments.tools.figures import accuracy_figure, finished
+from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table, put
-from experiments.tools.study import ROOT, SIZES, Part, Results, Study, distinct, results
-from fedjax_lora.runs.sweep.record_store import Record
+from experiments.tools.study import RUNS, SIZES, Part, Results, Study, distinct, results
 from fedjax_lora.runs.sweep.statistics import estimate
 
 
 class Report(NamedTuple):
-    """What a study's README is made from."""
+    """Content of a study's README.
+
+    Attributes:
+      study: the study.
+      claims: of its paper.
+      extra: further Markdown.
+      figures: further figures, by name.
+    """
 
     study: Study
     claims: Sequence[Claim] = ()
-    extra: Callable[[Results], str] = lambda results: ""  # more Markdown
-    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}  # more, by name
+    extra: Callable[[Results], str] = lambda results: ""
+    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
 
 
 def publish(report: Report) -> None:
-    """Draw the figures of both sizes, and put both into the study's README."""
-    readme = ROOT / report.study.name / "README.md"
+    """Draw the figures of both sizes and write both sections of the study's README."""
+    readme = report.study.home() / "README.md"
     for size in SIZES:
         found = results(report.study, size)
-        figures = drawn(report, found)
+        figures = all_figures(report, found)
         for old in found.folder.glob("*.png"):
             old.unlink()
         for name, figure in figures.items():
@@ -38,8 +45,8 @@ def publish(report: Report) -> None:
         put(size, page(report, found), readme)
 
 
-def drawn(report: Report, found: Results) -> dict[str, Figure]:
-    """The figures of what is finished, by name."""
+def all_figures(report: Report, found: Results) -> dict[str, Figure]:
+    """Draw the figures of the finished runs, by name."""
     of_parts = {
         name: figure
         for name, part in found.parts.items()
@@ -49,7 +56,7 @@ def drawn(report: Report, found: Results) -> dict[str, Figure]:
 
 
 def page(report: Report, found: Results) -> str:
-    """Everything that the README says of one size; of the full one no more than it has to."""
+    """Format the README section of one size; without runs of the full size, only its cost."""
     sections = [cost(found)]
     if found.size == "small" or found.records:
         if report.claims:
@@ -60,20 +67,20 @@ def page(report: Report, found: Results) -> str:
 
 
 def cost(found: Results) -> str:
-    """How many runs are finished, how long one takes and where they ran."""
+    """Describe how many runs are finished, how long they took and on which machine."""
     cells = distinct(found.parts.values())
-    done = [found.records[cell.config] for cell in cells if cell.config in found.records]
-    if not done:
+    finished_runs = [found.records[cell.config] for cell in cells if cell.config in found.records]
+    if not finished_runs:
         return f"Not yet run: 0 of {len(cells)} runs.\n"
     wall, processor = (
-        statistics.median(record["summary"][name] for record in done) / 60
+        statistics.median(record["summary"][name] for record in finished_runs) / 60
         for name in ("seconds", "processor_seconds")
     )
     machine = json.loads((found.folder / "machine.json").read_text(encoding="utf-8"))
-    summary = done[-1]["summary"]
+    summary = finished_runs[-1]["summary"]
     return (
-        f"{len(done)} of {len(cells)} runs are finished "
-        f"([result files](results/{found.size}/runs)). The median run took "
+        f"{len(finished_runs)} of {len(cells)} runs are finished "
+        f"([result file](results/{found.size}/{RUNS})). The median run took "
         f"{wall:.1f} minutes, {processor:.1f} of processor time, on "
         f"{machine['cores']} cores ({machine['processor']}), {summary['devices']}, Python "
         f"{summary['python']}, jax {summary['packages']['jax']}. {_backbones(found)}.\n"
@@ -81,15 +88,15 @@ def cost(found: Results) -> str:
 
 
 def _backbones(found: Results) -> str:
-    """The backbone of most parts, and where it is another."""
-    of = {name: part.backbone() for name, part in found.parts.items()}
-    usual = statistics.mode(of.values())
-    others = [f"{name}: {backbone}" for name, backbone in of.items() if backbone != usual]
+    """Describe the most common backbone and the parts that use another."""
+    backbones = {name: part.backbone() for name, part in found.parts.items()}
+    usual = statistics.mode(backbones.values())
+    others = [f"{name}: {backbone}" for name, backbone in backbones.items() if backbone != usual]
     return "; ".join([f"Backbone: {usual}", *others])
 
 
 def claim_table(found: Results, claims: Sequence[Claim]) -> str:
-    """Every claim with its verdict."""
+    """Tabulate the claims with their verdicts."""
     lines = []
     for claim in claims:
         ours, verdict = claim.find(found)
@@ -99,13 +106,13 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
 
 
 def _evidence(found: Results, claim: Claim) -> str:
-    """A link to what shows it: a figure or runs of the claim's part, or the file that it names."""
+    """Link the evidence: the figure or runs of the claim's part, or the file that it names."""
     part = found.parts.get(claim.part)
     if part is None:
         return f"[{claim.part}]({claim.part})" if claim.part.endswith(".py") else ""
-    curves = any(finished(found, part, task) for task in part.tasks)
-    shown = claim.evidence or (f"{claim.part}.png" if curves else "runs")
-    return f"[{claim.part}](results/{found.size}/{shown})"
+    has_curves = any(finished(found, part, task) for task in part.tasks)
+    file = claim.evidence or (f"{claim.part}.png" if has_curves else RUNS)
+    return f"[{claim.part}](results/{found.size}/{file})"
 
 
 COLUMNS = (
@@ -121,21 +128,21 @@ COLUMNS = (
 
 
 def part_table(found: Results, part: Part) -> str:
-    """The arms of a part, or nothing if none of its runs is finished."""
+    """Tabulate the arms of a part; empty if none of its runs is finished."""
     rows = list(_rows(found, part))
     if not rows:
         return ""
-    says = (
+    heading = (
         f"**{part.name}**: {part.title}; {part.backbone()}. Test accuracy in per cent, mean ± "
         "standard deviation over seeds.\n"
     )
     bands = f"{part.title}; bands are one standard deviation over seeds"
-    return "\n".join([says, as_table(COLUMNS, rows), picture(found, part.name, bands)])
+    return "\n".join([heading, as_table(COLUMNS, rows), picture(found, part.name, bands)])
 
 
-def picture(found: Results, name: str, says: str) -> str:
-    """A figure of `drawn`, embedded."""
-    return f"![{says}](results/{found.size}/{name}.png)\n"
+def picture(found: Results, name: str, caption: str) -> str:
+    """Embed a figure of `all_figures`."""
+    return f"![{caption}](results/{found.size}/{name}.png)\n"
 
 
 def _rows(found: Results, part: Part) -> Iterator[list[str]]:

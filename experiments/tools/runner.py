@@ -1,15 +1,18 @@
-"""Runs what a study lacks: one file per finished run, one process for all of them."""
+"""Execution of studies: runs everything that has no record yet, in one process."""
 
 import dataclasses
 import functools
 import json
 import pathlib
 import statistics
+import time
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.tools import alternate
-from experiments.tools.study import Size, Stage, Study, distinct
+from experiments.tools import alternate, run_store
+from experiments.tools.json_lines import Record
+from experiments.tools.study import Experiment, Size, Stage, Study, distinct
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
 from fedjax_lora.core.errors import InputError, unknown
@@ -20,13 +23,14 @@ from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
 from fedjax_lora.runs.sweep import grid
 from fedjax_lora.runs.sweep.grid import Cell
-from fedjax_lora.runs.sweep.runner import Finished, check, run_missing
+from fedjax_lora.runs.sweep.runner import check
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
 
-Told = Callable[[str], Any]
+Log = Callable[[str], Any]
+Locate = Callable[[RunConfig], RunConfig]
 
 
-def rerun(
+def execute(
     studies: Sequence[Study],
     size: Size,
     data_dir: str | None,
@@ -34,21 +38,20 @@ def rerun(
     only: Sequence[str] = (),
     models_dir: str | None = None,
 ) -> int:
-    """Run what is missing, study by study; returns how many runs failed.
+    """Run what has no record yet, study by study; returns the number of failed runs.
 
-    It can be interrupted at any time: what is finished is kept, and the same call goes on. Where a
-    run of a stage fails, the stages that depend on it are left for the next call.
+    Interrupting is safe at any time: finished runs are kept, and the same call continues. After a
+    failure in a stage, the later stages of the study are left for the next call.
 
     Args:
-      studies: in this order.
-      size: of the runs.
-      data_dir: folder with the tasks' files; None takes them from the hub.
+      studies: the studies, in order.
+      size: size of the runs.
+      data_dir: folder with the tasks' files; None loads them from the hub.
       only: names of the studies to run; all by default.
-      models_dir: folder with the models' folders; None takes them by name.
+      models_dir: folder with the models' folders; None resolves models by name.
 
     Raises:
-      InputError: an unknown study, or whatever is wrong with the configs or the data, before
-        anything of a stage runs.
+      InputError: an unknown study, an invalid config or missing data, before any run of the stage.
     """
     known = {study.name: study for study in studies}
     for name in only:
@@ -59,80 +62,111 @@ def rerun(
     failed = 0
     for name in only or known:
         for number, stage in enumerate(known[name].stages, 1):
-            tell = functools.partial(_tell, f"{name}, stage {number}")
-            errors = run_stage(known[name], stage, size, locate, tell)
-            failed += len(errors)
-            if errors:
+            log = functools.partial(_log, f"{name}, stage {number}")
+            failures = execute_stage(known[name], stage, size, locate, log)
+            failed += failures
+            if failures:
                 break
     return failed
 
 
-def run_stage(
-    study: Study, stage: Stage, size: Size, locate: Callable[[RunConfig], RunConfig], tell: Told
-) -> dict[str, str]:
-    """Run what a stage lacks; returns the errors by the name of the run."""
-    folder = study.folder(size)
+def execute_stage(study: Study, stage: Stage, size: Size, locate: Locate, log: Log) -> int:
+    """Run the cells of a stage that have no record; returns the number of failed runs."""
     records = study.records(size)
     cells = distinct(stage(size, records))
     missing = [cell for cell in cells if cell.config not in records]
-    tell(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
+    log(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
     if not missing:
-        return {}
-    shelf = AssetCache(str(cache_dir() / "tokens"))
-    steps, problems = check([c._replace(config=locate(c.config)) for c in missing], shelf)
+        return 0
+    assets = AssetCache(str(cache_dir() / "tokens"))
+    steps, problems = check([c._replace(config=locate(c.config)) for c in missing], assets)
     grid.refuse(problems)
-    atomic_io.write(folder / "machine.json", json.dumps(alternate.machine()) + "\n")
-    shared = programs(least_steps=steps)
+    atomic_io.write(study.folder(size) / "machine.json", json.dumps(alternate.machine()) + "\n")
+    pending = _Pending(study, size, locate, assets, programs(least_steps=steps))
     seconds: list[float] = []
-
-    def work(cell: Cell) -> Any:
-        config = locate(cell.config)
-        assets = shelf.assets(config)
-        return study.works.get(cell.labels["part"], _run)(config, assets, shared)
-
-    def on_run(done: Finished) -> None:
-        seconds.append(done.seconds)
-        left = (done.total - done.number) * statistics.median(seconds) / 60
-        how = _score(done.record["summary"]) if done.record else done.error
-        tell(
-            f"[{done.number}/{done.total}] {grid.name(done.cell.labels)}: {how} in "
-            f"{done.seconds:.0f} s, about {left:.0f} min left"
+    failures = 0
+    for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
+        clock = time.perf_counter()
+        record, error = pending.attempt(cell)
+        failures += record is None
+        seconds.append(time.perf_counter() - clock)
+        left = (len(cells) - number) * statistics.median(seconds) / 60
+        outcome = error if record is None else score(record["summary"])
+        log(
+            f"[{number}/{len(cells)}] {grid.name(cell.labels)}: {outcome} in "
+            f"{seconds[-1]:.0f} s, about {left:.0f} min left"
         )
+    return failures
 
-    _, errors = run_missing(cells, records, folder / "runs", work, on_run)
-    return errors
+
+class _Pending(NamedTuple):
+    """Shared inputs of the runs of a stage."""
+
+    study: Study
+    size: Size
+    locate: Locate
+    assets: AssetCache
+    compiled: CompiledFunctions
+
+    def attempt(self, cell: Cell) -> tuple[Record | None, str]:
+        """Run a cell and store its record; returns None and the error's first line on failure.
+
+        The traceback of a failed run is written to ``errors/`` beside the runs until a later
+        attempt succeeds.
+        """
+        note = self.study.folder(self.size) / "errors" / f"{_slug(cell)}.txt"
+        try:
+            result = self._result(cell)
+        except Exception as failure:  # any failure: the other runs continue
+            atomic_io.write(note, traceback.format_exc())
+            return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
+        record = run_store.add(self.study.runs_file(self.size), cell.config, result)
+        note.unlink(missing_ok=True)
+        return record, ""
+
+    def _result(self, cell: Cell) -> run_store.RunResult:
+        config = self.locate(cell.config)
+        run_cell: Experiment = self.study.replacements.get(cell.labels["part"], training_run)
+        return run_cell(config, self.assets.assets(config), self.compiled)
+
+
+def _slug(cell: Cell) -> str:
+    """A file name from a cell's labels."""
+    text = "-".join(str(value) for value in cell.labels.values())
+    return "".join(char if char.isalnum() or char in "-." else "_" for char in text)
 
 
 def located(config: RunConfig, data_dir: str | None, models_dir: str | None = None) -> RunConfig:
-    """The config with where the files are, which no result file says."""
+    """Add the local folders to a config; records are stored without them."""
     data, model = dataclasses.replace(config.data, data_dir=data_dir), config.model
     if models_dir is not None:
         model = dataclasses.replace(model, model=str(pathlib.Path(models_dir) / model.model))
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _run(config: RunConfig, assets: Assets, shared: CompiledFunctions) -> Result:
-    """A run; the summary of a measured one has the median time of the server's step."""
+def training_run(config: RunConfig, assets: Assets, compiled: CompiledFunctions) -> Result:
+    """Run a config; a measured run's summary gets the median time of the server's step."""
     server: list[float] = []
 
     def note(record: dict[str, Any]) -> None:
         if "server_seconds" in record:
             server.append(record["server_seconds"])
 
-    result = run(config, assets=assets, programs=shared, on_round=note)
+    result = run(config, assets=assets, programs=compiled, on_round=note)
     if not server:
         return result
-    # The first round's step may have had to be compiled.
+    # The first round's step may include compilation.
     seconds = {"server_seconds": statistics.median(server[1:] or server)}
     return dataclasses.replace(result, summary=result.summary | seconds)
 
 
-def _score(summary: dict[str, Any]) -> str:
+def score(summary: dict[str, Any]) -> str:
+    """Format the final metric of a run."""
     name = "accuracy" if "accuracy" in summary else "perplexity"
     return f"{name} {summary[name]:.3f}"
 
 
-def _tell(where: str, text: str) -> None:
+def _log(where: str, text: str) -> None:
     print(f"{where}: {text}", flush=True)
 
 
@@ -143,12 +177,12 @@ def main(
     only: Sequence[str] = (),
     models_dir: str | None = None,
 ) -> int:
-    """`rerun` for the command line: the exit status."""
+    """Run `execute` as a command; returns the exit status."""
     try:
-        return 1 if rerun(studies, size, data_dir, only=only, models_dir=models_dir) else 0
+        return 1 if execute(studies, size, data_dir, only=only, models_dir=models_dir) else 0
     except InputError as error:
         print(error)
         return 2
     except KeyboardInterrupt:
-        print("Finished runs are kept; the same command runs the others.")
+        print("Finished runs are kept; run the same command again to continue.")
         return 130

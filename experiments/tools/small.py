@@ -1,11 +1,11 @@
-"""All small runs of the reruns of papers, in hours on two CPU cores.
+"""Run all small runs of the paper studies; hours on two CPU cores.
 
 Commands:
 
-    python -m experiments.tools.small --data-dir DATA                     # resumable at any time
+    python -m experiments.tools.small --data-dir DATA                     # resumable
     python -m experiments.tools.small --data-dir DATA --only byun_lee
-    python -m experiments.tools.plan                                      # how many, and how long
-    python -m experiments.tools.write_reports  # the READMEs from the files
+    python -m experiments.tools.plan                          # numbers of runs, processor hours
+    python -m experiments.tools.write_reports                 # READMEs from the result files
 """
 
 import sys
@@ -17,7 +17,7 @@ from experiments.tools.runner import main
 
 
 def small(data_dir: str, only: tuple[str, ...] = ()) -> int:
-    """Run what is missing of the small runs.
+    """Run the small runs that are not finished yet.
 
     Args:
       data_dir: folder with the tasks' official files.

@@ -1,9 +1,12 @@
-"""Reruns of papers as data: parts of runs, in stages, at two sizes, and where their results are."""
+"""Studies as data: runs grouped in parts and stages, at two sizes, and their result files."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from experiments.tools import run_store
+from experiments.tools.json_lines import Record
+from experiments.tools.run_store import Records
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.config import (
@@ -15,50 +18,59 @@ from fedjax_lora.runs.config import (
     ModelConfig,
     RunConfig,
 )
-from fedjax_lora.runs.sweep import record_store
 from fedjax_lora.runs.sweep.grid import Cell, changed
-from fedjax_lora.runs.sweep.record_store import Record
 
-ROOT = pathlib.Path(__file__).parents[1] / "papers"
+ROOT = pathlib.Path(__file__).parents[1]
+"""The folder ``experiments``."""
+
+RUNS = "runs.jsonl"
 
 Size = Literal["small", "full"]
-"""``small`` runs on two CPU cores; ``full`` is the paper's model and data, for accelerators."""
+"""``small`` takes hours on two CPU cores; ``full`` has the paper's model and data and needs an
+accelerator."""
 
 SIZES: tuple[Size, ...] = ("small", "full")
 
-Records = Mapping[RunConfig, Record]
-"""Finished runs."""
-
 Changes = dict[str, Any]
-"""Values by dotted field of the config, as `fedjax_lora.runs.sweep.grid.changed` takes them."""
+"""New values by dotted config field, the input of `fedjax_lora.runs.sweep.grid.changed`."""
 
-Work = Callable[[RunConfig, Assets, CompiledFunctions], Any]
-"""Does what a run is replaced by; returns what has ``history`` and ``summary``."""
+Experiment = Callable[[RunConfig, Assets, CompiledFunctions], run_store.RunResult]
+"""Replaces the training run of a part."""
 
 
 class Part(NamedTuple):
-    """A figure or table: every arm on every task with every seed."""
+    """A figure or table: all arms on all tasks with all seeds.
+
+    Attributes:
+      name: identifier; also the file name of its figure.
+      title: description for readers.
+      base: config shared by the arms, by task.
+      tasks: names of tasks.
+      arms: config changes by arm.
+      seeds: seeds of every arm.
+      shown: whether reports have a table and a figure of its test accuracies.
+    """
 
     name: str
     title: str
-    base: Callable[[str], RunConfig]  # by task, what the arms share
+    base: Callable[[str], RunConfig]
     tasks: tuple[str, ...]
     arms: Mapping[str, Changes]
     seeds: tuple[int, ...]
-    shown: bool = True  # whether reports have a table of its test accuracies
+    shown: bool = True
 
     def config(self, arm: str, task: str, seed: int) -> RunConfig:
-        """One run."""
+        """Return the config of one run."""
         return changed(self.base(task), {**self.arms[arm], "seed": seed})
 
     def backbone(self) -> str:
-        """The model of its runs, and how much text it sees."""
+        """Describe the model and its maximum text length."""
         of = self.base(self.tasks[0])
         layers = "all layers" if of.model.layers is None else f"the first {of.model.layers} layers"
         return f"{layers} of {of.model.model}, {of.data.max_length} tokens"
 
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed, so that what is finished early compares the arms."""
+        """All runs, ordered by seed, so that an interrupted part still compares the arms."""
         return [
             Cell(
                 {"method": arm, "part": self.name, "task": task, "seed": seed},
@@ -71,29 +83,42 @@ class Part(NamedTuple):
 
 
 Stage = Callable[[Size, Records], list[Part]]
-"""Parts that may depend on the runs of the stages before; without them it still counts right."""
+"""Returns parts that may depend on the finished runs of earlier stages.
+
+Without those runs the number of cells is already right.
+"""
 
 
 class Study(NamedTuple):
-    """A paper's rerun.
+    """A set of runs that answers one question.
 
     Attributes:
-      name: of its folder.
-      stages: run one after another.
-      works: by part, what is done in place of a run.
+      name: name of its folder.
+      stages: run in order.
+      replacements: by part, what is executed instead of a training run.
+      group: parent folder of the study's folder in ``experiments``.
     """
 
     name: str
     stages: tuple[Stage, ...]
-    works: Mapping[str, Work] = {}
+    replacements: Mapping[str, Experiment] = {}
+    group: str = "papers"
+
+    def home(self) -> pathlib.Path:
+        """The folder of the study."""
+        return ROOT / self.group / self.name
 
     def folder(self, size: Size) -> pathlib.Path:
-        """Where results are: ``runs/`` has a file per finished run."""
-        return ROOT / self.name / "results" / size
+        """The folder of the results of one size."""
+        return self.home() / "results" / size
+
+    def runs_file(self, size: Size) -> pathlib.Path:
+        """The file of the finished runs of one size."""
+        return self.folder(size) / RUNS
 
     def records(self, size: Size) -> Records:
-        """The finished runs."""
-        return record_store.finished(self.folder(size) / "runs")
+        """Read the finished runs of one size."""
+        return run_store.finished(self.runs_file(size))
 
     def parts(self, size: Size, records: Records) -> list[Part]:
         """The parts of all stages."""
@@ -101,7 +126,7 @@ class Study(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The parts of a study at one size, and its finished runs."""
+    """The parts of a study at one size and its finished runs."""
 
     parts: Mapping[str, Part]
     records: Records
@@ -115,33 +140,34 @@ class Results(NamedTuple):
         return {seed: self.records[c] for seed, c in configs.items() if c in self.records}
 
 
-def is_run(record: Record) -> bool:
-    """Whether it is a run with test accuracies, and not something done in place of one."""
+def is_training_run(record: Record) -> bool:
+    """Whether a record has test accuracies, i.e. does not belong to a replaced run."""
     return "accuracy" in record["history"][-1]
 
 
 def distinct(parts: Iterable[Part]) -> list[Cell]:
-    """All runs of some parts, those that two of them share once."""
+    """All runs of the parts; runs that parts share are included once."""
     cells = {cell.config: cell for part in parts for cell in part.cells()}
     return list(cells.values())
 
 
 def results(study: Study, size: Size) -> Results:
-    """What a study has come to."""
+    """Read the results of a study at one size."""
     records = study.records(size)
     parts = {part.name: part for part in study.parts(size, records)}
     return Results(parts, records, size, study.folder(size))
 
 
 FEWER: Mapping[str, tuple[int, int]] = {"rte": (2400, 277)}
-"""Training and test examples of the tasks that have fewer than `small` takes."""
+"""Numbers of training and test examples of tasks that are smaller than `small` needs."""
 
 
 def small(task: str) -> RunConfig:
-    """What the small runs of all studies share: three layers of MiniLM and little text.
+    """Base config of the small runs of all studies.
 
-    100 clients, 10 a round, 20 rounds of at most three steps; 4,000 training and 800 test examples
-    of at most 48 tokens, drawn from the seed. The learning rate falls linearly to a tenth.
+    Three layers of MiniLM; 100 clients, cohorts of 10, 20 rounds of at most 3 local steps; 4,000
+    training and 800 test examples of at most 48 tokens, drawn by the seed. The learning rate decays
+    linearly to a tenth.
     """
     train, test = FEWER.get(task, (4000, 800))
     return RunConfig(
@@ -159,9 +185,9 @@ def small(task: str) -> RunConfig:
 
 
 def full(task: str) -> RunConfig:
-    """What the full runs of the papers on encoders share; a study exchanges the model and more.
+    """Base config of the full runs on encoders; each study changes at least the model.
 
-    100 clients, 10 a round, 100 rounds of one epoch; all examples, of at most 128 tokens.
+    100 clients, cohorts of 10, 100 rounds of one local epoch; all examples, of at most 128 tokens.
     """
     return RunConfig(
         data=DataConfig(task=task, max_length=128),
@@ -176,5 +202,5 @@ def full(task: str) -> RunConfig:
 
 
 def variant(base: Callable[[str], RunConfig], changes: Changes) -> Callable[[str], RunConfig]:
-    """The base with the same changes for every task."""
+    """Return a base with the same changes for every task."""
     return lambda task: changed(base(task), changes)

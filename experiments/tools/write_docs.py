@@ -1,4 +1,4 @@
-"""All generated blocks of the README and the documentation.
+"""Write all generated blocks of the README and the documentation.
 
 Run it with ``python -m experiments.tools.write_docs``.
 
@@ -39,7 +39,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "methods": methods_table.table,
     "methods_short": methods_table.short_table,
     "noise": noise.table,
-    "fed_plora_vs_flexlora": write_reports.open_question,
+    "fed_plora_vs_flexlora": write_reports.fed_plora_vs_flexlora,
     "own_model": readme_own_model.sentence,
     "huggingface_parity": huggingface_parity.table,
     "reruns": write_reports.overview,

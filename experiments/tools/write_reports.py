@@ -1,4 +1,4 @@
-"""The READMEs of all reruns from their result files.
+"""Write the READMEs of all paper studies from their result files.
 
 Run it with ``python -m experiments.tools.write_reports``.
 """
@@ -8,21 +8,21 @@ import collections
 from experiments.papers.byun_lee.report import REPORT as BYUN_LEE
 from experiments.papers.fed_plora.report import REPORT as FED_PLORA
 from experiments.papers.fed_plora_vs_flexlora.differences import outcome
-from experiments.papers.fed_plora_vs_flexlora.report import REPORT as OPEN_QUESTION
+from experiments.papers.fed_plora_vs_flexlora.report import REPORT as FED_PLORA_VS_FLEXLORA
 from experiments.papers.hlora.report import REPORT as HLORA
 from experiments.tools.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNTESTABLE
 from experiments.tools.markdown import as_table, put
 from experiments.tools.report import publish
 from experiments.tools.study import distinct, results
 
-REPORTS = (OPEN_QUESTION, BYUN_LEE, FED_PLORA, HLORA)
+REPORTS = (FED_PLORA_VS_FLEXLORA, BYUN_LEE, FED_PLORA, HLORA)
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
 
 
 def overview() -> str:
-    """The small runs of every rerun, and how many of its claims have which verdict."""
+    """Tabulate the small runs of every study and the verdicts on its paper's claims."""
     columns = [
-        "rerun",
+        "study",
         "runs finished",
         "processor hours",
         *(f"claims {verdict}" for verdict in VERDICTS),
@@ -42,13 +42,13 @@ def overview() -> str:
     return as_table(columns, lines)
 
 
-def open_question() -> str:
-    """Whether Fed-PLoRA is above FlexLoRA: the answer from the small runs."""
-    return outcome(results(OPEN_QUESTION.study, "small"))
+def fed_plora_vs_flexlora() -> str:
+    """Whether Fed-PLoRA is above FlexLoRA, from the small runs."""
+    return outcome(results(FED_PLORA_VS_FLEXLORA.study, "small"))
 
 
 if __name__ == "__main__":
     for report in REPORTS:
         publish(report)
     put("reruns", overview())
-    put("fed_plora_vs_flexlora", open_question())
+    put("fed_plora_vs_flexlora", fed_plora_vs_flexlora())

@@ -206,7 +206,7 @@ def methods_command(args: Sequence[str]) -> None:
     """``fedjax-lora methods``."""
     from fedjax_lora import methods
 
-    rows = [(name, methods.summary(name), e.paper) for name, e in methods.METHODS.items()]
+    rows = [(name, methods.summary(name), methods.paper(name)) for name in methods.METHODS]
     _print_table("Federated methods", ("name", "what it does", "paper"), rows)
 
 

@@ -1,34 +1,35 @@
-"""The first half of a round: broadcast and local training of a cohort."""
+"""The first half of a round: broadcast, selection and local training of a cohort."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core.trees import need_same
 from fedjax_lora.core.types import Array, ClientParams, Key, Params
-from fedjax_lora.federated.cohort import Mode, execute
-from fedjax_lora.federated.local_training import Clients, Report, Train
+from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
 from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.federated.training import ClientMetrics, Clients, Training
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import ClientInit, Cohort, Method
 
 
-class Local(NamedTuple):
+class CohortUpdate(NamedTuple):
     """A cohort after its local training."""
 
-    start: ClientInit
-    clients: Clients  # what they trained from
-    mine: ClientStore  # the clients' part of the store, before the round
+    init: ClientInit
+    clients: Clients  # the inputs of the training
+    store: ClientStore  # the clients' part of the store, before the round
     trained: ClientParams  # [c, ...]
-    report: Report
+    metrics: ClientMetrics
 
 
-LocalFn = Callable[..., Local]
+ClientUpdateFn = Callable[[Params, Any, FederatedState, Plan, Key], CohortUpdate]
+"""``(base, data, state, plan, key) -> CohortUpdate``, where ``key`` is the run's root key."""
 
 
 def cohort_of(spec: LoraSpec, plan: Plan, weight: Array, key: Key) -> Cohort:
@@ -38,83 +39,98 @@ def cohort_of(spec: LoraSpec, plan: Plan, weight: Array, key: Key) -> Cohort:
     return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
 
 
-def make_local(
+def make_client_update(
     method: Method,
-    spec: LoraSpec,
-    train: Train,
+    train: Training,
     *,
     heads: Head = "average",
-    mode: Mode = "vmap",
-    clients_per_step: int = 1,
-    mesh: Mesh | None = None,
-) -> LocalFn:
-    """The first half of a round, for the arguments of `make_round`: broadcast, local training.
+    execution: Execution = DEFAULT_EXECUTION,
+) -> ClientUpdateFn:
+    """The first half of a round, for the arguments of `fedjax_lora.federated.make_round`.
 
     Returns:
-      ``locally(base, data, state, plan, key) -> Local``, to be compiled as part of something; in
-      mode ``loop`` its parts are compiled.
+      A `ClientUpdateFn`, to be compiled as part of something; in mode ``loop`` its parts are
+      compiled.
     """
-    run_cohort = execute(train, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
+    parts = _Parts(method, heads)
+    broadcast, select = parts.broadcast, parts.select
+    if execution.mode == "loop":
+        broadcast, select = jax.jit(broadcast), jax.jit(select)
+    train_cohort = execute(train.bind(method), execution)
 
-    def begin(
-        state: FederatedState, plan: Plan, key: Key
+    def client_update(
+        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+    ) -> CohortUpdate:
+        init, clients, store = broadcast(state, plan, key)
+        full = with_kernels(base, state.server.kernels)
+        if method.select is not None:
+            probed, _ = train_cohort(full, data, clients, plan.rate)
+            init, clients = select(state, plan, key, init, clients, store, probed)
+        trained, metrics = train_cohort(full, data, clients, plan.rate)
+        need_same("What local training returns", trained, clients.params)
+        return CohortUpdate(init, clients, store, trained, metrics)
+
+    return client_update
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Parts:
+    """What happens before local training, as functions to be traced."""
+
+    method: Method
+    heads: Head
+
+    def broadcast(
+        self, state: FederatedState, plan: Plan, key: Key
     ) -> tuple[ClientInit, Clients, ClientStore]:
-        mine = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
-        start = method.broadcast(state.server, mine.method, cohort_of(spec, plan, plan.weight, key))
-        count = plan.id.shape[0]
-        check_start(start, spec, count)
-        head = mine.head
-        if heads != "local":
-            head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
-        learns = jax.tree.map(
-            lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), heads != "frozen"), head
-        )
+        """What the clients receive, and all that their training needs."""
+        store = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
+        cohort = cohort_of(self.method.spec, plan, plan.weight, key)
+        init = self.method.broadcast(state.server, store.method, cohort)
+        check_start(init, self.method.spec, plan.id.shape[0])
+        head, learns = self._heads(state, store, plan.id.shape[0])
         training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
         keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
-        params, trainable = trained_from(start, head, learns)
-        clients = Clients(params, start.gain, trainable, plan.rank, plan.batches, keys)
-        return start, clients, mine
+        params, trainable = trained_from(init, head, learns)
+        return init, Clients(params, init.gain, trainable, plan.rank, plan.batches, keys), store
 
-    def choose(
+    def _heads(self, state: FederatedState, store: ClientStore, count: int) -> tuple[Any, Any]:
+        """The clients' heads ``[c, ...]``, and which of them are trained."""
+        head = store.head
+        if self.heads != "local":
+            head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
+        learns = jax.tree.map(
+            lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), self.heads != "frozen"), head
+        )
+        return head, learns
+
+    def select(
+        self,
         state: FederatedState,
         plan: Plan,
         key: Key,
-        start: ClientInit,
+        init: ClientInit,
         clients: Clients,
-        mine: ClientStore,
+        store: ClientStore,
         probed: ClientParams,
     ) -> tuple[ClientInit, Clients]:
+        """What clients train after a probe; see ``Method.select``."""
+        assert self.method.select is not None
         weight = jnp.where(all_finite(probed), plan.weight, 0.0)
-        assert method.select is not None
-        start = method.select(
-            state.server, mine.method, cohort_of(spec, plan, weight, key), start, probed.adapter
-        )
-        params, trainable = trained_from(start, clients.params.head, clients.trainable.head)
-        return start, clients._replace(params=params, gain=start.gain, trainable=trainable)
-
-    def locally(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> Local:
-        start, clients, mine = begin(state, plan, key)
-        full = with_kernels(base, state.server.kernels)
-        if method.select is not None:
-            probed, _ = run_cohort(full, data, clients, plan.rate)
-            start, clients = choose(state, plan, key, start, clients, mine, probed)
-        trained, report = run_cohort(full, data, clients, plan.rate)
-        need_same("What local training returns", trained, clients.params)
-        return Local(start, clients, mine, trained, report)
-
-    if mode == "loop":
-        begin, choose = jax.jit(begin), jax.jit(choose)
-    return locally
+        cohort = cohort_of(self.method.spec, plan, weight, key)
+        init = self.method.select(state.server, store.method, cohort, init, probed.adapter)
+        params, trainable = trained_from(init, clients.params.head, clients.trainable.head)
+        return init, clients._replace(params=params, gain=init.gain, trainable=trainable)
 
 
 def trained_from(
-    start: ClientInit, head: Params, learns: Params
+    init: ClientInit, head: Params, learns: Params
 ) -> tuple[ClientParams, ClientParams]:
     """What clients begin with, and what of it they train; coefficients where either factor is."""
-    trains = lora.masked_components(start.trainable) if start.coefficients else ()
+    trains = lora.masked_components(init.trainable) if init.coefficients else ()
     return (
-        ClientParams(start.adapter, head, start.coefficients),
-        ClientParams(start.trainable, learns, trains),
+        ClientParams(init.adapter, head, init.coefficients),
+        ClientParams(init.trainable, learns, trains),
     )
 
 

@@ -1,26 +1,53 @@
 """What a client minimises: a loss over one batch of the data on the device."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Array, ClientParams, Gain, Key, Params
+from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, ClientParams, Gain, Key, Params
 
 
 class Score(NamedTuple):
-    """What the predictions of each example amount to, ``float32[n]``; sums, so that they add up."""
+    """Sums over the predictions of each example, ``float32[n]``."""
 
     loss: Array  # over what is predicted
-    hits: Array  # predictions whose highest logit is right; 0 for scores
+    hits: Array  # predictions whose highest logit is right; 0 for regression
     count: Array  # predictions: 1, or the tokens of a completion
 
 
+class AdaptedForward(Protocol):
+    """A forward pass with an adapter, for example `fedjax_lora.lora.apply` of a Linen module."""
+
+    def __call__(
+        self, params: Params, adapter: Adapter, gain: Gain, /, *inputs: Any, **options: Any
+    ) -> Any:
+        """The outputs of the adapted model for these inputs."""
+        ...
+
+
+LossFn = Callable[[Callable[..., Any], Any, Key], Array]
+"""``(apply, batch, key) -> float32[n]``, see `fedjax_lora.federated.local_training`."""
+
+
+class BatchLoss(NamedTuple):
+    """The part of an `Objective` that local training needs: a loss, and how a batch is taken."""
+
+    loss: Callable[..., Array]
+    take: Callable[[Any, Array, int], Any]
+    lengths: tuple[int, ...] = (0,)
+    unpad: Callable[[Any, Array, int], Any] | None = None
+
+
 class Objective(NamedTuple):
-    """A task as local training sees it.
+    """A task: its loss for local training, its outputs and score for evaluation.
 
     Attributes:
       loss: ``(base, trained, gain, fixed, batch, valid: bool[n], key) -> float32[]``, the mean over
@@ -40,6 +67,62 @@ class Objective(NamedTuple):
     score: Callable[[Array, Any], Score]
     lengths: tuple[int, ...] = (0,)
     unpad: Callable[[Any, Array, int], Any] | None = None
+
+
+TrainingObjective = Objective | BatchLoss
+
+
+def mean_of_examples(
+    module: nn.Module | AdaptedForward, loss_fn: LossFn, *, lora_dropout: float = 0.0
+) -> BatchLoss:
+    """The mean of a user's loss over the valid examples of a batch.
+
+    The data are any pytree with leaves ``[E, ...]``, a batch is the same with leaves ``[n, ...]``.
+    Parameters that are trained in full replace those of the base at the same paths.
+
+    Args:
+      module: see `fedjax_lora.federated.local_training`, as the following two.
+      loss_fn: the loss of each example.
+      lora_dropout: rate for the inputs of the trained components.
+
+    Raises:
+      InputError: when traced, if ``loss_fn`` does not return one loss per example.
+    """
+    forward = functools.partial(lora.apply, module) if isinstance(module, nn.Module) else module
+
+    def loss(
+        base: Params,
+        trained: ClientParams,
+        gain: Gain,
+        fixed: Gain | None,
+        batch: Any,
+        valid: Array,
+        key: Key,
+    ) -> Array:
+        params = with_head(base, trained.head)
+        options = {"fixed": fixed, "dropout": lora_dropout} if lora_dropout else {}
+        each = loss_fn(
+            functools.partial(forward, params, trained.adapter, gain, **options), batch, key
+        )
+        if jnp.shape(each) != valid.shape:
+            raise InputError(
+                f"loss_fn returned shape {jnp.shape(each)} for a batch of {valid.shape[0]} "
+                "examples; return one loss per example, [n], without taking their mean."
+            )
+        total = jnp.sum(jnp.where(valid, each, 0))
+        return total / jnp.maximum(jnp.sum(valid), 1).astype(total.dtype)
+
+    return BatchLoss(loss, _rows)
+
+
+def with_head(params: Params, head: Mapping[str, Any]) -> Params:
+    """The parameters with fully trained ones replaced; arrays are shared, not copied."""
+    return trees.replace(params, trees.flat(head)) if head else params
+
+
+def _rows(data: Any, index: Array, length: int) -> Any:
+    """Rows of any pytree with a leading example axis; ``length`` has no meaning here."""
+    return jax.tree.map(lambda x: x[index], data)
 
 
 class TokenBatch(NamedTuple):

@@ -1,5 +1,6 @@
 """One federated round as one compiled function, built from a method and a local training."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,149 +14,308 @@ from fedjax_lora.core import layerwise, trees
 from fedjax_lora.core.trees import need_same
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
-from fedjax_lora.federated.client_update import Local, all_finite, cohort_of, make_local
-from fedjax_lora.federated.cohort import Mode
-from fedjax_lora.federated.local_training import Train
-from fedjax_lora.federated.shape_checks import check_outcome
+from fedjax_lora.federated.client_update import (
+    ClientUpdateFn,
+    CohortUpdate,
+    all_finite,
+    cohort_of,
+    make_client_update,
+)
+from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution
+from fedjax_lora.federated.shape_checks import check_outcome, check_plan
 from fedjax_lora.federated.sharding import everywhere
-from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, RoundMetrics
-from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.base import Cohort, Method, ServerState
+from fedjax_lora.federated.state import (
+    ClientStore,
+    FederatedState,
+    Head,
+    Plan,
+    RoundInput,
+    RoundMetrics,
+)
+from fedjax_lora.federated.training import Training
+from fedjax_lora.methods.base import AggregateResult, Cohort, Method, ServerState
 
-RoundFn = Callable[..., tuple[FederatedState, RoundMetrics]]
+RoundFn = Callable[[Params, Any, FederatedState, Plan, Key], tuple[FederatedState, RoundMetrics]]
+"""``(base, data, state, plan, key) -> (state, metrics)``, where ``key`` is the run's root key."""
+
+Measure = Callable[..., dict[str, Any]]
+"""``(base, head, before, cohort, start, result, after)`` to JSON values."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompiledRound:
+    """A compiled round over data on the device; called as a `RoundFn`.
+
+    Each call first checks on the host that the plan's clients and ranks go with the method.
+    """
+
+    method: Method
+    compiled: Any  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
+
+    def __call__(
+        self, base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+    ) -> tuple[FederatedState, RoundMetrics]:
+        """Run the round.
+
+        Args:
+          base: the base parameters; where ``state.head`` has a parameter too, its value is used.
+          data: a pytree of all training examples, leaves ``[E, ...]``.
+          state: of the round before; donated unless the round is measured.
+          plan: this round's clients, and which rows of the data they train on.
+          key: the run's root key, the same in every round; rounds and clients fold in their
+            numbers.
+
+        Raises:
+          InputError: ranks that the method does not take, clients that do not exist.
+        """
+        check_plan(self.method, state, plan)
+        return self.compiled(base, data, state, plan, key)
+
+    def lower(self, *args: Any) -> Any:
+        """Lower the compiled function for these arguments, see `jax.stages`."""
+        return self.compiled.lower(*args)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Round:
+    """A compiled round for a loop of your own, see `make_round`."""
+
+    compiled: CompiledRound
+
+    def __call__(
+        self, params: Params, state: FederatedState, cohort: RoundInput
+    ) -> tuple[FederatedState, RoundMetrics]:
+        """Run the round.
+
+        Args:
+          params: the parameters that the state was initialised with.
+          state: from `fedjax_lora.federated.init`, or of the round before; it is donated, that is,
+            its memory is used for the new state.
+          cohort: from `fedjax_lora.federated.cohort`.
+
+        Returns:
+          The new state, and what the round reports.
+
+        Raises:
+          InputError: ranks that the method does not take, clients that do not exist.
+        """
+        key, state = state.key, state._replace(key=())
+        new, metrics = self.compiled(params, cohort.data, state, cohort.plan, key)
+        return new._replace(key=key), metrics
 
 
 def make_round(
     method: Method,
-    spec: LoraSpec,
-    train: Train,
+    train: Training,
     *,
     heads: Head = "average",
-    mode: Mode = "vmap",
-    clients_per_step: int = 1,
-    mesh: Mesh | None = None,
+    execution: Execution = DEFAULT_EXECUTION,
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
-    measure: Callable[..., dict[str, Any]] | None = None,
-) -> RoundFn:
-    """Compile a round.
+) -> Round:
+    """Compile a round of a method, all of its hooks included.
 
     Args:
       method: the federated method.
-      spec: where the adapters are.
-      train: local training, see `fedjax_lora.federated.make_training`.
-      heads: what happens to the task head, see `init_state`.
-      mode: how the cohort is executed, see `fedjax_lora.federated.cohort`.
-      clients_per_step: clients trained at once on one device.
-      mesh: needed by mode ``sharded``.
-      updates: what happens to what clients send, see `fedjax_lora.federated.transforms`; heads that
+      train: local training, see `fedjax_lora.federated.local_training`; what the method adds to it
+        (a penalty, learning rates, a projection) is added here.
+      heads: what happens to fully trained parameters; as given to `fedjax_lora.federated.init`.
+      execution: how the cohort is executed.
+      updates: transforms of what clients send, see `fedjax_lora.federated.transforms`; heads that
         are not averaged are not sent.
-      server_optimizer: follows the change that the method makes.
-      measure: ``(base, head, before, cohort, start, result, after)``, called on the host after
-        every round (see `fedjax_lora.federated.diagnostics`). The round is then compiled in parts,
-        so that what is between them can be seen and timed, and keeps its input.
+      server_optimizer: follows the change that the method makes; as given to ``init``.
 
     Returns:
-      ``round_fn(base, data, state, plan, key) -> (state, RoundMetrics)``; ``state`` is donated
-      unless the round is measured, ``key`` is the run's root key.
+      ``step(params, state, cohort) -> (state, metrics)``.
 
     Raises:
       InputError: on the first call, if the method, the training or an update returns shapes that
         the round cannot go on with.
     """
-    locally = make_local(
-        method, spec, train, heads=heads, mode=mode, clients_per_step=clients_per_step, mesh=mesh
+    return Round(
+        compile_round(
+            method,
+            train,
+            heads=heads,
+            execution=execution,
+            updates=updates,
+            server_optimizer=server_optimizer,
+        )
     )
 
-    def received(plan: Plan, key: Key, local: Local) -> tuple[ClientParams, Cohort]:
-        """What arrives of what the clients have trained, and from whom."""
-        trained = local.trained
-        weight = jnp.where(all_finite(trained), plan.weight, 0.0)
-        if updates:
-            trained, weight = send(plan, key, local, weight)
-        folded = lora.fold(trained.adapter, trained.coefficients)
-        return ClientParams(folded, trained.head), cohort_of(spec, plan, weight, key)
 
-    def send(plan: Plan, key: Key, local: Local, weight: Array) -> tuple[ClientParams, Array]:
-        start, after, learns = local.clients.params, local.trained, local.clients.trainable
-        a, b = method.sends
-        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
-        learns = learns._replace(adapter=sent)
-        if heads != "average":  # then they are not sent
-            start, after, learns = (x._replace(head={}) for x in (start, after, learns))
-        own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = transforms.apply(updates, start, after, learns, weight, plan.id, own_key)
-        need_same("What the updates make of the clients' results", got, after)
-        # Numbers too large to compute with may break on the way.
-        weight = jnp.where(all_finite(got), weight, 0.0)
-        return got if heads == "average" else got._replace(head=local.trained.head), weight
+def compile_round(
+    method: Method,
+    train: Training,
+    *,
+    heads: Head = "average",
+    execution: Execution = DEFAULT_EXECUTION,
+    updates: Sequence[transforms.UpdateTransform] = (),
+    server_optimizer: transforms.ServerOptimizer | None = None,
+    measure: Measure | None = None,
+) -> CompiledRound:
+    """Compile a round as a function of base, data, state, plan and key.
 
-    def follow(
-        state: FederatedState, server: ServerState, head: Params, somebody: Array
-    ) -> tuple[ServerState, Params, Any]:
-        if server_optimizer is None:
-            return server, head, state.optimizer
-        old, new = (
-            ClientParams(state.server.adapter, state.head),
-            ClientParams(server.adapter, head),
-        )
-        now, moments = transforms.follow(server_optimizer, state.optimizer, old, new, somebody)
-        return server._replace(adapter=now.adapter), now.head, moments
+    The arguments are those of `make_round`, and:
 
-    def finish(
-        state: FederatedState, plan: Plan, key: Key, local: Local
+    Args:
+      method: the federated method.
+      train: local training.
+      heads: what happens to the task head.
+      execution: how the cohort is executed.
+      updates: transforms of what clients send.
+      server_optimizer: follows the change that the method makes.
+      measure: called on the host after every round (see `fedjax_lora.federated.diagnostics`). The
+        round is then compiled in parts, so that what is between them can be seen and timed, and
+        keeps its input.
+    """
+    client_update = make_client_update(method, train, heads=heads, execution=execution)
+    server = _Server(method, heads, execution.mesh, tuple(updates), server_optimizer)
+    placed = {"out_shardings": everywhere(execution.mesh)} if execution.mode == "sharded" else {}
+    if measure is not None:
+        measured = _measured(client_update, server, measure, execution, placed)
+        return CompiledRound(method, measured)
+    if execution.mode == "loop":
+        return CompiledRound(method, _composed(client_update, jax.jit(server.finish)))
+    fused = _composed(client_update, server.finish)
+    return CompiledRound(method, jax.jit(fused, donate_argnums=2, **placed))
+
+
+def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> RoundFn:
+    """Both halves of a round, one after the other."""
+
+    def round_fn(
+        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
     ) -> tuple[FederatedState, RoundMetrics]:
-        trained, cohort = received(plan, key, local)
-        weight = cohort.weight
-        with layerwise.across(mesh):
-            outcome = method.aggregate(
-                state.server, local.mine.method, cohort, local.start, trained.adapter
-            )
-        check_outcome(outcome, state, local.mine.method, cohort)
-        # Whatever the method makes of it, a round in which nobody is left changes nothing.
-        somebody = jnp.any(weight > 0)
-        server = jax.tree.map(
-            lambda new, old: jnp.where(somebody, new, old), outcome.server, state.server
-        )
-        head = state.head
-        if heads == "average":
-            head = trees.weighted_mean(trained.head, weight, state.head)
-        server, head, moments = follow(state, server, head, somebody)
-        kept = ClientStore(outcome.clients, trained.head if heads == "local" else ())
-        kept = trees.where(weight > 0, kept, local.mine)
-        stored = jax.tree.map(
-            lambda store, x: store.at[plan.id].set(x, mode="drop"), state.clients, kept
-        )
-        rejected = (weight == 0) & (plan.weight > 0)
-        rank = jnp.where(weight > 0, outcome.rank, plan.rank)
-        metrics = RoundMetrics(local.report.loss, local.report.examples, rejected, rank)
-        return FederatedState(server, head, stored, moments), metrics
+        return finish(state, plan, key, client_update(base, data, state, plan, key))
 
-    def round_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
-        return finish(state, plan, key, locally(base, data, state, plan, key))
+    return round_fn
 
-    def measured_fn(base: Params, data: Any, state: FederatedState, plan: Plan, key: Key) -> tuple:
-        local = jax.block_until_ready(locally(base, data, state, plan, key))
+
+def _measured(
+    client_update: ClientUpdateFn,
+    server: "_Server",
+    measure: Measure,
+    execution: Execution,
+    placed: dict[str, Any],
+) -> RoundFn:
+    """A round that is compiled in parts, timed and measured."""
+    finish, received = jax.jit(server.finish, **placed), jax.jit(server.received)
+    if execution.mode != "loop":
+        client_update = jax.jit(client_update)
+
+    def measured_fn(
+        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+    ) -> tuple[FederatedState, RoundMetrics]:
+        update = jax.block_until_ready(client_update(base, data, state, plan, key))
         times = [time.perf_counter()]
-        after, metrics = jax.block_until_ready(finish(state, plan, key, local))
+        after, metrics = jax.block_until_ready(finish(state, plan, key, update))
         times.append(time.perf_counter())
-        trained, cohort = received(plan, key, local)
-        assert measure is not None
-        found = measure(
-            base, state.head, state.server, cohort, local.start, trained.adapter, after.server
+        trained, cohort = received(plan, key, update)
+        values = measure(
+            base, state.head, state.server, cohort, update.init, trained.adapter, after.server
         )
         times.append(time.perf_counter())
         # The first round's are longer by the time it takes to compile.
         names = ("server_seconds", "measure_seconds")
         seconds = {name: times[n + 1] - times[n] for n, name in enumerate(names)}
-        return after, metrics._replace(measured=found, seconds=seconds)
+        return after, metrics._replace(measured=values, seconds=seconds)
 
-    placed = {"out_shardings": everywhere(mesh)} if mode == "sharded" else {}
-    if mode != "loop" and measure is None:
-        return jax.jit(round_fn, donate_argnums=2, **placed)
-    finish = jax.jit(finish, **placed)
-    if measure is None:
-        return round_fn
-    received = jax.jit(received)
-    locally = locally if mode == "loop" else jax.jit(locally)
     return measured_fn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Server:
+    """The second half of a round: what the server makes of a trained cohort."""
+
+    method: Method
+    heads: Head
+    mesh: Mesh | None
+    updates: tuple[transforms.UpdateTransform, ...]
+    optimizer: transforms.ServerOptimizer | None
+
+    def finish(
+        self, state: FederatedState, plan: Plan, key: Key, update: CohortUpdate
+    ) -> tuple[FederatedState, RoundMetrics]:
+        """The state after the round, and what the round reports."""
+        trained, cohort = self.received(plan, key, update)
+        result = self._aggregated(state, update, trained, cohort)
+        present = cohort.weight > 0
+        any_present = jnp.any(present)
+        # Whatever the method does then: a round without any client left changes nothing.
+        server = jax.tree.map(
+            lambda new, old: jnp.where(any_present, new, old), result.server, state.server
+        )
+        head = state.head
+        if self.heads == "average":
+            head = trees.weighted_mean(trained.head, cohort.weight, state.head)
+        server, head, moments = self._followed(state, server, head, any_present)
+        clients = self._stored(state, plan, update, result, trained, present)
+        rejected = (cohort.weight == 0) & (plan.weight > 0)
+        rank = jnp.where(present, result.rank, plan.rank)
+        metrics = RoundMetrics(update.metrics.loss, update.metrics.examples, rejected, rank)
+        return FederatedState(server, head, clients, moments), metrics
+
+    def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:
+        """What arrives of what the clients have trained, and from whom."""
+        trained = update.trained
+        weight = jnp.where(all_finite(trained), plan.weight, 0.0)
+        if self.updates:
+            trained, weight = self._sent(plan, key, update, weight)
+        folded = lora.fold(trained.adapter, trained.coefficients)
+        cohort = cohort_of(self.method.spec, plan, weight, key)
+        return ClientParams(folded, trained.head), cohort
+
+    def _sent(
+        self, plan: Plan, key: Key, update: CohortUpdate, weight: Array
+    ) -> tuple[ClientParams, Array]:
+        """What the transforms make of the clients' messages, and the weights after them."""
+        start, after, learns = update.clients.params, update.trained, update.clients.trainable
+        a, b = self.method.sends
+        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
+        learns = learns._replace(adapter=sent)
+        if self.heads != "average":  # then they are not sent
+            start, after, learns = (x._replace(head={}) for x in (start, after, learns))
+        own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
+        got, weight = transforms.apply(self.updates, start, after, learns, weight, plan.id, own_key)
+        need_same("What the updates make of the clients' results", got, after)
+        # Numbers too large to compute with may break on the way.
+        weight = jnp.where(all_finite(got), weight, 0.0)
+        head = got.head if self.heads == "average" else update.trained.head
+        return got._replace(head=head), weight
+
+    def _aggregated(
+        self, state: FederatedState, update: CohortUpdate, trained: ClientParams, cohort: Cohort
+    ) -> AggregateResult:
+        own = update.store.method
+        with layerwise.across(self.mesh):
+            result = self.method.aggregate(state.server, own, cohort, update.init, trained.adapter)
+        check_outcome(result, state, own, cohort)
+        return result
+
+    def _followed(
+        self, state: FederatedState, server: ServerState, head: Params, any_present: Array
+    ) -> tuple[ServerState, Params, Any]:
+        """Server, head and moments after a step of the server optimizer, if there is one."""
+        if self.optimizer is None:
+            return server, head, state.optimizer
+        old = ClientParams(state.server.adapter, state.head)
+        new = ClientParams(server.adapter, head)
+        now, moments = transforms.follow(self.optimizer, state.optimizer, old, new, any_present)
+        return server._replace(adapter=now.adapter), now.head, moments
+
+    def _stored(
+        self,
+        state: FederatedState,
+        plan: Plan,
+        update: CohortUpdate,
+        result: AggregateResult,
+        trained: ClientParams,
+        present: Array,
+    ) -> ClientStore:
+        """The store of all clients with the entries of those present replaced."""
+        kept = ClientStore(result.clients, trained.head if self.heads == "local" else ())
+        kept = trees.where(present, kept, update.store)
+        return jax.tree.map(
+            lambda store, x: store.at[plan.id].set(x, mode="drop"), state.clients, kept
+        )

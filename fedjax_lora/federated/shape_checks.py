@@ -1,16 +1,19 @@
-"""Whether what a method, a client or an update returns has the shapes a round goes on with.
+"""Checks of what a method returns, and of the plan that a round is given.
 
 Shapes are known while a round is traced, so every check happens on the host, before anything is
-compiled, and says in which paths an author's own code went wrong.
+compiled, and names the paths in which an author's own code went wrong.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.trees import need_same
-from fedjax_lora.federated.state import FederatedState
+from fedjax_lora.federated.state import FederatedState, Plan
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method
 
@@ -47,12 +50,11 @@ def check_outcome(
     )
 
 
-def check_method(method: Method, spec: LoraSpec, state: FederatedState, cohort: int) -> None:
+def check_method(method: Method, state: FederatedState, cohort: int) -> None:
     """Try a method on shapes alone: nothing is computed or compiled.
 
     Args:
       method: the method.
-      spec: where the adapters are.
       state: of the run.
       cohort: clients in a round.
 
@@ -63,7 +65,7 @@ def check_method(method: Method, spec: LoraSpec, state: FederatedState, cohort: 
     def round_of(state: FederatedState, cohort: Cohort) -> AggregateResult:
         own = jax.tree.map(lambda x: x.at[cohort.id].get(mode="clip"), state.clients.method)
         start = method.broadcast(state.server, own, cohort)
-        check_start(start, spec, cohort.id.shape[0])
+        check_start(start, method.spec, cohort.id.shape[0])
         outcome = method.aggregate(state.server, own, cohort, start, start.adapter)
         check_outcome(outcome, state, own, cohort)
         return outcome
@@ -73,3 +75,30 @@ def check_method(method: Method, spec: LoraSpec, state: FederatedState, cohort: 
         return Cohort(whole, whole, number, number, jnp.zeros((), jnp.int32), jax.random.key(0))
 
     jax.eval_shape(round_of, state, jax.eval_shape(some))
+
+
+def check_plan(method: Method, state: FederatedState, plan: Plan) -> None:
+    """Refuse a plan whose clients or ranks do not go with the method; nothing if it is traced.
+
+    Absent clients (weight 0) may have any number and rank.
+
+    Raises:
+      InputError: ranks outside 1..R or that the method does not take, a client beyond the last.
+    """
+    if any(isinstance(x, Tracer) for x in (plan.id, plan.rank, plan.weight)):
+        return
+    present = np.asarray(plan.weight) > 0
+    rank, ids = np.asarray(plan.rank)[present], np.asarray(plan.id)[present]
+    most = method.spec.rank
+    if bad := sorted({int(r) for r in rank if not 1 <= r <= most}):
+        raise InputError(
+            f"Ranks {bad} do not fit an adapter of rank {most}; give each client a rank from 1 to "
+            f"{most}, or make the spec with a higher rank."
+        )
+    method.check(rank)
+    for leaf in jax.tree.leaves(state.clients)[:1]:
+        if beyond := [int(i) for i in ids if not 0 <= i < leaf.shape[0]]:
+            raise InputError(
+                f"Clients {beyond} do not exist, the state holds clients 0..{leaf.shape[0] - 1}; "
+                "choose ids below num_clients."
+            )

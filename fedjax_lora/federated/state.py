@@ -1,16 +1,24 @@
-"""What changes from round to round, what is decided before one, and what it reports."""
+"""The state of a federation, a round's plan and its metrics."""
 
+import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_lora import lora
 from fedjax_lora.core import quantization, trees
-from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Params
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Key, Params
 from fedjax_lora.federated import transforms
+from fedjax_lora.federated.objectives import with_head
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import Method, ServerState
 
 Head = Literal["average", "frozen", "local"]
+"""What happens to fully trained parameters: averaged by the server, not trained, or kept by each
+client as its own."""
 
 
 class ClientStore(NamedTuple):
@@ -27,10 +35,11 @@ class FederatedState(NamedTuple):
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
     optimizer: Any = ()  # state of the server optimizer
+    key: Any = ()  # the root key of a loop of your own; a run keeps its key itself
 
 
 class Plan(NamedTuple):
-    """What the host decides about a round.
+    """The host's decisions about a round.
 
     An id of `N` (beyond the last) is an absent client, which only fills a place; a client of weight
     0 was drawn but does not answer.
@@ -44,6 +53,13 @@ class Plan(NamedTuple):
     round: Any  # int32[], from 0
 
 
+class RoundInput(NamedTuple):
+    """A round's clients and the examples they train on, see `fedjax_lora.federated.cohort`."""
+
+    plan: Plan
+    data: Any  # a pytree, leaves [E, ...], whose rows the plan's batches name
+
+
 class RoundMetrics(NamedTuple):
     """What a round reports, per client of the cohort."""
 
@@ -53,6 +69,74 @@ class RoundMetrics(NamedTuple):
     rank: Array  # int32[c], ranks after the round
     measured: Any = ()  # what was measured besides, a dictionary of JSON values
     seconds: Any = ()  # how long the parts of a measured round took, by name
+
+
+def init(
+    method: Method,
+    params: Params,
+    key: Key,
+    *,
+    num_clients: int,
+    adapter: Adapter | None = None,
+    fully_trained: str | Sequence[str] = (),
+    heads: Head = "average",
+    server_optimizer: transforms.ServerOptimizer | None = None,
+) -> FederatedState:
+    """The state before the first round of a loop of your own.
+
+    Args:
+      method: the federated method.
+      params: the base parameters that the method's spec was made from.
+      key: the root key: of a fresh adapter, and of everything that is random in the rounds.
+      num_clients: `N`, clients in the federation.
+      adapter: the global adapter to begin with; by default a fresh one.
+      fully_trained: regular expressions, searched in the ``/``-joined paths of ``params``:
+        parameters that are trained in full besides the adapters, a task head for example.
+      heads: what happens to them; give `fedjax_lora.federated.make_round` the same.
+      server_optimizer: that of the rounds.
+
+    Raises:
+      InputError: an expression that matches no parameter, or one that is adapted.
+    """
+    if adapter is None:
+        adapter = lora.init(method.spec, jax.random.fold_in(key, 1))
+    head = _fully_trained(method.spec, params, fully_trained)
+    state = init_state(
+        method,
+        adapter,
+        kernels_of(method.spec, params),
+        head,
+        clients=num_clients,
+        heads=heads,
+        server_optimizer=server_optimizer,
+    )
+    # A copy: a round donates its input, and the parameters belong to the caller.
+    return jax.tree.map(jnp.array, state)._replace(key=key)
+
+
+def kernels_of(spec: LoraSpec, params: Params) -> dict[str, Any]:
+    """The base kernels of the adapted layers by path, however they are stored."""
+    leaves = trees.flat(params)
+    return {target.path: leaves[f"{target.path}/kernel"] for target in spec.targets}
+
+
+def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
+    """The parameters that match, at their paths."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    leaves = trees.flat(params)
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in leaves):
+            raise InputError(
+                f"fully_trained={pattern!r} matches no parameter; those of this model are "
+                f"{', '.join(leaves)}."
+            )
+    chosen = {p: x for p, x in leaves.items() if any(re.search(r, p) for r in patterns)}
+    if both := [t.path for t in spec.targets if f"{t.path}/kernel" in chosen]:
+        raise InputError(
+            f"Parameters of {', '.join(both)} are both adapted and fully trained; leave them out "
+            "of the spec's targets or of fully_trained."
+        )
+    return trees.nested(chosen)
 
 
 def init_state(
@@ -65,12 +149,12 @@ def init_state(
     heads: Head,
     server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> FederatedState:
-    """The state before the first round.
+    """The state before the first round, from its parts.
 
     Args:
       method: the federated method.
       adapter: the global adapter to begin with.
-      kernels: base kernels at the adapted sites, however they are stored; a method that changes
+      kernels: base kernels of the adapted layers, however they are stored; a method that changes
         them keeps them in float32.
       head: the initial task head.
       clients: `N`.
@@ -107,3 +191,18 @@ def with_kernels(base: Params, kernels: Kernels) -> Params:
     return trees.replace(
         base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
     )
+
+
+def global_params(method: Method, params: Params, state: FederatedState) -> Params:
+    """The parameters of the global model, right for every method.
+
+    Kernels that the method has changed and fully trained parameters are those of the state; the
+    global adapter is merged at the server's scale. The result is a plain model without adapters.
+
+    Args:
+      method: that of the rounds.
+      params: the base parameters.
+      state: after any round.
+    """
+    full = with_head(with_kernels(params, state.server.kernels), state.head)
+    return lora.merge(full, state.server.adapter, lora.uniform_gain(method.spec))

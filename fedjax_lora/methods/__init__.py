@@ -11,8 +11,8 @@ one lets the client with the most examples decide:
 ...         chosen = jnp.arange(cohort.weight.shape[0]) == jnp.argmax(cohort.weight)
 ...         own = chosen[:, None] & methods.owners(cohort, spec.rank)
 ...         return own.astype(jnp.float32)
-...     return methods.averaging(spec, weigh)
->>> methods.METHODS["biggest"] = methods.Entry(biggest, paper="an example")
+...     return methods.averaging(spec, weigh, name="biggest")
+>>> methods.METHODS["biggest"] = biggest
 >>> methods.summary("biggest")
 'The factors of the client with the most examples.'
 >>> _ = methods.METHODS.pop("biggest")
@@ -23,7 +23,6 @@ Now ``method="biggest"`` works in a config, and the property tests take it up. A
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.alternating import ffa_lora, rolora
 from fedjax_lora.methods.averaging import (
+    Weights,
     averaging,
     combine,
     fedit,
@@ -62,38 +62,34 @@ from fedjax_lora.methods.hetlora import hetlora
 from fedjax_lora.methods.lora_a2 import lora_a2
 from fedjax_lora.methods.rank_aware import raflora, rb_lora
 from fedjax_lora.methods.residual import fedex_lora, lora_fair
-from fedjax_lora.methods.svd import flexlora, hlora
+from fedjax_lora.methods.svd import Sigma, flexlora, hlora, refactoring
 
-
-class Entry(NamedTuple):
-    """A row of the registry."""
-
-    factory: Callable[..., Method]
-    paper: str
-
-
-METHODS: dict[str, Entry] = {
-    "fedit": Entry(fedit, "arXiv 2305.05644"),
-    "zero_padding": Entry(zero_padding, "arXiv 2406.17477"),
-    "hetlora": Entry(hetlora, "arXiv 2401.06432"),
-    "masked_mean": Entry(masked_mean, "arXiv 2408.08699"),
-    "replication": Entry(replication, "arXiv 2406.17477"),
-    "fed_plora": Entry(fed_plora, "arXiv 2602.16936"),
-    "hlora": Entry(hlora, "arXiv 2503.00813"),
-    "flexlora": Entry(flexlora, "arXiv 2402.11505"),
-    "flora": Entry(flora, "arXiv 2409.05976"),
-    "raflora": Entry(raflora, "arXiv 2602.13486"),
-    "rb_lora": Entry(rb_lora, "Findings of EACL 2026"),
-    "florist": Entry(florist, "arXiv 2506.09199"),
-    "fslora": Entry(fslora, "arXiv 2501.19389"),
-    "ffa_lora": Entry(ffa_lora, "arXiv 2403.12313"),
-    "rolora": Entry(rolora, "arXiv 2409.02346"),
-    "lora_a2": Entry(lora_a2, "arXiv 2410.22815"),
-    "fedex_lora": Entry(fedex_lora, "arXiv 2410.09432"),
-    "lora_fair": Entry(lora_fair, "arXiv 2411.14961"),
-    "fedsa_lora": Entry(fedsa_lora, "arXiv 2410.01463"),
-    "fedrora": Entry(fedrora, "arXiv 2609.00632"),
+METHODS: dict[str, Callable[..., Method]] = {
+    factory.__name__: factory
+    for factory in (
+        fedit,
+        zero_padding,
+        hetlora,
+        masked_mean,
+        replication,
+        fed_plora,
+        hlora,
+        flexlora,
+        flora,
+        raflora,
+        rb_lora,
+        florist,
+        fslora,
+        ffa_lora,
+        rolora,
+        lora_a2,
+        fedex_lora,
+        lora_fair,
+        fedsa_lora,
+        fedrora,
+    )
 }
+"""Factories ``(spec, *, ...options) -> Method`` by the method's name."""
 
 
 def make(name: str, spec: LoraSpec) -> Method:
@@ -106,8 +102,7 @@ def make(name: str, spec: LoraSpec) -> Method:
     Raises:
       InputError: unknown method or option.
     """
-    factories = {name: entry.factory for name, entry in METHODS.items()}
-    return registry.build(name, factories, "method", spec=spec)
+    return registry.build(name, METHODS, "method", spec=spec)
 
 
 def takes_mixed_ranks(name: str) -> bool:
@@ -119,17 +114,33 @@ def takes_mixed_ranks(name: str) -> bool:
     Raises:
       InputError: unknown method or option.
     """
-    method = make(name, LoraSpec(targets=(), rank=2, alpha=2.0))
     try:
-        method.check(np.array([1, 2]))
+        _without_layers(name).check(np.array([1, 2]))
     except InputError:
         return False
     return True
 
 
+def paper(name: str) -> str:
+    """Where a method is described.
+
+    >>> paper("hlora(sigma='b')")
+    'arXiv 2503.00813'
+
+    Raises:
+      InputError: unknown method or option.
+    """
+    return _without_layers(name).paper
+
+
+def _without_layers(name: str) -> Method:
+    """The method on a spec without any layer: enough for what does not depend on a model."""
+    return make(name, LoraSpec(targets=(), rank=2, alpha=2.0))
+
+
 def summary(name: str) -> str:
     """The first line of a method's docstring."""
-    return (inspect.getdoc(METHODS[name].factory) or "").split("\n", maxsplit=1)[0]
+    return (inspect.getdoc(METHODS[name]) or "").split("\n", maxsplit=1)[0]
 
 
 __all__ = [
@@ -137,18 +148,41 @@ __all__ = [
     "AggregateResult",
     "ClientInit",
     "Cohort",
-    "Entry",
     "Method",
     "ServerState",
+    "Sigma",
     "Traffic",
+    "Weights",
     "averaging",
     "combine",
+    "fed_plora",
+    "fedex_lora",
+    "fedit",
+    "fedrora",
+    "fedsa_lora",
+    "ffa_lora",
+    "flexlora",
+    "flora",
+    "florist",
+    "fslora",
+    "hetlora",
+    "hlora",
     "keep_unowned",
+    "lora_a2",
+    "lora_fair",
     "make",
+    "masked_mean",
     "owner_shares",
     "owners",
+    "paper",
+    "raflora",
+    "rb_lora",
+    "refactoring",
+    "replication",
+    "rolora",
     "shares",
     "summary",
     "takes_mixed_ranks",
     "truncated_start",
+    "zero_padding",
 ]

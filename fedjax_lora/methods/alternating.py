@@ -26,7 +26,14 @@ from fedjax_lora.methods.base import (
 )
 
 
-def one_factor(spec: LoraSpec, trains_b: Callable[[Any], Any], *, weights: Weights) -> Method:
+def one_factor(
+    spec: LoraSpec,
+    trains_b: Callable[[Any], Any],
+    *,
+    name: str,
+    paper: str = "",
+    weights: Weights,
+) -> Method:
     """Train `b` in the rounds where ``trains_b(round)``, else `a`; average it over its owners.
 
     The other factor keeps its value bit for bit. With different ranks, a component is averaged over
@@ -57,7 +64,9 @@ def one_factor(spec: LoraSpec, trains_b: Callable[[Any], Any], *, weights: Weigh
         size = rank.astype(np.int64) * (sizes.b if trains_b(round) else sizes.a) * FLOAT_BYTES
         return Traffic(up=size, down=size, factors=1)
 
-    return dataclasses.replace(mean, broadcast=broadcast, aggregate=aggregate, traffic=traffic)
+    return dataclasses.replace(
+        mean, name=name, paper=paper, broadcast=broadcast, aggregate=aggregate, traffic=traffic
+    )
 
 
 def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
@@ -69,7 +78,8 @@ def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
 
     Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313.
     """
-    return one_factor(spec, lambda round: round >= 0, weights=weights)
+    always = lambda round: round >= 0  # noqa: E731
+    return one_factor(spec, always, name="ffa_lora", paper="arXiv 2403.12313", weights=weights)
 
 
 def rolora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
@@ -82,4 +92,5 @@ def rolora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
     arXiv 2409.02346.
     """
-    return one_factor(spec, lambda round: round % 2 == 0, weights=weights)
+    even = lambda round: round % 2 == 0  # noqa: E731
+    return one_factor(spec, even, name="rolora", paper="arXiv 2409.02346", weights=weights)

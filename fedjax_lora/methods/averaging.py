@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fedjax_lora import lora
@@ -28,6 +29,7 @@ from fedjax_lora.methods.base import (
     Method,
     ServerState,
     need_equal_ranks,
+    no_check,
     plain_server,
     symmetric_traffic,
     truncated_start,
@@ -90,11 +92,21 @@ def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array])
 def averaging(
     spec: LoraSpec,
     weigh: Callable[[Cohort, ClientInit, Adapter], Array | Mapping[str, Array]],
-    **fields: Any,
+    *,
+    name: str,
+    paper: str = "",
+    check: Callable[[np.ndarray], None] = no_check,
 ) -> Method:
     """A method that averages with the weights returned by ``weigh``, ``[c, R]`` or per path.
 
     Components that no present client owns keep the server's value.
+
+    Args:
+      spec: the adapted layers.
+      weigh: ``(cohort, start, result) -> weights``, 0 for absent clients.
+      name: of the method.
+      paper: where it is described.
+      check: raises `InputError` for ranks that the method does not take.
     """
 
     def aggregate(
@@ -106,21 +118,31 @@ def averaging(
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
+        name=name,
+        paper=paper,
+        spec=spec,
         init=plain_server,
         broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,
         traffic=symmetric_traffic(spec),
         averages=True,
-        **fields,
+        check=check,
     )
 
 
-def _padded_mean(spec: LoraSpec, weights: Weights, **fields: Any) -> Method:
+def _padded_mean(
+    spec: LoraSpec,
+    weights: Weights,
+    *,
+    name: str,
+    paper: str,
+    check: Callable[[np.ndarray], None] = no_check,
+) -> Method:
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
         return jnp.where(owners(cohort, spec.rank), share[:, None], 0.0)
 
-    return averaging(spec, weigh, **fields)
+    return averaging(spec, weigh, name=name, paper=paper, check=check)
 
 
 def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
@@ -131,7 +153,7 @@ def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
 
     The baseline of Byun & Lee, arXiv 2406.17477, and of most later work.
     """
-    return _padded_mean(spec, weights)
+    return _padded_mean(spec, weights, name="zero_padding", paper="arXiv 2406.17477")
 
 
 def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
@@ -143,7 +165,7 @@ def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     Zhang et al., "Towards Building the Federated GPT", arXiv 2305.05644.
     """
     check = need_equal_ranks("fedit", "a heterogeneous method such as 'zero_padding'")
-    return _padded_mean(spec, weights, check=check)
+    return _padded_mean(spec, weights, name="fedit", paper="arXiv 2305.05644", check=check)
 
 
 def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
@@ -157,7 +179,7 @@ def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return averaging(spec, weigh)
+    return averaging(spec, weigh, name="masked_mean", paper="arXiv 2408.08699")
 
 
 def owner_shares(
@@ -216,4 +238,4 @@ def replication(
         missing = jnp.sum(jnp.where(own, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
         return jnp.where(own, share[:, None], 0.0) + missing[None] * fill
 
-    return averaging(spec, weigh)
+    return averaging(spec, weigh, name="replication", paper="arXiv 2406.17477")

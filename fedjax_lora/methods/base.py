@@ -83,6 +83,9 @@ class Method:
     """A rule for one round. All functions but ``traffic`` and ``check`` are traced.
 
     Attributes:
+      name: of the method, for messages and records.
+      paper: where it is described, for example an arXiv number.
+      spec: the layers that are adapted, the stored rank and the scale.
       init: ``(adapter, kernels) -> ServerState`` from the global adapter to begin with (a fresh one
         has ``b = 0``; one that was trained before does not) and the base kernels at the adapted
         sites.
@@ -107,6 +110,9 @@ class Method:
       check: raises `InputError` if the method cannot take these ranks.
     """
 
+    name: str
+    paper: str = ""
+    spec: LoraSpec
     init: Callable[[Adapter, Kernels], ServerState]
     broadcast: Callable[[ServerState, Any, Cohort], ClientInit]
     aggregate: Callable[[ServerState, Any, Cohort, ClientInit, Adapter], AggregateResult]

@@ -129,6 +129,9 @@ def fed_plora(
         return Traffic(up=up, down=np.full_like(up, spec.rank * one), exact=exact)
 
     return Method(
+        name="fed_plora",
+        paper="arXiv 2602.16936",
+        spec=spec,
         init=plain_server,
         broadcast=broadcast,
         aggregate=aggregate,

@@ -151,6 +151,9 @@ def fedrora(
         return Traffic(up=size, down=size, factors=3)
 
     return Method(
+        name="fedrora",
+        paper="arXiv 2609.00632",
+        spec=spec,
         init=plain_server,
         broadcast=broadcast,
         aggregate=aggregate,

@@ -75,6 +75,8 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
 
     return dataclasses.replace(
         mean,
+        name="fedsa_lora",
+        paper="arXiv 2410.01463",
         init=init,
         broadcast=broadcast,
         aggregate=aggregate,

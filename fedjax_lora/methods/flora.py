@@ -68,4 +68,12 @@ def flora(
         stack = int(size.sum())
         return Traffic(up=size, down=np.full_like(size, stack), common=stack)
 
-    return Method(init=init_server, broadcast=broadcast, aggregate=aggregate, traffic=traffic)
+    return Method(
+        name="flora",
+        paper="arXiv 2409.05976",
+        spec=spec,
+        init=init_server,
+        broadcast=broadcast,
+        aggregate=aggregate,
+        traffic=traffic,
+    )

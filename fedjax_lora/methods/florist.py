@@ -106,6 +106,9 @@ def florist(
         return Traffic(up=rank * spec.component_size * FLOAT_BYTES, down=down)
 
     return Method(
+        name="florist",
+        paper="arXiv 2506.09199",
+        spec=spec,
         init=init,
         broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
         aggregate=aggregate,

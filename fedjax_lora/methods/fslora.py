@@ -72,6 +72,9 @@ def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
         return Traffic(up=rank * one + index, down=rank * one, exact=index)
 
     return Method(
+        name="fslora",
+        paper="arXiv 2501.19389",
+        spec=spec,
         init=plain_server,
         broadcast=broadcast,
         aggregate=aggregate,

@@ -87,7 +87,7 @@ def hetlora(
         owned = lora.spread(spec, owners(cohort, spec.rank))
         return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
 
-    padded_mean = averaging(spec, weigh)
+    padded_mean = averaging(spec, weigh, name="hetlora", paper="arXiv 2401.06432")
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter

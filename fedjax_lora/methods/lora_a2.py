@@ -104,6 +104,9 @@ def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples
         return Traffic(up=up, down=down, exact=index, factors=1)
 
     return Method(
+        name="lora_a2",
+        paper="arXiv 2410.22815",
+        spec=spec,
         init=plain_server,
         broadcast=broadcast,
         aggregate=aggregate,

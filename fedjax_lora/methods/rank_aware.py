@@ -39,7 +39,14 @@ def raflora(
     def weigh(cohort: Cohort) -> Array:
         return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return refactoring(spec, weigh, sigma=sigma, keep=empty == "keep")
+    return refactoring(
+        spec,
+        weigh,
+        name="raflora",
+        paper="arXiv 2602.13486",
+        sigma=sigma,
+        keep=empty == "keep",
+    )
 
 
 def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
@@ -58,7 +65,15 @@ def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b"
     def weigh(cohort: Cohort) -> Array:
         return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return refactoring(spec, weigh, sigma=sigma, join=_mean_factors, keep=True)
+    return refactoring(
+        spec,
+        weigh,
+        name="rb_lora",
+        paper="Findings of EACL 2026",
+        sigma=sigma,
+        join=_mean_factors,
+        keep=True,
+    )
 
 
 def _mean_factors(pair: LoRA, gain: Array, share: Array) -> LoRA:

@@ -95,6 +95,9 @@ def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "ex
         return Traffic(up=up, down=up + residual, common=residual)
 
     return Method(
+        name="fedex_lora",
+        paper="arXiv 2410.09432",
+        spec=spec,
         init=ServerState,
         broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,
@@ -143,6 +146,9 @@ def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "exam
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
+        name="lora_fair",
+        paper="arXiv 2411.14961",
+        spec=spec,
         init=plain_server,
         broadcast=lambda server, clients, cohort: truncated_start(spec, server, cohort),
         aggregate=aggregate,

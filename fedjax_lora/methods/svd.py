@@ -73,6 +73,8 @@ def refactoring(
     spec: LoraSpec,
     weigh: Callable[[Cohort], Array],
     *,
+    name: str,
+    paper: str = "",
     sigma: Sigma,
     join: Callable[[LoRA, Array, Array], LoRA] = weighted_stack,
     keep: bool = False,
@@ -82,6 +84,8 @@ def refactoring(
     Args:
       spec: the sites.
       weigh: the weights of the clients' components, ``float32[c, R]``.
+      name: of the method.
+      paper: where it is described.
       sigma: see `refactor`.
       join: the clients' part of the product, from the arguments of `weighted_stack`.
       keep: components of weight 0 on all clients enter with the server's value.
@@ -111,6 +115,9 @@ def refactoring(
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
+        name=name,
+        paper=paper,
+        spec=spec,
         init=plain_server,
         broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
         aggregate=aggregate,
@@ -164,14 +171,16 @@ def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda n, o: jnp.where(somebody, n, o), new, old)
 
 
-def product_mean(spec: LoraSpec, *, weights: Weights, sigma: Sigma) -> Method:
+def product_mean(
+    spec: LoraSpec, *, name: str, paper: str = "", weights: Weights, sigma: Sigma
+) -> Method:
     """The common operator: exact mean of products, then the best rank-`R` factors."""
 
     def weigh(cohort: Cohort) -> Array:
         share = shares(cohort.weight, weights)
         return jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
 
-    return refactoring(spec, weigh, sigma=sigma)
+    return refactoring(spec, weigh, name=name, paper=paper, sigma=sigma)
 
 
 def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
@@ -191,7 +200,7 @@ def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") 
 
     Liu et al., "HLoRA", arXiv 2503.00813.
     """
-    return product_mean(spec, weights=weights, sigma=sigma)
+    return product_mean(spec, name="hlora", paper="arXiv 2503.00813", weights=weights, sigma=sigma)
 
 
 def flexlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
@@ -202,4 +211,6 @@ def flexlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b
     Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
     Resources", arXiv 2402.11505.
     """
-    return product_mean(spec, weights=weights, sigma=sigma)
+    return product_mean(
+        spec, name="flexlora", paper="arXiv 2402.11505", weights=weights, sigma=sigma
+    )

@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
     data: data.Tokens  # training tokens on the device(s)
     state: FederatedState
     recipe: RoundSpec  # what ``round_fn`` is compiled from
-    round_fn: federated.RoundFn
+    round_fn: federated.CompiledRound
     evaluate: Callable[[FederatedState], Scores]
     reference: Callable[[], Scores]  # what scores are to be compared with; before the first round
     reallocate: Reallocate
@@ -100,8 +100,8 @@ def lay_out(config: RunConfig, assets: Assets) -> Layout:
         spec = interop.warm_start_spec(spec, first, keep_scale=options.alpha is None)
     method = methods.make(fed.method, spec)
     method.check(allocated.possible)
-    updates = transforms.make_transforms(fed.updates, method, fed.method)
-    server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method, fed.method)
+    updates = transforms.make_transforms(fed.updates, method)
+    server_optimizer = transforms.make_server_optimizer(fed.server_optimizer, method)
     return Layout(parts, allocated, spec, method, updates, server_optimizer, first)
 
 
@@ -117,8 +117,10 @@ def arrange(
       least_steps: see `fedjax_lora.runs.compilation.programs`.
     """
     fed, local, how = config.federation, config.local, config.execution
-    mesh = mesh_of(config)
     clients_per_step = how.clients_per_step or federated.default_clients_per_step(fed.cohort)
+    execution = federated.Execution(
+        mode=how.mode, clients_per_step=clients_per_step, mesh=mesh_of(config)
+    )
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
     kind = TASK_TYPES[assets.task.task.kind]
     reading = InputSpec(
@@ -132,9 +134,7 @@ def arrange(
         members=layout.parts.indices,
         length=assets.train.length,
         cohort=fed.cohort,
-        padded=federated.padded_size(
-            fed.cohort, mode=how.mode, clients_per_step=clients_per_step, mesh=mesh
-        ),
+        padded=execution.padded_size(fed.cohort),
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
@@ -153,10 +153,7 @@ def arrange(
         batch=local.batch,
         shapes=_shapes(reading, assets, local),
         heads=fed.heads,
-        mode=how.mode,
-        clients_per_step=clients_per_step,
-        devices=how.devices,
-        mesh=how.mesh,
+        execution=execution,
         prox=local.prox,
         updates=fed.updates,
         server_optimizer=fed.server_optimizer,
@@ -211,7 +208,7 @@ def prepare(
         heads=fed.heads,
         server_optimizer=layout.server_optimizer,
     )
-    federated.check_method(method, spec, state, federation.padded)
+    federated.check_method(method, state, federation.padded)
     # A copy, because a round gives its input state's memory back.
     state = place(jax.tree.map(jnp.array, state))
     predict = shared.predict(recipe.reading, how.eval_batch, mesh)

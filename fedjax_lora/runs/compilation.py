@@ -19,15 +19,15 @@ from fedjax_lora.core.types import Shape
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.evaluation.predict import Predict
 from fedjax_lora.federated import (
+    CompiledRound,
+    Execution,
     Head,
-    Mode,
+    LocalTraining,
     Objective,
-    RoundFn,
     diagnostics,
     optimizers,
     transforms,
 )
-from fedjax_lora.federated.local_training import Train
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 
@@ -74,57 +74,43 @@ class RoundSpec:
     batch: int
     shapes: tuple[Shape, ...]
     heads: Head
-    mode: Mode
-    clients_per_step: int
-    devices: int | None
-    mesh: tuple[int, ...]
+    execution: Execution
     prox: float
     updates: tuple[str, ...]
     server_optimizer: str
     measure: bool
 
-    def parts(self) -> tuple[Method, Train, dict[str, Any]]:
-        """The method, the local training, and how a cohort is executed."""
-        method = methods.make(self.method, self.spec)
-        train = federated.make_training(
+    def make_method(self) -> Method:
+        """The method, on the round's spec."""
+        return methods.make(self.method, self.spec)
+
+    def training(self) -> LocalTraining:
+        """Local training, to be completed by the method."""
+        return LocalTraining(
             self.reading.objective(),
             optimizers.optimizer(self.optimizer, clip=self.clip),
-            penalty=method.penalty,
-            rates=method.rates,
-            project=method.project,
-            split_gains=self.reading.lora_dropout > 0,
+            separate_fixed=self.reading.lora_dropout > 0,
             shapes=self.shapes,
             prox=self.prox,
         )
-        mesh = None
-        if self.mode == "sharded":
-            mesh = federated.client_mesh(self.devices, self.mesh)
-        return (
-            method,
-            train,
-            {"mode": self.mode, "clients_per_step": self.clients_per_step, "mesh": mesh},
-        )
 
 
-def build_round(recipe: RoundSpec) -> RoundFn:
-    """The round of a recipe, see `fedjax_lora.federated.make_round`."""
-    method, train, execution = recipe.parts()
+def build_round(recipe: RoundSpec) -> CompiledRound:
+    """The round of a recipe, see `fedjax_lora.federated.compile_round`."""
+    method = recipe.make_method()
     look = diagnostics.make_measure(
         recipe.spec,
         train_head=recipe.heads != "frozen",
         optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
     )
-    return federated.make_round(
+    return federated.compile_round(
         method,
-        recipe.spec,
-        train,
+        recipe.training(),
         heads=recipe.heads,
-        updates=transforms.make_transforms(recipe.updates, method, recipe.method),
-        server_optimizer=transforms.make_server_optimizer(
-            recipe.server_optimizer, method, recipe.method
-        ),
+        execution=recipe.execution,
+        updates=transforms.make_transforms(recipe.updates, method),
+        server_optimizer=transforms.make_server_optimizer(recipe.server_optimizer, method),
         measure=look if recipe.measure else None,
-        **execution,
     )
 
 
@@ -136,7 +122,7 @@ def build_predict(reading: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
 class CompiledFunctions(NamedTuple):
     """Programs made so far; see `programs`."""
 
-    round: Callable[[RoundSpec], RoundFn]
+    round: Callable[[RoundSpec], CompiledRound]
     predict: Callable[[InputSpec, int, Mesh | None], Predict]
     least_steps: int  # plans are padded to so many local steps, or more if a client takes more
 

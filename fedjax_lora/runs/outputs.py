@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_lora import data, interop, lora, methods
-from fedjax_lora.core import atomic_io, registry
+from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.evaluation.evaluator import global_model
@@ -42,7 +42,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
       record: of a round, whose evaluation is told.
     """
     task, fed, local = assets.task.task, config.federation, config.local
-    paper = methods.METHODS[registry.parse(fed.method)[0]].paper
+    paper = methods.paper(fed.method)
     return ModelMetadata(
         base=config.model.model,
         base_sha256=assets.model.fingerprint,

@@ -79,11 +79,12 @@ def _check(review: RankSchedule, recipe: RoundSpec, validation: Any | None) -> N
 
 
 def _make_score(recipe: RoundSpec, validation: Any, batch: int) -> client_scoring.ScoreFn:
-    method, train, execution = recipe.parts()
-    locally = federated.make_local(method, recipe.spec, train, heads=recipe.heads, **execution)
+    client_update = federated.make_client_update(
+        recipe.make_method(), recipe.training(), heads=recipe.heads, execution=recipe.execution
+    )
     objective = recipe.reading.objective()
     rows = client_scoring.rows_by_length(
         jax.device_get(validation.length), objective.lengths, batch=batch
     )
     validate = client_scoring.make_validation(objective, rows)
-    return client_scoring.make_score(locally, validate, **execution)
+    return client_scoring.make_score(client_update, validate, recipe.execution)

@@ -36,7 +36,7 @@ class Sent(NamedTuple):
 def spec(text: str) -> transforms.UpdateTransform:
     """The update of a spec, before a method that goes with all of them."""
     method = methods.make("masked_mean", TEMPLATE)
-    return transforms.make_transforms([text], method, "masked_mean")[0]
+    return transforms.make_transforms([text], method)[0]
 
 
 @functools.cache

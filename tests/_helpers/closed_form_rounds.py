@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from fedjax_lora import methods
-from fedjax_lora.federated import Plan, Report, transforms
+from fedjax_lora.federated import ClientMetrics, Plan, transforms
 from tests._helpers.problems import POINTS, STUB
 
 
@@ -21,9 +21,9 @@ def noise() -> transforms.UpdateTransform:
     """Clipping to 1 and noise of deviation 0.5."""
     method = methods.make("zero_padding", STUB)
     spec = "gaussian_noise(multiplier=0.5, norm=1.0)"
-    return transforms.make_transforms([spec], method, "zero_padding")[0]
+    return transforms.make_transforms([spec], method)[0]
 
 
-def report(loss: jax.Array) -> Report:
+def report(loss: jax.Array) -> ClientMetrics:
     """A report of these losses over one example each."""
-    return Report(loss, loss + 1)
+    return ClientMetrics(loss, loss + 1)

@@ -31,7 +31,7 @@ PER_CLIENT = LoraSpec(targets=SITES, rank=R, alpha=6.0, scale_rule="alpha/r")
 
 def literal_options(name: str) -> dict[str, tuple[Any, ...]]:
     """The alternatives to the default of every option of a registered method."""
-    parameters = inspect.signature(methods.METHODS[name].factory).parameters.values()
+    parameters = inspect.signature(methods.METHODS[name]).parameters.values()
     return {
         p.name: tuple(v for v in get_args(p.annotation) if v != p.default)
         for p in parameters

@@ -70,7 +70,7 @@ def cohort(count: int) -> Clients:
 
 def training() -> Any:
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    return federated.make_training(objective, optimizers.optimizer("adamw", clip=1.0))
+    return federated.LocalTraining(objective, optimizers.optimizer("adamw", clip=1.0))
 
 
 @functools.cache
@@ -78,5 +78,5 @@ def traced(count: int) -> Any:
     tokens = struct(16, WIDTH, dtype=jnp.int32)
     number = struct(16, dtype=jnp.int32)
     data = Tokens(tokens, tokens, number, number)
-    run = federated.execute(training(), mode="vmap", clients_per_step=count)
+    run = federated.execute(training(), federated.Execution(clients_per_step=count))
     return jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct())

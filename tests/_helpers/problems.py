@@ -185,18 +185,18 @@ def training(
     shapes: tuple[Shape, ...] | None = None,
     unpadded: bool = False,
     lora_dropout: float = 0.0,
-    **of_method: Any,
-) -> Any:
+    **hooks: Any,
+) -> federated.LocalTraining:
     """Local training of ``encoder`` or ``bag``; the same function for the same options."""
     module = globals()[problem]().module
-    return federated.make_training(
+    return federated.LocalTraining(
         federated.text_classification(
             module, lengths, lora_dropout=lora_dropout, unpadded=unpadded
         ),
         optimizers.optimizer(optimizer, clip=clip),
-        split_gains=lora_dropout > 0,
+        separate_fixed=lora_dropout > 0,
         shapes=shapes,
-        **of_method,
+        hooks=federated.ClientHooks(**hooks),
     )
 
 
@@ -211,9 +211,12 @@ def cohort_fn(
 ) -> Any:
     """The compiled training of a cohort."""
     mesh = federated.client_mesh(devices, shape) if mode == "sharded" else None
-    run = federated.execute(
-        training(problem, **options), mode=mode, clients_per_step=clients_per_step, mesh=mesh
+    execution = federated.Execution(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        clients_per_step=clients_per_step,
+        mesh=mesh,
     )
+    run = federated.execute(training(problem, **options), execution)
     return run if mode == "loop" else jax.jit(run)
 
 
@@ -337,6 +340,15 @@ COHORT, PADDED, DEVICES = 3, 4, 4  # one absent client in every round
 MESHES = {"sharded": (4, 1), "base in parts": (2, 2)}
 
 
+class Bound(NamedTuple):
+    """A `federated.Training` that is the same whatever the method."""
+
+    train: federated.TrainFn
+
+    def bind(self, method: methods.Method) -> federated.TrainFn:
+        return self.train
+
+
 class Rounds(NamedTuple):
     """A compiled round, what goes into it, and the state it begins with."""
 
@@ -358,8 +370,7 @@ class Rounds(NamedTuple):
 
 def _rounds(
     method: methods.Method,
-    spec: LoraSpec,
-    train: Any,
+    train: federated.Training,
     mode: str,
     heads: federated.Head,
     base: Any,
@@ -375,9 +386,13 @@ def _rounds(
     if mode in MESHES:
         mesh, mode = federated.client_mesh(DEVICES, MESHES[mode]), "sharded"
     clients_per_step = 2 if mode == "vmap" else 1
-    run = {"mode": mode, "clients_per_step": clients_per_step, "mesh": mesh, "updates": updates}
+    execution = federated.Execution(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        clients_per_step=clients_per_step,
+        mesh=mesh,
+    )
     both = {"heads": heads, "server_optimizer": server_optimizer}
-    fn = federated.make_round(method, spec, train, **run, **both)
+    fn = federated.compile_round(method, train, execution=execution, updates=updates, **both)
     state = federated.init_state(method, adapter, kernels, head, clients=len(SIZES), **both)
     place = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
     where = federated.base_sharding(base, mesh)
@@ -389,11 +404,9 @@ def bag_rounds(method: str, mode: str) -> Rounds:
     """Rounds of `bag`; both factors of the adapter begin non-zero. Compiled once a session."""
     problem = bag()
     kernels = trees.flat(problem.base)
-    made = methods.make(method, problem.spec)
     return _rounds(
-        made,
-        problem.spec,
-        training("bag", project=made.project),
+        methods.make(method, problem.spec),
+        training("bag"),
         mode,
         "average",
         problem.base,
@@ -421,8 +434,7 @@ def stub_rounds(
     adapter = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), STUB.shapes())
     return _rounds(
         methods.make("zero_padding", STUB) if method is None else method,
-        STUB,
-        federated.make_training(globals()[objective](), optimizers.optimizer("sgd")),
+        federated.LocalTraining(globals()[objective](), optimizers.optimizer("sgd")),
         mode,
         heads,
         {},

@@ -44,7 +44,7 @@ INSIDE: dict[str, set[str]] = {
     "core.types": set(),
     "core.errors": set(),
     "federated.objectives": {"core", "lora"},
-    "federated.local_training": {"core", "lora", "federated.objectives"},
+    "federated.training": {"core", "lora", "methods", "federated.objectives"},
     "runs.config": {"core"},
 }
 """Rows of single modules or inner folders whose independence matters."""
@@ -251,7 +251,7 @@ def test_nothing_but_methods_branches_on_a_methods_name():
         ("data.datasets.x", "import jax", "imports jax"),
         ("runs.config.io", "import jax", "imports jax"),
         ("runs.config.io", "from fedjax_lora.runs import run", "imports fedjax_lora.runs"),
-        ("federated.local_training", "from fedjax_lora import data", "imports fedjax_lora.data"),
+        ("federated.training", "from fedjax_lora import data", "imports fedjax_lora.data"),
         ("evaluation.x", "from fedjax_lora.runs.config import X", "fedjax_lora.runs.config"),
         ("core.trees", "from experiments import tools", "imports experiments"),
         ("core.trees", "from fedjax_lora import __version__", "imports fedjax_lora"),

@@ -22,5 +22,12 @@ def test_no_table_stands_before_the_install_command():
     assert not re.search(r"^\|", before, re.MULTILINE)
 
 
+def test_loop_learns(capsys):
+    loop = blocks(README, "python")[1]
+    exec(compile(loop, "README.md", "exec"), {})
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 10 and losses[-1] < losses[0]
+
+
 def test_loop_is_the_one_of_the_first_page():
     assert blocks(README, "python")[1] in blocks(DOCS / "getting_started.md", "python")

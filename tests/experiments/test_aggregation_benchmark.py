@@ -7,10 +7,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.benchmarks.aggregation import report
+from experiments.benchmarks.aggregation import RECORDS, report
 from experiments.benchmarks.aggregation.contenders import CONTENDERS
 from experiments.benchmarks.aggregation.problem import PROBLEMS, SWEEPS, Problem, clients, exact
 from experiments.benchmarks.aggregation.run import measure
+from experiments.tools import json_lines
 
 TINY = Problem(
     name="tiny",
@@ -65,7 +66,7 @@ def test_the_table_counts_all_layers(record: dict, tmp_path: pathlib.Path):
     for made in record["contenders"].values():
         for method in made["seconds"]:
             made["seconds"][method] = [5.0, 1.0, 2.0]
-    (tmp_path / "tiny.json").write_text(json.dumps(record))
+    json_lines.append(tmp_path / RECORDS, record | {"name": PROBLEMS[0].name})
     lines = report.table(tmp_path).splitlines()
     assert len(lines) == 2 + 5
     ours, dense = (line.split(" | ") for line in (lines[2], lines[5]))
@@ -87,8 +88,7 @@ def test_growing_problems_are_told_relative_to_ours(tmp_path: pathlib.Path):
             for name, (svd, mean) in times.items()
         },
     }
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / f"{problem.name}.json").write_text(json.dumps(record))
+    json_lines.append(tmp_path / RECORDS, record | {"name": problem.name})
     (line,) = report.sweep_table(tmp_path).splitlines()[2:]
     assert line == "| 10 | 16 | 1024 | 5 | 2.5 | 2 | 0.5 | 1e-06 |"
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks.cohort import products, profile, report
+from experiments.benchmarks.cohort import RECORDS, products, profile, report
 from experiments.benchmarks.cohort.run import CONTENDERS, measure
 from experiments.benchmarks.cohort.work import CASES, Case, Work
+from experiments.tools import json_lines
 from fedjax_lora import models
 
 TINY = Case(model="minilm", clients=2, batch=2, tokens=8, steps=1, ranks=(2, 4))
@@ -42,7 +43,7 @@ def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pat
     for name, seconds in times.items():
         record[name]["seconds"] = seconds
     record["tokens"] = 1000
-    (tmp_path / f"{case.name}.json").write_text(json.dumps(record))
+    json_lines.append(tmp_path / RECORDS, record | {"name": case.name})
     cells = report.table(tmp_path).splitlines()[2].split(" | ")
     assert cells[1:5] == ["500", "2.25", "1.00", "50 %"]
 

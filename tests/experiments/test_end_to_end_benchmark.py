@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.benchmarks.end_to_end import federated, report
+from experiments.benchmarks.end_to_end import RECORDS, federated, report
 from experiments.benchmarks.end_to_end.run import main
 from experiments.benchmarks.end_to_end.setting import Setting
 from experiments.benchmarks.end_to_end.work import Rounds
+from experiments.tools import json_lines
 
 TINY = Setting(
     clients=4, cohort=2, rounds=2, train=40, test=20, tokens=16, batch=4, ranks=(2, 4), every=1
@@ -48,11 +49,12 @@ def test_every_process_is_watched(results: pathlib.Path):
 
 @pytest.mark.slow
 def test_the_table_has_medians(results: pathlib.Path, tmp_path: pathlib.Path):
-    record = json.loads((results / "peft-0.json").read_text())
+    record = json_lines.by_name(results / RECORDS)["peft-0"]
     for name, times in {"ours-warm": [2.0, 1.0, 9.0], "peft": [4.0, 5.0, 6.0]}.items():
         for repetition, seconds in enumerate(times):
-            text = json.dumps(record | {"seconds": seconds, "peak_megabytes": 1000 * seconds})
-            (tmp_path / f"{name}-{repetition}.json").write_text(text)
+            changed = {"seconds": seconds, "peak_megabytes": 1000 * seconds}
+            changed["name"] = f"{name}-{repetition}"
+            json_lines.append(tmp_path / RECORDS, record | changed)
     ours, peft = (line.strip("| ").split(" | ") for line in report.table(tmp_path).splitlines()[2:])
     assert (ours[1], ours[2], ours[4], ours[5]) == ("1.00", "2,000", "0", "3")
     assert (peft[1], peft[2], peft[5]) == ("2.50", "5,000", "3")

@@ -60,4 +60,4 @@ def test_no_record_says_where_files_lay():
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity"])
 def test_progress_tells_the_score_that_there_is(name):
-    assert runner._score({name: 2.0, "loss": 1.0}) == f"{name} 2.000"
+    assert runner.score({name: 2.0, "loss": 1.0}) == f"{name} 2.000"

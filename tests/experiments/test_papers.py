@@ -17,7 +17,7 @@ from experiments.papers import byun_lee, fed_plora_vs_flexlora, hlora
 from experiments.papers.byun_lee import counts
 from experiments.papers.fed_plora import small_cases
 from experiments.papers.fed_plora_vs_flexlora import differences
-from experiments.tools import claims, figures, full, plan, runner, small, study, write_reports
+from experiments.tools import claims, figures, full, plan, runner, small, study
 from experiments.tools import report as report_lines
 from experiments.tools.registry import STUDIES
 from experiments.tools.study import Part, Results, Study
@@ -104,7 +104,7 @@ def test_every_choice_of_every_config_is_known(chosen, size):
     for partition, clients in {(one.partition, one.clients) for one in federations}:
         data.partition(partition, labels, clients=clients, seed=0, min_examples=2)
     for config in {dataclasses.replace(cell.config, seed=0) for cell in cells}:
-        data.tasks.find(config.data.task)
+        data.find(config.data.task)
         optimizers.optimizer(config.local.optimizer, clip=config.local.clip)
         optimizers.schedule(config.local.schedule, rounds=config.federation.rounds)
         assert config.model.model in models.MODELS
@@ -147,18 +147,18 @@ def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     monkeypatch.setattr(study, "ROOT", tmp_path)
     arms = REPRESENTATIVES[chosen.name, size]
     one = shrunk_study(chosen, arms, tiny_model)
-    assert runner.rerun([one], size, None) == 0, capsys.readouterr().out
-    files = sorted((one.folder(size) / "runs").glob("*.json"))
-    assert len(files) == len(arms)
+    assert runner.execute([one], size, None) == 0, capsys.readouterr().out
+    stored = one.runs_file(size).read_text(encoding="utf-8")
+    count = len(stored.splitlines())
+    assert count == len(arms)
     capsys.readouterr()
-    written = [path.stat().st_mtime_ns for path in files]
-    assert runner.rerun([one], size, None) == 0
-    assert [path.stat().st_mtime_ns for path in files] == written
-    assert f"{len(files)} runs, {len(files)} of them finished" in capsys.readouterr().out
+    assert runner.execute([one], size, None) == 0
+    assert one.runs_file(size).read_text(encoding="utf-8") == stored
+    assert f"{count} runs, {count} of them finished" in capsys.readouterr().out
     timed = ["server_seconds" in record["summary"] for record in one.records(size).values()]
     assert sum(timed) == ("measured" in arms)
     text = report_lines.cost(study.results(one, size))
-    assert text.startswith(f"{len(files)} of {len(files)} runs are finished")
+    assert text.startswith(f"{count} of {count} runs are finished")
 
 
 def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
@@ -169,13 +169,13 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
     alone = {**part.arms[arm], "federation.clients": 1, "federation.cohort": 1}
     tiny = shrunk(part._replace(arms={arm: alone}), arm, tiny_model)
     one = byun_lee.STUDY._replace(stages=(lambda size, records: [tiny],))
-    assert runner.rerun([one], "small", None) == 0
+    assert runner.execute([one], "small", None) == 0
     ((found,),) = (record["history"] for record in one.records("small").values())
     assert found["local"] == found["zero_padding"] == found["replication"]
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
-def test_the_open_question_is_asked_fairly(size):
+def test_fed_plora_and_flexlora_are_compared_fairly(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts(size, {})}
     tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
@@ -375,7 +375,7 @@ def test_every_study_has_a_report():
 @EVERY
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_readmes_are_told_from_their_result_files(report, size):
-    readme = study.ROOT / report.study.name / "README.md"
+    readme = report.study.home() / "README.md"
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {size}:begin -->\n", f"<!-- {size}:end -->"
     assert text.split(begin)[1].split(end)[0] == report_lines.page(
@@ -385,23 +385,13 @@ def test_readmes_are_told_from_their_result_files(report, size):
 
 @EVERY
 def test_every_figure_is_there_and_shown(report):
-    folder = study.ROOT / report.study.name
+    folder = report.study.home()
     text = (folder / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^]]*\]\((results/[^)]*\.png)\)", text))
-    names = [*report_lines.drawn(report, study.results(report.study, "small"))]
+    names = [*report_lines.all_figures(report, study.results(report.study, "small"))]
     assert shown >= {f"results/small/{name}.png" for name in names}
     there = {str(path.relative_to(folder)) for path in folder.glob("results/*/*.png")}
     assert shown == there
-
-
-@pytest.mark.parametrize("name", ["reruns", "fed_plora_vs_flexlora"])
-def test_the_first_readme_is_told_from_the_result_files(name):
-    readme = study.ROOT.parent / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    shown = text.split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
-    found = study.results(fed_plora_vs_flexlora.STUDY, "small")
-    told = write_reports.overview() if name == "reruns" else differences.outcome(found)
-    assert shown == told
 
 
 @EVERY

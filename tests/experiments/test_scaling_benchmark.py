@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.benchmarks.scaling import report
+from experiments.benchmarks.scaling import RECORDS, report
 from experiments.benchmarks.scaling.points import MEAN_8, POINTS, config
 from experiments.benchmarks.scaling.run import measure
+from experiments.tools import json_lines
 from fedjax_lora.federated import ranks as rank_rules
 
 SMALL = {"clients": 5, "layers": 1, "tokens": 8, "rounds": 2}
@@ -43,10 +44,10 @@ def test_devices_do_not_change_what_is_learned(records: dict):
 def test_the_table_is_relative_to_the_first_of_a_series(tmp_path: pathlib.Path):
     rounds = ([9.0, 1.0, 3.0], [9.0, 8.0, 8.0], [9.0, 1.0, 1.0])
     for point, times in zip((*POINTS[:2], POINTS[-1]), rounds, strict=True):
-        record = {"point": dataclasses.asdict(point), "seconds": times, "compilations": 1}
-        record |= {"train_loss": [2.0, 1.5]}
+        record = {"name": point.name, "point": dataclasses.asdict(point), "seconds": times}
+        record |= {"train_loss": [2.0, 1.5], "compilations": 1}
         record |= {"peak_megabytes": 2000.4, "before_megabytes": 1000.0}
-        (tmp_path / f"{point.name}.json").write_text(json.dumps(record))
+        json_lines.append(tmp_path / RECORDS, record)
     first, second, third = report.table(tmp_path).splitlines()[2:]
     assert first == "| 10 clients | 1.00 | 1.00 | 2,000 | 1,000 | 1 | 1.500000 |"
     assert second == "| 100 clients | 4.00 | 0.40 | 2,000 | 1,000 | 1 | 1.500000 |"

@@ -27,3 +27,4 @@ zeros. Clients have a quarter, half and all of the rank, in turn.
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RECORDS = "problems.jsonl"

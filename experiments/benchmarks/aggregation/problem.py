@@ -33,18 +33,18 @@ class Problem:
 
 PROBLEMS = (
     Problem(
-        name="RoBERTa-large",
-        targets={"layers/query": (1024, 1024), "layers/value": (1024, 1024)},
-        layers=24,
-        ranks=(4, 8, 16, 32, 64) * 20,
-        dense_layers=4,
-    ),
-    Problem(
         name="Llama-8B",
         targets={"layers/q_proj": (4096, 4096), "layers/v_proj": (4096, 1024)},
         layers=32,
         ranks=(16,) * 20,
         dense_layers=1,
+    ),
+    Problem(
+        name="RoBERTa-large",
+        targets={"layers/query": (1024, 1024), "layers/value": (1024, 1024)},
+        layers=24,
+        ranks=(4, 8, 16, 32, 64) * 20,
+        dense_layers=4,
     ),
 )
 

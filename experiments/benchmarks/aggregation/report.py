@@ -1,14 +1,14 @@
 """The table of the server's step: ``python -m experiments.benchmarks.aggregation.report``."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.aggregation import RESULTS
-from experiments.benchmarks.aggregation.problem import SWEEPS
+from experiments.benchmarks.aggregation import RECORDS, RESULTS
+from experiments.benchmarks.aggregation.problem import PROBLEMS, SWEEPS
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import COLOURS, style
 
@@ -42,7 +42,8 @@ COLUMNS = ("adapters", "method", "by", "seconds", "times ours", "error", "layers
 
 def table(results: pathlib.Path = RESULTS) -> str:
     """Everything measured, as a Markdown table."""
-    records = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))]
+    found = json_lines.by_name(results / RECORDS)
+    records = [found[problem.name] for problem in PROBLEMS if problem.name in found]
     return as_table(COLUMNS, [row for record in records for row in rows(record)])
 
 
@@ -60,13 +61,10 @@ SWEEP = (
 
 def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]]]:
     """What was measured of growing problems: by what grows, and how large it is."""
-    files = {
-        name: {size: results / "sweep" / f"{case.name}.json" for size, case in cases.items()}
-        for name, cases in SWEEPS.items()
-    }
+    found = json_lines.by_name(results / RECORDS)
     return {
-        name: {size: json.loads(f.read_text("utf-8")) for size, f in each.items() if f.exists()}
-        for name, each in files.items()
+        name: {size: found[case.name] for size, case in cases.items() if case.name in found}
+        for name, cases in SWEEPS.items()
     }
 
 
@@ -78,7 +76,7 @@ def sweep_row(record: dict[str, Any]) -> list[str]:
         for method in ("hlora", "zero_padding")
         for other in ("numpy", "torch")
     ]
-    (size, _), *_ = problem["sites"].values()
+    (size, _), *_ = problem["targets"].values()
     error = max(max(made["errors"].values()) for made in record["contenders"].values())
     sizes = [len(problem["ranks"]), max(problem["ranks"]), size]
     return [*map(str, sizes), *(f"{x:.3g}" for x in times), f"{error:.0e}"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.benchmarks.aggregation import RESULTS
+from experiments.benchmarks.aggregation import RECORDS, RESULTS
 from experiments.benchmarks.aggregation.contenders import CONTENDERS
 from experiments.benchmarks.aggregation.problem import (
     PROBLEMS,
@@ -20,6 +20,7 @@ from experiments.benchmarks.aggregation.problem import (
     exact,
     relative_error,
 )
+from experiments.tools import json_lines
 from experiments.tools.alternate import Worker, machine, serve
 
 MODULE = "experiments.benchmarks.aggregation.run"
@@ -88,7 +89,7 @@ def factors(worker: Worker, problem: Problem) -> dict[str, tuple[np.ndarray, np.
 def main(
     repeats: int = 3, only: str = "", data_dir: str | None = None, results: pathlib.Path = RESULTS
 ) -> None:
-    """Measure what has no file yet, about twenty minutes on two cores.
+    """Measure the problems without a record; about twenty minutes on two cores.
 
     Args:
       repeats: turns of each contender.
@@ -96,15 +97,12 @@ def main(
       data_dir: not read; all benchmarks take it.
       results: where the files go.
     """
-    (results / "sweep").mkdir(parents=True, exist_ok=True)
-    grown = {problem.name: problem for cases in SWEEPS.values() for problem in cases.values()}
-    files = {results / f"{problem.name}.json": problem for problem in PROBLEMS}
-    files |= {results / "sweep" / f"{name}.json": problem for name, problem in grown.items()}
-    for path, problem in files.items():
-        if only in ("", problem.name) and not path.exists():
-            record = measure(problem, repeats)
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            print(problem.name, flush=True)
+    finished = json_lines.by_name(results / RECORDS)
+    swept = [problem for cases in SWEEPS.values() for problem in cases.values()]
+    for name, problem in {problem.name: problem for problem in (*PROBLEMS, *swept)}.items():
+        if only in ("", name) and name not in finished:
+            json_lines.append(results / RECORDS, {"name": name} | measure(problem, repeats))
+            print(name, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,3 +24,4 @@ neighbouring turns. Speed counts real tokens: padding is nobody's work.
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RECORDS = "cases.jsonl"

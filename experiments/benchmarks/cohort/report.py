@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments.benchmarks.cohort import RESULTS
+from experiments.benchmarks.cohort import RECORDS, RESULTS
 from experiments.benchmarks.cohort.work import CASES
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 
 COLUMNS = (
@@ -25,8 +26,8 @@ COLUMNS = (
 
 def records(results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
     """What was measured, in the order of the cases."""
-    files = [results / f"{case.name}.json" for case in CASES]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    found = json_lines.by_name(results / RECORDS)
+    return [found[case.name] for case in CASES if case.name in found]
 
 
 def ratio(record: dict[str, Any], one: str, other: str) -> float:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.benchmarks.cohort import RESULTS, work
+from experiments.benchmarks.cohort import RECORDS, RESULTS, work
 from experiments.benchmarks.cohort.work import CASES, Case
+from experiments.tools import json_lines
 from experiments.tools.alternate import Worker, machine, serve
 
 MODULE = "experiments.benchmarks.cohort.run"
@@ -114,19 +115,18 @@ def measure(case: Case, repeats: int, data_dir: str | None = None) -> dict[str, 
 
 
 def main(repeats: int = 7, only: str = "", data_dir: str | None = None) -> None:
-    """Measure every case that has no file yet, half an hour on two quiet cores.
+    """Measure the cases without a record; half an hour on two idle cores.
 
     Args:
       repeats: turns of each contender.
       only: the name of a single case.
       data_dir: folder with ``ag_news``; without it texts are the built-in task's.
     """
-    RESULTS.mkdir(exist_ok=True)
+    finished = json_lines.by_name(RESULTS / RECORDS)
     for case in CASES:
-        path = RESULTS / f"{case.name}.json"
-        if only in ("", case.name) and not path.exists():
-            record = measure(case, repeats, data_dir)
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if only in ("", case.name) and case.name not in finished:
+            record = {"name": case.name} | measure(case, repeats, data_dir)
+            json_lines.append(RESULTS / RECORDS, record)
 
 
 if __name__ == "__main__":

@@ -15,4 +15,5 @@ switch; which branch a step takes is data.
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RECORDS = "starts.jsonl"
 STARTS = ("cold", "warm")

@@ -1,13 +1,13 @@
 """Table and figure of two starts: ``python -m experiments.benchmarks.compilation.report``."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.compilation import RESULTS, STARTS
+from experiments.benchmarks.compilation import RECORDS, RESULTS, STARTS
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import COLOURS, style
 
@@ -29,10 +29,10 @@ Records = dict[str, list[dict[str, Any]]]
 
 def records(results: pathlib.Path = RESULTS) -> Records:
     """What was measured, by start."""
-    found = {name: sorted(results.glob(f"{name}-*.json")) for name in STARTS}
+    found = json_lines.by_name(results / RECORDS)
     return {
-        name: [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        for name, files in found.items()
+        start: [found[name] for name in sorted(found) if name.startswith(f"{start}-")]
+        for start in STARTS
     }
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import tyro
 
-from experiments.benchmarks.compilation import RESULTS, STARTS
+from experiments.benchmarks.compilation import RECORDS, RESULTS, STARTS
 from experiments.benchmarks.processes import ROOT, watch
+from experiments.tools import json_lines
 from experiments.tools.alternate import machine
 
 MODULE = "experiments.benchmarks.compilation.run"
@@ -83,7 +84,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
         "round_end_seconds": ends,
         "programs": compiled,
         "traced_seconds": traced,
-        "round_compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "round_compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
         "step_copies": branches(text),
         "shapes": shapes,
         "steps_by_shape": steps.tolist(),
@@ -104,26 +105,26 @@ def main(
     setting: Setting = Setting(),
     results: pathlib.Path = RESULTS,
 ) -> None:
-    """Measure every pair of starts that has no files yet, a few minutes on two quiet cores.
+    """Measure the pairs of starts without records; a few minutes on two idle cores.
 
     Args:
       data_dir: folder with ``ag_news``; without it texts are the built-in task's.
       repeats: cold starts, each followed by a warm one.
       setting: the run's size.
-      results: where the files go.
+      results: folder of the result files.
     """
     results.mkdir(exist_ok=True)
     about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
     (results / "machine.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    finished = json_lines.by_name(results / RECORDS)
     for repetition in range(repeats):
-        if (results / f"{STARTS[-1]}-{repetition}.json").exists():
+        if f"{STARTS[-1]}-{repetition}" in finished:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            for name in STARTS:
-                record = measure(name, setting, data_dir, pathlib.Path(folder))
-                path = results / f"{name}-{repetition}.json"
-                path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                print(name, repetition, f"{record['round_end_seconds'][0]:.1f} s", flush=True)
+            made = [measure(name, setting, data_dir, pathlib.Path(folder)) for name in STARTS]
+        for name, record in zip(STARTS, made, strict=True):
+            json_lines.append(results / RECORDS, {"name": f"{name}-{repetition}"} | record)
+            print(name, repetition, f"{record['round_end_seconds'][0]:.1f} s", flush=True)
 
 
 def measure(

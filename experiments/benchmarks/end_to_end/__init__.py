@@ -26,4 +26,5 @@ Flower is not installed with this project. For it: an environment with ``flwr[si
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RECORDS = "processes.jsonl"
 CONTENDERS = ("ours", "peft", "flower-1", "flower-2")

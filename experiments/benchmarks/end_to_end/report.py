@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.end_to_end import RESULTS
+from experiments.benchmarks.end_to_end import RECORDS, RESULTS
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import COLOURS, style
 
@@ -33,11 +34,12 @@ Records = dict[str, list[dict[str, Any]]]
 
 def records(results: pathlib.Path = RESULTS) -> Records:
     """What was measured, by program."""
-    found = {}
-    for name in LABELS:
-        files = sorted(results.glob(f"{name}-[0-9]*.json"))
-        found[name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return {name: made for name, made in found.items() if made}
+    found = json_lines.by_name(results / RECORDS)
+    processes = {
+        program: [found[name] for name in sorted(found) if name.rpartition("-")[0] == program]
+        for program in LABELS
+    }
+    return {program: records for program, records in processes.items() if records}
 
 
 def median(made: list[dict[str, Any]], name: str) -> float:

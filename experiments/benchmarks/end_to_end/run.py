@@ -11,9 +11,10 @@ from typing import Any
 
 import tyro
 
-from experiments.benchmarks.end_to_end import CONTENDERS, RESULTS
+from experiments.benchmarks.end_to_end import CONTENDERS, RECORDS, RESULTS
 from experiments.benchmarks.end_to_end.setting import Setting, lay_out
 from experiments.benchmarks.processes import ROOT, ProcessResult, watch
+from experiments.tools import json_lines
 from experiments.tools.alternate import machine
 
 
@@ -62,7 +63,7 @@ def main(
     setting: Setting = Setting(),  # noqa: B008
     results: pathlib.Path = RESULTS,
 ) -> None:
-    """Measure every process that has no file yet, one after another.
+    """Measure the processes without a record, one after another.
 
     Args:
       data_dir: folder with ``ag_news``; without it texts are the built-in task's.
@@ -70,38 +71,36 @@ def main(
       repeats: processes of each contender, taking turns.
       only: the name of a single contender.
       setting: the experiment's size.
-      results: where the files go.
+      results: folder of the result files.
     """
     results.mkdir(exist_ok=True)
     about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
+    finished = json_lines.by_name(results / RECORDS)
     missing = [
         (name, repetition)
         for repetition in range(repeats)
         for name in CONTENDERS
         if only in ("", name)
         and (flower or not name.startswith("flower"))
-        and not (results / f"{files_of(name)[-1]}-{repetition}.json").exists()
+        and f"{records_of(name)[-1]}-{repetition}" not in finished
     ]
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         if missing:
             counted = lay_out(setting, folder, data_dir)
-            _write(results / "machine.json", about | {"training tokens": counted})
+            text = json.dumps(about | {"training tokens": counted}, indent=1)
+            (results / "machine.json").write_text(f"{text}\n", encoding="utf-8")
         for name, repetition in missing:
             python = flower if flower and name.startswith("flower") else sys.executable
             turns = ours(folder) if name == "ours" else theirs(name, folder, python)
             for which, record in turns:
-                _write(results / f"{which}-{repetition}.json", record)
+                json_lines.append(results / RECORDS, {"name": f"{which}-{repetition}"} | record)
                 print(which, repetition, f"{record['seconds']:.1f} s", flush=True)
 
 
-def files_of(name: str) -> tuple[str, ...]:
-    """What the files of a contender begin with."""
+def records_of(name: str) -> tuple[str, ...]:
+    """Prefixes of the names of a contender's records."""
     return ("ours-cold", "ours-warm") if name == "ours" else (name,)
-
-
-def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,3 +18,4 @@ counts. Peak memory is that of the process, model and Python included.
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RECORDS = "points.jsonl"

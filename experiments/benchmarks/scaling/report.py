@@ -1,14 +1,14 @@
 """Table and figure of growing rounds: ``python -m experiments.benchmarks.scaling.report``."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.scaling import RESULTS
+from experiments.benchmarks.scaling import RECORDS, RESULTS
 from experiments.benchmarks.scaling.points import POINTS
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import BLUE, ORANGE, style
 
@@ -30,12 +30,12 @@ TITLES = {
 
 def records(results: pathlib.Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
     """What was measured, by series, in the order of the points."""
-    files = [results / f"{point.name}.json" for point in POINTS]
-    found: dict[str, list[dict[str, Any]]] = {}
-    for file in filter(pathlib.Path.exists, files):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(record["point"]["series"], []).append(record)
-    return found
+    found = json_lines.by_name(results / RECORDS)
+    series: dict[str, list[dict[str, Any]]] = {}
+    for point in POINTS:
+        if point.name in found:
+            series.setdefault(point.series, []).append(found[point.name])
+    return series
 
 
 def seconds(record: dict[str, Any]) -> float:

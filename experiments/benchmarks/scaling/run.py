@@ -12,8 +12,9 @@ from typing import Any
 import tyro
 
 from experiments.benchmarks.processes import ROOT, watch
-from experiments.benchmarks.scaling import RESULTS
+from experiments.benchmarks.scaling import RECORDS, RESULTS
 from experiments.benchmarks.scaling.points import POINTS, Point, config
+from experiments.tools import json_lines
 from experiments.tools.alternate import machine
 
 MODULE = "experiments.benchmarks.scaling.run"
@@ -37,7 +38,7 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "train_loss": losses,
-        "compilations": made.round_fn._cache_size(),  # type: ignore[attr-defined]
+        "compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
         "mean_rank": float(np.mean(made.rank)),
         "devices": jax.device_count(),
         "before_megabytes": before,
@@ -65,21 +66,21 @@ def measure(point: Point, data_dir: str | None) -> dict[str, Any]:
 
 
 def main(data_dir: str | None = None, only: str = "", results: pathlib.Path = RESULTS) -> None:
-    """Measure every point that has no file yet, ten minutes on two quiet cores.
+    """Measure the points without a record; ten minutes on two idle cores.
 
     Args:
       data_dir: folder with ``ag_news``; without it texts are the built-in task's.
       only: the name of a single point.
-      results: where the files go.
+      results: folder of the result files.
     """
     results.mkdir(exist_ok=True)
     about = json.dumps({"machine": machine()}, indent=1) + "\n"
     (results / "machine.json").write_text(about, encoding="utf-8")
+    finished = json_lines.by_name(results / RECORDS)
     for point in POINTS:
-        path = results / f"{point.name}.json"
-        if only in ("", point.name) and not path.exists():
+        if only in ("", point.name) and point.name not in finished:
             record = measure(point, data_dir)
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            json_lines.append(results / RECORDS, {"name": point.name} | record)
             print(point.name, [round(s, 2) for s in record["seconds"]], flush=True)
 
 

@@ -8,7 +8,16 @@ import jax
 import numpy as np
 
 from fedjax_lora import federated
-from fedjax_lora.federated import Local, Plan, RoundFn
+from fedjax_lora.core.types import ClientParams
+from fedjax_lora.federated import (
+    ClientMetrics,
+    CohortUpdate,
+    CompiledRound,
+    Execution,
+    Plan,
+    TrainFn,
+)
+from fedjax_lora.methods import Method
 from fedjax_lora.runs.build import Assets, Experiment, prepare
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec
 from fedjax_lora.runs.config import RunConfig
@@ -49,17 +58,17 @@ def diagnose(config: RunConfig, assets: Assets, programs: CompiledFunctions) -> 
     return Diagnosed([first], summary | seconds)
 
 
-def train_locally(ready: Experiment, plan: Plan) -> Local:
+def train_locally(ready: Experiment, plan: Plan) -> CohortUpdate:
     """The first half of the first round, which padding rules have in common."""
-    _, train, execution = ready.recipe.parts()
-    locally = federated.make_local(
-        ready.method, ready.spec, train, heads=ready.recipe.heads, **execution
+    recipe = ready.recipe
+    client_update = federated.make_client_update(
+        ready.method, recipe.training(), heads=recipe.heads, execution=recipe.execution
     )
     key = jax.random.key(ready.config.seed)
-    return jax.jit(locally)(ready.base, ready.data, ready.state, plan, key)
+    return jax.jit(client_update)(ready.base, ready.data, ready.state, plan, key)
 
 
-def local_accuracy(ready: Experiment, plan: Plan, local: Local) -> float:
+def local_accuracy(ready: Experiment, plan: Plan, local: CohortUpdate) -> float:
     """Test accuracy of the first client of the highest rank after its local training."""
     chosen = int(np.argmax(plan.rank))
     own = jax.tree.map(lambda x: x[chosen], local.trained)
@@ -67,11 +76,22 @@ def local_accuracy(ready: Experiment, plan: Plan, local: Local) -> float:
     return ready.evaluate(ready.state._replace(server=server, head=own.head))["accuracy"]
 
 
-def aggregation(local: Local, recipe: RoundSpec) -> RoundFn:
+class Replayed(NamedTuple):
+    """A local training that has already happened."""
+
+    trained: ClientParams
+    metrics: ClientMetrics
+
+    def bind(self, method: Method) -> TrainFn:
+        """The results, whatever the arguments."""
+        return lambda *_: (self.trained, self.metrics)
+
+
+def aggregation(local: CohortUpdate, recipe: RoundSpec) -> CompiledRound:
     """The recipe's round after a local training that has already happened."""
-    method, *_ = recipe.parts()
-    cohort = len(local.report.loss)
-    trained = lambda *_: (local.trained, local.report)  # noqa: E731
-    return federated.make_round(
-        method, recipe.spec, trained, heads=recipe.heads, clients_per_step=cohort
+    return federated.compile_round(
+        recipe.make_method(),
+        Replayed(local.trained, local.metrics),
+        heads=recipe.heads,
+        execution=Execution(clients_per_step=len(local.metrics.loss)),
     )

@@ -27,10 +27,10 @@ from experiments.tools.claims import (
     measured,
     progress,
 )
+from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table
 from experiments.tools.report import Report, publish
-from experiments.tools.study import Results
-from fedjax_lora.runs.sweep.record_store import Record
+from experiments.tools.study import RUNS, Results
 from fedjax_lora.runs.sweep.statistics import Estimate
 
 FIGURE = "figure, values not available"
@@ -63,7 +63,7 @@ def _diagnostic_claims() -> Iterator[Claim]:
             is_close,
         ),
     ):
-        yield Claim(says, published, "diagnostic", _diagnostic(pair, judge), "runs")
+        yield Claim(says, published, "diagnostic", _diagnostic(pair, judge), RUNS)
 
 
 def _diagnosed(results: Results) -> dict[int, Record]:
@@ -197,7 +197,7 @@ def _bytes(
     """A claim about the bytes that replication sends, relative to another arm's."""
     ratio = lambda ours, theirs: sent(ours) / sent(theirs)  # noqa: E731
     found = measured("fig2", ["replication", other], ratio, holds, tell, task=TASKS[0])
-    return Claim(says, published, "fig2", found, "runs")
+    return Claim(says, published, "fig2", found, RUNS)
 
 
 def sent(history: list[dict[str, Any]]) -> int:

@@ -20,7 +20,7 @@ from experiments.tools.claims import (
     untestable,
     values,
 )
-from experiments.tools.study import Results
+from experiments.tools.study import RUNS, Results
 from fedjax_lora.runs.sweep.statistics import estimate
 
 Rounds = list[dict[str, Any]]
@@ -187,7 +187,7 @@ def _cost() -> Iterator[Claim]:
                 holds,
                 "{0:.3f} of FlexLoRA's",
             ),
-            "runs",
+            RUNS,
         )
     yield Claim(
         "Fed-PLoRA takes no more time on a client",

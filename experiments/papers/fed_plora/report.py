@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
 from experiments.papers.fed_plora.claims import EXACT, RATIOS, claims, mean_of
 from experiments.tools.figures import curves, finished, legend, sheet
+from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table
 from experiments.tools.report import Report, picture, publish
 from experiments.tools.study import Results
-from fedjax_lora.runs.sweep.record_store import Record
 
 
 def noise_table(results: Results) -> str:

@@ -1,22 +1,21 @@
 """Table and figure of the AG News comparison, from the result files alone."""
 
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.ag_news import METHODS, RESULTS, traffic_figure
-from experiments.studies.ag_news.run import slug
+from experiments.studies.ag_news import METHODS, RESULTS, RUNS, traffic_figure
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora.runs.plots import look, style
 
 
 def records(method: str) -> list[dict[str, Any]]:
-    """The finished runs of a method, one per seed."""
-    paths = sorted((RESULTS / "runs").glob(f"{slug(method)}-seed*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    """The finished runs of a method, in the order of their seeds."""
+    runs = [r for r in json_lines.read(RUNS) if r["config"]["federation"]["method"] == method]
+    return sorted(runs, key=lambda run: run["config"]["seed"])
 
 
 def curve(runs: list[dict[str, Any]], name: str) -> tuple[list[int], np.ndarray]:

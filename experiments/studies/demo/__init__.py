@@ -1,1 +1,1 @@
-"""The demo and its results."""
+"""Results of ``fedjax-lora run --demo``."""

@@ -102,4 +102,4 @@ def reporting(size: Size, records: Records) -> list[Part]:
     return [Part("methods", "six methods", base, (TASK,), arms, SEEDS)]
 
 
-STUDY = Study("instruction_tuning", (tuning, reporting))
+STUDY = Study("instruction_tuning", (tuning, reporting), group="studies")

@@ -15,10 +15,10 @@ from experiments.studies.instruction_tuning import (
     best_rate,
     tuning_scores,
 )
+from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table, put
 from experiments.tools.study import Records, Results, results
 from fedjax_lora.runs.plots import COLOURS, GREY, level, style
-from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.statistics import estimate
 
 PER_CLIENT = "validation_perplexity_by_client"

@@ -1,17 +1,17 @@
-"""What every method costs and loses in a round, measured, on AG News with MiniLM.
+"""Noise and cost of a round with every method, measured on AG News with MiniLM.
 
 Setting: that of `experiments.studies.ag_news` (ranks 4/8/16/32 in equal shares, rank 32 for
-everybody where a method needs one rank; 100 clients, Dirichlet 0.5, 10 per round), 5 rounds of at
-most 2 local steps at learning rate 0.006, every round measured. Initialization noise is the
-distance between the global model and what a client starts from; aggregation noise that between the
-new global model and the example-weighted mean of the clients' models; both relative to the ideal
-update of the round.
+all clients where a method needs one rank; 100 clients, Dirichlet 0.5, cohorts of 10), 5 rounds of
+at most 2 local steps at learning rate 0.006, every round measured. Initialization noise is the
+distance between the global model and a client's initial model; aggregation noise is the distance
+between the new global model and the example-weighted mean of the clients' models; both relative to
+the ideal update of the round.
 
-Dilution (Byun & Lee): one client of rank 8 among `K`, the others of rank 2, one round: how large
-the product of the components that only one client has is under zero padding, relative to
-replication padding. The law is ``1 / K**2``.
+Dilution (Byun & Lee): one round with one client of rank 8 among `K`, the others of rank 2. The size
+of the product of the components that only this client has, under zero padding relative to
+replication padding. Their law predicts ``1 / K**2``.
 
-    python -m experiments.studies.noise.run --data-dir DATA  # resumable, one file per finished run
+    python -m experiments.studies.noise.run --data-dir DATA  # resumable
     python -m experiments.studies.noise.report                     # table and figure from the files
 """
 
@@ -23,12 +23,13 @@ from fedjax_lora import methods
 from fedjax_lora.runs.config import RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+RUNS = RESULTS / "runs.jsonl"
 METHODS = tuple(methods.METHODS)
 COHORTS = (2, 4, 8)
 
 
 def get_config(method: str, *, data_dir: str) -> RunConfig:
-    """One measured run."""
+    """Return the config of a measured run."""
     config = ag_news.get_config(method, rate=0.006, seed=0, data_dir=data_dir, rounds=5)
     ranks = config.federation.ranks if methods.takes_mixed_ranks(method) else "fixed(rank=32)"
     return dataclasses.replace(
@@ -41,7 +42,7 @@ def get_config(method: str, *, data_dir: str) -> RunConfig:
 
 
 def dilution_config(method: str, *, clients: int, data_dir: str) -> RunConfig:
-    """One round with a single client of high rank; all clients have equally many examples."""
+    """Return a run of one round in which one of equally large clients has a high rank."""
     config = get_config(method, data_dir=data_dir)
     ranks = f"table(ranks={[8] + [2] * (clients - 1)})"
     return dataclasses.replace(

@@ -1,5 +1,6 @@
 """Table and figure of the measurements, from the result files alone."""
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.noise import METHODS, RESULTS
+from experiments.studies.noise import METHODS, RESULTS, RUNS
+from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
 from fedjax_lora.runs.plots import COLOURS, style
@@ -18,15 +20,20 @@ COLLAPSE = ("zero_padding", "replication", "hlora", "raflora", "fed_plora")
 LOWEST = 4  # rank in the federation
 
 
+@functools.cache
+def records() -> dict[str, dict[str, Any]]:
+    """The finished runs by method."""
+    return {run["config"]["federation"]["method"]: run for run in json_lines.read(RUNS)}
+
+
 def history(method: str) -> list[dict[str, Any]]:
-    """The rounds of a method, or nothing if it has not been run."""
-    path = RESULTS / "runs" / f"{method}.json"
-    return json.loads(path.read_text())["history"] if path.exists() else []
+    """The rounds of a method; empty if it has not been run."""
+    return records()[method]["history"] if method in records() else []
 
 
 def seconds(method: str) -> float:
     """Median time of the server's step, without the first round, which compiles."""
-    return float(np.median(json.loads((RESULTS / "seconds" / f"{method}.json").read_text())[1:]))
+    return float(np.median(records()[method]["server_seconds"][1:]))
 
 
 def table() -> str:

@@ -6,34 +6,36 @@ import json
 import numpy as np
 import tyro
 
-from experiments.studies.ag_news.run import public
-from experiments.studies.noise import COHORTS, METHODS, RESULTS, dilution_config, get_config
+from experiments.studies.ag_news.run import without_paths
+from experiments.studies.noise import (
+    COHORTS,
+    METHODS,
+    RESULTS,
+    RUNS,
+    dilution_config,
+    get_config,
+)
+from experiments.tools import run_store
 from fedjax_lora.core.atomic_io import write
 from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
 from fedjax_lora.runs.build import Assets, load_assets
-from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
-from fedjax_lora.runs.sweep.record_store import run_once
 
 
 def measured(method: str, data_dir: str, assets: Assets) -> None:
-    """Run a method unless its file exists; its server's seconds go into a file beside it."""
+    """Run a method unless it has a record, which includes the seconds of the server's steps."""
     config = get_config(method, data_dir=data_dir)
-    path = RESULTS / "runs" / f"{method}.json"
+    if without_paths(config) in run_store.finished(RUNS):
+        return
+    print(f"{method} ...", flush=True)
     seconds: list[float] = []
-
-    def told() -> Result:
-        print(f"{method} ...", flush=True)
-        note = lambda record: seconds.append(record["server_seconds"])  # noqa: E731
-        return run(config, assets=assets, on_round=note)
-
-    run_once(path, public(config), told)
-    if seconds:
-        write(RESULTS / "seconds" / path.name, json.dumps(seconds) + "\n")
+    note = lambda record: seconds.append(record["server_seconds"])  # noqa: E731
+    result = run(config, assets=assets, on_round=note)
+    run_store.add(RUNS, without_paths(config), result, server_seconds=seconds)
 
 
 def tail(method: str, clients: int, data_dir: str, assets: Assets) -> float:
-    """The size of the product of components 2 to 7 of the global adapter after a round."""
+    """Frobenius norm of the product of components 2 to 7 of the global adapter after a round."""
     config = dilution_config(method, clients=clients, data_dir=data_dir)
     adapter = run(config, assets=assets).state.server.adapter
     squares = [
@@ -44,7 +46,7 @@ def tail(method: str, clients: int, data_dir: str, assets: Assets) -> float:
 
 
 def main(data_dir: str) -> None:
-    """Measure every method, and the dilution law.
+    """Measure every method and the dilution law.
 
     Args:
       data_dir: folder that holds ag_news/.

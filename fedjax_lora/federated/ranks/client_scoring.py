@@ -2,7 +2,7 @@
 
 ``seen = score_fn(base, data, validation, state, plan, key)`` trains a cohort exactly as a round
 with this plan would and evaluates every client's model; nothing is aggregated. It works in all
-modes of `fedjax_lora.federated.cohort` and compiles once.
+modes of `fedjax_lora.federated.execution` and compiles once.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core.types import Array, Key, Params
 from fedjax_lora.federated import (
     Clients,
+    ClientUpdateFn,
+    Execution,
     FederatedState,
-    LocalFn,
-    Mode,
     Objective,
     Plan,
     Score,
@@ -110,39 +109,34 @@ def make_validation(
 
 
 def make_score(
-    locally: LocalFn,
+    client_update: ClientUpdateFn,
     validate: Callable[[Params, Any, Clients, Array], Seen],
-    *,
-    mode: Mode = "vmap",
-    clients_per_step: int = 1,
-    mesh: Mesh | None = None,
+    execution: Execution,
 ) -> ScoreFn:
     """Compile the scoring of a cohort.
 
     Args:
-      locally: local training, see `fedjax_lora.federated.make_local`.
+      client_update: local training, see `fedjax_lora.federated.make_client_update`.
       validate: see `make_validation`.
-      mode: that of ``locally``, as the following two.
-      clients_per_step: clients evaluated at once on one device.
-      mesh: needed by mode ``sharded``.
+      execution: that of ``client_update``.
 
     Returns:
       ``score_fn(base, data, validation, state, plan, key) -> Seen``; ``state`` is not donated.
     """
-    validate_cohort = execute(validate, mode=mode, clients_per_step=clients_per_step, mesh=mesh)
+    validate_cohort = execute(validate, execution)
 
     def score_fn(
         base: Params, data: Any, validation: Any, state: FederatedState, plan: Plan, key: Key
     ) -> Seen:
-        local = locally(base, data, state, plan, key)
+        local = client_update(base, data, state, plan, key)
         full = with_kernels(base, state.server.kernels)
         own = local.clients._replace(params=local.trained)
         seen = validate_cohort(full, validation, own, plan.rate)
         sound = all_finite(local.trained)
         return seen._replace(loss=jnp.where(sound, seen.loss, jnp.inf))
 
-    if mode == "loop":
+    if execution.mode == "loop":
         return score_fn
-    if mode == "sharded":
-        return jax.jit(score_fn, out_shardings=everywhere(mesh))
+    if execution.mode == "sharded":
+        return jax.jit(score_fn, out_shardings=everywhere(execution.mesh))
     return jax.jit(score_fn)

@@ -22,13 +22,12 @@ TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
 """What can happen to the clients' updates on their way to the method."""
 
 
-def make_transforms(given: Sequence[str], method: Method, name: str) -> tuple[UpdateTransform, ...]:
+def make_transforms(given: Sequence[str], method: Method) -> tuple[UpdateTransform, ...]:
     """The updates named by specs such as ``"clip(norm=1.0)"``, in their order.
 
     Args:
       given: the specs.
       method: that they are put in front of.
-      name: of the method, for errors.
 
     Raises:
       InputError: an unknown update or option, an order that no round can have (this also keeps
@@ -48,14 +47,14 @@ def make_transforms(given: Sequence[str], method: Method, name: str) -> tuple[Up
     if any(update.is_aggregate for update in made) and not method.averages:
         raise InputError(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
-            f"factors, and {name!r} does not; take one such as 'masked_mean'."
+            f"factors, and {method.name!r} does not; take one such as 'masked_mean'."
         )
     noisy = sum(update.noise is not None for update in made)
     if noisy > 1:
         raise InputError(f"Updates {list(given)} add noise twice; add it once.")
     if noisy and method.select is not None:
         raise InputError(
-            f"Update 'gaussian_noise' does not cover method {name!r}, whose choice of what to "
-            "train looks at the clients' data; take a method that does not probe."
+            f"Update 'gaussian_noise' does not cover method {method.name!r}, whose choice of what "
+            "to train looks at the clients' data; take a method that does not probe."
         )
     return made

@@ -69,13 +69,12 @@ def _need_decays(name: str, **options: float) -> None:
             raise InputError(f"Server optimizer {name!r} needs {option} in [0, 1), got {value}.")
 
 
-def make_server_optimizer(spec: str, method: Method, name: str) -> ServerOptimizer | None:
+def make_server_optimizer(spec: str, method: Method) -> ServerOptimizer | None:
     """The server optimizer named by a spec such as ``"adam(learning_rate=0.03)"``.
 
     Args:
       spec: see `SERVER_OPTIMIZERS`.
       method: whose result it follows.
-      name: of the method, for errors.
 
     Raises:
       InputError: unknown name or option, or a method whose change is not a direction.
@@ -84,7 +83,8 @@ def make_server_optimizer(spec: str, method: Method, name: str) -> ServerOptimiz
     if made is not None and not method.averages:
         raise InputError(
             f"Server optimizer {spec!r} needs a method that averages the clients' factors, and "
-            f"{name!r} does not; take server optimizer 'none', or a method such as 'masked_mean'."
+            f"{method.name!r} does not; take server optimizer 'none', or a method such as "
+            "'masked_mean'."
         )
     return made
 

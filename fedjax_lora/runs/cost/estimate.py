@@ -87,7 +87,7 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     """
     layout = lay_out(config, assets)
     federation, recipe = arrange(config, assets, layout)
-    method, _, execution = recipe.parts()
+    method, execution = recipe.make_method(), recipe.execution
     fed, spec = config.federation, layout.spec
     params = _abstract(assets.model.params)
     head, base = params["head"], {name: part for name, part in params.items() if name != "head"}
@@ -109,9 +109,10 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     with jax.numpy_dtype_promotion("standard"):  # as optax is written
         made = optimizers.optimizer(recipe.optimizer, clip=recipe.clip)
         moments = jax.eval_shape(made.init, trained)
-    devices = _devices(execution["mesh"])
+    clients_per_step = execution.clients_per_step or 1
+    devices = _devices(execution.mesh)
     memory = Memory(
-        base=base_bytes(base, execution["mesh"]),
+        base=base_bytes(base, execution.mesh),
         server=trees.size_bytes(state),
         data=trees.size_bytes(tuple(assets.train)),
         client=trees.size_bytes(start) // len(plan.id)
@@ -121,14 +122,14 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
         activations=activations(recipe, base, trained, _abstract(assets.train)),
         layers=layers_taken_out(assets.model.config) * layer_bytes(base),
         cohort=federation.padded // devices.clients,
-        clients_per_step=min(recipe.clients_per_step, federation.padded // devices.clients),
+        clients_per_step=min(clients_per_step, federation.padded // devices.clients),
     )
     up, down = _traffic(config, federation, layout, trained.head, kernels)
     each = step_flops(recipe, base, trained, _abstract(assets.train))
     plans = (federation.plan(t, layout.allocated.ranks, 1.0) for t in range(FEW_ROUNDS))
     how = {
         "parts": devices.clients,
-        "clients_per_step": 1 if recipe.mode == "loop" else recipe.clients_per_step,
+        "clients_per_step": 1 if execution.mode == "loop" else clients_per_step,
     }
     of_round = np.mean([cohort_flops(plan, each, **how) for plan in plans])
     trainings = 1 if method.select is None else 2  # clients train twice where they are probed

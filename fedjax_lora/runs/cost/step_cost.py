@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lora.core.types import ClientParams, Params, Shape
 from fedjax_lora.data import Tokens
-from fedjax_lora.federated.local_training import make_batch
+from fedjax_lora.federated.training import make_batch
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.cost import flops
 

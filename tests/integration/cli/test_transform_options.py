@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_lora import federated
 from fedjax_lora.cli import main
-from fedjax_lora.runs import config
+from fedjax_lora.runs import compilation, config
 from tests._helpers.small_options import small
 
 SMALL = small(rounds=2, max_steps=2, method="fed_plora")
@@ -25,8 +25,8 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(federated, "make_training")
-    watch(federated, "make_round")
+    watch(compilation, "LocalTraining")
+    watch(federated, "compile_round")
     out = tmp_path / "run"
     updates = ("gaussian_noise(multiplier=2.0, norm=0.5)", "int8", "median")
     words = ["--updates", *updates, "--server-optimizer=adam(learning_rate=0.02)", "--prox=0.1"]

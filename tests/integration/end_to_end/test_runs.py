@@ -298,7 +298,7 @@ def test_heads(heads, finished, assets):
     assert finished.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
 
 
-FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
+FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
 """One method of each file; `test_method_matrix` has all of them on a small model."""
 DEFAULT = {"flora", "fedrora", "lora_a2"}
 """Changed kernels, trained coefficients, a probe; `finished` is Fed-PLoRA's."""

@@ -62,7 +62,7 @@ AROUND = {
     "sharded": {"execution.mode": "sharded"},
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
-FAMILIES = {entry.factory.__module__: name for name, entry in methods.METHODS.items()}
+FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
 ALIKE = CASES.keys() - AROUND.keys() - {*FAMILIES.values()}
 """Methods of a file of which another one is resumed by default."""
 

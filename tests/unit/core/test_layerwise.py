@@ -70,7 +70,7 @@ def test_within_a_device_s_share_nothing_is_spread_again():
     x = numbers(DEVICES, 3, 4, 4)
     mine = lambda x: over_layers(lambda m: m @ m.mT, x, axis=1)  # noqa: E731
     mesh = federated.client_mesh(DEVICES)
-    spec = PartitionSpec(federated.cohort.AXIS)
+    spec = PartitionSpec(federated.AXIS)
 
     @jax.jit
     def outer(x: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ def step(layers: int, size: tuple[int, int], devices: int) -> tuple[Any, Any]:
     method = methods.make("hlora", lora_spec)
     mesh = federated.client_mesh(devices) if devices > 1 else None
     shared = federated.everywhere(mesh)
-    split = shared if mesh is None else NamedSharding(mesh, PartitionSpec(federated.cohort.AXIS))
+    split = shared if mesh is None else NamedSharding(mesh, PartitionSpec(federated.AXIS))
     cohort = Cohort(
         id=jnp.arange(CLIENTS, dtype=jnp.int32),
         rank=jnp.asarray([1, 2] * (CLIENTS // 2), jnp.int32),

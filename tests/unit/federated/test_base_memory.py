@@ -116,9 +116,8 @@ def test_nor_when_clients_are_scored():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
     rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
-    run = federated.execute(
-        client_scoring.make_validation(objective, rows), mode="vmap", clients_per_step=count
-    )
+    validate = client_scoring.make_validation(objective, rows)
+    run = federated.execute(validate, federated.Execution(clients_per_step=count))
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr
     assert (count, 5, WIDTH, HIDDEN) in set(arrays(program))
@@ -143,7 +142,8 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     method = methods.make("zero_padding", made)
     mesh = federated.client_mesh(8, shape) if shape else None
     mode = "sharded" if shape else "vmap"
-    fn = federated.make_round(method, made, training(), mode=mode, clients_per_step=1, mesh=mesh)
+    execution = federated.Execution(mode=mode, clients_per_step=1, mesh=mesh)
+    fn = federated.compile_round(method, training(), execution=execution)
     begin = lambda *given: federated.init_state(method, *given, clients=20, heads="average")  # noqa: E731
     state = jax.eval_shape(begin, made.shapes(), {}, head)
     number = functools.partial(struct, count, dtype=jnp.int32)

@@ -125,15 +125,11 @@ def rounds_of(method: str, *updates: str) -> tuple[Any, Any]:
     """A compiled round with what the method asks of training, and its first state."""
     problem = problems.bag()
     made = methods.make(method, problem.spec)
-    train = federated.make_training(
+    train = federated.LocalTraining(
         federated.text_classification(problem.module, (problems.WIDTH,)),
         optimizers.optimizer("sgd"),
-        rates=made.rates,
-        project=made.project,
     )
-    fn = federated.make_round(
-        made, problem.spec, train, updates=transforms.make_transforms(updates, made, method)
-    )
+    fn = federated.compile_round(made, train, updates=transforms.make_transforms(updates, made))
     kernels = trees.flat(problem.base)
     state = federated.init_state(
         made,
@@ -184,7 +180,7 @@ def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
     mask = jnp.broadcast_to(mask, sizes.shape)
     trained = ClientParams({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
     trainable = ClientParams({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
-    update = transforms.make_transforms([text], methods.make("fedit", problems.bag().spec), "fedit")
+    update = transforms.make_transforms([text], methods.make("fedit", problems.bag().spec))
     got, _ = transforms.apply(
         update,
         jax.tree.map(jnp.zeros_like, trained),

@@ -310,7 +310,7 @@ def test_a_method_of_wrong_shapes_is_told_the_paths(change, words):
     made = stub_rounds("quadratic", method=wrong(change))
     for attempt in (
         lambda: made.run(made.state(), plan_of(0)),
-        lambda: federated.check_method(wrong(change), problems.STUB, made.begin, 4),
+        lambda: federated.check_method(wrong(change), made.begin, 4),
     ):
         with pytest.raises(InputError) as caught:
             attempt()
@@ -324,7 +324,7 @@ def test_training_of_wrong_shapes_is_told_the_paths():
         return clients.params._replace(adapter=adapter), closed_form_rounds.report(seen)
 
     method = methods.make("zero_padding", problems.STUB)
-    fn = federated.make_round(method, problems.STUB, train)
+    fn = federated.compile_round(method, problems.Bound(train))
     made = stub_rounds("quadratic")
     with pytest.raises(InputError, match=r"returns: adapter/layer/a is float32\[4,3,1\] but"):
         fn(made.base, made.data, made.state(), plan_of(0), jax.random.key(0))

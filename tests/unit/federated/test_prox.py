@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_lora.federated import make_training
+from fedjax_lora.federated import LocalTraining
 from tests._helpers import problems
 from tests._helpers.problems import batches_of, stub_clients
 
@@ -18,7 +18,7 @@ WORK = batches_of([[4, 5], [6, 7], [8]], [[0, 1], [2]])
 @pytest.mark.parametrize("mu", [0.5, 3.0])
 def test_the_pull_is_towards_the_start_of_the_round(mu):
     """And the loss that is reported is the task's alone."""
-    train = jax.jit(make_training(problems.quadratic(), optax.sgd(1.0), prox=mu))
+    train = jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0), prox=mu))
     adapter = jax.tree.map(lambda s: jnp.ones((2, *s.shape)), problems.STUB.shapes())
     clients = stub_clients(BEGIN, WORK, adapter=adapter)
     got, report = train((), POINTS, clients, jnp.float32(0.2))

@@ -46,7 +46,7 @@ def test_a_round_compiles_once(method, mode):
         state, _ = made.run(state, plan._replace(weight=weight), seed=t)
         cohorts.add((*plan.id.tolist(), *plan.batches.steps.tolist()))
     assert len(cohorts) > 3
-    assert made.fn._cache_size() == 1
+    assert made.fn.compiled._cache_size() == 1
 
 
 @every_method

@@ -71,8 +71,9 @@ def made(method: str, mode: str = "sharded") -> Made:
     """A compiled round of `COHORT` places, or in mode ``vmap`` of those who are present."""
     own = methods.make(method, TEMPLATE)
     mesh = federated.client_mesh(DEVICES) if mode == "sharded" else None
-    train = federated.make_training(moving(), optimizers.optimizer("sgd"), rates=own.rates)
-    fn = federated.make_round(own, TEMPLATE, train, mode=mode, clients_per_step=1, mesh=mesh)
+    train = federated.LocalTraining(moving(), optimizers.optimizer("sgd"))
+    execution = federated.Execution(mode=mode, clients_per_step=1, mesh=mesh)
+    fn = federated.compile_round(own, train, execution=execution)
     kernel = jnp.zeros((LAYERS, IN, OUT))
     state = federated.init_state(
         own,

@@ -349,7 +349,7 @@ def test_a_rule_of_ones_own_needs_one_function():
             last = jnp.max(jnp.where(own, index, -1), axis=0, keepdims=True)
             return {p: (index == last).astype(jnp.float32) for p in result}
 
-        return methods.averaging(lora_spec, weigh)
+        return methods.averaging(lora_spec, weigh, name="last_owner")
 
     method = last_owner(GLOBAL)
     cohort = make_cohort(GLOBAL, [3, 2, 1, 2, 1, 4], [1, 1, 1, 1, 1, 0])

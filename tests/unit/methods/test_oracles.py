@@ -39,13 +39,13 @@ def cases_of(spec: str) -> list[str]:
 
 def test_every_registered_method_has_an_oracle_with_the_same_options():
     assert oracles.ORACLES.keys() == methods.METHODS.keys()
-    for name, entry in methods.METHODS.items():
+    for name, factory in methods.METHODS.items():
         keywords = lambda fn: {  # noqa: E731
             p.name: p.default
             for p in inspect.signature(fn).parameters.values()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        assert keywords(entry.factory) == keywords(oracles.ORACLES[name]), name
+        assert keywords(factory) == keywords(oracles.ORACLES[name]), name
 
 
 def test_the_cohorts_take_both_paths_of_the_svd():
@@ -114,7 +114,9 @@ Rule = Callable[[LoraSpec], methods.Method]
 
 
 def weighing(weigh: Callable[[Cohort], jax.Array]) -> Rule:
-    return lambda lora_spec: methods.averaging(lora_spec, lambda cohort, *_: weigh(cohort))
+    return lambda lora_spec: methods.averaging(
+        lora_spec, lambda cohort, *_: weigh(cohort), name="weighing"
+    )
 
 
 def only_the_first_client_survives(cohort: Cohort) -> jax.Array:

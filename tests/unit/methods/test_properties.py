@@ -640,4 +640,5 @@ def test_records_are_frozen_and_documented(name: str):
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.init = None  # pyright: ignore[reportAttributeAccessIssue]
     assert methods.summary(name)
-    assert methods.METHODS[name].paper
+    assert (method.name, method.spec) == (name, GLOBAL)
+    assert method.paper == methods.paper(name) != ""

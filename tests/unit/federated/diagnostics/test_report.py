@@ -26,13 +26,14 @@ def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),
     )
-    fn = federated.make_round(
+    fn = federated.compile_round(
         methods.make(method, problem.spec),
-        problem.spec,
         problems.training("bag"),
-        mode=mode,
-        clients_per_step=2 if mode == "vmap" else 1,
-        mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
+        execution=federated.Execution(
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            clients_per_step=2 if mode == "vmap" else 1,
+            mesh=federated.client_mesh(problems.DEVICES) if mode == "sharded" else None,
+        ),
         measure=look,
     )
     return bag_rounds(method, mode)._replace(fn=fn)

@@ -30,14 +30,14 @@ def objective() -> federated.Objective:
 @functools.cache
 def score_fn(method: str, mode: str) -> Any:
     mesh = federated.client_mesh(problems.DEVICES) if mode == "sharded" else None
-    how: Any = {"mode": mode, "clients_per_step": 2 if mode == "vmap" else 1, "mesh": mesh}
-    spec = problems.bag().spec
-    made = methods.make(method, spec)
-    locally = federated.make_local(made, spec, problems.training("bag"), **how)
-    rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
-    return client_scoring.make_score(
-        locally, client_scoring.make_validation(objective(), rows), **how
+    clients_per_step = 2 if mode == "vmap" else 1
+    execution: Any = federated.Execution(mode=mode, clients_per_step=clients_per_step, mesh=mesh)
+    client_update = federated.make_client_update(
+        methods.make(method, problems.bag().spec), problems.training("bag"), execution=execution
     )
+    rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
+    validate = client_scoring.make_validation(objective(), rows)
+    return client_scoring.make_score(client_update, validate, execution)
 
 
 def seen(method: str, mode: str, plan: federated.Plan, state: Any = None, **other: Any):

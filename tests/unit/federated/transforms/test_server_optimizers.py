@@ -14,9 +14,7 @@ ROUNDS = 3
 
 
 def make(spec: str) -> transforms.ServerOptimizer:
-    made = transforms.make_server_optimizer(
-        spec, methods.make("masked_mean", TEMPLATE), "masked_mean"
-    )
+    made = transforms.make_server_optimizer(spec, methods.make("masked_mean", TEMPLATE))
     assert made is not None
     return made
 
@@ -116,9 +114,7 @@ def test_nobody_moves_nothing(spec):
 
 
 def test_none_is_no_optimizer():
-    assert (
-        transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE), "flora") is None
-    )
+    assert transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE)) is None
 
 
 @pytest.mark.parametrize(
@@ -136,5 +132,5 @@ def test_none_is_no_optimizer():
 )
 def test_bad_server_optimizers_get_one_sentence(spec, method, words):
     with pytest.raises(InputError) as error:
-        transforms.make_server_optimizer(spec, methods.make(method, TEMPLATE), method)
+        transforms.make_server_optimizer(spec, methods.make(method, TEMPLATE))
     assert words in str(error.value)

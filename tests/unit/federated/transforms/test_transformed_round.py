@@ -142,7 +142,7 @@ def test_a_round_still_compiles_once_and_donates(mode):
         old = state
         state, _ = made.run(state, plan_of(t, seed=t))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-    assert made.fn._cache_size() == 1
+    assert made.fn.compiled._cache_size() == 1
 
 
 def test_an_update_that_breaks_leaves_its_client_out():

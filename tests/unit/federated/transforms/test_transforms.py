@@ -328,12 +328,13 @@ def test_rejection_reaches_what_follows():
 )
 def test_bad_updates_get_one_sentence(given, method, words):
     with pytest.raises(InputError) as error:
-        transforms.make_transforms(given, methods.make(method, TEMPLATE), method)
+        transforms.make_transforms(given, methods.make(method, TEMPLATE))
     assert words in str(error.value)
     assert str(error.value).endswith(".")
 
 
 def test_noise_does_not_cover_a_method_that_probes():
-    probing = dataclasses.replace(methods.make("fedit", TEMPLATE), select=lambda *args: args[3])
-    with pytest.raises(InputError, match="does not cover method 'mine'"):
-        transforms.make_transforms(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing, "mine")
+    plain = methods.make("fedit", TEMPLATE)
+    probing = dataclasses.replace(plain, name="probing", select=lambda *args: args[3])
+    with pytest.raises(InputError, match="does not cover method 'probing'"):
+        transforms.make_transforms(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing)
