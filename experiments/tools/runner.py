@@ -14,7 +14,7 @@ from experiments.tools import alternate, run_store
 from experiments.tools.json_lines import Record
 from experiments.tools.study import Experiment, Size, Stage, Study, distinct
 from fedjax_lora.core import atomic_io
-from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.compilation import CompiledFunctions, programs
@@ -57,7 +57,7 @@ def execute(
     for name in only:
         if name not in known:
             raise unknown("study", name, known)
-    keep_compiled_programs()
+    enable_compilation_cache()
     locate = functools.partial(located, data_dir=data_dir, models_dir=models_dir)
     failed = 0
     for name in only or known:

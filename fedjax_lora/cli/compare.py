@@ -70,11 +70,11 @@ def main(args: Sequence[str], base: RunConfig) -> int:
 def execute(grid: Grid, out: pathlib.Path) -> int:
     """Run a comparison, telling the terminal about it; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.sweep.runner import compare
     from fedjax_lora.runs.sweep.statistics import metric_of
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         with console.status("loading data and model ...") as status:

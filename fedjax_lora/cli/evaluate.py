@@ -74,12 +74,12 @@ def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[s
     """The numbers that the options ask for, as JSON values."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
-    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs import evaluate as run_evaluation
     from fedjax_lora.runs import outputs as run_outputs
     from fedjax_lora.runs.resume import read_config, reopen
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     cache, where = str(cache_dir() / "tokens"), options.where
     config = None
     if options.clients:
@@ -163,15 +163,15 @@ def _assess(
 
 def _check_task(loaded: "data.TaskData", model: "TrainedModel") -> None:
     about, task = model.metadata, loaded.task
-    if about.language or task.kind == "language":
+    if about.language or task.type == "language":
         kinds = {True: "a language model", False: "a classifier"}
-        told = f"it is for {kinds[task.kind == 'language']}, and this is {kinds[about.language]}"
-        differs = about.language != (task.kind == "language")
+        told = f"it is for {kinds[task.type == 'language']}, and this is {kinds[about.language]}"
+        differs = about.language != (task.type == "language")
         raise_all(f"Task {task.name!r} does not go with the model", [told] * differs)
         return
     named = about.classes and about.classes != tuple(map(str, range(len(about.classes))))
     problems = []
-    if (task.kind == "regression") != about.regression or len(loaded.classes) != len(about.classes):
+    if (task.type == "regression") != about.regression or len(loaded.classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
         problems.append(f"it has {len(loaded.classes) or 'no'} classes, the model {outputs}")
     elif named and loaded.classes != about.classes:

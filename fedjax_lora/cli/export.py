@@ -57,7 +57,7 @@ def main(args: Sequence[str]) -> None:
         write = lambda path: interop.save_merged(path, fitted, shard_size=size)  # noqa: E731
     else:
         write = lambda path: interop.save_adapter(path, fitted)  # noqa: E731
-    with atomic_io.writing(out):
+    with atomic_io.reporting_write_errors(out):
         atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"
     Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")

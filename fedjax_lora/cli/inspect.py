@@ -81,7 +81,7 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     """
     from fedjax_lora.core import atomic_io
     from fedjax_lora.core.errors import InputError
-    from fedjax_lora.data import find
+    from fedjax_lora.data import find_task
     from fedjax_lora.runs import plots
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
     from fedjax_lora.runs.resume import read_config
@@ -92,11 +92,11 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     path = run / "figures" / "accuracy.png"
     figure = plots.history(
         records,
-        metric=find(config.data.task).metric,
+        metric=find_task(config.data.task).metric,
         title=f"{config.data.task}: {config.federation.method}",
-        beat=plots.to_beat(RunFolder(run).finished() or {}, find(config.data.task).metric),
+        beat=plots.to_beat(RunFolder(run).finished() or {}, find_task(config.data.task).metric),
     )
-    with atomic_io.writing(run):
+    with atomic_io.reporting_write_errors(run):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path)
     return path

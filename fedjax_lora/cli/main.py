@@ -105,30 +105,30 @@ def execute(options: RunOptions) -> int:
         return _execute(options)
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
-    with distributed.joined(*others):
+    with distributed.initialized(*others):
         return _execute(dataclasses.replace(options, run=config))
 
 
 def _execute(options: RunOptions) -> int:
     """`execute`, on one of the processes."""
     from fedjax_lora.core import distributed
-    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+    from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.loading import load_assets
     from fedjax_lora.runs.run import run
 
     _check_resume(options)
-    keep_compiled_programs()
+    enable_compilation_cache()
     config = options.run
     if options.explain:
-        with distributed.together():
+        with distributed.raise_on_all():
             lines = explain(config)
-        if distributed.first():
+        if distributed.is_first():
             print("\n".join(lines))
         return 0
     out = options.resume or options.out or default_out(config)
-    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.first())
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_first())
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
-    with distributed.together():
+    with distributed.raise_on_all():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
@@ -152,7 +152,7 @@ def _execute(options: RunOptions) -> int:
             console.print(
                 f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
             )
-            return 128 + max(distributed.of_all(signal()))
+            return 128 + max(distributed.gather(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
     print_summary(console, result.summary, assets.task.task.metric, out)

@@ -70,9 +70,9 @@ def main(args: Sequence[str]) -> None:
     raise_all("Options", low)
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, open_folder
-    from fedjax_lora.core.cache import keep_compiled_programs
+    from fedjax_lora.core.cache import enable_compilation_cache
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     model = open_folder(options.where, model=options.model, pooling=options.pooling)
     check_options(
         options.where,

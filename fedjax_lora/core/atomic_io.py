@@ -2,17 +2,16 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.untrusted_files import first_line
 
 LOCK = ".lock"
 
@@ -41,16 +40,16 @@ def lock(folder: pathlib.Path) -> FileLock:
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Tell a user whose folder cannot be written, or no longer, what is wrong.
+def reporting_write_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Turn write errors inside the context into an `InputError` that names the output folder.
 
     Raises:
-      InputError: what is done inside the context met a full disk, a missing permission or the like.
+      InputError: the disk is full, a permission is missing, or the like.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or brief(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"Output folder {folder} cannot be written ({reason}).") from error
 
 
@@ -98,42 +97,3 @@ def sha256(path: pathlib.Path) -> str:
     """Hex digest of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-LARGEST_JSON = 64 * 2**20
-"""Bytes; the largest vocabularies in JSON take half of it."""
-
-
-def need_file(path: str | pathlib.Path) -> None:
-    """Refuse what is not a regular file: a device or a pipe could be read for ever.
-
-    Raises:
-      InputError: no such file, or something else than a file.
-    """
-    if not os.path.isfile(path):
-        what = "not a file" if os.path.lexists(path) else "no such file"
-        raise InputError(f"{path} cannot be read ({what}); check the path.")
-
-
-def read_json(path: str | pathlib.Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-      InputError: no file, too large a one, not UTF-8 (with or without BOM), not JSON, or nested
-        deeper than can be read.
-    """
-    need_file(path)
-    try:
-        if os.path.getsize(path) > LARGEST_JSON:
-            raise InputError(f"{path} has more than {LARGEST_JSON} bytes; is this the right file?")
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({brief(error)}); check the file.") from error
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error of a library, for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

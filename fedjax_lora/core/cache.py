@@ -16,7 +16,7 @@ def cache_dir() -> pathlib.Path:
     )
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Use JAX's persistent compilation cache, unless the user has set one up already."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

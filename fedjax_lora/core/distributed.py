@@ -26,7 +26,7 @@ WAIT = 300.0
 
 
 @contextlib.contextmanager
-def joined(
+def initialized(
     address: str | None = None,
     count: int | None = None,
     number: int | None = None,
@@ -52,7 +52,7 @@ def joined(
     _connect(given, wait)
     try:
         yield
-    except (InputError, Stopped):  # on all of them, see `together`
+    except (InputError, Stopped):  # on all of them, see `raise_on_all`
         jax.distributed.shutdown()
         raise
     except KeyboardInterrupt:
@@ -120,12 +120,12 @@ def _connect(given: tuple[str | None, int | None, int | None], wait: float) -> N
         raise InputError(f"The processes cannot be connected ({reason}).") from failed[0]
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def of_all(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """A JSON value of every process, in their order, on every process."""
     if jax.process_count() == 1:
         return [value]
@@ -136,7 +136,7 @@ def of_all(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def arrays_of_first(tree: Any) -> Any:
+def broadcast_arrays(tree: Any) -> Any:
     """NumPy arrays of the first process, bit for bit; the others give some of the same shapes."""
     if jax.process_count() == 1:
         return tree
@@ -150,7 +150,7 @@ def arrays_of_first(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def raise_on_all() -> Iterator[None]:
     """What fails inside the context on one process fails on all of them, with the same sentence.
 
     All processes have to come to its end.
@@ -166,7 +166,7 @@ def together() -> Iterator[None]:
         yield
     except InputError as error:  # anything else ends this process, and JAX the others
         problem = error
-    told = of_all(None if problem is None else str(problem))
+    told = gather(None if problem is None else str(problem))
     if problem is not None:
         raise problem
     for number, other in enumerate(told):
@@ -174,7 +174,7 @@ def together() -> Iterator[None]:
             raise InputError(f"Process {number}: {other}")
 
 
-def need_same(what: str, value: dict[str, Any]) -> None:
+def check_same(what: str, value: dict[str, Any]) -> None:
     """Refuse to go on if the processes were started with different things.
 
     Args:
@@ -184,7 +184,7 @@ def need_same(what: str, value: dict[str, Any]) -> None:
     Raises:
       InputError: with the names in which the first different process differs.
     """
-    given = of_all(value)
+    given = gather(value)
     for number, other in enumerate(given):
         names = [name for name in value if other.get(name) != given[0].get(name)]
         if names:

@@ -14,19 +14,19 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 
-def across(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """While a function is traced in here, layers are spread over the mesh; its arrays are there."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def over_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
+def map_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
     """``fn`` of each layer's arrays.
 
-    Under `across` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays that are
-    sharded along another axis (the clients) are exchanged so that each device gets its layers of
-    all of them.
+    Under `spread_over` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays that
+    are sharded along another axis (clients) are exchanged so that each device gets its layers of
+    all clients.
 
     Args:
       fn: of arrays without the layer axis, to arrays (or a tree of them).

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.layerwise import map_layers
 from fedjax_lora.core.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -20,7 +20,9 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 FEW = 8  # wanted triplets are few if they are at most one in so many
 NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
 REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
-LOST = 3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
+MAX_GRAM_ERROR = (
+    3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
+)
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
@@ -131,7 +133,7 @@ def _each(fn: Callable[..., Any], *matrices: Array) -> Any:
     batch = matrices[0].shape[:-2]
     if not batch:
         return fn(*matrices)
-    out = over_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
+    out = map_layers(fn, *(x.reshape(-1, *x.shape[-2:]) for x in matrices))
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
 
 
@@ -184,12 +186,12 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
         u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
         return matmul(q, u), s, vt
 
-    safe = lost(square, rank) < LOST
+    safe = gram_error(square, rank) < MAX_GRAM_ERROR
     u, s, vt = jax.lax.cond(safe, project, functools.partial(_from_svd, rank=rank), unit)
     return u, s * largest, vt
 
 
-def lost(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
+def gram_error(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
     """How much of a product the way by the Gram matrix may miss, relative to s_1.
 
     The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value

@@ -77,7 +77,7 @@ class Batches(NamedTuple):
     tokens: Any  # int32[c, s], tokens of all of them
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """What fits into a local step: texts, tokens of the longest, and tokens of all of them."""
 
     rows: int

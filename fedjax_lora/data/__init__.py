@@ -1,14 +1,14 @@
 """Tasks, tokens and who has which examples; NumPy and `datasets` only."""
 
-from fedjax_lora.data.datasets.load import load
+from fedjax_lora.data.datasets.loading import load
 from fedjax_lora.data.datasets.records import Split, Task, TaskData
-from fedjax_lora.data.datasets.registry import TASKS, find
+from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.partition import Partition, class_counts, partition
-from fedjax_lora.data.partitioners import PARTITIONS
+from fedjax_lora.data.partitioners import PARTITIONERS
 from fedjax_lora.data.tokenization import Tokens, encode
 
 __all__ = [
-    "PARTITIONS",
+    "PARTITIONERS",
     "TASKS",
     "Partition",
     "Split",
@@ -17,7 +17,7 @@ __all__ = [
     "Tokens",
     "class_counts",
     "encode",
-    "find",
+    "find_task",
     "load",
     "partition",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lora.core.types import Batches, Shape
+from fedjax_lora.core.types import Batches, BatchShape
 from fedjax_lora.data.batching import length_buckets
 
 
@@ -17,9 +17,9 @@ def row_buckets(batch: int) -> tuple[int, ...]:
     return (batch // 2, batch) if batch >= 4 else (batch,)
 
 
-def padded_shapes(rows: Sequence[int], lengths: Sequence[int]) -> tuple[Shape, ...]:
+def padded_shapes(rows: Sequence[int], lengths: Sequence[int]) -> tuple[BatchShape, ...]:
     """A shape for each number of rows with each length, all of them with room for padding."""
-    return tuple(Shape(n, t, n * t) for n in rows for t in lengths)
+    return tuple(BatchShape(n, t, n * t) for n in rows for t in lengths)
 
 
 def unpadded_shapes(
@@ -29,7 +29,7 @@ def unpadded_shapes(
     batch: int,
     by_length: bool = False,
     most: int = 3,
-) -> tuple[Shape, ...]:
+) -> tuple[BatchShape, ...]:
     """Shapes for steps that compute no padding: those that random batches fill best.
 
     They depend on how long examples are and not on who has them, so that runs of other partitions
@@ -56,13 +56,13 @@ def unpadded_shapes(
     return tuple(shapes)
 
 
-def needed(batches: Batches) -> np.ndarray:
-    """What each client's steps need room for, as `fitting` takes it, ``int[c, s, 3]``."""
+def step_sizes(batches: Batches) -> np.ndarray:
+    """What each client's steps need room for, as `first_fitting` takes it, ``int[c, s, 3]``."""
     rows = batches.valid.sum(axis=2)
     return np.stack([rows, batches.longest, batches.tokens], axis=-1)
 
 
-def fitting(shapes: Sequence[Shape], need: np.ndarray) -> np.ndarray:
+def first_fitting(shapes: Sequence[BatchShape], need: np.ndarray) -> np.ndarray:
     """The number of the first shape that has room, or of the last, as a step chooses it.
 
     Args:
@@ -74,7 +74,7 @@ def fitting(shapes: Sequence[Shape], need: np.ndarray) -> np.ndarray:
     return np.argmax(fits, axis=-1)
 
 
-def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[Shape]:
+def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[BatchShape]:
     """The shapes that are filled best by batches, ``drawn: int[b, rows]`` tokens."""
     rows, longest = drawn.shape[1], drawn.max(axis=1)
     room, total = rows * lengths[-1], drawn.sum(axis=1)
@@ -86,5 +86,5 @@ def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[Shape]
         own = int(longest[fits == n].max(initial=0))
         length = max(length, lengths[int(np.searchsorted(lengths, own))])
         length = lengths[-1] if tokens == room else length
-        shapes.append(Shape(rows, length, min(tokens, rows * length)))
+        shapes.append(BatchShape(rows, length, min(tokens, rows * length)))
     return shapes

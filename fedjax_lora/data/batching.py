@@ -85,7 +85,7 @@ def client_batches(
     )
 
 
-def cut(work: Batches, steps: np.ndarray) -> Batches:
+def limit_steps(work: Batches, steps: np.ndarray) -> Batches:
     """The same batches, of which each client takes only its first ``steps``: ``int[c]``."""
     taken = np.arange(work.valid.shape[1]) < steps[:, None]
     return work._replace(

@@ -17,7 +17,7 @@ class Encoded(NamedTuple):
 
     split: Split
     tokens: Tokens
-    kept: np.ndarray  # int64[E'], their places in the whole split
+    index: np.ndarray  # int64[E'], their rows in the whole split
 
 
 def encode(
@@ -50,10 +50,10 @@ def encode(
         asked for, or not one example that can be learned from.
     """
     _check(tokenizer)
-    format = prompts.choose(format, tokenizer)
+    format = prompts.resolve(format, tokenizer)
     contexts = split.contexts or [""] * len(split.texts)
     examples = [
-        prompts.prompted(format, tokenizer, *example)
+        prompts.format_example(format, tokenizer, *example)
         for example in zip(split.texts, contexts, split.pairs or [], strict=True)
     ]
     told = split._replace(
@@ -100,15 +100,15 @@ def prompt_ids(
       InputError: as `encode`, where there are no answers yet.
     """
     _check(tokenizer)
-    format = prompts.choose(format, tokenizer)
+    format = prompts.resolve(format, tokenizer)
     asked = [
-        prompts.prompted(format, tokenizer, *both, "").prompt
+        prompts.format_example(format, tokenizer, *both, "").prompt
         for both in zip(instructions, contexts, strict=True)
     ]
     return _ids(tokenizer, asked, special=format != "chat")
 
 
-def of_choices(split: Split) -> tuple[Split, np.ndarray]:
+def expand_choices(split: Split) -> tuple[Split, np.ndarray]:
     """One example for each choice of each question: the split, and `int64[E']`, whose choice it is.
 
     The `labels` of the result are 1 for the right choice, else 0.

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data.partitioners import PARTITIONS, need_classes
+from fedjax_lora.data.partitioners import PARTITIONERS, need_classes
 
 
 class Partition(NamedTuple):
@@ -37,7 +37,7 @@ def partition(
     """Deal examples to clients.
 
     Args:
-      spec: a name in `PARTITIONS`, with options.
+      spec: a name in `PARTITIONERS`, with options.
       labels: `int[E]` class indices (or scores, for ways that do not look at classes).
       clients: number of clients `N`.
       seed: the partition depends on it and the arguments alone.
@@ -47,7 +47,7 @@ def partition(
     Raises:
       InputError: unknown way or option, or a request that cannot be met.
     """
-    partitioner = registry.build(spec, PARTITIONS, "partition")
+    partitioner = registry.build(spec, PARTITIONERS, "partition")
     labels = np.asarray(labels)
     if clients < 1 or min_examples < 0:
         raise InputError(

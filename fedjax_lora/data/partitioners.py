@@ -142,7 +142,7 @@ def quality(
     return assign
 
 
-PARTITIONS: dict[str, Callable[..., Partitioner]] = {
+PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
     way.__name__: way for way in (iid, dirichlet, shards, quantity, natural, quality)
 }
 

@@ -54,7 +54,7 @@ _WRITTEN: dict[str, Format] = {"alpaca": alpaca, "plain": plain}
 FORMATS = ("chat", *_WRITTEN)
 
 
-def check(name: str) -> None:
+def check_format(name: str) -> None:
     """Refuse what is neither the name of a format nor ``"auto"``.
 
     Raises:
@@ -65,13 +65,13 @@ def check(name: str) -> None:
         raise unknown("prompt format", name, known)
 
 
-def choose(name: str, tokenizer: Any) -> str:
+def resolve(name: str, tokenizer: Any) -> str:
     """The name of a format, where ``"auto"`` is the chat template if the tokenizer has one.
 
     Raises:
       InputError: an unknown name; a chat template is asked for, and the tokenizer has none.
     """
-    check(name)
+    check_format(name)
     templated = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
         return "chat" if templated else "alpaca"
@@ -83,8 +83,10 @@ def choose(name: str, tokenizer: Any) -> str:
     return name
 
 
-def prompted(name: str, tokenizer: Any, instruction: str, context: str, answer: str) -> Prompted:
-    """An example in a format that `choose` has returned.
+def format_example(
+    name: str, tokenizer: Any, instruction: str, context: str, answer: str
+) -> Prompted:
+    """An example in a format that `resolve` has returned.
 
     Raises:
       InputError: the chat template fails, or does not continue its own prompt with the answer.

@@ -77,7 +77,7 @@ def make_evaluate(
     Returns:
       A function ``(state) -> scores``; a score that is not finite is None.
     """
-    task_type = TASK_TYPES[task.task.kind]
+    task_type = TASK_TYPES[task.task.type]
     context = EvalContext(
         task=task,
         predict=predict,

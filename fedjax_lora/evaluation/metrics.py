@@ -1,4 +1,4 @@
-"""Task metrics, in float64 NumPy."""
+"""Task metrics, computed in float64 with NumPy."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,25 +9,56 @@ from jaxtyping import Float, Int
 
 from fedjax_lora.core.errors import InputError
 
+__all__ = [
+    "METRICS",
+    "accuracy",
+    "choice_accuracy",
+    "exact_match",
+    "f1",
+    "final_number",
+    "language_scores",
+    "matthews",
+    "mean_loss",
+    "need_rouge",
+    "pearson",
+    "perplexity_by",
+    "rouge_l",
+]
+
 
 def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
-    """Share of examples whose highest logit is the label's."""
+    """Share of examples whose highest logit is that of the label.
+
+    Args:
+      label: class of each example.
+      output: logits.
+    """
     return float(np.mean(output.argmax(axis=1) == label))
 
 
 def f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
-    """F1 of class 1 (GLUE's second figure for MRPC and QQP); 0 if it is never right."""
-    guess = output.argmax(axis=1)
-    hits = np.sum((guess == 1) & (label == 1))
-    wrong = np.sum((guess == 1) != (label == 1))
-    return float(2 * hits / (2 * hits + wrong)) if hits else 0.0
+    """F1 score of class 1 (GLUE's second metric of MRPC and QQP); 0 without a true positive.
+
+    Args:
+      label: class of each example.
+      output: logits.
+    """
+    predicted = output.argmax(axis=1)
+    hits = np.sum((predicted == 1) & (label == 1))
+    errors = np.sum((predicted == 1) != (label == 1))
+    return float(2 * hits / (2 * hits + errors)) if hits else 0.0
 
 
 def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
-    """Matthews correlation of the predicted classes; 0 if either side is constant."""
-    guess = output.argmax(axis=1)
+    """Matthews correlation of predicted and true classes; 0 if either is constant.
+
+    Args:
+      label: class of each example.
+      output: logits.
+    """
+    predicted = output.argmax(axis=1)
     classes = np.arange(output.shape[1])
-    x = (guess[:, None] == classes).astype(np.float64)
+    x = (predicted[:, None] == classes).astype(np.float64)
     y = (label[:, None] == classes).astype(np.float64)
     covariance = lambda u, v: np.mean(np.sum((u - u.mean(0)) * (v - v.mean(0)), axis=1))  # noqa: E731
     spread = covariance(x, x) * covariance(y, y)
@@ -35,7 +66,15 @@ def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
 
 
 def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
-    """Pearson correlation of the single output with the label; 0 if one is constant or infinite."""
+    """Pearson correlation of the single output with the label.
+
+    Args:
+      label: score of each example.
+      output: predicted scores.
+
+    Returns:
+      The correlation; 0 if either is constant or an output is not finite.
+    """
     x, y = output[:, 0].astype(np.float64), label.astype(np.float64)
     if not np.isfinite(x).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
@@ -48,10 +87,17 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": matthews,
     "pearson": pearson,
 }
+"""Metrics ``(label, output) -> float`` of classification and regression tasks, by name."""
 
 
 def mean_loss(label: np.ndarray, output: np.ndarray, *, regression: bool = False) -> float:
-    """Mean cross-entropy of the logits, or mean squared error."""
+    """Mean cross-entropy in nats, or mean squared error of a regression task.
+
+    Args:
+      label: ``[E]``, classes or scores.
+      output: ``[E, C]``, logits or, in the only column, predicted scores.
+      regression: whether labels are scores.
+    """
     output = output.astype(np.float64)
     if regression:
         return float(np.mean((output[:, 0] - label) ** 2))
@@ -61,11 +107,11 @@ def mean_loss(label: np.ndarray, output: np.ndarray, *, regression: bool = False
 
 
 def language_scores(sums: Float[np.ndarray, "E 3"]) -> dict[str, float]:
-    """``loss``, ``perplexity`` and ``token_accuracy`` over all tokens of all completions.
+    """Compute ``loss``, ``perplexity`` and ``token_accuracy`` over the tokens of all completions.
 
     Args:
-      sums: of each completion's tokens: cross-entropy in nats, how many are the likeliest, and how
-        many there are.
+      sums: sums over the tokens of each completion: cross-entropy in nats, number of tokens that
+        have the highest logit, and number of tokens.
     """
     loss, hits, count = sums.astype(np.float64).sum(axis=0)
     return {
@@ -78,11 +124,11 @@ def language_scores(sums: Float[np.ndarray, "E 3"]) -> dict[str, float]:
 def perplexity_by(
     code: Int[np.ndarray, "E"], names: Sequence[str], sums: Float[np.ndarray, "E 3"]
 ) -> dict[str, float]:
-    """Perplexity of each group of completions, by name; groups without any are left out.
+    """Perplexity of each group of completions by name; empty groups are left out.
 
     Args:
-      code: the group of each example.
-      names: of the groups.
+      code: group of each completion.
+      names: names of the groups.
       sums: as for `language_scores`.
     """
     return {
@@ -94,20 +140,24 @@ def perplexity_by(
 def choice_accuracy(
     question: Int[np.ndarray, "E"], right: Int[np.ndarray, "E"], sums: Float[np.ndarray, "E 3"]
 ) -> float:
-    """Share of questions whose likeliest choice is right; its end counts as a part of a choice.
+    """Share of questions whose likeliest choice is right.
+
+    The likelihood of a choice includes that of its end-of-text token.
 
     Args:
-      question: which question each choice belongs to.
-      right: 1 for right choices.
-      sums: as for `language_scores`.
+      question: question that each choice belongs to.
+      right: 1 for right choices, 0 for others.
+      sums: sums of each choice, as for `language_scores`.
     """
-    order = np.lexsort((sums[:, 0], question))  # by question, the likeliest first
+    order = np.lexsort((sums[:, 0], question))  # by question, the likeliest choice first
     _, first = np.unique(question[order], return_index=True)
     return float(np.mean(right[order][first]))
 
 
 def need_rouge() -> Any:
-    """The package that `rouge_l` needs; to be asked for before there is anything to score.
+    """Import the scorer class that `rouge_l` needs.
+
+    Call it before answers are generated, so that a missing package is reported early.
 
     Raises:
       InputError: the package rouge-score is not installed.
@@ -122,39 +172,52 @@ def need_rouge() -> Any:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F-measure of the longest common subsequence of stemmed words (Lin, 2004), 0 to 1.
+    """ROUGE-L: mean F-measure of the longest common subsequence of stemmed words (Lin, 2004).
+
+    Args:
+      answers: generated texts.
+      references: one reference per answer.
+
+    Returns:
+      A number between 0 and 1.
 
     Raises:
       InputError: the package rouge-score is not installed.
     """
     score = need_rouge()(["rougeL"], use_stemmer=True).score
     pairs = zip(answers, references, strict=True)
-    return float(np.mean([score(right, own)["rougeL"].fmeasure for own, right in pairs]))
+    measures = [score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs]
+    return float(np.mean(measures))
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers equal to the reference, in the form that the reference has.
+    """Share of answers that equal their reference.
 
-    A reference with GSM8K's final answer (``#### 72``) asks for the same number behind ``####``, by
-    the rule of https://github.com/openai/grade-school-math; commas in numbers do not count. Any
-    other is compared as a whole; white space and case do not count.
+    If the reference has a final answer in the form of GSM8K (``#### 72``), only the number behind
+    ``####`` is compared, without commas, by the rule of
+    https://github.com/openai/grade-school-math. Otherwise the whole texts are compared, without
+    regard to white space and case.
+
+    Args:
+      answers: generated texts.
+      references: one reference per answer.
     """
     pairs = zip(answers, references, strict=True)
-    return float(np.mean([_same(answer, right) for answer, right in pairs]))
+    return float(np.mean([_matches(answer, reference) for answer, reference in pairs]))
 
 
-def _same(answer: str, reference: str) -> bool:
-    wanted = final_number(reference)
-    if wanted is not None:
-        return final_number(answer) == wanted
+def _matches(answer: str, reference: str) -> bool:
+    number = final_number(reference)
+    if number is not None:
+        return final_number(answer) == number
     return answer.casefold().split() == reference.casefold().split()
 
 
 def final_number(text: str) -> str | None:
-    """The number behind the first ``#### ``, without commas; None without one.
+    """Extract the number behind the first ``#### ``, without commas; None if there is none.
 
     >>> final_number("40 + 2 = 42, so #### 1,042"), final_number("42")
     ('1042', None)
     """
-    found = re.search(r"#### (-?[0-9.,]+)", text)
-    return found and found[1].replace(",", "")
+    match = re.search(r"#### (-?[0-9.,]+)", text)
+    return match and match[1].replace(",", "")

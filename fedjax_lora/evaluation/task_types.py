@@ -79,12 +79,12 @@ def _encode_texts(
 def _make_label_eval(context: EvalContext, split: data.Split, tokens: data.Tokens) -> EvalFn:
     task, tokens_on_device = context.task.task, context.place(tokens)
     # Papers often give the accuracy of tasks that have another metric.
-    more = () if task.kind == "regression" else ("accuracy",)
+    more = () if task.type == "regression" else ("accuracy",)
     names = tuple(dict.fromkeys((task.metric, *more)))
 
     def evaluate(params: AdaptedParams) -> Scores:
         output = context.predict(params, tokens_on_device)
-        loss = metrics.mean_loss(tokens.label, output, regression=task.kind == "regression")
+        loss = metrics.mean_loss(tokens.label, output, regression=task.type == "regression")
         return {n: metrics.METRICS[n](tokens.label, output) for n in names} | {"loss": loss}
 
     return evaluate
@@ -137,9 +137,9 @@ def _make_language_eval(context: EvalContext, split: data.Split, tokens: data.To
 def _make_choice_accuracy(
     context: EvalContext, split: data.Split, tokens: data.Tokens
 ) -> Callable[[AdaptedParams], float]:
-    rows, question = instruction_tokens.of_choices(split)
+    rows, question = instruction_tokens.expand_choices(split)
     encoded = context.encode(rows)
-    question = question[encoded.kept]
+    question = question[encoded.index]
     tokens_on_device = context.place(encoded.tokens)
 
     def score(params: AdaptedParams) -> float:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
 from fedjax_lora.federated.shape_checks import check_start
@@ -67,7 +67,7 @@ def make_client_update(
             probed, _ = train_cohort(full, data, clients, plan.rate)
             init, clients = select(state, plan, key, init, clients, store, probed)
         trained, metrics = train_cohort(full, data, clients, plan.rate)
-        need_same("What local training returns", trained, clients.params)
+        check_same_structure("What local training returns", trained, clients.params)
         return CohortUpdate(init, clients, store, trained, metrics)
 
     return client_update

@@ -108,7 +108,7 @@ class Federation:
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
             weight=weight.astype(np.float32),
-            batches=batching.cut(work, np.concatenate([steps, np.zeros(absent)])),
+            batches=batching.limit_steps(work, np.concatenate([steps, np.zeros(absent)])),
             rate=np.float32(rate),
             round=np.int32(round),
         )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.client_update import (
@@ -99,9 +99,27 @@ class Round:
         Raises:
           InputError: ranks that the method does not take, clients that do not exist.
         """
-        key, state = state.key, state._replace(key=())
-        new, metrics = self.compiled(params, cohort.data, state, cohort.plan, key)
-        return new._replace(key=key), metrics
+        loop, plan = state.loop, cohort.plan
+        check_plan(self.compiled.method, state, plan)
+        left = plan._replace(rank=_ranks_left(plan.rank, plan.id, loop.most))
+        new, metrics = self.compiled.compiled(
+            params, cohort.data, state._replace(loop=()), left, loop.key
+        )
+        most = _lowered(loop.most, plan.id, left.rank, metrics.rank)
+        return new._replace(loop=loop._replace(most=most)), metrics
+
+
+@jax.jit
+def _ranks_left(rank: Array, ids: Array, most: Array) -> Array:
+    """The ranks without what a method has taken away in earlier rounds: ``int32[c]``."""
+    return jnp.minimum(rank, most.at[ids].get(mode="clip"))
+
+
+@jax.jit
+def _lowered(most: Array, ids: Array, before: Array, after: Array) -> Array:
+    """The highest ranks left to all clients, after a round that has lowered some: ``int32[N]``."""
+    lowered = jnp.where(after < before, after, jnp.iinfo(jnp.int32).max)
+    return most.at[ids].min(lowered, mode="drop")
 
 
 def make_round(
@@ -277,8 +295,10 @@ class _Server:
         if self.heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
-        got, weight = transforms.apply(self.updates, start, after, learns, weight, plan.id, own_key)
-        need_same("What the updates make of the clients' results", got, after)
+        got, weight = transforms.apply_transforms(
+            self.updates, start, after, learns, weight, plan.id, own_key
+        )
+        check_same_structure("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         head = got.head if self.heads == "average" else update.trained.head
@@ -288,7 +308,7 @@ class _Server:
         self, state: FederatedState, update: CohortUpdate, trained: ClientParams, cohort: Cohort
     ) -> AggregateResult:
         own = update.store.method
-        with layerwise.across(self.mesh):
+        with layerwise.spread_over(self.mesh):
             result = self.method.aggregate(state.server, own, cohort, update.init, trained.adapter)
         check_outcome(result, state, own, cohort)
         return result
@@ -301,7 +321,9 @@ class _Server:
             return server, head, state.optimizer
         old = ClientParams(state.server.adapter, state.head)
         new = ClientParams(server.adapter, head)
-        now, moments = transforms.follow(self.optimizer, state.optimizer, old, new, any_present)
+        now, moments = transforms.server_step(
+            self.optimizer, state.optimizer, old, new, any_present
+        )
         return server._replace(adapter=now.adapter), now.head, moments
 
     def _stored(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.trees import need_same
+from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.federated.state import FederatedState, Plan
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method
@@ -28,7 +28,7 @@ def check_start(start: ClientInit, spec: LoraSpec, count: int) -> None:
     adapter = jax.tree.map(lambda x: struct(*x.shape), spec.shapes())
     gain = {target.path: struct(*target.stack, spec.rank) for target in spec.targets}
     got = {"adapter": start.adapter, "gain": start.gain}
-    need_same("What the method broadcasts", got, {"adapter": adapter, "gain": gain})
+    check_same_structure("What the method broadcasts", got, {"adapter": adapter, "gain": gain})
 
 
 def check_outcome(
@@ -45,7 +45,7 @@ def check_outcome(
     Raises:
       InputError: with all paths in which it differs.
     """
-    need_same(
+    check_same_structure(
         "What the method aggregates", outcome, AggregateResult(state.server, own, cohort.rank)
     )
 

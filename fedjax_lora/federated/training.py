@@ -23,13 +23,13 @@ from fedjax_lora.core.types import (
     Adapter,
     Array,
     Batches,
+    BatchShape,
     ClientParams,
     Gain,
     Key,
     LoRA,
     Params,
     Rates,
-    Shape,
 )
 from fedjax_lora.federated.objectives import (
     AdaptedForward,
@@ -105,7 +105,7 @@ class LocalTraining:
     optimizer: optax.GradientTransformation
     _: dataclasses.KW_ONLY
     separate_fixed: bool = False
-    shapes: Sequence[Shape] | None = None
+    shapes: Sequence[BatchShape] | None = None
     prox: float = 0.0
     hooks: ClientHooks = NO_HOOKS
 
@@ -143,13 +143,13 @@ class LocalTraining:
         mean = trees.safe_divide(total.loss, total.examples, jnp.zeros(()))
         return params, total._replace(loss=mean)
 
-    def _shapes(self, batches: Batches) -> Sequence[Shape]:
+    def _shapes(self, batches: Batches) -> Sequence[BatchShape]:
         size = batches.valid.shape[-1]
-        return self.shapes or [Shape(size, n, size * n) for n in self.objective.lengths]
+        return self.shapes or [BatchShape(size, n, size * n) for n in self.objective.lengths]
 
     def _step_of_all(
         self,
-        shape: Shape,
+        shape: BatchShape,
         base: Params,
         data: Any,
         step: Array,
@@ -164,7 +164,7 @@ class LocalTraining:
 
     def _step_of_one(
         self,
-        shape: Shape,
+        shape: BatchShape,
         base: Params,
         data: Any,
         step: Array,
@@ -268,7 +268,7 @@ def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
 
 
 def make_batch(
-    objective: TrainingObjective, shape: Shape, data: Any, index: Array, valid: Array
+    objective: TrainingObjective, shape: BatchShape, data: Any, index: Array, valid: Array
 ) -> Any:
     """The batch of a step of the given shape."""
     batch = objective.take(data, index, shape.length)
@@ -277,7 +277,7 @@ def make_batch(
     return objective.unpad(batch, valid, shape.tokens)
 
 
-def _shape_index(shapes: Sequence[Shape], batches: Batches, step: Array) -> Array:
+def _shape_index(shapes: Sequence[BatchShape], batches: Batches, step: Array) -> Array:
     """The first of the shapes that fits the batches of all clients in a step: ``int32[]``."""
     going = step < batches.steps
     most = lambda x: jnp.max(jnp.where(going, x[:, step], 0))  # noqa: E731

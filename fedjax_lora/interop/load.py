@@ -1,5 +1,6 @@
 """Loading a folder as a `TrainedModel`: a PEFT adapter or a plain checkpoint."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -53,29 +54,49 @@ def load_model(
 
 
 def _load_adapter_folder(path: pathlib.Path, base: str | None, pooling: str | None) -> TrainedModel:
-    stored, num_labels = metadata.read(path), read_num_labels(path)
-    config = peft_reader.read_config(path)
-    named = stored.base if stored else str(config.get("base_model_name_or_path") or "")
-    language = stored.language if stored else _is_causal_lm_adapter(config, num_labels)
-    if num_labels is None and not language:
-        raise InputError(f"The adapter in {path} has no head: it can be trained, but not used.")
+    stored = metadata.read(path)
+    if stored is None:
+        return _load_peft_adapter(path, base, pooling or "family")
+    num_labels = read_num_labels(path)
+    _check_head(path, num_labels, stored.language)
     pretrained = models.load(
-        base or _known_base(named, path),
-        num_labels=None if language else num_labels,
-        layers=stored.layers if stored else None,
-        storage=stored.storage if stored else "float32",
-        pooling=stored.pooling if stored else pooling or "family",
+        base or _known_base(stored.base, path),
+        num_labels=None if stored.language else num_labels,
+        layers=stored.layers,
+        storage=stored.storage,
+        pooling=stored.pooling,
         dropout=0.0,
         key=jax.random.key(0),
     )
-    loaded = load_adapter(path, pretrained)
-    if stored is None:
-        classes = () if language else _numbered_classes(num_labels or 1)
-        described = metadata.infer(pretrained, base or named, classes=classes, language=language)
-        return assemble(pretrained, loaded, described)
-    model = assemble(pretrained, loaded, stored)
-    _check_metadata(path, model, base or named, num_labels)
+    model = assemble(pretrained, load_adapter(path, pretrained), stored)
+    _check_metadata(path, model, base or stored.base, num_labels)
     return model
+
+
+def _load_peft_adapter(path: pathlib.Path, base: str | None, pooling: str) -> TrainedModel:
+    """Load an adapter without metadata of this library."""
+    config, num_labels = peft_reader.read_config(path), read_num_labels(path)
+    language = num_labels is None and config.get("task_type") == "CAUSAL_LM"
+    _check_head(path, num_labels, language)
+    name = str(config.get("base_model_name_or_path") or "")
+    pretrained = models.load(
+        base or _known_base(name, path),
+        num_labels=num_labels,
+        pooling=pooling,
+        dropout=0.0,
+        key=jax.random.key(0),
+    )
+    classes = _numbered_classes(num_labels or 0)
+    inferred = metadata.infer(pretrained, base or name, classes=classes, language=language)
+    model = assemble(pretrained, load_adapter(path, pretrained), inferred)
+    # The folder may hold a pooler of its own, which is part of the fingerprint.
+    described = dataclasses.replace(inferred, base_sha256=model.pretrained.fingerprint)
+    return dataclasses.replace(model, metadata=described)
+
+
+def _check_head(path: pathlib.Path, num_labels: int | None, language: bool) -> None:
+    if num_labels is None and not language:
+        raise InputError(f"The adapter in {path} has no head: it can be trained, but not used.")
 
 
 def _check_metadata(
@@ -102,7 +123,7 @@ def _load_checkpoint(path: pathlib.Path) -> TrainedModel:
     names = _label_names(config, path / "config.json")
     if stored is not None and stored.pooling != "family":
         raise InputError(
-            f"{path} is a mean-pooled encoder with its head in a file of its own; its README.md "
+            f"{path} is a mean-pooled encoder with its head in a separate file; its README.md "
             "has the lines that use it, and its run's adapter folder can be used here."
         )
     pretrained = models.load(str(path), num_labels=len(names), dropout=0.0, key=jax.random.key(0))
@@ -122,10 +143,6 @@ def _plain(pretrained: models.Pretrained, described: ModelMetadata) -> TrainedMo
         gain={},
         head=pretrained.params["head"],
     )
-
-
-def _is_causal_lm_adapter(config: dict[str, Any], num_labels: int | None) -> bool:
-    return num_labels is None and config.get("task_type") == "CAUSAL_LM"
 
 
 def _is_causal_lm(config: dict[str, Any]) -> bool:
@@ -155,7 +172,7 @@ def _label_names(config: dict[str, Any], file: pathlib.Path) -> tuple[str, ...]:
 
 
 def _numbered_classes(num_labels: int) -> tuple[str, ...]:
-    """Class names of a classifier that has none; empty for one output, a score."""
+    """Class names of a classifier without names; empty for a regression or language model."""
     return tuple(map(str, range(num_labels))) if num_labels > 1 else ()
 
 

@@ -1,8 +1,10 @@
-"""An adapter tree as the factors of single matrices, and back: what other libraries hold.
+"""Conversion between stacked adapters and the factors of single matrices.
 
-Components that add nothing at the end of a layer are left out, so layers may differ in rank.
+Files of other libraries hold one pair of factors per matrix, each of its own rank. Components at
+the end of a matrix that add nothing are left out of the files.
 """
 
+import collections
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,12 +12,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.core.types import Adapter, Gain, Kernels, LoRA
+from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
 
-NameOf = Callable[[str, int | None], str]
-"""The name elsewhere of a site's path and layer (None without a stack)."""
+__all__ = ["LoadedAdapter", "MatrixPlace", "from_kernels", "join", "split"]
+
+MatrixPlace = tuple[LoraTarget, int | None]
+"""A single matrix: its target, and its layer if the target is a stack."""
 
 
 class LoadedAdapter(NamedTuple):
@@ -37,8 +42,39 @@ class LoadedAdapter(NamedTuple):
     num_labels: int | None = None
 
 
-def places(targets: tuple[LoraTarget, ...]) -> Iterator[tuple[LoraTarget, int | None]]:
-    """Every adapted matrix: its site, and its layer if the site is a stack."""
+def split(
+    targets: tuple[LoraTarget, ...],
+    adapter: Adapter,
+    gain: Gain,
+    name_of: Callable[[str, int | None], str],
+) -> dict[str, Factors]:
+    """Split an adapter into the factors of single matrices.
+
+    Args:
+      targets: adapted layers.
+      adapter: factors by path, ``a: [(L,) i, R]`` and ``b: [(L,) R, o]``.
+      gain: multiplier of each component by path, ``[(L,) R]``.
+      name_of: ``(path, layer) -> name`` of a matrix; the layer is None without a stack.
+
+    Returns:
+      The factors of every adapted matrix by name.
+
+    Raises:
+      InputError: a target is a kernel with several input or output axes.
+    """
+    raise_all(
+        "PEFT stores adapters of matrices only",
+        [f"{s.path} has a kernel of shape {s.kernel_shape}" for s in targets if s.kernel_shape],
+    )
+    factors = {}
+    for target, layer in _adapted_matrices(targets):
+        index = () if layer is None else layer
+        arrays = (*adapter[target.path], gain[target.path])
+        factors[name_of(target.path, layer)] = _trimmed(*(np.asarray(x)[index] for x in arrays))
+    return factors
+
+
+def _adapted_matrices(targets: tuple[LoraTarget, ...]) -> Iterator[MatrixPlace]:
     for target in targets:
         if target.layers is None:
             yield target, None
@@ -46,114 +82,105 @@ def places(targets: tuple[LoraTarget, ...]) -> Iterator[tuple[LoraTarget, int | 
             yield from ((target, layer) for layer, adapted in enumerate(target.layers) if adapted)
 
 
-def split(
-    targets: tuple[LoraTarget, ...], adapter: Adapter, gain: Gain, name_of: NameOf
-) -> dict[str, Factors]:
-    """The factors of every adapted matrix by its name elsewhere.
-
-    Args:
-      targets: where the adapter is.
-      adapter: ``a: [(L,) i, R]``, ``b: [(L,) R, o]``.
-      gain: what each component is multiplied by, ``[(L,) R]`` per path.
-      name_of: names of the matrices.
-    """
-    return {
-        name_of(target.path, layer): _one(
-            *(np.asarray(x)[() if layer is None else layer] for x in z)
-        )
-        for target, layer in places(targets)
-        for z in [(*adapter[target.path], gain[target.path])]
-    }
-
-
-def _one(a: np.ndarray, b: np.ndarray, gain: np.ndarray) -> Factors:
-    """The active components of a matrix, without those at the end that add nothing."""
+def _trimmed(a: np.ndarray, b: np.ndarray, gain: np.ndarray) -> Factors:
+    """The active components of a matrix up to the last that adds something, at least one."""
     active = np.flatnonzero(gain)
-    alive = np.any(a[:, active], axis=0) & np.any(b[active], axis=1)
-    last = int(np.max(np.flatnonzero(alive), initial=0))
+    nonzero = np.any(a[:, active], axis=0) & np.any(b[active], axis=1)
+    last = int(np.max(np.flatnonzero(nonzero), initial=0))
     kept = active[: last + 1] if len(active) else np.array([0])
     scale = gain[kept[0]] if len(active) else np.float32(1)
     a, b = a[:, kept], b[kept]
     if np.any(gain[kept] != scale):
         b = b * (gain[kept] / scale)[:, None]
-    # The shortest decimal that is this float32: alpha is then a round number where it was one.
+    # The shortest decimal that is this float32, so that a round alpha stays round.
     return Factors(a, b, float(str(np.float32(scale))))
 
 
-def join(
-    places_of: Mapping[str, tuple[LoraTarget, int | None]], factors: Mapping[str, Factors]
-) -> LoadedAdapter:
-    """The inverse of `split`: stacked arrays, zero where a layer is not adapted or of lower rank.
+def join(places: Mapping[str, MatrixPlace], factors: Mapping[str, Factors]) -> LoadedAdapter:
+    """Join the factors of single matrices to a stacked adapter; the inverse of `split`.
 
     Args:
-      places_of: where the matrices of the model are, by name elsewhere.
-      factors: by a part of these names.
+      places: the matrices of the model by name.
+      factors: factors by some of these names.
+
+    Returns:
+      The adapter at the largest rank; arrays are zero in layers that are not adapted and in
+      components beyond a layer's rank.
     """
     rank = max(pair.rank for pair in factors.values())
-    targets = {target.path: target for target, _ in (places_of[name] for name in factors)}
-    arrays = {
-        path: (
-            np.zeros((*s.stack, s.inputs, rank), np.float32),
-            np.zeros((*s.stack, rank, s.outputs), np.float32),
-            np.zeros((*s.stack, rank), np.float32),
-        )
-        for path, s in targets.items()
-    }
-    adapted: dict[str, set[int | None]] = {path: set() for path in targets}
+    targets: dict[str, LoraTarget] = {}
+    pairs: dict[str, dict[int | None, Factors]] = collections.defaultdict(dict)
     for name, pair in factors.items():
-        target, layer = places_of[name]
-        a, b, gain = (x[... if layer is None else layer] for x in arrays[target.path])
-        a[:, : pair.rank], b[: pair.rank], gain[: pair.rank] = pair
-        adapted[target.path].add(layer)
-    made = tuple(
-        LoraTarget(
-            s.path, s.inputs, s.outputs, s.layers and tuple(n in adapted[p] for n in _range(s))
-        )
-        for p, s in targets.items()
-    )
+        target, layer = places[name]
+        targets[target.path] = target
+        pairs[target.path][layer] = pair
+    stacked = {path: _stack(target, pairs[path], rank) for path, target in targets.items()}
     return LoadedAdapter(
-        made,
-        {path: LoRA(jnp.asarray(a), jnp.asarray(b)) for path, (a, b, _) in arrays.items()},
-        {path: jnp.asarray(gain) for path, (_, _, gain) in arrays.items()},
+        targets=tuple(target for target, _, _ in stacked.values()),
+        adapter={path: pair for path, (_, pair, _) in stacked.items()},
+        gain={path: gain for path, (_, _, gain) in stacked.items()},
     )
 
 
-def _range(target: LoraTarget) -> range:
-    return range(len(target.layers or ()))
+def _stack(
+    target: LoraTarget, pairs: Mapping[int | None, Factors], rank: int
+) -> tuple[LoraTarget, LoRA, Array]:
+    """Stack the factors of a target's layers, and mark these layers as adapted.
+
+    Args:
+      target: the target with all its layers.
+      pairs: factors by layer; by None without a stack.
+      rank: rank of the arrays.
+    """
+    a = np.zeros((*target.stack, target.inputs, rank), np.float32)
+    b = np.zeros((*target.stack, rank, target.outputs), np.float32)
+    gain = np.zeros((*target.stack, rank), np.float32)
+    for layer, pair in pairs.items():
+        index = ... if layer is None else layer
+        a[index][:, : pair.rank] = pair.a
+        b[index][: pair.rank] = pair.b
+        gain[index][: pair.rank] = pair.scale
+    layers = target.layers and tuple(layer in pairs for layer in range(len(target.layers)))
+    adapted = LoraTarget(target.path, target.inputs, target.outputs, layers)
+    return adapted, LoRA(jnp.asarray(a), jnp.asarray(b)), jnp.asarray(gain)
 
 
 def from_kernels(
     before: Mapping[str, Any], after: Kernels, adapter: Adapter, gain: Gain
 ) -> tuple[Adapter, Gain]:
-    """One adapter that does what changed kernels and an adapter on top of them do together.
+    """Express changed kernels and an adapter on top of them as one adapter.
 
-    For methods that add to the base. Factors come from a float64 SVD of the change of each matrix;
-    components no larger than what float32 has rounded off the kernel are zero.
+    For methods that add to the base. The factors come from a float64 SVD of the change of each
+    matrix; components within the float32 rounding error of the kernel are set to zero.
 
     Args:
-      before: the base kernels by path, ``[(L,) i, o]``.
-      after: the changed kernels.
-      adapter: the global adapter.
-      gain: of its components.
+      before: base kernels by path, ``[(L,) i, o]``.
+      after: changed kernels by path, of the same shapes.
+      adapter: global adapter on the changed kernels.
+      gain: multipliers of its components.
 
     Returns:
-      The adapter, at the largest rank of a layer, and its gains, which are one.
+      The adapter at the largest rank of a layer, and its gains, which are one.
     """
-    found: dict[str, LoRA] = {}
-    for path, pair in adapter.items():
-        a, b, g, old, new = (
-            np.asarray(x, np.float64) for x in (*pair, gain[path], before[path], after[path])
-        )
-        u, s, v = np.linalg.svd(new - old + (a * g[..., None, :]) @ b, full_matrices=False)
-        # The norm of a matrix of rounding errors of the kernel's largest entry.
-        largest = np.abs(new).max(axis=(-2, -1))
-        noise = np.finfo(np.float32).eps * largest * sum(np.sqrt(new.shape[-2:]))
-        s = np.where(s > noise[..., None], s, 0)
-        root = np.sqrt(s)
-        found[path] = LoRA(u * root[..., None, :], root[..., :, None] * v)
-    rank = max(int(np.any(p.b, axis=-1).sum(axis=-1).max(initial=1)) for p in found.values())
+    factors = {
+        path: _factorize_change(before[path], after[path], pair, gain[path])
+        for path, pair in adapter.items()
+    }
+    ranks = (int(np.any(pair.b, axis=-1).sum(axis=-1).max(initial=1)) for pair in factors.values())
+    rank = max(ranks)
     cut = {
         path: LoRA(*(jnp.asarray(x, jnp.float32) for x in (a[..., :rank], b[..., :rank, :])))
-        for path, (a, b) in found.items()
+        for path, (a, b) in factors.items()
     }
     return cut, {path: jnp.ones(b.shape[:-1]) for path, (_, b) in cut.items()}
+
+
+def _factorize_change(before: Any, after: Any, pair: LoRA, gain: Any) -> LoRA:
+    """Factors of ``after - before + (a * gain) @ b`` in float64, largest component first."""
+    a, b, g, old, new = (np.asarray(x, np.float64) for x in (*pair, gain, before, after))
+    u, s, v = np.linalg.svd(new - old + (a * g[..., None, :]) @ b, full_matrices=False)
+    # The norm of a matrix of rounding errors of the kernel's largest entry.
+    largest = np.abs(new).max(axis=(-2, -1))
+    noise = np.finfo(np.float32).eps * largest * sum(np.sqrt(new.shape[-2:]))
+    root = np.sqrt(np.where(s > noise[..., None], s, 0))
+    return LoRA(u * root[..., None, :], root[..., :, None] * v)

@@ -1,4 +1,4 @@
-"""What a folder must say besides the tensors, so that its model can be used without its run."""
+"""Metadata of a trained model: what a folder needs besides tensors to be used without its run."""
 
 import dataclasses
 import json
@@ -7,9 +7,11 @@ import typing
 from typing import Any
 
 from fedjax_lora import models
-from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.registry import fits
+from fedjax_lora.core.untrusted_files import read_json
+
+__all__ = ["FILE", "ModelMetadata", "infer", "read"]
 
 FILE = "fedjax_lora.json"
 _MAX_LENGTH = 512  # tokens, for a model whose training length is unknown
@@ -17,25 +19,26 @@ _MAX_LENGTH = 512  # tokens, for a model whose training length is unknown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """How texts are read, what the outputs mean, and where the model comes from.
+    """Tokenisation, meaning of the outputs, and origin of a model.
 
     Attributes:
-      base: the base model: an alias, a checkpoint folder or a hub id.
+      base: base model: an alias of `fedjax_lora.models.MODELS`, a checkpoint folder or a hub id.
       base_sha256: fingerprint of the base's parameters.
-      layers: how many layers of the base are used; None for all.
-      storage: how the base's matrices were kept, as in `fedjax_lora.runs.config.ModelConfig`.
-      pooling: as in `fedjax_lora.runs.config.ModelConfig`.
-      max_length: tokens that texts are cut to.
-      classes: names in the order of the outputs; empty for a regression task and for text.
-      language: whether the model writes text.
-      prompt_format: of a language model, a name of `fedjax_lora.data.prompts.FORMATS` or "auto".
-      answer_tokens: the most tokens that a language model is asked to write.
-      pair: whether an example is two texts.
+      layers: number of layers of the base that are used; None for all.
+      storage: type of the base's matrices in memory, as in `fedjax_lora.runs.config.ModelConfig`.
+      pooling: ``"family"`` or ``"mean"``, as in `fedjax_lora.runs.config.ModelConfig`.
+      max_length: number of tokens that texts are cut to.
+      classes: class names in the order of the outputs; empty for a regression or language model.
+      language: whether the model is a language model.
+      prompt_format: prompt format of a language model, a name of
+        `fedjax_lora.data.prompts.FORMATS` or ``"auto"``.
+      answer_tokens: largest number of tokens of a language model's answer.
+      pair: whether an example consists of two texts.
       task: name of the task.
-      metric: of the task.
-      hub: id of the data on the hub, or "".
-      training: how it was trained, in words, for the model card.
-      results: the numbers of the last evaluation, by name; None for what is not finite.
+      metric: name of the task's metric.
+      hub: id of the task's data on the Hugging Face hub, or ``""``.
+      training: description of the training for the model card, text by topic.
+      results: scores of the last evaluation by name; None for a score that is not finite.
     """
 
     base: str
@@ -57,20 +60,20 @@ class ModelMetadata:
 
     @property
     def regression(self) -> bool:
-        """Whether the one output is a score."""
+        """Whether the single output is a score instead of a class."""
         return not self.classes and not self.language
 
     def write(self, folder: pathlib.Path) -> None:
-        """Write ``fedjax_lora.json``."""
+        """Write ``fedjax_lora.json`` into an existing folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def read(folder: pathlib.Path) -> ModelMetadata | None:
-    """What a folder says about itself; None if it has no ``fedjax_lora.json``.
+    """Read the metadata of a folder; None if it has no ``fedjax_lora.json``.
 
     Raises:
-      InputError: the file is damaged, has unknown fields or values of the wrong kind.
+      InputError: the file is damaged, or has missing or unknown fields or values of a wrong type.
     """
     file = folder / FILE
     if not file.is_file():
@@ -79,16 +82,16 @@ def read(folder: pathlib.Path) -> ModelMetadata | None:
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold one JSON object.")
     hints = typing.get_type_hints(ModelMetadata)
-    needed = {"base", "base_sha256"} - set(values)
+    missing = {"base", "base_sha256"} - set(values)
     raise_all(
         f"{file} cannot be used",
         [
-            *(f"{name} is missing" for name in sorted(needed)),
+            *(f"{name} is missing" for name in sorted(missing)),
             *(f"{name} is unknown" for name in sorted(set(values) - set(hints))),
             *(
                 f"{name} cannot be {value!r}"
                 for name, value in values.items()
-                if name in hints and not _good(name, value, hints[name])
+                if name in hints and not _is_valid(name, value, hints[name])
             ),
         ],
     )
@@ -103,7 +106,7 @@ def infer(
     classes: tuple[str, ...] = (),
     language: bool = False,
 ) -> ModelMetadata:
-    """Metadata of a model whose folder has no ``fedjax_lora.json``.
+    """Return the metadata of a model whose folder has no ``fedjax_lora.json``.
 
     Args:
       pretrained: the base model.
@@ -121,10 +124,11 @@ def infer(
     )
 
 
-def _good(name: str, value: Any, hint: Any) -> bool:
+def _is_valid(name: str, value: Any, hint: Any) -> bool:
+    """Whether a JSON value fits a field and its type."""
     if typing.get_origin(hint) is dict:
-        kind = typing.get_args(hint)[1]
-        return isinstance(value, dict) and all(fits(x, kind) for x in value.values())
+        value_type = typing.get_args(hint)[1]
+        return isinstance(value, dict) and all(fits(x, value_type) for x in value.values())
     if name in ("layers", "max_length", "answer_tokens") and isinstance(value, int) and value < 1:
         return False
     if typing.get_origin(hint) is tuple:

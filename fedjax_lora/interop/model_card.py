@@ -1,4 +1,4 @@
-"""Model cards: ``README.md`` with the hub's metadata, for people and for the hub."""
+"""Model cards: ``README.md`` with the metadata of the Hugging Face hub."""
 
 import pathlib
 from typing import NamedTuple
@@ -8,15 +8,25 @@ from huggingface_hub import EvalResult, ModelCardData
 from fedjax_lora import models
 from fedjax_lora.interop.metadata import ModelMetadata
 
+__all__ = ["ADAPTER", "MERGED", "CardType", "write"]
+
 
 class CardType(NamedTuple):
-    """What a card describes."""
+    """The parts of a card that depend on the format of the model's files.
+
+    Attributes:
+      library: the hub's ``library_name``.
+      title: name of the format.
+      classify: Python code that computes ``logits`` with a classifier.
+      classify_mean_pooled: the same for a mean-pooled encoder with a separate head.
+      generate: Python code that generates text with a language model.
+    """
 
     library: str
     title: str
-    use: str  # Python: ends with `logits`
-    mean: str  # the same for a mean-pooled encoder, which has its own head
-    write: str  # Python that lets a language model write
+    classify: str
+    classify_mean_pooled: str
+    generate: str
 
 
 _TEXTS = """
@@ -36,7 +46,7 @@ _MEAN = (
 """
 )
 
-_WRITE = """
+_GENERATE = """
 inputs = tokenizer(["A prompt"], return_tensors="pt")
 with torch.no_grad():
     text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64))
@@ -76,7 +86,7 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base{layers})
 model = PeftModel.from_pretrained(model, "{folder}").eval()
 """
-    + _WRITE,
+    + _GENERATE,
 )
 MERGED = CardType(
     "transformers",
@@ -103,7 +113,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}").eval()
 """
-    + _WRITE,
+    + _GENERATE,
 )
 _MEAN_NOTE = """
 **This is not a `...ForSequenceClassification` model.** Its classifier reads the mean of all tokens'
@@ -112,42 +122,45 @@ states, and `transformers` has no class that does. The files are those of an enc
 """
 
 
-def write(folder: pathlib.Path, about: ModelMetadata, kind: CardType, *, mean: bool) -> None:
-    """Write the card of a folder.
+def write(
+    folder: pathlib.Path, metadata: ModelMetadata, card_type: CardType, *, mean: bool
+) -> None:
+    """Write the model card of a folder.
 
     Args:
-      folder: where the model is.
-      about: what is said of it.
-      kind: `ADAPTER` or `MERGED`.
-      mean: whether the encoder is mean-pooled, with the head in a file of its own.
+      folder: folder of the model.
+      metadata: metadata of the model.
+      card_type: `ADAPTER` or `MERGED`.
+      mean: whether the model is mean-pooled, with the head in a separate file.
     """
-    text = f"---\n{_metadata(about, kind)}---\n\n{_body(about, kind, mean)}"
+    text = f"---\n{_hub_metadata(metadata, card_type)}---\n\n{_body(metadata, card_type, mean)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _metadata(about: ModelMetadata, kind: CardType) -> str:
-    known = about.results.get(about.metric)
+def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
+    """The YAML block that the hub reads."""
+    score = metadata.results.get(metadata.metric)
     task = ("text-classification", "Text Classification")
-    if about.language:
+    if metadata.language:
         task = ("text-generation", "Text Generation")
-    results = [] if known is None else [
+    results = [] if score is None else [
         EvalResult(
             task_type=task[0],
             task_name=task[1],
-            dataset_type=about.hub or about.task,
-            dataset_name=about.task,
-            metric_type=about.metric,
-            metric_value=round(known, 4),
+            dataset_type=metadata.hub or metadata.task,
+            dataset_name=metadata.task,
+            metric_type=metadata.metric,
+            metric_value=round(score, 4),
         )
     ]  # fmt: skip
-    base = _base(about)
+    base = _public_base_name(metadata)
     return (
         ModelCardData(
             base_model=base if "/" in base else None,
-            datasets=[about.hub] if about.hub else None,
+            datasets=[metadata.hub] if metadata.hub else None,
             eval_results=results or None,
-            library_name=kind.library,
-            model_name=f"{_what(about)}, {kind.title}",
+            library_name=card_type.library,
+            model_name=f"{_title(metadata)}, {card_type.title}",
             pipeline_tag=task[0],
             tags=["federated-learning", "lora", "fedjax-lora"],
         ).to_yaml()
@@ -155,47 +168,62 @@ def _metadata(about: ModelMetadata, kind: CardType) -> str:
     )
 
 
-def _body(about: ModelMetadata, kind: CardType, mean: bool) -> str:
-    fields = {
-        "base": _base(about),
-        "folder": ".",
-        "max_length": about.max_length,
-        "layers": f", num_hidden_layers={about.layers}" if about.layers else "",
-        "options": f"num_labels={len(about.classes) or 1}"
-        + (f", num_hidden_layers={about.layers}" if about.layers else ""),
-    }
-    outputs = "one score" if about.regression else "; ".join(
-        f"{n} {name}" for n, name in enumerate(about.classes)
-    )  # fmt: skip
-    rows = {"base model": f"`{_base(about)}`", "task": about.task}
-    rows |= {"outputs": "text" if about.language else outputs}
-    rows |= about.training | {name: _score(x) for name, x in about.results.items()}
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    code = kind.write if about.language else kind.mean if mean else kind.use
-    code = code.format(**fields)
+def _body(metadata: ModelMetadata, card_type: CardType, mean: bool) -> str:
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(metadata).items())
     return (
-        f"# {_what(about)}: {kind.title}\n{_MEAN_NOTE if mean else ''}\n"
+        f"# {_title(metadata)}: {card_type.title}\n{_MEAN_NOTE if mean else ''}\n"
         f"Trained by many clients that keep their data, with fedjax-lora.\n\n"
-        f"```python\n{code}```\n\n| | |\n|---|---|\n{table}\n\n"
+        f"```python\n{_code(metadata, card_type, mean)}```\n\n| | |\n|---|---|\n{table}\n\n"
         "The numbers are those of the run's own test examples. Nothing else was evaluated: bias, "
         "other domains and other languages are unknown.\n"
     )
 
 
-def _score(value: float | None) -> str:
+def _code(metadata: ModelMetadata, card_type: CardType, mean: bool) -> str:
+    """Python code that uses the model in the folder."""
+    layers = f", num_hidden_layers={metadata.layers}" if metadata.layers else ""
+    code = card_type.classify_mean_pooled if mean else card_type.classify
+    if metadata.language:
+        code = card_type.generate
+    return code.format(
+        base=_public_base_name(metadata),
+        folder=".",
+        max_length=metadata.max_length,
+        layers=layers,
+        options=f"num_labels={len(metadata.classes) or 1}{layers}",
+    )
+
+
+def _rows(metadata: ModelMetadata) -> dict[str, str]:
+    """The rows of the card's table: text by title."""
+    outputs = "; ".join(f"{n} {name}" for n, name in enumerate(metadata.classes))
+    if metadata.language:
+        outputs = "text"
+    elif metadata.regression:
+        outputs = "one score"
+    rows = {
+        "base model": f"`{_public_base_name(metadata)}`",
+        "task": metadata.task,
+        "outputs": outputs,
+    }
+    return rows | metadata.training | {n: _number(x) for n, x in metadata.results.items()}
+
+
+def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def _what(about: ModelMetadata) -> str:
-    return f"{about.task or 'Text'} {'language model' if about.language else 'classifier'}"
+def _title(metadata: ModelMetadata) -> str:
+    return f"{metadata.task or 'Text'} {'language model' if metadata.language else 'classifier'}"
 
 
-def _base(about: ModelMetadata) -> str:
-    """The base's public name: of a folder only its name, not where it is."""
-    if about.base in models.MODELS:
-        return models.MODELS[about.base].hub
-    is_folder = about.base.count("/") != 1 or about.base.startswith((".", "/", "~"))
-    return pathlib.PurePath(about.base).name if is_folder else about.base
+def _public_base_name(metadata: ModelMetadata) -> str:
+    """The base's hub id or, of a folder, its last part: local paths are not published."""
+    base = metadata.base
+    if base in models.MODELS:
+        return models.MODELS[base].hub
+    is_folder = base.count("/") != 1 or base.startswith((".", "/", "~"))
+    return pathlib.PurePath(base).name if is_folder else base
 
 
 def _cell(text: str) -> str:

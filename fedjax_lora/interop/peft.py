@@ -141,7 +141,7 @@ def assemble(
     """
     head = {p.removeprefix("head/"): x for p, x in loaded.params.items() if p.startswith("head/")}
     others = {path: x for path, x in loaded.params.items() if not path.startswith("head/")}
-    pretrained = models.with_values(pretrained, others) if others else pretrained
+    pretrained = models.replace_params(pretrained, others) if others else pretrained
     return TrainedModel(
         pretrained=pretrained,
         metadata=metadata,

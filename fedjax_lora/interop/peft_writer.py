@@ -1,7 +1,7 @@
-"""PEFT checkpoints: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""Writing of PEFT checkpoints: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-This module writes them; `fedjax_lora.interop.peft_reader` reads them. A checkpoint is adapted
-matrices by their Hugging Face names, each with its own rank and scale.
+A checkpoint holds the factors of adapted matrices by Hugging Face module name, each with its own
+rank and scale. `fedjax_lora.interop.peft_reader` reads them.
 """
 
 import collections
@@ -13,26 +13,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
+__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "Factors", "save"]
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
 class Factors(NamedTuple):
-    """The adapter of one matrix: ``W + scale * a @ b``."""
+    """The adapter of one matrix: the adapted matrix is ``W + scale * a @ b``.
 
-    a: np.ndarray  # [i, r]
-    b: np.ndarray  # [r, o]
+    Attributes:
+      a: first factor, ``[i, r]``.
+      b: second factor, ``[r, o]``.
+      scale: multiplier of the product.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
     scale: float
 
     @property
     def rank(self) -> int:
-        """The number of components."""
+        """Number of components `r`."""
         return self.a.shape[1]
 
     @property
     def alpha(self) -> float:
-        """PEFT's alpha: it multiplies by ``alpha / r``."""
+        """PEFT's ``lora_alpha``: the scale is ``alpha / r``."""
         return self.scale * self.rank
 
 
@@ -47,19 +55,19 @@ def save(
     """Write an adapter that ``peft.PeftModel.from_pretrained`` loads.
 
     Args:
-      folder: made if it does not exist.
-      factors: by Hugging Face module name.
+      folder: created if it does not exist.
+      factors: factors by Hugging Face module name.
       base_model: name or folder of the base, for the config.
-      task_type: PEFT's name of the class of models that the adapter is for.
-      saved_modules: what is not low-rank (the task head): tensors by their name in a module, in
-        PyTorch's layout, by the module's name.
+      task_type: PEFT's ``task_type``, such as ``"SEQ_CLS"``.
+      saved_modules: PEFT's ``modules_to_save``, such as the head: tensors in PyTorch's layout by
+        name within a module, by module name.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, (a, b, _) in factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
         tensors[f"{PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)
-    for module, parts in saved_modules.items():
-        for name, value in parts.items():
+    for module, values in saved_modules.items():
+        for name, value in values.items():
             tensors[f"{PREFIX}{module}.{name}"] = np.ascontiguousarray(value)
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -68,7 +76,7 @@ def save(
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base_model,
-        **_ranks(factors),
+        **_ranks_and_alphas(factors),
         "lora_dropout": 0.0,
         "target_modules": list(factors),
         "modules_to_save": sorted(saved_modules),
@@ -78,14 +86,14 @@ def save(
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _ranks(factors: Mapping[str, Factors]) -> dict[str, Any]:
-    """The most frequent rank and alpha, and the matrices that differ from them."""
+def _ranks_and_alphas(factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """The most frequent rank and alpha, and patterns for the matrices that differ from them."""
     rank = _most_frequent(pair.rank for pair in factors.values())
     alpha = _most_frequent(pair.alpha for pair in factors.values())
     return {
         "r": rank,
         "lora_alpha": alpha,
-        # PEFT reads a pattern as a regular expression; that of a whole name matches it alone.
+        # PEFT reads a pattern as a regular expression; a whole name matches only that module.
         "rank_pattern": {name: f.rank for name, f in factors.items() if f.rank != rank},
         "alpha_pattern": {name: f.alpha for name, f in factors.items() if f.alpha != alpha},
     }

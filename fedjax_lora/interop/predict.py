@@ -90,11 +90,16 @@ def answers(
       One answer per instruction, without special tokens and surrounding white space.
 
     Raises:
-      InputError: there are no instructions, a prompt leaves no room for an answer, or a chat
-        template is asked for and the tokenizer has none.
+      InputError: there are no instructions or not as many contexts, a prompt leaves no room for
+        an answer, or a chat template is asked for and the tokenizer has none.
     """
     if not instructions:
         raise InputError("There are no prompts to answer.")
+    if contexts is not None and len(contexts) != len(instructions):
+        raise InputError(
+            f"There are {len(instructions)} instructions and {len(contexts)} contexts; give one "
+            "context for each instruction, or none at all."
+        )
     ids = instruction_tokens.prompt_ids(
         instructions,
         [""] * len(instructions) if contexts is None else contexts,

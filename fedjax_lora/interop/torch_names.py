@@ -1,8 +1,8 @@
-"""What the parts of a model are called in PyTorch.
+"""Names of modules and parameters of a model in PyTorch.
 
-With the family's own pooling the model is `transformers`' ``...ForSequenceClassification``. With
-mean pooling `transformers` has no class for it: there the encoder is an ``AutoModel``, whose names
-have no prefix, and the head stands in a file of its own.
+With the family's own pooling, names are those of the ``...ForSequenceClassification`` or
+``...ForCausalLM`` class of `transformers`. It has no class for mean pooling: the encoder is then an
+``AutoModel``, whose names have no prefix, and the head is in a separate file.
 """
 
 import dataclasses
@@ -14,26 +14,43 @@ import numpy as np
 from fedjax_lora import models
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.types import Params
+from fedjax_lora.interop.matrices import MatrixPlace
 from fedjax_lora.lora import LoraTarget
 
-HEAD_FILE = "head.safetensors"
+__all__ = [
+    "HEAD_FILE",
+    "has_class",
+    "matrices",
+    "module",
+    "parameters",
+    "tensors",
+    "unstored",
+    "unstored_paths",
+]
 
-Place = tuple[LoraTarget, int | None]
+HEAD_FILE = "head.safetensors"
+"""The head of a mean-pooled model."""
 
 
 def has_class(model: models.Pretrained) -> bool:
-    """Whether `transformers` has a class for the model, head included."""
+    """Whether `transformers` has a class for the model together with its head."""
     return model.config.pooling == "family"
 
 
 def module(model: models.Pretrained, path: str, layer: int | None = None) -> str:
-    """The name of the module at a path, in the class that the model is for PyTorch."""
-    return _shown(model, models.hf_module(model.config, path, layer))
+    """Return the PyTorch name of the module at a path.
+
+    Args:
+      model: the base model.
+      path: path of the module's parameters.
+      layer: layer of a stack; None for a module that is not stacked.
+    """
+    return _class_name(model, models.hf_module(model.config, path, layer))
 
 
-def matrices(model: models.Pretrained) -> dict[str, Place]:
-    """Where each matrix of the base is, by its name with and without the base's prefix."""
-    found: dict[str, Place] = {}
+def matrices(model: models.Pretrained) -> dict[str, MatrixPlace]:
+    """Return the place of each matrix of the base, by name with and without the base's prefix."""
+    places: dict[str, MatrixPlace] = {}
     base = {part: model.params[part] for part in model.params if part in ("encoder", "decoder")}
     for parameter, leaf in trees.flat(base).items():
         if parameter.endswith("/kernel"):
@@ -43,64 +60,86 @@ def matrices(model: models.Pretrained) -> dict[str, Place]:
             target = LoraTarget(path, int(shape[-2]), int(shape[-1]), layers)
             for layer in range(shape[0]) if stacked else (None,):
                 name = models.hf_module(model.config, path, layer)
-                found |= {name: (target, layer), _bare(model, name): (target, layer)}
-    return found
+                places |= {name: (target, layer), _bare(model, name): (target, layer)}
+    return places
 
 
 def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
-    """Parameters by PyTorch name, in PyTorch's layout; a view of each where it is on a CPU."""
-    found = {}
+    """Convert parameters to PyTorch's names and layout, without a copy where they are on a CPU.
+
+    Args:
+      model: the base model.
+      params: parameters of the model or of a part of it.
+
+    Returns:
+      Float arrays by name, kernels transposed to ``[o, i]``, one per layer of a stack.
+    """
+    named = {}
     for path, leaf in trees.flat(params).items():
         value = np.asarray(quantization.dequantize(leaf))
         stacked = models.is_stacked(model.config, path)
         for layer in range(value.shape[0]) if stacked else (None,):
-            one = value if layer is None else value[layer]
-            name = _shown(model, models.hf_name(model.config, path, layer))
-            found[name] = one.T if path.endswith("/kernel") else one
-    return found
+            array = value if layer is None else value[layer]
+            name = _class_name(model, models.hf_name(model.config, path, layer))
+            named[name] = array.T if path.endswith("/kernel") else array
+    return named
 
 
 def unstored(model: models.Pretrained, head: Params) -> dict[str, dict[str, np.ndarray]]:
-    """What a checkpoint of the base lacks: the head and a pooler that was drawn.
+    """Collect what a checkpoint of the base lacks: the head and a newly initialised pooler.
+
+    Args:
+      model: the base model.
+      head: parameters of the head.
 
     Returns:
-      Tensors by their name in a module, by the module's name.
+      Tensors by name within a module, by module name.
     """
-    drawn = {path: trees.flat(model.params)[path] for path in _drawn(model)}
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in tensors(model, trees.nested(drawn) | {"head": head}).items():
-        # A head is one module, a pooler one layer of the encoder.
-        whole, _, rest = name.rpartition(".") if ".pooler" in name else name.partition(".")
-        parts.setdefault(whole, {})[rest] = value
-    return parts
+    flat = trees.flat(model.params)
+    pooler = trees.nested({path: flat[path] for path in _new_pooler_paths(model)})
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in tensors(model, pooler | {"head": head}).items():
+        # A head is one module, a pooler is one layer of the encoder.
+        module_name, _, rest = name.rpartition(".") if ".pooler" in name else name.partition(".")
+        modules.setdefault(module_name, {})[rest] = value
+    return modules
 
 
 def unstored_paths(model: models.Pretrained, labels: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a folder may hold besides factors: path and stored shape, by name with the prefix.
+    """List the parameters that an adapter folder may hold besides factors.
 
-    That is a head, and a pooler where the base's checkpoint has none.
+    These are a head, and a pooler if the base's checkpoint has none.
 
     Args:
-      model: the base.
-      labels: width of the head's output.
+      model: the base model.
+      labels: number of outputs of the head.
+
+    Returns:
+      Path and shape in PyTorch's layout, by name with the base's prefix.
     """
     config = dataclasses.replace(model.config, num_labels=labels)
     return {
         models.hf_name(model.config, path): (path, shape[::-1] if len(shape) == 2 else shape)
         for path, shape in models.param_shapes(config).items()
-        if path.startswith("head/") or path in _drawn(model)
+        if path.startswith("head/") or path in _new_pooler_paths(model)
     }
 
 
 def parameters(paths: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters by path, from tensors by name; see `unstored_paths`."""
+    """Convert tensors by PyTorch name to parameters by path.
+
+    Args:
+      paths: from `unstored_paths`.
+      values: tensors in PyTorch's layout by some of these names.
+    """
     return {
         paths[name][0]: np.ascontiguousarray(value.T if value.ndim == 2 else value)
         for name, value in values.items()
     }
 
 
-def _drawn(model: models.Pretrained) -> list[str]:
+def _new_pooler_paths(model: models.Pretrained) -> list[str]:
+    """Paths of a pooler that was newly initialised, not read from the base's checkpoint."""
     return [path for path in model.new_params if path.startswith("encoder/pooler/")]
 
 
@@ -108,5 +147,6 @@ def _bare(model: models.Pretrained, name: str) -> str:
     return name.removeprefix(f"{model.config.prefix}.")
 
 
-def _shown(model: models.Pretrained, name: str) -> str:
+def _class_name(model: models.Pretrained, name: str) -> str:
+    """A name as the model's class in PyTorch has it."""
     return name if has_class(model) else _bare(model, name)

@@ -40,7 +40,7 @@ def with_saved_modules(
     loaded = load_adapter(folder, pretrained)
     same_task = loaded.num_labels == pretrained.config.num_labels
     params = {p: x for p, x in loaded.params.items() if same_task or not p.startswith("head/")}
-    pretrained = models.with_values(pretrained, params) if params else pretrained
+    pretrained = models.replace_params(pretrained, params) if params else pretrained
     _check_base(pretrained, pathlib.Path(folder))
     return pretrained
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
-from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.layerwise import map_layers
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -142,7 +142,7 @@ def each_layer(
         return layer(*clients, share, *server)
     count = clients[0].shape[1]
     everywhere = jnp.broadcast_to(share[:, None], (share.shape[0], count, share.shape[1]))
-    return over_layers(layer, *clients, everywhere, *server, axis=1)
+    return map_layers(layer, *clients, everywhere, *server, axis=1)
 
 
 def rescaled_start(spec: LoraSpec, server: ServerState, cohort: Cohort) -> ClientInit:

@@ -20,17 +20,17 @@ from fedjax_lora.models.huggingface.config import from_json, read_config, read_r
 from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.huggingface.pretrained import (
     Pretrained,
-    frozen,
-    has_arrays_by_layer,
+    frozen_base,
+    has_split_layers,
     load,
-    redraw,
-    with_values,
+    reinitialize,
+    replace_params,
 )
 from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
 from fedjax_lora.models.init import abstract_params, random_params
 from fedjax_lora.models.init import shapes as param_shapes
 from fedjax_lora.models.kv_cache import Cache, init_cache
-from fedjax_lora.models.module_types import leaves_padding_out, module_of
+from fedjax_lora.models.module_types import module_of, supports_unpadding
 from fedjax_lora.models.tiny import tiny
 
 __all__ = [
@@ -49,13 +49,12 @@ __all__ = [
     "SequenceClassifier",
     "abstract_params",
     "from_json",
-    "frozen",
-    "has_arrays_by_layer",
+    "frozen_base",
+    "has_split_layers",
     "hf_module",
     "hf_name",
     "init_cache",
     "is_stacked",
-    "leaves_padding_out",
     "load",
     "logits",
     "module_of",
@@ -63,8 +62,9 @@ __all__ = [
     "random_params",
     "read_config",
     "read_raw",
-    "redraw",
+    "reinitialize",
+    "replace_params",
     "resolve",
+    "supports_unpadding",
     "tiny",
-    "with_values",
 ]

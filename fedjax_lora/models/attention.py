@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def mix(
+def attend(
     query: Float[Array, "n t heads d"],
     key: Float[Array, "n s kv d"],
     value: Float[Array, "n s kv d"],

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int
 from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
-from fedjax_lora.models.attention import mix
+from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
-from fedjax_lora.models.kv_cache import Cache, View, grown, look, remember
+from fedjax_lora.models.kv_cache import Cache, View, advance, make_view, update_layer
 from fedjax_lora.models.rope import rotate
 
 
@@ -76,12 +76,12 @@ class Attention(nn.Module):
         query, key = (rotate(z, view.turn, config.rope.attention_factor) for z in (query, key))
         cache, keys, values = states.cache, key, value
         if cache is not None:
-            cache, keys, values = remember(cache, view, states.layer, key, value)
+            cache, keys, values = update_layer(cache, view, states.layer, key, value)
         mask = view.seen_by(states.layer)
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
-        mixed = mix(query, keys, values, mask, drop=drop)
+        mixed = attend(query, keys, values, mask, drop=drop)
         y = _dense(config, config.hidden, "o_proj", bias=config.output_bias)(
             mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
         )
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         config = self.config
         check_batch(config, input_ids, attention_mask)
         at = None if positions is None else jnp.asarray(positions)
-        view = look(config, jnp.asarray(attention_mask), at, cache)
+        view = make_view(config, jnp.asarray(attention_mask), at, cache)
         # Rows are taken before they are cast: never a second table.
         table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
         x = table(jnp.asarray(input_ids)).astype(config.dtype)
@@ -170,4 +170,4 @@ class Decoder(nn.Module):
             remat=config.remat,
         )
         hidden = _norm(config, "norm", states.x)
-        return Decoded(hidden, None if cache is None else grown(states.cache, view))
+        return Decoded(hidden, None if cache is None else advance(states.cache, view))

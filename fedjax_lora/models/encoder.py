@@ -16,7 +16,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
-from fedjax_lora.models.attention import mix
+from fedjax_lora.models.attention import attend
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.unpadding import Layout, layout
 
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
-        mixed = mix(query, key, value, at.mask[:, None, None], drop=drop)
+        mixed = attend(query, key, value, at.mask[:, None, None], drop=drop)
         mixed = states(mixed.reshape(*mixed.shape[:2], config.hidden))
         y = dense(config, config.hidden, "output")(mixed)
         if config.traits.attention_output_dropout:
@@ -190,7 +190,7 @@ class Encoder(nn.Module):
         where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
         first = pooled_only and config.pooling == "family"
         # A loop's layers all return what they take.
-        wanted = 1 if first and layer_stack.unrolled(config.layers, config.scan_unroll) else None
+        wanted = 1 if first and layer_stack.is_unrolled(config.layers, config.scan_unroll) else None
         x = layer_stack.run(
             Layer(config, deterministic, name="layers"),
             lambda layer, x, last: layer(x, where, wanted if last else None),

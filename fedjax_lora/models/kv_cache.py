@@ -57,7 +57,7 @@ class View(NamedTuple):
         return self.mask if self.near is None else self.mask & (self.near | ~self.slides[layer])
 
 
-def look(
+def make_view(
     config: DecoderConfig,
     mask: Bool[Array, "n t"],
     positions: Int[Array, "n t"] | None,
@@ -87,7 +87,7 @@ def _counted(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
     return jnp.maximum(before, 0)
 
 
-def remember(
+def update_layer(
     cache: Cache,
     view: View,
     layer: Int[Array, ""],
@@ -101,6 +101,6 @@ def remember(
     return cache._replace(keys=keys, values=values), keys[layer], values[layer]
 
 
-def grown(cache: Cache, view: View) -> Cache:
+def advance(cache: Cache, view: View) -> Cache:
     """The cache once all layers have remembered the batch."""
     return cache._replace(mask=view.seen, filled=cache.filled + view.mask.shape[2])

@@ -2,8 +2,8 @@
 
 Its variables have a leading layer axis, so that the server's linear algebra is batched over layers
 and, in a loop, one compiled layer serves all. A CPU wants no loop, and neither the copies that
-cutting a layer's kernels out of a stacked array makes: for it, `by_layer` makes a parameter a tuple
-with one array per layer, the same values under the same path.
+cutting a layer's kernels out of a stacked array makes: for it, `split_layers` makes a parameter a
+tuple with one array per layer, the same values under the same path.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,12 +31,12 @@ def layers_per_step(count: int, scan_unroll: int | None) -> int:
     return count if jax.default_backend() == "cpu" else 1
 
 
-def unrolled(count: int, scan_unroll: int | None) -> bool:
+def is_unrolled(count: int, scan_unroll: int | None) -> bool:
     """Whether layers run without a loop, see `layers_per_step`."""
     return layers_per_step(count, scan_unroll) == count
 
 
-def by_layer(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[str, Any]:
+def split_layers(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[str, Any]:
     """Parameters with tuples, one array (or its codes) per layer, instead of stacked arrays.
 
     On a CPU they share the stacked arrays' memory.
@@ -79,7 +79,7 @@ def run(
       shared: all layers have the same variables, without a layer axis.
       remat: recompute each layer in the backward pass.
     """
-    if layer.is_initializing() or not unrolled(count, scan_unroll):
+    if layer.is_initializing() or not is_unrolled(count, scan_unroll):
         unroll = layers_per_step(count, scan_unroll)
         return _loop(layer, step, x, count, unroll, shared, remat)
     for at in range(count):

@@ -16,6 +16,6 @@ def module_of(config: Config) -> Module:
     return DecoderClassifier(config) if config.num_labels else LanguageModel(config)
 
 
-def leaves_padding_out(module: Module) -> bool:
+def supports_unpadding(module: Module) -> bool:
     """Whether the module takes ``at``, the places of the real tokens; see `Encoder`."""
     return isinstance(module, SequenceClassifier)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_lora import data, federated, interop, lora, methods, models
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Params, Shape
+from fedjax_lora.core.types import BatchShape, Params
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
 from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
@@ -19,7 +19,7 @@ from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, ranks, transforms
 from fedjax_lora.federated.faults import make_faults
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated.ranks.reallocation import Reallocate, unchanged
+from fedjax_lora.federated.ranks.reallocation import Reallocate, keep_ranks
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs import config as configs
@@ -122,11 +122,11 @@ def arrange(
         mode=how.mode, clients_per_step=clients_per_step, mesh=mesh_of(config)
     )
     longest = max(x.ids.shape[1] for x in assets[2:] if x is not None)
-    kind = TASK_TYPES[assets.task.task.kind]
+    kind = TASK_TYPES[assets.task.task.type]
     reading = InputSpec(
         module=assets.model.module,
         lengths=length_buckets(assets.train.length, longest=longest, most=kind.num_buckets),
-        kind=assets.task.task.kind,
+        kind=assets.task.task.type,
         dropout=config.model.dropout != 0,
         lora_dropout=config.lora.lora_dropout,
     )
@@ -162,7 +162,7 @@ def arrange(
     return federation, recipe
 
 
-def _shapes(reading: InputSpec, assets: Assets, local: LocalConfig) -> tuple[Shape, ...]:
+def _shapes(reading: InputSpec, assets: Assets, local: LocalConfig) -> tuple[BatchShape, ...]:
     """What local steps are compiled for."""
     if reading.objective().unpad is None:
         return padded_shapes(row_buckets(local.batch), reading.lengths)
@@ -188,10 +188,10 @@ def prepare(
     layout = lay_out(config, assets)
     spec, method, allocated = layout.spec, layout.method, layout.allocated
     federation, recipe = arrange(config, assets, layout, least_steps=shared.least_steps)
-    privacy = transforms.account(layout.updates, cohort=fed.cohort, clients=fed.clients)
+    privacy = transforms.make_privacy_report(layout.updates, cohort=fed.cohort, clients=fed.clients)
     mesh = mesh_of(config)
     place = lambda tree: federated.place(tree, federated.everywhere(mesh))  # noqa: E731
-    frozen = models.frozen(assets.model)
+    frozen = models.frozen_base(assets.model)
     base = federated.place(frozen, federated.base_sharding(frozen, mesh))
     train_data = place(assets.train)
     root = jax.random.key(config.seed)
@@ -223,12 +223,12 @@ def prepare(
         max_length=config.data.max_length,
         batch=how.eval_batch,
     )
-    kind = TASK_TYPES[assets.task.task.kind]
+    kind = TASK_TYPES[assets.task.task.type]
     reference = lambda: kind.reference_scores(assets.test.label, lambda: evaluate(state))  # noqa: E731
-    reallocate = unchanged
-    if allocated.review is not None:
+    reallocate = keep_ranks
+    if allocated.schedule is not None:
         reallocate = rank_updates.make_reallocate(
-            allocated.review,
+            allocated.schedule,
             recipe,
             federation,
             base=base,
@@ -240,7 +240,7 @@ def prepare(
         )
     return Experiment(
         config, assets, spec, method, federation, allocated.ranks, base, train_data, state,
-        recipe, shared.round(recipe), evaluate, reference, reallocate, allocated.review,
+        recipe, shared.round(recipe), evaluate, reference, reallocate, allocated.schedule,
         layout.updates, privacy,
     )  # fmt: skip
 
@@ -256,7 +256,7 @@ def _evaluated(assets: Assets) -> list[LabelledSplit]:
 def _amount(assets: Assets) -> np.ndarray:
     """Tokens that are learned from each training example, ``int32[E]``."""
     tokens = assets.train
-    if assets.task.task.kind == "language":
+    if assets.task.task.type == "language":
         return tokens.types.sum(axis=1)
     return tokens.length
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 from jax.sharding import Mesh
 
 from fedjax_lora import federated, methods, models
-from fedjax_lora.core.types import Shape
+from fedjax_lora.core.types import BatchShape
 from fedjax_lora.evaluation import predict as prediction
 from fedjax_lora.evaluation.predict import Predict
 from fedjax_lora.federated import (
@@ -33,7 +33,7 @@ from fedjax_lora.methods import Method
 
 
 def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
-    unpadded = models.leaves_padding_out(module)
+    unpadded = models.supports_unpadding(module)
     return federated.text_classification(module, lengths, unpadded=unpadded, **options)
 
 
@@ -72,7 +72,7 @@ class RoundSpec:
     optimizer: str
     clip: float | None
     batch: int
-    shapes: tuple[Shape, ...]
+    shapes: tuple[BatchShape, ...]
     heads: Head
     execution: Execution
     prox: float
@@ -98,7 +98,7 @@ class RoundSpec:
 def build_round(recipe: RoundSpec) -> CompiledRound:
     """The round of a recipe, see `fedjax_lora.federated.compile_round`."""
     method = recipe.make_method()
-    look = diagnostics.make_measure(
+    look = diagnostics.make_diagnostics(
         recipe.spec,
         train_head=recipe.heads != "frozen",
         optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),

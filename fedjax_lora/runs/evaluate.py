@@ -244,7 +244,7 @@ def assess(
         ),
     )
     judge = _KIND.make_eval_fn(tools, made.split, made.tokens)
-    return by_text(judge, loaded.classes, task.metric), len(made.kept)
+    return by_text(judge, loaded.classes, task.metric), len(made.index)
 
 
 def _prompted(task: data.Task, trained_with: str) -> data.Task:

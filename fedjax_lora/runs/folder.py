@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.trees import differences
+from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.data import Task
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
@@ -102,7 +102,7 @@ class RunFolder:
         Raises:
           InputError: the folder cannot be written, or another run has taken it meanwhile.
         """
-        with atomic_io.writing(self.path):
+        with atomic_io.reporting_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = atomic_io.lock(self.path)
@@ -132,7 +132,7 @@ class RunFolder:
                 f"Output folder {self.path} holds other files ({', '.join(present[:3])}) and no "
                 "run; choose a new or empty folder with --out."
             )
-        different = differences(self.held(), configs.to_dict(config))
+        different = differing_fields(self.held(), configs.to_dict(config))
         what = f"a different run ({', '.join(different[:5])})" if different else "this run already"
         go_on = "" if different else "resume it with --resume, "
         raise InputError(
@@ -156,12 +156,15 @@ class RunFolder:
 
     def write(self, name: str, values: Any) -> None:
         """Write one JSON file."""
-        with atomic_io.writing(self.path):
+        with atomic_io.reporting_write_errors(self.path):
             atomic_io.write(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def append(self, name: str, values: Any) -> None:
         """Append one line to a JSON-lines file."""
-        with atomic_io.writing(self.path), (self.path / name).open("a", encoding="utf-8") as file:
+        with (
+            atomic_io.reporting_write_errors(self.path),
+            (self.path / name).open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(values) + "\n")
 
     def _write_lines(self, name: str, lines: Iterable[Any]) -> None:

@@ -50,7 +50,7 @@ def load_assets(
         test_examples=chosen.test_examples,
         seed=config.seed,
     )
-    kind = TASK_TYPES[task.task.kind]
+    kind = TASK_TYPES[task.task.type]
     if model is None:
         model = models.load(
             config.model.model,
@@ -67,7 +67,7 @@ def load_assets(
             key=model_key(config),
         )
     else:
-        model = models.redraw(model, model_key(config))
+        model = models.reinitialize(model, model_key(config))
     if weights:
         model = with_first(model, config)
     check_tokenizer(model)
@@ -80,7 +80,7 @@ def load_assets(
     ]
     train, validation, test = encoded
     assert train is not None and test is not None
-    lost = sum(len(s.texts) - len(e.kept) for s, e in zip(splits, encoded, strict=True) if s and e)
+    lost = sum(len(s.texts) - len(e.index) for s, e in zip(splits, encoded, strict=True) if s and e)
     task = task._replace(
         train=train.split,
         validation=None if validation is None else validation.split,

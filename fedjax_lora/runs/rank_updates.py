@@ -51,11 +51,11 @@ def make_reallocate(
     def renew(adapter: Adapter) -> Adapter:
         own = jax.random.fold_in(key, NEW_COMPONENTS)
         fresh = lora.init(recipe.spec, own, method=init)
-        return reallocation.renew_above(recipe.spec, review.low, adapter, fresh)
+        return reallocation.reinitialize_above(recipe.spec, review.low, adapter, fresh)
 
     def measured(
         score_fn: client_scoring.ScoreFn,
-    ) -> Callable[[FederatedState, Plan], client_scoring.Seen]:
+    ) -> Callable[[FederatedState, Plan], client_scoring.ValidationResult]:
         return lambda state, plan: score_fn(base, train, validation, state, plan, key)
 
     score = None
@@ -83,8 +83,8 @@ def _make_score(recipe: RoundSpec, validation: Any, batch: int) -> client_scorin
         recipe.make_method(), recipe.training(), heads=recipe.heads, execution=recipe.execution
     )
     objective = recipe.reading.objective()
-    rows = client_scoring.rows_by_length(
+    rows = client_scoring.bucket_by_length(
         jax.device_get(validation.length), objective.lengths, batch=batch
     )
-    validate = client_scoring.make_validation(objective, rows)
-    return client_scoring.make_score(client_update, validate, recipe.execution)
+    validate = client_scoring.make_validate_fn(objective, rows)
+    return client_scoring.make_score_fn(client_update, validate, recipe.execution)

@@ -21,9 +21,9 @@ import numpy as np
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.core.trees import differences
+from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.federated import optimizers
-from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Experiment, about, prepare
@@ -69,7 +69,7 @@ def check_config(held: dict[str, Any], wanted: RunConfig, done: int) -> None:
     before, after = configs.to_dict(began), configs.to_dict(wanted)
     problems = [
         f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
-        for name in differences(before, after)
+        for name in differing_fields(before, after)
         if not name.startswith(FREE)
     ]
     rounds = wanted.federation.rounds
@@ -110,7 +110,7 @@ def continued(checkpoint: Checkpoint, experiment: Experiment, begin: Progress) -
             if held[name] != here[name]
         ],
     )
-    if changed := differences(held["environment"], here["environment"]):
+    if changed := differing_fields(held["environment"], here["environment"]):
         log.warning(
             "the run goes on with another %s than it began with: what follows may differ from an "
             "uninterrupted run by rounding",
@@ -123,8 +123,8 @@ def on_every_process(progress: Progress) -> Progress:
     """The progress that the first process goes on with, on all of them."""
     if jax.process_count() == 1:
         return progress
-    history, seconds = distributed.of_all([progress.history, progress.seconds])[0]
-    held = distributed.arrays_of_first(jax.tree.map(np.asarray, checkpoints.arrays(progress)))
+    history, seconds = distributed.gather([progress.history, progress.seconds])[0]
+    held = distributed.broadcast_arrays(jax.tree.map(np.asarray, checkpoints.arrays(progress)))
     return checkpoints.placed(held, progress, history, seconds)
 
 
@@ -137,7 +137,7 @@ def _field(values: dict[str, Any], name: str) -> Any:
 def begin(experiment: Experiment) -> Progress:
     """What a run carries into its first round."""
     rank = experiment.rank.astype(np.int32)
-    scores = Scores.none(experiment.config.federation.clients)
+    scores = ClientScores.initial(experiment.config.federation.clients)
     return Progress(experiment.state, rank, rank, scores, [])
 
 

@@ -14,7 +14,7 @@ import optax
 from fedjax_lora.core import atomic_io, distributed, trees
 from fedjax_lora.core.errors import InputError, Stopped
 from fedjax_lora.federated import FederatedState, RoundMetrics, optimizers, transforms
-from fedjax_lora.federated.ranks import Scores, reallocation
+from fedjax_lora.federated.ranks import ClientScores, reallocation
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import resume as resumption
 from fedjax_lora.runs.build import Experiment, about, inputs, prepare
@@ -61,30 +61,30 @@ def run(
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     with contextlib.ExitStack() as held:
         folder, found = None, []  # of the first process, which alone writes
-        with distributed.together():
-            if out is not None and distributed.first():
+        with distributed.raise_on_all():
+            if out is not None and distributed.is_first():
                 claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
                 folder = held.enter_context(claim)
                 found = resumption.find(folder, config) if resume else []
         began, worked = time.perf_counter(), time.process_time()
-        with distributed.together():
+        with distributed.raise_on_all():
             experiment = prepare(config, assets, programs)
         if jax.process_count() > 1:
-            distributed.need_same("input", inputs(experiment))
+            distributed.check_same("input", inputs(experiment))
         rounds = config.federation.rounds
         schedule = optimizers.schedule(config.local.schedule, rounds=rounds)
         progress, reference = resumption.begin(experiment), experiment.reference()
-        with distributed.together():
+        with distributed.raise_on_all():
             if found:
                 progress = resumption.continued(found[-1], experiment, progress)
         if resume:
             progress = resumption.on_every_process(progress)
-        summary = distributed.of_all(folder.finished() if folder and resume else None)[0]
+        summary = distributed.gather(folder.finished() if folder and resume else None)[0]
         if summary and progress.round == rounds:
             return result(experiment, progress, summary, folder)
         began, last = began - progress.seconds, progress
-        with distributed.together(), contextlib.ExitStack() as kept:
-            with distributed.together():
+        with distributed.raise_on_all(), contextlib.ExitStack() as kept:
+            with distributed.raise_on_all():
                 task = experiment.assets.task.task
                 write = kept.enter_context(
                     journal(
@@ -92,8 +92,8 @@ def run(
                     )
                 )
             for last, times in play(experiment, schedule, progress):
-                stopping = last.round < rounds and any(distributed.of_all(bool(stop())))
-                with distributed.together():
+                stopping = last.round < rounds and any(distributed.gather(bool(stop())))
+                with distributed.raise_on_all():
                     write(last._replace(seconds=time.perf_counter() - began), times, stopping)
                 on_round(last.history[-1] | times)
                 if stopping:
@@ -105,9 +105,9 @@ def run(
         summary = summarise(experiment, last.history, reference, seconds)
         made = result(experiment, last, summary, folder)
         fitted = of_server(experiment, last.state, last.history[-1])
-        with distributed.together():
+        with distributed.raise_on_all():
             if folder:
-                with atomic_io.writing(folder.path):
+                with atomic_io.reporting_write_errors(folder.path):
                     write_outputs(folder, experiment, made, fitted)
         return made
 
@@ -120,7 +120,7 @@ def _check_processes(config: RunConfig) -> None:
     """
     if jax.process_count() == 1:
         return
-    distributed.need_same("config", trees.flat(configs.to_dict(config)))
+    distributed.check_same("config", trees.flat(configs.to_dict(config)))
     if config.execution.mode != "sharded" or config.execution.measure:
         raise InputError(
             f"A run of {jax.process_count()} processes needs --mode sharded, and cannot measure; "
@@ -151,7 +151,7 @@ def play(
         rank[plan.id[present]] = np.asarray(seen.rank)[present]
         # Clients that have given up rank send less than they received.
         traffic = experiment.method.traffic(state.server, np.asarray(seen.rank)[present], t)
-        sent = transforms.up_bytes(experiment.updates, traffic, experiment.spec, head)
+        sent = transforms.uplink_bytes(experiment.updates, traffic, experiment.spec, head)
         # All who were drawn receive, but of what clients send no more than there was.
         received = asked.down - asked.common + traffic.common
         record = (
@@ -181,10 +181,10 @@ def play(
 
 
 def scoring_bytes(
-    experiment: Experiment, state: FederatedState, scores: Scores, round: int
+    experiment: Experiment, state: FederatedState, scores: ClientScores, round: int
 ) -> dict[str, int]:
     """What scoring clients before a round sent, each way; ``{}`` if nobody was scored."""
-    cohorts = reallocation.asked(experiment.review, experiment.federation, scores, round)
+    cohorts = reallocation.scoring_ranks(experiment.review, experiment.federation, scores, round)
     heads = experiment.config.federation.heads
     head = trees.size_bytes(jax.eval_shape(lambda: state.head))
     each = [experiment.method.traffic(state.server, rank, round) for rank in cohorts]

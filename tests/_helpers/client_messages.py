@@ -71,7 +71,7 @@ def cohort(seed: int = 0, size: float = 1.0) -> Sent:
 @functools.cache
 def compiled(*specs: str) -> Any:
     updates = tuple(map(spec, specs))
-    return jax.jit(lambda sent, key: transforms.apply(updates, *sent, key))
+    return jax.jit(lambda sent, key: transforms.apply_transforms(updates, *sent, key))
 
 
 def send(sent: Sent, *specs: str, key: int = 0) -> tuple[ClientParams, np.ndarray]:

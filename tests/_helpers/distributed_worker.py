@@ -67,7 +67,7 @@ def main(address: str, count: str, number: str, folder: str, *scenes: str) -> No
 
     (A pipe that nobody empties yet would stop this process, and the others with it.)
     """
-    several = distributed.joined(address, int(count), int(number))
+    several = distributed.initialized(address, int(count), int(number))
     with several if int(count) > 1 else contextlib.nullcontext():
         from tests._helpers import tiny_runs  # makes arrays, and with them devices
 

@@ -80,3 +80,14 @@ def traced(count: int) -> Any:
     data = Tokens(tokens, tokens, number, number)
     run = federated.execute(training(), federated.Execution(clients_per_step=count))
     return jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct())
+
+
+def inner(value: Any) -> Iterator[Any]:
+    """The jaxprs inside the parameters of an equation."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from inner(item)
+    elif hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield from inner(value.jaxpr)

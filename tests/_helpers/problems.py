@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_lora import federated, lora, methods, models
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Batches, ClientParams, Shape
+from fedjax_lora.core.types import Batches, BatchShape, ClientParams
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated import Clients, FederatedState, Objective, Plan, optimizers, transforms
 from fedjax_lora.federated.planning import Federation
@@ -183,7 +183,7 @@ def training(
     optimizer: str = ADAMW,
     clip: float | None = 1.0,
     lengths: tuple[int, ...] = (WIDTH,),
-    shapes: tuple[Shape, ...] | None = None,
+    shapes: tuple[BatchShape, ...] | None = None,
     unpadded: bool = False,
     lora_dropout: float = 0.0,
     **hooks: Any,
@@ -273,7 +273,7 @@ def noise() -> Objective:
     return Objective(loss, loss, _take_rows, _no_score)
 
 
-def shape_number(shape: Shape) -> float:
+def shape_number(shape: BatchShape) -> float:
     """A number that is another one for every shape."""
     return shape.rows + 10 * shape.length + 1000 * shape.tokens
 
@@ -283,7 +283,7 @@ def shape_seen() -> Objective:
 
     def loss(base, trained, gain, fixed, batch, valid, key):
         length, tokens = batch
-        seen = Shape(valid.shape[0], length, tokens or valid.shape[0] * length)
+        seen = BatchShape(valid.shape[0], length, tokens or valid.shape[0] * length)
         return jnp.sum(trained.head["w"]) * 0 + jnp.float32(shape_number(seen))
 
     return Objective(

@@ -29,7 +29,7 @@ def test_every_method_has_the_same_budget():
     assert len(distinct(reporting)) == len(METHODS) * len(SEEDS)
     tried = {cell.config.seed for cell in distinct(tuning)}
     assert not tried & {cell.config.seed for cell in distinct(reporting)}
-    assert tasks.find(TASK).prompting.format == "plain"
+    assert tasks.find_task(TASK).prompting.format == "plain"
     for cell in distinct(tuning + reporting):
         assert registry.parse(cell.config.federation.method)[0] in methods.METHODS
         ranks = "fixed(rank=8)" if cell.config.federation.method == "fedit" else "tiers"

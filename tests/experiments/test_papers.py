@@ -104,7 +104,7 @@ def test_every_choice_of_every_config_is_known(chosen, size):
     for partition, clients in {(one.partition, one.clients) for one in federations}:
         data.partition(partition, labels, clients=clients, seed=0, min_examples=2)
     for config in {dataclasses.replace(cell.config, seed=0) for cell in cells}:
-        data.find(config.data.task)
+        data.find_task(config.data.task)
         optimizers.optimizer(config.local.optimizer, clip=config.local.clip)
         optimizers.schedule(config.local.schedule, rounds=config.federation.rounds)
         assert config.model.model in models.MODELS

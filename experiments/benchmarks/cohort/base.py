@@ -12,7 +12,7 @@ from fedjax_lora import data, models
 
 def write(name: str, folder: pathlib.Path, data_dir: str | None) -> None:
     """Save a classifier: MiniLM with a random head, or random weights in RoBERTa's shape."""
-    labels = len(data.find(ours.task(data_dir)).classes)
+    labels = len(data.find_task(ours.task(data_dir)).classes)
     torch.manual_seed(0)
     source = models.resolve("minilm").folder
     if name == "minilm":

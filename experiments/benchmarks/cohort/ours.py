@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks.cohort.work import RATE, Case, Work
 from fedjax_lora import models
-from fedjax_lora.data.batch_shapes import fitting, needed
+from fedjax_lora.data.batch_shapes import first_fitting, step_sizes
 from fedjax_lora.runs import build
 from fedjax_lora.runs.config import (
     DataConfig,
@@ -70,7 +70,7 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
         index=batches.index,
         valid=batches.valid,
         steps=batches.steps,
-        shape=np.array(made.recipe.shapes)[fitting(made.recipe.shapes, needed(batches))],
+        shape=np.array(made.recipe.shapes)[first_fitting(made.recipe.shapes, step_sizes(batches))],
     )
 
 

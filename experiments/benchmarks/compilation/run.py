@@ -60,12 +60,12 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     import numpy as np
 
     from experiments.benchmarks.compilation.listen import Compiler, branches
-    from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
-    from fedjax_lora.data.batch_shapes import fitting, needed
+    from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
+    from fedjax_lora.data.batch_shapes import first_fitting, step_sizes
     from fedjax_lora.runs import build, compilation, run
 
     compiler = Compiler()
-    keep_compiled_programs()
+    enable_compilation_cache()
     chosen, shared, ends = config(setting, data_dir), compilation.programs(), []
     assets = build.load_assets(chosen, cache_dir=str(cache_dir() / "tokens"))
     loaded = age()
@@ -73,9 +73,9 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     compiled, traced = list(compiler.programs), dict(compiler.traced)
     made = build.prepare(chosen, assets, shared)  # to look at: its programs are the run's
     plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
-    need = np.stack([needed(plan.batches) for plan in plans])
+    need = np.stack([step_sizes(plan.batches) for plan in plans])
     shapes, taken = made.recipe.shapes, need[..., 0] > 0
-    steps = np.bincount(fitting(shapes, need[taken]), minlength=len(shapes))
+    steps = np.bincount(first_fitting(shapes, need[taken]), minlength=len(shapes))
     text = made.round_fn.lower(  # type: ignore[attr-defined]
         made.base, made.data, made.state, plans[0], jax.random.key(0)
     ).as_text("hlo")

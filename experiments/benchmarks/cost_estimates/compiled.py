@@ -44,9 +44,9 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
 
 
 def frozen_shapes(model: models.Pretrained) -> dict[str, Any]:
-    """`fedjax_lora.models.frozen` of a model whose parameters are shapes."""
+    """`fedjax_lora.models.frozen_base` of a model whose parameters are shapes."""
     base = {name: part for name, part in model.params.items() if name != "head"}
-    if not models.has_arrays_by_layer(model.config):
+    if not models.has_split_layers(model.config):
         return base
 
     def parts(path: str, x: Any) -> Any:

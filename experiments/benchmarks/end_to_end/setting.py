@@ -9,7 +9,7 @@ import numpy as np
 from experiments.benchmarks.cohort import base
 from experiments.benchmarks.end_to_end import work
 from fedjax_lora import models
-from fedjax_lora.data.batch_shapes import fitting
+from fedjax_lora.data.batch_shapes import first_fitting
 from fedjax_lora.federated import optimizers
 from fedjax_lora.runs import build
 from fedjax_lora.runs.config import (
@@ -93,7 +93,7 @@ def tokens(made: build.Experiment, rounds: work.Rounds) -> dict[str, int]:
     for t, k in np.ndindex(rounds.steps.shape):
         for batch in rounds.batches(t, k):
             real, longest = length[batch].sum(), length[batch].max()
-            ours = shapes[int(fitting(shapes, np.array([len(batch), longest, real])))]
+            ours = shapes[int(first_fitting(shapes, np.array([len(batch), longest, real])))]
             counted = (real, len(batch) * longest, ours.tokens)
             for name, count in zip(total, counted, strict=True):
                 total[name] += int(count)

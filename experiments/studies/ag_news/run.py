@@ -18,7 +18,7 @@ from experiments.studies.ag_news import (
 )
 from experiments.tools import run_store
 from experiments.tools.json_lines import Record
-from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.outputs import Result
@@ -59,7 +59,7 @@ def main(data_dir: str, seeds: int = len(SEEDS)) -> None:
       data_dir: folder that holds ag_news/.
       seeds: number of seeds, counted from 0.
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     load = functools.partial(load_assets, cache_dir=str(cache_dir() / "tokens"))
     tuning_assets = load(tuning_config("fed_plora", rate=RATES[0], data_dir=data_dir))
     for seed in SEEDS[:seeds]:

@@ -15,7 +15,7 @@ import tyro
 from experiments.studies.instruction_tuning import RESULTS
 from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
-from fedjax_lora.data.batch_shapes import fitting, needed, padded_shapes, row_buckets
+from fedjax_lora.data.batch_shapes import first_fitting, padded_shapes, row_buckets, step_sizes
 from fedjax_lora.data.batching import client_batches, length_buckets
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 
@@ -30,8 +30,8 @@ def share(members: list[np.ndarray], length: np.ndarray, lengths: tuple[int, ...
         rngs=[np.random.default_rng(k) for k in range(len(members))],
     )  # fmt: skip
     shapes = padded_shapes(row_buckets(BATCH), lengths)
-    need = needed(made)[made.valid.any(axis=2)]
-    padded = sum(shapes[n].tokens for n in fitting(shapes, need))
+    need = step_sizes(made)[made.valid.any(axis=2)]
+    padded = sum(shapes[n].tokens for n in first_fitting(shapes, need))
     return float(made.tokens.sum() / padded)
 
 

@@ -17,7 +17,7 @@ from experiments.studies.noise import (
 )
 from experiments.tools import run_store
 from fedjax_lora.core.atomic_io import write
-from fedjax_lora.core.cache import cache_dir, keep_compiled_programs
+from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.run import run
 
@@ -51,7 +51,7 @@ def main(data_dir: str) -> None:
     Args:
       data_dir: folder that holds ag_news/.
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     load = functools.partial(load_assets, cache_dir=str(cache_dir() / "tokens"))
     assets = load(get_config("fed_plora", data_dir=data_dir))
     for method in METHODS:

@@ -1,7 +1,7 @@
 """The language tasks: what is learned is the completion of an instruction, token by token.
 
-Each has options, those of `chooser`: `"gsm8k(metric='perplexity', format='plain')"`; a user's own
-files are `"instructions(train='a.jsonl', instruction='question', completion='answer')"`.
+Each has options, those of `task_factory`: `"gsm8k(metric='perplexity', format='plain')"`; a user's
+own files are `"instructions(train='a.jsonl', instruction='question', completion='answer')"`.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ TASKS = (
 )
 
 
-def chooser(task: Task) -> Callable[..., Task]:
+def task_factory(task: Task) -> Callable[..., Task]:
     """A factory of the task with other options, for a spec."""
 
     def choose(
@@ -168,7 +168,7 @@ def instructions(
 def _checked(task: Task, metric: str, prompting: Prompting) -> Task:
     if metric not in _METRICS:
         raise unknown(f"metric of task {task.name!r}:", metric, _METRICS)
-    prompts.check(prompting.format)
+    prompts.check_format(prompting.format)
     chosen = prompting.test or task.name
     raise_all(
         f"Task {task.name!r}",

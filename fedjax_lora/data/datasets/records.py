@@ -142,7 +142,7 @@ class Task:
     prompting: Prompting = field(default_factory=Prompting)
 
     @property
-    def kind(self) -> TaskType:
+    def type(self) -> TaskType:
         """What is predicted: a class, a score, or the next token."""
         return METRICS[self.metric]
 

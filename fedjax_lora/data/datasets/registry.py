@@ -234,10 +234,10 @@ def file(
     return Task("file", f"own files: {train}", "", metric=metric, local=local)
 
 
-def find(spec: str) -> Task:
+def find_task(spec: str) -> Task:
     """Return the task that `spec` names.
 
-    >>> find("mrpc").classes
+    >>> find_task("mrpc").classes
     ('not_equivalent', 'equivalent')
 
     Raises:
@@ -246,7 +246,10 @@ def find(spec: str) -> Task:
     name, _ = registry.parse(spec, "task")
     factories = {
         **dict.fromkeys(TASKS, lambda: TASKS[name]),
-        **{task.name: instruction_registry.chooser(task) for task in instruction_registry.TASKS},
+        **{
+            task.name: instruction_registry.task_factory(task)
+            for task in instruction_registry.TASKS
+        },
         "file": file,
         "instructions": instruction_registry.instructions,
     }

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_lora.core.atomic_io import brief, need_file
 from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.data.datasets.text_files import OPENERS, lines, open_text, plain_name, read_json
 
@@ -189,7 +189,7 @@ def _jsonl(path: Path, names: Sequence[str]):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                reason = brief(error)
+                reason = first_line(error)
                 raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
             numbers.append(number)
             kept.append(record)
@@ -215,7 +215,7 @@ def _parquet(path: Path, names: Sequence[str]):
     import pyarrow  # comes with datasets; only this format needs it
     import pyarrow.parquet
 
-    need_file(path)
+    check_regular_file(path)
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as stream:  # unpacked as it is read
             file = pyarrow.parquet.ParquetFile(stream)
@@ -226,7 +226,9 @@ def _parquet(path: Path, names: Sequence[str]):
     # Besides its own errors, those of the system and of broken dates and texts in it.
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError,
             OverflowError, KeyError) as error:  # fmt: skip
-        raise InputError(f"{path} is not a parquet file ({brief(error)}); check it.") from error
+        raise InputError(
+            f"{path} is not a parquet file ({first_line(error)}); check it."
+        ) from error
 
 
 def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:

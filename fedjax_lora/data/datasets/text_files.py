@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from fedjax_lora.core.atomic_io import brief, need_file
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 
 LONGEST_LINE = 2**24
 """Characters; a text is cut to some hundred tokens anyway."""
@@ -31,7 +31,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
       InputError: the file is absent, damaged or not UTF-8; also while it is being read.
     """
-    need_file(path)
+    check_regular_file(path)
     opener = OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rb") as raw:
@@ -68,4 +68,4 @@ def read_json(path: Path) -> Any:
         try:
             return json.load(stream)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON ({brief(error)}); fix it.") from error
+            raise InputError(f"{path} is not JSON ({first_line(error)}); fix it.") from error

@@ -1,8 +1,7 @@
-"""What a model writes behind prompts."""
+"""Greedy answers to the prompts of tokenised examples."""
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from fedjax_lora import data
@@ -12,57 +11,62 @@ from fedjax_lora.evaluation import generation
 from fedjax_lora.evaluation.predict import AdaptedParams
 from fedjax_lora.models import DecoderConfig, Pretrained
 
+__all__ = ["make_answer_fn", "make_generate_fn"]
+
 
 def make_answer_fn(
     model: Pretrained, tokens: data.Tokens, *, new_tokens: int, batch: int
 ) -> Callable[[AdaptedParams], list[str]]:
-    """A function ``(global model) -> texts``: greedy, without special tokens, stripped.
+    """Build a function ``(params) -> texts`` that answers the prompts of examples.
 
     Args:
-      model: the language model that global models are variants of.
-      tokens: examples, of which only the prompts are used.
-      new_tokens: how many tokens to write at most.
-      batch: prompts written at once.
+      model: the language model whose adapters and heads are evaluated.
+      tokens: the examples; only their prompts are used.
+      new_tokens: largest number of tokens of an answer.
+      batch: prompts answered at once.
+
+    Returns:
+      A function that decodes greedily and returns one text per example, without special tokens
+      and surrounding white space.
 
     Raises:
-      InputError: a prompt that leaves no room for an answer.
+      InputError: a prompt leaves no room for an answer.
     """
-    asked = prompt_length(tokens)
-    _check_room(asked, new_tokens, model.config.max_tokens)
-    prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, asked, strict=True)]
+    lengths = prompt_length(tokens)
+    _check_room(lengths, new_tokens, model.config.max_tokens)
+    prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, lengths, strict=True)]
     return make_generate_fn(model, prompts, new_tokens=new_tokens, batch=batch)
 
 
 def make_generate_fn(
     model: Pretrained, prompts: Sequence[Sequence[int]], *, new_tokens: int, batch: int
 ) -> Callable[[AdaptedParams], list[str]]:
-    """A function ``(global model) -> texts`` as `make_answer_fn`, from the prompts' tokens.
+    """Build a function ``(params) -> texts`` that answers prompts, as `make_answer_fn`.
 
     Args:
-      model: the language model that global models are variants of.
-      prompts: token ids.
-      new_tokens: how many tokens to write at most.
-      batch: prompts written at once.
+      model: the language model whose adapters and heads are evaluated.
+      prompts: token ids of each prompt.
+      new_tokens: largest number of tokens of an answer.
+      batch: prompts answered at once.
 
-    Raises:
-      InputError: once it writes: prompts that are empty, or leave no room for an answer.
+    Returns:
+      The function. It raises `InputError` if a prompt is empty or leaves no room for an answer.
     """
     config, stop = model.config, generation.stop_token_ids(model)
     assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
 
-    def answer(current: AdaptedParams) -> list[str]:
+    def answer(params: AdaptedParams) -> list[str]:
         texts = [""] * len(prompts)
-        params = {**current.base, "head": current.trained.head}
+        model_params = {**params.base, "head": params.trained.head}
         batches = generation.prompt_batches(
             prompts, config, new_tokens=new_tokens, batch=batch, by_length=True
         )
         for rows, ids, mask in batches:
-            made = generation.generate(
-                model.module, params, ids, mask, new_tokens=new_tokens,
-                adapter=current.trained.adapter, gain=current.gain, stop=stop,
+            generated = generation.generate(
+                model.module, model_params, ids, mask, new_tokens=new_tokens,
+                adapter=params.trained.adapter, gain=params.gain, stop=stop,
             )  # fmt: skip
-            written = [row[:end] for row, end in zip(*jax.device_get(made), strict=True)]
-            decoded = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+            decoded = generation.decode_tokens(model.tokenizer, generated)
             for row, text in zip(rows, decoded, strict=True):
                 texts[row] = text.strip()
         return texts
@@ -70,10 +74,11 @@ def make_generate_fn(
     return answer
 
 
-def _check_room(asked: np.ndarray, new_tokens: int, window: int) -> None:
-    if asked.max(initial=0) + new_tokens > window:
+def _check_room(prompt_lengths: np.ndarray, new_tokens: int, window: int) -> None:
+    longest = prompt_lengths.max(initial=0)
+    if longest + new_tokens > window:
         raise InputError(
-            f"Answers of {new_tokens} tokens do not fit behind the longest prompt, {asked.max()} "
+            f"Answers of {new_tokens} tokens do not fit behind the longest prompt, {longest} "
             f"tokens of a window of {window}; set answer_tokens in the task, or max_length to at "
             f"most {window - new_tokens}."
         )

@@ -1,7 +1,7 @@
-"""Decoding as one compiled program: the prompts at once, then token by token from a cache."""
+"""Decoding with a key-value cache as one compiled program."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,21 +13,31 @@ from fedjax_lora.core.types import Adapter, Gain, Key
 from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, sample_token
 from fedjax_lora.models import Cache, LanguageModel
 
+__all__ = ["Generated", "generate"]
+
 
 class Generated(NamedTuple):
-    """What was written after each prompt.
+    """Generated tokens of a batch of prompts.
 
     Attributes:
-      tokens: zeros after the end.
-      length: tokens of each row, the stop token included.
+      tokens: generated token ids; zeros after the end of a row.
+      length: number of generated tokens of each row, the stop token included.
     """
 
     tokens: Int[Array, "n new"]
     length: Int[Array, "n"]
 
 
-class _Progress(NamedTuple):
-    """What the loop carries."""
+class _LoopState(NamedTuple):
+    """State of the decoding loop.
+
+    Attributes:
+      step: number of tokens generated so far.
+      last: last token of each row.
+      done: whether a row has ended.
+      generated: tokens so far.
+      cache: keys and values of all tokens read so far.
+    """
 
     step: Int[Array, ""]
     last: Int[Array, "n"]
@@ -51,60 +61,64 @@ def generate(
     stop: tuple[int, ...] = (),
     key: Key | None = None,
 ) -> Generated:
-    """Continue every prompt until a stop token, or for `new_tokens`.
+    """Continue every prompt until a stop token or `new_tokens` tokens.
 
-    One program for each shape of the prompts: the key, parameters and adapters are data.
+    One program is compiled per shape of the prompts; key, parameters and adapters are arguments of
+    the program.
 
     Args:
       module: the language model.
       params: its parameters.
       input_ids: prompts, padded on the left.
       attention_mask: True for tokens, False for padding.
-      new_tokens: how many tokens to write at most.
-      adapter: added to the base; none by default.
-      gain: of the adapter's components.
-      per_row: leaves of `adapter` and `gain` have a leading axis ``n``: each row has its own.
-      sampling: how tokens are chosen.
-      stop: ids after which a row is finished.
-      key: for sampling; row ``j`` draws from ``fold_in(key, j)``. Not needed by `GREEDY`.
+      new_tokens: largest number of generated tokens.
+      adapter: factors by path, ``a: [(L,) i, R]`` and ``b: [(L,) R, o]``; None for the base model.
+      gain: multiplier of each component by path, ``[(L,) R]``; None without an adapter.
+      per_row: whether the leaves of `adapter` and `gain` have a leading axis ``n`` with one adapter
+        per row.
+      sampling: the sampling rule.
+      stop: token ids that end a row.
+      key: key of the samples, from which row ``j`` uses ``fold_in(key, j)``; not used by `GREEDY`.
     """
     rows, width = input_ids.shape
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.key(0) if key is None else key, jnp.arange(rows)
     )
-    scores_after = _scorer(module, params, adapter or {}, gain or {}, per_row=per_row)
+    next_logits = _make_next_logits(module, params, adapter or {}, gain or {}, per_row=per_row)
 
-    def advance(progress: _Progress, ids: Array, mask: Array) -> _Progress:
-        """Read the next tokens and choose the one after them."""
-        scores, cache = scores_after(ids, mask, progress.cache)
-        fresh = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, progress.step)
-        token = sample_token(scores, sampling, fresh)
-        going = ~progress.done
-        tokens = progress.generated.tokens.at[:, progress.step].set(jnp.where(going, token, 0))
-        length = progress.generated.length + going.astype(jnp.int32)
-        ended = functools.reduce(jnp.logical_or, (token == end for end in stop), progress.done)
-        return _Progress(progress.step + 1, token, ended, Generated(tokens, length), cache)
+    def advance(state: _LoopState, ids: Array, mask: Array) -> _LoopState:
+        """Read tokens and choose the one after them."""
+        logits, cache = next_logits(ids, mask, state.cache)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+        token = sample_token(logits, sampling, step_keys)
+        active = ~state.done
+        tokens = state.generated.tokens.at[:, state.step].set(jnp.where(active, token, 0))
+        length = state.generated.length + active.astype(jnp.int32)
+        done = functools.reduce(jnp.logical_or, (token == end for end in stop), state.done)
+        return _LoopState(state.step + 1, token, done, Generated(tokens, length), cache)
 
-    def going_on(progress: _Progress) -> Array:
-        return (progress.step < new_tokens) & ~jnp.all(progress.done)
+    def is_unfinished(state: _LoopState) -> Array:
+        return (state.step < new_tokens) & ~jnp.all(state.done)
 
-    def next_token(progress: _Progress) -> _Progress:
-        return advance(progress, progress.last[:, None], jnp.ones((rows, 1), bool))
+    def next_token(state: _LoopState) -> _LoopState:
+        return advance(state, state.last[:, None], jnp.ones((rows, 1), bool))
 
-    count = jnp.zeros(rows, jnp.int32)
-    begin = _Progress(
+    zeros = jnp.zeros(rows, jnp.int32)
+    empty = _LoopState(
         step=jnp.zeros((), jnp.int32),
-        last=count,
+        last=zeros,
         done=jnp.zeros(rows, bool),
-        generated=Generated(jnp.zeros((rows, new_tokens), jnp.int32), count),
+        generated=Generated(jnp.zeros((rows, new_tokens), jnp.int32), zeros),
         cache=models.init_cache(module.config, rows=rows, slots=width + new_tokens),
     )
-    first = advance(begin, input_ids, attention_mask)
-    return jax.lax.while_loop(going_on, next_token, first).generated
+    first = advance(empty, input_ids, attention_mask)
+    return jax.lax.while_loop(is_unfinished, next_token, first).generated
 
 
-def _scorer(module: LanguageModel, params: Any, adapter: Adapter, gain: Gain, *, per_row: bool):
-    """``(ids [n, t], mask [n, t], cache) -> (scores after the last token [n, V], cache)``."""
+def _make_next_logits(
+    module: LanguageModel, params: Any, adapter: Adapter, gain: Gain, *, per_row: bool
+) -> Callable[[Array, Array, Cache], tuple[Array, Cache]]:
+    """Build ``(ids [n, t], mask [n, t], cache) -> (logits after the last token [n, V], cache)``."""
 
     def read(adapter: Adapter, gain: Gain, ids: Array, mask: Array, cache: Cache):
         decoded = lora.apply(module, params, adapter, gain, ids, mask, cache=cache)
@@ -114,9 +128,9 @@ def _scorer(module: LanguageModel, params: Any, adapter: Adapter, gain: Gain, *,
         hidden, cache = read(adapter, gain, ids[None], mask[None], _with_row(cache))
         return hidden[0], _without_row(cache)
 
-    def scores_after(ids: Array, mask: Array, cache: Cache) -> tuple[Float[Array, "n V"], Cache]:
+    def next_logits(ids: Array, mask: Array, cache: Cache) -> tuple[Float[Array, "n V"], Cache]:
         if per_row:
-            # Only adapters differ between rows: under vmap each base matmul stays one product.
+            # The base is not mapped: under vmap each of its products stays one for all rows.
             axes = Cache(keys=1, values=1, mask=0, filled=None)  # type: ignore[arg-type]
             rows = jax.vmap(read_row, in_axes=(0, 0, 0, 0, axes), out_axes=(0, axes))
             hidden, cache = rows(adapter, gain, ids, mask, cache)
@@ -124,7 +138,7 @@ def _scorer(module: LanguageModel, params: Any, adapter: Adapter, gain: Gain, *,
             hidden, cache = read(adapter, gain, ids, mask, cache)
         return models.logits(params, hidden), cache
 
-    return scores_after
+    return next_logits
 
 
 def _with_row(cache: Cache) -> Cache:

@@ -1,4 +1,4 @@
-"""How the next token is chosen from its scores."""
+"""Sampling rules: temperature, top-k and top-p."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,16 +10,21 @@ from jaxtyping import Array, Float, Int
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Key
 
+__all__ = ["GREEDY", "Sampling", "filter_logits", "sample_token"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """A rule, applied in the order of its fields, as `transformers` does.
+    """A sampling rule; its fields are applied in their order, as in `transformers`.
 
     Attributes:
-      temperature: what scores are divided by; 0 takes the most likely token always.
-      top_k: only so many most likely tokens; None for all.
-      top_p: only the fewest most likely tokens that have this probability together
-        (arXiv 1904.09751); 1 for all.
+      temperature: divisor of the logits; 0 for greedy decoding.
+      top_k: number of most likely tokens to sample from; None for all.
+      top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least
+        this (nucleus sampling, arXiv 1904.09751); 1 for all.
+
+    Raises:
+      InputError: a field is out of its range.
     """
 
     temperature: float = 1.0
@@ -40,31 +45,37 @@ def _problems(rule: Sampling) -> Iterator[str]:
 
 
 GREEDY = Sampling(temperature=0.0)
+"""The most likely token, without randomness."""
 
 
-def sample_token(scores: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, "n"]:
-    """The next token of each row.
+def sample_token(logits: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, "n"]:
+    """Choose the next token of each row.
 
     Args:
-      scores: logits.
-      rule: how to choose.
-      keys: one per row, so that a row does not depend on its neighbours.
+      logits: logits over the vocabulary.
+      rule: the sampling rule.
+      keys: one key per row, so that a row does not depend on the others.
     """
     if rule.temperature == 0:
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, filter_logits(scores, rule)).astype(jnp.int32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, rule)).astype(jnp.int32)
 
 
-def filter_logits(scores: Float[Array, "n V"], rule: Sampling) -> Float[Array, "n V"]:
-    """Scores divided by a positive temperature, minus infinity for tokens that are ruled out."""
-    scores = scores / rule.temperature
-    if rule.top_k is not None and rule.top_k < scores.shape[-1]:
-        least = jax.lax.top_k(scores, rule.top_k)[0][:, -1:]
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+def filter_logits(logits: Float[Array, "n V"], rule: Sampling) -> Float[Array, "n V"]:
+    """Divide logits by the temperature and set those of excluded tokens to minus infinity.
+
+    Args:
+      logits: logits over the vocabulary.
+      rule: a rule with a positive temperature.
+    """
+    logits = logits / rule.temperature
+    if rule.top_k is not None and rule.top_k < logits.shape[-1]:
+        threshold = jax.lax.top_k(logits, rule.top_k)[0][:, -1:]
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
     if rule.top_p < 1:
-        order = jnp.argsort(-scores, axis=-1)
-        likely = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1))
-        kept = jnp.cumsum(likely, axis=-1) - likely < rule.top_p
+        order = jnp.argsort(-logits, axis=-1)
+        probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
+        kept = jnp.cumsum(probability, axis=-1) - probability < rule.top_p
         kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
-        scores = jnp.where(kept, scores, -jnp.inf)
-    return scores
+        logits = jnp.where(kept, logits, -jnp.inf)
+    return logits

@@ -1,4 +1,4 @@
-"""From prompts to texts: tokens, batches and what ends a text, on the host."""
+"""Generation from prompts as text: tokenisation, batches and stop tokens, on the host."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.types import Adapter, Gain, Key
-from fedjax_lora.evaluation.generation.decode import generate
+from fedjax_lora.core.untrusted_files import read_json
+from fedjax_lora.evaluation.generation.decode import Generated, generate
 from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling
 from fedjax_lora.models import DecoderConfig, Pretrained
 
-_STEP = 32  # prompts are padded to multiples of this, so that few shapes are compiled
+__all__ = ["decode_tokens", "generate_text", "prompt_batches", "stop_token_ids"]
+
+_WIDTH_STEP = 32  # prompts are padded to multiples of this, so that few shapes are compiled
 
 
 def generate_text(
@@ -29,21 +31,25 @@ def generate_text(
     batch: int = 16,
     key: Key | None = None,
 ) -> list[str]:
-    """The continuation of every prompt as text, without special tokens.
+    """Continue every prompt with a language model.
 
     Args:
-      model: a language model with its tokenizer.
+      model: a language model with a tokenizer.
       prompts: texts to continue.
-      new_tokens: how many tokens to write at most.
+      new_tokens: largest number of generated tokens.
       adapter: as for `generate`.
       gain: as for `generate`.
-      per_row: `adapter` and `gain` hold one adapter for each prompt, on a leading axis.
-      sampling: how tokens are chosen.
-      batch: prompts written at once.
-      key: for sampling.
+      per_row: whether `adapter` and `gain` hold one adapter per prompt, on a leading axis.
+      sampling: the sampling rule.
+      batch: prompts continued at once.
+      key: key of the samples; not used by `GREEDY`.
+
+    Returns:
+      The generated texts without their prompts and without special tokens.
 
     Raises:
-      InputError: a model that cannot write, or prompts that are empty or do not fit its window.
+      InputError: the model is a classifier or has no tokenizer, or a prompt is empty or does not
+        fit the model's window.
     """
     if not isinstance(model.config, DecoderConfig) or model.config.num_labels:
         raise InputError("This model classifies and cannot write; load it with num_labels=None.")
@@ -55,26 +61,37 @@ def generate_text(
     for number, (rows, tokens, mask) in enumerate(
         prompt_batches(ids, model.config, new_tokens=new_tokens, batch=batch)
     ):
-        # A last batch that is not full repeats its last prompt: one compiled shape.
-        mine = (adapter, gain)
+        adapter_of_rows, gain_of_rows = adapter, gain
         if per_row:
-            mine = jax.tree.map(lambda x: x[rows], mine)  # noqa: B023
-        out = generate(
+            take_rows = lambda x: x[rows]  # noqa: B023, E731
+            adapter_of_rows, gain_of_rows = jax.tree.map(take_rows, (adapter, gain))
+        generated = generate(
             model.module,
             model.params,
             tokens,
             mask,
             new_tokens=new_tokens,
-            adapter=mine[0],
-            gain=mine[1],
+            adapter=adapter_of_rows,
+            gain=gain_of_rows,
             per_row=per_row,
             sampling=sampling,
             stop=stop_token_ids(model),
             key=jax.random.fold_in(root, number),
         )
-        made = [row[:end] for row, end in zip(*jax.device_get(out), strict=True)]
-        texts += model.tokenizer.batch_decode(made, skip_special_tokens=True)
+        texts += decode_tokens(model.tokenizer, generated)
     return texts[: len(prompts)]
+
+
+def decode_tokens(tokenizer: Any, generated: Generated) -> list[str]:
+    """Decode generated tokens to texts without special tokens.
+
+    Args:
+      tokenizer: a `transformers` tokenizer.
+      generated: from `generate`.
+    """
+    tokens, lengths = jax.device_get(generated)
+    rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
 def prompt_batches(
@@ -85,13 +102,22 @@ def prompt_batches(
     batch: int,
     by_length: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Prompts as batches: their row numbers ``[n]``, ids and mask ``[n, t]``, padded on the left.
+    """Divide prompts into batches of the same number of rows, padded on the left.
 
-    Every batch has the same number of rows: the last one repeats its last prompt. With
-    ``by_length`` prompts of one batch are about as long, else they come in their order.
+    A last batch that is not full repeats its last prompt, so that no other shape is compiled.
+
+    Args:
+      prompts: token ids of each prompt.
+      config: config of the decoder.
+      new_tokens: largest number of generated tokens.
+      batch: rows of a batch.
+      by_length: whether to group prompts of similar length instead of keeping their order.
+
+    Yields:
+      Row numbers of the prompts ``int[n]``, token ids ``int32[n, t]`` and mask ``bool[n, t]``.
 
     Raises:
-      InputError: prompts that are empty, or leave no room for the new tokens; all are named.
+      InputError: prompts are empty or leave no room for the new tokens; the message names all.
     """
     window = config.max_positions if config.rope.type == "dynamic" else config.max_tokens
     raise_all("Prompts cannot be continued", _problems(prompts, window, new_tokens, batch))
@@ -102,7 +128,7 @@ def prompt_batches(
         rows = order[np.minimum(np.arange(first, first + batch), len(prompts) - 1)]
         chosen = [prompts[row] for row in rows]
         longest = max(map(len, chosen))
-        width = max(longest, min(-(-longest // _STEP) * _STEP, window - new_tokens))
+        width = max(longest, min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, window - new_tokens))
         ids = np.zeros((batch, width), np.int32)
         mask = np.zeros((batch, width), bool)
         for row, prompt in enumerate(chosen):
@@ -128,21 +154,23 @@ def _problems(
 
 
 def stop_token_ids(model: Pretrained) -> tuple[int, ...]:
-    """The ids that end a text: of the checkpoint's generation config, and the tokenizer's own.
+    """Return the token ids that end a text.
+
+    They come from the checkpoint's ``generation_config.json`` and from the tokenizer.
 
     Raises:
-      InputError: a generation config that cannot be read, or gives none as an id.
+      InputError: the generation config is damaged, or one of its ids is not a number.
     """
-    stated: Any = []
+    configured: Any = []
     folder: Path | None = model.folder
     file = None if folder is None else folder / "generation_config.json"
     if file is not None and file.is_file():
         values = read_json(file)
         if not isinstance(values, dict):
             raise InputError(f"{file} must hold one JSON object.")
-        stated = values.get("eos_token_id") or []
-    own = getattr(model.tokenizer, "eos_token_id", None)
-    every = {*(stated if isinstance(stated, list) else [stated]), *([] if own is None else [own])}
-    if not all(isinstance(end, int) for end in every):
+        configured = values.get("eos_token_id") or []
+    ids = configured if isinstance(configured, list) else [configured]
+    if not all(isinstance(end, int) for end in ids):
         raise InputError(f"{file} must give eos_token_id as a number or a list of numbers.")
-    return tuple(sorted(every))
+    tokenizer_id = getattr(model.tokenizer, "eos_token_id", None)
+    return tuple(sorted({*ids} if tokenizer_id is None else {*ids, tokenizer_id}))

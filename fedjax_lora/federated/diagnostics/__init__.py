@@ -1,16 +1,16 @@
 """Measurements of a round, on effective weights and by the same code for every method."""
 
 from fedjax_lora.federated.diagnostics.client_memory import (
-    Footprint,
-    client_footprint,
+    ClientMemory,
+    estimate_client_memory,
     trained_entries,
 )
 from fedjax_lora.federated.diagnostics.noise import (
-    Aggregation,
+    AggregationNoise,
     aggregation_noise,
     initialization_noise,
 )
-from fedjax_lora.federated.diagnostics.report import Measure, make_measure
+from fedjax_lora.federated.diagnostics.report import DiagnosticsFn, make_diagnostics
 from fedjax_lora.federated.diagnostics.similarity import Cosines, module_cosines
 from fedjax_lora.federated.diagnostics.spectrum import (
     Spectrum,
@@ -22,19 +22,19 @@ from fedjax_lora.federated.diagnostics.spectrum import (
 )
 
 __all__ = [
-    "Aggregation",
+    "AggregationNoise",
+    "ClientMemory",
     "Cosines",
-    "Footprint",
-    "Measure",
+    "DiagnosticsFn",
     "Spectrum",
     "aggregation_noise",
-    "client_footprint",
     "delta_spectrum",
     "effective_rank",
     "energy_beyond",
+    "estimate_client_memory",
     "initialization_noise",
     "layer_mean",
-    "make_measure",
+    "make_diagnostics",
     "module_cosines",
     "stable_rank",
     "trained_entries",

@@ -19,7 +19,7 @@ from fedjax_lora.methods import ClientInit
 from fedjax_lora.methods.base import FLOAT_BYTES
 
 
-class Footprint(NamedTuple):
+class ClientMemory(NamedTuple):
     """Bytes per client, ``int64[c]``, but for ``trained``."""
 
     base: np.ndarray  # the frozen model, the same for all
@@ -35,7 +35,7 @@ class Footprint(NamedTuple):
         return self.base + self.adapter + self.head + self.gradient + self.optimizer
 
 
-def client_footprint(
+def estimate_client_memory(
     spec: LoraSpec,
     start: ClientInit,
     *,
@@ -43,7 +43,7 @@ def client_footprint(
     head: Params,
     train_head: bool,
     optimizer: optax.GradientTransformation,
-) -> Footprint:
+) -> ClientMemory:
     """The memory of each client of a cohort, on the host.
 
     A module that acts but is not trained (folded, in Fed-PLoRA) counts as part of the adapter, not
@@ -69,7 +69,7 @@ def client_footprint(
     if train_head:
         trained = trained + sum(x.size for x in jax.tree.leaves(head))
     alike = lambda size: np.full_like(trained, size)  # noqa: E731
-    return Footprint(
+    return ClientMemory(
         base=alike(trees.size_bytes(base)),
         adapter=FLOAT_BYTES * sum(acting, start=alike(0)),
         head=alike(trees.size_bytes(head)),

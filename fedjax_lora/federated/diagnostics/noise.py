@@ -23,7 +23,7 @@ from fedjax_lora.methods.base import per_client
 from fedjax_lora.methods.svd import weighted_stack
 
 
-class Aggregation(NamedTuple):
+class AggregationNoise(NamedTuple):
     """How far the server's new model is from the ideal one, and how far that one moved."""
 
     noise: Array  # float32[], ||W_after - ideal||
@@ -68,7 +68,7 @@ def aggregation_noise(
     after: ServerState,
     *,
     weights: Weights = "examples",
-) -> Aggregation:
+) -> AggregationNoise:
     """``||W_after - sum_k p_k W_k||_F`` and ``||sum_k p_k W_k - W_before||_F``, both float32[].
 
     ``W_k = W + gain_k a_k b_k`` is client `k`'s model after training. Kernels that a method changed
@@ -107,7 +107,7 @@ def aggregation_noise(
 
     noises, ideals = zip(*map(target, result), strict=True)
     somebody = jnp.any(cohort.weight > 0)
-    return Aggregation(
+    return AggregationNoise(
         *(
             jnp.where(somebody, _together(norm.reshape(1, -1) for norm in norms)[0], 0.0)
             for norms in (noises, ideals)

@@ -11,7 +11,7 @@ import optax
 
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.types import Adapter, Array, Kernels, Params
-from fedjax_lora.federated.diagnostics.client_memory import client_footprint
+from fedjax_lora.federated.diagnostics.client_memory import estimate_client_memory
 from fedjax_lora.federated.diagnostics.noise import aggregation_noise, initialization_noise
 from fedjax_lora.federated.diagnostics.similarity import module_cosines
 from fedjax_lora.federated.diagnostics.spectrum import (
@@ -24,18 +24,18 @@ from fedjax_lora.federated.diagnostics.spectrum import (
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import ClientInit, Cohort, ServerState
 
-Measure = Callable[
+DiagnosticsFn = Callable[
     [Params, Params, ServerState, Cohort, ClientInit, Adapter, ServerState], dict[str, Any]
 ]
 """``(base, head, before, cohort, start, result, after)`` to JSON values."""
 
 
-def make_measure(
+def make_diagnostics(
     spec: LoraSpec,
     *,
     train_head: bool,
     optimizer: optax.GradientTransformation,
-) -> Measure:
+) -> DiagnosticsFn:
     """A function that measures a round, whatever its method.
 
     Its record holds ``init_noise`` (mean over the participants), ``agg_noise``, ``ideal_norm`` and
@@ -95,7 +95,7 @@ def make_measure(
             path: quantization.dequantize(leaves[f"{path}/kernel"]) for path in after.kernels
         }
         found = jax.device_get(numbers(kernels, before, cohort, start, result, after))
-        memory = client_footprint(
+        memory = estimate_client_memory(
             spec, start, base=base, head=head, train_head=train_head, optimizer=optimizer
         )
         size = memory.total[np.asarray(cohort.weight) > 0]

@@ -8,7 +8,7 @@ from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
 from fedjax_lora.federated.ranks.loss_based import loss_based
-from fedjax_lora.federated.ranks.schedule import RankSchedule, Scores
+from fedjax_lora.federated.ranks.schedule import ClientScores, RankSchedule
 from fedjax_lora.federated.ranks.static import budget, by_quality, fixed, random, table, tiers
 
 ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
@@ -51,4 +51,4 @@ def allocate(
     return made._replace(ranks=made.ranks.astype(np.int32))
 
 
-__all__ = ["ALLOCATIONS", "Allocation", "Population", "RankSchedule", "Scores", "allocate"]
+__all__ = ["ALLOCATIONS", "Allocation", "ClientScores", "Population", "RankSchedule", "allocate"]

@@ -25,9 +25,9 @@ class Allocation(NamedTuple):
     """Who has which rank."""
 
     ranks: np.ndarray  # int32[N], at the start
-    review: RankSchedule | None = None  # how they change, if they do
+    schedule: RankSchedule | None = None  # how they change, if they do
 
     @property
     def possible(self) -> np.ndarray:
         """All ranks that may occur, with repetitions; the largest is `R`."""
-        return self.ranks if self.review is None else np.array(self.review.levels)
+        return self.ranks if self.schedule is None else np.array(self.schedule.levels)

@@ -29,7 +29,7 @@ from fedjax_lora.federated import (
 )
 
 
-class Seen(NamedTuple):
+class ValidationResult(NamedTuple):
     """What validation finds, per client of the cohort."""
 
     loss: Array  # float32[c], mean over what is predicted; not finite for a broken model
@@ -44,15 +44,15 @@ class Rows(NamedTuple):
     valid: np.ndarray  # bool[s, n]
 
 
-ScoreFn = Callable[[Params, Any, Any, FederatedState, Plan, Key], Seen]
+ScoreFn = Callable[[Params, Any, Any, FederatedState, Plan, Key], ValidationResult]
 
 
-def rows_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) -> list[Rows]:
+def bucket_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) -> list[Rows]:
     """Every example once, each in the first of the ascending buckets it fits into.
 
     The batches of a bucket are as small as their number allows: all that is in them is computed.
 
-    >>> rows = rows_by_length(np.array([3, 9, 2, 4]), (4, 9), batch=2)
+    >>> rows = bucket_by_length(np.array([3, 9, 2, 4]), (4, 9), batch=2)
     >>> [(part.size, part.index.tolist()) for part in rows]
     [(4, [[0, 2], [3, 3]]), (9, [[1]])]
     """
@@ -69,21 +69,21 @@ def rows_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) ->
     return made
 
 
-def make_validation(
+def make_validate_fn(
     objective: Objective, rows: Sequence[Rows]
-) -> Callable[[Params, Any, Clients, Array], Seen]:
+) -> Callable[[Params, Any, Clients, Array], ValidationResult]:
     """Evaluate a wave of clients on the validation examples, without dropout.
 
     Args:
       objective: the task.
-      rows: which examples, see `rows_by_length`.
+      rows: which examples, see `bucket_by_length`.
 
     Returns:
-      ``validate(base, data, clients, rate) -> Seen [w]`` of the clients' parameters; as local
-      training is called, and the learning rate is not used.
+      ``validate(base, data, clients, rate) -> ValidationResult [w]`` of the clients' parameters; as
+      local training is called, and the learning rate is not used.
     """
 
-    def validate(base: Params, data: Any, clients: Clients, rate: Array) -> Seen:
+    def validate(base: Params, data: Any, clients: Clients, rate: Array) -> ValidationResult:
         def batch_sums(size: int, index: Array, valid: Array) -> Score:
             batch = objective.take(data, index, size)
 
@@ -103,31 +103,32 @@ def make_validation(
                 return jax.tree.map(jnp.add, carry, batch_sums(size, *batch)), None
 
             sums, _ = jax.lax.scan(step, sums, (jnp.asarray(part.index), jnp.asarray(part.valid)))
-        return Seen(sums.loss / sums.count, sums.hits / sums.count)
+        return ValidationResult(sums.loss / sums.count, sums.hits / sums.count)
 
     return validate
 
 
-def make_score(
+def make_score_fn(
     client_update: ClientUpdateFn,
-    validate: Callable[[Params, Any, Clients, Array], Seen],
+    validate: Callable[[Params, Any, Clients, Array], ValidationResult],
     execution: Execution,
 ) -> ScoreFn:
     """Compile the scoring of a cohort.
 
     Args:
       client_update: local training, see `fedjax_lora.federated.make_client_update`.
-      validate: see `make_validation`.
+      validate: see `make_validate_fn`.
       execution: that of ``client_update``.
 
     Returns:
-      ``score_fn(base, data, validation, state, plan, key) -> Seen``; ``state`` is not donated.
+      ``score_fn(base, data, validation, state, plan, key) -> ValidationResult``; ``state`` is not
+      donated.
     """
     validate_cohort = execute(validate, execution)
 
     def score_fn(
         base: Params, data: Any, validation: Any, state: FederatedState, plan: Plan, key: Key
-    ) -> Seen:
+    ) -> ValidationResult:
         local = client_update(base, data, state, plan, key)
         full = with_kernels(base, state.server.kernels)
         own = local.clients._replace(params=local.trained)

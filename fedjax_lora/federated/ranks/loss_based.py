@@ -4,7 +4,13 @@ import numpy as np
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
-from fedjax_lora.federated.ranks.schedule import Order, Promoted, RankSchedule, Score, Scored
+from fedjax_lora.federated.ranks.schedule import (
+    PromotedInit,
+    PromotionOrder,
+    RankSchedule,
+    ScoreBy,
+    ScoredClients,
+)
 
 
 def loss_based(
@@ -13,11 +19,11 @@ def loss_based(
     low: int,
     high: int,
     share: int | float,
-    score: Score = "loss",
+    score: ScoreBy = "loss",
     every: int | None = None,
-    scored: Scored = "all",
-    order: Order = "best",
-    promoted: Promoted = "server",
+    scored: ScoredClients = "all",
+    order: PromotionOrder = "best",
+    promoted: PromotedInit = "server",
 ) -> Allocation:
     """Everybody begins with ``low``; after the first round the best share gets ``high``.
 

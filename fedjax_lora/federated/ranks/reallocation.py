@@ -1,7 +1,7 @@
 """Ranks that change during a run: once a round, score who is to be scored and decide.
 
-The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.Scores`, both arrays on
-the host; everything else comes from (seed, round, client). So a resumed run goes on as it would
+The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.ClientScores`, both arrays
+on the host; everything else comes from (seed, round, client). So a resumed run goes on as it would
 have.
 """
 
@@ -15,19 +15,19 @@ from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.federated import FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated.ranks import RankSchedule, Scores
-from fedjax_lora.federated.ranks.client_scoring import Seen
+from fedjax_lora.federated.ranks import ClientScores, RankSchedule
+from fedjax_lora.federated.ranks.client_scoring import ValidationResult
 from fedjax_lora.lora import LoraSpec
 
 Reallocate = Callable[
-    [int, float, FederatedState, np.ndarray, Scores],
-    tuple[FederatedState, np.ndarray, Scores],
+    [int, float, FederatedState, np.ndarray, ClientScores],
+    tuple[FederatedState, np.ndarray, ClientScores],
 ]
 
 
-def unchanged(
-    round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: Scores
-) -> tuple[FederatedState, np.ndarray, Scores]:
+def keep_ranks(
+    round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
+) -> tuple[FederatedState, np.ndarray, ClientScores]:
     """Ranks that nobody reviews."""
     return state, rank, scores
 
@@ -35,7 +35,7 @@ def unchanged(
 def make_reallocate(
     review: RankSchedule,
     federation: Federation,
-    score: Callable[[FederatedState, Plan], Seen] | None,
+    score: Callable[[FederatedState, Plan], ValidationResult] | None,
     renew: Callable[[Adapter], Adapter],
 ) -> Reallocate:
     """What happens to ranks before a round.
@@ -45,8 +45,8 @@ def make_reallocate(
       federation: plans the training of those who are scored.
       score: trains and evaluates the clients of a plan, see
         `fedjax_lora.federated.ranks.client_scoring`; None if the review needs no validation.
-      renew: the global adapter with new components beyond the low rank, see `renew_above`; used
-        when clients are first promoted, if the review wants those components ``fresh``.
+      renew: the global adapter with new components beyond the low rank, see `reinitialize_above`;
+        used when clients are first promoted, if the review wants those components ``fresh``.
 
     Returns:
       ``reallocate(round, rate, state, rank, scores) -> (state, rank, scores)``: ranks decided on
@@ -67,23 +67,23 @@ def make_reallocate(
         return values[ids]
 
     def reallocate(
-        round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: Scores
-    ) -> tuple[FederatedState, np.ndarray, Scores]:
-        if scores.fresh(round - 1):
+        round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
+    ) -> tuple[FederatedState, np.ndarray, ClientScores]:
+        if scores.has_round(round - 1):
             rank = review.ranks(scores)
             if review.promoted == "fresh" and round == 1:
                 server = state.server
                 state = state._replace(server=server._replace(adapter=renew(server.adapter)))
         ids = review.due(round, federation.sample(round), scores)
         if len(ids):
-            scores = scores.put(ids, measured(round, rate, state, ids), round)
+            scores = scores.updated(ids, measured(round, rate, state, ids), round)
         return state, rank, scores
 
     return reallocate
 
 
-def asked(
-    review: RankSchedule | None, federation: Federation, scores: Scores, round: int
+def scoring_ranks(
+    review: RankSchedule | None, federation: Federation, scores: ClientScores, round: int
 ) -> list[np.ndarray]:
     """The ranks at which clients trained to be scored before a round, cohort by cohort.
 
@@ -96,7 +96,7 @@ def asked(
     return [np.full(len(part), review.low) for part in federation.parts(ids)]
 
 
-def renew_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
+def reinitialize_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
     """The adapter with its components from ``rank`` on exchanged for fresh ones.
 
     Each array stays where it was, so that the round does not compile again.

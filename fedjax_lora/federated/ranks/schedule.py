@@ -11,36 +11,36 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Score = Literal["loss", "accuracy"]
-Scored = Literal["all", "cohort"]
-Order = Literal["best", "worst", "random"]
-Promoted = Literal["server", "fresh"]
+ScoreBy = Literal["loss", "accuracy"]
+ScoredClients = Literal["all", "cohort"]
+PromotionOrder = Literal["best", "worst", "random"]
+PromotedInit = Literal["server", "fresh"]
 
 NEVER = -1
 
 
-class Scores(NamedTuple):
+class ClientScores(NamedTuple):
     """The last score of every client; the lowest is promoted first."""
 
     value: np.ndarray  # float64[N]
     round: np.ndarray  # int32[N], the round it is of, counted from 0, or NEVER
 
     @classmethod
-    def none(cls, clients: int) -> "Scores":
+    def initial(cls, clients: int) -> "ClientScores":
         """Nobody has been scored."""
         return cls(np.full(clients, np.inf), np.full(clients, NEVER, np.int32))
 
-    def known(self) -> np.ndarray:
+    def is_scored(self) -> np.ndarray:
         """Who has been scored: ``bool[N]``."""
         return self.round != NEVER
 
-    def fresh(self, round: int) -> bool:
+    def has_round(self, round: int) -> bool:
         """Whether a round brought new scores."""
-        return bool(np.any(self.known() & (self.round == round)))
+        return bool(np.any(self.is_scored() & (self.round == round)))
 
-    def put(self, ids: np.ndarray, value: np.ndarray, round: int) -> "Scores":
+    def updated(self, ids: np.ndarray, value: np.ndarray, round: int) -> "ClientScores":
         """These scores with those of some clients exchanged."""
-        new = Scores(self.value.copy(), self.round.copy())
+        new = ClientScores(self.value.copy(), self.round.copy())
         new.value[ids], new.round[ids] = value, round
         return new
 
@@ -52,11 +52,11 @@ class RankSchedule:
     low: int
     high: int
     share: int | float  # of the clients scored
-    score: Score
+    score: ScoreBy
     every: int | None
-    scored: Scored
-    order: Order
-    promoted: Promoted
+    scored: ScoredClients
+    order: PromotionOrder
+    promoted: PromotedInit
     seed: int
 
     @property
@@ -69,11 +69,11 @@ class RankSchedule:
         """Whether a score takes training and validating."""
         return self.order != "random"
 
-    def due(self, round: int, cohort: np.ndarray, scores: Scores) -> np.ndarray:
+    def due(self, round: int, cohort: np.ndarray, scores: ClientScores) -> np.ndarray:
         """Ids of the clients to score in a round, whose cohort is given."""
         ids = np.arange(len(scores.value)) if self.scored == "all" else cohort
         if self.every is None:
-            return ids[~scores.known()[ids]]
+            return ids[~scores.is_scored()[ids]]
         return ids if round % self.every == 0 else ids[:0]
 
     def value(self, loss: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
@@ -86,9 +86,9 @@ class RankSchedule:
         """Values of the random order, from (seed, round, client)."""
         return np.random.default_rng([self.seed, 3, round]).random(clients)[ids]
 
-    def ranks(self, scores: Scores) -> np.ndarray:
+    def ranks(self, scores: ClientScores) -> np.ndarray:
         """Everybody's rank: ``int32[N]``. The smaller id wins a tie, clients not scored are low."""
-        known = np.flatnonzero(scores.known())
+        known = np.flatnonzero(scores.is_scored())
         winners = known[np.argsort(scores.value[known], kind="stable")]
         ranks = np.full(len(scores.value), self.low, np.int32)
         ranks[winners[: share_of(self.share, len(known))]] = self.high

@@ -9,15 +9,15 @@ makes as if it were a gradient. Both are chosen by specs, like everything else:
 'client'
 """
 
-from fedjax_lora.federated.transforms.accountant import account
-from fedjax_lora.federated.transforms.base import Noise, UpdateTransform, apply
-from fedjax_lora.federated.transforms.compression import up_bytes
+from fedjax_lora.federated.transforms.accountant import make_privacy_report
+from fedjax_lora.federated.transforms.base import Noise, UpdateTransform, apply_transforms
+from fedjax_lora.federated.transforms.compression import uplink_bytes
 from fedjax_lora.federated.transforms.registry import TRANSFORMS, make_transforms
 from fedjax_lora.federated.transforms.server_optimizers import (
     SERVER_OPTIMIZERS,
     ServerOptimizer,
-    follow,
     make_server_optimizer,
+    server_step,
 )
 
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
     "Noise",
     "ServerOptimizer",
     "UpdateTransform",
-    "account",
-    "apply",
-    "follow",
+    "apply_transforms",
+    "make_privacy_report",
     "make_server_optimizer",
     "make_transforms",
-    "up_bytes",
+    "server_step",
+    "uplink_bytes",
 ]

@@ -28,7 +28,7 @@ SENSITIVITY = 2.0
 """By how much exchanging a client can move its clipped update, in units of the norm."""
 
 
-def account(
+def make_privacy_report(
     updates: Sequence[UpdateTransform], *, cohort: int, clients: int
 ) -> Callable[[int], dict[str, float]]:
     """What to report after so many rounds: both epsilons, or ``{}`` without noise.

@@ -45,8 +45,8 @@ class UpdateTransform:
         and a client that is to be left out gets it.
       stage: where it happens: at each client, on the wire, or at the server, which sees all
         clients.
-      up_bytes: ``(numbers: int64[c], matrices) -> int64[c]``, what a client's numbers, of so many
-        matrices, take on the way up.
+      uplink_bytes: ``(numbers: int64[c], matrices) -> int64[c]``, what a client's numbers, of so
+        many matrices, take on the way up.
       is_aggregate: what clients send is replaced by a statistic over the cohort, which only a
         method that averages returns.
       noise: for the accountant.
@@ -56,12 +56,12 @@ class UpdateTransform:
         [ClientParams, ClientParams, ClientParams, Array, Key], tuple[ClientParams, Array]
     ]
     stage: Stage
-    up_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
+    uplink_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
     is_aggregate: bool = False
     noise: Noise | None = None
 
 
-def apply(
+def apply_transforms(
     updates: Sequence[UpdateTransform],
     start: ClientParams,
     trained: ClientParams,

@@ -46,7 +46,7 @@ def int8() -> UpdateTransform:
         return changed_by(start, trained, trainable, rounded), weight
 
     return UpdateTransform(
-        apply=apply, stage="wire", up_bytes=lambda numbers, matrices: numbers + 4 * matrices
+        apply=apply, stage="wire", uplink_bytes=lambda numbers, matrices: numbers + 4 * matrices
     )
 
 
@@ -86,11 +86,11 @@ def bfloat16() -> UpdateTransform:
         return changed_by(start, trained, trainable, near), weight
 
     return UpdateTransform(
-        apply=apply, stage="wire", up_bytes=lambda numbers, matrices: 2 * numbers
+        apply=apply, stage="wire", uplink_bytes=lambda numbers, matrices: 2 * numbers
     )
 
 
-def up_bytes(
+def uplink_bytes(
     updates: Sequence[UpdateTransform], traffic: Traffic, spec: LoraSpec, head: Mapping[str, Any]
 ) -> np.ndarray:
     """What every client sends, adapter and head: ``int64[c]``. On the host.
@@ -104,5 +104,7 @@ def up_bytes(
     leaves = jax.tree.leaves(head)
     numbers = (traffic.up - traffic.exact) // FLOAT_BYTES + sum(x.size for x in leaves)
     matrices = traffic.factors * spec.matrices + len(leaves)
-    on_wire = next((update.up_bytes for update in updates if update.stage == "wire"), float32_bytes)
+    on_wire = next(
+        (update.uplink_bytes for update in updates if update.stage == "wire"), float32_bytes
+    )
     return on_wire(numbers, matrices) + traffic.exact

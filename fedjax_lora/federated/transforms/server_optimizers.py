@@ -89,7 +89,7 @@ def make_server_optimizer(spec: str, method: Method) -> ServerOptimizer | None:
     return made
 
 
-def follow(
+def server_step(
     optimizer: ServerOptimizer,
     moments: Any,
     old: ClientParams,

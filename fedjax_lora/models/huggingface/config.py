@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_lora.core.atomic_io import need_file, read_json
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.untrusted_files import check_regular_file, read_json
 from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
@@ -38,7 +38,7 @@ def read_raw(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     try:
-        need_file(file)
+        check_regular_file(file)
     except InputError as error:
         raise InputError(
             f"{folder} has no readable config.json; it is not a checkpoint."

@@ -128,17 +128,17 @@ def load(
     )
 
 
-def has_arrays_by_layer(config: Config) -> bool:
+def has_split_layers(config: Config) -> bool:
     """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
-    return layer_stack.unrolled(config.layers, config.scan_unroll)
+    return layer_stack.is_unrolled(config.layers, config.scan_unroll)
 
 
-def frozen(model: Pretrained) -> dict[str, Any]:
+def frozen_base(model: Pretrained) -> dict[str, Any]:
     """The parameters without the head, in the form that the module computes with fastest here."""
     base = {name: part for name, part in model.params.items() if name != "head"}
-    if not has_arrays_by_layer(model.config):
+    if not has_split_layers(model.config):
         return base
-    return layer_stack.by_layer(base, functools.partial(is_stacked, model.config))
+    return layer_stack.split_layers(base, functools.partial(is_stacked, model.config))
 
 
 def _full_config(
@@ -159,17 +159,17 @@ def _full_config(
     return full if dropout is None else full.with_dropout(dropout)
 
 
-def redraw(model: Pretrained, key: jax.Array) -> Pretrained:
+def reinitialize(model: Pretrained, key: jax.Array) -> Pretrained:
     """What `load` returns for another key; what the checkpoint holds is shared, not read again.
 
     Args:
       model: from `load`.
       key: for the parameters that the checkpoint does not have.
     """
-    return with_values(model, init.draw(model.config, model.new_params, key))
+    return replace_params(model, init.draw(model.config, model.new_params, key))
 
 
-def with_values(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
+def replace_params(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
     """The model with other values for its head, or for what its checkpoint does not have.
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora.core.atomic_io import brief, read_json
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.untrusted_files import first_line, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -117,7 +117,7 @@ def _safe_tensors(file: Path) -> dict[str, Tensor]:
     try:
         opened = safe_open(file, framework="np")
     except (OSError, ValueError, SafetensorError) as error:
-        reason = brief(error)
+        reason = first_line(error)
         raise InputError(
             f"{file} is not a readable safetensors file ({reason}); check or download it again."
         ) from error

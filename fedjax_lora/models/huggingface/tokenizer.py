@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fedjax_lora.core.atomic_io import brief
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.models.module_types import Config
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -32,7 +32,7 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
-        reason = brief(error)
+        reason = first_line(error)
         raise InputError(
             f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
         ) from error

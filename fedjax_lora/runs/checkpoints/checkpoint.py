@@ -16,10 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_lora import federated
-from fedjax_lora.core import atomic_io, trees
+from fedjax_lora.core import atomic_io, tree_structure
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.federated import FederatedState
-from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
 
 FOLDER = "checkpoints"
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     state: FederatedState
     rank: np.ndarray  # int32[N]
     logged_rank: np.ndarray  # int32[N], the ranks that the history tells last
-    scores: Scores
+    scores: ClientScores
     history: list[dict[str, Any]]  # one record per round, as in metrics.jsonl
     seconds: float = 0.0  # that the run has taken so far
 
@@ -69,7 +69,7 @@ def specs(tree: Any) -> dict[str, str]:
     >>> specs({"rank": np.zeros(3, np.int32)})
     {'rank': 'int32[3]'}
     """
-    return trees.by_path(tree, trees.kind_of)
+    return tree_structure.describe_leaves(tree, tree_structure.describe_array)
 
 
 def save(
@@ -149,7 +149,7 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
     # Orbax casts another type silently and words another shape as a missing handler.
     raise_all(
         f"Checkpoint {checkpoint.path} is not of this run",
-        trees.unlike(stored, wanted),
+        tree_structure.compare_descriptions(stored, wanted),
     )
     empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays(like))
     with _checkpointer() as checkpointer:

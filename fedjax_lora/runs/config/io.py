@@ -7,9 +7,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_lora.core.atomic_io import read_json
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.core.registry import fits
+from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.runs.config.schema import RunConfig
 
 

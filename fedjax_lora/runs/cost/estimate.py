@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import federated
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import ClientParams, Params, Shape
+from fedjax_lora.core.types import BatchShape, ClientParams, Params
 from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, transforms
 from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.federated.planning import Federation
@@ -70,7 +70,7 @@ class Needs(NamedTuple):
     rounds: int
     flops: int
     devices: Devices
-    shapes: tuple[Shape, ...]
+    shapes: tuple[BatchShape, ...]
     round_flops: float
     dtype: str
 
@@ -170,6 +170,6 @@ def _traffic(
     for t in range(config.federation.rounds):
         rank = layout.allocated.ranks[federation.sample(t)]
         traffic = method.traffic(server, rank, t)
-        up.append(transforms.up_bytes(layout.updates, traffic, spec, sent).sum())
+        up.append(transforms.uplink_bytes(layout.updates, traffic, spec, sent).sum())
         down.append(traffic.down.sum() + len(rank) * trees.size_bytes(sent))
     return float(np.mean(up)), float(np.mean(down))

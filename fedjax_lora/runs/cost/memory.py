@@ -70,7 +70,7 @@ def base_bytes(base: Params, mesh: Mesh | None) -> int:
 
 def layers_taken_out(config: Any) -> int:
     """Layers that one step of the layer loop takes out of their stack."""
-    if models.has_arrays_by_layer(config):
+    if models.has_split_layers(config):
         return 0
     return layers_per_step(config.layers, config.scan_unroll)
 

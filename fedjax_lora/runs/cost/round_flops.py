@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora.core.types import Shape
-from fedjax_lora.data.batch_shapes import fitting, needed
+from fedjax_lora.core.types import BatchShape
+from fedjax_lora.data.batch_shapes import first_fitting, step_sizes
 from fedjax_lora.federated import Plan
 
 
 def cohort_flops(
-    plan: Plan, flops: Mapping[Shape, int], *, parts: int, clients_per_step: int
+    plan: Plan, flops: Mapping[BatchShape, int], *, parts: int, clients_per_step: int
 ) -> int:
     """Operations of the part of a cohort that has the most, in its local training.
 
@@ -31,13 +31,13 @@ def cohort_flops(
     """
     work, size = plan.batches, len(plan.id) // parts
     clients_per_step, shapes = min(clients_per_step, size), list(flops)
-    need = needed(work)
+    need = step_sizes(work)
 
     def of_wave(members: slice) -> int:
         total, steps = 0, work.steps[members]
         for t in range(int(steps.max())):
             of_all = np.where((t < steps)[:, None], need[members, t], 0).max(axis=0)
-            total += len(steps) * flops[shapes[int(fitting(shapes, of_all))]]
+            total += len(steps) * flops[shapes[int(first_fitting(shapes, of_all))]]
         return total
 
     def of_part(begin: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.core.types import ClientParams, Params, Shape
+from fedjax_lora.core.types import BatchShape, ClientParams, Params
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.training import make_batch
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
@@ -16,10 +16,10 @@ from fedjax_lora.runs.cost import flops
 
 def step_flops(
     recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
-) -> dict[Shape, int]:
+) -> dict[BatchShape, int]:
     """Of a client's step, by its shape."""
 
-    def of_shape(shape: Shape) -> int:
+    def of_shape(shape: BatchShape) -> int:
         step, of_clients = trace(recipe.reading, recipe, base, trained, data, shape)
         backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
         return flops.of(backward, base, *of_clients(1))
@@ -33,7 +33,7 @@ def trace(
     base: Params,
     trained: ClientParams,
     data: Tokens,
-    shape: Shape,
+    shape: BatchShape,
 ) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
     """``(base, *clients) -> (loss, backward pass)`` of a batch, and shapes of so many clients.
 

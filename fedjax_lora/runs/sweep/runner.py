@@ -165,10 +165,10 @@ def attempt(
     try:
         record = record_store.run_once(path, config, work)
     except Exception as failure:  # whatever it is, the other runs go on
-        with atomic_io.writing(path.parent):
+        with atomic_io.reporting_write_errors(path.parent):
             atomic_io.write(note, traceback.format_exc())
         return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
-    with atomic_io.writing(path.parent):
+    with atomic_io.reporting_write_errors(path.parent):
         note.unlink(missing_ok=True)
     return record, ""
 
@@ -191,7 +191,7 @@ def claim(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _make(folder: pathlib.Path, chosen: Grid) -> None:
-    with atomic_io.writing(folder):
+    with atomic_io.reporting_write_errors(folder):
         atomic_io.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
 
 
@@ -217,7 +217,7 @@ def leave(
     text = html_report.page(
         lines, figure, title=title(runs), command=command(chosen, folder), errors=errors
     )
-    with atomic_io.writing(folder):
+    with atomic_io.reporting_write_errors(folder):
         atomic_io.write(folder / "table.csv", statistics.as_csv(rows))
         statistics.write_parquet(rows, folder / "table.parquet")
         atomic_io.write(folder / "table.md", statistics.markdown(lines))

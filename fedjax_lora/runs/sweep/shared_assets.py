@@ -31,7 +31,7 @@ class AssetCache:
             self._models.setdefault(base, loaded.model)
             self._assets[which] = loaded
         found = self._assets[which]
-        model = models.redraw(found.model, model_key(config))
+        model = models.reinitialize(found.model, model_key(config))
         return found._replace(model=with_first(model, config))
 
 

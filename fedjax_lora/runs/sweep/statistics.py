@@ -86,7 +86,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def metric_of(cell: Cell) -> str:
     """The name of the task's metric."""
-    return data.find(cell.config.data.task).metric
+    return data.find_task(cell.config.data.task).metric
 
 
 def evaluated(run: Run) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def test_a_run_leaves_all_its_files(tmp_path, monkeypatch, capsys):
     said = metadata.read(made.out / "adapter")
     assert said is not None and said.results["loss"] is None, "the adapter can be used again"
     capsys.readouterr()
-    monkeypatch.setattr("fedjax_lora.data.find", lambda spec: tiny_runs.assets().task.task)
+    monkeypatch.setattr("fedjax_lora.data.find_task", lambda spec: tiny_runs.assets().task.task)
     assert main.main(["inspect", str(made.out), "--redraw"]) == 0
     assert "  loss = -" in capsys.readouterr().out.splitlines()
 

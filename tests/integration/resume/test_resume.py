@@ -304,7 +304,7 @@ def checkpointed_state(result: Result, round: int):
         result.state,
         result.rank,
         result.rank,
-        checkpoints.saved.Scores.none(len(result.rank)),
+        checkpoints.saved.ClientScores.initial(len(result.rank)),
         [],
     )
     return checkpoints.restore(found, like).state

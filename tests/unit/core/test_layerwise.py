@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_lora import federated, methods
 from fedjax_lora.core import layerwise
-from fedjax_lora.core.layerwise import over_layers
+from fedjax_lora.core.layerwise import map_layers
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import Cohort
@@ -32,7 +32,7 @@ def in_both_worlds(fn: Any, *arrays: Any) -> tuple[Any, Any]:
     mesh = federated.client_mesh(DEVICES)
 
     def spread(*arrays: Any) -> Any:
-        with layerwise.across(mesh):
+        with layerwise.spread_over(mesh):
             return fn(*arrays)
 
     there = jax.device_put(arrays, federated.everywhere(mesh))
@@ -49,7 +49,7 @@ def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
     def layer(x: jax.Array, y: jax.Array) -> LoRA:
         return LoRA(x @ y.T, jnp.max(x - y))
 
-    for found in in_both_worlds(lambda x, y: over_layers(layer, x, y, axis=axis), x, y):
+    for found in in_both_worlds(lambda x, y: map_layers(layer, x, y, axis=axis), x, y):
         assert found.a.shape == (count, 5, 5) and found.b.shape == (count,)
         for n in range(count):
             want = layer(x.take(n, axis), y.take(n, axis))
@@ -58,9 +58,9 @@ def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
 
 
 def test_without_a_mesh_nothing_is_spread():
-    with layerwise.across(None):
+    with layerwise.spread_over(None):
         assert jax.sharding.get_abstract_mesh().empty
-    with layerwise.across(federated.client_mesh(DEVICES)):
+    with layerwise.spread_over(federated.client_mesh(DEVICES)):
         assert jax.sharding.get_abstract_mesh().size == DEVICES
     assert jax.sharding.get_abstract_mesh().empty
 
@@ -68,13 +68,13 @@ def test_without_a_mesh_nothing_is_spread():
 def test_within_a_device_s_share_nothing_is_spread_again():
     """A client's own decomposition, inside the `shard_map` that trains the cohort."""
     x = numbers(DEVICES, 3, 4, 4)
-    mine = lambda x: over_layers(lambda m: m @ m.mT, x, axis=1)  # noqa: E731
+    mine = lambda x: map_layers(lambda m: m @ m.mT, x, axis=1)  # noqa: E731
     mesh = federated.client_mesh(DEVICES)
     spec = PartitionSpec(federated.AXIS)
 
     @jax.jit
     def outer(x: jax.Array) -> jax.Array:
-        with layerwise.across(mesh):
+        with layerwise.spread_over(mesh):
             return jax.shard_map(
                 lambda x: jnp.swapaxes(mine(x), 0, 1), mesh=mesh, in_specs=spec, out_specs=spec
             )(x)
@@ -108,7 +108,7 @@ def step(layers: int, size: tuple[int, int], devices: int) -> tuple[Any, Any]:
     result = jax.tree.map(lambda x: x + numbers(*x.shape, seed=2), start.adapter)
 
     def aggregate(server: Any, start: Any, result: Any) -> Any:
-        with layerwise.across(mesh):
+        with layerwise.spread_over(mesh):
             return method.aggregate(server, (), cohort, start, result).server.adapter["x"]
 
     arguments = [

@@ -288,12 +288,12 @@ def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
 
 
 def bound(s: np.ndarray) -> float:
-    return float(linalg.lost(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
+    return float(linalg.gram_error(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
 
 
 def test_the_gram_matrix_is_trusted_where_it_can_be():
     """And not where it is blind; the tests above go both ways."""
-    trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.LOST}
+    trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.MAX_GRAM_ERROR}
     assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
     blind = {"steep", "low rank", "one and a plain", "one and 0.001", "one and 0.0001"}
     assert not trusted & blind
@@ -303,7 +303,7 @@ def test_the_gram_matrix_is_trusted_where_it_can_be():
 @pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
 def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
     """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
-    monkeypatch.setattr(linalg, "LOST", np.inf)
+    monkeypatch.setattr(linalg, "MAX_GRAM_ERROR", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
     want = best(m.astype(np.float64), WANTED)
     by_gram, by_svd = (

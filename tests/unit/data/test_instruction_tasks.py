@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import Split, find, instruction_tokens, load, partition, prompts
+from fedjax_lora.data import Split, find_task, instruction_tokens, load, partition, prompts
 from fedjax_lora.data.datasets.registry import TASKS
 from tests._helpers.character_tokenizer import make_tokenizer
 
@@ -56,23 +56,23 @@ def test_alpaca_is_as_published():
 
 
 def test_auto_is_the_chat_template_where_there_is_one(tokenizer):
-    assert prompts.choose("auto", tokenizer) == "alpaca"
+    assert prompts.resolve("auto", tokenizer) == "alpaca"
     with pytest.raises(InputError, match="no chat template; choose format='alpaca'"):
-        prompts.choose("chat", tokenizer)
+        prompts.resolve("chat", tokenizer)
     tokenizer.chat_template = CHAT
-    assert prompts.choose("auto", tokenizer) == "chat"
-    assert prompts.choose("plain", tokenizer) == "plain"
+    assert prompts.resolve("auto", tokenizer) == "chat"
+    assert prompts.resolve("plain", tokenizer) == "plain"
     with pytest.raises(InputError, match="Unknown prompt format 'alpacca'; did you mean 'alpaca'"):
-        prompts.choose("alpacca", tokenizer)
+        prompts.resolve("alpacca", tokenizer)
 
 
 def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
     tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
     with pytest.raises(InputError, match="does not put an answer behind"):
-        prompts.prompted("chat", tokenizer, "x", "", "y")
+        prompts.format_example("chat", tokenizer, "x", "", "y")
     tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
     with pytest.raises(InputError, match="only one turn"):
-        prompts.prompted("chat", tokenizer, "x", "", "y")
+        prompts.format_example("chat", tokenizer, "x", "", "y")
 
 
 # ------------------------------------------------------------------------------------------- tokens
@@ -123,9 +123,9 @@ def test_what_is_kept_is_what_can_be_learned_from(rows, max_length):
             instruction_tokens.encode(data, tokenizer, format="plain", max_length=max_length)
         return
     made = instruction_tokens.encode(data, tokenizer, format="plain", max_length=max_length)
-    assert made.kept.tolist() == np.flatnonzero(fits).tolist()
-    assert made.split.groups.tolist() == (made.kept + 5).tolist()
-    for row, place in enumerate(made.kept):
+    assert made.index.tolist() == np.flatnonzero(fits).tolist()
+    assert made.split.groups.tolist() == (made.index + 5).tolist()
+    for row, place in enumerate(made.index):
         told, context, answer = rows[place]
         room = max_length - 1 - len(prompts.plain(told, context))
         want = (answer + "$")[:room].replace("$", "</s>")
@@ -152,13 +152,13 @@ def test_without_an_end_token_there_is_one_sentence(tokenizer):
 
 def test_choices_become_examples(tokenizer):
     data = split([("q", "", "B"), ("r", "", "A")], choices=[("A", "B", "C"), ("A", "B")])
-    rows, question = instruction_tokens.of_choices(data)
+    rows, question = instruction_tokens.expand_choices(data)
     assert rows.pairs == ["A", "B", "C", "A", "B"]
     assert rows.texts == ["q"] * 3 + ["r"] * 2
     assert question.tolist() == [0, 0, 0, 1, 1]
     assert rows.labels.tolist() == [0, 1, 0, 1, 0]
     with pytest.raises(InputError, match="no choices"):
-        instruction_tokens.of_choices(split([("q", "", "B")]))
+        instruction_tokens.expand_choices(split([("q", "", "B")]))
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -346,9 +346,9 @@ def test_from_the_hub(monkeypatch):
 
 
 def test_options_do_not_touch_the_registry():
-    assert find("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
+    assert find_task("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
     assert TASKS["gsm8k"].prompting.answer_tokens == 256
-    assert find("gsm8k") == TASKS["gsm8k"]
+    assert find_task("gsm8k") == TASKS["gsm8k"]
 
 
 # --------------------------------------------------------------------------------------- real files

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import TASKS, find, load
+from fedjax_lora.data import TASKS, find_task, load
 from fedjax_lora.data.datasets import sources
 from fedjax_lora.data.datasets.registry import METRICS
 
@@ -35,9 +35,9 @@ def test_every_task_is_described():
         assert task.summary and "\n" not in task.summary
         assert task.url.startswith("http")
         assert task.metric in METRICS
-        assert (task.kind == "regression") == (name == "stsb")
+        assert (task.type == "regression") == (name == "stsb")
         assert task.builtin or task.local
-        assert find(name) == task
+        assert find_task(name) == task
 
 
 def test_own_files(files):
@@ -95,7 +95,7 @@ def test_scores(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,0.5\nb,4\n")
     spec = "file(train='a.csv', test='a.csv', metric='pearson')"
     data = load(spec, data_dir=str(tmp_path))
-    assert data.task.kind == "regression"
+    assert data.task.type == "regression"
     assert data.classes == ()
     assert data.train.labels.dtype == np.float32
     assert data.train.labels.tolist() == [0.5, 4.0]

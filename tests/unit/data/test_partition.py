@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import PARTITIONS, class_counts, partition
+from fedjax_lora.data import PARTITIONERS, class_counts, partition
 from fedjax_lora.data.partitioners import simplex
 from fedjax_lora.runs.plots import draw
 
@@ -15,7 +15,7 @@ ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 
 
 @st.composite
 def specs(draw):
-    name = draw(st.sampled_from(sorted(PARTITIONS)))
+    name = draw(st.sampled_from(sorted(PARTITIONERS)))
     if name in ("dirichlet", "quantity"):
         return f"{name}(alpha={draw(ALPHAS)})"
     if name == "quality":

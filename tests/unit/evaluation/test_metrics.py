@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_lora import InputError
-from fedjax_lora.data import Split, TaskData, Tokens, find
+from fedjax_lora.data import Split, TaskData, Tokens, find_task
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext
@@ -179,7 +179,7 @@ def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkey
     """When a run, or `evaluate`, makes its judge."""
     none = np.zeros((0, 8), np.int32)
     split = Split([], [], none[:, 0], None)
-    task = TaskData(find("dolly(metric='rouge_l')"), (), split, None, split, 0)
+    task = TaskData(find_task("dolly(metric='rouge_l')"), (), split, None, split, 0)
     tools = EvalContext(
         task, predict=None, place=lambda x: x, encode=None, answer=lambda tokens: None
     )

@@ -26,6 +26,7 @@ from tests._helpers.encoder_layer import (
     WORDS,
     base_and_head,
     cohort,
+    inner,
     spec,
     struct,
     traced,
@@ -68,17 +69,6 @@ def test_the_base_is_there_once():
     assert memory(2) - 2 * per_client() == pytest.approx(base, rel=0.01)
 
 
-def inner(value: Any) -> Iterator[Any]:
-    """The jaxprs inside the parameters of an equation."""
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from inner(item)
-    elif hasattr(value, "eqns"):
-        yield value
-    elif hasattr(value, "jaxpr"):
-        yield from inner(value.jaxpr)
-
-
 def arrays(jaxpr: Any) -> Iterator[tuple[int, ...]]:
     """The shape of every array that a program makes."""
     for equation in jaxpr.eqns:
@@ -115,8 +105,8 @@ def test_no_array_is_the_base_with_a_client_axis():
 def test_nor_when_clients_are_scored():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
-    rows = client_scoring.rows_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
-    validate = client_scoring.make_validation(objective, rows)
+    rows = client_scoring.bucket_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
+    validate = client_scoring.make_validate_fn(objective, rows)
     run = federated.execute(validate, federated.Execution(clients_per_step=count))
     data = Tokens(tokens, tokens, number, number)
     program = jax.jit(run).trace(base_and_head()[0], data, cohort(count), struct()).jaxpr.jaxpr

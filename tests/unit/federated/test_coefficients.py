@@ -181,7 +181,7 @@ def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
     trained = ClientParams({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
     trainable = ClientParams({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
     update = transforms.make_transforms([text], methods.make("fedit", problems.bag().spec))
-    got, _ = transforms.apply(
+    got, _ = transforms.apply_transforms(
         update,
         jax.tree.map(jnp.zeros_like, trained),
         trained,

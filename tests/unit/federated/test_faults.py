@@ -272,7 +272,7 @@ def test_noise_is_not_shared_by_those_who_answer():
         want = np.average([alone[k] for k in pair], axis=0, weights=plan.weight[pair])
         np.testing.assert_allclose(sent_by(*pair), want, atol=1e-6)
     # What is reported is for a client that is drawn in every round and always answers.
-    report = transforms.account(noisy, cohort=3, clients=6)
+    report = transforms.make_privacy_report(noisy, cohort=3, clients=6)
     assert report(2)["epsilon"] >= report(2)["epsilon_sampled"] > report(1)["epsilon_sampled"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_lora.core.types import LoRA, Shape
+from fedjax_lora.core.types import BatchShape, LoRA
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
 from fedjax_lora.federated import ClientHooks, LocalTraining, optimizers
 from fedjax_lora.federated.training import split_gain
@@ -215,7 +215,13 @@ def test_a_frozen_head_and_folded_components_stay_bit_for_bit():
 
 # --------------------------------------------------------------------------------- shapes of a step
 
-SHAPES = (Shape(2, 8, 12), Shape(2, 16, 32), Shape(4, 16, 20), Shape(4, 16, 40), Shape(4, 32, 128))
+SHAPES = (
+    BatchShape(2, 8, 12),
+    BatchShape(2, 16, 32),
+    BatchShape(4, 16, 20),
+    BatchShape(4, 16, 40),
+    BatchShape(4, 32, 128),
+)
 
 
 def shapes_seen(batches, count):
@@ -253,8 +259,8 @@ def test_what_is_longer_than_all_shapes_is_cut_to_the_last():
 
 
 UNPADDED = (
-    Shape(2, 8, 12), Shape(2, problems.WIDTH, 20), Shape(2, problems.WIDTH, 32),
-    Shape(4, problems.WIDTH, 40), Shape(4, problems.WIDTH, 64),
+    BatchShape(2, 8, 12), BatchShape(2, problems.WIDTH, 20), BatchShape(2, problems.WIDTH, 32),
+    BatchShape(4, problems.WIDTH, 40), BatchShape(4, problems.WIDTH, 64),
 )  # fmt: skip
 
 

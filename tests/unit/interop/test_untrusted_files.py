@@ -97,7 +97,7 @@ def test_shapes_are_compared_before_anything_is_read(model, folder, monkeypatch)
         folder,
         model,
         r"classifier.bias is stored as I64.*has factors \(5000, 24\) and \(24, 4\) for a matrix "
-        r"24 x 24.*no place for .*passwd",
+        r"24 x 24.*the model has no .*passwd",
     )
 
 

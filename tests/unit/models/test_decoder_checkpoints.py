@@ -112,7 +112,7 @@ def test_classifier_on_a_language_model_gets_a_new_head(llama, key):
     assert loaded.params["head"]["score"]["kernel"].shape == (24, 5)
     same = load(folder, key).params["decoder"]
     jax.tree.map(np.testing.assert_array_equal, loaded.params["decoder"], same)
-    other = models.redraw(loaded, jax.random.key(1))
+    other = models.reinitialize(loaded, jax.random.key(1))
     assert other.fingerprint == loaded.fingerprint
     assert other.params["decoder"]["norm"]["scale"] is loaded.params["decoder"]["norm"]["scale"]
 

@@ -21,7 +21,9 @@ def logits(model, params):
 
 
 def apart(model):
-    return layer_stack.by_layer(model.params, lambda path: models.is_stacked(model.config, path))
+    return layer_stack.split_layers(
+        model.params, lambda path: models.is_stacked(model.config, path)
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mistral"])
@@ -35,7 +37,7 @@ def test_codes_are_kept_by_layer_too(tmp_path, key):
     pytest.importorskip("qwix")
     folder, _ = decoders.saved(tmp_path, "llama", "SequenceClassification", num_hidden_layers=1)
     model = models.load(str(folder), num_labels=3, storage="int8", key=key)
-    base = models.frozen(model)
+    base = models.frozen_base(model)
     (kernel,) = base["decoder"]["layers"]["self_attn"]["q_proj"]["kernel"]
     assert kernel.qvalue.shape == (24, 24)
     got = logits(model, base | {"head": model.params["head"]})
@@ -53,16 +55,20 @@ def test_the_frozen_base_has_the_form_its_module_reads():
     model = models.tiny()
     looped = dataclasses.replace(model.config, scan_unroll=1)
     kernel = lambda base: base["encoder"]["layers"]["attention"]["query"]["kernel"]  # noqa: E731
-    assert isinstance(kernel(models.frozen(model)), tuple)
-    assert kernel(models.frozen(dataclasses.replace(model, config=looped))).shape == (2, 32, 32)
-    assert "head" not in models.frozen(model)
+    assert isinstance(kernel(models.frozen_base(model)), tuple)
+    assert kernel(models.frozen_base(dataclasses.replace(model, config=looped))).shape == (
+        2,
+        32,
+        32,
+    )
+    assert "head" not in models.frozen_base(model)
 
 
 def test_changed_kernels_take_the_form_of_the_base():
     model = models.tiny()
     path = "encoder/layers/attention/query"
     kernel = 2 * model.params["encoder"]["layers"]["attention"]["query"]["kernel"]
-    changed = federated.with_kernels(models.frozen(model), {path: kernel})
+    changed = federated.with_kernels(models.frozen_base(model), {path: kernel})
     parts = changed["encoder"]["layers"]["attention"]["query"]["kernel"]
     assert isinstance(parts, tuple)
     np.testing.assert_array_equal(jnp.stack(parts), kernel)

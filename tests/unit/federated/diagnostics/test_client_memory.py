@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_lora import methods
 from fedjax_lora.federated import optimizers
-from fedjax_lora.federated.diagnostics import client_footprint, trained_entries
+from fedjax_lora.federated.diagnostics import estimate_client_memory, trained_entries
 from tests._helpers.cohorts import GLOBAL, R, make_server
 from tests._helpers.mixed_ranks import cohort_for
 
@@ -62,7 +62,7 @@ def test_what_is_trained_is_counted(name: str):
 def test_the_parts_of_a_footprint(optimizer: str, per_number: int, scalars: int, train_head: bool):
     cohort = cohort_for("zero_padding")
     _, start = start_of("zero_padding", cohort)
-    got = client_footprint(
+    got = estimate_client_memory(
         GLOBAL, start, base=BASE, head=HEAD, train_head=train_head,
         optimizer=optimizers.optimizer(optimizer, clip=1.0),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_the_parts_of_a_footprint(optimizer: str, per_number: int, scalars: int,
 def test_what_is_trained_is_held(name: str):
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
-    got = client_footprint(
+    got = estimate_client_memory(
         GLOBAL, start, base=BASE, head=HEAD, train_head=False, optimizer=optimizers.optimizer("sgd")
     )
     assert np.all(got.adapter >= got.gradient)
@@ -94,7 +94,7 @@ def test_what_is_trained_is_held(name: str):
 def test_fed_plora_holds_all_modules_and_trains_its_own():
     cohort = cohort_for("fed_plora")
     _, start = start_of("fed_plora", cohort)
-    got = client_footprint(
+    got = estimate_client_memory(
         GLOBAL, start, base={}, head={}, train_head=True, optimizer=optimizers.optimizer("adamw")
     )
     trained = np.asarray(cohort.rank) * GLOBAL.component_size
@@ -107,7 +107,7 @@ def test_large_bases_are_counted_exactly():
     """Beyond 32 bits."""
     base = {"kernel": jax.ShapeDtypeStruct((1 << 20, 1 << 13), jnp.float32)}
     _, start = start_of("zero_padding", cohort_for("zero_padding"))
-    got = client_footprint(
+    got = estimate_client_memory(
         GLOBAL, start, base=base, head={}, train_head=True, optimizer=optimizers.optimizer("sgd")
     )
     assert set(got.base.tolist()) == {4 * math.prod((1 << 20, 1 << 13))}

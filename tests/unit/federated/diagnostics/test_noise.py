@@ -9,7 +9,11 @@ import pytest
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.federated.diagnostics import Aggregation, aggregation_noise, initialization_noise
+from fedjax_lora.federated.diagnostics import (
+    AggregationNoise,
+    aggregation_noise,
+    initialization_noise,
+)
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Cohort, ServerState
 from tests._helpers import cohorts
@@ -32,7 +36,7 @@ def measured(
     played: cohorts.Played,
     lora_spec: LoraSpec = GLOBAL,
     **options,
-) -> Aggregation:
+) -> AggregationNoise:
     got = _aggregation(lora_spec, server, cohort, *played[:2], played.outcome.server, **options)
     return jax.tree.map(float, got)
 
@@ -237,7 +241,7 @@ def test_without_participants_there_is_no_noise(name: str):
     cohort = cohort_for(name)._replace(weight=jnp.zeros(6))
     server = server_of(name)
     played = play(name, GLOBAL, cohort, server=server)
-    assert measured(cohort, server, played) == Aggregation(0.0, 0.0)
+    assert measured(cohort, server, played) == AggregationNoise(0.0, 0.0)
 
 
 def test_the_sites_have_both_kinds_of_layers():

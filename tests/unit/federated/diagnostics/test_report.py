@@ -21,7 +21,7 @@ NAMES = {
 @functools.cache
 def measured_rounds(method: str, mode: str = "vmap") -> problems.Rounds:
     problem = problems.bag()
-    look = diagnostics.make_measure(
+    look = diagnostics.make_diagnostics(
         problem.spec,
         train_head=True,
         optimizer=optimizers.optimizer(problems.ADAMW, clip=1.0),

@@ -35,9 +35,9 @@ def score_fn(method: str, mode: str) -> Any:
     client_update = federated.make_client_update(
         methods.make(method, problems.bag().spec), problems.training("bag"), execution=execution
     )
-    rows = client_scoring.rows_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
-    validate = client_scoring.make_validation(objective(), rows)
-    return client_scoring.make_score(client_update, validate, execution)
+    rows = client_scoring.bucket_by_length(np.asarray(VALIDATION.length), BUCKETS, batch=5)
+    validate = client_scoring.make_validate_fn(objective(), rows)
+    return client_scoring.make_score_fn(client_update, validate, execution)
 
 
 def seen(method: str, mode: str, plan: federated.Plan, state: Any = None, **other: Any):
@@ -121,9 +121,9 @@ def test_regression_is_scored_by_squared_error():
     data = Pairs(*(rng.normal(size=7).astype(np.float32) for _ in range(2)))
     take = lambda data, index, length: jax.tree.map(lambda x: jnp.asarray(x)[index], data)  # noqa: E731
     line = lambda base, trained, gain, batch: trained.head["w"][None] * batch.x[:, None]  # noqa: E731
-    rows = client_scoring.rows_by_length(np.ones(7, int), (1,), batch=3)
+    rows = client_scoring.bucket_by_length(np.ones(7, int), (1,), batch=3)
     score = lambda output, batch: value_score(output, batch.label)  # noqa: E731
-    validate = client_scoring.make_validation(federated.Objective(line, line, take, score), rows)
+    validate = client_scoring.make_validate_fn(federated.Objective(line, line, take, score), rows)
     slope = np.array([[0.5], [-2.0]], np.float32)
     made = problems.stub_clients(slope, problems.batches_of([[0]], [[0]]))
     got = validate({}, data, made, jnp.float32(0))
@@ -135,7 +135,7 @@ def test_regression_is_scored_by_squared_error():
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_rows_hold_every_example_once(batch):
     length = np.array([8, 1, 16, 9, 3, 8, 2])
-    rows = client_scoring.rows_by_length(length, (8, 12, 20), batch=batch)
+    rows = client_scoring.bucket_by_length(length, (8, 12, 20), batch=batch)
     used = np.concatenate([part.index[part.valid] for part in rows])
     assert sorted(used) == list(range(7))
     for part in rows:
@@ -147,5 +147,5 @@ def test_rows_hold_every_example_once(batch):
 
 
 def test_a_length_that_nobody_has_is_left_out():
-    rows = client_scoring.rows_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
+    rows = client_scoring.bucket_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
     assert [part.size for part in rows] == [8, 20]

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_lora import federated
 from fedjax_lora.federated import ClientStore, FederatedState
-from fedjax_lora.federated.ranks import Scores, allocate, reallocation
-from fedjax_lora.federated.ranks.client_scoring import Seen
+from fedjax_lora.federated.ranks import ClientScores, allocate, reallocation
+from fedjax_lora.federated.ranks.client_scoring import ValidationResult
 from fedjax_lora.methods.base import ServerState
 from tests._helpers import problems
 
@@ -24,19 +25,19 @@ def state_of(adapter: str) -> FederatedState:
 def play(spec: str, rounds: int, score=None):
     """Each round's ranks and state, and every call of the scoring: (round, state, plan)."""
     fed = problems.round_federation()
-    review = allocate(spec, clients=N, seed=0, component_size=1).review
+    review = allocate(spec, clients=N, seed=0, component_size=1).schedule
     assert review is not None
     calls, history = [], []
 
     def measure(state, plan):
         calls.append((int(plan.round), state, plan))
         loss = np.append(LOSS, np.float32(0))[plan.id]  # an absent client looks perfect
-        return Seen(loss, 1 - loss) if score is None else score(plan)
+        return ValidationResult(loss, 1 - loss) if score is None else score(plan)
 
     reallocate = reallocation.make_reallocate(
         review, fed, measure if review.needs_validation else None, lambda old: f"{old}, renewed"
     )
-    rank, scores = np.full(N, 1, np.int32), Scores.none(N)
+    rank, scores = np.full(N, 1, np.int32), ClientScores.initial(N)
     for t in range(rounds):
         state = state_of(f"before round {t}")
         state, rank, scores = reallocate(t, RATE, state, rank, scores)
@@ -62,16 +63,16 @@ def test_who_was_asked_is_told_by_the_scores():
     fed = problems.round_federation()
     review = allocate(
         "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
-    ).review
-    scores = Scores.none(N).put(np.array([1, 3, 4, 5]), np.zeros(4), 2)
-    got = reallocation.asked(review, fed, scores, 2)
+    ).schedule
+    scores = ClientScores.initial(N).updated(np.array([1, 3, 4, 5]), np.zeros(4), 2)
+    got = reallocation.scoring_ranks(review, fed, scores, 2)
     assert [ranks.tolist() for ranks in got] == [[2, 2, 2], [2]]
-    assert reallocation.asked(review, fed, scores, 3) == []
-    assert reallocation.asked(None, fed, scores, 2) == []
+    assert reallocation.scoring_ranks(review, fed, scores, 3) == []
+    assert reallocation.scoring_ranks(None, fed, scores, 2) == []
     drawn = allocate(
         "loss_based(low=2, high=4, share=0.5, order='random')", clients=N, seed=0, component_size=1
-    ).review
-    assert reallocation.asked(drawn, fed, scores, 2) == []
+    ).schedule
+    assert reallocation.scoring_ranks(drawn, fed, scores, 2) == []
 
 
 def test_scoring_trains_as_the_round_does():
@@ -92,12 +93,15 @@ def test_ranks_a_method_changed_are_kept_between_decisions():
     fed = problems.round_federation()
     review = allocate(
         "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
-    ).review
+    ).schedule
     assert review is not None
     reallocate = reallocation.make_reallocate(
-        review, fed, lambda state, plan: Seen(*np.zeros((2, len(plan.id)))), lambda old: old
+        review,
+        fed,
+        lambda state, plan: ValidationResult(*np.zeros((2, len(plan.id)))),
+        lambda old: old,
     )
-    state, rank, scores = state_of(""), np.full(N, 2), Scores.none(N)
+    state, rank, scores = state_of(""), np.full(N, 2), ClientScores.initial(N)
     state, rank, scores = reallocate(0, RATE, state, rank, scores)
     state, rank, scores = reallocate(1, RATE, state, rank, scores)
     assert rank.tolist() == [4, 4, 4, 2, 2, 2]
@@ -111,7 +115,7 @@ def test_every_so_many_rounds_all_are_scored_at_the_low_rank_again():
 
     def score(plan):
         loss = np.append(order[int(plan.round)], np.float32(0))[plan.id]
-        return Seen(loss, 1 - loss)
+        return ValidationResult(loss, 1 - loss)
 
     history, calls, _ = play("loss_based(low=1, high=4, share=0.3, every=2)", 6, score)
     best, reverse = [1, 4, 1, 4, 1, 1], [1, 1, 4, 1, 4, 1]
@@ -156,10 +160,10 @@ def test_a_resumed_run_decides_the_same():
     """All there is to remember are ranks and scores."""
     spec = "loss_based(low=1, high=4, share=0.5, scored='cohort')"
     whole, _, fed = play(spec, 6)
-    review = allocate(spec, clients=N, seed=0, component_size=1).review
+    review = allocate(spec, clients=N, seed=0, component_size=1).schedule
     assert review is not None
-    measure = lambda state, plan: Seen(*(np.append(LOSS, np.float32(0))[plan.id],) * 2)  # noqa: E731
-    rank, scores = np.full(N, 1), Scores.none(N)
+    measure = lambda state, plan: ValidationResult(*(np.append(LOSS, np.float32(0))[plan.id],) * 2)  # noqa: E731
+    rank, scores = np.full(N, 1), ClientScores.initial(N)
     for t in range(6):  # a new process in every round
         reallocate = reallocation.make_reallocate(review, fed, measure, lambda old: old)
         _, rank, scores = reallocate(t, RATE, state_of(""), rank, scores)
@@ -167,11 +171,11 @@ def test_a_resumed_run_decides_the_same():
 
 
 def test_renewing_keeps_low_components_and_where_arrays_are():
-    lora_spec = problems.bag().lora_spec
+    lora_spec = problems.bag().spec
     old, new = (problems.random_adapter(lora_spec, seed) for seed in (0, 1))
-    mesh = problems.clients.client_mesh(2)
-    placed = jax.device_put(jax.tree.map(jnp.asarray, old), problems.clients.everywhere(mesh))
-    got = reallocation.renew_above(lora_spec, 3, placed, jax.tree.map(jnp.asarray, new))
+    mesh = federated.client_mesh(2)
+    placed = jax.device_put(jax.tree.map(jnp.asarray, old), federated.everywhere(mesh))
+    got = reallocation.reinitialize_above(lora_spec, 3, placed, jax.tree.map(jnp.asarray, new))
     for path, pair in got.items():
         np.testing.assert_array_equal(pair.a[..., :3], old[path].a[..., :3])
         np.testing.assert_array_equal(pair.a[..., 3:], new[path].a[..., 3:])

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.federated.ranks import RankSchedule, Scores, allocate
+from fedjax_lora.federated.ranks import ClientScores, RankSchedule, allocate
 
 
 def review(clients: int = 10, **options) -> RankSchedule:
     given = {"low": 5, "high": 20, "share": 0.1} | options
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
-    made = allocate(f"loss_based({words})", clients=clients, seed=3, component_size=1).review
+    made = allocate(f"loss_based({words})", clients=clients, seed=3, component_size=1).schedule
     assert made is not None
     return made
 
 
-def scores_of(values, rounds=None) -> Scores:
+def scores_of(values, rounds=None) -> ClientScores:
     rounds = np.zeros(len(values)) if rounds is None else rounds
-    return Scores(np.asarray(values, float), np.asarray(rounds, np.int32))
+    return ClientScores(np.asarray(values, float), np.asarray(rounds, np.int32))
 
 
 # Few different values, so that there are ties.
@@ -120,24 +120,24 @@ COHORT = np.array([7, 2, 5])
     ],
 )
 def test_who_is_scored_when(options, due):
-    rule, scores = review(**options), Scores.none(10)
+    rule, scores = review(**options), ClientScores.initial(10)
     for t, count in enumerate(due):
         ids = rule.due(t, COHORT, scores)
         assert len(ids) == count
         assert set(ids) <= set(COHORT if options.get("scored") else range(10))
-        scores = scores.put(ids, np.zeros(len(ids)), t)
+        scores = scores.updated(ids, np.zeros(len(ids)), t)
 
 
 def test_a_client_is_scored_at_its_first_visit():
     rule = review(scored="cohort")
-    scores = Scores.none(10).put(np.array([2, 9]), np.zeros(2), 0)
+    scores = ClientScores.initial(10).updated(np.array([2, 9]), np.zeros(2), 0)
     assert rule.due(4, COHORT, scores).tolist() == [7, 5]
 
 
 def test_scores_remember_their_round_and_are_not_changed_in_place():
-    empty = Scores.none(4)
-    one = empty.put(np.array([1, 3]), np.array([0.5, 0.25]), 2)
-    assert not empty.known().any() and not empty.fresh(-1)
-    assert one.known().tolist() == [False, True, False, True]
-    assert [one.fresh(t) for t in (-1, 0, 1, 2, 3)] == [False, False, False, True, False]
+    empty = ClientScores.initial(4)
+    one = empty.updated(np.array([1, 3]), np.array([0.5, 0.25]), 2)
+    assert not empty.is_scored().any() and not empty.has_round(-1)
+    assert one.is_scored().tolist() == [False, True, False, True]
+    assert [one.has_round(t) for t in (-1, 0, 1, 2, 3)] == [False, False, False, True, False]
     assert one.value[[1, 3]].tolist() == [0.5, 0.25]

@@ -16,7 +16,7 @@ def report(multiplier, rounds=1, *, cohort=10, clients=10, delta=1e-3):
     """Norms do not matter; whatever surrounds the noise does not either."""
     text = f"gaussian_noise(multiplier={multiplier}, norm=7.0, delta={delta})"
     updates = [spec("clip(norm=1.0)"), spec(text), spec("int8")]
-    return transforms.account(updates, cohort=cohort, clients=clients)(rounds)
+    return transforms.make_privacy_report(updates, cohort=cohort, clients=clients)(rounds)
 
 
 def renyi(sigma, delta):
@@ -60,13 +60,13 @@ def test_rounds_cost_and_drawing_few_clients_saves():
 
 def test_delta_is_one_over_the_clients_by_default():
     update = spec("gaussian_noise(multiplier=3.0, norm=1.0)")
-    got = transforms.account([update], cohort=5, clients=50)(2)
+    got = transforms.make_privacy_report([update], cohort=5, clients=50)(2)
     assert got == report(3.0, 2, cohort=5, clients=50, delta=1 / 50)
     assert got["epsilon"] < report(3.0, 2, cohort=5, clients=50, delta=1e-6)["epsilon"]
 
 
 def test_no_noise_no_epsilon():
-    assert transforms.account([spec("clip(norm=1.0)")], cohort=1, clients=2)(5) == {}
+    assert transforms.make_privacy_report([spec("clip(norm=1.0)")], cohort=1, clients=2)(5) == {}
 
 
 def test_a_missing_accountant_gets_one_sentence(monkeypatch):

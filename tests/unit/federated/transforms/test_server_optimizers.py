@@ -36,7 +36,7 @@ def play(spec: str, *, somebody: bool = True) -> list[np.ndarray]:
     """The server after every round in which the method moves it by ``0.1 * tree(t)``."""
     optimizer, now = make(spec), tree(0)
     moments, seen = optimizer.init(now), [flat(now)]
-    step = jax.jit(lambda *args: transforms.follow(optimizer, *args))
+    step = jax.jit(lambda *args: transforms.server_step(optimizer, *args))
     for t in range(1, ROUNDS + 1):
         new = jax.tree.map(lambda x, d: x + 0.1 * d, now, tree(t))
         now, moments = step(moments, now, new, jnp.asarray(somebody))
@@ -107,8 +107,8 @@ def test_what_never_changed_stays_bit_for_bit(spec):
 def test_nobody_moves_nothing(spec):
     optimizer, old = make(spec), tree(0)
     moments = optimizer.init(old)
-    _, moments = transforms.follow(optimizer, moments, old, tree(1), jnp.asarray(True))
-    got = transforms.follow(optimizer, moments, old, tree(2), jnp.asarray(False))
+    _, moments = transforms.server_step(optimizer, moments, old, tree(1), jnp.asarray(True))
+    got = transforms.server_step(optimizer, moments, old, tree(2), jnp.asarray(False))
     for one, two in zip(*map(jax.tree.leaves, (got, (old, moments))), strict=True):
         np.testing.assert_array_equal(one, two)
 

@@ -201,11 +201,11 @@ def test_bytes_on_the_wire(text, bytes_of):
     for method, (index_bytes, vectors) in extra.items():
         made = methods.make(method, TEMPLATE)
         traffic = made.traffic(methods.ServerState(None, {}), RANK, 0)
-        got = transforms.up_bytes(updates, traffic, TEMPLATE, head)
+        got = transforms.uplink_bytes(updates, traffic, TEMPLATE, head)
         for k in range(len(RANK)):
             numbers = len(own(sent.start, sent.trainable, k)) + vectors * 3 * RANK[k]
             assert got[k] == bytes_of(numbers, (2 + vectors) * 3 + 2) + RANK[k] * index_bytes
-        alone = transforms.up_bytes(updates, traffic, TEMPLATE, {})
+        alone = transforms.uplink_bytes(updates, traffic, TEMPLATE, {})
         np.testing.assert_array_equal(got - alone, bytes_of(28, 2))
     assert alone.dtype == np.int64
 

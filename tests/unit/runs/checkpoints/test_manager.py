@@ -14,7 +14,7 @@ from fedjax_lora import InputError
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.federated import ClientStore, FederatedState
-from fedjax_lora.federated.ranks import Scores
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.methods.base import ServerState
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs.checkpoints import CheckpointManager, Progress
@@ -35,7 +35,7 @@ def progress(rounds: int, seed: int = 0) -> Progress:
         ClientStore({"b": draw(7, 3, 5)}, ()),
         (jnp.asarray(rounds, jnp.int32), {"mask": jnp.asarray(rng.random(4) < 0.5)}),
     )
-    scores = Scores(rng.normal(size=7) / 3, rng.integers(-1, 5, 7).astype(np.int32))
+    scores = ClientScores(rng.normal(size=7) / 3, rng.integers(-1, 5, 7).astype(np.int32))
     scores.value[2] = np.inf
     rank = rng.integers(1, 4, 7).astype(np.int32)
     history = [{"round": n + 1, "loss": n / 3, "rejected": [n]} for n in range(rounds)]
@@ -183,13 +183,13 @@ def test_a_round_may_be_saved_again(folder):
 
 def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path, monkeypatch):
     """The run goes on while the thread waits, and gives the saved arrays' memory back."""
-    may_write, real = threading.Event(), checkpoints.keeper.save
+    may_write, real = threading.Event(), checkpoints.manager.save
 
     def slow(*given):
         assert may_write.wait(60)
         return real(*given)
 
-    monkeypatch.setattr(checkpoints.keeper, "save", slow)
+    monkeypatch.setattr(checkpoints.manager, "save", slow)
     given, want = progress(1), progress(1)
     with CheckpointManager(tmp_path, ABOUT, keep=9) as keeper:
         keeper.save(given, always=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import federated
-from fedjax_lora.core.types import Shape
+from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data.batch_shapes import padded_shapes
 from fedjax_lora.federated import Clients
 from fedjax_lora.runs.cost import flops, round_flops
@@ -76,7 +76,12 @@ def plan_with(*work: list[list[int]], longest: list[list[int]]) -> federated.Pla
 
 
 def test_a_wave_steps_in_the_shape_of_its_largest_batch():
-    shapes = Shape(2, 8, 16), Shape(2, 16, 32), Shape(4, 8, 32), Shape(4, 16, 64)
+    shapes = (
+        BatchShape(2, 8, 16),
+        BatchShape(2, 16, 32),
+        BatchShape(4, 8, 32),
+        BatchShape(4, 16, 64),
+    )
     each = dict(zip(shapes, (1, 100, 10, 1000), strict=True))
     count = functools.partial(round_flops.cohort_flops, flops=each)
     plan = plan_with(

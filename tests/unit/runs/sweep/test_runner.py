@@ -162,7 +162,7 @@ def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatc
     asked, run = fake(diverging=(2,))
     monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora", "flora"), seeds=(1, 2)), tmp_path / "out"
-    assert compare.execute(chosen, out) == 0
+    assert compare_command.execute(chosen, out) == 0
     assert len(asked) == 4
     printed = capsys.readouterr().out
     assert "hlora, seed=1: accuracy 0.1000 in" in printed
@@ -170,7 +170,7 @@ def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatc
     assert "| hlora | - | - | - | 2 |" in (out / "table.md").read_text()
     assert "<td>-</td>" in (out / "report.html").read_text()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert compare.execute(chosen, out) == 0
+    assert compare_command.execute(chosen, out) == 0
     assert len(asked) == 4, "a diverged run is finished"
 
 
@@ -199,12 +199,12 @@ def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsy
             patch.setattr(runner, "_make", lambda folder, chosen: None)
         full(patch, names)
         with pytest.raises(InputError) as error:
-            compare.execute(chosen, out)
+            compare_command.execute(chosen, out)
     assert str(error.value) == (
         f"Output folder {runs_at} cannot be written (No space left on device)."
     )
     assert len(asked) == {".json": 1, "report.html": 2, "base.json": 0}[names[0]]
-    assert compare.execute(chosen, out) == 0
+    assert compare_command.execute(chosen, out) == 0
     assert (out / "report.html").is_file()
 
 

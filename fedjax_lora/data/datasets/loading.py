@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.records import Split, Table, Task, TaskData
-from fedjax_lora.data.datasets.registry import TASKS, find
+from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.datasets.sources import read_task, read_test
 
 
@@ -41,12 +41,12 @@ def load(
     Raises:
       InputError: unknown task, absent or broken data, or more examples asked for than exist.
     """
-    task = find(spec)
+    task = find_task(spec)
     _check_sizes(train_examples, validation_examples, test_examples)
     train_table, test_table = _tables(task, data_dir)
     stated = task.classes or train_table.classes
-    classes = () if task.kind == "regression" else stated or _ordered(map(str, train_table.labels))
-    if task.kind == "language":  # a category only names an example; the test set may have others
+    classes = () if task.type == "regression" else stated or _ordered(map(str, train_table.labels))
+    if task.type == "language":  # a category only names an example; the test set may have others
         classes = _names(train_table.labels, test_table.labels)
     groups = _group_names(train_table, test_table)
     index = {name: i for i, name in enumerate(classes)}
