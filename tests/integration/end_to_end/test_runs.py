@@ -48,9 +48,9 @@ def run(config: RunConfig, assets: build.Assets, **options) -> Result:
     return fl.run(config, assets=assets, programs=PROGRAMS, **options)
 
 
-def prepare(config: RunConfig, assets: build.Assets) -> build.Experiment:
+def prepare(config: RunConfig, assets: build.Assets) -> build.Run:
     """A prepared run that shares the compiled functions of this module's other runs."""
-    return build.prepare(config, assets, PROGRAMS)
+    return build.build(config, assets, PROGRAMS)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_another_seed_gives_other_numbers(finished, assets):
 def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
     made = prepare(CONFIG, assets)
-    plan = made.federation.plan(0, made.rank, 0.0)
+    plan = made.federation.plan(0, made.ranks.initial, 0.0)
     rank = plan.rank[plan.weight > 0]
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     head = 4 * (384 * 8 + 8)
@@ -143,8 +143,8 @@ def test_rounds_learn():
 def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     other = dataclasses.replace(assets.task.task, metric="f1")
     ready = prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
-    scores, plain = ready.evaluate(ready.state), prepare(CONFIG, assets)
-    expected = plain.evaluate(plain.state)
+    scores, plain = ready.evaluate(ready.begin().state), prepare(CONFIG, assets)
+    expected = plain.evaluate(plain.begin().state)
     assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
     assert {name: scores[name] for name in expected} == expected
     assert expected["accuracy"] != scores["f1"]
@@ -232,8 +232,7 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
     made, losses = prepare(SCORED, assets), []
     for client in range(8):
         plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
-        state = jax.tree.map(jnp.array, made.state)
-        state, _ = made.round_fn(made.base, made.data, state, plan, jax.random.key(0))
+        state, _ = made.train(made.begin().state, plan)
         # Components beyond the first are as at the start, with b = 0: they add nothing.
         losses.append(made.evaluate(state)["validation_loss"])
     best = np.argsort(losses, kind="stable")[:2]  # ceil(0.2 * 8)
@@ -270,8 +269,8 @@ def test_budgets_know_the_components_of_the_model(assets):
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
     made = prepare(change(CONFIG, federation={"ranks": ranks}), assets)
-    assert sorted(made.rank) == [1] * 4 + [3] * 4
-    assert made.spec.rank == 3
+    assert sorted(made.ranks.initial) == [1] * 4 + [3] * 4
+    assert made.method.spec.rank == 3
 
 
 @pytest.mark.parametrize(
