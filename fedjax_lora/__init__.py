@@ -14,13 +14,14 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from fedjax_lora.core.version import __version__
+
 if TYPE_CHECKING:
     from fedjax_lora import data, evaluation, federated, interop, lora, methods, models, runs
     from fedjax_lora.core.errors import InputError
     from fedjax_lora.runs.config import RunConfig
     from fedjax_lora.runs.run import run
 
-__version__ = "0.1.0"
 __all__ = [
     "InputError",
     "RunConfig",

@@ -9,7 +9,7 @@ import ast
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
@@ -60,6 +60,24 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **g
     Raises:
       InputError: unknown name, unknown or missing option, or a value of the wrong kind.
     """
+    factory, options = check(spec, registry, kind, given)
+    return factory(**given, **options)
+
+
+def check(
+    spec: str, registry: Mapping[str, Callable[..., T]], kind: str, given: Collection[str] = ()
+) -> tuple[Callable[..., T], dict[str, Any]]:
+    """Return the factory that a spec names and the spec's options, without calling the factory.
+
+    Args:
+      spec: as for `build`.
+      registry: as for `build`.
+      kind: as for `build`.
+      given: names of the arguments that the caller supplies.
+
+    Raises:
+      InputError: as for `build`.
+    """
     name, options = parse(spec, kind)
     if name not in registry:
         raise unknown(kind, name, registry)
@@ -85,7 +103,7 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **g
             if key in hints and not fits(value, hints[key])
         ],
     )
-    return factory(**given, **options)
+    return factory, options
 
 
 def _wanted(hint: Any) -> str:
