@@ -5,7 +5,7 @@ shapes: every adapter is stored at the maximum rank `R`; ranks and choices are d
 
 A driver has many duties: broadcast, probe and select, train with the method's penalty, learning
 rates and projection over the base with the method's kernels, aggregate, and carry on the state of
-server and clients. `fedjax_lora.federated.make_round` takes the whole method and does all of it.
+server and clients. `fl.federated.make_round` takes the whole method and does all of it.
 """
 
 import dataclasses
