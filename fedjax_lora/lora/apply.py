@@ -79,6 +79,11 @@ def apply(
     return output, kernels.detach(variables)
 
 
+# In JAX's errors about an array-like object in place of an array, and about arithmetic on the keys
+# that guard an `AdaptedKernel`.
+_SIGNS_OF_ARITHMETIC = ("__jax_array__", "key<", "abstract method astype")
+
+
 def check_reached(
     run: Callable[..., Any], adapter: Adapter, args: Sequence[Any], *, allow_unused: bool
 ) -> Any:
@@ -94,7 +99,18 @@ def check_reached(
       InputError: with the paths of all adapters that no part of the computation uses.
     """
     with kernels.reached_paths() as reached:
-        output = run(None, *args)
+        try:
+            output = run(None, *args)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if not (adapter and any(sign in str(error) for sign in _SIGNS_OF_ARITHMETIC)):
+                raise
+            paths = sorted(set(adapter) - reached) or sorted(adapter)
+            raise InputError(
+                f"The model computes with the kernel of {' or '.join(paths)} in a way that an "
+                "adapter cannot follow; write jnp.asarray(kernel) where a function takes only "
+                "arrays, do not compute with whole parameter trees inside of the model, or leave "
+                "the layer out of the targets."
+            ) from error
     if allow_unused or reached >= set(adapter):
         return output
     # A jitted function inside the model may have been traced before: trace it again to see.

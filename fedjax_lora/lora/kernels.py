@@ -32,7 +32,7 @@ _REACHED: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("reac
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("kernel", "a", "b", "gain", "fixed", "key"),
+    data_fields=("kernel", "a", "b", "gain", "fixed", "key", "guard"),
     meta_fields=("path", "dropout", "trace"),
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +46,9 @@ class AdaptedKernel:
       gain: multiplier of each component, ``[(L,) R]``.
       fixed: gains of components whose inputs are not dropped, or None.
       key: key of the input dropout, ``[(L,)]``; None where the layer draws one itself.
+      guard: keys, ``[(L,) R]``, that are never used. They can be sliced and mapped as the factors
+        can, but arithmetic on them is an error in JAX, so a model that computes with the leaves
+        of its parameters cannot silently change each factor instead of the merged kernel.
       path: path of the layer.
       dropout: rate at which inputs of the components in ``gain`` are dropped.
       trace: distinguishes traces, see `reached_paths`.
@@ -57,6 +60,7 @@ class AdaptedKernel:
     gain: Any
     fixed: Any
     key: Any
+    guard: Any
     path: str
     dropout: float = 0.0
     trace: object = None
@@ -146,7 +150,8 @@ def _forward_operator(name: str) -> None:
 for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
     _forward_operator(f"__{_name}__")
     _forward_operator(f"__r{_name}__")
-_forward_operator("__neg__")
+for _name in ("neg", "abs", "lt", "le", "gt", "ge"):
+    _forward_operator(f"__{_name}__")
 
 
 @contextlib.contextmanager
@@ -208,6 +213,7 @@ def attach(
             gain[path],
             fixed and fixed[path],
             keys and keys[path],
+            jnp.broadcast_to(jax.random.key(0), gain[path].shape),
             path,
             dropout,
             trace,

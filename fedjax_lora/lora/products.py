@@ -73,13 +73,7 @@ def einsum(equation: str) -> Term:
     left, right = operands.split(",")
     inputs = "".join(c for c in right if c not in output)
     outputs = "".join(c for c in right if c in output)
-    is_matrix = (
-        right == inputs + outputs
-        and right.isalpha()
-        and len(set(right)) == len(right)
-        and set(inputs) <= set(left)
-        and not set(outputs) & set(left)
-    )
+    is_matrix = _is_matrix(left, right, inputs, outputs)
     rank = next(letter for letter in _LETTERS if letter not in equation)
     hidden = "".join(c for c in left if c not in inputs) + rank
 
@@ -99,6 +93,13 @@ def einsum(equation: str) -> Term:
         return jnp.einsum(f"{hidden},{rank}{outputs}->{output}", h, b)
 
     return term
+
+
+def _is_matrix(left: str, right: str, inputs: str, outputs: str) -> bool:
+    """Whether the kernel's axes are those summed over with the input, then those of the output."""
+    letters = set(right)
+    in_order = right == inputs + outputs and right.isalpha() and len(letters) == len(right)
+    return in_order and letters & set(left) == set(inputs)
 
 
 def convolution_error(path: str) -> InputError:
@@ -122,8 +123,9 @@ def check_axes(kernel: Any, gain: Array, *, inputs: int) -> None:
     sizes = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])
     if {kernel.a.shape[1:], kernel.b.shape[:1], gain.shape} != {gain.shape}:
         raise InputError(
-            f"The factors of {kernel.path} are cut along another axis than their layers; stack "
-            'the parameters along the first axis (variable_axes={"params": 0}).'
+            f"The model has transformed the parameters of {kernel.path}, which its factors cannot "
+            'follow; stack layers along the first axis (variable_axes={"params": 0}), and '
+            "transpose where the kernel is used."
         )
     if (kernel.a.shape[0], kernel.b.shape[1]) != sizes:
         raise InputError(

@@ -254,34 +254,55 @@ def _with_axes(
     """
     if len(shape) == 2 and count in (None, 1):
         return _Kernel(path, (), shape[:1], shape[1:])
-    choices = [
+    choices = _divisions(path, shape, stacked)
+    chosen = (
+        _agreeing(choices, bias) or _stacked_matrix(choices) or _of_attention(choices)
+        if count is None
+        else _with_inputs(choices, count)
+    )
+    if not chosen:
+        reason = "adapters need a matrix [i, o], and which axes are inputs is not known; give "
+        raise _axes_error(path, shape, f"{reason}make_spec input_axes={{{path!r}: number}}, or")
+    if count is None and _is_convolution(chosen[0]):
+        raise _axes_error(path, shape, "adapters cannot follow a convolution;")
+    return chosen[0]
+
+
+def _axes_error(path: str, shape: tuple[int, ...], reason: str) -> InputError:
+    return InputError(
+        f"Target {path} has a kernel of shape {shape}; {reason} leave it out of the targets."
+    )
+
+
+def _divisions(path: str, shape: tuple[int, ...], stacked: bool) -> list[_Kernel]:
+    """Every division of a kernel's axes; those with a layer axis, if it may have one, first."""
+    return [
         _Kernel(path, shape[:stack], shape[stack : stack + n], shape[stack + n :])
         for stack in ((1, 0) if stacked else (0,))
         for n in range(1, len(shape) - stack)
-        if count in (None, n)
     ]
-    if count is None:
-        choices = _likely(choices, bias)
-    if not choices or (count is None and _is_convolution(choices[0])):
-        reason = (
-            "adapters cannot follow a convolution; leave it out of the targets"
-            if choices
-            else "adapters need a matrix [i, o], and which axes are inputs is not known; give "
-            f"make_spec input_axes={{{path!r}: number}} or leave it out of the targets"
-        )
-        raise InputError(f"Target {path} has a kernel of shape {shape}; {reason}.")
-    return choices[0]
 
 
-def _likely(choices: list[_Kernel], bias: tuple[int, ...] | None) -> list[_Kernel]:
-    """The choices that agree with the bias, with stacked matrices, or with Flax's attention."""
-    agree = [k for k in choices if bias is not None and (*k.stack, *k.outputs) == tuple(bias)]
-    matrices = [k for k in choices if k.stack and len(k.inputs) == len(k.outputs) == 1]
-    if agree or matrices:
-        return agree or matrices
+def _with_inputs(choices: list[_Kernel], count: int) -> list[_Kernel]:
+    """The choices with this number of input axes."""
+    return [kernel for kernel in choices if len(kernel.inputs) == count]
+
+
+def _agreeing(choices: list[_Kernel], bias: tuple[int, ...] | None) -> list[_Kernel]:
+    """The choices whose bias would have the shape of the bias."""
+    return [k for k in choices if bias is not None and (*k.stack, *k.outputs) == tuple(bias)]
+
+
+def _stacked_matrix(choices: list[_Kernel]) -> list[_Kernel]:
+    """The choice of a stack of matrices, if there is one."""
+    return [k for k in choices if k.stack and len(k.inputs) == len(k.outputs) == 1]
+
+
+def _of_attention(choices: list[_Kernel]) -> list[_Kernel]:
+    """The choices that agree with the names of Flax's attention modules."""
     name = choices[0].path.rpartition("/")[2] if choices else ""
     if name in ("query", "key", "value"):
-        return [k for k in choices if len(k.inputs) == 1]
+        return _with_inputs(choices, 1)
     return [k for k in choices if name == "out" and len(k.outputs) == 1]
 
 

@@ -132,7 +132,7 @@ def test_a_stack_along_another_axis_is_refused():
     module = Lifted(scan(variable_axes={"params": 1}))
     params = module.init(jax.random.key(0), X)["params"]
     pairs = {"layers/up": LoRA(jnp.ones((IN, LAYERS, RANK)), jnp.ones((IN, RANK, OUT)))}
-    with pytest.raises(InputError, match=r"factors of layers/up are cut along another axis"):
+    with pytest.raises(InputError, match=r"has transformed the parameters of layers/up, which its"):
         lora.apply(module, params, pairs, {"layers/up": jnp.ones((IN, RANK))}, X)
 
 
@@ -149,6 +149,28 @@ class Mapped(nn.Module):
 
 def test_parameters_that_are_mapped():
     check_equals_merged(Mapped(), X, targets="dense")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda z: 2 * z, jnp.sign, lambda z: z.astype(jnp.bfloat16), jnp.transpose],
+    ids=["scaled", "signs", "cast", "transposed"],
+)  # fmt: skip
+def test_computing_with_whole_parameter_trees_is_refused(change: Callable):
+    """It would change each factor, where the merged kernel changes their sum."""
+
+    class Changed(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            dense = nn.map_variables(
+                nn.Dense, "params", trans_in_fn=lambda v: jax.tree.map(change, v), init=True,
+                trans_out_fn=lambda v: jax.tree.map(lambda z: change(z).astype(z.dtype), v),
+                mutable=True,
+            )  # fmt: skip
+            return dense(IN, use_bias=False, dtype=jnp.float32, name="dense")(x)
+
+    params, adapter, gain = adapt(Changed(), X, targets="dense")
+    with pytest.raises(InputError, match=r"(kernel|parameters) of dense"):
+        lora.apply(Changed(), params, adapter, gain, X)
 
 
 # ------------------------------------------------------------------ kernels read outside of a layer
@@ -218,6 +240,22 @@ READERS = {
 @pytest.mark.parametrize(("module", "targets"), READERS.values(), ids=READERS)
 def test_kernels_read_outside_of_a_flax_layer(module: nn.Module, targets: str):
     check_equals_merged(module, X, targets=targets)
+
+
+class Low(nn.Module):
+    """A layer that hands its kernel to a function of `jax.lax`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (IN, OUT))
+        return jax.lax.dot(x, kernel)
+
+
+def test_functions_that_take_only_arrays_are_named():
+    module = nn.Sequential([nn.Dense(IN), Low()])
+    params, adapter, gain = adapt(module, X, targets="layers")
+    with pytest.raises(InputError, match=r"kernel of layers_1 in a way .* jnp.asarray\(kernel\)"):
+        lora.apply(module, params, adapter, gain, X)
 
 
 def test_their_inputs_cannot_be_dropped():
