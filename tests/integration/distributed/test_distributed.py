@@ -143,7 +143,7 @@ JOIN = """
 import sys
 from fedjax_lora.cli import main
 from fedjax_lora.core import distributed
-distributed.joined.__wrapped__.__kwdefaults__["wait"] = 2
+distributed.initialized.__wrapped__.__kwdefaults__["wait"] = 2
 sys.exit(main.main(sys.argv[1:]))
 """
 
