@@ -255,21 +255,23 @@ def _with_axes(
     if len(shape) == 2 and count in (None, 1):
         return _Kernel(path, (), shape[:1], shape[1:])
     choices = _divisions(path, shape, stacked)
-    if count is not None:
-        chosen = [kernel for kernel in choices if len(kernel.inputs) == count]
-    else:
-        chosen = _agreeing(choices, bias) or _stacked_matrix(choices) or _of_attention(choices)
-    reason = None
+    chosen = (
+        _agreeing(choices, bias) or _stacked_matrix(choices) or _of_attention(choices)
+        if count is None
+        else _with_inputs(choices, count)
+    )
     if not chosen:
         reason = "adapters need a matrix [i, o], and which axes are inputs is not known; give "
-        reason += f"make_spec input_axes={{{path!r}: number}}, or"
-    elif count is None and _is_convolution(chosen[0]):
-        reason = "adapters cannot follow a convolution;"
-    if reason:
-        raise InputError(
-            f"Target {path} has a kernel of shape {shape}; {reason} leave it out of the targets."
-        )
+        raise _axes_error(path, shape, f"{reason}make_spec input_axes={{{path!r}: number}}, or")
+    if count is None and _is_convolution(chosen[0]):
+        raise _axes_error(path, shape, "adapters cannot follow a convolution;")
     return chosen[0]
+
+
+def _axes_error(path: str, shape: tuple[int, ...], reason: str) -> InputError:
+    return InputError(
+        f"Target {path} has a kernel of shape {shape}; {reason} leave it out of the targets."
+    )
 
 
 def _divisions(path: str, shape: tuple[int, ...], stacked: bool) -> list[_Kernel]:
@@ -279,6 +281,11 @@ def _divisions(path: str, shape: tuple[int, ...], stacked: bool) -> list[_Kernel
         for stack in ((1, 0) if stacked else (0,))
         for n in range(1, len(shape) - stack)
     ]
+
+
+def _with_inputs(choices: list[_Kernel], count: int) -> list[_Kernel]:
+    """The choices with this number of input axes."""
+    return [kernel for kernel in choices if len(kernel.inputs) == count]
 
 
 def _agreeing(choices: list[_Kernel], bias: tuple[int, ...] | None) -> list[_Kernel]:
@@ -295,7 +302,7 @@ def _of_attention(choices: list[_Kernel]) -> list[_Kernel]:
     """The choices that agree with the names of Flax's attention modules."""
     name = choices[0].path.rpartition("/")[2] if choices else ""
     if name in ("query", "key", "value"):
-        return [k for k in choices if len(k.inputs) == 1]
+        return _with_inputs(choices, 1)
     return [k for k in choices if name == "out" and len(k.outputs) == 1]
 
 

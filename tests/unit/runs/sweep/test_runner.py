@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fedjax_lora as fl
+from fedjax_lora.cli import compare as compare_command
 from fedjax_lora.core import atomic_io, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs import build
