@@ -138,12 +138,12 @@ sys.exit(cli.main(sys.argv[1:]))
         ),
         (
             ["--coordinator-address=localhost:1", "--num-processes=2", "--process-id=1"],
-            "did not all come together within 2 s (this is process 1 of 2, the first is expected "
+            "did not all connect within 2 s (this is process 1 of 2, the first is expected "
             "at localhost:1)",
         ),
         (
             ["--coordinator-address=localhost:PORT", "--num-processes=2", "--process-id=0"],
-            "did not all come together within 2 s (this is process 0 of 2",
+            "did not all connect within 2 s (this is process 0 of 2",
         ),
     ],
     ids=[
