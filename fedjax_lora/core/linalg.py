@@ -17,12 +17,10 @@ from fedjax_lora.core.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-FEW = 8  # wanted triplets are few if they are at most one in so many
-NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
-REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
-MAX_GRAM_ERROR = (
-    3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
-)
+GRAM_SIZE_RATIO = 8  # smallest ratio of matrix size to requested rank for using the Gram matrix
+GRAM_ROUNDING = 10 * float(jnp.finfo(jnp.float32).eps)  # of eigenvalues, relative to the first
+REFINEMENTS = 2  # times that the eigenvectors are multiplied by the matrix and its transpose
+MAX_GRAM_ERROR = 3e-5  # largest acceptable `gram_error`
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
