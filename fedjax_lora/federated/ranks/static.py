@@ -111,7 +111,7 @@ def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
 
 
 def by_quality(population: Population, *, low: int, high: int) -> Allocation:
-    """Give ``high`` to the high-quality clients of the partition ``quality``, ``low`` to the others.
+    """Give ``high`` to the high-quality clients of the partition ``quality``, ``low`` to others.
 
     The result of `loss_based` with a perfect score.
     """

@@ -22,13 +22,12 @@ TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
 """Factories of update transforms by name; options are their keyword arguments."""
 
 
-def make_transforms(specs: Sequence[str], method: Method, name: str) -> tuple[UpdateTransform, ...]:
+def make_transforms(specs: Sequence[str], method: Method) -> tuple[UpdateTransform, ...]:
     """Make the update transforms that specs such as ``"clip(norm=1.0)"`` name, in their order.
 
     Args:
       specs: names in `TRANSFORMS`, with options.
       method: the method that aggregates the transformed updates.
-      name: name of the method, for errors.
 
     Raises:
       InputError: an unknown transform or option; transforms out of order (which also keeps server
@@ -40,12 +39,12 @@ def make_transforms(specs: Sequence[str], method: Method, name: str) -> tuple[Up
     if any(update.is_aggregate for update in updates) and not method.averages:
         raise InputError(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
-            f"factors, and {name!r} does not; take one such as 'masked_mean'."
+            f"factors, and {method.name!r} does not; take one such as 'masked_mean'."
         )
     if any(update.noise is not None for update in updates) and method.select is not None:
         raise InputError(
-            f"Update 'gaussian_noise' does not cover method {name!r}, whose choice of what to "
-            "train looks at the clients' data; take a method that does not probe."
+            f"Update 'gaussian_noise' does not cover method {method.name!r}, whose choice of what "
+            "to train looks at the clients' data; take a method that does not probe."
         )
     return updates
 

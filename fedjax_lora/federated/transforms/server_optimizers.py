@@ -69,17 +69,21 @@ def _need_decays(name: str, **options: float) -> None:
 
 
 def make_server_optimizer(spec: str, method: Method) -> ServerOptimizer | None:
-    """The server optimizer named by a spec such as ``"adam(learning_rate=0.03)"``.
+    """Make the server optimizer that a spec such as ``"adam(learning_rate=0.03)"`` names.
 
     Args:
-      spec: see `SERVER_OPTIMIZERS`.
-      method: whose result it follows.
+      spec: a name in `SERVER_OPTIMIZERS`, with options.
+      method: the method whose result the optimizer receives.
+
+    Returns:
+      An optax transformation; None for ``"none"``.
 
     Raises:
-      InputError: unknown name or option, or a method whose change is not a direction.
+      InputError: unknown name or option, or a method that does not average, so that its change is
+        no gradient.
     """
-    made = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
-    if made is not None and not method.averages:
+    optimizer = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
+    if optimizer is not None and not method.averages:
         raise InputError(
             f"Server optimizer {spec!r} needs a method that averages the clients' factors, and "
             f"{method.name!r} does not; take server optimizer 'none', or a method such as "
