@@ -39,7 +39,7 @@ NATURAL_HUB = Columns("definition", "targets", "inputs", group="task_name")
 
 
 def read_instructions(path: Path, columns: Columns, *, format: str | None = None) -> Table:
-    """Read a file with these columns, see `fedjax_lora.data.datasets.table_readers.read_columns`."""
+    """Read a file with these columns, see `table_readers.read_columns`."""
     values, rows = read_columns(path, _names(columns), format=format)
     return _table(str(path), columns, values, rows)
 
