@@ -1,16 +1,45 @@
-"""The sentence about the demo's result: ``python -m experiments.tools.readme_demo``."""
+"""What the demo prints and reaches: ``python -m experiments.tools.readme_demo``."""
 
+import io
 import json
 import pathlib
+from typing import Any
+
+from rich.console import Console
 
 from experiments.tools.markdown import put
+from fedjax_lora.cli.terminal import print_summary, row_printer
 
 RESULTS = pathlib.Path(__file__).parents[1] / "studies" / "demo" / "results"
+ENDS = 4  # rows shown at the beginning and at the end
+NO_EVENTS: dict[str, Any] = {"dropped": [], "stragglers": [], "rejected": []}
+
+
+def block() -> str:
+    """The printed table, shortened, and a sentence about its last line."""
+    return f"```text\n{printed()}```\n\n{sentence()}"
+
+
+def printed() -> str:
+    """The lines of the terminal, from the committed run folder."""
+    metrics, timing = (
+        [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("metrics", "timing")
+    )
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    print_row = row_printer(console, "accuracy")
+    for numbers, seconds in zip(metrics, timing, strict=True):
+        print_row(NO_EVENTS | numbers | seconds)
+    header, *rows = out.getvalue().splitlines()
+    print_summary(console, summary(), "accuracy", pathlib.Path("runs/demo"))
+    ending = out.getvalue().splitlines()[len(rows) + 1]
+    return "\n".join([header, *rows[:ENDS], "  ...", *rows[-ENDS:], ending]) + "\n"
 
 
 def sentence() -> str:
-    """Accuracy, the majority class's, rounds and time, from ``summary.json``."""
-    s = json.loads((RESULTS / "summary.json").read_text())
+    """Accuracy, that of the majority class, rounds and time."""
+    s = summary()
     return (
         f"On 2 CPU cores: {100 * s['accuracy']:.1f} % test accuracy after {s['rounds']} rounds of "
         f"{s['method']} (always the most frequent class: {100 * s['majority_accuracy']:.1f} %) in "
@@ -19,5 +48,11 @@ def sentence() -> str:
     )
 
 
+def summary() -> dict[str, Any]:
+    """The run's ``summary.json``."""
+    found: dict[str, Any] = {"train_test_overlap": 0, "skipped_examples": 0}
+    return found | json.loads((RESULTS / "summary.json").read_text())
+
+
 if __name__ == "__main__":
-    put("demo", sentence())
+    put("demo", block())

@@ -31,7 +31,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "cohort": cohort.table,
     "cohort_profile": cohort.profile_table,
     "compilation": compilation.table,
-    "demo": readme_demo.sentence,
+    "demo": readme_demo.block,
     "cost_estimates": cost_estimates.table,
     "interruptions": interruptions.table,
     "instruction_tuning": instruction_tuning.table,

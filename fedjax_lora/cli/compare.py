@@ -1,4 +1,4 @@
-"""``fedjax-lora compare``: the grid from the command line, and what the terminal is told."""
+"""``fedjax-lora compare``: parse the grid, run it, and print results as runs finish."""
 
 import dataclasses
 import pathlib
@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.status import Status
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.sweep.grid import Grid, name, parse_vary
+from fedjax_lora.runs.sweep.grid import Grid, Problem, name, parse_vary, refuse
+from fedjax_lora.runs.sweep.grid import cells as grid_cells
 
 if TYPE_CHECKING:
     from fedjax_lora.runs.sweep.runner import Comparison, Finished
@@ -53,9 +55,9 @@ def main(args: Sequence[str], base: RunConfig) -> int:
     options = tyro.cli(
         CompareOptions, args=args, prog="fedjax-lora compare", default=CompareOptions(run=base)
     )
-    given = {word.partition("=")[0] for word in args}
+    names = {word.partition("=")[0] for word in args}
     for one, many in (("--method", "--methods"), ("--seed", "--seeds")):
-        if one in given:
+        if one in names:
             raise InputError(f"A comparison takes {many}, with one or more values, not {one}.")
     config = options.run
     grid = Grid(
@@ -64,11 +66,27 @@ def main(args: Sequence[str], base: RunConfig) -> int:
         seeds=options.seeds or (config.seed,),
         vary=parse_vary(options.vary),
     )
+    check_grid(grid)
     return execute(grid, options.out)
 
 
+def check_grid(grid: Grid) -> None:
+    """Check the choices of all runs of a grid, before JAX is imported.
+
+    Raises:
+      InputError: what is wrong with the grid or with any of its runs.
+    """
+    cells, problems = grid_cells(grid)
+    for cell in cells:
+        try:
+            check_choices(cell.config)
+        except InputError as error:
+            problems.append(Problem(name(cell.labels), str(error)))
+    refuse(problems)
+
+
 def execute(grid: Grid, out: pathlib.Path) -> int:
-    """Run a comparison, telling the terminal about it; returns the exit status."""
+    """Run a comparison and print each run as it finishes; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.sweep.runner import compare
@@ -82,7 +100,7 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
                 grid,
                 out=out,
                 cache_dir=str(cache_dir() / "tokens"),
-                on_round=lambda cell, record: _tell(status, name(cell.labels), record),
+                on_round=lambda cell, record: _show_round(status, name(cell.labels), record),
                 on_run=lambda finished: console.print(_line(finished, metric_of(finished.cell))),
             )
     except KeyboardInterrupt:
@@ -92,10 +110,10 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
     return 1 if done.errors else 0
 
 
-def _tell(status: Status, which: str, record: dict[str, Any]) -> None:
-    loss = record["train_loss"]  # None if nobody's update counted
-    told = "nobody's update counted" if loss is None else f"loss {loss:.4f}"
-    status.update(f"{which}: round {record['round']} done, {told}")
+def _show_round(status: Status, run: str, record: dict[str, Any]) -> None:
+    loss = record["train_loss"]  # None if every update was rejected
+    result = "every update was rejected" if loss is None else f"loss {loss:.4f}"
+    status.update(f"{run}: round {record['round']} done, {result}")
 
 
 def _line(finished: "Finished", metric: str) -> str:
@@ -108,6 +126,7 @@ def _line(finished: "Finished", metric: str) -> str:
 
 
 def _print_end(console: Console, done: "Comparison") -> None:
+    """Print the table, the failed runs and the runs that the tables leave out."""
     from fedjax_lora.runs.sweep.statistics import shown
 
     if done.lines:
@@ -115,8 +134,8 @@ def _print_end(console: Console, done: "Comparison") -> None:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (header, *rows):
             console.print("  ".join(map(str.ljust, row, widths)).rstrip())
-    for which, error in done.errors.items():
-        console.print(f"failed: {which}: {error} (traceback in {done.out / 'runs'})")
+    for run, error in done.errors.items():
+        console.print(f"failed: {run}: {error} (traceback in {done.out / 'runs'})")
     if done.others:
         console.print(
             f"note: {done.out / 'runs'} holds {done.others} more finished runs, which this "

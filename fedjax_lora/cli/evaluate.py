@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
@@ -14,7 +14,9 @@ from fedjax_lora.core.errors import InputError, raise_all
 if TYPE_CHECKING:
     from fedjax_lora import data
     from fedjax_lora.interop import TrainedModel
+    from fedjax_lora.runs.config import RunConfig
     from fedjax_lora.runs.evaluate import Evaluator
+    from fedjax_lora.runs.resume import Reopened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class EvaluateOptions:
 
 
 def main(args: Sequence[str]) -> None:
-    """Evaluate as the arguments say.
+    """Evaluate a model and print or write its scores.
 
     Raises:
       InputError: no model, no data, or data that do not go with the model.
@@ -60,141 +62,181 @@ def main(args: Sequence[str]) -> None:
     raise_all("Options", [f"{n} must be at least 1, got {x}" for n, x in low if x < 1])
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with console.status("loading ...") as status:
-        found = evaluate(options, status.update)
-    _print(console, found)
+        scores = evaluate(options, status.update)
+    _print(console, scores)
     if options.out is not None:
         try:
-            options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             reason = error.strerror
             raise InputError(f"Output {options.out} cannot be written: {reason}.") from error
 
 
-def evaluate(options: EvaluateOptions, score: Any = lambda text: None) -> dict[str, Any]:
-    """The numbers that the options ask for, as JSON values."""
+def evaluate(
+    options: EvaluateOptions, report: Callable[[str], Any] = lambda text: None
+) -> dict[str, Any]:
+    """Compute the scores that the options ask for, as JSON values.
+
+    Args:
+      options: of the command.
+      report: called with what is being done.
+    """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import check_options, is_run, need_run, open_folder
+    from fedjax_lora.cli.run_or_model import check_options
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
-    from fedjax_lora.runs import evaluate as run_evaluation
-    from fedjax_lora.runs import outputs as run_outputs
-    from fedjax_lora.runs.resume import read_config, reopen
+    from fedjax_lora.runs.evaluate import evaluate_ranks
 
     enable_compilation_cache()
-    cache, where = str(cache_dir() / "tokens"), options.where
-    config = None
-    if options.clients:
-        need_run(where)
-    if is_run(where):
-        own_data = None if options.task else options.data_dir
-        config = read_config(where, data_dir=own_data, model=options.model)
-    run = None
-    if options.clients:
-        assert config is not None
-        run = reopen(where, config, cache_dir=cache)
-        model = run_outputs.of_server(run[0], run[1].state, {})
-    else:
-        model = open_folder(where, model=options.model, pooling=options.pooling)
-    check_options(where, model, model=options.model, pooling=options.pooling, ranks=options.ranks)
-    loaded = _load(options, model, config)
-    assess, examples = _assess(model, loaded, batch=options.batch, cache_dir=cache)
-    score("computing ...")
-    found: dict[str, Any] = {
-        "task": loaded.task.name,
+    cache = str(cache_dir() / "tokens")
+    model, config, reopened = _open(options, cache)
+    check_options(
+        options.where, model, model=options.model, pooling=options.pooling, ranks=options.ranks
+    )
+    task_data = _load_task(options, model, config)
+    evaluator, examples = _make_evaluator(model, task_data, batch=options.batch, cache_dir=cache)
+    report("computing ...")
+    scores: dict[str, Any] = {
+        "task": task_data.task.name,
         "examples": examples,
-        "metric": loaded.task.metric,
-        "global": assess.of(model),
+        "metric": task_data.task.metric,
+        "global": evaluator.evaluate(model),
     }
-    ranks = [*options.ranks, *(() if run is None else run[1].rank.tolist())]
+    ranks = [*options.ranks, *(reopened.progress.rank.tolist() if reopened else ())]
     if ranks:
         # In one adapter, as the run's folder holds it: the same cut with and without --clients.
-        found["ranks"] = run_evaluation.of_ranks(model.fold_kernels(), assess, ranks)
-    if run is not None:
-        rows = run_evaluation.of_clients(
-            *run,
-            assess,
-            own_mix=options.task is None,
-            on_client=lambda client: score(f"client {client} done"),
-        )
-        told = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
-        names = [name for name in assess.names if told(name)]
-        found["spread"] = {name: run_evaluation.spread(rows, name) for name in names}
-        found["clients"] = rows
-    return found
+        scores["ranks"] = evaluate_ranks(model.fold_kernels(), evaluator, ranks)
+    if reopened is not None:
+        scores |= _evaluate_clients(options, reopened, evaluator, report)
+    return scores
 
 
-def _load(options: EvaluateOptions, model: "TrainedModel", config: Any) -> "data.TaskData":
-    """The task whose test examples are used.
+def _open(
+    options: EvaluateOptions, cache_dir: str
+) -> tuple["TrainedModel", "RunConfig | None", "Reopened | None"]:
+    """Open the model, the config if it is a run's, and with --clients the run itself."""
+    from fedjax_lora.cli.run_or_model import is_run, need_run, open_folder
+    from fedjax_lora.runs.outputs import server_model
+    from fedjax_lora.runs.resume import read_config, reopen
+
+    where = options.where
+    if options.clients:
+        need_run(where)
+    if not is_run(where):
+        return open_folder(where, model=options.model, pooling=options.pooling), None, None
+    data_dir = None if options.task else options.data_dir
+    config = read_config(where, data_dir=data_dir, model=options.model)
+    if not options.clients:
+        return open_folder(where, model=options.model, pooling=options.pooling), config, None
+    reopened = reopen(where, config, cache_dir=cache_dir)
+    return server_model(reopened.run, reopened.progress.state, {}), config, reopened
+
+
+def _evaluate_clients(
+    options: EvaluateOptions,
+    reopened: "Reopened",
+    evaluator: "Evaluator",
+    report: Callable[[str], Any],
+) -> dict[str, Any]:
+    """Evaluate each client's own model; returns all rows and their spread over the clients."""
+    from fedjax_lora.runs.evaluate import evaluate_clients, spread
+
+    rows = evaluate_clients(
+        reopened.run,
+        reopened.progress,
+        evaluator,
+        local_scores=options.task is None,
+        on_client=lambda client: report(f"client {client} done"),
+    )
+    names = [n for n in evaluator.metrics if any(row.get(n) is not None for row in rows)]
+    return {"spread": {name: spread(rows, name) for name in names}, "clients": rows}
+
+
+def _load_task(
+    options: EvaluateOptions, model: "TrainedModel", config: "RunConfig | None"
+) -> "data.TaskData":
+    """Load the task whose test examples are used.
 
     Raises:
       InputError: no task, or one that does not go with the model.
     """
     from fedjax_lora import data
 
-    about = model.metadata
-    spec = options.task or (config.data.task if config else about.task)
+    spec = options.task or (config.data.task if config else model.metadata.task)
     if not spec or spec == "file":
         raise InputError(f"{options.where} does not say where its task's data is; give --task.")
-    sizes: dict[str, Any] = {"test_examples": options.test_examples}
-    seed, data_dir = 0, options.data_dir
+    seed, data_dir, test_examples = 0, options.data_dir, options.test_examples
     if config is not None and options.task is None:
         # The run's own test examples: drawn as the run drew them.
-        chosen, seed = config.data, config.seed
-        data_dir = chosen.data_dir if data_dir is None else data_dir
-        if options.test_examples is None:
-            sizes["test_examples"] = chosen.test_examples
-    loaded = data.load(spec, data_dir=data_dir, seed=seed, **sizes)
-    _check_task(loaded, model)
-    return loaded
+        seed = config.seed
+        data_dir = config.data.data_dir if data_dir is None else data_dir
+        test_examples = config.data.test_examples if test_examples is None else test_examples
+    task_data = data.load(spec, data_dir=data_dir, seed=seed, test_examples=test_examples)
+    _check_task(task_data, model)
+    return task_data
 
 
-def _assess(
-    model: "TrainedModel", loaded: "data.TaskData", *, batch: int, cache_dir: str
+def _make_evaluator(
+    model: "TrainedModel", task_data: "data.TaskData", *, batch: int, cache_dir: str
 ) -> tuple["Evaluator", int]:
-    """How models are assessed on the test examples, and how many there are."""
+    """Build the evaluation on the test examples; returns it and the number of examples."""
     from fedjax_lora import interop
-    from fedjax_lora.runs import evaluate as run_evaluation
+    from fedjax_lora.runs.evaluate import label_evaluator, language_evaluator
 
     if model.metadata.language:
-        return run_evaluation.assess(model, loaded, batch=batch, cache_dir=cache_dir)
-    tokens = interop.tokenize(model, loaded.test, cache_dir=cache_dir)
-    outputs = interop.make_logits_fn(model.pretrained, tokens, batch=batch)
-    return run_evaluation.by_labels(tokens.label, outputs, loaded.task.metric), len(tokens.label)
+        return language_evaluator(model, task_data, batch=batch, cache_dir=cache_dir)
+    tokens = interop.tokenize(model, task_data.test, cache_dir=cache_dir)
+    logits = interop.make_logits_fn(model.pretrained, tokens, batch=batch)
+    return label_evaluator(tokens.label, logits, task_data.task.metric), len(tokens.label)
 
 
-def _check_task(loaded: "data.TaskData", model: "TrainedModel") -> None:
-    about, task = model.metadata, loaded.task
-    if about.language or task.type == "language":
-        kinds = {True: "a language model", False: "a classifier"}
-        told = f"it is for {kinds[task.type == 'language']}, and this is {kinds[about.language]}"
-        differs = about.language != (task.type == "language")
-        raise_all(f"Task {task.name!r} does not go with the model", [told] * differs)
-        return
-    named = about.classes and about.classes != tuple(map(str, range(len(about.classes))))
-    problems = []
-    if (task.type == "regression") != about.regression or len(loaded.classes) != len(about.classes):
+def _check_task(task_data: "data.TaskData", model: "TrainedModel") -> None:
+    """Check that a task can be evaluated with a model.
+
+    Raises:
+      InputError: it cannot; everything that does not fit is named.
+    """
+    subject = f"Task {task_data.task.name!r} does not go with the model"
+    is_language = task_data.task.type == "language"
+    if model.metadata.language != is_language:
+        types = {True: "a language model", False: "a classifier"}
+        raise_all(
+            subject, [f"it is for {types[is_language]}, and this is {types[not is_language]}"]
+        )
+    if not is_language:
+        raise_all(subject, list(_label_problems(task_data, model)))
+
+
+def _label_problems(task_data: "data.TaskData", model: "TrainedModel") -> Iterator[str]:
+    """Yield in what a task with labels differs from that of the model."""
+    about, classes = model.metadata, task_data.classes
+    is_numbered = about.classes == tuple(map(str, range(len(about.classes))))
+    is_regression = task_data.task.type == "regression"
+    if is_regression != about.regression or len(classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
-        problems.append(f"it has {len(loaded.classes) or 'no'} classes, the model {outputs}")
-    elif named and loaded.classes != about.classes:
-        problems.append(f"its classes are {loaded.classes}, the model's {about.classes}")
-    if about.task and (loaded.test.pairs is not None) != about.pair:
-        problems.append("one is of single texts, the other of pairs")
-    raise_all(f"Task {task.name!r} does not go with the model", problems)
+        yield f"it has {len(classes) or 'no'} classes, the model {outputs}"
+    elif about.classes and not is_numbered and classes != about.classes:
+        yield f"its classes are {classes}, the model's {about.classes}"
+    if about.task and (task_data.test.pairs is not None) != about.pair:
+        yield "one is of single texts, the other of pairs"
 
 
-def _print(console: Console, found: dict[str, Any]) -> None:
-    metric = found["metric"]
-    console.print(f"{found['task']}, {found['examples']} test examples")
-    columns = list(found.get("spread") or dict.fromkeys((metric, "perplexity", "loss")))
-    columns = [name for name in columns if name in found["global"] or "spread" in found]
+def _print(console: Console, scores: dict[str, Any]) -> None:
+    """Print the scores as a table: a row per model, a column per score."""
+    spread = scores.get("spread", {})
+    columns = [*spread] or [
+        name
+        for name in dict.fromkeys((scores["metric"], "perplexity", "loss"))
+        if name in scores["global"]
+    ]
+    console.print(f"{scores['task']}, {scores['examples']} test examples")
     console.print(f"{'':<24}" + "".join(f"{name:>16}" for name in columns))
 
     def line(title: str, values: dict[str, float]) -> None:
         cells = (f"{values[name]:>16.4f}" if name in values else f"{'-':>16}" for name in columns)
         console.print(f"{title:<24}" + "".join(cells))
 
-    line("global model", found["global"])
-    for row in found.get("ranks", ()):
+    line("global model", scores["global"])
+    for row in scores.get("ranks", ()):
         line(f"  cut to rank {row['rank']}", row)
-    spread = found.get("spread", {})
     for level in next(iter(spread.values()), ()):
         line(f"clients, {level.replace('_', ' ')}", {n: of[level] for n, of in spread.items()})

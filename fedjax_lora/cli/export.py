@@ -3,12 +3,15 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
 from fedjax_lora.core.errors import InputError
+
+if TYPE_CHECKING:
+    from fedjax_lora.interop import TrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class ExportOptions:
 
 
 def main(args: Sequence[str]) -> None:
-    """Export as the arguments say.
+    """Write a model of a run into a folder.
 
     Raises:
       InputError: no run, no such client, a folder that holds something or cannot be written.
@@ -51,31 +54,31 @@ def main(args: Sequence[str]) -> None:
     if out.exists() and out.samefile(pathlib.Path.cwd()):
         # It would be replaced as a whole, and the shell be left in a folder that is gone.
         raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
-    fitted = _model(options)
+    model = _open(options)
     if options.merged:
         size = options.shard_size
-        write = lambda path: interop.save_merged(path, fitted, shard_size=size)  # noqa: E731
+        write = lambda path: interop.save_merged(path, model, shard_size=size)  # noqa: E731
     else:
-        write = lambda path: interop.save_adapter(path, fitted)  # noqa: E731
+        write = lambda path: interop.save_adapter(path, model)  # noqa: E731
     with atomic_io.reporting_write_errors(out):
         atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"
     Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")
 
 
-def _model(options: ExportOptions):
-    from fedjax_lora.cli.run_or_model import left_in, need_run, open_folder
+def _open(options: ExportOptions) -> "TrainedModel":
+    """Open the model: from the run's adapter folder where that suffices, else a checkpoint."""
+    from fedjax_lora.cli.run_or_model import model_folder, need_run, open_folder
     from fedjax_lora.core.cache import cache_dir
     from fedjax_lora.runs import outputs
-    from fedjax_lora.runs.outputs import ADAPTER
     from fedjax_lora.runs.resume import read_config, reopen
 
     need_run(options.run)
-    left = left_in(options.run)
-    if options.client is None and left is not None and left.name == ADAPTER:
+    folder = model_folder(options.run)
+    if options.client is None and folder is not None and folder.name == outputs.ADAPTER:
         return open_folder(options.run, model=options.model)
     config = read_config(options.run, data_dir=options.data_dir, model=options.model)
-    experiment, progress = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
+    run, progress, history = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
     if options.client is None:
-        return outputs.of_server(experiment, progress.state, progress.history[-1])
-    return outputs.of_client(experiment, progress, options.client)
+        return outputs.server_model(run, progress.state, history[-1])
+    return outputs.client_model(run, progress, options.client)

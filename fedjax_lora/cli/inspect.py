@@ -45,7 +45,7 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
       InputError: no run there, or a damaged one.
     """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import left_in, need_run
+    from fedjax_lora.cli.run_or_model import model_folder, need_run
     from fedjax_lora.runs import checkpoints
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
     from fedjax_lora.runs.resume import read_config
@@ -66,9 +66,9 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
             for c in found
         ],
     )
-    left = left_in(run)
-    if left is not None:
-        yield f"model: {left.relative_to(run)}, {_size(left)}", _adapter(left)
+    model = model_folder(run)
+    if model is not None:
+        yield f"model: {model.relative_to(run)}, {_size(model)}", _adapter(model)
     files = sorted(p for p in run.iterdir() if not p.name.startswith("."))
     yield f"files: {_size(run)}", [f"{p.name}: {_size(p)}" for p in files]
 

@@ -1,4 +1,4 @@
-"""The command line: ``fedjax-lora run`` and the others in `COMMANDS`."""
+"""The command line ``fedjax-lora``: the commands in `COMMANDS`, errors and exit status."""
 
 import dataclasses
 import os
@@ -16,11 +16,12 @@ from rich.table import Table
 
 from fedjax_lora import __version__
 from fedjax_lora.cli import compare, evaluate, export, inspect, predict
+from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
 from fedjax_lora.core.errors import InputError, Stopped, unknown
-from fedjax_lora.runs.config import RunConfig, demo
-from fedjax_lora.runs.config import load as load_config
+from fedjax_lora.runs.choices import check_choices, read_models
+from fedjax_lora.runs.config import RunConfig
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -72,67 +73,81 @@ class RunOptions:
 
 
 def default_out(config: RunConfig) -> pathlib.Path:
-    """Where a run goes that was not told where."""
+    """Return the result folder of a run for which none is given."""
     words = (config.data.task, config.federation.method, f"seed{config.seed}")
     return pathlib.Path("runs") / "-".join(re.sub(r"\W+", "_", word).strip("_") for word in words)
 
 
 def run_command(args: Sequence[str]) -> int:
     """``fedjax-lora run``; returns the exit status (130 or 143 if stopped)."""
-    default = RunOptions(run=_given_config(args))
-    return execute(tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default))
+    refuse_renamed(args)
+    default = RunOptions(run=base_config(args))
+    options = tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default)
+    check_choices(options.run)
+    return execute(options)
 
 
 def explain(config: RunConfig) -> list[str]:
-    """What a run would need, in lines; weights are not read and nothing is written but tokens."""
+    """Return the estimated cost of a run as lines of text.
+
+    Weights are not read, and nothing is written but the cache of tokens.
+    """
     from fedjax_lora.core.cache import cache_dir
-    from fedjax_lora.runs.cost import needs, told
+    from fedjax_lora.runs import cost
     from fedjax_lora.runs.cost.round_flops import product_rate
     from fedjax_lora.runs.loading import load_assets
 
     assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
-    found = needs(config, assets)
-    return told(found, product_rate(found.dtype))
+    needs = cost.needs(config, assets)
+    return cost.format(needs, product_rate(needs.dtype))
 
 
 def execute(options: RunOptions) -> int:
-    """Run a config, telling the terminal about it; returns the exit status."""
+    """Run a config and print its progress; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.core import distributed
 
-    others = (options.coordinator_address, options.num_processes, options.process_id)
-    if not options.distributed and others == (None, None, None):
+    process = (options.coordinator_address, options.num_processes, options.process_id)
+    if not options.distributed and process == (None, None, None):
         return _execute(options)
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
-    with distributed.initialized(*others):
+    with distributed.initialized(*process):
         return _execute(dataclasses.replace(options, run=config))
 
 
 def _execute(options: RunOptions) -> int:
-    """`execute`, on one of the processes."""
+    """`execute` in one process, which may be one of several that run together."""
     from fedjax_lora.core import distributed
-    from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
-    from fedjax_lora.runs.loading import load_assets
-    from fedjax_lora.runs.run import run
+    from fedjax_lora.core.cache import enable_compilation_cache
 
     _check_resume(options)
     enable_compilation_cache()
-    config = options.run
+    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_first())
     if options.explain:
         with distributed.raise_on_all():
-            lines = explain(config)
-        if distributed.is_first():
-            print("\n".join(lines))
+            lines = explain(options.run)
+        console.print("\n".join(lines), markup=False)
         return 0
-    out = options.resume or options.out or default_out(config)
-    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_first())
+    out = options.resume or options.out or default_out(options.run)
+    return _run(options, out, console)
+
+
+def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
+    """Run a config into a folder, with a row on the terminal for each round."""
+    from fedjax_lora.core import distributed
+    from fedjax_lora.core.cache import cache_dir
+    from fedjax_lora.runs.loading import load_assets
+    from fedjax_lora.runs.run import run
+
+    config = options.run
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     with distributed.raise_on_all():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+    metric = assets.task.task.metric
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
-        print_row = row_printer(console, assets.task.task.metric)
+        print_row = row_printer(console, metric)
 
         def on_round(record: dict[str, Any]) -> None:
             print_row(record)
@@ -149,13 +164,12 @@ def _execute(options: RunOptions) -> int:
                 stop=signal,
             )
         except Stopped as stopped:
-            console.print(
-                f"{stopped}; go on with: fedjax-lora run --resume {shlex.quote(str(out))}"
-            )
+            command = f"fedjax-lora run --resume {shlex.quote(str(out))}"
+            console.print(f"{stopped}; go on with: {command}")
             return 128 + max(distributed.gather(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
-    print_summary(console, result.summary, assets.task.task.metric, out)
+    print_summary(console, result.summary, metric, out)
     return 0
 
 
@@ -168,28 +182,6 @@ def _check_resume(options: RunOptions) -> None:
         )
 
 
-def _given_config(args: Sequence[str]) -> RunConfig:
-    """What the other options override: the file of ``--config``, the demo, or the defaults."""
-    if resumed := _value("--resume", args):
-        if not (pathlib.Path(resumed) / "config.json").is_file():
-            raise InputError(f"Folder {resumed} holds no run to resume: it has no config.json.")
-        return load_config(pathlib.Path(resumed) / "config.json")
-    if given := _value("--config", args):
-        return load_config(given)
-    given_task = any(word.split("=")[0] == "--task" for word in args)
-    return RunConfig() if given_task else demo()
-
-
-def _value(option: str, args: Sequence[str]) -> str | None:
-    """What follows an option on the command line, if it is there."""
-    for at, word in enumerate(args):
-        if word == option and at + 1 < len(args):
-            return args[at + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
-
-
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
@@ -198,8 +190,9 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
 
 def compare_command(args: Sequence[str]) -> int:
-    """``fedjax-lora compare``."""
-    return compare.main(args, _given_config(args))
+    """``fedjax-lora compare``; returns the exit status, 1 if a run failed."""
+    refuse_renamed(args)
+    return compare.main(args, base_config(args))
 
 
 def methods_command(args: Sequence[str]) -> None:
@@ -212,9 +205,7 @@ def methods_command(args: Sequence[str]) -> None:
 
 def models_command(args: Sequence[str]) -> None:
     """``fedjax-lora models``."""
-    from fedjax_lora.models import MODELS
-
-    rows = [(name, m.summary, m.url) for name, m in MODELS.items()]
+    rows = [(name, model["summary"], model["url"]) for name, model in read_models().items()]
     _print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
 
 
@@ -249,11 +240,11 @@ LESS_MEMORY = {
     "evaluate": "give a smaller --batch",
     "predict": "give a smaller --batch",
 }
-"""What to do where memory is too small, a device's or the machine's, by command."""
+"""What to do where the memory of a device or of the machine is too small, by command."""
 
 
-def _memory(error: Exception) -> str | None:
-    """Whose memory an error says is too small, with its first line; None of any other error."""
+def _out_of_memory(error: Exception) -> str | None:
+    """Say which memory is too small according to an error; None for any other error."""
     line = str(error).partition("\n")[0]
     if isinstance(error, MemoryError):
         return f"This machine's memory is too small ({line or 'no allocation is told'})"
@@ -280,18 +271,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # datasets and transformers warn about things no user of a command line can act on.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", category=UserWarning)
+    return _run_command(words[0], words[1:])
+
+
+def _run_command(name: str, args: Sequence[str]) -> int:
+    """Run a command and print its expected errors as one sentence; returns the exit status."""
     try:
-        if words[0] not in COMMANDS:
-            raise unknown("command", words[0], COMMANDS)
-        return COMMANDS[words[0]](words[1:]) or 0
+        if name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        return COMMANDS[name](args) or 0
     except InputError as error:
         print(f"fedjax-lora: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        too_small = _memory(error)
+        too_small = _out_of_memory(error)
         if too_small is None:
             raise
-        advice = LESS_MEMORY.get(words[0], "use one with more")
+        advice = LESS_MEMORY.get(name, "use one with more")
         print(f"fedjax-lora: {too_small}; {advice}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a folder on the command line is, and the model in it."""
+"""Tell run folders from model folders, and open the model in either."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from fedjax_lora.runs.resume import read_config
 
 
 def is_run(folder: pathlib.Path) -> bool:
-    """Whether a folder holds a run of this library.
+    """Return whether a folder is a run folder.
 
     Raises:
       InputError: no such folder.
@@ -26,54 +26,54 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def need_run(folder: pathlib.Path) -> None:
-    """Refuse a folder that is no run.
+    """Refuse a folder that is no run folder.
 
     Raises:
-      InputError: it is none.
+      InputError: the folder does not exist, or holds no run.
     """
     if not is_run(folder):
         raise InputError(f"{folder} holds no run: it has no config.json of one.")
 
 
-def left_in(run: pathlib.Path) -> pathlib.Path | None:
-    """Where a finished run has left its global model; None if it is not finished."""
-    there = [run / name for name in (ADAPTER, MERGED) if (run / name).is_dir()]
-    return there[0] if there else None
+def model_folder(run: pathlib.Path) -> pathlib.Path | None:
+    """Return the folder of a run's global model; None if the run is not finished."""
+    folders = [run / name for name in (ADAPTER, MERGED) if (run / name).is_dir()]
+    return folders[0] if folders else None
 
 
 def open_folder(
     folder: pathlib.Path, *, model: str | None = None, pooling: str | None = None
 ) -> TrainedModel:
-    """The model of a run, an adapter folder or a checkpoint.
+    """Open the model of a run, of an adapter folder or of a checkpoint.
 
     Args:
-      folder: any of them.
+      folder: the folder.
       model: the base, in place of the one that the folder names.
-      pooling: for an adapter that PEFT wrote.
+      pooling: pooling of the classifier, for an adapter that PEFT wrote.
 
     Raises:
       InputError: as `fedjax_lora.interop.load_model`; a run that is not finished.
     """
     if not is_run(folder):
         return load_model(folder, base=model, pooling=pooling)
-    found = left_in(folder)
-    if found is None:
+    path = model_folder(folder)
+    if path is None:
         raise InputError(f"Run {folder} is not finished and has left no model yet.")
     # The user's own run: its config says which base, also where that is a folder.
-    return load_model(found, base=model or read_config(folder).model.model)
+    return load_model(path, base=model or read_config(folder).model.model)
 
 
 def has_adapter(model: TrainedModel) -> bool:
-    """Whether a model is an adapter on a base, and no checkpoint that holds all of it."""
+    """Return whether a model is an adapter on a base, not a whole checkpoint."""
     return bool(model.targets)
 
 
-_USE: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
+_USED_BY: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
     ("prompt_format", lambda model: model.metadata.language, "language models"),
     ("answer_tokens", lambda model: model.metadata.language, "language models"),
     ("pair", lambda model: model.metadata.language or model.metadata.pair, "models of pairs"),
     ("pooling", lambda model: not model.metadata.language, "classifiers"),
-    # What this library has made names its task, and says itself what its classifier reads.
+    # An adapter of this library names its task, and its metadata hold the pooling.
     (
         "pooling",
         lambda model: has_adapter(model) and not model.metadata.task,
@@ -82,27 +82,27 @@ _USE: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
     ("model", has_adapter, "adapters, which need a base"),
     ("ranks", has_adapter, "adapters, which have components"),
 )
-"""Options, for which models they are, and what these are called."""
+"""Options, the models that each is for, and what those are called."""
 
 
-def check_options(where: pathlib.Path, trained: TrainedModel, **given: Any) -> None:
+def check_options(where: pathlib.Path, trained: TrainedModel, **options: Any) -> None:
     """Refuse options that would change nothing, because they are for other models.
 
     Args:
-      where: the model's folder.
+      where: folder of the model.
       trained: the model.
-      given: options by name; None or empty where one is not given.
+      **options: options by name; None or empty where one is not given.
 
     Raises:
       InputError: such options; all of them are named, each with the first reason.
     """
     reasons: dict[str, str] = {}
-    for name, good, models in _USE:
-        if given.get(name) not in (None, ()) and not good(trained):
+    for name, is_used, models in _USED_BY:
+        if options.get(name) not in (None, ()) and not is_used(trained):
             reasons.setdefault(name, models)
-    what = "a language model" if trained.metadata.language else "a classifier"
+    model = "a language model" if trained.metadata.language else "a classifier"
     raise_all(
-        f"{where} is {what}{'' if has_adapter(trained) else ' without an adapter'}",
+        f"{where} is {model}{'' if has_adapter(trained) else ' without an adapter'}",
         [
             f"--{name.replace('_', '-')} is only for {models}, leave it out"
             for name, models in reasons.items()

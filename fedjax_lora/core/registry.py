@@ -9,7 +9,7 @@ import ast
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
@@ -65,6 +65,24 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **a
     Raises:
       InputError: unknown name, unknown or missing option, or a value of the wrong type.
     """
+    factory, options = check(spec, registry, kind, arguments)
+    return factory(**arguments, **options)
+
+
+def check(
+    spec: str, registry: Mapping[str, Callable[..., T]], kind: str, arguments: Collection[str] = ()
+) -> tuple[Callable[..., T], dict[str, Any]]:
+    """Return the factory that a spec names and the spec's options, without calling the factory.
+
+    Args:
+      spec: as for `build`.
+      registry: as for `build`.
+      kind: as for `build`.
+      arguments: names of the arguments that the caller supplies.
+
+    Raises:
+      InputError: as for `build`.
+    """
     name, options = parse(spec, kind)
     if name not in registry:
         raise unknown(kind, name, registry)
@@ -79,7 +97,7 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **a
             if key in hints and not fits(value, hints[key])
         ],
     )
-    return factory(**arguments, **options)
+    return factory, options
 
 
 def _check_names(
@@ -87,7 +105,7 @@ def _check_names(
     name: str,
     factory: Callable[..., Any],
     options: Mapping[str, Any],
-    arguments: Mapping[str, Any],
+    arguments: Collection[str],
 ) -> None:
     """Refuse options that the factory does not have, and required options that are missing."""
     accepted = {

@@ -99,9 +99,27 @@ class Round:
         Raises:
           InputError: ranks that the method does not take, clients that do not exist.
         """
-        key, state = state.key, state._replace(key=())
-        new, metrics = self.compiled(params, cohort.data, state, cohort.plan, key)
-        return new._replace(key=key), metrics
+        loop, plan = state.loop, cohort.plan
+        check_plan(self.compiled.method, state, plan)
+        left = plan._replace(rank=_ranks_left(plan.rank, plan.id, loop.most))
+        new, metrics = self.compiled.compiled(
+            params, cohort.data, state._replace(loop=()), left, loop.key
+        )
+        most = _lowered(loop.most, plan.id, left.rank, metrics.rank)
+        return new._replace(loop=loop._replace(most=most)), metrics
+
+
+@jax.jit
+def _ranks_left(rank: Array, ids: Array, most: Array) -> Array:
+    """The ranks without what a method has taken away in earlier rounds: ``int32[c]``."""
+    return jnp.minimum(rank, most.at[ids].get(mode="clip"))
+
+
+@jax.jit
+def _lowered(most: Array, ids: Array, before: Array, after: Array) -> Array:
+    """The highest ranks left to all clients, after a round that has lowered some: ``int32[N]``."""
+    lowered = jnp.where(after < before, after, jnp.iinfo(jnp.int32).max)
+    return most.at[ids].min(lowered, mode="drop")
 
 
 def make_round(

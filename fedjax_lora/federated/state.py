@@ -28,6 +28,13 @@ class ClientStore(NamedTuple):
     head: Any  # each client's head if heads are local, else ()
 
 
+class LoopState(NamedTuple):
+    """What a loop of your own carries besides the federation."""
+
+    key: Key  # the root key
+    most: Array  # int32[N], the highest rank that the method has left each client
+
+
 class FederatedState(NamedTuple):
     """Everything that changes from round to round on the device."""
 
@@ -35,7 +42,7 @@ class FederatedState(NamedTuple):
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
     optimizer: Any = ()  # state of the server optimizer
-    key: Any = ()  # the root key of a loop of your own; a run keeps its key itself
+    loop: Any = ()  # `LoopState` in a loop of your own; a run keeps these values itself
 
 
 class Plan(NamedTuple):
@@ -104,20 +111,16 @@ def init(
     state = init_state(
         method,
         adapter,
-        kernels_of(method.spec, params),
+        lora.kernels_of(params, method.spec),
         head,
         clients=num_clients,
         heads=heads,
         server_optimizer=server_optimizer,
     )
     # A copy: a round donates its input, and the parameters belong to the caller.
-    return jax.tree.map(jnp.array, state)._replace(key=key)
-
-
-def kernels_of(spec: LoraSpec, params: Params) -> dict[str, Any]:
-    """The base kernels of the adapted layers by path, however they are stored."""
-    leaves = trees.flat(params)
-    return {target.path: leaves[f"{target.path}/kernel"] for target in spec.targets}
+    return jax.tree.map(jnp.array, state)._replace(
+        loop=LoopState(key, jnp.full(num_clients, method.spec.rank, jnp.int32))
+    )
 
 
 def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
@@ -185,13 +188,7 @@ def with_kernels(base: Params, kernels: Kernels) -> Params:
     A base with one array per layer keeps that form, see
     `fedjax_lora.models.layer_stack.split_layers`.
     """
-    if not kernels:
-        return base
-    old = trees.flat(base)
-    new = {f"{path}/kernel": kernel for path, kernel in kernels.items()}
-    return trees.replace(
-        base, {p: tuple(x) if isinstance(old[p], tuple) else x for p, x in new.items()}
-    )
+    return lora.with_kernels(base, kernels) if kernels else base
 
 
 def global_params(method: Method, params: Params, state: FederatedState) -> Params:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
@@ -57,7 +58,14 @@ def split(
 
     Returns:
       The factors of every adapted matrix by name.
+
+    Raises:
+      InputError: a target is a kernel with several input or output axes.
     """
+    raise_all(
+        "PEFT stores adapters of matrices only",
+        [f"{s.path} has a kernel of shape {s.kernel_shape}" for s in targets if s.kernel_shape],
+    )
     factors = {}
     for target, layer in _adapted_matrices(targets):
         index = () if layer is None else layer

@@ -1,5 +1,6 @@
-"""Pure functions on adapters: create, mask, multiply out, merge into a base and back."""
+"""Pure functions on adapters: initialise, mask, multiply out and merge into a base."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,17 +11,24 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
-from fedjax_lora.lora.spec import LoraSpec
+from fedjax_lora.lora.spec import LoraSpec, LoraTarget
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
 
 
 def init(spec: LoraSpec, key: Key, *, method: Init = "kaiming") -> Adapter:
-    """A fresh adapter: random ``a``, zero ``b``, so that the model computes what it did before.
+    """Initialise an adapter: random ``a``, zero ``b``, so that the model's output is unchanged.
 
-    ``kaiming`` is PEFT's default, uniform in ``±1/sqrt(i)``; ``gaussian`` has deviation ``1/R``.
-    Layers that the template leaves out get a zero ``a`` too.
+    Args:
+      spec: the targets.
+      key: random key.
+      method: ``kaiming``, PEFT's default, is uniform in ``±1/sqrt(i)``; ``gaussian`` has standard
+        deviation ``1/R``.
+
+    Returns:
+      Factors by path, ``a: [(L,) i, R]`` and ``b: [(L,) R, o]``, in float32. Layers that the spec
+      leaves out are zero.
     """
     return {
         target.path: LoRA(
@@ -45,24 +53,32 @@ def _random(key: Key, shape: tuple[int, ...], method: Init) -> Array:
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def prefix_mask(rank: Int[Array, "*c"], most: int) -> Bool[Array, "*c R"]:
-    """Components below each client's rank: ``int32[c]`` to ``bool[c, R]``."""
-    index = jnp.arange(most, dtype=rank.dtype)
-    return index.reshape((1,) * rank.ndim + (most,)) < rank[..., None]
+def prefix_mask(rank: Int[Array, "*c"], max_rank: int) -> Bool[Array, "*c R"]:
+    """Mask of the first ``rank`` components.
+
+    Args:
+      rank: ranks, ``int32[...]``.
+      max_rank: the stored rank `R`.
+
+    >>> prefix_mask(jnp.array([1, 3]), 3).tolist()
+    [[True, False, False], [True, True, True]]
+    """
+    index = jnp.arange(max_rank, dtype=rank.dtype)
+    return index.reshape((1,) * rank.ndim + (max_rank,)) < rank[..., None]
 
 
 def spread(spec: LoraSpec, components: Array | Gain) -> dict[str, Array]:
-    """One mask (or gain) of components as one per site, with the left-out layers switched off.
+    """Broadcast a mask or gain of components to every target; layers left out get zeros.
 
     Args:
-      spec: the sites.
-      components: ``[..., R]`` for all sites alike, or per path ``[..., (L,) R]``.
+      spec: the targets.
+      components: ``[..., R]`` for all targets alike, or per path ``[..., (L,) R]``.
 
     Returns:
-      ``[..., L, R]`` per path, ``[..., R]`` at sites without a stack.
+      ``[..., L, R]`` per path, ``[..., R]`` of targets without a stack.
     """
 
-    def one(target: Any) -> Array:
+    def one(target: LoraTarget) -> Array:
         if isinstance(components, Mapping):
             mask = components[target.path]
         else:
@@ -77,10 +93,15 @@ def spread(spec: LoraSpec, components: Array | Gain) -> dict[str, Array]:
 
 
 def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True) -> Adapter:
-    """Masks of components ``bool[..., R]`` as masks that broadcast against the factors.
+    """Masks of the factors from masks of components.
 
-    ``a`` and ``b`` (booleans, or traced scalars) switch a whole factor off, as methods that freeze
-    one factor need.
+    Args:
+      components: ``bool[..., R]`` per path.
+      a: False (also traced) masks all of ``a``, for methods that freeze it.
+      b: likewise for ``b``.
+
+    Returns:
+      Masks that broadcast against the factors, ``[..., 1, R]`` and ``[..., R, 1]``.
     """
     return {
         path: LoRA(mask[..., None, :] & jnp.asarray(a), mask[..., :, None] & jnp.asarray(b))
@@ -89,9 +110,12 @@ def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True
 
 
 def masked_components(mask: Adapter) -> dict[str, Array]:
-    """Components with an entry of either factor in the mask, `factor_mask` backwards: ``[..., R]``.
+    """Masks of components from masks of the factors, the inverse of `factor_mask`.
 
-    An axis of one, which broadcasts, stays one.
+    A component is in the mask if any entry of either factor is.
+
+    Returns:
+      ``bool[..., R]`` per path; an axis of size one, which broadcasts, stays one.
     """
     return {
         path: jnp.any(pair.a, axis=-2) | jnp.any(pair.b, axis=-1) for path, pair in mask.items()
@@ -99,7 +123,7 @@ def masked_components(mask: Adapter) -> dict[str, Array]:
 
 
 def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
-    """The adapter with trained coefficients multiplied into ``a``: two factors of one product."""
+    """Multiply trained coefficients into ``a``, so that two factors remain."""
     if not coefficients:
         return adapter
     return {
@@ -109,19 +133,27 @@ def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
 
 
 def times(gain: Gain, coefficients: Coefficients) -> Gain:
-    """What the forward pass multiplies by: the gain times the trained coefficients, if any."""
+    """The gain times the trained coefficients, if any: the multipliers of the forward pass."""
     if not coefficients:
         return gain
     return {path: x * coefficients[path] for path, x in gain.items()}
 
 
 def keep(adapter: Adapter, mask: Adapter) -> Adapter:
-    """The adapter with zeros where the mask (see `factor_mask`) is false."""
+    """Zero the adapter where the mask (see `factor_mask`) is false."""
     return jax.tree.map(lambda x, m: jnp.where(m, x, 0), adapter, mask)
 
 
 def uniform_gain(spec: LoraSpec, rank: Array | int | None = None) -> Gain:
-    """The gain of an adapter whose first ``rank`` components (all by default) are active."""
+    """The gain of an adapter whose first ``rank`` components are active.
+
+    Args:
+      spec: the targets, the stored rank `R` and the scale rule.
+      rank: ``int32[...]`` or a number; `R` by default.
+
+    Returns:
+      ``[..., (L,) R]`` per path: the scale of this rank at active components, 0 elsewhere.
+    """
     rank = jnp.asarray(spec.rank if rank is None else rank)
     active = prefix_mask(rank, spec.rank)
     scale = jnp.asarray(spec.scale(rank), jnp.float32)
@@ -134,38 +166,119 @@ def delta(pair: LoRA, gain: Float[Array, "*batch R"]) -> Float[Array, "*batch i 
 
 
 def deltas(adapter: Adapter, gain: Gain) -> Kernels:
-    """`delta` at every site."""
+    """`delta` of every target."""
     return {path: delta(pair, gain[path]) for path, pair in adapter.items()}
 
 
-def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> Any:
-    """A copy of the base with ``W + delta`` at the adapted kernels.
+def add_product(kernel: Any, pair: LoRA, gain: Array) -> Array:
+    """``W + delta`` in the shape and dtype of the kernel, added in float32."""
+    change = delta(pair, gain).reshape(kernel.shape)
+    return (quantization.dequantize(kernel, change.dtype) + change).astype(kernel.dtype)
 
-    Kernels that are stored as codes become arrays there.
+
+def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> dict[str, Any]:
+    """Return a copy of the base with ``W + delta`` at the adapted kernels.
+
+    Everything else is shared with the base. Kernels that are stored as codes become arrays.
+
+    Args:
+      params: the base parameters.
+      adapter: factors by path.
+      gain: multipliers of the components by path.
 
     Raises:
-      InputError: an adapter path without a kernel, or with one of another shape.
+      InputError: an adapter path without a kernel, or with one of another size.
+
+    >>> params = {"head": {"kernel": jnp.zeros((2, 3))}}
+    >>> pair = LoRA(jnp.ones((2, 1)), jnp.ones((1, 3)))
+    >>> merge(params, {"head": pair}, {"head": jnp.array([0.5])})["head"]["kernel"][0].tolist()
+    [0.5, 0.5, 0.5]
     """
-    kernels = {path: f"{path}/kernel" for path in adapter}
-    _check_kernels(params, adapter)
+    check_fit(params, adapter)
     base = trees.flat(params)
-    new = {
-        kernels[path]: (quantization.dequantize(base[kernels[path]], d.dtype) + d).astype(
-            base[kernels[path]].dtype
-        )
-        for path, d in deltas(adapter, gain).items()
+    merged = {
+        path: add_product(base[f"{path}/kernel"], pair, gain[path])
+        for path, pair in adapter.items()
     }
-    return trees.replace(params, new)
+    return replace_kernels(params, merged)
 
 
-def _check_kernels(params: Mapping[str, Any], adapter: Adapter) -> None:
+def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> Kernels:
+    """The adapted kernels of the base as matrices, ``[(L,) i, o]`` by path.
+
+    Kernels with several input or output axes are reshaped; codes are returned as they are.
+    """
+    base = trees.flat(params)
+
+    def matrix(target: LoraTarget) -> Any:
+        kernel = base[f"{target.path}/kernel"]
+        if target.kernel_shape is None:
+            return kernel
+        return kernel.reshape(*target.stack, target.inputs, target.outputs)
+
+    return {target.path: matrix(target) for target in spec.targets}
+
+
+def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> dict[str, Any]:
+    """The parameters with these kernels, ``[(L,) i, o]`` by path, in place of the base's.
+
+    Arrays are shared, not copied. Kernels that the base keeps as a tuple with one array per layer
+    stay tuples.
+    """
+    base = trees.flat(params)
+
+    def like(old: Any, kernel: Any) -> Any:
+        shape = shape_of(old)
+        kernel = kernel if kernel.shape == shape else kernel.reshape(shape)
+        return tuple(kernel) if isinstance(old, tuple) else kernel
+
+    return replace_kernels(
+        params, {path: like(base[f"{path}/kernel"], kernel) for path, kernel in kernels.items()}
+    )
+
+
+def replace_kernels(params: Mapping[str, Any], kernels: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with other leaves as the kernels of these layers; nothing is copied."""
+
+    def visit(node: Mapping[str, Any], path: str) -> dict[str, Any]:
+        return {name: replaced(name, child, path) for name, child in node.items()}
+
+    def replaced(name: str, child: Any, path: str) -> Any:
+        if isinstance(child, Mapping):
+            return visit(child, f"{path}/{name}" if path else name)
+        return kernels.get(path, child) if name == "kernel" else child
+
+    return visit(params, "")
+
+
+def shape_of(kernel: Any) -> tuple[int, ...]:
+    """The shape of a kernel, also of one that is a tuple with one array per layer."""
+    if isinstance(kernel, tuple):
+        return (len(kernel), *kernel[0].shape)
+    return tuple(kernel.shape)
+
+
+def check_fit(params: Mapping[str, Any], adapter: Adapter) -> None:
+    """Check that the base has a kernel of the adapter's size at every adapted path.
+
+    Raises:
+      InputError: with every path that has none, or one of another size.
+    """
     base = trees.flat(params)
     problems = []
     for path, pair in adapter.items():
-        want = (*pair.a.shape[:-1], pair.b.shape[-1])
         kernel = base.get(f"{path}/kernel")
+        product = (*pair.a.shape[:-1], pair.b.shape[-1])
         if kernel is None:
             problems.append(f"{path} has no kernel in the base")
-        elif kernel.shape != want:
-            problems.append(f"{path}: kernel {kernel.shape}, adapter makes {want}")
+        elif not _is_same_matrix(shape_of(kernel), product):
+            problems.append(f"{path}: kernel {shape_of(kernel)}, adapter makes {product}")
     raise_all("The adapter does not fit the base", problems)
+
+
+def _is_same_matrix(kernel: tuple[int, ...], product: tuple[int, ...]) -> bool:
+    """Whether a kernel ``[(L,) i..., o...]`` is a matrix of this shape, ``[(L,) i, o]``."""
+    stack = len(product) - 2
+    axes = kernel[stack:]
+    splits = [(math.prod(axes[:n]), math.prod(axes[n:])) for n in range(1, len(axes))]
+    return kernel[:stack] == product[:stack] and product[stack:] in splits

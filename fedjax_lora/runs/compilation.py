@@ -1,8 +1,8 @@
-"""The compiled functions of a run, by everything they are compiled from.
+"""The compiled functions of a run, each built from a spec of all it depends on.
 
-A recipe is all that a program depends on besides its arguments. Runs with equal recipes (other
-seeds, learning rates, partitions, numbers of rounds) can share one program, and do if they are
-prepared with the same `CompiledFunctions`. What is not in a recipe cannot get into a program by
+A `RoundSpec` is everything that a compiled round depends on besides its arguments. Runs with equal
+specs (other seeds, learning rates, partitions, numbers of rounds) can share one program, and do if
+they are built with the same `CompiledFunctions`. What is not in a spec cannot get into a program by
 accident: the builders below see nothing else.
 """
 
@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from fedjax_lora import federated, methods, models
 from fedjax_lora.core.types import BatchShape
-from fedjax_lora.evaluation import predict as prediction
-from fedjax_lora.evaluation.predict import Predict
+from fedjax_lora.evaluation.predict import Predict, make_predict
 from fedjax_lora.federated import (
+    ClientUpdateFn,
     CompiledRound,
     Execution,
     Head,
@@ -42,31 +42,55 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "regression": functools.partial(_classification, regression=True),
     "language": functools.partial(federated.causal_lm, logits=models.logits),
 }
-"""What clients minimise, by the kind of the task."""
+"""What clients minimise, by task type."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How a model reads the data; see `OBJECTIVES`."""
+    """How a model reads the data.
+
+    Attributes:
+      module: the base model.
+      lengths: lengths in tokens that batches are padded to, ascending.
+      type: task type, a name in `OBJECTIVES`.
+      dropout: whether the base has dropout in training.
+      lora_dropout: dropout rate on the input of the trained components.
+    """
 
     module: nn.Module
     lengths: tuple[int, ...]
-    kind: str
+    type: str
     dropout: bool
     lora_dropout: float
 
     def objective(self) -> Objective:
-        """What clients minimise."""
-        return OBJECTIVES[self.kind](
+        """Build what clients minimise."""
+        return OBJECTIVES[self.type](
             self.module, self.lengths, dropout=self.dropout, lora_dropout=self.lora_dropout
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundSpec:
-    """Everything a compiled round depends on besides its arguments."""
+    """Everything that a compiled round depends on besides its arguments.
 
-    reading: InputSpec
+    Attributes:
+      inputs: how the model reads the data.
+      spec: LoRA spec of the federation.
+      method: method with its options.
+      optimizer: local optimizer with its options.
+      clip: global norm that each gradient is clipped to, if any.
+      batch: examples in a local batch.
+      shapes: shapes of the local steps, ascending.
+      heads: what happens to the task head.
+      execution: how a cohort is executed.
+      prox: weight of FedProx's term.
+      updates: transforms of the clients' updates, with their options.
+      server_optimizer: server optimizer with its options.
+      measure: whether every round is measured.
+    """
+
+    inputs: InputSpec
     spec: LoraSpec
     method: str
     optimizer: str
@@ -81,59 +105,77 @@ class RoundSpec:
     measure: bool
 
     def make_method(self) -> Method:
-        """The method, on the round's spec."""
+        """Build the method on the round's LoRA spec."""
         return methods.make(self.method, self.spec)
 
     def training(self) -> LocalTraining:
-        """Local training, to be completed by the method."""
+        """Build the local training, which a round completes with the method's hooks."""
         return LocalTraining(
-            self.reading.objective(),
+            self.inputs.objective(),
             optimizers.optimizer(self.optimizer, clip=self.clip),
-            separate_fixed=self.reading.lora_dropout > 0,
+            separate_fixed=self.inputs.lora_dropout > 0,
             shapes=self.shapes,
             prox=self.prox,
         )
 
 
-def build_round(recipe: RoundSpec) -> CompiledRound:
-    """The round of a recipe, see `fedjax_lora.federated.compile_round`."""
-    method = recipe.make_method()
-    look = diagnostics.make_diagnostics(
-        recipe.spec,
-        train_head=recipe.heads != "frozen",
-        optimizer=optimizers.optimizer(recipe.optimizer, clip=recipe.clip),
+def build_round(spec: RoundSpec) -> CompiledRound:
+    """Build the round of a spec, see `fedjax_lora.federated.compile_round`."""
+    method = spec.make_method()
+    measure = diagnostics.make_diagnostics(
+        spec.spec,
+        train_head=spec.heads != "frozen",
+        optimizer=optimizers.optimizer(spec.optimizer, clip=spec.clip),
     )
     return federated.compile_round(
         method,
-        recipe.training(),
-        heads=recipe.heads,
-        execution=recipe.execution,
-        updates=transforms.make_transforms(recipe.updates, method),
-        server_optimizer=transforms.make_server_optimizer(recipe.server_optimizer, method),
-        measure=look if recipe.measure else None,
+        spec.training(),
+        heads=spec.heads,
+        execution=spec.execution,
+        updates=transforms.make_transforms(spec.updates, method),
+        server_optimizer=transforms.make_server_optimizer(spec.server_optimizer, method),
+        measure=measure if spec.measure else None,
     )
 
 
-def build_predict(reading: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
-    """The predictions of any method's global model, in batches of about this size."""
-    return prediction.make_predict(reading.objective(), batch=batch, mesh=mesh)
+def build_client_update(spec: RoundSpec) -> ClientUpdateFn:
+    """Build broadcast and local training alone, see `fedjax_lora.federated.make_client_update`."""
+    return federated.make_client_update(
+        spec.make_method(), spec.training(), heads=spec.heads, execution=spec.execution
+    )
+
+
+def build_predict(inputs: InputSpec, batch: int, mesh: Mesh | None) -> Predict:
+    """Build the predictions of any method's global model, in batches of about this size."""
+    return make_predict(inputs.objective(), batch=batch, mesh=mesh)
 
 
 class CompiledFunctions(NamedTuple):
-    """Programs made so far; see `programs`."""
+    """Builders of compiled functions that return an earlier result for an equal spec.
+
+    Attributes:
+      round: builds a round, see `build_round`.
+      client_update: builds the first half of a round, see `build_client_update`.
+      predict: builds predictions, see `build_predict`.
+      least_steps: plans are padded to this many local steps, or more if a client takes more.
+    """
 
     round: Callable[[RoundSpec], CompiledRound]
+    client_update: Callable[[RoundSpec], ClientUpdateFn]
     predict: Callable[[InputSpec, int, Mesh | None], Predict]
-    least_steps: int  # plans are padded to so many local steps, or more if a client takes more
+    least_steps: int
 
 
 def programs(*, least_steps: int = 0) -> CompiledFunctions:
-    """Programs for runs to share.
+    """Return compiled functions for runs to share.
 
     Args:
       least_steps: the most local steps that any client of any of the runs takes in a round. Plans
-        of one shape need one compilation; no step more is computed.
+        of one shape need one compilation; no additional step is computed.
     """
     return CompiledFunctions(
-        functools.cache(build_round), functools.cache(build_predict), least_steps
+        round=functools.cache(build_round),
+        client_update=functools.cache(build_client_update),
+        predict=functools.cache(build_predict),
+        least_steps=least_steps,
     )

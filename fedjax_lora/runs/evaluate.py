@@ -1,4 +1,4 @@
-"""How good models are: the global one, cut to lower ranks, and each client's."""
+"""Evaluate trained models: the global one, cut to lower ranks, and that of each client."""
 
 import dataclasses
 import functools
@@ -17,181 +17,209 @@ from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, EvalFn, Scores
 from fedjax_lora.interop import TrainedModel, tokenizer_of
-from fedjax_lora.runs import compilation
-from fedjax_lora.runs import outputs as run_outputs
-from fedjax_lora.runs.build import Experiment
+from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Progress
-from fedjax_lora.runs.compilation import InputSpec
+from fedjax_lora.runs.compilation import InputSpec, build_predict
+from fedjax_lora.runs.outputs import client_model
+
+_LANGUAGE = TASK_TYPES["language"]
 
 
 class Evaluator(NamedTuple):
-    """How models are assessed on examples.
+    """Evaluation of models on a set of examples.
 
     Attributes:
-      predict: what has to be computed of a model, once for all clients that have the same.
-      score: a model's scores, from that and the share of each class (a language task's categories)
-        among a client's own examples, or None.
-      names: the scores that tables show, the task's metric first.
+      predict: predictions of a model, computed once for all clients with the same model.
+      score: scores from the predictions and the share of each class (of each category, in a
+        language task) among a client's own examples, or None.
+      metrics: names of the scores that tables show, the task's metric first.
     """
 
     predict: Callable[[TrainedModel], Any]
     score: Callable[[Any, np.ndarray | None], Scores]
-    names: tuple[str, ...]
+    metrics: tuple[str, ...]
 
-    def of(self, fitted: TrainedModel) -> Scores:
-        """The scores of a model that is no client's."""
-        return self.score(self.predict(fitted), None)
+    def evaluate(self, model: TrainedModel) -> Scores:
+        """Return the scores of a model that belongs to no client."""
+        return self.score(self.predict(model), None)
 
 
-def by_labels(
-    label: np.ndarray, outputs: Callable[[TrainedModel], np.ndarray], metric: str
+def label_evaluator(
+    label: np.ndarray, logits: Callable[[TrainedModel], np.ndarray], metric: str
 ) -> Evaluator:
-    """By the logits ``[E, C]`` of a model's `outputs`, see `scores`."""
+    """Build the evaluation of classifiers and regression models.
+
+    Args:
+      label: labels of the examples, ``[E]``.
+      logits: the logits of a model, ``[E, C]``.
+      metric: metric of the task.
+    """
     score = lambda output, share: scores(label, output, metric, share=share)  # noqa: E731
-    return Evaluator(outputs, score, (metric, "loss", "own_accuracy"))
+    return Evaluator(logits, score, (metric, "loss", "local_accuracy"))
 
 
-def by_text(judge: EvalFn, categories: Sequence[str], metric: str) -> Evaluator:
-    """By what a language model makes of examples, see `fedjax_lora.evaluation.task_types`."""
+def text_evaluator(eval_fn: EvalFn, categories: Sequence[str], metric: str) -> Evaluator:
+    """Build the evaluation of language models.
 
-    def predict(fitted: TrainedModel) -> Scores:
-        return judge(fitted.adapted_params)
+    Args:
+      eval_fn: scores of a model, see `fedjax_lora.evaluation.task_types`.
+      categories: names of the task's categories.
+      metric: metric of the task.
+    """
 
-    def score(found: Scores, share: np.ndarray | None) -> Scores:
-        each = found.get("perplexity_by_category")
-        if share is None or each is None:
-            return found
-        return found | {"own_perplexity": local_perplexity(each, categories, share)}
+    def predict(model: TrainedModel) -> Scores:
+        return eval_fn(model.adapted_params)
 
-    return Evaluator(predict, score, tuple(dict.fromkeys((metric, "perplexity", "own_perplexity"))))
+    def score(model_scores: Scores, share: np.ndarray | None) -> Scores:
+        by_category = model_scores.get("perplexity_by_category")
+        if share is None or by_category is None:
+            return model_scores
+        local = local_perplexity(by_category, categories, share)
+        return model_scores | {"local_perplexity": local}
+
+    names = dict.fromkeys((metric, "perplexity", "local_perplexity"))
+    return Evaluator(predict, score, tuple(names))
 
 
 def scores(
     label: np.ndarray, output: np.ndarray, metric: str, *, share: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The task's metric and the loss.
+    """Compute the task's metric and the loss.
 
     Args:
-      label: ``[E]``.
+      label: labels, ``[E]``.
       output: logits, ``[E, C]``.
       metric: a name in `fedjax_lora.evaluation.metrics.METRICS`.
-      share: of each class among a client's own examples; adds ``local_accuracy``, see
+      share: share of each class among a client's own examples; adds ``local_accuracy``, see
         `local_accuracy`.
     """
-    found = {
+    values = {
         metric: metrics.METRICS[metric](label, output),
         "loss": metrics.mean_loss(label, output, regression=metric == "pearson"),
     }
     if share is not None:
-        found["own_accuracy"] = local_accuracy(label, output, share)
-    return found
+        values["local_accuracy"] = local_accuracy(label, output, share)
+    return values
 
 
 def local_accuracy(label: np.ndarray, output: np.ndarray, share: np.ndarray) -> float:
-    """Accuracy on test examples mixed as a client's own are: ``sum_c share_c accuracy_c``.
+    """Compute the accuracy on test examples mixed as a client's own: ``sum_c share_c accuracy_c``.
 
-    What a personal model is for: with clients of few classes, accuracy on all classes says little.
-    Classes without test examples are left out.
+    It is what a personal model is for: with clients of few classes, accuracy on all classes says
+    little. Classes without test examples are left out.
 
     Args:
-      label: ``int[E]``.
+      label: labels, ``int[E]``.
       output: logits, ``[E, C]``.
-      share: of each class among the client's training examples, ``[C]``.
+      share: share of each class among the client's training examples, ``[C]``.
     """
-    right = output.argmax(axis=1) == label
+    correct = output.argmax(axis=1) == label
     count = np.bincount(label, minlength=len(share))
-    each = np.bincount(label, weights=right, minlength=len(share)) / np.maximum(count, 1)
+    accuracy = np.bincount(label, weights=correct, minlength=len(share)) / np.maximum(count, 1)
     share = np.where(count > 0, share, 0.0)
-    return float(np.sum(share * each) / np.sum(share)) if share.sum() else 0.0
+    return float(np.sum(share * accuracy) / np.sum(share)) if share.sum() else 0.0
 
 
 def local_perplexity(
-    each: Mapping[str, float], categories: Sequence[str], share: np.ndarray
+    by_category: Mapping[str, float], categories: Sequence[str], share: np.ndarray
 ) -> float | None:
-    """Perplexity on test examples mixed as a client's own are: ``exp(sum_c share_c loss_c)``.
+    """Compute the perplexity on test examples mixed as a client's own.
 
-    Categories without test examples are left out; None if there is no other.
+    It is ``exp(sum_c share_c loss_c)``. Categories without test examples are left out; None if
+    there is no other.
 
-    >>> round(local_perplexity({"a": 2.0, "b": 8.0}, ["a", "b"], np.array([0.5, 0.5])), 6)
+    >>> local = local_perplexity({"a": 2.0, "b": 8.0}, ["a", "b"], np.array([0.5, 0.5]))
+    >>> round(local, 6)
     4.0
 
     Args:
-      each: perplexity by category.
-      categories: their names, in the order of `share`.
-      share: of each category among the client's training examples.
+      by_category: perplexity by category.
+      categories: names of the categories, in the order of `share`.
+      share: share of each category among the client's training examples.
     """
-    known = [
-        (s, math.log(each[name])) for s, name in zip(share, categories, strict=True) if name in each
+    losses = [
+        (weight, math.log(by_category[name]))
+        for weight, name in zip(share, categories, strict=True)
+        if name in by_category
     ]
-    total = sum(s for s, _ in known)
-    return math.exp(sum(s * loss for s, loss in known) / total) if total else None
+    total = sum(weight for weight, _ in losses)
+    return math.exp(sum(weight * loss for weight, loss in losses) / total) if total else None
 
 
-def of_ranks(fitted: TrainedModel, assess: Evaluator, ranks: Iterable[int]) -> list[dict[str, Any]]:
-    """The model cut to lower ranks, in ascending order (see `TrainedModel.truncate`).
+def evaluate_ranks(
+    model: TrainedModel, evaluator: Evaluator, ranks: Iterable[int]
+) -> list[dict[str, Any]]:
+    """Evaluate a model cut to lower ranks, in ascending order (see `TrainedModel.truncate`).
 
     Args:
-      fitted: the model.
-      assess: how it is assessed.
-      ranks: how many components; each is computed once.
+      model: the model.
+      evaluator: the evaluation.
+      ranks: numbers of components; each is computed once.
     """
-    return [{"rank": r, **assess.of(fitted.truncate(r))} for r in sorted(set(ranks))]
+    return [{"rank": r, **evaluator.evaluate(model.truncate(r))} for r in sorted(set(ranks))]
 
 
-def of_clients(
-    experiment: Experiment,
+def evaluate_clients(
+    run: Run,
     progress: Progress,
-    assess: Evaluator,
+    evaluator: Evaluator,
     *,
-    own_mix: bool,
+    local_scores: bool,
     on_client: Callable[[int], None] = lambda client: None,
 ) -> list[dict[str, Any]]:
-    """Each client's own model (see `fedjax_lora.runs.outputs.of_client`) on the same examples.
+    """Evaluate each client's own model on the same examples.
 
-    Clients with the same model are computed once.
+    Clients with the same model (see `fedjax_lora.runs.outputs.client_model`) are computed once.
 
     Args:
-      experiment: the run.
-      progress: what it has led to.
-      assess: how they are assessed.
-      own_mix: whether labels are the run's classes, so that a client's own mix can be told.
+      run: the run.
+      progress: its progress.
+      evaluator: the evaluation.
+      local_scores: add scores on the class mix of each client; only if the labels are the run's
+        classes.
       on_client: called with each client that is done.
     """
-    members, classes = experiment.federation.members, experiment.assets.task.classes
-    share = None
-    if own_mix and classes:
-        parts = data.Partition(tuple(members), None)
-        count = data.class_counts(parts, experiment.assets.task.train.labels, len(classes))
-        share = count / count.sum(axis=1, keepdims=True)
-    known: dict[str, Any] = {}
-    found = []
+    shares = _class_shares(run) if local_scores else None
+    predictions: dict[str, Any] = {}
+    rows = []
     for client, rank in enumerate(progress.rank.tolist()):
-        fitted = run_outputs.of_client(experiment, progress, client)
-        which = _digest(fitted)
-        if which not in known:
-            known[which] = assess.predict(fitted)
-        mine = None if share is None else share[client]
-        own = {"client": client, "rank": rank, "examples": len(members[client])}
-        found.append(own | assess.score(known[which], mine))
+        model = client_model(run, progress, client)
+        digest = _digest(model)
+        if digest not in predictions:
+            predictions[digest] = evaluator.predict(model)
+        examples = len(run.federation.members[client])
+        share = None if shares is None else shares[client]
+        row = {"client": client, "rank": rank, "examples": examples}
+        rows.append(row | evaluator.score(predictions[digest], share))
         on_client(client)
-    return found
+    return rows
 
 
-def _digest(fitted: TrainedModel) -> str:
-    """Of what tells the models of one run's clients apart."""
-    total = hashlib.sha256()
+def _class_shares(run: Run) -> np.ndarray | None:
+    """Compute the share of each class among each client's training examples, ``[N, C]``."""
+    task = run.inputs.assets.task
+    if not task.classes:
+        return None
+    partition = data.Partition(tuple(run.federation.members), None)
+    count = data.class_counts(partition, task.train.labels, len(task.classes))
+    return count / count.sum(axis=1, keepdims=True)
+
+
+def _digest(model: TrainedModel) -> str:
+    """Digest everything in which the models of one run's clients can differ."""
+    digest = hashlib.sha256()
     product = {
-        path: (pair.a * fitted.gain[path][..., None, :], pair.b)
-        for path, pair in fitted.adapter.items()
+        path: (pair.a * model.gain[path][..., None, :], pair.b)
+        for path, pair in model.adapter.items()
     }
-    silent = not any(np.any(b) for _, b in product.values())
-    for leaf in jax.tree.leaves((fitted.head, () if silent else product)):
-        total.update(np.ascontiguousarray(leaf))
-    return total.hexdigest()
+    is_zero = not any(np.any(b) for _, b in product.values())
+    for leaf in jax.tree.leaves((model.head, () if is_zero else product)):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """Mean, worst, quartiles and best of one number over the clients that have it.
+    """Compute mean, lowest, quartiles and highest of a number over the clients that have it.
 
     >>> spread([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}, {"x": None}], "x")["mean"]
     3.0
@@ -202,53 +230,54 @@ def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     return {"mean": float(values.mean()), **dict(zip(names, quartiles, strict=True))}
 
 
-_KIND = TASK_TYPES["language"]
-
-
-def assess(
-    trained: TrainedModel, loaded: data.TaskData, *, batch: int, cache_dir: str | None = None
+def language_evaluator(
+    model: TrainedModel, task_data: data.TaskData, *, batch: int, cache_dir: str | None = None
 ) -> tuple[Evaluator, int]:
-    """How models on this base are assessed on a language task's test examples, and their number.
+    """Build the evaluation of models on the test examples of a language task.
 
-    Prompts are as in the training, unless the task says how they are.
+    Prompts are as in the training, unless the task has a format of its own.
 
     Args:
-      trained: the model.
-      loaded: the task.
+      model: any model on the base.
+      task_data: the task.
       batch: examples computed, or prompts answered, at once.
-      cache_dir: folder of tokens.
+      cache_dir: folder of cached tokens.
+
+    Returns:
+      The evaluator and the number of examples.
 
     Raises:
       InputError: prompts that leave no room for an answer, or no example that can be used.
     """
-    model, task = trained.pretrained, _prompted(loaded.task, trained.metadata.prompt_format)
-    longest = min(trained.metadata.max_length, model.config.max_tokens)
+    pretrained = model.pretrained
+    task = _with_prompt_format(task_data.task, model.metadata.prompt_format)
+    max_length = min(model.metadata.max_length, pretrained.config.max_tokens)
 
     def encode(split: data.Split) -> instruction_tokens.Encoded:
-        return _KIND.encode(task, split, tokenizer_of(trained), longest, cache_dir)
+        return _LANGUAGE.encode(task, split, tokenizer_of(model), max_length, cache_dir)
 
-    made = encode(loaded.test)
+    test = encode(task_data.test)
     lengths = length_buckets(
-        made.tokens.length, longest=made.tokens.ids.shape[1], most=_KIND.num_buckets
+        test.tokens.length, longest=test.tokens.ids.shape[1], most=_LANGUAGE.num_buckets
     )
-    reading = InputSpec(
-        module=model.module, lengths=lengths, kind="language", dropout=False, lora_dropout=0.0
+    inputs = InputSpec(
+        module=pretrained.module, lengths=lengths, type="language", dropout=False, lora_dropout=0.0
     )
-    tools = EvalContext(
-        task=loaded._replace(task=task),
-        predict=compilation.build_predict(reading, batch, None),
+    context = EvalContext(
+        task=task_data._replace(task=task),
+        predict=build_predict(inputs, batch, None),
         place=jax.device_put,
         encode=encode,
         answer=functools.partial(
-            make_answer_fn, model, new_tokens=task.prompting.answer_tokens, batch=batch
+            make_answer_fn, pretrained, new_tokens=task.prompting.answer_tokens, batch=batch
         ),
     )
-    judge = _KIND.make_eval_fn(tools, made.split, made.tokens)
-    return by_text(judge, loaded.classes, task.metric), len(made.index)
+    eval_fn = _LANGUAGE.make_eval_fn(context, test.split, test.tokens)
+    return text_evaluator(eval_fn, task_data.classes, task.metric), len(test.index)
 
 
-def _prompted(task: data.Task, trained_with: str) -> data.Task:
-    """The task with the prompts of the training, where it leaves them open."""
+def _with_prompt_format(task: data.Task, trained_with: str) -> data.Task:
+    """Return the task with the prompt format of the training, unless it has its own."""
     if task.prompting.format != "auto":
         return task
     return dataclasses.replace(task, prompting=task.prompting._replace(format=trained_with))

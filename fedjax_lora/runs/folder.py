@@ -1,45 +1,25 @@
-"""The output folder of a run, and its history in memory."""
+"""The folder of a run, and the recorder of its history."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import jax
 from filelock import FileLock
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.trees import differing_fields
+from fedjax_lora.core.version import __version__
 from fedjax_lora.data import Task
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
 from fedjax_lora.runs.config import RunConfig
 
-PACKAGES = ("fedjax-lora", "jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
-
 CONFIG, METRICS, TIMING, SUMMARY = "config.json", "metrics.jsonl", "timing.jsonl", "summary.json"
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices: what a number depends on besides the config."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-    }
 
 
 class RunFolder:
@@ -64,11 +44,17 @@ class RunFolder:
         overwrite: bool = False,
         resume: bool = False,
     ) -> Self:
-        """A folder this run may write to; nothing is written to a folder without a run yet.
+        """Take a folder for this run; nothing is written to a folder without a run yet.
+
+        Args:
+          path: the folder.
+          config: the run.
+          overwrite: replace a run that the folder holds.
+          resume: continue the run that the folder holds.
 
         Raises:
           InputError: the folder holds another run, or this one and neither ``overwrite`` nor
-            ``resume`` is set, or something that is no run at all; or another run is writing to it.
+            ``resume`` is set, or other files; or another run is writing to it.
         """
         folder = cls(path)
         if "\0" in str(path):
@@ -97,7 +83,7 @@ class RunFolder:
             self._lock = None
 
     def start(self, config: RunConfig, history: Sequence[dict[str, Any]] = ()) -> None:
-        """Make the folder that of a run which has this history; without one it becomes empty.
+        """Prepare the folder for a run with this history; without one it becomes empty.
 
         Raises:
           InputError: the folder cannot be written, or another run has taken it meanwhile.
@@ -112,43 +98,62 @@ class RunFolder:
             if not history:
                 for name in (CHECKPOINTS, "adapter", "merged", "figures"):
                     atomic_io.remove_folder(self.path / name)
-            self.write(CONFIG, configs.to_dict(config))
+            self.write(CONFIG, {configs.VERSION: __version__} | configs.to_dict(config))
             self._write_lines(METRICS, history)
-            self._write_lines(TIMING, self._timing(len(history)))
+            # A last line may be torn, and lines of rounds after the checkpoint are repeated.
+            self._write_lines(TIMING, read_lines(self.path / TIMING)[: len(history)])
             (self.path / "figures").mkdir(exist_ok=True)
 
     def _check_contents(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
-        present = []
-        if os.path.isdir(self.path):  # hidden files are locks and what was being written
-            present = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
-        if CONFIG in present and (overwrite or resume):
+        """Check that the folder can be that of a run.
+
+        Raises:
+          InputError: it cannot.
+        """
+        files = self._files()
+        if CONFIG in files and (overwrite or resume):
             return
         if resume:
             raise InputError(f"Folder {self.path} holds no run to resume: it has no {CONFIG}.")
-        if not present:
-            return
-        if CONFIG not in present:
+        if CONFIG in files:
+            raise InputError(self._occupied_by(config))
+        if files:
             raise InputError(
-                f"Output folder {self.path} holds other files ({', '.join(present[:3])}) and no "
+                f"Output folder {self.path} holds other files ({', '.join(files[:3])}) and no "
                 "run; choose a new or empty folder with --out."
             )
-        different = differing_fields(self.held(), configs.to_dict(config))
-        what = f"a different run ({', '.join(different[:5])})" if different else "this run already"
-        go_on = "" if different else "resume it with --resume, "
-        raise InputError(
-            f"Output folder {self.path} holds {what}; {go_on}choose another with --out, or "
+
+    def _files(self) -> list[str]:
+        """Names in the folder; hidden files are locks and what was being written."""
+        if not os.path.isdir(self.path):
+            return []
+        return sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+
+    def _occupied_by(self, config: RunConfig) -> str:
+        """Say how the run in the folder differs from this one, and what to do."""
+        different = differing_fields(self.read_config(), configs.to_dict(config))
+        present, go_on = "this run already", "resume it with --resume, "
+        if different:
+            present, go_on = f"a different run ({', '.join(different[:5])})", ""
+        return (
+            f"Output folder {self.path} holds {present}; {go_on}choose another with --out, or "
             "replace it with --overwrite."
         )
 
-    def held(self) -> dict[str, Any]:
-        """The config of the run in the folder, as JSON values; empty if it cannot be read."""
+    def read_config(self) -> dict[str, Any]:
+        """Return the config of the run in the folder as JSON values; empty if it is damaged.
+
+        Raises:
+          InputError: it is a config, but with options that this version does not have.
+        """
         try:
-            return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            values = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            return configs.to_dict(configs.from_dict(values))
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a finished run; None if it is not finished."""
+        """Return the summary of a finished run; None if it is not finished."""
         try:
             return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -170,13 +175,12 @@ class RunFolder:
     def _write_lines(self, name: str, lines: Iterable[Any]) -> None:
         atomic_io.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def _timing(self, rounds: int) -> list[dict[str, Any]]:
-        """The times of the first rounds, as far as they are there: a last line may be torn."""
-        return read_lines(self.path / TIMING)[:rounds]
-
 
 def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file up to the first broken line, as a stopped run may leave."""
+    """Read the records of a JSON-lines file up to the first damaged line.
+
+    A run that was stopped while it wrote leaves such a line.
+    """
     records = []
     with contextlib.suppress(OSError, ValueError):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -184,65 +188,129 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-Write = Callable[[Progress, dict[str, float], bool], None]
-"""Takes what a run has led to so far, the times of the last round and whether it stops there."""
+class Recorder:
+    """The history of a run, in memory and, if the run has a folder, on disk.
+
+    Attributes:
+      history: one record for each round done.
+    """
+
+    def __init__(self, history: Sequence[dict[str, Any]]) -> None:
+        self.history = list(history)
+
+    def record(
+        self,
+        record: dict[str, Any],
+        times: dict[str, float],
+        progress: Progress,
+        *,
+        last: bool,
+    ) -> None:
+        """Add a round.
+
+        Args:
+          record: numbers of the round.
+          times: seconds of the round.
+          progress: the progress after it.
+          last: whether the run ends or stops with it.
+
+        Raises:
+          InputError: the folder cannot be written.
+        """
+        self.history.append(record)
+
+
+class FolderRecorder(Recorder):
+    """A recorder that also writes metrics, timing and checkpoints into a run folder."""
+
+    def __init__(
+        self,
+        history: Sequence[dict[str, Any]],
+        folder: RunFolder,
+        task: Task,
+        checkpoints: CheckpointManager,
+        *,
+        every: int,
+    ) -> None:
+        """Continue the history of a folder.
+
+        Args:
+          history: one record for each round done before.
+          folder: the run folder.
+          task: the task, whose metric decides which checkpoint is the best.
+          checkpoints: writes the checkpoints.
+          every: rounds from one checkpoint to the next.
+        """
+        super().__init__(history)
+        self._folder, self._task = folder, task
+        self._checkpoints, self._every = checkpoints, every
+
+    def record(
+        self,
+        record: dict[str, Any],
+        times: dict[str, float],
+        progress: Progress,
+        *,
+        last: bool,
+    ) -> None:
+        """Add a round to the files of the folder; see `Recorder.record`."""
+        super().record(record, times, progress, last=last)
+        self._folder.append(METRICS, record)
+        self._folder.append(TIMING, times)
+        if last or progress.round % self._every == 0:
+            best_score = score(record, self._task)
+            self._checkpoints.save(progress, self.history, best_score, always=last)
 
 
 @contextlib.contextmanager
-def journal(
+def recording(
     folder: RunFolder | None,
     config: RunConfig,
     task: Task,
-    progress: Progress,
+    history: Sequence[dict[str, Any]],
     *,
     about: Callable[[], dict[str, Any]],
-    found: Sequence[Checkpoint] = (),
-) -> Iterator[Write]:
-    """Record the rounds of a run in its folder, if it has one.
+    checkpoints: Sequence[Checkpoint] = (),
+) -> Iterator[Recorder]:
+    """Record the rounds of a run, in its folder if it has one.
 
     Leaving the context waits until the last checkpoint is on disk.
 
     Args:
       folder: claimed for the run.
-      config: of the run.
-      task: the run's, whose metric decides which checkpoint is the best.
-      progress: the state that the run begins or continues with.
-      about: returns what every checkpoint says of the run; called only if there is a folder.
-      found: the run's checkpoints so far.
+      config: the run.
+      task: the task, whose metric decides which checkpoint is the best.
+      history: one record for each round done before.
+      about: returns what every checkpoint says about the run; called only if there is a folder.
+      checkpoints: complete checkpoints of the run.
 
     Raises:
       InputError: the folder cannot be written.
     """
     if folder is None:
-        yield lambda progress, times, stopping: None
+        yield Recorder(history)
         return
-    how, rounds = config.execution, config.federation.rounds
-    folder.start(config, progress.history)
-
-    def write(progress: Progress, times: dict[str, float], stopping: bool) -> None:
-        record = progress.history[-1]
-        folder.append(METRICS, record)
-        folder.append(TIMING, times)
-        last = stopping or progress.round == rounds
-        if last or progress.round % how.checkpoint_every == 0:
-            keeper.save(progress, score(record, task), always=last)
-
-    keeper = CheckpointManager(folder.path, about(), keep=how.checkpoint_keep, found=found)
-    with keeper:
-        yield write
+    options = config.execution
+    manager = CheckpointManager(
+        folder.path, about(), keep=options.checkpoint_keep, checkpoints=checkpoints
+    )
+    recorder = FolderRecorder(history, folder, task, manager, every=options.checkpoint_every)
+    folder.start(config, history)
+    with manager:
+        yield recorder
 
 
 def score(record: dict[str, Any], task: Task) -> float | None:
-    """What makes one checkpoint better than another: the metric, on validation data if there is.
+    """Return the score of a checkpoint: the task's metric, on validation data if there is.
 
     Args:
-      record: of the round.
-      task: the run's; of a metric that is an error, the score is its negative.
+      record: record of the checkpoint's round.
+      task: the task; the score is the negative of a metric that is an error.
 
     Returns:
-      The higher, the better; None where the round was not evaluated, or its model has diverged.
+      A number, higher is better; None if the round was not evaluated, or its model has diverged.
     """
-    found = record.get(f"validation_{task.metric}", record.get(task.metric))
-    if found is None:
+    value = record.get(f"validation_{task.metric}", record.get(task.metric))
+    if value is None:
         return None
-    return -found if task.lower_is_better else found
+    return -value if task.lower_is_better else value

@@ -1,5 +1,6 @@
-"""The data and the model of a run, loaded."""
+"""Load the data and the model of a run, and decide the devices that it runs on."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,11 +10,20 @@ from fedjax_lora import data, federated, interop, models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Key
 from fedjax_lora.evaluation.task_types import TASK_TYPES
+from fedjax_lora.federated import Execution
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 
 
 class Assets(NamedTuple):
-    """What does not depend on the method: runs that compare methods share it."""
+    """Data and model of a run; they do not depend on the method, so runs can share them.
+
+    Attributes:
+      task: the task and its texts.
+      model: the base model with a head for the task.
+      train: tokens of the training examples.
+      validation: tokens of the validation examples, if there are any.
+      test: tokens of the test examples.
+    """
 
     task: data.TaskData
     model: models.Pretrained
@@ -32,80 +42,102 @@ def load_assets(
     """Load and tokenise the task, and load the model with a head for it.
 
     Args:
-      config: what to load.
-      cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
-      model: what was loaded before for the same model options and task with any seed; the new
-        model shares its base, and only what the checkpoint lacks is drawn from the config's seed.
+      config: the run.
+      cache_dir: folder of cached tokens, see `fedjax_lora.data.encode`.
+      model: a model loaded before for the same model options and task with any seed. The new model
+        shares its base, and only what the checkpoint lacks is drawn from the config's seed.
       weights: False leaves the model's weights on disk: its parameters are shapes alone.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
     """
-    chosen = config.data
+    options = config.data
     task = data.load(
-        chosen.task,
-        data_dir=chosen.data_dir,
-        train_examples=chosen.train_examples,
-        validation_examples=chosen.validation_examples,
-        test_examples=chosen.test_examples,
+        options.task,
+        data_dir=options.data_dir,
+        train_examples=options.train_examples,
+        validation_examples=options.validation_examples,
+        test_examples=options.test_examples,
         seed=config.seed,
     )
-    kind = TASK_TYPES[task.task.type]
-    if model is None:
-        model = models.load(
-            config.model.model,
-            num_labels=kind.num_outputs(task),
-            layers=config.model.layers,
-            dtype=config.model.dtype,
-            storage=config.model.storage,
-            pooling=config.model.pooling,
-            dropout=config.model.dropout,
-            remat=config.model.remat,
-            weights=weights,
-            # At once, if they are cut: no device may have room for all of them.
-            sharding=federated.in_parts(mesh_of(config)),
-            key=model_key(config),
-        )
-    else:
-        model = models.reinitialize(model, model_key(config))
-    if weights:
-        model = with_first(model, config)
+    model = _load_model(config, task, model, weights=weights)
     check_tokenizer(model)
-    splits = [task.train, task.validation, task.test]
-    encoded = [
-        None
-        if split is None
-        else kind.encode(task.task, split, model.tokenizer, chosen.max_length, cache_dir)
-        for split in splits
-    ]
-    train, validation, test = encoded
-    assert train is not None and test is not None
-    lost = sum(len(s.texts) - len(e.index) for s, e in zip(splits, encoded, strict=True) if s and e)
+    return _encode(task, model, options.max_length, cache_dir)
+
+
+def _load_model(
+    config: RunConfig,
+    task: data.TaskData,
+    loaded: models.Pretrained | None,
+    *,
+    weights: bool,
+) -> models.Pretrained:
+    """Load the model with a head for a task, or draw the head of a loaded one anew."""
+    options, key = config.model, model_key(config)
+    if loaded is not None:
+        model = models.reinitialize(loaded, key)
+    else:
+        model = models.load(
+            options.model,
+            num_labels=TASK_TYPES[task.task.type].num_outputs(task),
+            layers=options.layers,
+            dtype=options.dtype,
+            storage=options.storage,
+            pooling=options.pooling,
+            dropout=options.dropout,
+            remat=options.remat,
+            weights=weights,
+            # Divided while loading: no single device may have room for all weights.
+            sharding=federated.in_parts(execution_of(config).mesh),
+            key=key,
+        )
+    return with_adapter_head(model, config) if weights else model
+
+
+def _encode(
+    task: data.TaskData, model: models.Pretrained, max_length: int, cache_dir: str | None
+) -> Assets:
+    """Tokenise all splits of a task; examples that cannot be used are counted and left out."""
+    task_type = TASK_TYPES[task.task.type]
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    encoded = {
+        name: task_type.encode(task.task, split, model.tokenizer, max_length, cache_dir)
+        for name, split in splits.items()
+        if split is not None
+    }
+    lost = sum(len(splits[name].texts) - len(e.index) for name, e in encoded.items())
+    longest = max(e.tokens.ids.shape[1] for e in encoded.values())
+    _check_length(longest, model.config.max_tokens)
     task = task._replace(
-        train=train.split,
-        validation=None if validation is None else validation.split,
-        test=test.split,
-        skipped=task.skipped + lost,
+        skipped=task.skipped + lost, **{name: e.split for name, e in encoded.items()}
     )
-    tokens = [e and e.tokens for e in (train, validation, test)]
-    _check_length(max(x.ids.shape[1] for x in tokens if x is not None), model.config.max_tokens)
-    return Assets(task, model, train.tokens, tokens[1], test.tokens)
+    validation = encoded["validation"].tokens if "validation" in encoded else None
+    return Assets(task, model, encoded["train"].tokens, validation, encoded["test"].tokens)
 
 
-def mesh_of(config: RunConfig) -> Mesh | None:
-    """The mesh a run is spread over, if it is.
+def execution_of(config: RunConfig) -> Execution:
+    """Return how the cohorts of a run are executed, with the mesh of its devices.
 
     Raises:
-      InputError: the devices do not make one, or one is described that the mode has no use for.
+      InputError: the devices do not form the mesh, or a mesh is given for a mode without one.
     """
-    how, usual = config.execution, ExecutionConfig()
-    if how.mode == "sharded":
-        return federated.client_mesh(how.devices, how.mesh)
+    return _make_execution(config.execution, config.federation.cohort)
+
+
+@functools.cache
+def _make_execution(options: ExecutionConfig, cohort: int) -> Execution:
+    clients_per_step = options.clients_per_step or federated.default_clients_per_step(cohort)
+    return Execution(mode=options.mode, clients_per_step=clients_per_step, mesh=_mesh(options))
+
+
+def _mesh(options: ExecutionConfig) -> Mesh | None:
+    if options.mode == "sharded":
+        return federated.client_mesh(options.devices, options.mesh)
     for name in ("devices", "mesh"):
-        if getattr(how, name) != getattr(usual, name):
+        if getattr(options, name) != getattr(ExecutionConfig(), name):
             raise InputError(
-                f"{name} is given, but mode {how.mode} runs on one device; add --mode sharded, or "
-                "leave it out."
+                f"{name} is given, but mode {options.mode} runs on one device; add --mode sharded, "
+                f"or leave {name} out."
             )
     return None
 
@@ -131,12 +163,12 @@ def _check_length(longest: int, window: int) -> None:
 
 
 def model_key(config: RunConfig) -> Key:
-    """The key of the parameters that the checkpoint does not have, the head first of all."""
+    """Return the key of the parameters that the checkpoint lacks, above all the head."""
     return jax.random.fold_in(jax.random.key(config.seed), 2)
 
 
-def with_first(model: models.Pretrained, config: RunConfig) -> models.Pretrained:
-    """The model with what the adapter that a config begins with brings along, its head above all.
+def with_adapter_head(model: models.Pretrained, config: RunConfig) -> models.Pretrained:
+    """Return the model with the head of the adapter that the run begins with, if there is one.
 
     Raises:
       InputError: an adapter that cannot be read, or of another model.

@@ -1,8 +1,8 @@
-"""What a run hands over: the global model, and the model each client would go on from."""
+"""The results of a run: models, figures, summary, and what they say about themselves."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_lora import data, interop, lora, methods
-from fedjax_lora.core import atomic_io
+from fedjax_lora.core import atomic_io, distributed
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.evaluation.evaluator import global_model
@@ -20,12 +20,12 @@ from fedjax_lora.interop import ModelMetadata, TrainedModel
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.runs import plots
-from fedjax_lora.runs.build import Experiment
+from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder import SUMMARY, RunFolder, environment
+from fedjax_lora.runs.environment import environment
+from fedjax_lora.runs.folder import SUMMARY, RunFolder
 from fedjax_lora.runs.loading import Assets
-from fedjax_lora.runs.plots import draw
 
 if TYPE_CHECKING:
     import pandas
@@ -34,15 +34,14 @@ ADAPTER, MERGED = "adapter", "merged"
 
 
 def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> ModelMetadata:
-    """What is said of a run's models.
+    """Build the metadata of the models of a run.
 
     Args:
-      config: the run's.
-      assets: the run's.
-      record: of a round, whose evaluation is told.
+      config: the run.
+      assets: data and model of the run.
+      record: record of a round, whose scores the metadata state.
     """
     task, fed, local = assets.task.task, config.federation, config.local
-    paper = methods.paper(fed.method)
     return ModelMetadata(
         base=config.model.model,
         base_sha256=assets.model.fingerprint,
@@ -59,7 +58,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
         metric=task.metric,
         hub=task.hub.id if task.hub else "",
         training={
-            "method": f"{fed.method} ({paper})",
+            "method": f"{fed.method} ({methods.paper(fed.method)})",
             "clients": f"{fed.clients}, {fed.cohort} in a round, {fed.rounds} rounds",
             "ranks": fed.ranks,
             "training examples": f"{len(assets.train.label)}, divided by {fed.partition}",
@@ -73,48 +72,31 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
     )
 
 
-def of_server(
-    experiment: Experiment, state: FederatedState, record: Mapping[str, Any]
-) -> TrainedModel:
-    """The global model.
+def server_model(run: Run, state: FederatedState, record: Mapping[str, Any]) -> TrainedModel:
+    """Return the global model of a state.
 
     Args:
-      experiment: the run.
-      state: of its federation.
-      record: of a round, whose evaluation the model's metadata state.
+      run: the run.
+      state: state of its federation.
+      record: record of a round, whose scores the model's metadata state.
     """
-    trained, gain = global_model(state, experiment.spec)
+    trained, gain = global_model(state, run.method.spec)
     return _trained_model(
-        experiment,
-        describe(experiment.config, experiment.assets, record),
+        run,
+        describe(run.config, run.inputs.assets, record),
         (trained.adapter, gain, trained.head, state.server.kernels),
     )
 
 
-def _trained_model(
-    experiment: Experiment, metadata: ModelMetadata, params: tuple[Any, ...]
-) -> TrainedModel:
-    adapter, gain, head, kernels = _here(params)
-    return TrainedModel(
-        pretrained=experiment.assets.model,
-        metadata=metadata,
-        targets=experiment.spec.targets,
-        adapter=adapter,
-        gain=gain,
-        head=head,
-        kernels=kernels,
-    )
+def client_model(run: Run, progress: Progress, client: int) -> TrainedModel:
+    """Return the model that a client would begin the next round with, at its own rank.
 
-
-def of_client(experiment: Experiment, progress: Progress, client: int) -> TrainedModel:
-    """The model that a client would begin the next round with, at its own rank.
-
-    What a method keeps on its clients and local heads are the client's own.
+    Arrays that the method keeps on clients, and local heads, are those of the client.
 
     Args:
-      experiment: the run.
-      progress: what it has led to.
-      client: from 0.
+      run: the run.
+      progress: its progress.
+      client: number of the client, from 0.
 
     Raises:
       InputError: no such client.
@@ -122,61 +104,64 @@ def of_client(experiment: Experiment, progress: Progress, client: int) -> Traine
     count = len(progress.rank)
     if not 0 <= client < count:
         raise InputError(f"Client {client} does not exist; the clients are 0..{count - 1}.")
-    state, fed = progress.state, experiment.config.federation
-    nothing: Any = None  # is trained on
+    state, heads = progress.state, run.config.federation.heads
+    no_batches: Any = None
     plan = Plan(
         id=jnp.array([client], jnp.int32),
         rank=jnp.asarray(progress.rank[[client]], jnp.int32),
-        weight=jnp.array([len(experiment.federation.members[client])], jnp.float32),
-        batches=nothing,
+        weight=jnp.array([len(run.federation.members[client])], jnp.float32),
+        batches=no_batches,
         rate=0.0,
         round=jnp.asarray(progress.round, jnp.int32),
     )
-    key = jax.random.key(experiment.config.seed)
-    mine = jax.tree.map(lambda x: x[client][None], state.clients)
-    cohort = cohort_of(experiment.spec, plan, plan.weight, key)
-    start = experiment.method.broadcast(state.server, mine.method, cohort)
+    stored = jax.tree.map(lambda x: x[client][None], state.clients)
+    cohort = cohort_of(run.method.spec, plan, plan.weight, run.key)
+    start = run.method.broadcast(state.server, stored.method, cohort)
     adapter = lora.fold(start.adapter, start.coefficients)
-    own = (adapter, start.gain, mine.head if fed.heads == "local" else per_client(state.head))
-    parts = jax.tree.map(lambda x: x[0], own)
-    metadata = describe(experiment.config, experiment.assets, {})
+    head = stored.head if heads == "local" else per_client(state.head)
+    params = jax.tree.map(lambda x: x[0], (adapter, start.gain, head))
+    metadata = describe(run.config, run.inputs.assets, {})
     training = metadata.training | {"client": f"{client}, of rank {progress.rank[client]}"}
-    return _trained_model(
-        experiment,
-        dataclasses.replace(metadata, training=training),
-        (*parts, state.server.kernels),
+    metadata = dataclasses.replace(metadata, training=training)
+    return _trained_model(run, metadata, (*params, state.server.kernels))
+
+
+def _trained_model(run: Run, metadata: ModelMetadata, params: tuple[Any, ...]) -> TrainedModel:
+    # Arrays that may be spread over devices, on the one where the base was loaded.
+    params = jax.tree.map(jnp.asarray, jax.device_get(params))
+    adapter, gain, head, kernels = params
+    return TrainedModel(
+        pretrained=run.inputs.assets.model,
+        metadata=metadata,
+        targets=run.method.spec.targets,
+        adapter=adapter,
+        gain=gain,
+        head=head,
+        kernels=kernels,
     )
-
-
-def _here(tree: Any) -> Any:
-    """Arrays that may be spread over devices, on the one where the base was loaded."""
-    return jax.tree.map(jnp.asarray, jax.device_get(tree))
-
-
-def write_model(folder: pathlib.Path, fitted: TrainedModel) -> None:
-    """Write a run's global model into its folder, as ``adapter`` or else as ``merged``.
-
-    Methods that add to the base can add so much in many rounds that the one adapter that does the
-    same would be larger than the matrices it is for. Then the merged model is written.
-    """
-    one = fitted.fold_kernels()
-    small = one.relative_size() < 1
-    wanted, other = (ADAPTER, MERGED) if small else (MERGED, ADAPTER)
-    atomic_io.remove_folder(folder / other)
-    save = interop.save_adapter if small else interop.save_merged
-    atomic_io.write_folder(folder / wanted, lambda path: save(path, one if small else fitted))
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+      config: the run.
+      metric: metric of the task.
+      spec: LoRA spec of the federation.
+      state: state after the last round.
+      rank: rank of each client after the last round, ``int32[N]``.
+      records: one record per round, as in ``metrics.jsonl``.
+      summary: numbers of the whole run, as in ``summary.json``.
+      out: the run folder, if there is one.
+    """
 
     config: RunConfig
-    metric: str  # of the task
+    metric: str
     spec: LoraSpec
     state: FederatedState
-    rank: np.ndarray  # int32[N], at the end
-    records: list[dict[str, Any]]  # one per round, as in metrics.jsonl
+    rank: np.ndarray
+    records: list[dict[str, Any]]
     summary: dict[str, Any]
     out: pathlib.Path | None
 
@@ -193,7 +178,7 @@ class Result:
         return self.state.server.adapter
 
     def plot(self) -> Figure:
-        """The test metric and the losses over the rounds, as a figure that a notebook shows."""
+        """Draw the test metric and the losses over the rounds."""
         return plots.history(
             self.records,
             metric=self.metric,
@@ -202,52 +187,85 @@ class Result:
         )
 
 
-def result(
-    experiment: Experiment,
+def make_result(
+    run: Run,
     progress: Progress,
+    history: Sequence[dict[str, Any]],
     summary: dict[str, Any],
     folder: RunFolder | None,
 ) -> Result:
-    """A finished run, from what it has led to."""
+    """Collect the results of a finished run.
+
+    Args:
+      run: the run.
+      progress: the progress after the last round.
+      history: one record per round.
+      summary: from `summarise`.
+      folder: the run folder of the first process.
+    """
     return Result(
-        experiment.config,
-        experiment.assets.task.task.metric,
-        experiment.spec,
-        progress.state,
-        progress.rank,
-        progress.history,
-        summary,
-        folder.path if folder else None,
+        config=run.config,
+        metric=run.task.metric,
+        spec=run.method.spec,
+        state=progress.state,
+        rank=progress.rank,
+        records=list(history),
+        summary=summary,
+        out=folder.path if folder else None,
     )
 
 
-def write_outputs(
-    folder: RunFolder, experiment: Experiment, made: Result, fitted: TrainedModel
-) -> None:
-    """Write the figures, the global model and, last of all, the summary of a finished run."""
-    assets = experiment.assets
-    made.plot().savefig(folder.path / "figures" / "accuracy.png")
-    if assets.task.classes:
-        parts = data.Partition(tuple(experiment.federation.members), None)
-        counts = data.class_counts(parts, assets.task.train.labels, len(assets.task.classes))
-        draw(counts, assets.task.classes, folder.path / "figures" / "partition.png")
-    write_model(folder.path, fitted)
-    folder.write(SUMMARY, made.summary)
+def finish(
+    run: Run,
+    progress: Progress,
+    history: Sequence[dict[str, Any]],
+    reference: dict[str, Any],
+    times: dict[str, float],
+    folder: RunFolder | None,
+) -> Result:
+    """Summarise a run after its last round and write its outputs.
+
+    Args:
+      run: the run.
+      progress: the progress after the last round.
+      history: one record per round.
+      reference: the scores that those of the run are compared with.
+      times: seconds of the run.
+      folder: the run folder of the first process.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    summary = summarise(run, history, reference, times)
+    result = make_result(run, progress, history, summary, folder)
+    model = server_model(run, progress.state, history[-1])
+    with distributed.raise_on_all():
+        if folder is not None:
+            with atomic_io.reporting_write_errors(folder.path):
+                _write_outputs(folder, run, result, model)
+    return result
 
 
 def summarise(
-    experiment: Experiment,
-    history: list[dict[str, Any]],
+    run: Run,
+    history: Sequence[dict[str, Any]],
     reference: dict[str, Any],
-    seconds: dict[str, float],
+    times: dict[str, float],
 ) -> dict[str, Any]:
-    """The numbers of a whole run; ``reference`` is what they are to be compared with."""
-    task, assets = experiment.assets.task.task, experiment.assets
-    summary: dict[str, Any] = {"method": experiment.config.federation.method, "task": task.name}
+    """Return the numbers of a whole run.
+
+    Args:
+      run: the run.
+      history: one record per round.
+      reference: the scores that those of the run are compared with.
+      times: seconds of the run.
+    """
+    assets, task = run.inputs.assets, run.task
     names = (task.metric, "accuracy", "loss", "perplexity")
-    summary |= {k: v for k, v in history[-1].items() if any(name in k for name in names)}
+    scores = {k: v for k, v in history[-1].items() if any(name in k for name in names)}
     return (
-        summary
+        {"method": run.config.federation.method, "task": task.name}
+        | scores
         | reference
         | {
             "rounds": len(history),
@@ -257,8 +275,36 @@ def summarise(
             "skipped_examples": assets.task.skipped,
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
-            **seconds,
+            **times,
             "base_sha256": assets.model.fingerprint,
         }
         | environment()
+    )
+
+
+def _write_outputs(folder: RunFolder, run: Run, result: Result, model: TrainedModel) -> None:
+    """Write the figures, the global model and, last of all, the summary of a finished run."""
+    task = run.inputs.assets.task
+    result.plot().savefig(folder.path / "figures" / "accuracy.png")
+    if task.classes:
+        partition = data.Partition(tuple(run.federation.members), None)
+        counts = data.class_counts(partition, task.train.labels, len(task.classes))
+        plots.draw(counts, task.classes, folder.path / "figures" / "partition.png")
+    write_model(folder.path, model)
+    folder.write(SUMMARY, result.summary)
+
+
+def write_model(folder: pathlib.Path, model: TrainedModel) -> None:
+    """Write the global model of a run into its folder, as ``adapter`` or else as ``merged``.
+
+    Methods that add to the base can add so much in many rounds that the one adapter that does the
+    same would be larger than the matrices it is for. Then the merged model is written.
+    """
+    one_adapter = model.fold_kernels()
+    is_small = one_adapter.relative_size() < 1
+    name, other = (ADAPTER, MERGED) if is_small else (MERGED, ADAPTER)
+    save = interop.save_adapter if is_small else interop.save_merged
+    atomic_io.remove_folder(folder / other)
+    atomic_io.write_folder(
+        folder / name, lambda path: save(path, one_adapter if is_small else model)
     )

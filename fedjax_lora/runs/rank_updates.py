@@ -1,17 +1,22 @@
-"""Loss-based rank allocation as a part of a run; see `fedjax_lora.federated.ranks.reallocation`."""
+"""Ranks of a run's clients: the initial ones, and loss-based reallocation between rounds.
+
+See `fedjax_lora.federated.ranks.reallocation`.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from fedjax_lora import federated, lora
+from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Key, Params
-from fedjax_lora.federated import FederatedState, Plan
+from fedjax_lora.federated import ClientUpdateFn, FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
-from fedjax_lora.federated.ranks import RankSchedule, client_scoring, reallocation
-from fedjax_lora.federated.ranks.reallocation import Reallocate
+from fedjax_lora.federated.ranks import Allocation, RankSchedule, client_scoring, reallocation
+from fedjax_lora.federated.ranks.client_scoring import ValidationResult
+from fedjax_lora.federated.ranks.reallocation import Reallocate, keep_ranks
 from fedjax_lora.lora.params import Init
 from fedjax_lora.runs.compilation import RoundSpec
 
@@ -19,10 +24,25 @@ NEW_COMPONENTS = 2**31
 """Folded into the root key to draw the components of promoted clients; no round has this number."""
 
 
-def make_reallocate(
-    review: RankSchedule,
-    recipe: RoundSpec,
+class RankUpdates(NamedTuple):
+    """The ranks of all clients and how they change.
+
+    Attributes:
+      initial: rank of each client in the first round, ``[N]``.
+      schedule: when clients are scored and what follows, if ranks change.
+      reallocate: gives clients new ranks before a round.
+    """
+
+    initial: np.ndarray
+    schedule: RankSchedule | None = None
+    reallocate: Reallocate = keep_ranks
+
+
+def make_rank_updates(
+    allocation: Allocation,
+    round_spec: RoundSpec,
     federation: Federation,
+    client_update: ClientUpdateFn,
     *,
     base: Params,
     train: Any,
@@ -30,61 +50,62 @@ def make_reallocate(
     batch: int,
     init: Init,
     key: Key,
-) -> Reallocate:
-    """Who is scored on what, and what new components begin as.
+) -> RankUpdates:
+    """Build the reallocation of ranks, with the scoring of clients that it needs.
 
     Args:
-      review: when clients are scored and what follows.
-      recipe: that of the rounds.
-      federation: plans the training of those who are scored.
-      base: the frozen model.
+      allocation: the initial ranks and a schedule of their changes.
+      round_spec: that of the rounds.
+      federation: plans the training of the clients that are scored.
+      client_update: trains a cohort as a round does.
+      base: parameters of the frozen base.
       train: training tokens.
       validation: validation tokens, if there are any.
       batch: examples in a validation batch.
-      init: how components begin.
-      key: the run's root key.
+      init: initialisation of new components.
+      key: root key of the run.
 
     Raises:
-      InputError: the review needs validation examples or classes that the run does not have.
+      InputError: the schedule needs validation examples or classes that the run does not have.
     """
+    schedule = allocation.schedule
+    if schedule is None:
+        return RankUpdates(allocation.ranks)
 
-    def renew(adapter: Adapter) -> Adapter:
-        own = jax.random.fold_in(key, NEW_COMPONENTS)
-        fresh = lora.init(recipe.spec, own, method=init)
-        return reallocation.reinitialize_above(recipe.spec, review.low, adapter, fresh)
+    def draw_above(adapter: Adapter) -> Adapter:
+        fresh_key = jax.random.fold_in(key, NEW_COMPONENTS)
+        fresh = lora.init(round_spec.spec, fresh_key, method=init)
+        return reallocation.reinitialize_above(round_spec.spec, schedule.low, adapter, fresh)
 
-    def measured(
-        score_fn: client_scoring.ScoreFn,
-    ) -> Callable[[FederatedState, Plan], client_scoring.ValidationResult]:
-        return lambda state, plan: score_fn(base, train, validation, state, plan, key)
-
-    score = None
-    if review.needs_validation:
-        _check(review, recipe, validation)
-        score = measured(_make_score(recipe, validation, batch))
-    return reallocation.make_reallocate(review, federation, score, renew)
+    score: Callable[[FederatedState, Plan], ValidationResult] | None = None
+    if schedule.needs_validation:
+        _check(schedule, round_spec, validation)
+        score_fn = _make_score_fn(round_spec, client_update, validation, batch)
+        score = lambda state, plan: score_fn(base, train, validation, state, plan, key)  # noqa: E731
+    reallocate = reallocation.make_reallocate(schedule, federation, score, draw_above)
+    return RankUpdates(allocation.ranks, schedule, reallocate)
 
 
-def _check(review: RankSchedule, recipe: RoundSpec, validation: Any | None) -> None:
+def _check(schedule: RankSchedule, round_spec: RoundSpec, validation: Any | None) -> None:
     if validation is None:
         raise InputError(
             "Rank allocation 'loss_based' scores clients on validation examples, of which there "
             "are none; set validation_examples."
         )
-    if recipe.reading.kind == "regression" and review.score == "accuracy":
+    if round_spec.inputs.type == "regression" and schedule.score == "accuracy":
         raise InputError(
             "This task has no classes to be accurate about; choose score='loss' in the rank "
             "allocation 'loss_based'."
         )
 
 
-def _make_score(recipe: RoundSpec, validation: Any, batch: int) -> client_scoring.ScoreFn:
-    client_update = federated.make_client_update(
-        recipe.make_method(), recipe.training(), heads=recipe.heads, execution=recipe.execution
-    )
-    objective = recipe.reading.objective()
+def _make_score_fn(
+    round_spec: RoundSpec, client_update: ClientUpdateFn, validation: Any, batch: int
+) -> client_scoring.ScoreFn:
+    """Compile the scoring of a cohort on the validation examples."""
+    objective = round_spec.inputs.objective()
     rows = client_scoring.bucket_by_length(
         jax.device_get(validation.length), objective.lengths, batch=batch
     )
     validate = client_scoring.make_validate_fn(objective, rows)
-    return client_scoring.make_score_fn(client_update, validate, recipe.execution)
+    return client_scoring.make_score_fn(client_update, validate, round_spec.execution)

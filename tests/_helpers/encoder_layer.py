@@ -1,6 +1,7 @@
 """One layer of an encoder without weights: shapes to trace and compile a cohort's training."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax

@@ -1,23 +1,37 @@
-"""The example with a model and a loss of one's own, shortened; its result file is of its code."""
+"""The examples with a model and a rule of one's own, shortened; the result file is of this code."""
 
 import json
 
 import jax
 import pytest
 
-from experiments.examples import own_model
+from experiments.examples import own_method, own_model
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """The examples are a user's code: with JAX's own promotion of types and shapes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.parametrize("method", ["hlora", "fed_plora"])
 def test_clients_of_four_ranks_adapt_a_model_of_ones_own(method: str):
-    with jax.numpy_dtype_promotion("standard"):  # optax needs it, and this is the user's code
-        found = own_model.main(number=6, steps=100, method=method)
+    found = own_model.main(rounds=6, steps=100, method=method)
     assert found["base_on_upright"] > 0.9
     assert found["base_on_turned"] < 0.3
     assert found["adapted_on_turned"] > found["base_on_turned"] + 0.2
 
 
 def test_the_result_file_is_that_of_the_experiment():
-    held = json.loads((own_model.RESULTS / "result.json").read_text())
-    assert held["rounds"] == len(held["history"]) - 1 == 30
-    assert held["adapted_on_turned"] == held["history"][-1] > 0.8
+    saved = json.loads((own_model.RESULTS / "own_model.json").read_text())
+    assert saved["rounds"] == len(saved["history"]) - 1 == 30
+    assert saved["adapted_on_turned"] == saved["history"][-1] > 0.8
+
+
+def test_a_rule_of_ones_own_trains_and_is_not_the_masked_mean():
+    losses = own_method.main(rounds=3)
+    assert all(after[-1] < after[0] for after in losses.values())
+    own, mean = losses["movement_weighted"], losses["masked_mean"]
+    assert own[0] == mean[0] and own[1:] != mean[1:]
+    assert losses["movement_weighted(power=0.0)"][1:] != own[1:]

@@ -52,15 +52,16 @@ def config(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> 
 
 
 def prepare(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> Any:
-    """Experiment and plan of the case's round."""
-    made = build.prepare(config(case, model, data_dir, mode))
-    return made, made.federation.plan(0, made.rank, RATE)
+    """Run and plan of the case's round."""
+    made = build.build(config(case, model, data_dir, mode))
+    return made, made.federation.plan(0, made.ranks.initial, RATE)
 
 
 def work(case: Case, model: str, data_dir: str | None) -> Work:
     """The round's work as arrays."""
     made, plan = prepare(case, model, data_dir)
-    tokens, batches = made.data, plan.batches
+    tokens, batches = made.inputs.train, plan.batches
+    shapes = made.round_spec.shapes
     return Work(
         ids=np.asarray(tokens.ids),
         types=np.asarray(tokens.types),
@@ -70,31 +71,31 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
         index=batches.index,
         valid=batches.valid,
         steps=batches.steps,
-        shape=np.array(made.recipe.shapes)[first_fitting(made.recipe.shapes, step_sizes(batches))],
+        shape=np.array(shapes)[first_fitting(shapes, step_sizes(batches))],
     )
 
 
 def contender(case: Case, model: str, data_dir: str | None, mode: str) -> Callable[[], float]:
     """A round from the beginning; returns the mean loss that clients report."""
     made, plan = prepare(case, model, data_dir, mode)
-    return _round(case, made, plan, made.round_fn)
+    return _round(case, made, plan, made.step)
 
 
 def compiled(case: Case, model: str, data_dir: str | None) -> tuple[Callable[[], float], str]:
     """`contender`, and the text of the program that it runs."""
     made, plan = prepare(case, model, data_dir)
-    given = (made.base, made.data, made.state, plan, jax.random.key(0))
-    program = made.round_fn.lower(*given).compile()
+    given = (made.inputs.base, made.inputs.train, made.begin().state, plan, jax.random.key(0))
+    program = made.step.lower(*given).compile()
     return _round(case, made, plan, program), program.as_text()
 
 
 def _round(case: Case, made: Any, plan: Any, round_fn: Callable[..., Any]) -> Callable[[], float]:
-    key = jax.random.key(0)
+    key, start = jax.random.key(0), made.begin().state
 
     def round() -> float:
         # A round gives its input state's memory back; so does every turn.
-        state = jax.tree.map(lambda x: x.copy(), made.state)
-        state, seen = round_fn(made.base, made.data, state, plan, key)
+        state = jax.tree.map(lambda x: x.copy(), start)
+        state, seen = round_fn(made.inputs.base, made.inputs.train, state, plan, key)
         jax.block_until_ready(state)
         return float(np.mean(np.asarray(seen.loss)[: case.clients]))
 
@@ -104,8 +105,8 @@ def _round(case: Case, made: Any, plan: Any, round_fn: Callable[..., Any]) -> Ca
 def start(case: Case, model: str, data_dir: str | None) -> dict[str, np.ndarray]:
     """The global adapter that the round begins with: PyTorch's ``[R, i]`` by module name."""
     made, _ = prepare(case, model, data_dir)
-    config, named = made.assets.model.config, {}
-    for path, pair in made.state.server.adapter.items():
+    config, named = made.inputs.assets.model.config, {}
+    for path, pair in made.begin().state.server.adapter.items():
         for layer, a in enumerate(np.asarray(pair.a)):
             named[models.hf_module(config, path, layer)] = a.T
     return named

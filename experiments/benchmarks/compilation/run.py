@@ -71,20 +71,20 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
     loaded = age()
     run.run(chosen, out=out, assets=assets, programs=shared, on_round=lambda _: ends.append(age()))
     compiled, traced = list(compiler.programs), dict(compiler.traced)
-    made = build.prepare(chosen, assets, shared)  # to look at: its programs are the run's
-    plans = [made.federation.plan(t, made.rank, 1e-3) for t in range(setting.rounds)]
+    made = build.build(chosen, assets, shared)  # to look at: its programs are the run's
+    plans = [made.federation.plan(t, made.ranks.initial, 1e-3) for t in range(setting.rounds)]
     need = np.stack([step_sizes(plan.batches) for plan in plans])
-    shapes, taken = made.recipe.shapes, need[..., 0] > 0
+    shapes, taken = made.round_spec.shapes, need[..., 0] > 0
     steps = np.bincount(first_fitting(shapes, need[taken]), minlength=len(shapes))
-    text = made.round_fn.lower(  # type: ignore[attr-defined]
-        made.base, made.data, made.state, plans[0], jax.random.key(0)
+    text = made.step.lower(  # type: ignore[attr-defined]
+        made.inputs.base, made.inputs.train, made.begin().state, plans[0], jax.random.key(0)
     ).as_text("hlo")
     return {
         "loaded_seconds": loaded,
         "round_end_seconds": ends,
         "programs": compiled,
         "traced_seconds": traced,
-        "round_compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
+        "round_compilations": made.step.compiled._cache_size(),  # type: ignore[attr-defined]
         "step_copies": branches(text),
         "shapes": shapes,
         "steps_by_shape": steps.tolist(),

@@ -9,6 +9,7 @@ from fedjax_lora.core import trees
 from fedjax_lora.runs import build, compilation
 from fedjax_lora.runs.build import Assets
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.loading import execution_of
 
 
 def compiled_bytes(config: RunConfig, assets: Assets) -> int:
@@ -18,20 +19,21 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
       config: the run; heads are averaged.
       assets: its data and model, whose parameters may be shapes alone.
     """
-    layout = build.lay_out(config, assets)
-    federation, recipe = build.arrange(config, assets, layout)
+    setup = build.set_up(config, assets, execution_of(config))
+    federation = build.make_federation(config, assets, setup)
+    round_spec, spec = build.make_round_spec(config, assets, setup), setup.method.spec
     kernels = trees.flat(assets.model.params)
     state = jax.eval_shape(
         lambda *given: federated.init_state(
-            layout.method, *given, clients=config.federation.clients, heads="average"
+            setup.method, *given, clients=config.federation.clients, heads="average"
         ),
-        layout.spec.shapes(),
-        {s.path: kernels[f"{s.path}/kernel"] for s in layout.spec.targets},
+        spec.shapes(),
+        {s.path: kernels[f"{s.path}/kernel"] for s in spec.targets},
         assets.model.params["head"],
     )
-    plan = federation.plan(0, layout.allocated.ranks, 1e-3)
+    plan = federation.plan(0, setup.allocation.ranks, 1e-3)
     base = frozen_shapes(assets.model)
-    lowered = compilation.build_round(recipe).lower(
+    lowered = compilation.build_round(round_spec).lower(
         base, assets.train, state, plan, jax.random.key(0)
     )
     found: Any = lowered.compile().memory_analysis()

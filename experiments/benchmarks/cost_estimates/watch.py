@@ -13,7 +13,7 @@ import jax
 
 from experiments.benchmarks.cost_estimates import WATCHED, small
 from fedjax_lora.runs import cost
-from fedjax_lora.runs.build import load_assets, prepare
+from fedjax_lora.runs.build import build, load_assets
 from fedjax_lora.runs.compilation import CompiledFunctions, programs
 from fedjax_lora.runs.config import RunConfig
 
@@ -33,11 +33,11 @@ def forget() -> None:
 
 def one_round(config: RunConfig, shared: CompiledFunctions) -> None:
     """Load everything and train; the high-water mark is that of the training."""
-    ready = prepare(config, load_assets(config), shared)
-    plan = ready.federation.plan(0, ready.rank, 1e-3)
+    ready = build(config, load_assets(config), shared)
+    plan = ready.federation.plan(0, ready.ranks.initial, 1e-3)
+    state = ready.begin().state
     forget()
-    made = ready.round_fn(ready.base, ready.data, ready.state, plan, jax.random.key(0))
-    jax.block_until_ready(made)
+    jax.block_until_ready(ready.train(state, plan))
 
 
 def main(name: str, data_dir: str, model: str) -> None:

@@ -68,9 +68,9 @@ def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
 def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dict[str, int]:
     """Write the model, our config, and the work of all rounds; returns what `tokens` counts."""
     base.write("minilm", folder / "model", data_dir)
-    made = build.prepare(config(setting, str(folder / "model"), data_dir))
+    made = build.build(config(setting, str(folder / "model"), data_dir))
     (folder / "config.json").write_text(json.dumps(to_dict(made.config)), encoding="utf-8")
-    task = made.assets.task
+    task = made.inputs.assets.task
     splits = {"train": task.train, "test": task.test}
     rounds = _rounds(made)
     work.save(
@@ -86,9 +86,9 @@ def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dic
     return tokens(made, rounds)
 
 
-def tokens(made: build.Experiment, rounds: work.Rounds) -> dict[str, int]:
+def tokens(made: build.Run, rounds: work.Rounds) -> dict[str, int]:
     """Tokens of all training batches, without padding and as the contenders make room for them."""
-    length, shapes = made.federation.length, made.recipe.shapes
+    length, shapes = made.federation.length, made.round_spec.shapes
     total = {"real": 0, "padded to a batch's longest": 0, "room in our shapes": 0}
     for t, k in np.ndindex(rounds.steps.shape):
         for batch in rounds.batches(t, k):
@@ -100,11 +100,11 @@ def tokens(made: build.Experiment, rounds: work.Rounds) -> dict[str, int]:
     return total
 
 
-def _rounds(made: build.Experiment) -> work.Rounds:
+def _rounds(made: build.Run) -> work.Rounds:
     local, how, count = made.config.local, made.config.execution, made.config.federation.rounds
     factor = optimizers.schedule(local.schedule, rounds=count)
     rates = [local.learning_rate * float(np.asarray(factor(t))) for t in range(count)]
-    plans = [made.federation.plan(t, made.rank, rate) for t, rate in enumerate(rates)]
+    plans = [made.federation.plan(t, made.ranks.initial, rate) for t, rate in enumerate(rates)]
     stack = lambda of: np.stack([of(plan) for plan in plans])  # noqa: E731
     ended = np.arange(1, count + 1)
     return work.Rounds(
@@ -119,11 +119,11 @@ def _rounds(made: build.Experiment) -> work.Rounds:
     )
 
 
-def _start(made: build.Experiment) -> dict[str, np.ndarray]:
+def _start(made: build.Run) -> dict[str, np.ndarray]:
     """The first global adapter: PyTorch's ``[R, i]`` by module name."""
-    config = made.assets.model.config
+    config = made.inputs.assets.model.config
     return {
         models.hf_module(config, path, layer): a.T
-        for path, pair in made.state.server.adapter.items()
+        for path, pair in made.begin().state.server.adapter.items()
         for layer, a in enumerate(np.asarray(pair.a))
     }

@@ -25,21 +25,20 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from fedjax_lora.federated import optimizers
-    from fedjax_lora.runs import build, resume, run
+    from fedjax_lora.runs import build, run
 
-    made = build.prepare(config(point, data_dir))
+    made = build.build(config(point, data_dir))
     before = peak_megabytes()
-    schedule = optimizers.schedule(made.config.local.schedule, rounds=point.rounds)
-    seconds, losses = [], []
-    for progress, times in run.play(made, schedule, resume.begin(made)):
+    progress, seconds, losses = made.begin(), [], []
+    for _ in range(point.rounds):
+        progress, record, times = run.play_round(made, progress)
         seconds.append(times["train_seconds"])
-        losses.append(progress.history[-1]["train_loss"])
+        losses.append(record["train_loss"])
     return {
         "seconds": seconds,
         "train_loss": losses,
-        "compilations": made.round_fn.compiled._cache_size(),  # type: ignore[attr-defined]
-        "mean_rank": float(np.mean(made.rank)),
+        "compilations": made.step.compiled._cache_size(),  # type: ignore[attr-defined]
+        "mean_rank": float(np.mean(made.ranks.initial)),
         "devices": jax.device_count(),
         "before_megabytes": before,
         "peak_megabytes": peak_megabytes(),

@@ -18,7 +18,7 @@ from fedjax_lora.federated import (
     TrainFn,
 )
 from fedjax_lora.methods import Method
-from fedjax_lora.runs.build import Assets, Experiment, prepare
+from fedjax_lora.runs.build import Assets, Run, build
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.run import run
@@ -41,8 +41,8 @@ def diagnose(config: RunConfig, assets: Assets, programs: CompiledFunctions) -> 
     aggregation is the global model's. All three begin at the same local training.
     """
     began, worked = time.perf_counter(), time.process_time()
-    ready = prepare(config, assets, programs)
-    plan = ready.federation.plan(0, ready.rank, config.local.learning_rate)
+    ready = build(config, assets, programs)
+    plan = ready.federation.plan(0, ready.ranks.initial, config.local.learning_rate)
     local = train_locally(ready, plan)
     first = {"round": 1, "local": local_accuracy(ready, plan, local)}
     summary = {}
@@ -58,22 +58,23 @@ def diagnose(config: RunConfig, assets: Assets, programs: CompiledFunctions) -> 
     return Diagnosed([first], summary | seconds)
 
 
-def train_locally(ready: Experiment, plan: Plan) -> CohortUpdate:
+def train_locally(ready: Run, plan: Plan) -> CohortUpdate:
     """The first half of the first round, which padding rules have in common."""
-    recipe = ready.recipe
+    spec = ready.round_spec
     client_update = federated.make_client_update(
-        ready.method, recipe.training(), heads=recipe.heads, execution=recipe.execution
+        ready.method, spec.training(), heads=spec.heads, execution=spec.execution
     )
-    key = jax.random.key(ready.config.seed)
-    return jax.jit(client_update)(ready.base, ready.data, ready.state, plan, key)
+    inputs, state = ready.inputs, ready.begin().state
+    return jax.jit(client_update)(inputs.base, inputs.train, state, plan, ready.key)
 
 
-def local_accuracy(ready: Experiment, plan: Plan, local: CohortUpdate) -> float:
+def local_accuracy(ready: Run, plan: Plan, local: CohortUpdate) -> float:
     """Test accuracy of the first client of the highest rank after its local training."""
     chosen = int(np.argmax(plan.rank))
     own = jax.tree.map(lambda x: x[chosen], local.trained)
-    server = ready.state.server._replace(adapter=own.adapter)
-    return ready.evaluate(ready.state._replace(server=server, head=own.head))["accuracy"]
+    state = ready.begin().state
+    server = state.server._replace(adapter=own.adapter)
+    return ready.evaluate(state._replace(server=server, head=own.head))["accuracy"]
 
 
 class Replayed(NamedTuple):
@@ -87,11 +88,11 @@ class Replayed(NamedTuple):
         return lambda *_: (self.trained, self.metrics)
 
 
-def aggregation(local: CohortUpdate, recipe: RoundSpec) -> CompiledRound:
-    """The recipe's round after a local training that has already happened."""
+def aggregation(local: CohortUpdate, spec: RoundSpec) -> CompiledRound:
+    """The round of a spec after a local training that has already happened."""
     return federated.compile_round(
-        recipe.make_method(),
+        spec.make_method(),
         Replayed(local.trained, local.metrics),
-        heads=recipe.heads,
+        heads=spec.heads,
         execution=Execution(clients_per_step=len(local.metrics.loss)),
     )

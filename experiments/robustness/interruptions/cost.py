@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments.robustness.interruptions import RESULTS
 from fedjax_lora.core import atomic_io
-from fedjax_lora.runs import checkpoints, resume
-from fedjax_lora.runs.build import Assets, load_assets, prepare
+from fedjax_lora.runs import checkpoints
+from fedjax_lora.runs.build import Assets, build, load_assets
 from fedjax_lora.runs.checkpoints.checkpoint import arrays
 from fedjax_lora.runs.config import RunConfig, demo
 
@@ -36,15 +36,16 @@ def get_config(name: str) -> RunConfig:
 
 def measured(config: RunConfig, assets: Assets, folder: pathlib.Path) -> dict[str, float]:
     """Medians over some checkpoints of the state before the first round."""
-    experiment = prepare(config, assets)
-    progress, waits, processor = resume.begin(experiment), [], []
-    with checkpoints.CheckpointManager(folder, resume.about(experiment), keep=2) as keeper:
+    run = build(config, assets)
+    progress, waits, processor = run.begin(), [], []
+    with checkpoints.CheckpointManager(folder, run.about(), keep=2) as manager:
         for n in range(1, TIMES + 1):
-            progress = progress._replace(history=[{"round": k + 1} for k in range(n)])
+            progress = progress._replace(round=n)
+            history = [{"round": k + 1} for k in range(n)]
             clock, used = time.perf_counter(), time.process_time()
-            keeper.save(progress)
+            manager.save(progress, history)
             waits.append(time.perf_counter() - clock)
-            keeper.wait()
+            manager.wait()
             processor.append(time.process_time() - used)
     newest = checkpoints.latest(folder)
     assert newest is not None

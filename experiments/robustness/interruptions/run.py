@@ -13,9 +13,9 @@ from experiments.robustness.interruptions.trials import Trial
 from fedjax_lora import methods
 from fedjax_lora.core import atomic_io
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs import folder as run_folder
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.compilation import programs
+from fedjax_lora.runs.environment import environment
 
 assert sum(trials.MOMENTS.values()) == KILLS
 
@@ -61,9 +61,7 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         others(target, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
         each_method(target, Book(RESULTS / "methods.json"))
-    atomic_io.write(
-        RESULTS / "environment.json", json.dumps(run_folder.environment(), indent=1) + "\n"
-    )
+    atomic_io.write(RESULTS / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
 def kills(target: harness.Workspace, book: Book) -> None:

@@ -1,4 +1,4 @@
-"""What a run carries from round to round, saved so that it survives whatever stops the process.
+"""Checkpoints: the state that a run carries from round to round, saved while it goes on.
 
 >>> import pathlib
 >>> from fedjax_lora.runs import checkpoints
@@ -16,7 +16,7 @@ from fedjax_lora.runs.checkpoints.checkpoint import (
     arrays,
     best,
     latest,
-    placed,
+    place,
     restore,
     save,
     whole,
@@ -31,7 +31,7 @@ __all__ = [
     "arrays",
     "best",
     "latest",
-    "placed",
+    "place",
     "restore",
     "save",
     "whole",

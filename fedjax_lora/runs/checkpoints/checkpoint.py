@@ -1,7 +1,7 @@
-"""One checkpoint: what a run carries from round to round, on disk and back.
+"""Save and restore the state that a run carries from round to round.
 
-A checkpoint of round 7 is the folder ``checkpoints/7`` of a run's folder: ``arrays/`` (Orbax),
-``about.json`` (the history, what the run is, and the shape and type of every array) and
+A checkpoint of round 7 is the folder ``checkpoints/7`` of a run folder: ``arrays/`` (Orbax),
+``about.json`` (the history, what the run is, and the shape and dtype of every array) and
 ``SHA256SUMS`` (see `fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only
 its fingerprint. The folder takes its name when all of it is written.
 """
@@ -9,6 +9,7 @@ its fingerprint. The folder takes its name when all of it is written.
 import json
 import logging
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,36 +26,55 @@ from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
 FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
 
+RENAMED: Mapping[str, str] = {"told": "logged_rank"}
+"""Arrays of version 0.1 that have another name now."""
+
 log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """Everything a run carries from one round to the next."""
+    """Everything that a run carries from one round to the next, but for its history.
+
+    Attributes:
+      state: state of the federation.
+      rank: rank of each client, ``int32[N]``.
+      logged_rank: the ranks that the history holds last, ``int32[N]``.
+      scores: last score of each client, for the reallocation of ranks.
+      round: rounds done.
+      seconds: seconds that the run has taken so far.
+    """
 
     state: FederatedState
-    rank: np.ndarray  # int32[N]
-    logged_rank: np.ndarray  # int32[N], the ranks that the history tells last
+    rank: np.ndarray
+    logged_rank: np.ndarray
     scores: ClientScores
-    history: list[dict[str, Any]]  # one record per round, as in metrics.jsonl
-    seconds: float = 0.0  # that the run has taken so far
-
-    @property
-    def round(self) -> int:
-        """Rounds done."""
-        return len(self.history)
+    round: int = 0
+    seconds: float = 0.0
 
 
 class Checkpoint(NamedTuple):
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk.
+
+    Attributes:
+      path: its folder.
+      round: rounds done.
+      score: score of its model, see `fedjax_lora.runs.folder.score`; higher is better.
+      about: config, digests, versions and history, as JSON values.
+    """
 
     path: pathlib.Path
     round: int
-    score: float | None  # of its model, see `fedjax_lora.runs.folder.score`; the higher, the better
-    about: dict[str, Any]  # config, fingerprints, versions, history
+    score: float | None
+    about: dict[str, Any]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record for each round done, as in ``metrics.jsonl``."""
+        return self.about["history"]
 
 
 def arrays(progress: Progress) -> dict[str, Any]:
-    """The part of a progress that consists of arrays."""
+    """Return the part of a progress that consists of arrays."""
     return {
         "state": progress.state,
         "rank": progress.rank,
@@ -64,7 +84,7 @@ def arrays(progress: Progress) -> dict[str, Any]:
 
 
 def specs(tree: Any) -> dict[str, str]:
-    """Type and shape of every array by its path in the tree.
+    """Return dtype and shape of every array by its path in the tree.
 
     >>> specs({"rank": np.zeros(3, np.int32)})
     {'rank': 'int32[3]'}
@@ -73,94 +93,112 @@ def specs(tree: Any) -> dict[str, str]:
 
 
 def save(
-    folder: pathlib.Path, progress: Progress, about: dict[str, Any], score: float | None = None
+    folder: pathlib.Path,
+    progress: Progress,
+    history: Sequence[dict[str, Any]],
+    about: dict[str, Any],
+    score: float | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint into a run's folder; it is there as a whole or not at all.
+    """Write a checkpoint into a run folder; it is there as a whole or not at all.
 
     Args:
-      folder: the run's.
+      folder: the run folder.
       progress: what to save.
+      history: one record for each round done.
       about: JSON values that say what the run is.
-      score: of the model, the higher the better.
+      score: score of the model; higher is better.
     """
-    held = arrays(progress)
-    logged_rank = about | {
+    tree = arrays(progress)
+    about = about | {
         "round": progress.round,
         "score": score,
         "seconds": progress.seconds,
-        "arrays": specs(held),
-        "history": progress.history,
+        "arrays": specs(tree),
+        "history": list(history),
     }
 
     def fill(partial: pathlib.Path) -> None:
         with _checkpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / ARRAYS, held)
-        atomic_io.write(partial / ABOUT, json.dumps(logged_rank) + "\n")
+            checkpointer.save(partial.absolute() / ARRAYS, tree)
+        atomic_io.write(partial / ABOUT, json.dumps(about) + "\n")
         write_checksums(partial)
 
     path = folder / FOLDER / str(progress.round)
     atomic_io.write_folder(path, fill)
-    return Checkpoint(path, progress.round, score, logged_rank)
+    return Checkpoint(path, progress.round, score, about)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """One for this process alone: the others do not wait for it."""
-    here = jax.process_index()
+    """Build a checkpointer of this process alone: the others do not wait for it."""
+    process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process{process}",
     )
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def whole(folder: pathlib.Path) -> list[Checkpoint]:
-    """The checkpoints of a run's folder, oldest first; damaged ones are left out with a warning."""
-    found = []
+    """Return the complete checkpoints of a run folder, oldest first.
+
+    Damaged ones are left out with a warning.
+    """
+    complete = []
     for path in (folder / FOLDER).glob("[0-9]*"):
-        if wrong := verify(path):
-            log.warning("checkpoint %s is damaged and not used: %s", path, wrong)
+        if damage := verify(path):
+            log.warning("checkpoint %s is damaged and not used: %s", path, damage)
         else:
             about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-            found.append(Checkpoint(path, about["round"], about["score"], about))
-    return sorted(found, key=lambda checkpoint: checkpoint.round)
+            complete.append(Checkpoint(path, about["round"], about["score"], about))
+    return sorted(complete, key=lambda checkpoint: checkpoint.round)
 
 
 def latest(folder: pathlib.Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run's folder, if it has any."""
+    """Return the newest complete checkpoint of a run folder, if it has any."""
     return max(whole(folder), key=lambda checkpoint: checkpoint.round, default=None)
 
 
-def best(found: list[Checkpoint]) -> Checkpoint | None:
-    """The checkpoint with the highest score, the first of equals; None if none has a score."""
-    scored = [(one.score, -one.round, one) for one in found if one.score is not None]
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the checkpoint with the highest score, the first of equals; None without scores."""
+    scored = [(c.score, -c.round, c) for c in checkpoints if c.score is not None]
     return max(scored)[2] if scored else None
 
 
 def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
-    """What was saved, with every array of the state where that of ``like`` is.
+    """Read a checkpoint, with every array of the state where that of ``like`` is.
 
     Args:
-      checkpoint: from `whole`, `latest` or `best`.
+      checkpoint: from `whole`, `latest` or `best`; also one of version 0.1.
       like: the progress of the same run before its first round.
 
     Raises:
-      InputError: arrays are missing, too many, or of another type or shape; all of them are named.
+      InputError: arrays are missing, too many, or of another dtype or shape; all are named.
     """
-    wanted, stored = specs(arrays(like)), checkpoint.about["arrays"]
-    # Orbax casts another type silently and words another shape as a missing handler.
+    stored = checkpoint.about["arrays"]
+    old_names = {new: old for old, new in RENAMED.items() if old in stored}
+    tree = {old_names.get(name, name): x for name, x in arrays(like).items()}
+    # Orbax casts another dtype silently and reports another shape as a missing handler.
     raise_all(
         f"Checkpoint {checkpoint.path} is not of this run",
-        tree_structure.compare_descriptions(stored, wanted),
+        tree_structure.compare_descriptions(stored, specs(tree)),
     )
-    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays(like))
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
     with _checkpointer() as checkpointer:
-        held = checkpointer.restore(checkpoint.path.absolute() / ARRAYS, empty)
-    return placed(held, like, checkpoint.about["history"], checkpoint.about["seconds"])
+        restored = checkpointer.restore(checkpoint.path.absolute() / ARRAYS, empty)
+    restored = {RENAMED.get(name, name): x for name, x in restored.items()}
+    return place(restored, like, checkpoint.round, checkpoint.about["seconds"])
 
 
-def placed(
-    held: dict[str, Any], like: Progress, history: list[dict[str, Any]], seconds: float
-) -> Progress:
-    """A progress of these arrays (see `arrays`), those of the state where those of ``like`` are."""
+def place(tree: dict[str, Any], like: Progress, round: int, seconds: float) -> Progress:
+    """Build a progress from its arrays.
+
+    Args:
+      tree: arrays as from `arrays`.
+      like: a progress whose state is where the new state is to be.
+      round: rounds done.
+      seconds: seconds that the run has taken.
+    """
     where = jax.tree.map(lambda x: x.sharding, like.state)
-    state = federated.place(held["state"], where)
-    return Progress(state, held["rank"], held["logged_rank"], held["scores"], history, seconds)
+    state = federated.place(tree["state"], where)
+    return Progress(state, tree["rank"], tree["logged_rank"], tree["scores"], round, seconds)

@@ -1,4 +1,4 @@
-"""A folder that can tell whether it is whole: the sha256 of every file, written last.
+"""Checksums of a folder: the sha256 of every file, written last, to find damage.
 
 ``SHA256SUMS`` has the format of the command of that name: ``sha256sum -c SHA256SUMS`` checks it.
 """
@@ -11,36 +11,37 @@ SUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: pathlib.Path) -> None:
-    """Write down the digest of every file in a folder."""
-    atomic_io.write(folder / SUMS, _text(_sums(folder)))
+    """Write the digest of every file in a folder into its `SUMS`."""
+    atomic_io.write(folder / SUMS, _format(_digests(folder)))
 
 
 def verify(folder: pathlib.Path) -> str | None:
-    """What is wrong with a sealed folder, in a few words; None if it is as it was sealed."""
+    """Describe the damage of a folder in a few words; None if every file has its digest."""
     try:
         text = (folder / SUMS).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         return f"{SUMS} cannot be read ({error})"
-    here = _sums(folder)
-    if text == _text(here):
+    present = _digests(folder)
+    if text == _format(present):
         return None
-    sealed = {name: digest for digest, _, name in (x.partition("  ") for x in text.splitlines())}
-    for name in here | sealed:
-        if name not in here:
+    lines = (line.partition("  ") for line in text.splitlines())
+    expected = {name: digest for digest, _, name in lines}
+    for name in present | expected:
+        if name not in present:
             return f"the file {name} is missing"
-        if name not in sealed:
+        if name not in expected:
             return f"the file {name} is not in {SUMS}"
-        if here[name] != sealed[name]:
+        if present[name] != expected[name]:
             return f"the file {name} has changed"
     return f"{SUMS} has changed"
 
 
-def _sums(folder: pathlib.Path) -> dict[str, str]:
-    """The digest of every file in a folder and the folders in it, but of the list itself."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in found)
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Return the digest of every file in a folder and its subfolders, except for `SUMS`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in files)
     return {name: atomic_io.sha256(folder / name) for name in names if name != SUMS}
 
 
-def _text(sums: dict[str, str]) -> str:
-    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+def _format(digests: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())

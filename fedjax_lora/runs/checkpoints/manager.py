@@ -1,4 +1,4 @@
-"""Writes checkpoints beside the run, and removes those that are no longer wanted."""
+"""Write the checkpoints of a run in the background, and remove those that are not kept."""
 
 import concurrent.futures
 import pathlib
@@ -15,7 +15,7 @@ from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress
 
 
 class CheckpointManager:
-    """The checkpoints of a run while it runs.
+    """The checkpoints of a run while it goes on.
 
     Saving copies the arrays to the host and leaves the rest to a thread, which writes one
     checkpoint at a time. Leaving the context waits for the last one.
@@ -30,23 +30,23 @@ class CheckpointManager:
         about: dict[str, Any],
         *,
         keep: int,
-        found: Sequence[Checkpoint] = (),
+        checkpoints: Sequence[Checkpoint] = (),
     ) -> None:
-        """Begin with the checkpoints there are.
+        """Begin with the checkpoints of an interrupted run, if there are any.
 
         Args:
-          folder: the run's.
+          folder: the run folder.
           about: JSON values that say what the run is, for every checkpoint.
-          keep: how many of the newest stay; the best one always does.
-          found: whole checkpoints of this run, the only ones that are not removed at once.
+          keep: how many of the newest are kept; the best one always is.
+          checkpoints: complete checkpoints of this run; all others in the folder are removed.
         """
         self._folder, self._about, self._keep = folder, about, keep
-        self._found = list(found)
+        self._checkpoints = list(checkpoints)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> Self:
-        self._tidy()
+        self._remove_old()
         return self
 
     def __exit__(
@@ -59,14 +59,22 @@ class CheckpointManager:
             if kind is None:
                 self.wait()
 
-    def save(self, progress: Progress, score: float | None = None, *, always: bool = True) -> None:
-        """Begin to save a progress; its arrays may change afterwards.
+    def save(
+        self,
+        progress: Progress,
+        history: Sequence[dict[str, Any]],
+        score: float | None = None,
+        *,
+        always: bool = True,
+    ) -> None:
+        """Begin to save a progress; its arrays and the history may change afterwards.
 
         Args:
           progress: what to save.
-          score: of the model, the higher the better.
-          always: if the checkpoint before this one is still being written, wait for it; else the
-            run does not wait and goes on without this one.
+          history: one record for each round done.
+          score: score of the model; higher is better.
+          always: wait if the checkpoint before this one is still being written; otherwise this
+            one is skipped.
 
         Raises:
           InputError: the checkpoint before this one could not be written.
@@ -75,11 +83,11 @@ class CheckpointManager:
             return
         self.wait()
         # Copies: on a CPU an array on the host is the device's memory, which the next round reuses.
-        held = jax.tree.map(np.array, arrays(progress))
-        self._writing = self._thread.submit(self._write, progress._replace(**held), score)
+        copy = progress._replace(**jax.tree.map(np.array, arrays(progress)))
+        self._writing = self._thread.submit(self._write, copy, list(history), score)
 
     def wait(self) -> None:
-        """Wait until what has been saved is on disk.
+        """Wait until everything is on disk that has been saved.
 
         Raises:
           InputError: it could not be written.
@@ -88,25 +96,28 @@ class CheckpointManager:
         if writing is not None:
             writing.result()
 
-    def _write(self, progress: Progress, score: float | None) -> None:
+    def _write(
+        self, progress: Progress, history: Sequence[dict[str, Any]], score: float | None
+    ) -> None:
         try:
-            made = save(self._folder, progress, self._about, score)
-            self._found = [c for c in self._found if c.round != made.round] + [made]
-            self._tidy()
-        except Exception as error:  # Orbax raises many kinds
+            new = save(self._folder, progress, history, self._about, score)
+            others = [c for c in self._checkpoints if c.round != new.round]
+            self._checkpoints = [*others, new]
+            self._remove_old()
+        except Exception as error:  # Orbax raises many types
             raise InputError(
                 f"Checkpoint {self._folder / FOLDER / str(progress.round)} cannot be written "
                 f"({_first_line(error)}); make room or give write permission, then resume the run."
             ) from error
 
-    def _tidy(self) -> None:
-        """Remove all checkpoints but the newest and the best."""
-        first, top = len(self._found) - self._keep, best(self._found)
-        self._found = [c for n, c in enumerate(self._found) if n >= first or c is top]
-        wanted = {checkpoint.path.name for checkpoint in self._found}
+    def _remove_old(self) -> None:
+        """Remove all checkpoints except for the newest and the best."""
+        first, top = len(self._checkpoints) - self._keep, best(self._checkpoints)
+        self._checkpoints = [c for n, c in enumerate(self._checkpoints) if n >= first or c is top]
+        kept = {checkpoint.path.name for checkpoint in self._checkpoints}
         folder = self._folder / FOLDER
         for path in folder.glob("[0-9]*"):
-            if path.name not in wanted:
+            if path.name not in kept:
                 atomic_io.remove_folder(path)
         atomic_io.remove_partial(folder)
 

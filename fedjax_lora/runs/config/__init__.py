@@ -1,11 +1,11 @@
-"""A run as plain data: frozen dataclasses, checked when they are made, and their JSON form.
+"""The options of a run as frozen dataclasses, checked on creation, and their JSON form.
 
 The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
 ``faults``, ``server_optimizer``, ``optimizer``, ``schedule``) are strings that read like calls, see
 `fedjax_lora.core.registry`.
 """
 
-from fedjax_lora.runs.config.io import from_dict, load, to_dict
+from fedjax_lora.runs.config.io import RENAMED, VERSION, from_dict, load, to_dict
 from fedjax_lora.runs.config.schema import (
     DataConfig,
     ExecutionConfig,
@@ -18,6 +18,8 @@ from fedjax_lora.runs.config.schema import (
 )
 
 __all__ = [
+    "RENAMED",
+    "VERSION",
     "DataConfig",
     "ExecutionConfig",
     "FederationConfig",

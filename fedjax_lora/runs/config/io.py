@@ -1,4 +1,4 @@
-"""A config's JSON form, in files and result folders."""
+"""Convert a config to JSON values and back, and read config files of this and older versions."""
 
 import dataclasses
 import json
@@ -10,51 +10,105 @@ from typing import Any
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.core.registry import fits
 from fedjax_lora.core.untrusted_files import read_json
+from fedjax_lora.core.version import __version__
 from fedjax_lora.runs.config.schema import RunConfig
+
+VERSION = "version"
+"""Key of the package version in a config file; version 0.1 did not write it."""
+
+RENAMED: Mapping[str, str] = {"execution.wave": "execution.clients_per_step"}
+"""Fields of version 0.1 that have another name now."""
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The config as nested dictionaries of JSON values."""
+    """Return the config as nested dictionaries of JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `to_dict`; fields that are missing take their defaults.
+    """Build a config from nested dictionaries, the inverse of `to_dict`.
+
+    Fields that are missing take their defaults. Values without a ``version`` may be those of
+    version 0.1: its names of fields are read too.
+
+    Args:
+      values: as `to_dict` returns them, or as in the ``config.json`` of a run folder, which also
+        holds the ``version`` of the package that wrote it.
 
     Raises:
       InputError: an unknown field, or a value of the wrong type.
     """
+    values = dict(values)
+    version = values.pop(VERSION, None)
+    if version is None:
+        values = _upgrade(values)
+    try:
+        return _from_groups(values)
+    except InputError as error:
+        if version in (None, __version__):
+            raise
+        raise InputError(
+            f"This config was written by version {version} of fedjax-lora, and version "
+            f"{__version__} cannot read it: {error}"
+        ) from error
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Give the fields of version 0.1 their present names.
+
+    Raises:
+      InputError: a field is given under its old and its new name.
+    """
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        options = values.get(group)
+        if not isinstance(options, Mapping) or name not in options:
+            continue
+        present = new.partition(".")[2]
+        if present in options:
+            raise InputError(f"Config field {old} is now {new}; leave out {old}.")
+        values[group] = {present if key == name else key: x for key, x in options.items()}
+    return values
+
+
+def _from_groups(values: Mapping[str, Any]) -> RunConfig:
     groups = {field.name: field for field in dataclasses.fields(RunConfig)}
-    made: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in values.items():
         if name not in groups:
             raise unknown("config field", name, groups)
-        made[name] = value if name == "seed" else _group(name, groups[name].type, value)
-    return _checked(RunConfig, "seed", made)
+        fields[name] = value if name == "seed" else _group(name, groups[name].type, value)
+    return _checked(RunConfig, "seed", fields)
 
 
-def _group(name: str, kind: Any, values: Any) -> Any:
+def _group(name: str, record: Any, values: Any) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"Config field {name!r} must hold a group of options, got {values!r}.")
-    known = {field.name for field in dataclasses.fields(kind)}
+    options = {field.name for field in dataclasses.fields(record)}
     for key in values:
-        if key not in known:
-            raise unknown(f"option in config group {name!r}:", key, known)
-    return _checked(kind, name, dict(values))
+        if renamed := RENAMED.get(f"{name}.{key}"):
+            raise InputError(f"Config field {name}.{key} is now {renamed}.")
+        if key not in options:
+            raise unknown(f"option in config group {name!r}:", key, options)
+    return _checked(record, name, dict(values))
 
 
-def _checked(kind: Any, where: str, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(kind)
-    made = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+def _checked(record: Any, group: str, values: dict[str, Any]) -> Any:
+    """Build a record from plain values after checking their types."""
+    hints = typing.get_type_hints(record)
+    fields = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
     raise_all(
         "Config options of the wrong kind",
-        [f"{where}.{key} cannot be {x!r}" for key, x in made.items() if not fits(x, hints[key])],
+        [f"{group}.{key} cannot be {x!r}" for key, x in fields.items() if not fits(x, hints[key])],
     )
-    return kind(**made)
+    return record(**fields)
 
 
 def load(path: str | pathlib.Path) -> RunConfig:
     """Read a config from a JSON file.
+
+    Args:
+      path: a file with the values of `to_dict`, such as the ``config.json`` of a run folder.
 
     Raises:
       InputError: no such file, not JSON, or not a config.

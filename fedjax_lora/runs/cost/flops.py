@@ -1,4 +1,4 @@
-"""How much a function computes: the matrix products in its trace, before any compiler sees it."""
+"""Count the operations of the matrix products in a function's trace."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,21 +8,21 @@ import jax
 
 
 def of(function: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of the matrix products in a call; a product and a sum are two.
+    """Count the floating-point operations of the matrix products in a call.
 
-    Loops count as often as they run, recomputation as often as it is done; all but products (norms,
-    activations, softmax) is left out.
+    A product and a sum are two operations. Loops count as often as they run, recomputation as often
+    as it is done; everything but products (norms, activations, softmax) is left out.
 
     >>> import jax.numpy as jnp
     >>> of(lambda x, y: x @ y, jnp.zeros((2, 3)), jnp.zeros((3, 5)))
     60
 
     Args:
-      function: traced, not run.
+      function: is traced, not run.
       *args: arrays, or `jax.ShapeDtypeStruct` for them.
 
     Raises:
-      ValueError: it has a loop of unknown length.
+      ValueError: the function has a loop of unknown length with products in it.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -47,7 +47,7 @@ def _of_equation(equation: Any) -> int:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The functions inside an equation."""
+    """Yield the functions inside an equation."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(one, "jaxpr", one)

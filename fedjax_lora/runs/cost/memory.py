@@ -1,4 +1,4 @@
-"""Bytes on one device while a cohort is trained."""
+"""Estimate the bytes on one device while a cohort is trained."""
 
 import dataclasses
 import math
@@ -24,19 +24,20 @@ class Memory(NamedTuple):
     """Bytes on one device while a cohort is trained.
 
     Attributes:
-      base: the frozen model, once, or the device's part of it.
-      server: the global adapter and head, what a method and a server optimizer keep (kernels that
-        FLoRA changes, for example), and what belongs to single clients between rounds.
+      base: the frozen base, or the device's part of it.
+      server: the global adapter and head, the state of method and server optimizer (kernels that
+        FLoRA changes, for example), and what clients keep between rounds.
       data: the training tokens.
       client: what each client of the cohort begins with and returns.
-      working: what each client of a wave needs to take a step: a copy of what it trains, its
-        gradient and update, and the state of its optimizer.
-      activations: what each client of a wave holds between the forward and the backward pass; a
-        bound where the base is in parts, since the compiler then divides some of them too.
+      working: what each client that trains at the same time needs to take a step: a copy of its
+        trained parameters, its gradient and update, and the state of its optimizer.
+      activations: what each client that trains at the same time keeps between the forward and the
+        backward pass; a bound where the base is divided, since the compiler then divides some of
+        them too.
       layers: parameters of the layers that one step of the layer loop takes out of their stack:
         of one layer, of all of them where a loop is unrolled, of none without one.
       cohort: clients on the device.
-      clients_per_step: clients trained at once.
+      clients_per_step: clients trained at the same time.
     """
 
     base: int
@@ -51,7 +52,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The sum, each part as often as it is there."""
+        """Sum of all parts, each as often as it is needed."""
         once = self.base + self.server + self.data + self.layers
         return (
             once
@@ -61,7 +62,7 @@ class Memory(NamedTuple):
 
 
 def base_bytes(base: Params, mesh: Mesh | None) -> int:
-    """Bytes of the base that one device keeps."""
+    """Return the bytes of the base on one device."""
     if mesh is None:
         return trees.size_bytes(base)
     part = lambda x, where: jax.ShapeDtypeStruct(where.shard_shape(x.shape), x.dtype)  # noqa: E731
@@ -69,14 +70,14 @@ def base_bytes(base: Params, mesh: Mesh | None) -> int:
 
 
 def layers_taken_out(config: Any) -> int:
-    """Layers that one step of the layer loop takes out of their stack."""
+    """Return how many layers one step of the layer loop takes out of their stack."""
     if models.has_split_layers(config):
         return 0
     return layers_per_step(config.layers, config.scan_unroll)
 
 
 def layer_bytes(base: Params) -> int:
-    """One layer's matrices; in float32 if they are kept as codes."""
+    """Return the bytes of one layer's matrices; in float32 if they are stored quantized."""
     in_full = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
     return sum(
         math.prod(leaf.shape[1:]) * (leaf.dtype.itemsize if in_full(leaf) else FLOAT_BYTES)
@@ -85,34 +86,35 @@ def layer_bytes(base: Params) -> int:
     )
 
 
-def activations(recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens) -> int:
-    """What one more client of a wave holds on to in a full batch of the longest texts.
+def activations(round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens) -> int:
+    """Estimate what one more client needs for a step on a full batch of the longest texts.
 
-    That is what a gradient keeps between its passes, and what comes on top of it for a while: the
-    gradient of the logits that are made at a time, then, where layers are recomputed, all of one
-    layer. Where logits are made in parts, they are not in what is kept either, and there are their
-    exponentials.
+    These are the values that the gradient keeps between its passes, and what is added to them
+    temporarily: the gradient of the logits that are computed at a time, or, where layers are
+    recomputed, the activations of one layer. Logits that are computed in chunks are not kept
+    between the passes, but their exponentials are needed with them.
     """
-    reading = recipe.reading
-    kept, for_a_while = _kept(reading, recipe, base, trained, data), [0]
-    config = reading.module.config  # type: ignore[attr-defined]
+    inputs = round_spec.inputs
+    kept, temporary = _kept(inputs, round_spec, base, trained, data), [0]
+    config = inputs.module.config  # type: ignore[attr-defined]
     if config.remat:
-        once = reading.module.clone(config=dataclasses.replace(config, remat=False))
-        whole = _kept(dataclasses.replace(reading, module=once), recipe, base, trained, data)
-        for_a_while.append((whole - kept) // config.layers)
-    if reading.kind == "language":
-        length = min(reading.lengths[-1], data.ids.shape[1])
-        numbers = recipe.batch * (length - 1) * config.vocab_size
-        made = numbers if numbers <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS
-        for_a_while.append(FLOAT_BYTES * made)
-    return kept + max(for_a_while)
+        module = inputs.module.clone(config=dataclasses.replace(config, remat=False))
+        without_remat = dataclasses.replace(inputs, module=module)
+        everything = _kept(without_remat, round_spec, base, trained, data)
+        temporary.append((everything - kept) // config.layers)
+    if inputs.type == "language":
+        length = min(inputs.lengths[-1], data.ids.shape[1])
+        logits = round_spec.batch * (length - 1) * config.vocab_size
+        numbers = logits if logits <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS
+        temporary.append(FLOAT_BYTES * numbers)
+    return kept + max(temporary)
 
 
 def _kept(
-    reading: InputSpec, recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
+    inputs: InputSpec, round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> int:
-    """Bytes that the gradient of a second client adds to those of a first one."""
-    step, of_clients = trace(reading, recipe, base, trained, data, recipe.shapes[-1])
+    """Return the bytes that the gradient of a second client adds to those of a first one."""
+    step, of_clients = trace(inputs, round_spec, base, trained, data, round_spec.shapes[-1])
 
     def size(count: int) -> int:
         kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))

@@ -1,4 +1,4 @@
-"""How much arithmetic the training of a round is, and how fast a device does it.
+"""Operations of a round's local training, and the speed of a device.
 
 A step's matrix products are counted by `fedjax_lora.runs.cost.flops`. (XLA's own cost analysis
 agrees to a few per cent, but counts the body of a loop once, however often it runs.)
@@ -20,29 +20,31 @@ from fedjax_lora.federated import Plan
 def cohort_flops(
     plan: Plan, flops: Mapping[BatchShape, int], *, parts: int, clients_per_step: int
 ) -> int:
-    """Operations of the part of a cohort that has the most, in its local training.
+    """Count the operations of a cohort's local training, in the part that has the most.
 
     Args:
-      plan: of the round; `c` is divided by ``parts``.
-      flops: of a client's step, by its shape, in the order in which a step looks for its own.
-      parts: into which the cohort is divided, one for each place on the mesh's axis ``clients``.
-      clients_per_step: clients of a part that step together, each padded to the shape of the
-        largest.
+      plan: plan of the round; `c` is divisible by ``parts``.
+      flops: operations of a client's step by shape, in the order in which a step looks for its
+        shape.
+      parts: parts that the cohort is divided into, one for each position on the mesh axis
+        ``clients``.
+      clients_per_step: clients of a part that train at the same time, each padded to the shape of
+        the largest.
     """
     work, size = plan.batches, len(plan.id) // parts
     clients_per_step, shapes = min(clients_per_step, size), list(flops)
-    need = step_sizes(work)
+    sizes = step_sizes(work)
 
-    def of_wave(members: slice) -> int:
+    def of_group(members: slice) -> int:
         total, steps = 0, work.steps[members]
         for t in range(int(steps.max())):
-            of_all = np.where((t < steps)[:, None], need[members, t], 0).max(axis=0)
-            total += len(steps) * flops[shapes[int(first_fitting(shapes, of_all))]]
+            largest = np.where((t < steps)[:, None], sizes[members, t], 0).max(axis=0)
+            total += len(steps) * flops[shapes[int(first_fitting(shapes, largest))]]
         return total
 
     def of_part(begin: int) -> int:
         return sum(
-            of_wave(slice(k, k + clients_per_step))
+            of_group(slice(k, k + clients_per_step))
             for k in range(begin, begin + size, clients_per_step)
         )
 
@@ -50,7 +52,7 @@ def cohort_flops(
 
 
 def product_rate(dtype: Any, *, seconds: float = 0.3) -> float:
-    """Operations a second of a device in a large matrix product, measured for ``seconds``."""
+    """Measure the operations a second of a device in a large matrix product."""
     size = 1024 if jax.default_backend() == "cpu" else 4096
     multiply = jax.jit(jnp.matmul)
     x = jnp.ones((size, size), dtype)

@@ -1,4 +1,4 @@
-"""A client's local step as JAX traces it, without an array."""
+"""Trace a client's local step without computing it, and count its operations."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,31 +15,41 @@ from fedjax_lora.runs.cost import flops
 
 
 def step_flops(
-    recipe: RoundSpec, base: Params, trained: ClientParams, data: Tokens
+    round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> dict[BatchShape, int]:
-    """Of a client's step, by its shape."""
+    """Return the operations of a client's step, by the shape of the step."""
 
     def of_shape(shape: BatchShape) -> int:
-        step, of_clients = trace(recipe.reading, recipe, base, trained, data, shape)
+        step, of_clients = trace(round_spec.inputs, round_spec, base, trained, data, shape)
         backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
         return flops.of(backward, base, *of_clients(1))
 
-    return {shape: of_shape(shape) for shape in recipe.shapes}
+    return {shape: of_shape(shape) for shape in round_spec.shapes}
 
 
 def trace(
-    reading: InputSpec,
-    recipe: RoundSpec,
+    inputs: InputSpec,
+    round_spec: RoundSpec,
     base: Params,
     trained: ClientParams,
     data: Tokens,
     shape: BatchShape,
 ) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
-    """``(base, *clients) -> (loss, backward pass)`` of a batch, and shapes of so many clients.
+    """Build the step of some clients on a batch of a shape, for tracing.
 
-    The backward pass is a pytree of what it keeps.
+    Args:
+      inputs: how the model reads the data.
+      round_spec: spec of the round.
+      base: shapes of the base.
+      trained: shapes of a client's adapter and head.
+      data: shapes of the training tokens.
+      shape: shape of the step.
+
+    Returns:
+      ``step(base, *clients) -> (loss, backward pass)``, where the backward pass is a pytree of the
+      values that it keeps; and ``of_clients(count)``, the shapes of the arguments ``clients``.
     """
-    objective, spec = reading.objective(), recipe.spec
+    objective, spec = inputs.objective(), round_spec.spec
     gain = {
         target.path: jax.ShapeDtypeStruct((*target.stack, spec.rank), jnp.float32)
         for target in spec.targets

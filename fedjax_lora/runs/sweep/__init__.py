@@ -1,5 +1,6 @@
-"""Methods against each other, over seeds and any other fields of the config.
+"""Comparisons of methods over seeds and any other fields of the config.
 
-`grid` says which runs, `comparison` runs those that no file holds yet, `queue` keeps one file per
-finished run, and `table`, `figures` and `report` tell what came out, from the files alone.
+`grid` lists the runs, `runner` runs those that have no file yet, `record_store` keeps one file per
+finished run, and `statistics`, `figures` and `html_report` present the results, from the files
+alone.
 """

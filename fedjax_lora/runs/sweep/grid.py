@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of: methods x seeds x values of any other config fields."""
+"""The runs of a comparison: methods x seeds x values of any other config fields."""
 
 import ast
 import dataclasses
@@ -20,7 +20,7 @@ class Grid:
     """Every combination of methods, seeds and values, applied to one config.
 
     Attributes:
-      base: what all runs share.
+      base: config that all runs share, but for the fields below.
       methods: specs; differences are taken to the first.
       seeds: each combination is run with all of them.
       vary: values by dotted field, ``{"local.learning_rate": (0.003, 0.01)}``.
@@ -33,14 +33,19 @@ class Grid:
 
 
 class Cell(NamedTuple):
-    """One run of a grid."""
+    """One run of a grid.
 
-    labels: dict[str, Any]  # method, the varied fields, seed: what tells it from the others
+    Attributes:
+      labels: method, varied fields and seed, which together identify the run.
+      config: config of the run.
+    """
+
+    labels: dict[str, Any]
     config: RunConfig
 
 
 def name(labels: Mapping[str, Any]) -> str:
-    """How messages call a run.
+    """Return the name of a run in messages.
 
     >>> name({"method": "hlora", "local.learning_rate": 0.01, "seed": 2})
     'hlora, local.learning_rate=0.01, seed=2'
@@ -50,20 +55,26 @@ def name(labels: Mapping[str, Any]) -> str:
 
 
 class Problem(NamedTuple):
-    """Why a grid or one of its runs is impossible."""
+    """Why a grid or one of its runs is impossible.
 
-    where: str  # the run, or nothing for the grid itself
-    what: str
+    Attributes:
+      run: name of the run; empty for the grid itself.
+      reason: a sentence.
+    """
+
+    run: str
+    reason: str
 
 
 def cells(grid: Grid) -> tuple[list[Cell], list[Problem]]:
-    """All runs that are possible, and what is wrong with the others and with the grid.
+    """Return all runs that are possible, and what is wrong with the others and with the grid.
 
-    They go seed by seed, so that whatever is finished when it ends early compares the methods.
+    They are ordered by seed, so that the finished runs of an interrupted comparison compare all
+    methods.
     """
     problems = list(_grid_problems(grid))
     vary = {field: values for field, values in grid.vary.items() if field in set(fields())}
-    made = []
+    possible = []
     for seed, values, method in itertools.product(
         grid.seeds, itertools.product(*vary.values()), grid.methods
     ):
@@ -74,19 +85,19 @@ def cells(grid: Grid) -> tuple[list[Cell], list[Problem]]:
         except InputError as error:
             problems.append(Problem(name(labels), str(error)))
         else:
-            made.append(Cell(labels, config))
-    return made, problems
+            possible.append(Cell(labels, config))
+    return possible, problems
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise one `InputError` for everything that is wrong; what several runs share is said once."""
-    where: dict[str, list[str]] = {}
+    """Raise one `InputError` that lists every problem; a problem of several runs is listed once."""
+    runs_of: dict[str, list[str]] = {}
     for problem in problems:
-        where.setdefault(problem.what.rstrip("."), []).append(problem.where)
-    also = lambda runs: f"{runs[0]} and {len(runs) - 1} more" if runs[1:] else runs[0]  # noqa: E731
+        runs_of.setdefault(problem.reason.rstrip("."), []).append(problem.run)
+    names = lambda runs: f"{runs[0]} and {len(runs) - 1} more" if runs[1:] else runs[0]  # noqa: E731
     raise_all(
         "This comparison is impossible",
-        [f"[{also(runs)}] {what}" if runs[0] else what for what, runs in where.items()],
+        [f"[{names(runs)}] {reason}" if runs[0] else reason for reason, runs in runs_of.items()],
     )
 
 
@@ -96,16 +107,18 @@ def _grid_problems(grid: Grid) -> Iterator[Problem]:
             yield Problem("", f"{what} has no value")
         repeated = [x for at, x in enumerate(values) if values.index(x) < at]
         yield from (Problem("", f"{what} {value!r} is given twice") for value in repeated)
-    known = fields()
+    varied_fields = fields()
     for field in grid.vary:
-        if field in ELSEWHERE:
+        if field in configs.RENAMED:
+            yield Problem("", f"{field} is now {configs.RENAMED[field]}")
+        elif field in ELSEWHERE:
             yield Problem("", f"{field} is varied by {ELSEWHERE[field]}")
-        elif field not in known:
-            yield Problem("", str(unknown("config field", field, known)))
+        elif field not in varied_fields:
+            yield Problem("", str(unknown("config field", field, varied_fields)))
 
 
 def fields() -> list[str]:
-    """The dotted names of all config fields that ``--vary`` may name.
+    """Return the dotted names of all config fields that ``--vary`` may name.
 
     >>> [field for field in fields() if field.startswith("local.clip")]
     ['local.clip']
@@ -116,7 +129,7 @@ def fields() -> list[str]:
 
 
 def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The config with other values at some dotted fields.
+    """Return the config with other values of some fields, given by dotted name.
 
     >>> changed(RunConfig(), {"local.batch": 4, "seed": 1}).local.batch
     4
@@ -132,7 +145,7 @@ def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Varied fields as the command line gives them: ``field=value,value`` or ``field=[list]``.
+    """Parse the varied fields of a command line: ``field=value,value`` or ``field=[list]``.
 
     >>> parse_vary(["local.learning_rate=0.003,0.01", "model.pooling=['mean', 'family']"])
     {'local.learning_rate': (0.003, 0.01), 'model.pooling': ('mean', 'family')}
@@ -140,7 +153,7 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     {'federation.ranks': ('fixed(rank=4)', 'tiers(ranks=[2, 8])')}
 
     Raises:
-      InputError: no ``=``, nothing behind it, or a field given twice.
+      InputError: no ``=``, no value, or a field given twice.
     """
     vary: dict[str, tuple[Any, ...]] = {}
     for text in texts:
@@ -157,14 +170,14 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def _values(text: str) -> tuple[Any, ...]:
-    whole = _literal(text)
-    if isinstance(whole, list | tuple):
-        return tuple(whole)
+    value = _literal(text)
+    if isinstance(value, list | tuple):
+        return tuple(value)
     return tuple(_literal(word.strip()) for word in _split(text))
 
 
 def _literal(text: str) -> Any:
-    """The Python or JSON value that the text writes down, else the text itself."""
+    """Return the Python or JSON value of a text, or else the text itself."""
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
@@ -174,7 +187,7 @@ def _literal(text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Cut at the commas that are outside of brackets and quotes."""
+    """Split a text at the commas outside of brackets and quotes."""
     words, depth, quote = [""], 0, ""
     for char in text:
         if quote:

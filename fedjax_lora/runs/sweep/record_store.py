@@ -1,4 +1,4 @@
-"""Runs that take hours: each finished run is one file, and what has a file is not run again."""
+"""Records of finished runs, each in one file; a run that has a file is not repeated."""
 
 import json
 import pathlib
@@ -15,12 +15,12 @@ Record = dict[str, Any]
 
 
 def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> Record:
-    """The record in a file if there is one, else that of the run, which is then written.
+    """Return the record in a file if there is one; otherwise run, and write the record.
 
     Args:
       path: the file.
-      config: what the file is to say that was run.
-      run: does it; returns what has ``records`` and ``summary``.
+      config: config of the run, part of the record.
+      run: runs it; returns an object with ``records`` and ``summary``.
 
     Raises:
       InputError: the file holds another run.
@@ -41,20 +41,20 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
 
 
 def finished(folder: pathlib.Path) -> dict[RunConfig, Record]:
-    """All finished runs in a folder, by what was run.
+    """Return the records of all finished runs in a folder, by config.
 
     Raises:
-      InputError: a file that is no finished run.
+      InputError: a file is not the record of a finished run.
     """
     records = [read(path) for path in sorted(folder.glob("*.json"))]
     return {configs.from_dict(record["config"]): record for record in records}
 
 
 def read(path: pathlib.Path) -> Record:
-    """One finished run.
+    """Read the record of one finished run.
 
     Raises:
-      InputError: the file cannot be read or is something else.
+      InputError: the file cannot be read, or is not such a record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

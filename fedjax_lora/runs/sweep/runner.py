@@ -1,4 +1,4 @@
-"""A comparison from its grid: run what is missing, then write down what came out."""
+"""Run a comparison: the runs of a grid that are missing, then tables, figure and report."""
 
 import functools
 import hashlib
@@ -16,12 +16,14 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.batching import local_steps
 from fedjax_lora.federated import optimizers
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.build import lay_out
+from fedjax_lora.runs.build import set_up
 from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.loading import execution_of
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
-from fedjax_lora.runs.sweep import figures, grid, html_report, record_store, statistics
+from fedjax_lora.runs.sweep import figures, html_report, record_store, statistics
+from fedjax_lora.runs.sweep import grid as grids
 from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
@@ -31,43 +33,59 @@ BASE, RUNS = "base.json", "runs"
 
 
 class Comparison(NamedTuple):
-    """What a comparison has led to."""
+    """The results of a comparison.
 
-    lines: list[Line]  # the summary; empty if no run is finished
-    errors: dict[str, str]  # runs that failed, by name
-    others: int  # finished runs in the folder that the grid does not ask for
+    Attributes:
+      lines: the summary; empty if no run is finished.
+      errors: errors of the runs that failed, by name of the run.
+      others: number of finished runs in the folder that are not in the grid.
+      out: the folder.
+    """
+
+    lines: list[Line]
+    errors: dict[str, str]
+    others: int
     out: pathlib.Path
 
 
 class Finished(NamedTuple):
-    """A run that has just ended."""
+    """A run that has just ended.
+
+    Attributes:
+      cell: the run in the grid.
+      record: its record; None if it failed.
+      error: the error if it failed.
+      seconds: seconds that it took.
+      number: number of runs of the grid that have ended, those of earlier calls included.
+      total: number of runs of the grid.
+    """
 
     cell: Cell
     record: Record | None
-    error: str  # why there is no record
+    error: str
     seconds: float
-    number: int  # how many runs of the grid have ended, those of earlier calls included
+    number: int
     total: int
 
 
 def compare(
-    chosen: Grid,
+    grid: Grid,
     *,
     out: str | pathlib.Path,
     cache_dir: str | None = None,
     on_round: Callable[[Cell, dict[str, Any]], None] = lambda cell, record: None,
     on_run: Callable[[Finished], None] = lambda finished: None,
 ) -> Comparison:
-    """Run all runs of a grid that ``out`` does not hold, then write tables, figure and report.
+    """Run all runs of a grid that a folder does not have yet, then write tables and a report.
 
-    A folder may be used with any grid: runs it holds already are taken over, and runs that the
-    grid does not ask for stay, but appear in no table. A run that fails leaves its traceback
-    beside the finished ones and does not stop the others.
+    A folder may be used with any grid: its finished runs are not repeated, and those that are not
+    in the grid stay, but appear in no table. The traceback of a run that fails is written beside
+    the finished ones; the other runs go on.
 
     Args:
-      chosen: the grid.
+      grid: the grid.
       out: the folder.
-      cache_dir: folder of tokens, see `fedjax_lora.data.encode`.
+      cache_dir: folder of cached tokens, see `fedjax_lora.data.encode`.
       on_round: called with each round's numbers.
       on_run: called after each run.
 
@@ -76,108 +94,124 @@ def compare(
         before anything runs; later, that the folder can no longer be written.
     """
     folder = claim(pathlib.Path(out))
-    cells, problems = grid.cells(chosen)
+    cells, problems = grids.cells(grid)
     records = record_store.finished(folder / RUNS)
     missing = [cell for cell in cells if cell.config not in records]
-    shelf = AssetCache(cache_dir)
-    steps, found = check(missing, shelf)
-    grid.refuse(problems + found)
+    cache = AssetCache(cache_dir)
+    steps, run_problems = check(missing, cache)
+    grids.refuse(problems + run_problems)
 
-    _make(folder, chosen)
+    _write_base(folder, grid)
     shared = programs(least_steps=steps)
 
-    def work(cell: Cell) -> Result:
-        told = functools.partial(on_round, cell)
-        assets = shelf.assets(cell.config)
-        return run(cell.config, assets=assets, programs=shared, on_round=told)
+    def run_cell(cell: Cell) -> Result:
+        report = functools.partial(on_round, cell)
+        assets = cache.assets(cell.config)
+        return run(cell.config, assets=assets, programs=shared, on_round=report)
 
-    records, errors = run_missing(cells, records, folder / RUNS, work, on_run)
+    records, errors = run_missing(cells, records, folder / RUNS, run_cell, on_run)
     runs = [(cell, records[cell.config]) for cell in cells if cell.config in records]
     others = len(records.keys() - {cell.config for cell in cells})
-    return Comparison(leave(folder, chosen, runs, errors), errors, others, folder)
+    return Comparison(write_report(folder, grid, runs, errors), errors, others, folder)
 
 
 def run_missing(
     cells: Sequence[Cell],
     records: Mapping[RunConfig, Record],
     folder: pathlib.Path,
-    work: Callable[[Cell], Result],
+    run_cell: Callable[[Cell], Result],
     on_run: Callable[[Finished], None] = lambda finished: None,
 ) -> tuple[dict[RunConfig, Record], dict[str, str]]:
-    """Run the cells that no record is of, one after another, each into a file of its own.
+    """Run the cells without a record, one after another, each into a file of its own.
 
     Args:
-      cells: what there is to be, in this order.
-      records: what there is.
-      folder: where the files go.
-      work: runs a cell; what it raises does not stop the others.
+      cells: all runs, in their order.
+      records: records of finished runs.
+      folder: folder of the files.
+      run_cell: runs a cell; an exception does not stop the others.
       on_run: called after each run.
 
     Returns:
       The records with the new ones, and the errors by the name of the run.
     """
-    found, errors = dict(records), {}
-    missing = [cell for cell in cells if cell.config not in found]
+    records, errors = dict(records), {}
+    missing = [cell for cell in cells if cell.config not in records]
     for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
         clock = time.perf_counter()
         path = folder / file_name(cell.config)
-        record, error = attempt(path, cell.config, functools.partial(work, cell))
+        record, error = attempt(path, cell.config, functools.partial(run_cell, cell))
         if record is None:
-            errors[grid.name(cell.labels)] = error
+            errors[grids.name(cell.labels)] = error
         else:
-            found[cell.config] = record
+            records[cell.config] = record
         seconds = time.perf_counter() - clock
         on_run(Finished(cell, record, error, seconds, number, len(cells)))
-    return found, errors
+    return records, errors
 
 
-def check(cells: Iterable[Cell], shelf: AssetCache) -> tuple[int, list[Problem]]:
-    """The most local steps of any client in any of the runs, and what is wrong with them.
+def check(cells: Iterable[Cell], cache: AssetCache) -> tuple[int, list[Problem]]:
+    """Check the runs of a grid before any of them is compiled.
 
-    Data and models are loaded, clients get their examples and ranks, methods are built; nothing
-    is compiled.
+    Data and models are loaded, examples partitioned, ranks allocated and methods built.
+
+    Args:
+      cells: the runs.
+      cache: loads data and models.
+
+    Returns:
+      The most local steps of any client in any of the runs, and what is wrong with the runs.
     """
     steps, problems = 0, []
     for cell in cells:
-        local, rounds = cell.config.local, cell.config.federation.rounds
+        local = cell.config.local
         try:
             optimizers.optimizer(local.optimizer, clip=local.clip)
-            optimizers.schedule(local.schedule, rounds=rounds)
-            parts = lay_out(cell.config, shelf.assets(cell.config)).parts
+            execution = execution_of(cell.config)
+            partition = set_up(cell.config, cache.assets(cell.config), execution).partition
         except InputError as error:
-            problems.append(Problem(grid.name(cell.labels), str(error)))
+            problems.append(Problem(grids.name(cell.labels), str(error)))
         else:
-            most = max(map(len, parts.indices))
-            taken = local_steps(most, batch=local.batch, epochs=local.epochs, most=local.max_steps)
-            steps = max(steps, taken)
+            examples = max(map(len, partition.indices))
+            of_run = local_steps(
+                examples, batch=local.batch, epochs=local.epochs, most=local.max_steps
+            )
+            steps = max(steps, of_run)
     return steps, problems
 
 
 def attempt(
-    path: pathlib.Path, config: RunConfig, work: Callable[[], Result]
+    path: pathlib.Path, config: RunConfig, run: Callable[[], Result]
 ) -> tuple[Record | None, str]:
-    """The record of a run, or why there is none; the traceback is then left beside the file.
+    """Run once and keep the record, or the traceback if the run fails.
+
+    Args:
+      path: file of the record; the traceback is written beside it.
+      config: config of the run.
+      run: runs it.
+
+    Returns:
+      The record and ``""``, or None and the error in one line.
 
     Raises:
-      InputError: not even the traceback can be written: no other run could be kept either.
+      InputError: the traceback cannot be written, so no other run could be kept either.
     """
-    note = path.with_suffix(".error.txt")
+    traceback_file = path.with_suffix(".error.txt")
     try:
-        record = record_store.run_once(path, config, work)
+        record = record_store.run_once(path, config, run)
     except Exception as failure:  # whatever it is, the other runs go on
         with atomic_io.reporting_write_errors(path.parent):
-            atomic_io.write(note, traceback.format_exc())
+            atomic_io.write(traceback_file, traceback.format_exc())
         return None, f"{type(failure).__name__}: {failure}".split("\n", maxsplit=1)[0]
     with atomic_io.reporting_write_errors(path.parent):
-        note.unlink(missing_ok=True)
+        traceback_file.unlink(missing_ok=True)
     return record, ""
 
 
 def claim(folder: pathlib.Path) -> pathlib.Path:
-    """A folder that a comparison may write to; nothing is written yet.
+    """Check that a comparison may write to a folder; nothing is written yet.
 
     Raises:
-      InputError: it is a file, or holds something else than a comparison.
+      InputError: it is a file, or holds other files than those of a comparison.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"Output {folder} is a file; choose a folder with --out.")
@@ -190,22 +224,32 @@ def claim(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _make(folder: pathlib.Path, chosen: Grid) -> None:
+def _write_base(folder: pathlib.Path, grid: Grid) -> None:
+    """Write the config that all runs of a grid share."""
     with atomic_io.reporting_write_errors(folder):
-        atomic_io.write(folder / BASE, json.dumps(configs.to_dict(chosen.base), indent=2) + "\n")
+        atomic_io.write(folder / BASE, json.dumps(configs.to_dict(grid.base), indent=2) + "\n")
 
 
 def file_name(config: RunConfig) -> str:
-    """A name that tells a reader the method and the seed, and no other config has."""
+    """Return a file name for a run: method, seed, and a digest of the config."""
     text = json.dumps(configs.to_dict(config), sort_keys=True)
     method = re.sub(r"\W+", "_", config.federation.method).strip("_")
     return f"{method}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
 
-def leave(
-    folder: pathlib.Path, chosen: Grid, runs: Sequence[Run], errors: dict[str, str]
+def write_report(
+    folder: pathlib.Path, grid: Grid, runs: Sequence[Run], errors: dict[str, str]
 ) -> list[Line]:
-    """Write tables, figure and report, if any run is finished; returns the summary.
+    """Write tables, figure and report, if any run is finished.
+
+    Args:
+      folder: folder of the comparison.
+      grid: its grid.
+      runs: finished runs of the grid.
+      errors: errors of the runs that failed, by name of the run.
+
+    Returns:
+      The summary.
 
     Raises:
       InputError: the folder cannot be written.
@@ -215,7 +259,7 @@ def leave(
     rows, lines = statistics.rows(runs), statistics.summarise(runs)
     figure = figures.curves(lines)
     text = html_report.page(
-        lines, figure, title=title(runs), command=command(chosen, folder), errors=errors
+        lines, figure, title=title(runs), command=command(grid, folder), errors=errors
     )
     with atomic_io.reporting_write_errors(folder):
         atomic_io.write(folder / "table.csv", statistics.as_csv(rows))
@@ -227,7 +271,7 @@ def leave(
 
 
 def title(runs: Sequence[Run]) -> str:
-    """Tasks, and how many methods and seeds."""
+    """Return a title with the tasks and the numbers of methods and seeds."""
     configs_of = [cell.config for cell, _ in runs]
     tasks = ", ".join(dict.fromkeys(config.data.task for config in configs_of))
     methods = len({config.federation.method for config in configs_of})
@@ -236,10 +280,10 @@ def title(runs: Sequence[Run]) -> str:
     return f"{tasks}: {many(methods, 'method')}, {many(seeds, 'seed')}"
 
 
-def command(chosen: Grid, folder: pathlib.Path) -> str:
-    """The command line of a grid."""
+def command(grid: Grid, folder: pathlib.Path) -> str:
+    """Return the command line that runs a grid."""
     words = ["fedjax-lora", "compare", "--config", str(folder / BASE)]
-    words += ["--methods", *chosen.methods, "--seeds", *map(str, chosen.seeds)]
-    for field, values in chosen.vary.items():
+    words += ["--methods", *grid.methods, "--seeds", *map(str, grid.seeds)]
+    for field, values in grid.vary.items():
         words += ["--vary", f"{field}={list(values)!r}"]
     return shlex.join([*words, "--out", str(folder)])

@@ -50,7 +50,9 @@ def test_listings(command, words, capsys):
 
 
 def test_help_and_version_need_no_jax():
-    code = "import sys; from fedjax_lora import cli; cli.main(['--help']); cli.main(['--version'])"
+    code = (
+        "import sys; from fedjax_lora.cli.main import main; main(['--help']); main(['--version'])"
+    )
     code += "; assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

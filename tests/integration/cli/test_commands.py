@@ -82,12 +82,12 @@ def test_clients_are_evaluated_each_with_its_own_model(plain, personal, tmp_path
 
 
 def test_a_client_has_what_its_store_holds(personal):
-    experiment, progress = reopen(personal, read_config(personal))
+    run, progress, _ = reopen(personal, read_config(personal))
     store = progress.state.clients
     trained = np.asarray(store.method.trained)
     assert trained.any()
     for client in range(4):
-        fitted = outputs.of_client(experiment, progress, client)
+        fitted = outputs.client_model(run, progress, client)
         jax.tree.map(
             np.testing.assert_array_equal,
             fitted.head,
@@ -103,23 +103,23 @@ def test_a_client_has_what_its_store_holds(personal):
 def test_a_run_of_a_larger_machine_is_opened_on_one_device(plain):
     larger = ExecutionConfig(mode="sharded", devices=64, mesh=(32, 2))
     config = dataclasses.replace(read_config(plain), execution=larger)
-    experiment, progress = reopen(plain, config)
-    held = jax.tree.leaves((experiment.base, experiment.data, progress.state))
+    run, progress, _ = reopen(plain, config)
+    held = jax.tree.leaves((run.inputs.base, run.inputs.train, progress.state))
     assert {device for x in held if isinstance(x, jax.Array) for device in x.devices()} == {
         jax.devices()[0]
     }
 
 
 def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path):
-    experiment, progress = reopen(plain, read_config(plain))
+    run, progress, _ = reopen(plain, read_config(plain))
     for client, rank in enumerate(progress.rank.tolist()):
         out = tmp_path / str(client)
         assert main.main(["export", str(plain), f"--client={client}", f"--out={out}"]) == 0
         config = json.loads((out / "adapter_config.json").read_text())
         assert config["r"] == rank
         assert f"{client}, of rank {rank}" in (out / "README.md").read_text()
-        back = load_adapter(out, experiment.assets.model)
-        ours = outputs.of_client(experiment, progress, client)
+        back = load_adapter(out, run.inputs.assets.model)
+        ours = outputs.client_model(run, progress, client)
         for path, pair in back.adapter.items():
             np.testing.assert_array_equal(pair.b, ours.adapter[path].b[..., :rank, :])
     out = tmp_path / "merged"

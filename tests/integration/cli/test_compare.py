@@ -53,7 +53,7 @@ def test_wrong_options_get_one_sentence(words, sentence, asked, capsys):
 
 
 def test_help_needs_no_jax():
-    code = "import sys; from fedjax_lora import cli\ntry: cli.main(['compare', '--help'])\n"
+    code = "import sys; from fedjax_lora.cli.main import main\ntry: main(['compare', '--help'])\n"
     code += "except SystemExit: pass\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

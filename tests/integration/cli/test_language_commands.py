@@ -74,7 +74,7 @@ def test_a_merged_model_has_the_numbers_of_its_run(folder):
 def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, capsys):
     out = tmp_path / "numbers.json"
     assert main.main(["evaluate", str(run.out), "--clients", f"--out={out}"]) == 0
-    assert "own_perplexity" in capsys.readouterr().out
+    assert "local_perplexity" in capsys.readouterr().out
     rows = json.loads(out.read_text())["clients"]
     assert len({row["perplexity"] for row in rows}) == 3, "each has its own second factor"
     words = [f"--out={tmp_path / 'one'}", "--client=1"]
@@ -88,7 +88,7 @@ def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, 
     assert rows[1]["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
     # Of every client's examples, which are dealt in turn, about half are of either category.
     both = alone["perplexity_by_category"].values()
-    assert min(both) < rows[1]["own_perplexity"] < max(both)
+    assert min(both) < rows[1]["local_perplexity"] < max(both)
 
 
 def test_an_own_mix_counts_what_the_client_has():

@@ -49,12 +49,12 @@ def test_nothing_is_compiled_after_the_first_round(way, compiled):
 
 def test_a_round_is_one_program(compiled):
     assets = tiny_runs.assets()
-    made = build.prepare(tiny_runs.CONFIG, assets)
-    state, key = made.state, jax.random.key(0)
-    plans = [made.federation.plan(t, made.rank, 0.01) for t in range(3)]
+    made = build.build(tiny_runs.CONFIG, assets)
+    state = made.begin().state
+    plans = [made.federation.plan(t, made.ranks.initial, 0.01) for t in range(3)]
     compiled.clear()
     for plan in plans:
-        state, _ = made.round_fn(made.base, made.data, state, plan, key)
+        state, _ = made.train(state, plan)
     assert len(compiled) == 1
 
 

@@ -68,7 +68,7 @@ def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
     straight = build.load_assets(made)  # every part of a matrix goes to its device at once
     problems.assert_same_bits(straight.model.params, assets.model.params)
     assert straight.model.fingerprint == assets.model.fingerprint
-    for base in (straight.model.params, build.prepare(made, assets).base):
+    for base in (straight.model.params, build.build(made, assets).inputs.base):
         up = jax.tree.leaves(base["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
         assert not any(kernel.is_fully_replicated for kernel in up)
     got = fl.run(made, assets=straight)
@@ -142,12 +142,12 @@ def test_training_lowers_the_perplexity(folder, assets):
 
 def test_clients_may_count_by_their_tokens(folder, assets):
     tokens = assets.train.types.sum(axis=1)
-    made = build.prepare(make(folder, weights="tokens"), assets)
-    plan = made.federation.plan(0, made.rank, 0.1)
+    made = build.build(make(folder, weights="tokens"), assets)
+    plan = made.federation.plan(0, made.ranks.initial, 0.1)
     own = {k: tokens[rows].sum() for k, rows in enumerate(made.federation.members)}
     assert plan.weight.tolist() == [own[k] for k in plan.id.tolist()]
-    made = build.prepare(make(folder), assets)
-    plan = made.federation.plan(0, made.rank, 0.1)
+    made = build.build(make(folder), assets)
+    plan = made.federation.plan(0, made.ranks.initial, 0.1)
     assert plan.weight.tolist() == [len(made.federation.members[k]) for k in plan.id]
 
 
@@ -168,8 +168,8 @@ def test_generated_answers_are_scored(folder, assets, monkeypatch):
     right = [text if n % 2 else "wrong" for n, text in enumerate(assets.task.test.pairs)]
     monkeypatch.setattr(evaluator, "make_answer_fn", lambda *_, **__: lambda model: right)
     other = assets._replace(task=assets.task._replace(task=task), validation=None)
-    made = build.prepare(make(folder), other)
-    scores = made.evaluate(made.state)
+    made = build.build(make(folder), other)
+    scores = made.evaluate(made.begin().state)
     assert scores["exact_match"] == 0.5
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
 

@@ -102,8 +102,8 @@ def test_another_seed_gives_other_numbers(finished, assets):
 
 def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
-    made = build.prepare(CONFIG, assets)
-    plan = made.federation.plan(0, made.rank, 0.0)
+    made = build.build(CONFIG, assets)
+    plan = made.federation.plan(0, made.ranks.initial, 0.0)
     rank = plan.rank[plan.weight > 0]
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     head = 4 * (384 * 8 + 8)
@@ -127,9 +127,9 @@ def test_rounds_learn():
 
 def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     other = dataclasses.replace(assets.task.task, metric="f1")
-    ready = build.prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
-    scores, plain = ready.evaluate(ready.state), build.prepare(CONFIG, assets)
-    expected = plain.evaluate(plain.state)
+    ready = build.build(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.begin().state), build.build(CONFIG, assets)
+    expected = plain.evaluate(plain.begin().state)
     assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
     assert {name: scores[name] for name in expected} == expected
     assert expected["accuracy"] != scores["f1"]
@@ -214,11 +214,10 @@ def scored(assets):
 
 def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
     """Against the evaluation of rounds in which each client is alone."""
-    made, losses = build.prepare(SCORED, assets), []
+    made, losses = build.build(SCORED, assets), []
     for client in range(8):
         plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
-        state = jax.tree.map(jnp.array, made.state)
-        state, _ = made.round_fn(made.base, made.data, state, plan, jax.random.key(0))
+        state, _ = made.train(made.begin().state, plan)
         # Components beyond the first are as at the start, with b = 0: they add nothing.
         losses.append(made.evaluate(state)["validation_loss"])
     best = np.argsort(losses, kind="stable")[:2]  # ceil(0.2 * 8)
@@ -254,9 +253,9 @@ def test_a_scored_run_repeats(scored, assets):
 def test_budgets_know_the_components_of_the_model(assets):
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
-    made = build.prepare(change(CONFIG, federation={"ranks": ranks}), assets)
-    assert sorted(made.rank) == [1] * 4 + [3] * 4
-    assert made.spec.rank == 3
+    made = build.build(change(CONFIG, federation={"ranks": ranks}), assets)
+    assert sorted(made.ranks.initial) == [1] * 4 + [3] * 4
+    assert made.method.spec.rank == 3
 
 
 @pytest.mark.parametrize(
@@ -271,7 +270,7 @@ def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, word
     config = change(SCORED, federation=federation, data={"validation_examples": validation})
     given = assets if validation else assets._replace(validation=None)
     with pytest.raises(InputError, match=words):
-        build.prepare(config, given)
+        build.build(config, given)
 
 
 @pytest.mark.parametrize("heads", ["frozen", "local"])

@@ -12,6 +12,7 @@ import pytest
 import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.core.errors import Stopped
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints.checksums import write_checksums
@@ -282,7 +283,7 @@ def test_a_run_to_resume_must_be_there(tmp_path):
 
 
 def test_a_disk_that_is_full_ends_the_run_with_a_sentence(whole, tmp_path, monkeypatch):
-    written = checkpoints.keeper.save
+    written = checkpoints.manager.save
 
     def full(folder, progress, *given):
         if progress.round == 4:
@@ -290,7 +291,7 @@ def test_a_disk_that_is_full_ends_the_run_with_a_sentence(whole, tmp_path, monke
         return written(folder, progress, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.keeper, "save", full)
+        patch.setattr(checkpoints.manager, "save", full)
         with pytest.raises(InputError, match=r"4 cannot be written \(OSError: .*No space left"):
             run(CONFIG, tmp_path / "run")
     assert checkpoints.latest(tmp_path / "run").round == 2
@@ -304,7 +305,6 @@ def checkpointed_state(result: Result, round: int):
         result.state,
         result.rank,
         result.rank,
-        checkpoints.saved.ClientScores.initial(len(result.rank)),
-        [],
+        ClientScores.initial(len(result.rank)),
     )
     return checkpoints.restore(found, like).state

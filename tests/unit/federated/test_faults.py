@@ -417,7 +417,8 @@ def test_a_run_that_diverges_ends_and_says_so(run_with):
 
 def test_a_model_too_large_to_compute_with_has_no_loss(tmp_path):
     good.write(tmp_path / "good")
-    made = build.prepare(configs.from_dict(good.settings(tmp_path / "good")))
-    assert made.evaluate(made.state)["loss"] > 0
-    head = jax.tree.map(lambda x: jnp.full_like(x, 3e38), made.state.head)
-    assert made.evaluate(made.state._replace(head=head))["loss"] is None
+    made = build.build(configs.from_dict(good.settings(tmp_path / "good")))
+    state = made.begin().state
+    assert made.evaluate(state)["loss"] > 0
+    head = jax.tree.map(lambda x: jnp.full_like(x, 3e38), state.head)
+    assert made.evaluate(state._replace(head=head))["loss"] is None

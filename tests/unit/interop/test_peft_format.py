@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedjax_lora import lora
+from fedjax_lora import InputError, lora
 from fedjax_lora.interop import matrices, peft_writer
 from tests._helpers import small_model
 from tests._helpers.small_model import random_adapter
@@ -86,3 +86,11 @@ def test_changed_kernels_become_one_adapter():
     nothing = jax.tree.map(jnp.zeros_like, rest)
     same, ones = matrices.from_kernels(before, before, nothing, own)
     assert not any(np.any(x) for x in lora.deltas(same, ones).values())
+
+
+def test_kernels_with_several_axes_are_refused():
+    params = {"attention": {"query": {"kernel": jnp.ones((6, 2, 4)), "bias": jnp.ones((2, 4))}}}
+    spec = lora.make_spec(params, targets="query", rank=2)
+    adapter, gain = random_adapter(spec), lora.uniform_gain(spec)
+    with pytest.raises(InputError, match=r"matrices only: attention/query has a kernel of shape"):
+        matrices.split(spec.targets, adapter, gain, name_of)

@@ -365,5 +365,5 @@ def test_an_adapter_of_another_model_is_refused(key):
     x = jnp.ones((2, 4))
     params = {"dense": layer.init(key, x)["params"]}
     pair = LoRA(jnp.ones((4, 1)), jnp.ones((1, 3)))
-    with pytest.raises(InputError, match="another model: danse is no layer"):
+    with pytest.raises(InputError, match="danse has no kernel in the base"):
         lora.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)

@@ -38,15 +38,18 @@ def progress(rounds: int, seed: int = 0) -> Progress:
     scores = ClientScores(rng.normal(size=7) / 3, rng.integers(-1, 5, 7).astype(np.int32))
     scores.value[2] = np.inf
     rank = rng.integers(1, 4, 7).astype(np.int32)
-    history = [{"round": n + 1, "loss": n / 3, "rejected": [n]} for n in range(rounds)]
-    return Progress(state, rank, rank + 1, scores, history, rounds / 7)
+    return Progress(state, rank, rank + 1, scores, rounds, rounds / 7)
+
+
+def history(rounds: int) -> list[dict]:
+    return [{"round": n + 1, "loss": n / 3, "rejected": [n]} for n in range(rounds)]
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("saved")
     for rounds in (1, 2):
-        checkpoints.save(folder, progress(rounds), ABOUT, score=0.5 / rounds)
+        checkpoints.save(folder, progress(rounds), history(rounds), ABOUT, score=0.5 / rounds)
     return folder
 
 
@@ -58,9 +61,10 @@ def folder(saved, tmp_path) -> pathlib.Path:
 
 def test_what_was_saved_comes_back_bit_for_bit(saved):
     want = progress(2)
-    got = checkpoints.restore(checkpoints.latest(saved), progress(0, seed=1))
+    newest = checkpoints.latest(saved)
+    got = checkpoints.restore(newest, progress(0, seed=1))
     problems.assert_same_bits(arrays(got), arrays(want))
-    assert (got.history, got.seconds, got.round) == (want.history, want.seconds, 2)
+    assert (newest.history, got.seconds, got.round) == (history(2), want.seconds, 2)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(got.state))
 
 
@@ -149,7 +153,7 @@ def test_a_checkpoint_that_was_being_written_is_none(folder, monkeypatch):
     newest = folder / checkpoints.FOLDER / "2"
     newest.rename(newest.with_name(".2.partial"))
     assert checkpoints.latest(folder).round == 1
-    with CheckpointManager(folder, ABOUT, keep=2, found=checkpoints.whole(folder)):
+    with CheckpointManager(folder, ABOUT, keep=2, checkpoints=checkpoints.whole(folder)):
         assert [p.name for p in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
 
 
@@ -160,22 +164,24 @@ def rounds_kept(folder: pathlib.Path) -> list[int]:
 def test_the_newest_and_the_best_are_kept(tmp_path):
     scores = [0.1, 0.9, None, 0.9, 0.3, 0.2]
     kept = []
-    with CheckpointManager(tmp_path, ABOUT, keep=2) as keeper:
+    with CheckpointManager(tmp_path, ABOUT, keep=2) as manager:
         for rounds, score in enumerate(scores, 1):
-            keeper.save(progress(rounds), score)
-            keeper.wait()
+            manager.save(progress(rounds), history(rounds), score)
+            manager.wait()
             kept.append(rounds_kept(tmp_path))
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
     assert checkpoints.best(checkpoints.whole(tmp_path)).round == 2
-    with CheckpointManager(tmp_path, ABOUT, keep=1, found=checkpoints.whole(tmp_path)) as keeper:
-        keeper.save(progress(7), None)
+    with CheckpointManager(
+        tmp_path, ABOUT, keep=1, checkpoints=checkpoints.whole(tmp_path)
+    ) as manager:
+        manager.save(progress(7), history(7), None)
     assert rounds_kept(tmp_path) == [2, 7]
 
 
 def test_a_round_may_be_saved_again(folder):
     other = progress(2, seed=5)
-    with CheckpointManager(folder, ABOUT, keep=2, found=checkpoints.whole(folder)) as keeper:
-        keeper.save(other)
+    with CheckpointManager(folder, ABOUT, keep=2, checkpoints=checkpoints.whole(folder)) as manager:
+        manager.save(other, history(2))
     assert rounds_kept(folder) == [1, 2]
     got = checkpoints.restore(checkpoints.latest(folder), progress(0))
     problems.assert_same_bits(arrays(got), arrays(other))
@@ -191,13 +197,15 @@ def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path,
 
     monkeypatch.setattr(checkpoints.manager, "save", slow)
     given, want = progress(1), progress(1)
-    with CheckpointManager(tmp_path, ABOUT, keep=9) as keeper:
-        keeper.save(given, always=False)
+    with CheckpointManager(tmp_path, ABOUT, keep=9) as manager:
+        manager.save(given, history(1), always=False)
         given.rank[:] = 0
         jax.tree.map(lambda x: x.delete(), given.state)
-        keeper.save(progress(2), always=False)  # left out: the first is still being written
+        manager.save(
+            progress(2), history(2), always=False
+        )  # left out: the first is still being written
         may_write.set()
-        keeper.save(progress(3))
+        manager.save(progress(3), history(3))
     assert rounds_kept(tmp_path) == [1, 3]
     got = checkpoints.restore(checkpoints.whole(tmp_path)[0], progress(0))
     problems.assert_same_bits(arrays(got), arrays(want))
@@ -208,13 +216,13 @@ def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
     sentence = r"Checkpoint .*/1 cannot be written \(.*Error.*\); make room"
     with (
         pytest.raises(InputError, match=sentence),
-        CheckpointManager(tmp_path, ABOUT, keep=1) as keeper,
+        CheckpointManager(tmp_path, ABOUT, keep=1) as manager,
     ):
-        keeper.save(progress(1))
-    keeper = CheckpointManager(tmp_path, ABOUT, keep=1)
-    keeper.save(progress(1))
+        manager.save(progress(1), history(1))
+    manager = CheckpointManager(tmp_path, ABOUT, keep=1)
+    manager.save(progress(1), history(1))
     with pytest.raises(InputError, match=sentence):
-        keeper.save(progress(2))
+        manager.save(progress(2), history(2))
 
 
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):

@@ -66,9 +66,9 @@ def test_runs_of_one_recipe_compile_once(done):
     for program in ("round_fn", "outputs"):
         found = [text for text in compiled if re.match(rf"Compiling jit\({program}\)", text)]
         assert len(found) == 1, "\n".join(found)
-    shelf = AssetCache()
+    cache = AssetCache()
     steps = {
-        build.prepare(config, shelf.assets(config)).federation.steps
+        build.build(config, cache.assets(config)).federation.steps
         for config in (configs.from_dict(configs.to_dict(BASE) | {"seed": s}) for s in (0, 1))
     }
     assert len(steps) == 2, "the two seeds must need padding to a common number of steps"
@@ -192,11 +192,11 @@ def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsy
     asked, run = fake()
     monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0, 1)), tmp_path / "out"
-    runner._make(out, chosen)
+    runner._write_base(out, chosen)
     runs_at = out / "runs" if ".json" in names else out
     with monkeypatch.context() as patch:
         if ".json" in names:
-            patch.setattr(runner, "_make", lambda folder, chosen: None)
+            patch.setattr(runner, "_write_base", lambda folder, grid: None)
         full(patch, names)
         with pytest.raises(InputError) as error:
             compare_command.execute(chosen, out)
@@ -278,9 +278,9 @@ def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
 
 def test_seeds_share_one_base(done):
     """Only the head differs, and it is the one that loading with that seed draws."""
-    shelf = AssetCache()
+    cache = AssetCache()
     one, other = (
-        shelf.assets(configs.from_dict(configs.to_dict(BASE) | {"seed": seed})).model
+        cache.assets(configs.from_dict(configs.to_dict(BASE) | {"seed": seed})).model
         for seed in (0, 1)
     )
     alone = build.load_assets(configs.from_dict(configs.to_dict(BASE) | {"seed": 1})).model

@@ -1,0 +1,124 @@
+"""Choices are checked from the source of the registries; it says the same as the registries."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+import typing
+
+import optax
+import pytest
+
+from fedjax_lora import InputError, methods, models
+from fedjax_lora.federated import optimizers
+from fedjax_lora.runs import choices
+from fedjax_lora.runs.config import (
+    DataConfig,
+    FederationConfig,
+    LocalConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    demo,
+)
+
+
+def options(factory) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(factory).parameters.items()
+    return {name: p.default for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("kind", choices.REGISTRIES)
+def test_the_source_says_what_the_registry_says(kind):
+    module, variable, _ = choices.REGISTRIES[kind]
+    importlib.import_module(f"fedjax_lora.{module}")
+    read, real = choices.read_factories(module, variable), choices.factories(kind)
+    assert list(read) == list(real)
+    for name, factory in real.items():
+        assert options(read[name]) == options(factory), name
+        hints = typing.get_type_hints(factory)
+        read_hints = typing.get_type_hints(read[name])
+        assert read_hints == {key: hints[key] for key in read_hints}, name
+        with pytest.raises(NotImplementedError):
+            read[name]()
+
+
+def test_the_optimizers_are_those_that_optax_has():
+    public = [name for name in dir(optax) if not name.startswith("_")]
+    takes_rate = {name for name in public if optimizers._takes_rate(getattr(optax, name))}
+    assert choices.read_optimizers().keys() == takes_rate > {"adamw", "sgd"}
+    for name, read in choices.read_optimizers().items():
+        parameters = [*inspect.signature(getattr(optax, name)).parameters]
+        assert ["learning_rate", *inspect.signature(read).parameters] == parameters, name
+
+
+def test_the_models_are_those_of_the_registry():
+    for name, fields in choices.read_models().items():
+        assert models.Model(**fields) == models.MODELS[name]
+    assert list(choices.read_models()) == list(models.MODELS)
+
+
+def test_a_registered_method_of_the_user_is_known(monkeypatch):
+    entry = methods.METHODS["hlora"]
+    monkeypatch.setitem(methods.METHODS, "own_rule", entry)
+    choices.check_choices(RunConfig(federation=FederationConfig(method="own_rule")))
+
+
+WRONG = [
+    (RunConfig(federation=FederationConfig(method="nope")), "Unknown method 'nope'"),
+    (
+        RunConfig(federation=FederationConfig(method="fed_plora(selection='best')")),
+        "selection is one of",
+    ),
+    (
+        RunConfig(federation=FederationConfig(ranks="fixed()")),
+        "rank allocation 'fixed' needs the option rank",
+    ),
+    (RunConfig(federation=FederationConfig(ranks="fixed(rank='a')")), "rank is int, got 'a'"),
+    (RunConfig(federation=FederationConfig(partition="dirchlet")), "did you mean 'dirichlet'"),
+    (RunConfig(federation=FederationConfig(updates=("clip(nrm=1.0)",))), "did you mean 'norm'"),
+    (RunConfig(federation=FederationConfig(faults=("drop_out",))), "did you mean 'dropout'"),
+    (RunConfig(federation=FederationConfig(server_optimizer="adm")), "did you mean 'adam'"),
+    (RunConfig(local=LocalConfig(schedule="cosin")), "did you mean 'cosine'"),
+    (RunConfig(local=LocalConfig(optimizer="adamv")), "Unknown optimizer 'adamv'"),
+    (RunConfig(local=LocalConfig(optimizer="adamw(weight=1)")), "did you mean 'weight_decay'"),
+    (RunConfig(model=ModelConfig(model="minilmm")), "did you mean 'minilm'"),
+    (RunConfig(data=DataConfig(task="agnews")), "did you mean 'ag_news'"),
+    (RunConfig(lora=LoraConfig(targets="((")), "bad regular expression"),
+]
+
+
+@pytest.mark.parametrize(("config", "sentence"), WRONG, ids=[words for _, words in WRONG])
+def test_a_wrong_choice_is_answered_in_one_sentence(config, sentence):
+    with pytest.raises(InputError) as raised:
+        choices.check_choices(config)
+    assert sentence in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_demo_has_no_wrong_choice():
+    choices.check_choices(demo())
+
+
+CHECK = """
+import json, sys
+from fedjax_lora.cli import main
+statuses = [main.main(words) for words in json.loads(sys.argv[1])]
+assert not {"jax", "optax", "flax", "transformers"} & set(sys.modules), "a check imported JAX"
+assert statuses == [2] * len(statuses), statuses
+"""
+
+
+def test_wrong_words_on_the_command_line_are_answered_without_jax():
+    run = ["--method=nope", "--optimizer=adamv", "--schedule=no", "--ranks=fixed(rnk=1)"]
+    run += ["--updates=no", "--faults=no", "--server-optimizer=no", "--partition=no"]
+    run += ["--task=no", "--model=no", "--targets=((", "--wave=4", "--rounds=0"]
+    commands = [["run", word] for word in run]
+    commands += [["compare", "--methods", "hlora", "nope"], ["compare", "--wave", "4"]]
+    commands += [["compare", "--vary", "local.optimizer=sgd,adamv"]]
+    words = [sys.executable, "-c", CHECK, json.dumps(commands)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands) and all(x.startswith("fedjax-lora: ") for x in lines)
+    assert lines.count("fedjax-lora: --wave is now --clients-per-step.") == 2
