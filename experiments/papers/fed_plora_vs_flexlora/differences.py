@@ -15,11 +15,11 @@ from experiments.papers.fed_plora_vs_flexlora import (
     PAIR,
 )
 from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
-from experiments.tools.figures import COLUMNS, sheet
+from experiments.tools.figures import TASK_NAMES
 from experiments.tools.markdown import as_table
 from experiments.tools.study import Results
-from fedjax_lora.runs.plots import COLOURS, GREY, style
-from fedjax_lora.runs.sweep.statistics import Estimate, estimate
+from fedjax_lora.runs.figure_style import BLUE, GREY, ORANGE, panels, style_axes
+from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 
 PAIRS = (
     PAIR,
@@ -186,21 +186,39 @@ def known(results: Results) -> dict[tuple[str, str], dict[str, Estimate]]:
     return {pair: of for pair, of in known.items() if of}
 
 
+def _setting(name: str) -> str:
+    """A setting in words.
+
+    >>> _setting("sst2_heavy_tail"), _setting("uniform mix")
+    ('SST-2, heavy tail', 'both tasks, uniform')
+    """
+    if name in (MEAN, DEEPER):
+        return name.replace("_", " ")
+    task = next((task for task in TASK_NAMES if name.startswith(task)), "")
+    mix = name.removeprefix(task).removesuffix(" mix").replace("_", " ").strip()
+    return f"{TASK_NAMES.get(task, 'both tasks')}, {mix}"
+
+
 def figures(results: Results) -> dict[str, Figure]:
-    """Every difference with its interval, a panel per pair."""
-    there = known(results)
-    if not there:
+    """Draw every difference with its interval, one panel per pair of methods."""
+    found = known(results)
+    if not found:
         return {}
-    figure, panels = sheet(len(there), COLUMNS)
-    reach = 105 * max(max(-d.low, d.high) for of in there.values() for d in of.values())
-    for axes, (pair, of) in zip(panels, there.items(), strict=True):
-        at = range(len(of))[::-1]
-        for y, (name, one) in zip(at, of.items(), strict=True):
-            colour = COLOURS[1] if name == MEAN else COLOURS[0]
-            axes.errorbar(100 * one.mean, y, xerr=100 * one.half, fmt="o", color=colour, capsize=3)
+    figure, every_axes = panels(len(found), columns=3)
+    reach = 105 * max(max(-d.low, d.high) for of in found.values() for d in of.values())
+    rows = [*dict.fromkeys(name for of in found.values() for name in of)]
+    at = {name: len(rows) - 1 - number for number, name in enumerate(rows)}
+    for number, (axes, (pair, of)) in enumerate(zip(every_axes, found.items(), strict=True)):
+        for name, one in of.items():
+            colour = ORANGE if name == MEAN else BLUE
+            interval_bar = {"fmt": "o", "ms": 4, "color": colour, "capsize": 3}
+            axes.errorbar(100 * one.mean, at[name], xerr=100 * one.half, **interval_bar)
         axes.axvline(0, color=GREY, lw=1)
-        axes.set_yticks(at, [*of], fontsize=8)
-        axes.set(xlabel="points after the last round", xlim=(-reach, reach))
-        axes.set_title(f"{pair[0]} - {pair[1]}", fontsize=10)
-        style(axes, rounds=False)
+        names = map(_setting, rows) if number % 3 == 0 else [""] * len(rows)
+        axes.set_yticks([*at.values()], [*names], fontsize=8)
+        axes.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.4))
+        if number >= len(found) - 3:
+            axes.set_xlabel("difference of test accuracy after\nthe last round, percentage points")
+        axes.set_title(f"{pair[0]} minus {pair[1]}", fontsize=10)
+        style_axes(axes, rounds=False)
     return {"differences": figure}
