@@ -61,9 +61,7 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         others(target, Book(RESULTS / "others.json"))
     if part in ("all", "methods"):
         each_method(target, Book(RESULTS / "methods.json"))
-    atomic_io.write(
-        RESULTS / "environment.json", json.dumps(environment(), indent=1) + "\n"
-    )
+    atomic_io.write(RESULTS / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
 def kills(target: harness.Workspace, book: Book) -> None:

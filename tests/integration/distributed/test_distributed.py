@@ -154,12 +154,12 @@ sys.exit(main.main(sys.argv[1:]))
         (["--distributed"], "No cluster was found"),
         (
             [f"{ADDRESS}=localhost:1", "--num-processes=2", "--process-id=1"],
-            "did not all come together within 2 s (this is process 1 of 2, the first is expected "
+            "did not all connect within 2 s (this is process 1 of 2, the first is expected "
             "at localhost:1)",
         ),
         (
             [f"{ADDRESS}=localhost:PORT", "--num-processes=2", "--process-id=0"],
-            "did not all come together within 2 s (this is process 0 of 2",
+            "did not all connect within 2 s (this is process 0 of 2",
         ),
     ],
     ids=["no cluster", "no first process", "no second process"],
