@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.tools.json_lines import Record
 from experiments.tools.study import Results
-from fedjax_lora.runs.sweep.statistics import Estimate, estimate
+from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNTESTABLE, NOT_RUN = "not testable here", "not yet run"

@@ -1,6 +1,6 @@
-"""Figures of reruns, from the result files alone."""
+"""Figures of studies, from the result files alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,34 +9,74 @@ from matplotlib.figure import Figure
 
 from experiments.tools.json_lines import Record
 from experiments.tools.study import Part, Results, is_training_run
-from fedjax_lora.runs.plots import look, style
-from fedjax_lora.runs.sweep.statistics import spread
-
-WIDTH = 4.2  # inches of a panel
-COLUMNS = 3
+from fedjax_lora.runs.figure_style import (
+    GREY,
+    draw_seeds,
+    method_styles,
+    panels,
+    reference_line,
+    shared_legend,
+    style_axes,
+)
 
 Number = Callable[[dict[str, Any]], float | None]
-"""What a figure shows of a round's record; None where the round has no such number."""
+"""The plotted number of a round's record; None if the round has no such number."""
+
+PERCENT = (0.0, 100.0)
+TASK_NAMES = {
+    "ag_news": "AG News",
+    "dbpedia_14": "DBpedia",
+    "mnli": "MNLI",
+    "mrpc": "MRPC",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+    "sst2": "SST-2",
+}
 
 
 def accuracy_figure(found: Results, part: Part) -> Figure | None:
-    """Test accuracy over the rounds, a panel per task; None if no run is finished."""
+    """Draw test accuracy over the rounds, one panel per task; None if no run is finished."""
     runs = {task: arms for task in part.tasks if (arms := finished(found, part, task))}
     if not runs:
         return None
-    figure, panels = sheet(len(runs), COLUMNS)
-    for axes, (task, arms) in zip(panels, runs.items(), strict=True):
-        every = [run for of_arm in arms.values() for run in of_arm]
-        curves(axes, part, arms, lambda h: 100 * h["accuracy"] if "accuracy" in h else None)
-        majority = 100 * np.mean([run["summary"]["majority_accuracy"] for run in every])
+    figure, axes_of_tasks = panels(len(runs))
+    for axes, (task, arms) in zip(axes_of_tasks, runs.items(), strict=True):
+        draw_arms(axes, part, arms, _accuracy_percent, bounds=PERCENT)
+        summaries = [run["summary"] for of_arm in arms.values() for run in of_arm]
+        majority = 100 * float(np.mean([summary["majority_accuracy"] for summary in summaries]))
+        last = max(run["history"][-1]["round"] for of_arm in arms.values() for run in of_arm)
+        _majority_class(axes, majority, last)
         axes.set(xlabel="round", ylabel="test accuracy, %")
-        axes.set_title(f"{task} (majority class: {majority:.0f} %)", fontsize=10)
-    legend(figure, panels)
+        axes.set_xticks(_evaluated(arms))
+        axes.set_title(TASK_NAMES.get(task, task), fontsize=10)
+    shared_legend(figure, axes_of_tasks)
     return figure
 
 
+def _evaluated(arms: Mapping[str, Sequence[Record]]) -> list[int]:
+    """The evaluated rounds of all runs."""
+    runs = [run for of_arm in arms.values() for run in of_arm]
+    return sorted({h["round"] for run in runs for h in run["history"] if "accuracy" in h})
+
+
+def _accuracy_percent(entry: dict[str, Any]) -> float | None:
+    return 100 * entry["accuracy"] if "accuracy" in entry else None
+
+
+def _majority_class(axes: Axes, height: float, last: float) -> None:
+    """Draw the majority class as a line if it is near the curves, else as a note."""
+    low, high = axes.get_ylim()
+    if height > low - 0.5 * (high - low):
+        reference_line(axes, height, "majority class", at=last)
+    else:
+        text = f"majority class: {height:.0f} %"
+        corner = {"transform": axes.transAxes, "ha": "right", "fontsize": 8, "color": GREY}
+        axes.text(0.98, 0.02, text, **corner)
+
+
 def finished(found: Results, part: Part, task: str) -> dict[str, list[Record]]:
-    """The finished runs of every arm that has any."""
+    """The finished training runs by arm; arms without any are left out."""
     runs = {
         arm: [run for run in found.runs(part.name, arm, task).values() if is_training_run(run)]
         for arm in part.arms
@@ -44,27 +84,36 @@ def finished(found: Results, part: Part, task: str) -> dict[str, list[Record]]:
     return {arm: of_arm for arm, of_arm in runs.items() if of_arm}
 
 
-def sheet(count: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """Panels side by side, at most so many in a row."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(max(WIDTH * columns, 7), 3.2 * rows + 0.6), dpi=130)
-    figure.set_layout_engine("constrained")
-    return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(count)]
+def arm_styles(part: Part) -> dict[str, dict[str, Any]]:
+    """Line styles of the arms, by the methods of their runs."""
+    task, seed = part.tasks[0], part.seeds[0]
+    specs = [part.config(arm, task, seed).federation.method for arm in part.arms]
+    return dict(zip(part.arms, method_styles(specs), strict=True))
 
 
-def curves(axes: Axes, part: Part, arms: dict[str, list[Record]], number: Number) -> None:
-    """A line per arm, the mean over its seeds, and a band of one standard deviation."""
-    order = [*part.arms]
-    for arm, runs in arms.items():
-        drawn = look(order.index(arm))
+def draw_arms(
+    axes: Axes,
+    part: Part,
+    arms: Mapping[str, Sequence[Record]],
+    number: Number,
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> None:
+    """Draw a number over the rounds, one curve per arm.
+
+    Args:
+      axes: the axes.
+      part: part of the arms.
+      arms: the runs by arm.
+      number: the plotted number.
+      bounds: its possible values.
+    """
+    styles = arm_styles(part)
+    for position, (arm, runs) in enumerate(arms.items()):
         rounds, values = over_rounds(runs, number)
-        mean, deviation, _ = spread(values)
-        axes.plot(rounds, mean, marker="o", ms=3, label=arm, **drawn)
-        if len(runs) > 1:
-            low, high = mean - deviation, mean + deviation
-            axes.fill_between(rounds, low, high, color=drawn["color"], alpha=0.12, lw=0)
-    style(axes)
+        shift = 0.02 * rounds[-1] * (position / (len(arms) - 1) - 0.5) if len(arms) > 3 else None
+        draw_seeds(axes, rounds, values, styles[arm], label=arm, bounds=bounds, shift=shift)
+    style_axes(axes)
 
 
 def over_rounds(runs: Sequence[Record], number: Number) -> tuple[list[int], np.ndarray]:
@@ -74,15 +123,3 @@ def over_rounds(runs: Sequence[Record], number: Number) -> tuple[list[int], np.n
     ]
     rounds = sorted(set.intersection(*map(set, found)))
     return rounds, np.array([[by_round[t] for t in rounds] for by_round in found])
-
-
-def legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend above all panels."""
-    entries = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        entries.values(), entries, loc="outside upper center", ncols=3, frameon=False, fontsize=8
-    )

@@ -13,7 +13,8 @@ from experiments.tools.figures import accuracy_figure, finished
 from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table, put
 from experiments.tools.study import RUNS, SIZES, Part, Results, Study, distinct, results
-from fedjax_lora.runs.sweep.statistics import estimate
+from fedjax_lora.runs.figure_style import seeds_caption
+from fedjax_lora.runs.sweep.intervals import estimate
 
 
 class Report(NamedTuple):
@@ -136,8 +137,9 @@ def part_table(found: Results, part: Part) -> str:
         f"**{part.name}**: {part.title}; {part.backbone()}. Test accuracy in per cent, mean ± "
         "standard deviation over seeds.\n"
     )
-    bands = f"{part.title}; bands are one standard deviation over seeds"
-    return "\n".join([heading, as_table(COLUMNS, rows), picture(found, part.name, bands)])
+    counts = [len(runs) for task in part.tasks for runs in finished(found, part, task).values()]
+    caption = f"{part.title}; {seeds_caption(counts)}"
+    return "\n".join([heading, as_table(COLUMNS, rows), picture(found, part.name, caption)])
 
 
 def picture(found: Results, name: str, caption: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and folders that one process writes to."""
+"""Atomic writes of files and folders, and the lock that gives a folder to one process."""
 
 import contextlib
 import hashlib
@@ -16,27 +16,28 @@ from fedjax_lora.core.untrusted_files import first_line
 LOCK = ".lock"
 
 PARTIAL = ".partial"
-"""How the names of what is still being written end."""
+"""Suffix of files and folders that are still being written."""
 
 
 def lock(folder: pathlib.Path) -> FileLock:
-    """Take a folder for this process alone, until the lock is released or the process is gone.
+    """Lock a folder for this process, until the lock is released or the process ends.
 
-    The system gives up the locks of a process that has ended in whatever way: none is ever stale.
+    The operating system releases the locks of a process that ends for any reason, so no lock is
+    ever stale.
 
     Raises:
-      InputError: another process has the folder, or it cannot be written.
+      InputError: another process holds the lock, or the folder cannot be written.
     """
-    taken = FileLock(folder / LOCK)
+    file_lock = FileLock(folder / LOCK)
     try:
-        taken.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
             f"Another run is writing to {folder}; wait for its end, or choose another folder."
         ) from error
     except OSError as error:
         raise InputError(f"Folder {folder} cannot be written: {error.strerror}.") from error
-    return taken
+    return file_lock
 
 
 @contextlib.contextmanager
@@ -54,21 +55,26 @@ def reporting_write_errors(folder: pathlib.Path) -> Iterator[None]:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Write a text file under another name first, so that nobody ever reads half of it."""
+    """Write a text file under a temporary name and rename it, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # or a power failure could leave the name of an empty file
+            os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_folder(path: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Let ``fill`` write a folder under another name; it then takes the place of the old one."""
+    """Write a folder under a temporary name, then replace the old one.
+
+    Args:
+      path: the folder.
+      fill: writes the contents into the temporary folder that it receives.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -79,21 +85,21 @@ def write_folder(path: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> No
 
 
 def remove_folder(path: pathlib.Path) -> None:
-    """Remove a folder such that no part of it is ever seen under its name."""
+    """Rename a folder before removing it, so that no reader sees a part of it under its name."""
     if path.exists():
-        going = path.with_name(f".{path.name}.old{PARTIAL}")
-        shutil.rmtree(going, ignore_errors=True)
-        path.rename(going)
-        shutil.rmtree(going)
+        renamed = path.with_name(f".{path.name}.old{PARTIAL}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        path.rename(renamed)
+        shutil.rmtree(renamed)
 
 
 def remove_partial(folder: pathlib.Path) -> None:
-    """Remove what processes that were stopped had begun to write in a folder, or to remove."""
+    """Remove the partial files and folders that interrupted processes left in a folder."""
     for path in folder.glob(f".*{PARTIAL}"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file's contents."""
+    """Hex SHA-256 digest of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

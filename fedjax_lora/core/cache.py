@@ -1,4 +1,4 @@
-"""Where compiled programs and tokens are kept between runs."""
+"""The folder that caches compiled programs and tokens between runs."""
 
 import os
 import pathlib
@@ -7,9 +7,9 @@ import jax
 
 
 def cache_dir() -> pathlib.Path:
-    """``$FEDJAX_LORA_CACHE``, else ``fedjax_lora`` in the user's cache folder."""
-    if own := os.environ.get("FEDJAX_LORA_CACHE"):
-        return pathlib.Path(own)
+    """Return ``$FEDJAX_LORA_CACHE``, or else ``fedjax_lora`` in the user's cache folder."""
+    if configured := os.environ.get("FEDJAX_LORA_CACHE"):
+        return pathlib.Path(configured)
     return (
         pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         / "fedjax_lora"
@@ -17,6 +17,6 @@ def cache_dir() -> pathlib.Path:
 
 
 def enable_compilation_cache() -> None:
-    """Use JAX's persistent compilation cache, unless the user has set one up already."""
+    """Enable JAX's persistent compilation cache, unless the user has configured one already."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

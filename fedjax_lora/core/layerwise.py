@@ -1,8 +1,8 @@
-"""One function for every layer of a stack: one by one on a CPU, batched on accelerators, on a mesh.
+"""Map a function over stacked layers: sequentially on a CPU, batched on accelerators, on a mesh.
 
 Batched LAPACK calls of the CPU backend deadlock in jaxlib 0.10.2 (two independent batched QR or
-SVD calls wait for the thread pool they occupy); single calls do not. One by one, the layers also
-need the memory of one at a time.
+SVD calls wait for the thread pool they occupy); single calls do not. A sequential map also needs
+the memory of only one layer at a time.
 """
 
 import contextlib
@@ -15,30 +15,34 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 
 def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """While a function is traced in here, layers are spread over the mesh; its arrays are there."""
+    """Spread the layers of `map_layers` over a mesh, for functions traced inside the context.
+
+    Args:
+      mesh: the mesh on which the arrays live; None keeps every layer on one device.
+    """
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def map_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
-    """``fn`` of each layer's arrays.
+    """Map ``fn`` over the layers of stacked arrays.
 
     Under `spread_over` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays that
     are sharded along another axis (clients) are exchanged so that each device gets its layers of
     all clients.
 
     Args:
-      fn: of arrays without the layer axis, to arrays (or a tree of them).
-      *arrays: with `L` at ``axis``.
-      axis: of the layers.
+      fn: takes one layer's arrays, without the layer axis, and returns a pytree of arrays.
+      *arrays: stacked arrays, with `L` at ``axis``.
+      axis: the layer axis.
 
     Returns:
-      What ``fn`` returns, with `L` in front.
+      The results of ``fn``, stacked on a leading axis `L`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     count = arrays[0].shape[axis]
-    # Inside a `shard_map` the mesh is manual: this device's share is all there is.
+    # Inside a `shard_map` the mesh is manual, and the arrays are this device's share.
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types) or count == 1:
         return _on_one_device(fn, arrays, axis)
     return _on_mesh(fn, arrays, axis, mesh)
@@ -46,7 +50,7 @@ def map_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
 
 def _on_one_device(fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int) -> Any:
     def one_by_one(*arrays: Any) -> Any:
-        # Slices are taken inside the loop: with the axis moved to the front all would be copied.
+        # Slicing inside the loop avoids the copy that moving the axis to the front would make.
         layer = lambda x, n: jax.lax.dynamic_index_in_dim(x, n, axis, keepdims=False)  # noqa: E731
         return jax.lax.map(
             lambda n: fn(*(layer(x, n) for x in arrays)), jnp.arange(arrays[0].shape[axis])
@@ -59,13 +63,13 @@ def _on_one_device(fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int) -
 
 def _on_mesh(fn: Callable[..., Any], arrays: tuple[Any, ...], axis: int, mesh: AbstractMesh) -> Any:
     count = arrays[0].shape[axis]
-    missing = -count % mesh.size  # layers of zeros, so that every device has as many
+    missing = -count % mesh.size  # layers of zeros, so that all devices have equally many
 
     def padded(x: Any) -> Any:
         return jnp.pad(x, [(0, missing * (n == axis)) for n in range(x.ndim)])
 
     mapped = jax.shard_map(
-        lambda *mine: _on_one_device(fn, mine, axis),
+        lambda *shards: _on_one_device(fn, shards, axis),
         mesh=mesh,
         in_specs=PartitionSpec(*(None,) * axis, mesh.axis_names),
         out_specs=PartitionSpec(mesh.axis_names),

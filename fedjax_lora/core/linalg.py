@@ -1,4 +1,4 @@
-"""Linear algebra of products ``a @ b`` that are never multiplied out unless that is cheaper.
+"""Linear algebra of low-rank products ``a @ b``, multiplied out only where that is cheaper.
 
 Everything runs in float32 at the highest matmul precision: a TPU would otherwise multiply in
 bfloat16 and a GPU in TF32.
@@ -17,16 +17,14 @@ from fedjax_lora.core.types import LoRA
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-FEW = 8  # wanted triplets are few if they are at most one in so many
-NOISE = 10 * float(jnp.finfo(jnp.float32).eps)  # error of a Gram matrix's eigenvalues, of the first
-REFINED = 2  # times that its eigenvectors are multiplied by the matrix and its transpose
-MAX_GRAM_ERROR = (
-    3e-5  # what the Gram matrix may lose of a product, relative to the first singular value
-)
+GRAM_SIZE_RATIO = 8  # smallest ratio of matrix size to requested rank for using the Gram matrix
+GRAM_ROUNDING = 10 * float(jnp.finfo(jnp.float32).eps)  # of eigenvalues, relative to the first
+REFINEMENTS = 2  # times that the eigenvectors are multiplied by the matrix and its transpose
+MAX_GRAM_ERROR = 3e-5  # largest acceptable `gram_error`
 
 
 def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
-    """``||a @ b||_F^2`` from two ``k x k`` Gram matrices: ``tr((a^T a)(b b^T))``, ``[...]``."""
+    """Compute ``||a @ b||_F^2`` as ``tr((a^T a)(b b^T))``, from two ``k x k`` Gram matrices."""
     a, b = (x.astype(jnp.float32) for x in pair)
     gram_a = matmul(a.mT, a)
     gram_b = matmul(b, b.mT)
@@ -34,7 +32,7 @@ def square_norm(pair: LoRA) -> Float[Array, "*batch"]:
 
 
 def core(pair: LoRA) -> Float[Array, "*batch m n"]:
-    """A matrix with the singular values of ``a @ b``: ``k x k`` where that is smaller.
+    """Return a matrix with the singular values of ``a @ b``, of size ``k x k`` if that is smaller.
 
     ``R_a @ R_b^T`` of two thin QR factorisations, or the product itself where ``k`` reaches
     ``min(i, o)``. The choice is made from the shapes.
@@ -53,21 +51,21 @@ def _core_thin(a: Array, b: Array) -> Array:
 
 
 def norm(pair: LoRA) -> Float[Array, "*batch"]:
-    """``||a @ b||_F`` to the rounding of ``||a|| ||b||``, also where the product cancels.
+    """Compute ``||a @ b||_F`` with an error of the rounding of ``||a|| ||b||``.
 
-    The square root of `square_norm` is cheaper, but its traces cancel among squares: of a product
-    that is zero it leaves the square root of the rounding.
+    The square root of `square_norm` is cheaper, but its traces subtract squares: for a product that
+    is zero the result is the square root of the rounding error.
     """
     return jnp.sqrt(jnp.sum(jnp.square(core(pair)), axis=(-2, -1)))
 
 
 def singular_values(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
-    """All of a matrix, descending; those of a product are those of its `core`."""
+    """All singular values of a matrix, descending; for a product pass its `core`."""
     return _each(lambda x: jnp.linalg.svd(x, compute_uv=False), matrix)
 
 
 def stack(pair: LoRA) -> LoRA:
-    """A cohort's factors side by side: ``sum_k a_k @ b_k`` as one product.
+    """Stack a cohort's factors along the rank, so that ``sum_k a_k @ b_k`` is one product.
 
     Args:
       pair: ``[c, ..., i, R]`` and ``[c, ..., R, o]``.
@@ -83,7 +81,7 @@ def stack(pair: LoRA) -> LoRA:
 def svd(
     pair: LoRA, rank: int
 ) -> tuple[Float[Array, "*batch i R"], Float[Array, "*batch R"], Float[Array, "*batch R o"]]:
-    """The ``rank`` leading singular triplets of ``a @ b``.
+    """Compute the ``rank`` leading singular triplets of ``a @ b``.
 
     Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the
     dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes. Leading
@@ -91,7 +89,7 @@ def svd(
 
     Args:
       pair: ``[..., i, k]`` and ``[..., k, o]``.
-      rank: triplets wanted; those beyond ``min(i, k, o)`` are zero.
+      rank: number of triplets; those beyond ``min(i, k, o)`` are zero.
 
     Returns:
       ``u: [..., i, rank]``, ``s: [..., rank]`` (descending), ``vt: [..., rank, o]``. The entry of
@@ -111,14 +109,17 @@ def svd(
 def ridge(
     a: Float[Array, "*batch i R"], product: LoRA, penalty: float
 ) -> Float[Array, "*batch R o"]:
-    """The `d` that minimises ``||product - a @ d||_F^2 + penalty ||d||_F^2``.
+    """Solve ridge regression: the `d` that minimises ``||product - a @ d||^2 + penalty ||d||^2``.
 
-    From a QR factorisation: the normal equations would square the condition number.
+    Uses a QR factorisation, since the normal equations would square the condition number.
 
     Args:
-      a: regressors.
+      a: regressors, ``[..., i, R]``.
       product: the target as factors ``[..., i, k]`` and ``[..., k, o]``.
       penalty: above 0.
+
+    Returns:
+      ``d: [..., R, o]``.
     """
 
     def one(a: Array, left: Array, right: Array) -> Array:
@@ -129,7 +130,7 @@ def ridge(
 
 
 def _each(fn: Callable[..., Any], *matrices: Array) -> Any:
-    """``fn`` of every matrix, whatever axes are in front."""
+    """Map ``fn`` over matrices with any leading axes."""
     batch = matrices[0].shape[:-2]
     if not batch:
         return fn(*matrices)
@@ -152,11 +153,11 @@ def _svd_dense(a: Array, b: Array, *, rank: int) -> Triplets:
 
 
 def _leading(m: Array, rank: int) -> Triplets:
-    """The leading triplets of a matrix; on a CPU those few of a large one from its Gram matrix."""
+    """Leading triplets of a matrix; on a CPU a few triplets of a large one use its Gram matrix."""
     if m.shape[0] < m.shape[1]:
         u, s, vt = _leading(m.mT, rank)
         return vt.mT, s, u.mT
-    if m.shape[1] < FEW * rank:
+    if m.shape[1] < GRAM_SIZE_RATIO * rank:
         return _from_svd(m, rank=rank)
     return jax.lax.platform_dependent(
         m,
@@ -171,17 +172,17 @@ def _from_svd(m: Array, *, rank: int) -> Triplets:
 
 
 def _from_gram(m: Array, *, rank: int) -> Triplets:
-    """Twice as many eigenvectors of ``m^T m``, refined, and the triplets of ``m`` in their space.
+    """Leading triplets of ``m`` within the span of ``2 * rank`` refined eigenvectors of ``m^T m``.
 
-    Where that space may miss too much of what is wanted, it is the SVD after all.
+    Falls back to the full SVD where `gram_error` exceeds `MAX_GRAM_ERROR`.
     """
     largest = jnp.max(jnp.abs(m))
-    unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+    unit = m / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor underflow
     square, vectors = jnp.linalg.eigh(matmul(unit.mT, unit))  # ascending
 
     def project(unit: Array) -> Triplets:
         q, _ = jnp.linalg.qr(matmul(unit, vectors[:, -2 * rank :]))
-        for _ in range(REFINED):
+        for _ in range(REFINEMENTS):
             q, _ = jnp.linalg.qr(matmul(unit, jnp.linalg.qr(matmul(unit.mT, q))[0]))
         u, s, vt = _from_svd(matmul(q.mT, unit), rank=rank)
         return matmul(q, u), s, vt
@@ -192,27 +193,28 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
 
 
 def gram_error(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
-    """How much of a product the way by the Gram matrix may miss, relative to s_1.
+    """Bound the error of the Gram matrix's leading triplets, relative to the first singular value.
 
-    The Gram matrix rounds at ``NOISE * s_1^2``. With the last wanted value `s` and the first value
-    `t` beyond ``2 * rank``, its eigenvectors miss the wanted space by an angle of
-    ``NOISE * s_1^2 / (s^2 - t^2)`` at most. Each product with ``m`` or its transpose leaves no more
-    than ``t / s`` of that, and what is missed in the end is of size `t`.
+    The Gram matrix has a rounding error of ``GRAM_ROUNDING * s_1^2``. With the last requested
+    singular value `s` and the first value `t` beyond ``2 * rank``, the angle between its
+    eigenvectors and the requested space is at most ``GRAM_ROUNDING * s_1^2 / (s^2 - t^2)``. Each
+    product with ``m`` or its transpose multiplies this angle by at most ``t / s``, and the part of
+    the matrix that is missed in the end is of size `t`.
 
     Args:
-      square: eigenvalues of the Gram matrix, ascending.
-      rank: triplets wanted.
+      square: ``[n]``, eigenvalues of the Gram matrix, ascending.
+      rank: number of requested triplets.
 
     Returns:
-      The bound; infinite if the wanted values are lost in the rounding.
+      The bound; infinite if the requested values cannot be told from the rounding error.
     """
-    first, wanted = square[-1], square[-rank]
-    beyond = jnp.maximum(square[-2 * rank - 1], NOISE * first)
-    seen = wanted > beyond
-    angle = NOISE * first / jnp.where(seen, wanted - beyond, 1.0)
-    ratio = beyond / jnp.where(seen, wanted, 1.0)  # (t / s)^2
-    missed = angle * ratio ** (REFINED + 0.5) * jnp.sqrt(beyond / first)
-    return jnp.where(seen & (angle < 1), missed, jnp.inf)
+    first, last = square[-1], square[-rank]
+    beyond = jnp.maximum(square[-2 * rank - 1], GRAM_ROUNDING * first)
+    separated = last > beyond
+    angle = GRAM_ROUNDING * first / jnp.where(separated, last - beyond, 1.0)
+    ratio = beyond / jnp.where(separated, last, 1.0)  # (t / s)^2
+    error = angle * ratio ** (REFINEMENTS + 0.5) * jnp.sqrt(beyond / first)
+    return jnp.where(separated & (angle < 1), error, jnp.inf)
 
 
 def _fix_signs(u: Array, s: Array, vt: Array) -> Triplets:

@@ -1,8 +1,8 @@
-"""How the frozen base's matrices are kept in memory: in full, in half, or as codes.
+"""Storage of the frozen base's matrices: float32, bfloat16, or quantized codes.
 
-Codes are `qwix.QArray` leaves of the parameter tree, with the shape of what they stand for: a
-kernel stays where it was, and so does everything that looks for it by path. A layer decodes its
-own kernel when it is used (`promote`), so no more than that is ever in memory in full.
+Quantized kernels are `qwix.QArray` leaves of the parameter tree. Such a leaf has the path and the
+shape of the kernel it encodes, so code that looks up parameters by path does not change. A layer
+decodes its own kernel when it is used (`promote`); no more than that is in memory in full.
 """
 
 import functools
@@ -18,14 +18,14 @@ from jaxtyping import Array, Float
 from fedjax_lora.core.errors import InputError
 
 STORAGES = ("float32", "bfloat16", "int8", "nf4")
-_BLOCK = 64  # inputs that share one scale under nf4, as in QLoRA
+_BLOCK = 64  # inputs that share one scale in nf4, as in QLoRA
 
 
 def check(storage: str) -> None:
-    """Refuse a storage that does not exist, or for which a package is missing.
+    """Check that a storage exists and that its package is installed.
 
     Raises:
-      InputError: either.
+      InputError: unknown storage, or ``qwix`` is missing.
     """
     if storage not in STORAGES:
         raise InputError(f"storage is {storage!r} but must be one of {', '.join(STORAGES)}.")
@@ -36,27 +36,34 @@ def check(storage: str) -> None:
 
 
 def dtype_of(path: str, storage: str) -> Any:
-    """What a parameter is kept in, or encoded from: only matrices and tables are ever reduced.
+    """Dtype in which a parameter is stored, or from which it is quantized.
 
-    The task head is trained, and vectors cost nothing: both stay float32. Tables are bfloat16
-    where kernels are codes.
+    Only kernels and embedding tables are reduced. The task head is trained, and vectors are small:
+    both stay float32. Embedding tables are bfloat16 where kernels are quantized.
     """
     reduced = path.endswith(("/kernel", "/embedding")) and not path.startswith("head/")
     return jnp.bfloat16 if reduced and storage != "float32" else jnp.float32
 
 
 def is_encoded(path: str, storage: str) -> bool:
-    """Whether the parameter at a path is kept as codes."""
+    """Whether the parameter at a path is stored quantized."""
     kernel = path.endswith("/kernel") and not path.startswith("head/")
     return kernel and storage in ("int8", "nf4")
 
 
 @functools.partial(jax.jit, static_argnames="storage")
 def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
-    """A kernel as codes.
+    """Quantize a kernel.
 
     ``int8``: one scale per output (absolute maximum). ``nf4``: the 16 quantiles of a normal
     distribution (QLoRA, arXiv 2305.14314), one scale per output and block of 64 inputs.
+
+    Args:
+      kernel: ``[i, o]``, floating point.
+      storage: ``int8`` or ``nf4``.
+
+    Returns:
+      A `qwix.QArray` of the kernel's shape.
     """
     import qwix
 
@@ -67,7 +74,7 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
 
 
 def dequantize(kernel: Any, dtype: Any = jnp.float32) -> Array:
-    """A kernel, however it is stored, as an array."""
+    """Decode a kernel, or convert one that is not quantized to ``dtype``."""
     if not _has_codes(kernel):
         return jnp.asarray(kernel).astype(dtype)
     import qwix
@@ -80,6 +87,6 @@ def _has_codes(value: Any) -> bool:
 
 
 def promote(*values: Any, dtype: Any = None, inexact: bool = True) -> list[Array | None]:
-    """``flax.linen.dtypes.promote_dtype`` for a layer whose kernel may be stored as codes."""
+    """Like ``flax.linen.dtypes.promote_dtype``, for a layer whose kernel may be quantized."""
     arrays = [dequantize(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
     return promote_dtype(*arrays, dtype=dtype, inexact=inexact)

@@ -1,8 +1,8 @@
-"""A choice with its options written as a Python call in a string: ``"dirichlet(alpha=0.5)"``.
+"""Specs: a choice and its options, written as a call in a string: ``"dirichlet(alpha=0.5)"``.
 
-Methods, partitions, rank allocations, optimizers and schedules are all chosen this way, so a
-config stays plain data (JSON, one command-line word) and an option lives next to the function
-that has it: the options of a choice *are* the keyword arguments of its factory.
+Methods, partitions, rank allocations, optimizers and schedules are all chosen by specs, so a
+config stays plain data (JSON, one command-line word), and the options of a choice *are* the
+keyword arguments of its factory.
 """
 
 import ast
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
-    """Split a spec into its name and its keyword arguments; only literals are accepted.
+    """Split a spec into its name and its keyword arguments, which must be literals.
 
     >>> parse("tiers(ranks=[4, 8], shares=[0.9, 0.1])")
     ('tiers', {'ranks': [4, 8], 'shares': [0.9, 0.1]})
@@ -28,44 +28,49 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
     Raises:
       InputError: if the text is not ``name`` or ``name(option=literal, ...)``.
     """
-    shape = f"{kind} {spec!r} is not written as name or name(option=value, ...)"
+    problem = f"{kind} {spec!r} is not written as name or name(option=value, ...)"
     try:
         node = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{shape}; check the brackets and quotes.") from error
+        raise InputError(f"{problem}; check the brackets and quotes.") from error
     if isinstance(node, ast.Name):
         return node.id, {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise InputError(f"{shape}.")
-    if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise InputError(f"{shape}: every option needs its name.")
-    if len({keyword.arg for keyword in node.keywords}) < len(node.keywords):
-        raise InputError(f"{shape}: an option is given twice.")
+        raise InputError(f"{problem}.")
+    return node.func.id, _options(node, problem)
+
+
+def _options(call: ast.Call, problem: str) -> dict[str, Any]:
+    """Evaluate the keyword arguments of a parsed spec; ``problem`` begins the error messages."""
+    names = [keyword.arg for keyword in call.keywords]
+    if call.args or None in names:
+        raise InputError(f"{problem}: every option needs its name.")
+    if len(set(names)) < len(names):
+        raise InputError(f"{problem}: an option is given twice.")
     try:
-        options = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (ValueError, TypeError) as error:
-        raise InputError(f"{shape}: option values must be literals.") from error
-    return node.func.id, options
+        raise InputError(f"{problem}: option values must be literals.") from error
 
 
-def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **given: Any) -> T:
-    """Call the registry's factory named by ``spec`` with the spec's options and ``given``.
+def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **arguments: Any) -> T:
+    """Call the factory that ``spec`` names with the spec's options and the caller's arguments.
 
     Args:
       spec: the choice, for example ``"dirichlet(alpha=0.5)"``.
       registry: factories by name; the options are their keyword-only arguments.
       kind: what is chosen, for error messages.
-      **given: arguments supplied by the caller, not open to the spec.
+      **arguments: further arguments, which a spec cannot set.
 
     Raises:
-      InputError: unknown name, unknown or missing option, or a value of the wrong kind.
+      InputError: unknown name, unknown or missing option, or a value of the wrong type.
     """
-    factory, options = check(spec, registry, kind, given)
-    return factory(**given, **options)
+    factory, options = check(spec, registry, kind, arguments)
+    return factory(**arguments, **options)
 
 
 def check(
-    spec: str, registry: Mapping[str, Callable[..., T]], kind: str, given: Collection[str] = ()
+    spec: str, registry: Mapping[str, Callable[..., T]], kind: str, arguments: Collection[str] = ()
 ) -> tuple[Callable[..., T], dict[str, Any]]:
     """Return the factory that a spec names and the spec's options, without calling the factory.
 
@@ -73,7 +78,7 @@ def check(
       spec: as for `build`.
       registry: as for `build`.
       kind: as for `build`.
-      given: names of the arguments that the caller supplies.
+      arguments: names of the arguments that the caller supplies.
 
     Raises:
       InputError: as for `build`.
@@ -82,23 +87,12 @@ def check(
     if name not in registry:
         raise unknown(kind, name, registry)
     factory = registry[name]
-    parameters = inspect.signature(factory).parameters
-    only = inspect.Parameter.KEYWORD_ONLY
-    accepted = [key for key, p in parameters.items() if p.kind is only and key not in given]
-    for key in options:
-        if key not in accepted:
-            raise unknown(f"option of {kind} {name!r}:", key, accepted or ["(none)"])
-    required = inspect.Parameter.empty
-    missing = [
-        key for key in accepted if parameters[key].default is required and key not in options
-    ]
-    if missing:
-        raise InputError(f"{kind} {name!r} needs the option {', '.join(missing)}: {name}(...).")
+    _check_names(f"{kind} {name!r}", name, factory, options, arguments)
     hints = typing.get_type_hints(factory) if inspect.isfunction(factory) else {}
     raise_all(
         f"Bad options of {kind} {name!r}",
         [
-            f"{key} is {_wanted(hints[key])}, got {value!r}"
+            f"{key} is {_describe(hints[key])}, got {value!r}"
             for key, value in options.items()
             if key in hints and not fits(value, hints[key])
         ],
@@ -106,14 +100,35 @@ def check(
     return factory, options
 
 
-def _wanted(hint: Any) -> str:
+def _check_names(
+    subject: str,
+    name: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    arguments: Collection[str],
+) -> None:
+    """Refuse options that the factory does not have, and required options that are missing."""
+    accepted = {
+        key: parameter.default is inspect.Parameter.empty
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in arguments
+    }
+    for key in options:
+        if key not in accepted:
+            raise unknown(f"option of {subject}:", key, accepted or ["(none)"])
+    missing = [key for key, required in accepted.items() if required and key not in options]
+    if missing:
+        raise InputError(f"{subject} needs the option {', '.join(missing)}: {name}(...).")
+
+
+def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
     return inspect.formatannotation(hint)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value has the type of an annotation: what configs and options are made of.
+    """Whether a plain value of a config or an option has the type of an annotation.
 
     >>> fits("a", Literal["a", "b"]), fits(1, float), fits(True, int), fits([1, 2], Sequence[int])
     (True, True, False, True)
@@ -127,8 +142,7 @@ def fits(value: Any, hint: Any) -> bool:
         return value in args
     if origin in (tuple, Sequence):
         return isinstance(value, tuple | list) and all(fits(x, args[0]) for x in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):  # `bool` is a subclass of `int`
+        numbers = int if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
     return isinstance(value, origin or hint)

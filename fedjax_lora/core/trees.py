@@ -1,4 +1,4 @@
-"""Pytree arithmetic that no library offers under these names."""
+"""Pytree arithmetic, and nested dictionaries by ``/``-joined paths."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ Tree = TypeVar("Tree")
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries as one dictionary with ``/``-joined paths.
+    """Flatten nested dictionaries into one dictionary with ``/``-joined paths.
 
     >>> flat({"x": {"kernel": 1, "bias": 2}})
     {'x/kernel': 1, 'x/bias': 2}
@@ -27,7 +27,7 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`.
+    """Build nested dictionaries from ``/``-joined paths, the inverse of `flat`.
 
     >>> nested({"x/kernel": 1, "x/bias": 2})
     {'x': {'kernel': 1, 'bias': 2}}
@@ -43,7 +43,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replace(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """``params`` with the leaves at the given ``/``-joined paths exchanged; nothing is copied."""
+    """Replace the leaves at the given ``/``-joined paths; arrays are shared, not copied."""
     return nested(flat(params) | dict(leaves))
 
 
@@ -53,20 +53,20 @@ def expand(weight: Array, like: Array) -> Array:
 
 
 def safe_divide(numerator: Array, denominator: Array, otherwise: Array) -> Array:
-    """``numerator / denominator``, and ``otherwise`` where the denominator is 0."""
+    """Divide, with the result ``otherwise`` where the denominator is 0."""
     zero = denominator == 0
     return jnp.where(zero, otherwise, numerator / jnp.where(zero, 1, denominator))
 
 
 def weighted_mean(stack: Tree, weight: Array, otherwise: Tree) -> Tree:
-    """The mean over a leading client axis; ``otherwise`` if all weights are 0.
+    """Weighted mean over a leading client axis.
 
     Clients with weight 0 have no influence, even if their values are not finite.
 
     Args:
       stack: leaves ``[c, ...]``.
-      weight: ``[c]``, not negative; they need not sum to one.
-      otherwise: leaves ``[...]``.
+      weight: ``[c]``, not negative; the weights need not sum to one.
+      otherwise: leaves ``[...]``, the result if all weights are 0.
     """
 
     def mean(x: Array, old: Array) -> Array:
@@ -78,17 +78,17 @@ def weighted_mean(stack: Tree, weight: Array, otherwise: Tree) -> Tree:
 
 
 def where(mask: Array, new: Tree, old: Tree) -> Tree:
-    """``new`` where the mask of the leading axis is true, else ``old``, for every leaf."""
+    """Select ``new`` where the mask over the leading axis is true, else ``old``, for every leaf."""
     return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), new, old)
 
 
 def square_norm(tree: Any) -> Array:
-    """The sum of squares of all entries of all leaves."""
+    """Sum of squares of all entries of all leaves."""
     return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
 def size_bytes(tree: Any) -> int:
-    """Bytes of all leaves; leaves may be abstract."""
+    """Bytes of all leaves, which may be abstract (`jax.ShapeDtypeStruct`)."""
     return sum(-(-x.size * jax.dtypes.itemsize_bits(x.dtype) // 8) for x in jax.tree.leaves(tree))
 
 

@@ -1,11 +1,11 @@
-"""Shapes and names used everywhere.
+"""Types that all parts share, and one letter per dimension.
 
-One letter per dimension, in annotations, comments and docstrings:
+The letters of annotations, comments and docstrings:
 
 ====  ==========================================  ====  =============================
 `N`   clients in the federation                   `L`   stacked layers
 `c`   clients in this round's cohort              `R`   maximum rank, the stored rank
-`w`   clients trained at once (a wave)            `r`   a client's rank, `r <= R`
+`w`   clients trained at once on a device         `r`   a client's rank, `r <= R`
 `s`   local steps                                 `k`   stacked rank, sum of `r`
 `n`   examples in a batch                         `i`   input features of a layer
 `t`   tokens                                      `o`   output features of a layer
@@ -25,18 +25,18 @@ import jax
 Array = jax.Array
 Key = jax.Array
 Params = Mapping[str, Any]
-"""A nested dictionary of arrays, as Flax makes it."""
+"""Nested dictionary of arrays, as Flax returns it."""
 
 
 class LoRA(NamedTuple):
-    """The two factors of one adapted layer (or their masks, gradients, moments, ...)."""
+    """The two factors of one adapted layer, or their masks, gradients or moments."""
 
     a: Any  # [..., i, R]
     b: Any  # [..., R, o]
 
 
 class Rates(NamedTuple):
-    """What multiplies the learning rate, by what is trained."""
+    """Multipliers of the learning rate, per kind of parameter."""
 
     a: float = 1.0
     b: float = 1.0
@@ -44,23 +44,23 @@ class Rates(NamedTuple):
 
 
 EQUAL_RATES = Rates()
-"""Everything learns at the learning rate."""
+"""All parameters use the learning rate itself."""
 
 Adapter = dict[str, LoRA]
 """Factors by the path of the layer they adapt, for example ``encoder/layers/attention/query``."""
 
 Gain = dict[str, Array]
-"""What the forward pass multiplies each component by: ``[..., R]`` per path. 0 = inactive."""
+"""Multiplier of each component in the forward pass: ``[..., R]`` per path; 0 disables it."""
 
 Coefficients = Gain | tuple[()]
-"""Multipliers of the components that are trained too, ``[..., R]`` per path; ``()`` for most."""
+"""Trained multipliers of the components, ``[..., R]`` per path; ``()`` if a method has none."""
 
 Kernels = dict[str, Array]
-"""Base kernels by path, ``[..., i, o]``: those a method has changed."""
+"""Base kernels that a method has changed, ``[..., i, o]`` per path."""
 
 
 class ClientParams(NamedTuple):
-    """What a client trains (or its gradient, its mask, ...)."""
+    """The parameters that a client trains, or their gradients or masks."""
 
     adapter: Adapter
     head: Any  # parameters of the task head, a nested dictionary
@@ -68,23 +68,23 @@ class ClientParams(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Which examples each client sees at each local step."""
+    """Examples of each client at each local step, as indices."""
 
     index: Any  # int32[c, s, n], rows of the data set
     valid: Any  # bool[c, s, n], false where a batch is not full
-    steps: Any  # int32[c], steps the client takes
-    longest: Any  # int32[c, s], tokens of the longest of the step's examples
-    tokens: Any  # int32[c, s], tokens of all of them
+    steps: Any  # int32[c], local steps of the client
+    longest: Any  # int32[c, s], tokens of the step's longest example
+    tokens: Any  # int32[c, s], tokens of all examples of the step
 
 
 class BatchShape(NamedTuple):
-    """What fits into a local step: texts, tokens of the longest, and tokens of all of them."""
+    """Compiled shape of a local step."""
 
-    rows: int
-    length: int
-    tokens: int
+    rows: int  # texts
+    length: int  # tokens of the longest text
+    tokens: int  # tokens of all texts together
 
     @property
     def padded(self) -> bool:
-        """Whether there is room for every text to be as long as the longest."""
+        """Whether every text may be as long as the longest."""
         return self.tokens == self.rows * self.length

@@ -1,4 +1,4 @@
-"""Tasks, tokens and who has which examples; NumPy and `datasets` only."""
+"""Tasks, tokens and the partition of examples over clients; needs NumPy and `datasets` only."""
 
 from fedjax_lora.data.datasets.loading import load
 from fedjax_lora.data.datasets.records import Split, Task, TaskData

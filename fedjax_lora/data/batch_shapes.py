@@ -1,4 +1,4 @@
-"""The shapes that local steps are compiled for: few batch sizes, lengths and sums of tokens."""
+"""Shapes for which local steps are compiled: few batch sizes, lengths and token counts."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from fedjax_lora.data.batching import length_buckets
 
 
 def row_buckets(batch: int) -> tuple[int, ...]:
-    """Batch sizes to compile: a client's last batch is often at most half full.
+    """Batch sizes to compile: the full one and a half one, for a client's last batch.
 
     >>> row_buckets(16)
     (8, 16)
@@ -18,7 +18,7 @@ def row_buckets(batch: int) -> tuple[int, ...]:
 
 
 def padded_shapes(rows: Sequence[int], lengths: Sequence[int]) -> tuple[BatchShape, ...]:
-    """A shape for each number of rows with each length, all of them with room for padding."""
+    """Shapes for every combination of rows and length, with room for padding."""
     return tuple(BatchShape(n, t, n * t) for n in rows for t in lengths)
 
 
@@ -30,23 +30,23 @@ def unpadded_shapes(
     by_length: bool = False,
     most: int = 3,
 ) -> tuple[BatchShape, ...]:
-    """Shapes for steps that compute no padding: those that random batches fill best.
+    """Choose shapes for steps that compute no padding, so that random batches fill them best.
 
-    They depend on how long examples are and not on who has them, so that runs of other partitions
-    and seeds mostly need no other compilation.
+    The shapes depend on the lengths of the examples and not on the partition, so that runs with
+    other partitions and seeds mostly need no other compilation.
 
     Args:
       length: ``int[E]``, tokens of each example.
-      lengths: length buckets, ascending; the last one holds every example.
+      lengths: length buckets, ascending; every example fits into the last one.
       batch: examples in a batch.
-      by_length: batches are of examples of about the same length.
-      most: shapes for each of `row_buckets`.
+      by_length: whether batches contain examples of about the same length.
+      most: largest number of shapes for each of `row_buckets`.
     """
     rng = np.random.default_rng(0)
     order = np.argsort(length, kind="stable") if by_length else rng.permutation(len(length))
     shapes = []
     for rows in row_buckets(batch):
-        # Full batches; of those with fewer rows than the next bucket has, any number is as likely.
+        # Full batches; for the smaller bucket, every number of examples is equally likely.
         short = rows < batch
         starts = rng.integers(len(length), size=1024)
         size = rng.integers(1, rows + 1, 1024) if short else np.full(1024, rows)
@@ -57,17 +57,20 @@ def unpadded_shapes(
 
 
 def step_sizes(batches: Batches) -> np.ndarray:
-    """What each client's steps need room for, as `first_fitting` takes it, ``int[c, s, 3]``."""
+    """Texts, tokens of the longest text, and all tokens of each step: ``int[c, s, 3]``."""
     rows = batches.valid.sum(axis=2)
     return np.stack([rows, batches.longest, batches.tokens], axis=-1)
 
 
 def first_fitting(shapes: Sequence[BatchShape], need: np.ndarray) -> np.ndarray:
-    """The number of the first shape that has room, or of the last, as a step chooses it.
+    """Index of the first shape that a step fits into, or else of the last shape.
 
     Args:
-      shapes: what is compiled.
-      need: ``int[..., 3]``: texts, tokens of the longest, tokens of all.
+      shapes: the compiled shapes.
+      need: ``int[..., 3]``, from `step_sizes`.
+
+    Returns:
+      ``int[...]``; a local step chooses its shape by the same rule.
     """
     fits = (np.array(shapes) >= need[..., None, :]).all(axis=-1)
     fits[..., -1] = True
@@ -75,16 +78,16 @@ def first_fitting(shapes: Sequence[BatchShape], need: np.ndarray) -> np.ndarray:
 
 
 def _levels(drawn: np.ndarray, lengths: Sequence[int], most: int) -> list[BatchShape]:
-    """The shapes that are filled best by batches, ``drawn: int[b, rows]`` tokens."""
+    """Shapes that sampled batches fill best; ``drawn: int[b, rows]`` are their tokens per text."""
     rows, longest = drawn.shape[1], drawn.max(axis=1)
     room, total = rows * lengths[-1], drawn.sum(axis=1)
-    step = max(8, room // 128 * 8)  # a sixteenth: coarse, so that other draws come out the same
+    step = max(8, room // 128 * 8)  # a sixteenth: coarse, so that other draws give the same levels
     levels = length_buckets(total, longest=room, most=most, multiple=step)
-    fits = np.searchsorted(levels, total)
+    level = np.searchsorted(levels, total)
     shapes, length = [], lengths[0]
     for n, tokens in enumerate(levels):
-        own = int(longest[fits == n].max(initial=0))
-        length = max(length, lengths[int(np.searchsorted(lengths, own))])
+        longest_text = int(longest[level == n].max(initial=0))
+        length = max(length, lengths[int(np.searchsorted(lengths, longest_text))])
         length = lengths[-1] if tokens == room else length
         shapes.append(BatchShape(rows, length, min(tokens, rows * length)))
     return shapes

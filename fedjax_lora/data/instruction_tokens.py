@@ -1,4 +1,4 @@
-"""Instructions and completions -> token ids: a prompt and, behind it, what is learned."""
+"""Tokenisation of language tasks: prompts followed by the completions that are learned."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from fedjax_lora.data.tokenization import CHUNK, Tokens, cached, padded
 
 
 class Encoded(NamedTuple):
-    """Those examples of a split that can be learned from, as texts and as tokens."""
+    """Examples of a split that can be learned from, as texts and as tokens."""
 
     split: Split
     tokens: Tokens
@@ -30,24 +30,25 @@ def encode(
 ) -> Encoded:
     """Tokenise the examples of a language task.
 
-    A row of `Tokens` holds a prompt, its completion and the end of the text; `types` is 1 at what
-    is learned (completion and end) and 0 at the prompt and the padding. Prompt and completion are
-    tokenised apart, so that a prompt's tokens are those that generation starts from. Completions
-    are cut at `max_length` (and then have no end). An example whose completion is blank, or whose
-    prompt leaves no room for one token of it, is left out.
+    A row of `Tokens` consists of a prompt, its completion and the end-of-text token; `types` is 1
+    at the tokens that are learned (completion and end) and 0 at the prompt and the padding. Prompt
+    and completion are tokenised separately, so that generation can start from the same prompt
+    tokens. Completions are cut at `max_length`, without an end-of-text token. An example whose
+    completion is blank, or whose prompt leaves no room for one token of it, is left out.
 
-    Padding is the tokenizer's, or its end-of-text token where it has none: nothing reads it.
+    The padding token is the tokenizer's, or its end-of-text token if it has none; no model reads
+    the padding.
 
     Args:
-      split: of a language task.
+      split: examples of a language task.
       tokenizer: a fast `transformers` tokenizer.
-      format: a name of `prompts.FORMATS`, or `"auto"`.
-      max_length: tokens of a row, at most.
-      cache_dir: folder of earlier results.
+      format: a name in `prompts.FORMATS`, or `"auto"`.
+      max_length: largest number of tokens in a row.
+      cache_dir: folder of cached results.
 
     Raises:
-      InputError: a slow tokenizer, one without end-of-text token, no chat template where one is
-        asked for, or not one example that can be learned from.
+      InputError: the tokenizer is slow or has no end-of-text token; a chat template is requested
+        and the tokenizer has none; or no example can be learned from.
     """
     _check(tokenizer)
     format = prompts.resolve(format, tokenizer)
@@ -56,70 +57,74 @@ def encode(
         prompts.format_example(format, tokenizer, *example)
         for example in zip(split.texts, contexts, split.pairs or [], strict=True)
     ]
-    told = split._replace(
+    prompted = split._replace(
         texts=[x.prompt for x in examples], pairs=[x.answer for x in examples], labels=split.labels
     )
     special = format != "chat"
-    what = {"special": special, "end": tokenizer.eos_token_id}
     rows = cached(
-        told,
+        prompted,
         tokenizer,
         max_length,
-        lambda: _rows(told, tokenizer, max_length=max_length, special=special),
+        lambda: _rows(prompted, tokenizer, max_length=max_length, special=special),
         cache_dir=cache_dir,
-        what=what,
+        settings={"special": special, "end": tokenizer.eos_token_id},
     )
     learned = rows["types"].sum(axis=1) > 0
-    kept = np.flatnonzero(learned & [bool(text.strip()) for text in split.pairs or []])
-    if not len(kept):
+    index = np.flatnonzero(learned & [bool(text.strip()) for text in split.pairs or []])
+    if not len(index):
         raise InputError(
             f"Not one of {len(examples)} examples has a completion and a prompt that fits into "
             f"{max_length} tokens (format {format!r}); raise max_length."
         )
-    arrays = {name: array[kept] for name, array in rows.items()}
-    return Encoded(split.take(kept), Tokens(**arrays, label=split.labels[kept]), kept)
+    arrays = {name: array[index] for name, array in rows.items()}
+    return Encoded(split.take(index), Tokens(**arrays, label=split.labels[index]), index)
 
 
 def prompt_length(tokens: Tokens) -> np.ndarray:
-    """Tokens of each example's prompt, `int32[E]`."""
+    """Number of prompt tokens of each example, `int32[E]`."""
     return tokens.length - tokens.types.sum(axis=1, dtype=np.int32)
 
 
 def prompt_ids(
     instructions: Sequence[str], contexts: Sequence[str], tokenizer: Any, *, format: str
 ) -> list[list[int]]:
-    """The tokens that generation starts from: prompts as `encode` makes them, without an answer.
+    """Tokenise prompts as `encode` does, for generation to start from.
 
     Args:
-      instructions: one for each prompt.
-      contexts: what they are about; may be empty.
+      instructions: one per prompt.
+      contexts: one per prompt, may be empty strings.
       tokenizer: a fast `transformers` tokenizer.
-      format: a name of `prompts.FORMATS`, or `"auto"`.
+      format: a name in `prompts.FORMATS`, or `"auto"`.
+
+    Returns:
+      Token ids of each prompt.
 
     Raises:
-      InputError: as `encode`, where there are no answers yet.
+      InputError: a tokenizer or format that `encode` refuses.
     """
     _check(tokenizer)
     format = prompts.resolve(format, tokenizer)
-    asked = [
-        prompts.format_example(format, tokenizer, *both, "").prompt
-        for both in zip(instructions, contexts, strict=True)
+    texts = [
+        prompts.format_example(format, tokenizer, instruction, context, "").prompt
+        for instruction, context in zip(instructions, contexts, strict=True)
     ]
-    return _ids(tokenizer, asked, special=format != "chat")
+    return _ids(tokenizer, texts, special=format != "chat")
 
 
 def expand_choices(split: Split) -> tuple[Split, np.ndarray]:
-    """One example for each choice of each question: the split, and `int64[E']`, whose choice it is.
+    """Make one example per choice of each question.
 
-    The `labels` of the result are 1 for the right choice, else 0.
+    Returns:
+      The split of `E'` choices, with `labels` 1 for the right choice, else 0; and `int64[E']`, the
+      question of each choice.
 
     Raises:
       InputError: the examples have no choices.
     """
     if split.choices is None or split.pairs is None:
         raise InputError("These examples have no choices; take another metric.")
-    question = np.repeat(np.arange(len(split.texts)), [len(own) for own in split.choices])
-    choices = [text for own in split.choices for text in own]
+    question = np.repeat(np.arange(len(split.texts)), [len(options) for options in split.choices])
+    choices = [text for options in split.choices for text in options]
     right = [text == split.pairs[q] for text, q in zip(choices, question, strict=True)]
     expanded = split.take(question)
     return expanded._replace(pairs=choices, labels=np.array(right, np.int32)), question
@@ -134,15 +139,17 @@ def _check(tokenizer: Any) -> None:
     raise_all(f"Tokenizer {type(tokenizer).__name__}", problems)
 
 
-def _rows(told: Split, tokenizer: Any, *, max_length: int, special: bool) -> dict[str, np.ndarray]:
+def _rows(
+    prompted: Split, tokenizer: Any, *, max_length: int, special: bool
+) -> dict[str, np.ndarray]:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     end = [tokenizer.eos_token_id] if special else []
-    for start in range(0, len(told.texts), CHUNK):
+    for start in range(0, len(prompted.texts), CHUNK):
         chunk = slice(start, start + CHUNK)
-        asked = _ids(tokenizer, told.texts[chunk], special=special)
-        answered = _ids(tokenizer, (told.pairs or [])[chunk], special=False)
-        for prompt, answer in zip(asked, answered, strict=True):
+        prompt_rows = _ids(tokenizer, prompted.texts[chunk], special=special)
+        answer_rows = _ids(tokenizer, (prompted.pairs or [])[chunk], special=False)
+        for prompt, answer in zip(prompt_rows, answer_rows, strict=True):
             row = [*prompt, *answer, *end][:max_length]
             ids.append(np.array(row, np.int32))
             types.append((np.arange(len(row)) >= len(prompt)).astype(np.int32))
@@ -161,6 +168,6 @@ def _ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[in
 
 
 def _without_end(rows: list[list[int]], tokenizer: Any) -> list[list[int]]:
-    """Prompts go on: an end-of-text token that the tokenizer adds to every text is taken off."""
+    """Remove the end-of-text token that a tokenizer adds to every text, since prompts continue."""
     end = tokenizer.eos_token_id
     return [row[:-1] if row and row[-1] == end else row for row in rows]

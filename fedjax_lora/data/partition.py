@@ -1,10 +1,10 @@
-"""Who has which examples: a training set dealt to clients.
+"""Partition of a training set over clients.
 
-Every example goes to exactly one client. A client with fewer than `min_examples` then gets
-examples, drawn at random, from whichever client is the largest at that moment.
+Every example is assigned to exactly one client. A client with fewer than `min_examples` then
+receives examples, drawn at random, one at a time from the client that has the most at that moment.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ class Partition(NamedTuple):
     """Examples of each of `N` clients.
 
     Attributes:
-      indices: `N` ascending `int64` arrays that together hold every example exactly once.
-      quality: `bool[N]`, which clients have a balanced mix (`quality` only), else None.
+      indices: `N` ascending `int64` arrays that together contain every example exactly once.
+      quality: `bool[N]`, clients with a balanced class mix (partitioner `quality` only), or None.
     """
 
     indices: tuple[np.ndarray, ...]
@@ -34,18 +34,18 @@ def partition(
     min_examples: int = 1,
     groups: np.ndarray | None = None,
 ) -> Partition:
-    """Deal examples to clients.
+    """Assign examples to clients.
 
     Args:
       spec: a name in `PARTITIONERS`, with options.
-      labels: `int[E]` class indices (or scores, for ways that do not look at classes).
+      labels: `int[E]` class indices, or scores for partitioners that do not use classes.
       clients: number of clients `N`.
-      seed: the partition depends on it and the arguments alone.
-      min_examples: every client gets at least so many.
+      seed: seed of all random choices.
+      min_examples: smallest number of examples of a client.
       groups: `int[E]` natural client of each example, for `natural`.
 
     Raises:
-      InputError: unknown way or option, or a request that cannot be met.
+      InputError: unknown partitioner or option, or a request that cannot be met.
     """
     partitioner = registry.build(spec, PARTITIONERS, "partition")
     labels = np.asarray(labels)
@@ -71,19 +71,19 @@ def partition(
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Count each client's examples of each class: `int64[N, C]`."""
+    """Number of examples of each client and class, `int64[N, C]`."""
     labels = need_classes(labels, "class_counts")
     return np.stack([np.bincount(labels[part], minlength=classes) for part in partition.indices])
 
 
 def _level(members: list[np.ndarray], minimum: int, rng: np.random.Generator) -> None:
-    """Move examples to clients below `minimum`, one at a time from the largest; in place.
+    """Move examples to clients below `minimum` in place, one at a time from the largest client.
 
-    It ends: each move closes one of at most `N * minimum` gaps, and while a gap is open the
-    largest client has more than `minimum`, since all examples are at least `N * minimum`.
+    This terminates: each move closes one of at most `N * minimum` gaps, and while a gap is open the
+    largest client has more than `minimum`, since there are at least `N * minimum` examples.
     """
     sizes = np.array([len(part) for part in members])
-    spare: dict[int, Any] = {}
+    spare: dict[int, list[np.int64]] = {}
     for client in np.flatnonzero(sizes < minimum):
         gained = []
         while sizes[client] < minimum:
@@ -94,5 +94,5 @@ def _level(members: list[np.ndarray], minimum: int, rng: np.random.Generator) ->
             sizes[largest] -= 1
             sizes[client] += 1
         members[client] = np.concatenate([members[client], np.array(gained, np.int64)])
-    for client, kept in spare.items():
-        members[client] = np.array(kept, np.int64)
+    for client, remaining in spare.items():
+        members[client] = np.array(remaining, np.int64)

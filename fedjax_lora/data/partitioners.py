@@ -1,7 +1,7 @@
-"""Ways to deal examples to clients, each a factory whose keyword arguments are its options.
+"""Partitioners, which assign examples to clients; each is a factory with its options as keywords.
 
-A factory returns a function `(labels, groups, clients, rng) -> Assignment` that names the client of
-every example; `partition` calls it and sees to what all ways share.
+A factory returns a function `(labels, groups, clients, rng) -> Assignment`. The function
+`fedjax_lora.data.partition` calls it and ensures the properties that all partitions share.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,23 @@ from fedjax_lora.core.errors import InputError
 
 
 class Assignment(NamedTuple):
-    """The client of each example, `int[E]`, and the high-quality clients, `bool[N]`, if any."""
+    """The client of each example.
+
+    Attributes:
+      owner: `int[E]` client ids.
+      quality: `bool[N]`, the high-quality clients, or None.
+    """
 
     owner: np.ndarray
     quality: np.ndarray | None = None
 
 
 Partitioner = Callable[[np.ndarray, np.ndarray | None, int, np.random.Generator], Assignment]
+"""`(labels, groups, clients, rng) -> Assignment`; `groups` is the natural client of each example"""
 
 
 def iid() -> Partitioner:
-    """Equal shares (to within one example) of the shuffled data."""
+    """Assign equal shares (to within one example) of the shuffled data."""
 
     def assign(labels, groups, clients, rng):
         return Assignment(rng.permutation(np.arange(len(labels)) % clients))
@@ -32,10 +38,13 @@ def iid() -> Partitioner:
 
 
 def dirichlet(*, alpha: float = 0.5) -> Partitioner:
-    """Label skew: each class is shared out in proportions drawn from Dirichlet(alpha).
+    """Label skew: split each class over the clients in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi & Brown, https://arxiv.org/abs/1909.06335; Yurochkin et al.,
-    https://arxiv.org/abs/1905.12022. Small alpha: a class sits with few clients.
+    https://arxiv.org/abs/1905.12022.
+
+    Args:
+      alpha: above 0; the smaller, the fewer clients share a class.
     """
     _positive("dirichlet", alpha=alpha)
 
@@ -46,9 +55,12 @@ def dirichlet(*, alpha: float = 0.5) -> Partitioner:
 
 
 def shards(*, per_client: int = 2) -> Partitioner:
-    """Pathological skew: sorted by label, cut into equal shards, `per_client` to each client.
+    """Pathological skew: sort by label, cut into equal shards, assign some to each client.
 
     McMahan et al., https://arxiv.org/abs/1602.05629.
+
+    Args:
+      per_client: shards of each client.
     """
     if not isinstance(per_client, int) or per_client < 1:
         raise InputError(
@@ -62,7 +74,7 @@ def shards(*, per_client: int = 2) -> Partitioner:
                 f"shards(per_client={per_client}) cuts {count} shards for {clients} clients, but "
                 f"there are {len(labels)} examples; ask for fewer."
             )
-        shuffled = rng.permutation(len(labels))  # examples of one class are in random order
+        shuffled = rng.permutation(len(labels))  # random order within a class
         order = shuffled[np.argsort(labels[shuffled], kind="stable")]
         owner = np.empty(len(labels), np.int64)
         shard_owner = rng.permutation(np.arange(count) % clients)
@@ -74,9 +86,12 @@ def shards(*, per_client: int = 2) -> Partitioner:
 
 
 def quantity(*, alpha: float = 0.5) -> Partitioner:
-    """Quantity skew: client sizes in proportions drawn from Dirichlet(alpha), classes at random.
+    """Quantity skew: draw client sizes from Dirichlet(alpha), independently of the classes.
 
     Li et al., https://arxiv.org/abs/2102.02079.
+
+    Args:
+      alpha: above 0; the smaller, the more the sizes differ.
     """
     _positive("quantity", alpha=alpha)
 
@@ -87,9 +102,10 @@ def quantity(*, alpha: float = 0.5) -> Partitioner:
 
 
 def natural() -> Partitioner:
-    """The data's own clients, by its group column; fewer clients get whole groups round-robin.
+    """Natural clients, from the data's group column.
 
-    With as many clients as groups, client `i` is group `i` (in the order of the codes).
+    With as many clients as groups, client `i` is group `i` (in the order of the codes); fewer
+    clients are assigned whole groups round-robin.
     """
 
     def assign(labels, groups, clients, rng):
@@ -114,13 +130,14 @@ def quality(
 ) -> Partitioner:
     """Quality skew: a few clients with a balanced class mix, all others with a skewed one.
 
-    Byun & Lee, https://arxiv.org/abs/2406.17477. They draw both kinds from Dirichlet distributions
-    whose parameters they do not publish: the defaults are this library's choice. Here the two
-    kinds get random parts of the data in proportion to their numbers, and each part is dealt by
-    label skew, so that "balanced" means the mix of the whole data set.
+    Byun & Lee, https://arxiv.org/abs/2406.17477. The paper draws both kinds of clients from
+    Dirichlet distributions without publishing their parameters; the defaults are this library's
+    choice. Here each kind receives a random part of the data in proportion to its number of
+    clients, and each part is assigned by label skew, so that a balanced mix is that of the whole
+    data set.
 
     Args:
-      share: part of the clients that are of high quality; at least one is.
+      share: share of the clients that are of high quality; at least one client is.
       alpha_high: Dirichlet parameter of the high-quality clients.
       alpha_low: Dirichlet parameter of the others.
     """
@@ -134,27 +151,32 @@ def quality(
         part = rng.permutation(np.arange(len(labels)) % clients)
         owner = np.empty(len(labels), np.int64)
         for kind, alpha in ((high, alpha_high), (~high, alpha_low)):
-            ids, own = np.flatnonzero(kind), kind[part]
+            ids, examples = np.flatnonzero(kind), kind[part]
             if len(ids):
-                owner[own] = ids[_label_skew(labels[own], len(ids), alpha, rng)]
+                owner[examples] = ids[_label_skew(labels[examples], len(ids), alpha, rng)]
         return Assignment(owner, high)
 
     return assign
 
 
 PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
-    way.__name__: way for way in (iid, dirichlet, shards, quantity, natural, quality)
+    partitioner.__name__: partitioner
+    for partitioner in (iid, dirichlet, shards, quantity, natural, quality)
 }
+"""Factories of partitioners by name; options are their keyword arguments."""
 
 
-def _label_skew(labels: np.ndarray, clients: int, alpha: float, rng) -> np.ndarray:
-    """Owner of each example, `int64[E]`: every class cut at shares drawn from Dirichlet(alpha)."""
+def _label_skew(
+    labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Split every class at shares drawn from Dirichlet(alpha); the owner of each example."""
     owner = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label))
-        # Rounding the cumulated shares keeps the sum exact, whatever the shares are.
-        cuts = np.rint(np.cumsum(simplex(alpha, clients, rng))[:-1] * len(own)).astype(np.int64)
-        for client, part in enumerate(np.split(own, np.minimum(cuts, len(own)))):
+        examples = rng.permutation(np.flatnonzero(labels == label))
+        # Rounding the cumulative shares keeps their sum exact.
+        shares = np.cumsum(simplex(alpha, clients, rng))[:-1]
+        cuts = np.rint(shares * len(examples)).astype(np.int64)
+        for client, part in enumerate(np.split(examples, np.minimum(cuts, len(examples)))):
             owner[part] = client
     return owner
 
@@ -162,8 +184,8 @@ def _label_skew(labels: np.ndarray, clients: int, alpha: float, rng) -> np.ndarr
 def simplex(alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `float64[size]` from the symmetric Dirichlet(alpha), for any finite positive alpha.
 
-    Computed with logarithms: a plain draw is 0/0 for tiny alpha, where all gamma variates
-    underflow. For alpha < 1 it uses Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
+    The computation uses logarithms, because a plain draw is 0/0 for tiny alpha, where all gamma
+    variates underflow. For alpha < 1 it uses Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
     """
     if alpha >= 1:
         log = np.log(rng.standard_gamma(alpha, size))
@@ -176,13 +198,21 @@ def simplex(alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
     return share / share.sum()
 
 
-def need_classes(labels: np.ndarray, what: str) -> np.ndarray:
-    """Return the labels, or refuse scores on behalf of `what`."""
+def need_classes(labels: np.ndarray, subject: str) -> np.ndarray:
+    """Return class labels as an array.
+
+    Args:
+      labels: `int[E]` classes or `float[E]` scores.
+      subject: what needs classes, for the message.
+
+    Raises:
+      InputError: the labels are scores.
+    """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"{what} needs class labels, and these are {labels.dtype} scores (a regression task); "
-            "use iid, quantity, shards or natural."
+            f"{subject} needs class labels, and these are {labels.dtype} scores (a regression "
+            "task); use iid, quantity, shards or natural."
         )
     return labels
 

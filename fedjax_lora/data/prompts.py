@@ -1,7 +1,7 @@
-"""How an instruction becomes the prompt that its completion follows.
+"""Prompt formats of language tasks.
 
-A format takes an instruction and its context (which may be empty) and returns the prompt's text.
-`chat` instead asks the tokenizer's chat template, and says what stands after an answer too.
+A format is a function from an instruction and its context (which may be empty) to the prompt.
+The format `chat` applies the tokenizer's chat template, which also writes the end of the answer.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ _REQUEST = "Write a response that appropriately completes the request."
 
 
 class Prompted(NamedTuple):
-    """An example as text.
+    """An example in a prompt format.
 
     Attributes:
-      prompt: what the model is given.
-      answer: what it is to write, to the end.
-      special: whether the tokenizer adds its special tokens to the prompt, and its end-of-text
-        token to the answer; a chat template has written them already.
+      prompt: the text given to the model.
+      answer: the text that the model should generate.
+      special: whether the tokenizer adds its special tokens to the prompt and its end-of-text token
+        to the answer; False for a chat template, which writes them itself.
     """
 
     prompt: str
@@ -31,10 +31,10 @@ class Prompted(NamedTuple):
 
 
 def alpaca(instruction: str, context: str) -> str:
-    """Stanford Alpaca's two prompts, with a line break before the response as in Alpaca-LoRA.
+    """Stanford Alpaca's prompts with and without context, as FedIT and FLoRA use them.
 
-    https://github.com/tatsu-lab/stanford_alpaca, https://github.com/tloen/alpaca-lora; FedIT and
-    FLoRA use them too.
+    The line break before the response is Alpaca-LoRA's.
+    https://github.com/tatsu-lab/stanford_alpaca, https://github.com/tloen/alpaca-lora
     """
     if context:
         return (
@@ -45,7 +45,7 @@ def alpaca(instruction: str, context: str) -> str:
 
 
 def plain(instruction: str, context: str) -> str:
-    """The instruction, its context and a line break: for models with a short window."""
+    """Instruction, context and a line break, for models with a short context window."""
     return "\n".join([instruction, *([context] if context else []), ""])
 
 
@@ -55,21 +55,21 @@ FORMATS = ("chat", *_WRITTEN)
 
 
 def check_format(name: str) -> None:
-    """Refuse what is neither the name of a format nor ``"auto"``.
+    """Check that a name is in `FORMATS` or ``"auto"``.
 
     Raises:
-      InputError: it is none.
+      InputError: an unknown name.
     """
-    known = ("auto", *FORMATS)
-    if name not in known:
-        raise unknown("prompt format", name, known)
+    names = ("auto", *FORMATS)
+    if name not in names:
+        raise unknown("prompt format", name, names)
 
 
 def resolve(name: str, tokenizer: Any) -> str:
-    """The name of a format, where ``"auto"`` is the chat template if the tokenizer has one.
+    """Resolve ``"auto"`` to ``"chat"`` if the tokenizer has a chat template, else ``"alpaca"``.
 
     Raises:
-      InputError: an unknown name; a chat template is asked for, and the tokenizer has none.
+      InputError: an unknown name, or ``"chat"`` for a tokenizer without a chat template.
     """
     check_format(name)
     templated = bool(getattr(tokenizer, "chat_template", None))
@@ -86,7 +86,14 @@ def resolve(name: str, tokenizer: Any) -> str:
 def format_example(
     name: str, tokenizer: Any, instruction: str, context: str, answer: str
 ) -> Prompted:
-    """An example in a format that `resolve` has returned.
+    """Format an example as prompt and answer.
+
+    Args:
+      name: a format, as `resolve` returns it.
+      tokenizer: a `transformers` tokenizer, used by the format ``"chat"``.
+      instruction: the instruction.
+      context: the text that the instruction is about, or an empty string.
+      answer: the completion.
 
     Raises:
       InputError: the chat template fails, or does not continue its own prompt with the answer.
@@ -106,7 +113,7 @@ def format_example(
         ) from error
     if not whole.startswith(prompt):
         raise InputError(
-            "The tokenizer's chat template does not put an answer behind its own prompt; choose "
+            "The tokenizer's chat template does not put an answer after its own prompt; choose "
             "format='alpaca'."
         )
     return Prompted(prompt, whole.removeprefix(prompt), False)

@@ -1,4 +1,4 @@
-"""Texts -> arrays of token ids, padded once, cached on disk."""
+"""Tokenisation of texts into padded arrays of token ids, cached on disk."""
 
 import contextlib
 import hashlib
@@ -15,8 +15,8 @@ import numpy as np
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.records import Split
 
-MULTIPLE = 8  # lengths are rounded up to a multiple: aligned shapes, fewer of them
-CHUNK = 10_000  # texts tokenised at a time: Python lists of ids take ten times the arrays' memory
+MULTIPLE = 8  # lengths are rounded up to a multiple, for aligned and fewer shapes
+CHUNK = 10_000  # texts tokenised at a time; lists of ids take ten times the memory of arrays
 _CACHE_VERSION = 1
 
 
@@ -25,9 +25,9 @@ class Tokens(NamedTuple):
 
     Attributes:
       ids: `int32[E, T]`, padded on the right with the tokenizer's padding id.
-      types: `int32[E, T]`, 1 on the second text of a pair where the tokenizer marks it, else 0; of
-        a language task always 1 on what is learned, see `completions.encode`.
-      length: `int32[E]`, tokens of each example without padding; at least 1.
+      types: `int32[E, T]`, 1 on the second text of a pair if the tokenizer marks it, else 0; for a
+        language task 1 on the learned tokens, see `fedjax_lora.data.instruction_tokens.encode`.
+      length: `int32[E]`, tokens of each example without padding, at least 1.
       label: `int32[E]` class indices, or `float32[E]` scores.
     """
 
@@ -40,9 +40,9 @@ class Tokens(NamedTuple):
 def encode(
     split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | Path | None = None
 ) -> Tokens:
-    """Tokenise a split.
+    """Tokenise the texts of a split.
 
-    `T` is the longest example's length rounded up to a multiple of `MULTIPLE`, but never more than
+    `T` is the longest example's length rounded up to a multiple of `MULTIPLE`, but at most
     `max_length`. A text without any token (empty, for a tokenizer without special tokens) becomes
     one padding token, so that pooling over an example never divides by zero.
 
@@ -50,10 +50,11 @@ def encode(
       split: texts, or pairs of texts.
       tokenizer: a fast `transformers` tokenizer with a padding token.
       max_length: longer examples are cut; of a pair, the longer text first.
-      cache_dir: folder of earlier results, found again by texts, tokenizer and length.
+      cache_dir: folder of cached results, keyed by texts, tokenizer and length.
 
     Raises:
-      InputError: no or a slow tokenizer, no padding token, or a length without room for text.
+      InputError: the tokenizer is missing, slow or without a padding token, or `max_length` leaves
+        no room for text.
     """
     if tokenizer is None:
         raise InputError("The model has no tokenizer; put its tokenizer.json beside its weights.")
@@ -75,12 +76,21 @@ def cached(
     make: Callable[[], dict[str, np.ndarray]],
     *,
     cache_dir: str | Path | None,
-    what: Any = None,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What ``make`` returns, found again by texts, tokenizer, length and ``what`` (JSON)."""
+    """Return the cached result of ``make``, or call it and cache the result.
+
+    Args:
+      split: the texts.
+      tokenizer: a fast `transformers` tokenizer.
+      max_length: largest number of tokens of an example.
+      make: tokenises; returns the fields of `Tokens` without the label.
+      cache_dir: folder of the cache; None disables it.
+      settings: JSON values that the result also depends on.
+    """
     if cache_dir is None:
         return make()
-    path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length, what)}.npz"
+    path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length, settings)}.npz"
     arrays = _read_cache(path, len(split.texts))
     if arrays is None:
         arrays = make()
@@ -122,7 +132,7 @@ def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.nda
 def padded(
     ids: list[np.ndarray], types: list[np.ndarray], max_length: int, fill: int
 ) -> dict[str, np.ndarray]:
-    """The fields of `Tokens` without the label; ids are filled up with ``fill``, types with 0."""
+    """Pad rows to the fields of `Tokens` without the label: ids with ``fill``, types with 0."""
     length = np.array([len(row) for row in ids], np.int32)
     longest = int(length.max(initial=1))
     width = min(-(-longest // MULTIPLE) * MULTIPLE, max_length)
@@ -136,17 +146,17 @@ def _pad(rows: list[np.ndarray], width: int, value: int) -> np.ndarray:
     return padded
 
 
-def _key(split: Split, tokenizer: Any, max_length: int, what: Any) -> str:
-    """Hash everything the arrays depend on: the texts, how they are cut up, and the length."""
+def _key(split: Split, tokenizer: Any, max_length: int, settings: dict[str, Any] | None) -> str:
+    """Hash everything that the arrays depend on: texts, tokenizer, length and settings."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # These two are set anew by every call and say nothing about the tokenizer.
+    # Every call sets these two, so they are no property of the tokenizer.
     for name in ("truncation", "padding"):
         backend.pop(name, None)
     digest = hashlib.sha256()
     digest.update(
         json.dumps(
             [_CACHE_VERSION, backend, tokenizer.pad_token_id, tokenizer.truncation_side, max_length]
-            + ([] if what is None else [what])
+            + ([] if settings is None else [settings])
         ).encode()
     )
     for texts in (split.texts, split.pairs or []):
@@ -171,7 +181,7 @@ def _read_cache(path: Path, examples: int) -> dict[str, np.ndarray] | None:
 
 
 def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write next to the target and rename, so that nobody ever reads half a file."""
+    """Write to a temporary file and rename it, so that no process reads half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")

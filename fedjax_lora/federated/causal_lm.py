@@ -1,4 +1,4 @@
-"""What a client minimises in a language task: the cross-entropy of its completions' tokens."""
+"""The objective of a language task: cross-entropy of the tokens of completions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_
 Logits = Callable[[Params, Array], Array]
 
 CHUNK_NUMBERS = 2**23
-"""Logits that are made at a time for each client of a wave, 32 MiB of float32."""
+"""Logits that are computed at a time for each client, 32 MiB of float32."""
 
 
 def causal_lm(
@@ -33,10 +33,10 @@ def causal_lm(
     are, per example, the fields of `Score`: ``float32[n, 3]``, sums over its completion's tokens.
 
     Args:
-      module: called as ``module(ids, mask, deterministic=...)``; makes ``.hidden [n, t, h]``.
+      module: called as ``module(ids, mask, deterministic=...)``; returns ``.hidden [n, t, h]``.
       lengths: length buckets.
       logits: ``(params, hidden [m, h]) -> float32[m, V]``, of the frozen vocabulary matrix.
-      dropout: use the model's own dropout rates in training.
+      dropout: use the model's dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
       chunk_numbers: about as many logits exist at a time, in the backward pass too.
     """
@@ -78,7 +78,7 @@ def token_scores(
 ) -> tuple[Array, Array]:
     """Cross-entropy of each token, and whether it is the likeliest, both ``float32[n, t]``.
 
-    Where they are many, logits are made for a part of the tokens at a time, and made again in the
+    Where they are many, logits are computed for a part of the tokens at a time, and again in the
     backward pass.
 
     Args:
@@ -93,19 +93,19 @@ def token_scores(
     parts = -(-tokens // size)
 
     def part(args: tuple[Array, Array]) -> tuple[Array, Array]:
-        states, wanted = args
+        states, labels = args
         z = logits(states)
-        own = jnp.take_along_axis(z, wanted[:, None], axis=1)[:, 0]
-        right = jnp.argmax(z, axis=1).astype(wanted.dtype) == wanted
-        return jax.nn.logsumexp(z, axis=1) - own, right.astype(jnp.float32)
+        chosen = jnp.take_along_axis(z, labels[:, None], axis=1)[:, 0]
+        right = jnp.argmax(z, axis=1).astype(labels.dtype) == labels
+        return jax.nn.logsumexp(z, axis=1) - chosen, right.astype(jnp.float32)
 
     if parts == 1:
         loss, right = part((hidden.reshape(tokens, width), target.reshape(tokens)))
         return loss.reshape(target.shape), right.reshape(target.shape)
     fill = parts * size - tokens
     states = jnp.pad(hidden.reshape(tokens, width), ((0, fill), (0, 0)))
-    wanted = jnp.pad(target.reshape(tokens), (0, fill))
-    inputs = (states.reshape(parts, size, width), wanted.reshape(parts, size))
-    made = jax.lax.map(jax.checkpoint(part), inputs)
-    loss, right = (x.reshape(parts * size)[:tokens].reshape(target.shape) for x in made)
+    labels = jnp.pad(target.reshape(tokens), (0, fill))
+    inputs = (states.reshape(parts, size, width), labels.reshape(parts, size))
+    scores = jax.lax.map(jax.checkpoint(part), inputs)
+    loss, right = (x.reshape(parts * size)[:tokens].reshape(target.shape) for x in scores)
     return loss, right

@@ -72,13 +72,13 @@ def cohort(
 
 
 def _per_client(name: str, values: Any, ids: np.ndarray, dtype: Any) -> np.ndarray:
-    found = np.asarray(values, dtype)
-    if found.shape not in ((), ids.shape):
+    array = np.asarray(values, dtype)
+    if array.shape not in ((), ids.shape):
         raise InputError(
-            f"{name} has shape {found.shape} for {len(ids)} clients; give [{len(ids)}], or one "
+            f"{name} has shape {array.shape} for {len(ids)} clients; give [{len(ids)}], or one "
             "number for all."
         )
-    return np.broadcast_to(found, ids.shape).copy()
+    return np.broadcast_to(array, ids.shape).copy()
 
 
 def _check_clients(ids: np.ndarray, weight: np.ndarray) -> None:
@@ -102,6 +102,11 @@ def _rows(batches: Any, data: Any, count: int) -> tuple[np.ndarray, Any]:
     if data is None:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), batches)
         return np.arange(np.prod(shape), dtype=np.int32).reshape(shape), flat
+    return _row_numbers(batches, data), data
+
+
+def _row_numbers(batches: Any, data: Any) -> np.ndarray:
+    """The array of row numbers, if the data have these rows."""
     index = np.asarray(batches)
     if not np.issubdtype(index.dtype, np.integer):
         raise InputError(
@@ -109,9 +114,10 @@ def _rows(batches: Any, data: Any, count: int) -> tuple[np.ndarray, Any]:
             "examples themselves."
         )
     sizes = {np.shape(x)[0] for x in jax.tree.leaves(data)}
-    if len(sizes) != 1 or index.max(initial=-1) >= min(sizes):
+    last = int(index.max(initial=-1))
+    if len(sizes) != 1 or last >= min(sizes):
         raise InputError(
-            f"batches name rows up to {index.max(initial=-1)}, the leaves of data have "
-            f"{sorted(sizes)} rows; give row numbers below, and leaves of equal length."
+            f"batches name rows up to {last}, the leaves of data have {sorted(sizes)} rows; give "
+            "row numbers below, and leaves of equal length."
         )
-    return index.astype(np.int32), data
+    return index.astype(np.int32)

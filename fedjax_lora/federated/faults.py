@@ -1,4 +1,4 @@
-"""What goes wrong with drawn clients before anything is sent, decided on the host, as data.
+"""Faults: drawn clients that drop out or fall behind, decided on the host, as data.
 
 A fault is a function from (a generator, the local steps a client has before it) to the steps it
 takes; 0 means that it does not answer. The generator belongs to (seed, round, client), so that a

@@ -1,4 +1,4 @@
-"""What a client minimises: a loss over one batch of the data on the device."""
+"""Objectives: the loss that clients minimise, over one batch of the data on the device."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -140,10 +140,10 @@ class TokenBatch(NamedTuple):
 def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
     """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens if they are wider."""
     length = min(length, data.ids.shape[1])
-    place = jnp.arange(length, dtype=data.length.dtype)
+    position = jnp.arange(length, dtype=data.length.dtype)
     return TokenBatch(
         ids=data.ids[index, :length],
-        mask=place[None] < data.length[index][:, None],
+        mask=position[None] < data.length[index][:, None],
         types=data.types[index, :length],
         label=data.label[index],
     )
@@ -191,7 +191,7 @@ def make_objective(
         are those of `fedjax_lora.lora.apply`.
       score: ``(outputs, batch) -> Score``.
       lengths: length buckets.
-      dropout: use the model's own dropout rates in training.
+      dropout: use the model's dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
       unpadded: ``forward`` understands a batch's ``at``.
     """
@@ -237,7 +237,7 @@ def text_classification(
         its parameters are the base's with the trained ones under ``head``.
       lengths: length buckets.
       regression: one output, float labels.
-      dropout: use the model's own dropout rates in training.
+      dropout: use the model's dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
       unpadded: the module also takes ``at``, that of a `TokenBatch`, and computes nothing else.
     """

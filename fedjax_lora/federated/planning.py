@@ -1,4 +1,4 @@
-"""The host's side of a federation: who has which examples and ranks, and each round's plan.
+"""Planning on the host: the clients' examples and ranks, and each round's plan.
 
 Every choice is drawn from (seed, round, client id), never from a running generator, so any round
 can be planned without the ones before it and a resumed run plans what the first one would have.
@@ -17,7 +17,7 @@ from fedjax_lora.federated.faults import Fault, steps_taken
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Federation:
-    """All clients and how they train; makes plans."""
+    """All clients and how they train; plans their rounds."""
 
     members: Sequence[np.ndarray]  # per client, its rows of the training data
     length: np.ndarray  # int[E], tokens of each example
@@ -68,9 +68,9 @@ class Federation:
     ) -> Plan:
         """What happens in a round.
 
-        Clients are ordered by their number of steps, so that those trained together in a wave have
+        Clients are ordered by their number of steps, so that those trained together have
         about as many. Those who do not answer have no steps and no weight. Absent clients (to fill
-        waves and devices) come last, with id `N`.
+        groups and devices) come last, with id `N`.
 
         Args:
           round: counted from 0.

@@ -244,7 +244,7 @@ def _measured(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Server:
-    """The second half of a round: what the server makes of a trained cohort."""
+    """The second half of a round: transforms, aggregation and the server optimizer."""
 
     method: Method
     heads: Head

@@ -1,8 +1,8 @@
 """The devices a cohort is spread over: a mesh ``clients x model``, and what lives where on it.
 
-Each place on the axis ``clients`` trains its part of the cohort. Along ``model`` the base is cut in
-parts, and the compiler divides each of its products where the base is cut (``model`` as in tensor
-parallelism; what is kept of the base is as small as under FSDP). Devices may belong to several
+Each position on the axis ``clients`` trains its part of the cohort. Along ``model`` the base is cut
+in parts, and the compiler divides each of its products where the base is cut (``model`` as in
+tensor parallelism; a device stores as little of it as under FSDP). Devices may belong to several
 processes: every process then holds the same values and places its own parts of them.
 """
 
@@ -35,14 +35,14 @@ def client_mesh(devices: int | None = None, shape: Sequence[int] = (-1, 1)) -> M
     Raises:
       InputError: sizes that do not multiply to the number of devices, or too few devices.
     """
-    found = jax.devices()
-    used = found[:devices]
-    if devices is not None and devices > len(found):
-        raise InputError(f"devices is {devices}, but there are {len(found)}.")
-    if len(used) < len(found) and jax.process_count() > 1:
+    available = jax.devices()
+    used = available[:devices]
+    if devices is not None and devices > len(available):
+        raise InputError(f"devices is {devices}, but there are {len(available)}.")
+    if len(used) < len(available) and jax.process_count() > 1:
         raise InputError(
             f"devices is {devices}, but a run of {jax.process_count()} processes uses all "
-            f"{len(found)} devices; leave it out."
+            f"{len(available)} devices; leave it out."
         )
     # Auto: the round around the `shard_map` is written without a thought of where its arrays are.
     auto = (jax.sharding.AxisType.Auto,) * 2

@@ -22,14 +22,14 @@ client as its own."""
 
 
 class ClientStore(NamedTuple):
-    """What belongs to single clients and outlives a round; leaves ``[N, ...]``."""
+    """The state of all clients between rounds; leaves ``[N, ...]``."""
 
-    method: Any  # the method's own
+    method: Any  # the method's state of each client
     head: Any  # each client's head if heads are local, else ()
 
 
 class LoopState(NamedTuple):
-    """What a loop of your own carries besides the federation."""
+    """Values that a loop of your own carries besides the federation."""
 
     key: Key  # the root key
     most: Array  # int32[N], the highest rank that the method has left each client
@@ -48,8 +48,8 @@ class FederatedState(NamedTuple):
 class Plan(NamedTuple):
     """The host's decisions about a round.
 
-    An id of `N` (beyond the last) is an absent client, which only fills a place; a client of weight
-    0 was drawn but does not answer.
+    An id of `N` (beyond the last) is an absent client, which only fills up the cohort; a client of
+    weight 0 was drawn but does not answer.
     """
 
     id: Any  # int32[c]
@@ -125,15 +125,15 @@ def init(
 
 def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]) -> Params:
     """The parameters that match, at their paths."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    leaves = trees.flat(params)
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in leaves):
+    leaves, chosen = trees.flat(params), {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = {path: x for path, x in leaves.items() if re.search(pattern, path)}
+        if not matched:
             raise InputError(
                 f"fully_trained={pattern!r} matches no parameter; those of this model are "
                 f"{', '.join(leaves)}."
             )
-    chosen = {p: x for p, x in leaves.items() if any(re.search(r, p) for r in patterns)}
+        chosen |= matched
     if both := [t.path for t in spec.targets if f"{t.path}/kernel" in chosen]:
         raise InputError(
             f"Parameters of {', '.join(both)} are both adapted and fully trained; leave them out "

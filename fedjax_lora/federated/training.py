@@ -52,7 +52,7 @@ class Clients(NamedTuple):
 
 
 class ClientMetrics(NamedTuple):
-    """What a client reports about its training."""
+    """Metrics of each client's local training."""
 
     loss: Array  # float32[c], mean over the examples it saw, with the parameters of that step
     examples: Array  # float32[c], examples seen, counting repetitions

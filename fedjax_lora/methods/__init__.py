@@ -1,4 +1,7 @@
-"""Federated LoRA methods by name, and how to add one.
+"""Federated LoRA methods.
+
+`METHODS` lists them by name; each is a public factory, such as `hlora`. Another method needs a
+factory of its own.
 
 A rule that averages components needs one function, the weights of each client's components. This
 one lets the client with the most examples decide:
@@ -9,15 +12,15 @@ one lets the client with the most examples decide:
 ...     '''The factors of the client with the most examples.'''
 ...     def weigh(cohort, start, result):
 ...         chosen = jnp.arange(cohort.weight.shape[0]) == jnp.argmax(cohort.weight)
-...         own = chosen[:, None] & methods.owners(cohort, spec.rank)
-...         return own.astype(jnp.float32)
+...         owned = chosen[:, None] & methods.owners(cohort, spec.rank)
+...         return owned.astype(jnp.float32)
 ...     return methods.averaging(spec, weigh, name="biggest")
 >>> methods.METHODS["biggest"] = biggest
 >>> methods.summary("biggest")
 'The factors of the client with the most examples.'
 >>> _ = methods.METHODS.pop("biggest")
 
-Now ``method="biggest"`` works in a config, and the property tests take it up. Anything else is a
+Now ``method="biggest"`` works in a config, and the property tests include it. Anything else is a
 `Method` record of its own; see `fedjax_lora.methods.flora` for a short one.
 """
 

@@ -62,12 +62,12 @@ def combine(result: Adapter, weight: Array | Mapping[str, Array]) -> Adapter:
     def total(x: Array, w: Array) -> Array:
         return jnp.sum(jnp.where(w != 0, w * x, 0), axis=0)
 
-    def target(path: str, pair: LoRA) -> LoRA:
+    def layer(path: str, pair: LoRA) -> LoRA:
         w = weight[path] if isinstance(weight, Mapping) else weight
         w = w.reshape(w.shape[0], *(1,) * (pair.a.ndim - 1 - w.ndim), *w.shape[1:])
         return LoRA(total(pair.a, w[..., None, :]), total(pair.b, w[..., :, None]))
 
-    return {path: target(path, pair) for path, pair in result.items()}
+    return {path: layer(path, pair) for path, pair in result.items()}
 
 
 def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array]) -> Adapter:
@@ -79,14 +79,14 @@ def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array])
       owned: ``bool[R]``, or ``bool[(L,) R]`` per path.
     """
 
-    def target(path: str, n: LoRA, o: LoRA) -> LoRA:
+    def layer(path: str, n: LoRA, o: LoRA) -> LoRA:
         mask = owned[path] if isinstance(owned, Mapping) else owned
         mask = mask.reshape((1,) * (n.a.ndim - 1 - mask.ndim) + mask.shape)
         return LoRA(
             jnp.where(mask[..., None, :], n.a, o.a), jnp.where(mask[..., :, None], n.b, o.b)
         )
 
-    return {path: target(path, new[path], old[path]) for path in new}
+    return {path: layer(path, new[path], old[path]) for path in new}
 
 
 def averaging(
@@ -210,12 +210,12 @@ def replication(
     without component `j` is padded with ``fill[j]``; then ``x[j] = sum_k p_k padded_k[j]``. With
     ``inner="outer"`` (``q = p``) and two rank levels this equals the masked mean exactly.
 
-    Nobody in the cohort owns component `j` (a third of the rounds with 10 of 100 clients and 10 %
-    of them high-rank): the paper does not say; the server's value stays, since a zero would erase
-    what earlier rounds learned.
+    If no client in the cohort owns component `j` (a third of the rounds with 10 of 100 clients and
+    10 % of them high-rank), the paper's rule is not known; the server's value stays, since a zero
+    would erase what earlier rounds learned.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       donors: who fills component `j` if there are more than two ranks, which the paper does not
         treat: all its owners, or only the clients of the cohort's highest rank.
       inner: weights among the donors: those of the outer mean, or equal. The paper weighs by the
@@ -228,14 +228,14 @@ def replication(
 
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
-        own = owners(cohort, spec.rank)
-        giver = own
+        owned = owners(cohort, spec.rank)
+        giver = owned
         if donors == "highest":
             present = jnp.where(cohort.weight > 0, cohort.rank, 0)
-            giver = own & (cohort.rank == jnp.max(present))[:, None]
+            giver = owned & (cohort.rank == jnp.max(present))[:, None]
         kind = "uniform" if inner == "uniform" else weights
         fill = owner_shares(cohort.weight, giver, kind)  # [c, R], weights of the filling mean
-        missing = jnp.sum(jnp.where(own, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
-        return jnp.where(own, share[:, None], 0.0) + missing[None] * fill
+        missing = jnp.sum(jnp.where(owned, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
+        return jnp.where(owned, share[:, None], 0.0) + missing[None] * fill
 
     return averaging(spec, weigh, name="replication", paper="arXiv 2406.17477")

@@ -1,11 +1,11 @@
-"""What a federated LoRA method is: a record of pure functions over one cohort.
+"""A federated LoRA method: a record of pure functions over one cohort.
 
 A factory ``my_method(spec, *, option=...)`` returns a `Method`. Everything traced has static
-shapes: every adapter is stored at the maximum rank `R`, ranks and choices are data. A round is ::
+shapes: every adapter is stored at the maximum rank `R`; ranks and choices are data.
 
-    start  = method.broadcast(server, clients, cohort)
-    result = ... local training from start.adapter where start.trainable ...
-    server, clients, rank = method.aggregate(server, clients, cohort, start, result)
+A driver has many duties: broadcast, probe and select, train with the method's penalty, learning
+rates and projection over the base with the method's kernels, aggregate, and carry on the state of
+server and clients. `fl.federated.make_round` takes the whole method and does all of it.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ INDEX_BYTES = 4
 
 
 class ServerState(NamedTuple):
-    """What the server carries from round to round."""
+    """The server's values between rounds."""
 
-    adapter: Adapter  # the global adapter, [(L,) i, R] and [(L,) R, o], read at the server's scale
-    kernels: Kernels  # base kernels the method has changed; {} for most
-    state: Any = ()  # the method's own
+    adapter: Adapter  # the global adapter, [(L,) i, R] and [(L,) R, o], at the server's scale
+    kernels: Kernels  # base kernels that the method has changed; {} for most methods
+    state: Any = ()  # further state of the method
 
 
 class Cohort(NamedTuple):
-    """This round's clients. A weight of 0 means absent: no influence on anything."""
+    """The clients of a round. A client of weight 0 is absent and has no influence."""
 
     id: Array  # int32[c]
     rank: Array  # int32[c]
@@ -48,7 +48,7 @@ class Cohort(NamedTuple):
 
 
 class ClientInit(NamedTuple):
-    """What each client begins the round with."""
+    """The values with which each client begins its local training."""
 
     adapter: Adapter  # [c, (L,) i, R], zero at inactive components
     gain: Gain  # [c, (L,) R], 0 at inactive components
@@ -57,21 +57,21 @@ class ClientInit(NamedTuple):
 
 
 class AggregateResult(NamedTuple):
-    """What a round leaves behind."""
+    """The values after an aggregation."""
 
     server: ServerState
-    clients: Any  # the method's own state of each client in the cohort, [c, ...]
+    clients: Any  # the method's state of each client in the cohort, [c, ...]
     rank: Array  # int32[c], the clients' ranks from now on
 
 
 class Traffic(NamedTuple):
-    """Bytes of one round, per client, as a real client would send and receive them."""
+    """Bytes that each client would send and receive in one round."""
 
     up: np.ndarray  # int64[c]
     down: np.ndarray  # int64[c]
-    exact: Any = 0  # int64[c], of ``up``: indices and the like, which are never rounded
+    exact: Any = 0  # int64[c], the part of ``up`` that is never compressed, such as indices
     factors: int = 2  # arrays of a layer that travel up
-    common: int = 0  # of each client's ``down``: made of what all of these clients send
+    common: int = 0  # the part of each client's ``down`` that consists of all clients' messages
 
 
 def no_check(rank: np.ndarray) -> None:
@@ -86,27 +86,24 @@ class Method:
       name: of the method, for messages and records.
       paper: where it is described, for example an arXiv number.
       spec: the layers that are adapted, the stored rank and the scale.
-      init: ``(adapter, kernels) -> ServerState`` from the global adapter to begin with (a fresh one
-        has ``b = 0``; one that was trained before does not) and the base kernels at the adapted
-        sites.
+      init: ``(adapter, kernels) -> ServerState`` from the initial global adapter (``b = 0`` in a
+        fresh one, not in one that was trained before) and the base kernels of the adapted layers.
       broadcast: ``(server, clients, cohort) -> ClientInit``.
       aggregate: ``(server, clients, cohort, start, result) -> AggregateResult``, where ``result``
         is the clients' adapters after local training, ``[c, ...]``, with trained coefficients
         multiplied into ``a``.
       traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
-        with this server (the head is not the method's business). On the host, present clients only.
-      init_clients: the method's own state of all `N` clients, leaves ``[N, ...]``.
-      select: for methods that look before they train: the cohort first trains from ``start`` for a
-        probe, then really from what ``(server, clients, cohort, start, probed) -> ClientInit``
-        returns.
+        with this server, without the head. Computed on the host, for present clients only.
+      init_clients: ``(N) -> state`` of all `N` clients, leaves ``[N, ...]``.
+      select: for methods with a probe: the cohort first trains from ``start``, and then once more
+        from what ``(server, clients, cohort, start, probed) -> ClientInit`` returns.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter ``[(L,) i, R]``, ``[(L,) R, o]`` after every local
         step; zeros must stay zeros. What is not trainable keeps its value.
-      sends: which factors a client sends; what stays at home is left alone by what happens to
-        messages.
-      averages: the new components are means of the clients' (weights summing to at most one), so
-        that their change is a direction that a server optimizer may follow.
+      sends: which factors a client sends. Transforms of messages leave the others unchanged.
+      averages: whether the new components are means of the clients' (weights summing to at most
+        one), so that their change is a direction that a server optimizer may follow.
       check: raises `InputError` if the method cannot take these ranks.
     """
 
@@ -128,12 +125,12 @@ class Method:
 
 
 def plain_server(adapter: Adapter, kernels: Kernels) -> ServerState:
-    """A server that holds a global adapter and leaves the base alone."""
+    """A server with a global adapter and an unchanged base."""
     return ServerState(adapter, {})
 
 
 def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gain:
-    """Each client's scale at the given components, 0 elsewhere: ``[c, (L,) R]`` per path."""
+    """Each client's scale at its active components, 0 elsewhere: ``[c, (L,) R]`` per path."""
     active = lora.spread(spec, components)
     return {
         path: jnp.where(mask, trees.expand(cohort.scale, mask), 0.0)
@@ -142,7 +139,7 @@ def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gai
 
 
 def per_client(tree: Any) -> Any:
-    """A leading axis of one, which broadcasts over the cohort."""
+    """Add a leading axis of one, which broadcasts over the cohort."""
     return jax.tree.map(lambda x: x[None], tree)
 
 
@@ -178,7 +175,7 @@ def symmetric_traffic(spec: LoraSpec) -> Callable[[ServerState, np.ndarray, int]
 
 
 def need_equal_ranks(name: str, instead: str) -> Callable[[np.ndarray], None]:
-    """A check for methods that are defined for one rank only."""
+    """Make a check for methods that are defined for equal ranks only."""
 
     def check(rank: np.ndarray) -> None:
         if len(set(rank.tolist())) > 1:

@@ -24,9 +24,10 @@ from fedjax_lora.methods.base import (
 )
 
 Selection = Literal["random", "prefix", "round_robin", "importance"]
+Indices = Literal["global", "layer"]
 
 
-def select(cohort: Cohort, key: Key, importance: Array, *, selection: Selection) -> Array:
+def select_modules(cohort: Cohort, key: Key, importance: Array, *, selection: Selection) -> Array:
     """Which `r` of the `R` modules each client trains this round: ``bool[c, R]``.
 
     ``random`` draws them uniformly without repetition from (key, client id); ``prefix`` takes the
@@ -34,15 +35,15 @@ def select(cohort: Cohort, key: Key, importance: Array, *, selection: Selection)
     that differs between clients; ``importance`` takes the `r` largest of ``importance: [R]``.
     """
     rank, ids, round, most = cohort.rank, cohort.id, cohort.round, importance.shape[0]
-    place = jnp.broadcast_to(jnp.arange(most)[None], (rank.shape[0], most))
+    order = jnp.broadcast_to(jnp.arange(most)[None], (rank.shape[0], most))
     if selection == "random":
         score = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (most,)))(ids)
-        place = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
+        order = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
     elif selection == "importance":
-        place = jnp.broadcast_to(jnp.argsort(jnp.argsort(-importance))[None], place.shape)
+        order = jnp.broadcast_to(jnp.argsort(jnp.argsort(-importance))[None], order.shape)
     elif selection == "round_robin":
-        place = (place - ((round + ids) * rank)[:, None]) % most
-    return place < rank[:, None]
+        order = (order - ((round + ids) * rank)[:, None]) % most
+    return order < rank[:, None]
 
 
 def module_norms(pair: LoRA) -> Array:
@@ -54,14 +55,14 @@ def fed_plora(
     spec: LoraSpec,
     *,
     selection: Selection = "random",
-    indices: Literal["global", "layer"] = "global",
+    indices: Indices = "global",
     weights: Weights = "uniform",
 ) -> Method:
     """Fed-PLoRA with Select-N-Fold: all `R` modules act, each client trains `r` of them.
 
     Client `k` draws a set ``K_k`` of ``r_k`` of the `R` modules, folds the others into its frozen
     weight, ``W + sum_{j not in K_k} s a_j b_j``, and trains those in ``K_k``; module `j` becomes
-    the mean over the clients that trained it, and keeps its value bit for bit if nobody did.
+    the mean over the clients that trained it, and keeps its value bit for bit if none did.
     Folding is done here as *active but not trainable*, the same function without a copy of the
     base. Every client begins at the global model, so there is no initialisation noise.
 
@@ -72,12 +73,12 @@ def fed_plora(
     server's scale is used, since a client holds all `R` modules.
 
     Args:
-      spec: the sites.
-      selection: how the modules are chosen, see `select`. The paper draws them at random and
-        compares other rules that are not known here. ``importance`` goes by the norm of the
+      spec: the adapted layers.
+      selection: how the modules are chosen, see `select_modules`. The paper draws them at random
+        and compares other rules that are not known here. ``importance`` goes by the norm of the
         server's module, which at the start is zero for all (the first `r` are taken), and keeps
         choosing what has been trained before.
-      indices: one set for all layers, or one per layer and site. The paper does not say; one set
+      indices: one set for all layers, or one per layer. The paper does not say; one set
         costs `r` indices of traffic and lets modules of different layers train together. Indices
         are sent only with ``random``: the other rules follow from what the server knows.
       weights: of the mean over a module's owners. The paper's bound is written with equal ones.
@@ -85,26 +86,9 @@ def fed_plora(
     Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936.
     """
 
-    def choose(server: ServerState, cohort: Cohort) -> Gain:
-        size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
-        if indices == "global":
-            total = sum(jnp.sum(x.reshape(-1, spec.rank), axis=0) for x in size.values())
-            chosen = select(cohort, cohort.key, jnp.asarray(total), selection=selection)
-            return lora.spread(spec, chosen)
-        masks = {}
-        for n, target in enumerate(spec.targets):
-            key = jax.random.fold_in(cohort.key, n)
-            own = size[target.path].reshape(-1, spec.rank)  # [L or 1, R]
-            drawn = [
-                select(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
-                for layer in range(own.shape[0])
-            ]
-            masks[target.path] = jnp.stack(drawn, axis=1) if target.stack else drawn[0]
-        return lora.spread(spec, masks)
-
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        trainable = lora.factor_mask(choose(server, cohort))
-        return whole_start(spec, server, cohort, trainable)
+        chosen = _chosen(spec, server, cohort, selection=selection, indices=indices)
+        return whole_start(spec, server, cohort, lora.factor_mask(chosen))
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
@@ -138,3 +122,24 @@ def fed_plora(
         traffic=traffic,
         averages=True,
     )
+
+
+def _chosen(
+    spec: LoraSpec, server: ServerState, cohort: Cohort, *, selection: Selection, indices: Indices
+) -> Gain:
+    """The modules that each client trains, ``bool[c, (L,) R]`` per path."""
+    size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
+    if indices == "global":
+        total = sum(jnp.sum(x.reshape(-1, spec.rank), axis=0) for x in size.values())
+        chosen = select_modules(cohort, cohort.key, jnp.asarray(total), selection=selection)
+        return lora.spread(spec, chosen)
+    masks = {}
+    for n, target in enumerate(spec.targets):
+        key = jax.random.fold_in(cohort.key, n)
+        own = size[target.path].reshape(-1, spec.rank)  # [L or 1, R]
+        drawn = [
+            select_modules(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
+            for layer in range(own.shape[0])
+        ]
+        masks[target.path] = jnp.stack(drawn, axis=1) if target.stack else drawn[0]
+    return lora.spread(spec, masks)

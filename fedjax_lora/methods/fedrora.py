@@ -1,5 +1,6 @@
-"""FedRoRA: directions and their sizes are trained apart, and each client gets directions to fit."""
+"""FedRoRA: directions and their coefficients are trained apart; each client gets its own best."""
 
+import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -25,11 +26,11 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.svd import each_layer, if_anybody, only_adapted, split, weighted_stack
+from fedjax_lora.methods.svd import each_layer, if_any_present, only_adapted, split, weighted_stack
 
 
-class Own(NamedTuple):
-    """What the server found for each client in its last round, the largest coefficient first.
+class ClientDirections(NamedTuple):
+    """What the server computed for each client in its last round, the largest coefficient first.
 
     All `R` directions, so that a rank may change; each of `N` clients takes an adapter's memory.
     """
@@ -39,10 +40,13 @@ class Own(NamedTuple):
     known: Array  # bool[N], whether the client has taken part at all
 
 
+Largest = Literal["signed", "magnitude"]
+
+
 def fedrora(
     spec: LoraSpec,
     *,
-    largest: Literal["signed", "magnitude"] = "signed",
+    largest: Largest = "signed",
     first: float = 0.0,
     coefficient_rate: float = 100.0,
     weights: Weights = "examples",
@@ -60,10 +64,10 @@ def fedrora(
     round it begins at the first `r` components of the global model.
 
     Args:
-      spec: the sites. The paper's product has no scale; here the coefficients come on top of
-        the scale that every adapter has (1 with ``alpha`` equal to `R`).
+      spec: the adapted layers. The paper's product has no scale; here the coefficients come on top
+        of the scale that every adapter has (1 with ``alpha`` equal to `R`).
       largest: by signed value, as the paper writes, or by magnitude, as its released code does.
-      first: each coefficient before anybody has trained is ``first / sqrt(r)``, over directions
+      first: each coefficient before any training is ``first / sqrt(r)``, over directions
         that are random and common to all. At 0 the model begins as it was pretrained, as with any
         other method. The released code begins at 1, with directions drawn by each client.
       coefficient_rate: the learning rate of the coefficients over that of the directions; 100 in
@@ -85,83 +89,117 @@ def fedrora(
     if not 0 <= first < math.inf:
         raise InputError(f"Method 'fedrora' needs first to be 0 or more and finite, got {first}.")
 
-    def init_clients(count: int) -> Own:
-        own = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), spec.shapes())
-        sizes = {path: jnp.zeros(pair.b.shape[:-1]) for path, pair in own.items()}
-        return Own(own, sizes, jnp.zeros(count, bool))
-
-    def broadcast(server: ServerState, clients: Own, cohort: Cohort) -> ClientInit:
-        active = lora.spread(spec, lora.prefix_mask(cohort.rank, spec.rank))
-        mask = lora.factor_mask(active)
-        size = {
-            path: jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
-            for path, pair in server.adapter.items()
-        }
-        begin = first / jnp.sqrt(cohort.rank.astype(jnp.float32))  # [c]
-        shared = {
-            path: jnp.where(x > 0, spec.server_scale * x, trees.expand(begin, x))
-            for path, x in per_client(size).items()
-        }
-        common = per_client(directions_of(server.adapter, cohort.key))
-        adapter, effective = trees.where(
-            clients.known, (clients.directions, clients.coefficients), (common, shared)
-        )
-        coefficients = {
-            path: jnp.where(active[path], x / trees.expand(cohort.scale, x), 0.0)
-            for path, x in effective.items()
-        }
-        gain = client_gain(spec, cohort, active)
-        return ClientInit(lora.keep(adapter, mask), gain, mask, coefficients)
-
-    def layer(a: Array, b: Array, gain: Array, share: Array) -> tuple[LoRA, Array, Array]:
-        """The triplets of the mean, and everybody's coefficients ``[c, R]``."""
-        u, s, vt = linalg.svd(weighted_stack(LoRA(a, b), gain, share), spec.rank)
-        left = linalg.matmul(u.T[None], a * gain[:, None])  # [c, R, R], u_k^T a_m
-        right = linalg.matmul(b, vt.T[None])  # [c, R, R], b_m v_k
-        return LoRA(u, vt), s, jnp.sum(left * right.mT, axis=-1)
-
-    def aggregate(
-        server: ServerState, clients: Own, cohort: Cohort, start: ClientInit, result: Adapter
-    ) -> AggregateResult:
-        share = shares(cohort.weight, weights)
-        each = jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
-        found = {
-            path: each_layer(layer, (*pair, start.gain[path]), each, ())
-            for path, pair in result.items()
-        }
-        triplets = only_adapted(spec, {path: pair for path, (pair, _, _) in found.items()})
-        mean = {
-            path: split(pair.a, found[path][1] / spec.server_scale, pair.b, "a")
-            for path, pair in triplets.items()
-        }
-        own = {path: jnp.moveaxis(x, -2, 0) for path, (_, _, x) in found.items()}  # [c, (L,) R]
-        order = {
-            path: jnp.argsort(-jnp.abs(x) if largest == "magnitude" else -x, axis=-1)
-            for path, x in own.items()
-        }
-        sizes = {path: jnp.take_along_axis(x, order[path], axis=-1) for path, x in own.items()}
-        adapter = if_anybody(cohort, mean, server.adapter)
-        kept = Own(reordered(triplets, order), sizes, jnp.ones_like(clients.known))
-        return AggregateResult(server._replace(adapter=adapter), kept, cohort.rank)
-
-    one = spec.component_size + spec.matrices
-
-    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
-        size = rank.astype(np.int64) * one * FLOAT_BYTES
-        return Traffic(up=size, down=size, factors=3)
-
+    rule = _FedRora(spec, largest, first, weights)
     return Method(
         name="fedrora",
         paper="arXiv 2609.00632",
         spec=spec,
         init=plain_server,
-        broadcast=broadcast,
-        aggregate=aggregate,
-        traffic=traffic,
-        init_clients=init_clients,
+        broadcast=rule.broadcast,
+        aggregate=rule.aggregate,
+        traffic=rule.traffic,
+        init_clients=rule.init_clients,
         rates=Rates(coefficients=coefficient_rate),
         project=directions,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _FedRora:
+    """The functions of `fedrora`."""
+
+    spec: LoraSpec
+    largest: Largest
+    first: float
+    weights: Weights
+
+    def init_clients(self, count: int) -> ClientDirections:
+        """No client is known yet."""
+        shapes = self.spec.shapes()
+        own = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+        sizes = {path: jnp.zeros(pair.b.shape[:-1]) for path, pair in own.items()}
+        return ClientDirections(own, sizes, jnp.zeros(count, bool))
+
+    def broadcast(
+        self, server: ServerState, clients: ClientDirections, cohort: Cohort
+    ) -> ClientInit:
+        """Each client's own directions; those of the global model before its first round."""
+        active = lora.spread(self.spec, lora.prefix_mask(cohort.rank, self.spec.rank))
+        mask = lora.factor_mask(active)
+        common = per_client(directions_of(server.adapter, cohort.key))
+        adapter, effective = trees.where(
+            clients.known,
+            (clients.directions, clients.coefficients),
+            (common, self._global_coefficients(server, cohort)),
+        )
+        coefficients = {
+            path: jnp.where(active[path], x / trees.expand(cohort.scale, x), 0.0)
+            for path, x in effective.items()
+        }
+        gain = client_gain(self.spec, cohort, active)
+        return ClientInit(lora.keep(adapter, mask), gain, mask, coefficients)
+
+    def _global_coefficients(self, server: ServerState, cohort: Cohort) -> Gain:
+        """The global model's coefficients, the first ones where it has none: ``[c, (L,) R]``."""
+        size = {
+            path: jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
+            for path, pair in server.adapter.items()
+        }
+        first = self.first / jnp.sqrt(cohort.rank.astype(jnp.float32))  # [c]
+        return {
+            path: jnp.where(x > 0, self.spec.server_scale * x, trees.expand(first, x))
+            for path, x in per_client(size).items()
+        }
+
+    def aggregate(
+        self,
+        server: ServerState,
+        clients: ClientDirections,
+        cohort: Cohort,
+        start: ClientInit,
+        result: Adapter,
+    ) -> AggregateResult:
+        """The leading triplets of the mean product, and each client's best of them."""
+        share = shares(cohort.weight, self.weights)
+        each = jnp.broadcast_to(share[:, None], (share.shape[0], self.spec.rank))
+        layers = {
+            path: each_layer(self._layer, (*pair, start.gain[path]), each, ())
+            for path, pair in result.items()
+        }
+        triplets = only_adapted(self.spec, {path: pair for path, (pair, _, _) in layers.items()})
+        mean = {
+            path: split(pair.a, layers[path][1] / self.spec.server_scale, pair.b, "a")
+            for path, pair in triplets.items()
+        }
+        coefficients = {path: jnp.moveaxis(x, -2, 0) for path, (_, _, x) in layers.items()}
+        adapter = if_any_present(cohort, mean, server.adapter)
+        own = self._ordered(triplets, coefficients, jnp.ones_like(clients.known))
+        return AggregateResult(server._replace(adapter=adapter), own, cohort.rank)
+
+    def _layer(self, a: Array, b: Array, gain: Array, share: Array) -> tuple[LoRA, Array, Array]:
+        """The triplets of one layer's mean, and all clients' coefficients ``[c, R]``."""
+        u, s, vt = linalg.svd(weighted_stack(LoRA(a, b), gain, share), self.spec.rank)
+        left = linalg.matmul(u.T[None], a * gain[:, None])  # [c, R, R], u_k^T a_m
+        right = linalg.matmul(b, vt.T[None])  # [c, R, R], b_m v_k
+        return LoRA(u, vt), s, jnp.sum(left * right.mT, axis=-1)
+
+    def _ordered(self, triplets: Adapter, coefficients: Gain, known: Array) -> ClientDirections:
+        """Directions and coefficients ``[c, (L,) R]`` in each client's own order."""
+        signed = self.largest == "signed"
+        order = {
+            path: jnp.argsort(-x if signed else -jnp.abs(x), axis=-1)
+            for path, x in coefficients.items()
+        }
+        sizes = {
+            path: jnp.take_along_axis(x, order[path], axis=-1) for path, x in coefficients.items()
+        }
+        return ClientDirections(reordered(triplets, order), sizes, known)
+
+    def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        """Both factors and the coefficients, each way."""
+        component = self.spec.component_size + self.spec.matrices
+        size = rank.astype(np.int64) * component * FLOAT_BYTES
+        return Traffic(up=size, down=size, factors=3)
 
 
 def directions(adapter: Adapter) -> Adapter:
@@ -188,7 +226,7 @@ def directions_of(adapter: Adapter, key: Key) -> Adapter:
 
 
 def reordered(adapter: Adapter, order: dict[str, Any]) -> Adapter:
-    """The components of one adapter in every client's order, ``int32[c, (L,) R]`` per path."""
+    """The components of one adapter in each client's order, ``int32[c, (L,) R]`` per path."""
     return {
         path: LoRA(
             jnp.take_along_axis(pair.a[None], order[path][..., None, :], axis=-1),

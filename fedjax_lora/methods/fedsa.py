@@ -27,8 +27,8 @@ from fedjax_lora.methods.base import (
 )
 
 
-class Own(NamedTuple):
-    """What stays on the clients."""
+class ClientFactors(NamedTuple):
+    """The factors that stay on the clients."""
 
     trained: Array  # bool[N], whether the client has taken part
     b: dict[str, Array]  # [N, (L,) R, o], where it left it
@@ -39,7 +39,7 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
 
     Both are trained; only `a` is sent. A client's `b` is where it left it when it last took part;
     before, it is that of the adapter the run began with (zero in a fresh one). There is no global
-    model; as one to look at, the server holds the mean of the `b` that this round's clients have,
+    model; for evaluation, the server keeps the mean of the `b` that this round's clients have,
     which no client sends or receives. All clients have one rank.
 
     Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning",
@@ -50,12 +50,12 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
         first = {path: pair.b for path, pair in adapter.items()}
         return plain_server(adapter, kernels)._replace(state=first)
 
-    def init_clients(count: int) -> Own:
+    def init_clients(count: int) -> ClientFactors:
         shapes = {path: pair.b for path, pair in spec.shapes().items()}
         b = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
-        return Own(jnp.zeros(count, bool), b)
+        return ClientFactors(jnp.zeros(count, bool), b)
 
-    def broadcast(server: ServerState, clients: Own, cohort: Cohort) -> ClientInit:
+    def broadcast(server: ServerState, clients: ClientFactors, cohort: Cohort) -> ClientInit:
         start = truncated_start(spec, server, cohort)
         b = trees.where(clients.trained, clients.b, per_client(server.state))
         own = {path: LoRA(pair.a, b[path]) for path, pair in start.adapter.items()}
@@ -66,7 +66,9 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
-        kept = Own(jnp.ones_like(cohort.id, bool), {path: pair.b for path, pair in result.items()})
+        kept = ClientFactors(
+            jnp.ones_like(cohort.id, bool), {path: pair.b for path, pair in result.items()}
+        )
         return mean.aggregate(server, clients, cohort, start, result)._replace(clients=kept)
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
@@ -83,6 +85,6 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
         traffic=traffic,
         sends=LoRA(True, False),
         init_clients=init_clients,
-        averages=False,  # half of what the server holds is nobody's
+        averages=False,  # the server's `b` belongs to no client
         check=need_equal_ranks("fedsa_lora", "a method with one global model"),
     )

@@ -1,5 +1,6 @@
 """FLoRIST: the SVD of the stack keeps as many components as the energy asks for."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.methods.svd import (
     Sigma,
     each_layer,
-    if_anybody,
+    if_any_present,
     only_adapted,
     rescaled_start,
     split,
@@ -44,14 +45,15 @@ def florist(
 
     ``M = sum_k p_k s_k a_k b_k = U S V^T``; in each layer the `p` leading components stay, `p` the
     smallest with ``sum_{j < p} S_j^2 >= threshold * sum_j S_j^2``, at most `R`; singular values
-    are not shrunk. Everybody gets this one adapter, cut to or filled up to its own rank.
+    are not shrunk. All clients get this one adapter, cut or filled up to their own
+    rank.
 
     The paper fills up with zeros. A component whose two factors are both zero has no gradient and
     would never learn again, so here its `a` is drawn afresh and only its `b` is zero, which leaves
     the function as it is.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       threshold: share of the energy to keep; with 1 the product is FlexLoRA's.
       weights: of the mean.
       sigma: the factor that carries the singular values (not known from the paper; as FlexLoRA).
@@ -65,55 +67,76 @@ def florist(
     if not 0 < threshold <= 1:
         raise InputError(f"Method 'florist' needs a threshold in (0, 1], got {threshold}.")
 
-    def init(adapter: Adapter, kernels: Kernels) -> ServerState:
-        # Components in use, per layer: all of a fresh adapter.
-        used = {s.path: jnp.full(s.stack, spec.rank, jnp.int32) for s in spec.targets}
-        return plain_server(adapter, kernels)._replace(state=used)
-
-    def layer(a: Array, b: Array, gain: Array, share: Array, fresh: Array) -> tuple[LoRA, Array]:
-        stacks = weighted_stack(LoRA(a, b), gain, share)
-        widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
-        u, s, vt = linalg.svd(stacks, max(widest, spec.rank))
-        used = jnp.minimum(components_kept(s, threshold), spec.rank)
-        u, s, vt = (x[..., : spec.rank] for x in (u, s, vt.mT))
-        new = split(u, s / spec.server_scale, vt.mT, sigma)
-        mask = lora.prefix_mask(used, spec.rank)
-        cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
-        return cut, used
-
-    def aggregate(
-        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
-    ) -> AggregateResult:
-        share = shares(cohort.weight, weights)
-        fresh = lora.init(spec, jax.random.fold_in(cohort.key, 0))
-        share = jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
-        done = {
-            path: each_layer(layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))
-            for path, pair in result.items()
-        }
-        adapter = only_adapted(spec, {path: pair for path, (pair, _) in done.items()})
-        used = {path: number for path, (_, number) in done.items()}
-        new = server._replace(adapter=adapter, state=used)
-        return AggregateResult(if_anybody(cohort, new, server), clients, cohort.rank)
-
-    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
-        rank = rank.astype(np.int64)
-        down = np.zeros_like(rank)
-        for target in spec.targets:
-            used = np.atleast_1d(np.asarray(server.state[target.path]))
-            for number in used[list(target.layers) if target.layers else slice(None)]:
-                down += np.minimum(rank, number) * (target.inputs + target.outputs) * FLOAT_BYTES
-        return Traffic(up=rank * spec.component_size * FLOAT_BYTES, down=down)
-
+    rule = _Florist(spec, threshold, weights, sigma)
     return Method(
         name="florist",
         paper="arXiv 2506.09199",
         spec=spec,
-        init=init,
+        init=rule.init,
         broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
-        aggregate=aggregate,
-        traffic=traffic,
+        aggregate=rule.aggregate,
+        traffic=rule.traffic,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Florist:
+    """The functions of `florist`; the server's state are the ranks in use, ``int32[(L)]``."""
+
+    spec: LoraSpec
+    threshold: float
+    weights: Weights
+    sigma: Sigma
+
+    def init(self, adapter: Adapter, kernels: Kernels) -> ServerState:
+        """All components of the first adapter are in use."""
+        used = {s.path: jnp.full(s.stack, self.spec.rank, jnp.int32) for s in self.spec.targets}
+        return plain_server(adapter, kernels)._replace(state=used)
+
+    def aggregate(
+        self,
+        server: ServerState,
+        clients: Any,
+        cohort: Cohort,
+        start: ClientInit,
+        result: Adapter,
+    ) -> AggregateResult:
+        """The leading components of the mean product, filled up with fresh ones."""
+        share = shares(cohort.weight, self.weights)
+        fresh = lora.init(self.spec, jax.random.fold_in(cohort.key, 0))
+        share = jnp.broadcast_to(share[:, None], (share.shape[0], self.spec.rank))
+        layers = {
+            path: each_layer(self._layer, (*pair, start.gain[path]), share, (fresh[path].a[None],))
+            for path, pair in result.items()
+        }
+        adapter = only_adapted(self.spec, {path: pair for path, (pair, _) in layers.items()})
+        used = {path: number for path, (_, number) in layers.items()}
+        new = server._replace(adapter=adapter, state=used)
+        return AggregateResult(if_any_present(cohort, new, server), clients, cohort.rank)
+
+    def _layer(
+        self, a: Array, b: Array, gain: Array, share: Array, fresh: Array
+    ) -> tuple[LoRA, Array]:
+        """One layer's factors, and how many of their components carry the energy."""
+        stacks = weighted_stack(LoRA(a, b), gain, share)
+        widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
+        u, s, vt = linalg.svd(stacks, max(widest, self.spec.rank))
+        used = jnp.minimum(components_kept(s, self.threshold), self.spec.rank)
+        u, s, vt = (x[..., : self.spec.rank] for x in (u, s, vt.mT))
+        new = split(u, s / self.spec.server_scale, vt.mT, self.sigma)
+        mask = lora.prefix_mask(used, self.spec.rank)
+        cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
+        return cut, used
+
+    def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        """Up a client's own components, down those of them that are in use."""
+        rank = rank.astype(np.int64)
+        down = np.zeros_like(rank)
+        for target in self.spec.targets:
+            used = np.atleast_1d(np.asarray(server.state[target.path]))
+            for number in used[list(target.layers) if target.layers else slice(None)]:
+                down += np.minimum(rank, number) * (target.inputs + target.outputs) * FLOAT_BYTES
+        return Traffic(up=rank * self.spec.component_size * FLOAT_BYTES, down=down)
 
 
 def components_kept(s: Array, threshold: float) -> Array:

@@ -23,7 +23,7 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.fed_plora import select
+from fedjax_lora.methods.fed_plora import select_modules
 
 
 def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
@@ -36,14 +36,14 @@ def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
     a client needs is counted here: the components it has chosen, up with their indices.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       weights: of the mean over participants.
 
     Fang et al., "Federated Sketching LoRA", arXiv 2501.19389.
     """
 
     def sketch(cohort: Cohort) -> Array:
-        return select(cohort, cohort.key, jnp.zeros(spec.rank), selection="random")
+        return select_modules(cohort, cohort.key, jnp.zeros(spec.rank), selection="random")
 
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
         chosen = sketch(cohort)

@@ -15,11 +15,13 @@ from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import averaging, owners, shares
 from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method, ServerState
 
+Norm = Literal["client", "layer"]
+
 
 def hetlora(
     spec: LoraSpec,
     *,
-    norm: Literal["client", "layer"] = "client",
+    norm: Norm = "client",
     gamma: float = 0.99,
     penalty: float = 0.01,
     min_rank: int = 1,
@@ -35,13 +37,13 @@ def hetlora(
     ``max(min_rank, floor(gamma r))`` from then on.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       norm: one weight per client from the norm over all layers together, or one per layer. The
         paper does not say; the default keeps the layers of one client together.
       gamma: where the tail begins; 0.99 is the best that the paper reports, 1 never prunes.
       penalty: weight of the tail in the loss. The paper's value is not known; 0.01 is that of a
         public re-implementation.
-      min_rank: nobody prunes below it. The paper's lowest rank is 5.
+      min_rank: no client prunes below it. The paper's lowest rank is 5.
 
     Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
     arXiv 2401.06432.
@@ -54,56 +56,77 @@ def hetlora(
             "Method 'hetlora' needs gamma in (0, 1], penalty of at least 0 and min_rank of at "
             f"least 1, got gamma={gamma}, penalty={penalty}, min_rank={min_rank}."
         )
-    cut = np.floor(gamma * np.arange(spec.rank + 1)).astype(np.int32)  # by rank
+    rule = _HetLora(spec, norm, gamma, min_rank)
+    padded_mean = averaging(spec, rule.weights, name="hetlora", paper="arXiv 2401.06432")
 
-    def tail_size(adapter: Adapter, rank: Array) -> Array:
+    def aggregate(
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
+        pruned = cohort._replace(rank=rule.pruned_rank(cohort, start.adapter, result))
+        kept = lora.factor_mask(lora.spread(spec, lora.prefix_mask(pruned.rank, spec.rank)))
+        sent = lora.keep(result, kept)
+        return padded_mean.aggregate(server, clients, pruned, start, sent)
+
+    return dataclasses.replace(
+        padded_mean,
+        aggregate=aggregate,
+        penalty=lambda adapter, rank: penalty * rule.tail_size(adapter, rank),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _HetLora:
+    """The tail, the pruning and the weights of `hetlora`."""
+
+    spec: LoraSpec
+    norm: Norm
+    gamma: float
+    min_rank: int
+
+    def _cut(self, rank: Array) -> Array:
+        """Where the tail of an adapter of this rank begins, ``floor(gamma * rank)``: ``int32``."""
+        cut = np.floor(self.gamma * np.arange(self.spec.rank + 1)).astype(np.int32)
+        return jnp.asarray(cut)[rank]
+
+    def tail_size(self, adapter: Adapter, rank: Array) -> Array:
         """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""
-        tail = ~lora.prefix_mask(jnp.asarray(cut)[rank], spec.rank)  # [..., R]
-        only = lora.keep(adapter, lora.factor_mask(lora.spread(spec, tail)))
+        tail = ~lora.prefix_mask(self._cut(rank), self.spec.rank)  # [..., R]
+        only = lora.keep(adapter, lora.factor_mask(lora.spread(self.spec, tail)))
         total = jnp.zeros(rank.shape)
         for pair in only.values():
             a, b = (_root(jnp.sum(jnp.square(x), axis=(-2, -1))) for x in pair)  # [..., (L)]
             total = total + jnp.sum((a * b).reshape(*rank.shape, -1), axis=-1)
         return total
 
-    def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Mapping[str, Array]:
-        present = cohort.weight > 0
+    def pruned_rank(self, cohort: Cohort, before: Adapter, after: Adapter) -> Array:
+        """The ranks after a round whose training may have shrunk the tails: ``int32[c]``."""
+        shrunk = self.tail_size(after, cohort.rank) < self.tail_size(before, cohort.rank)
+        pruned = jnp.minimum(cohort.rank, jnp.maximum(self.min_rank, self._cut(cohort.rank)))
+        return jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
+
+    def weights(self, cohort: Cohort, start: ClientInit, result: Adapter) -> Mapping[str, Array]:
+        """The weights of the clients' components by the norm of their products, per path."""
         squares = {
             path: linalg.square_norm(LoRA(pair.a * start.gain[path][..., None, :], pair.b))
             for path, pair in result.items()
         }
-        if norm == "client":
+        if self.norm == "client":
             each = [jnp.sum(x.reshape(x.shape[0], -1), axis=1) for x in squares.values()]
             total = jnp.sum(jnp.stack(each), axis=0)
             squares = {path: trees.expand(total, x) for path, x in squares.items()}
+        owned = lora.spread(self.spec, owners(cohort, self.spec.rank))
+        return {
+            path: jnp.where(owned[path], _norm_shares(cohort, x)[..., None], 0.0)
+            for path, x in squares.items()
+        }
 
-        def weights(square: Array) -> Array:  # [c, (L or 1)]
-            size = jnp.where(trees.expand(present, square), jnp.sqrt(square), 0.0)
-            equal = jnp.broadcast_to(
-                trees.expand(shares(cohort.weight, "uniform"), size), size.shape
-            )
-            return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
 
-        owned = lora.spread(spec, owners(cohort, spec.rank))
-        return {p: jnp.where(owned[p], weights(x)[..., None], 0.0) for p, x in squares.items()}
-
-    padded_mean = averaging(spec, weigh, name="hetlora", paper="arXiv 2401.06432")
-
-    def aggregate(
-        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
-    ) -> AggregateResult:
-        shrunk = tail_size(result, cohort.rank) < tail_size(start.adapter, cohort.rank)
-        pruned = jnp.minimum(cohort.rank, jnp.maximum(min_rank, jnp.asarray(cut)[cohort.rank]))
-        rank = jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
-        kept = lora.factor_mask(lora.spread(spec, lora.prefix_mask(rank, spec.rank)))
-        sent = lora.keep(result, kept)
-        return padded_mean.aggregate(server, clients, cohort._replace(rank=rank), start, sent)
-
-    return dataclasses.replace(
-        padded_mean,
-        aggregate=aggregate,
-        penalty=lambda adapter, rank: penalty * tail_size(adapter, rank),
-    )
+def _norm_shares(cohort: Cohort, square: Array) -> Array:
+    """Norms over their sum, from squares ``[c, (L or 1)]``; equal if all of them are zero."""
+    size = jnp.where(trees.expand(cohort.weight > 0, square), jnp.sqrt(square), 0.0)
+    equal = trees.expand(shares(cohort.weight, "uniform"), size)
+    equal = jnp.broadcast_to(equal, size.shape)
+    return trees.safe_divide(size, jnp.sum(size, axis=0, keepdims=True), equal)
 
 
 def _root(x: Array) -> Array:

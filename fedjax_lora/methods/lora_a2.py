@@ -1,5 +1,6 @@
 """LoRA-A2: one factor per round, and each client sends the components that moved most."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples
     chose a component. No initialisation noise, and in the fixed factor no aggregation noise.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       b_rate: the learning rate of `b` over that of `a`; 5 in the paper.
       weights: of the mean.
 
@@ -54,23 +55,45 @@ def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples
     if not b_rate > 0:
         raise InputError(f"Method 'lora_a2' needs a b_rate above 0, got {b_rate}.")
 
-    def trains_b(round: Any) -> Any:
-        return round % 2 == 0
+    rule = _LoraA2(spec, weights)
+    return Method(
+        name="lora_a2",
+        paper="arXiv 2410.22815",
+        spec=spec,
+        init=plain_server,
+        broadcast=rule.broadcast,
+        aggregate=rule.aggregate,
+        traffic=rule.traffic,
+        select=rule.select,
+        rates=Rates(b=b_rate),
+        averages=True,
+    )
 
-    def trainable(cohort: Cohort, components: Gain) -> Adapter:
-        b = trains_b(cohort.round)
-        return lora.factor_mask(components, a=~b, b=b)
 
-    def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        everything = jnp.ones((cohort.rank.shape[0], spec.rank), bool)
-        trained = trainable(cohort, lora.spread(spec, everything))
-        return whole_start(spec, server, cohort, trained)
+@dataclasses.dataclass(frozen=True)
+class _LoraA2:
+    """The functions of `lora_a2`."""
+
+    spec: LoraSpec
+    weights: Weights
+
+    def broadcast(self, server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
+        """All components for a probe of the round's factor."""
+        components = jnp.ones((cohort.rank.shape[0], self.spec.rank), bool)
+        trained = _trainable(cohort, lora.spread(self.spec, components))
+        return whole_start(self.spec, server, cohort, trained)
 
     def select(
-        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, probed: Adapter
+        self,
+        server: ServerState,
+        clients: Any,
+        cohort: Cohort,
+        start: ClientInit,
+        probed: Adapter,
     ) -> ClientInit:
+        """The components that the probe has moved most, from the start again."""
         change = jax.tree.map(jnp.subtract, probed, start.adapter)
-        b = trains_b(cohort.round)
+        b = _trains_b(cohort.round)
         scores = {
             path: module_norms(
                 LoRA(
@@ -80,48 +103,52 @@ def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples
             )
             for path, pair in start.adapter.items()
         }
-        chosen = highest(spec, scores, cohort.rank * spec.matrices)
-        return start._replace(trainable=trainable(cohort, chosen))
+        chosen = highest(self.spec, scores, cohort.rank * self.spec.matrices)
+        return start._replace(trainable=_trainable(cohort, chosen))
 
     def aggregate(
-        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+        self,
+        server: ServerState,
+        clients: Any,
+        cohort: Cohort,
+        start: ClientInit,
+        result: Adapter,
     ) -> AggregateResult:
+        """The server's adapter plus the weighted sum of the clients' changes."""
         change = jax.tree.map(jnp.subtract, result, start.adapter)  # zero where not chosen
         share = jnp.broadcast_to(
-            shares(cohort.weight, weights)[:, None], (cohort.rank.shape[0], spec.rank)
+            shares(cohort.weight, self.weights)[:, None], (cohort.rank.shape[0], self.spec.rank)
         )
         adapter = jax.tree.map(jnp.add, server.adapter, combine(change, share))
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
-    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+    def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        """Up the chosen components of one factor with their indices, down all of the other."""
         rank = rank.astype(np.int64)
-        before, one = spec.factor_sizes
-        if not trains_b(round):
+        before, one = self.spec.factor_sizes
+        if not _trains_b(round):
             before, one = one, before
-        index = rank * spec.matrices * INDEX_BYTES
+        index = rank * self.spec.matrices * INDEX_BYTES
         up = rank * one * FLOAT_BYTES + index
-        down = np.full_like(up, spec.rank * before * FLOAT_BYTES)
+        down = np.full_like(up, self.spec.rank * before * FLOAT_BYTES)
         return Traffic(up=up, down=down, exact=index, factors=1)
 
-    return Method(
-        name="lora_a2",
-        paper="arXiv 2410.22815",
-        spec=spec,
-        init=plain_server,
-        broadcast=broadcast,
-        aggregate=aggregate,
-        traffic=traffic,
-        select=select,
-        rates=Rates(b=b_rate),
-        averages=True,
-    )
+
+def _trains_b(round: Any) -> Any:
+    return round % 2 == 0
+
+
+def _trainable(cohort: Cohort, components: Gain) -> Adapter:
+    """The chosen components of the factor that the round trains."""
+    b = _trains_b(cohort.round)
+    return lora.factor_mask(components, a=~b, b=b)
 
 
 def highest(spec: LoraSpec, scores: Gain, count: Array) -> Gain:
     """The components with the highest scores over all adapted matrices together.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       scores: ``[c, (L,) R]`` per path.
       count: how many each client takes, ``int32[c]``; of equal scores the first.
 
@@ -136,11 +163,11 @@ def highest(spec: LoraSpec, scores: Gain, count: Array) -> Gain:
         ],
         axis=1,
     )
-    place = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1)
-    taken = place < count[:, None]
-    masks, at = {}, 0
+    order = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1)
+    taken = order < count[:, None]
+    masks, offset = {}, 0
     for path, x in scores.items():
         size = x[0].size
-        masks[path] = taken[:, at : at + size].reshape(x.shape)
-        at += size
+        masks[path] = taken[:, offset : offset + size].reshape(x.shape)
+        offset += size
     return lora.spread(spec, masks)

@@ -25,7 +25,7 @@ def raflora(
     do not have them, which would let their energy decay geometrically over the rounds.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       empty: a component without an owner in the cohort enters with the server's value, or not at
         all. A public re-implementation drops it, the paper's rule is not known; dropping loses in
         one round the energy that the method is there to keep.
@@ -55,7 +55,7 @@ def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b"
     Component `j` of the n-weighted mean of zero-padded factors is multiplied by
     ``n / sum_{k: r_k > j} n_k``, which makes it the masked mean; the product of these factors is
     factored again and each client gets its `r` leading components. The public code computes that
-    multiplier but holds no call of it; that it acts on both factors is the reading of
+    multiplier but does not call it; that it acts on both factors is the reading of
     "rank-wise components", and the code's ``V`` in place of ``V^T`` is taken as a slip.
 
     "RB-LoRA: Rank-Balanced Aggregation for Low-Rank Adaptation with Federated Fine-Tuning",

@@ -51,7 +51,7 @@ def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "ex
     and clients go on from the averaged factors. All clients have one rank.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       residual_rank: send and add only so many leading singular components of the residual; 0 for
         all of it, as ``K r`` components or as a matrix, whichever is smaller.
       weights: of the means. The paper writes them equal; the identity holds for any.
@@ -114,8 +114,8 @@ def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "exam
     not touched. All clients have one rank.
 
     Args:
-      spec: the sites.
-      penalty: holds `b` near the average: without it `b` drifts, and accuracy falls (the paper).
+      spec: the adapted layers.
+      penalty: keeps `b` near the average: without it `b` drifts, and accuracy falls (the paper).
       weights: of the means.
 
     The paper minimises a dissimilarity by gradient steps on the server; which one is not known

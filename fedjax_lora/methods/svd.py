@@ -54,7 +54,7 @@ def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
 
     Args:
       pair: the stacks, ``[(L,) i, k]`` and ``[(L,) k, o]``.
-      rank: components wanted.
+      rank: components of the result.
       scale: what the adapter is multiplied by when it is used.
       sigma: the factor that carries the singular values; ``both`` takes their square roots.
     """
@@ -82,7 +82,7 @@ def refactoring(
     """A method whose new server holds the best rank-`R` factors of a product.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       weigh: the weights of the clients' components, ``float32[c, R]``.
       name: of the method.
       paper: where it is described.
@@ -111,7 +111,7 @@ def refactoring(
             )
             for path, pair in result.items()
         }
-        adapter = if_anybody(cohort, only_adapted(spec, new), server.adapter)
+        adapter = if_any_present(cohort, only_adapted(spec, new), server.adapter)
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     return Method(
@@ -134,9 +134,9 @@ def each_layer(
 
     Args:
       layer: of arrays without a layer axis.
-      clients: a site's arrays, ``[c, (L,) ...]``.
+      clients: a layer's arrays, ``[c, (L,) ...]``.
       share: ``[c, R]``, for all layers.
-      server: a site's arrays with an axis of one in front, ``[1, (L,) ...]``.
+      server: a layer's arrays with an axis of one in front, ``[1, (L,) ...]``.
     """
     if clients[0].ndim == 3:
         return layer(*clients, share, *server)
@@ -165,10 +165,10 @@ def only_adapted(spec: LoraSpec, adapter: Adapter) -> Adapter:
     return lora.keep(adapter, lora.factor_mask(everything))
 
 
-def if_anybody(cohort: Cohort, new: Tree, old: Tree) -> Tree:
-    """The new values, or the old ones bit for bit if nobody is present."""
-    somebody = jnp.any(cohort.weight > 0)
-    return jax.tree.map(lambda n, o: jnp.where(somebody, n, o), new, old)
+def if_any_present(cohort: Cohort, new: Tree, old: Tree) -> Tree:
+    """The new values, or the old ones bit for bit if no client is present."""
+    present = jnp.any(cohort.weight > 0)
+    return jax.tree.map(lambda n, o: jnp.where(present, n, o), new, old)
 
 
 def product_mean(
@@ -192,7 +192,7 @@ def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") 
     is ``zero_padding``.
 
     Args:
-      spec: the sites.
+      spec: the adapted layers.
       weights: of the mean.
       sigma: the factor that carries the singular values. Two independent readers of the paper put
         them into `A`; its literal text could not be read. The product is the same either way, the

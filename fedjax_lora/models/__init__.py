@@ -3,11 +3,10 @@
 pretrained = load("minilm", num_labels=4, pooling="mean", key=jax.random.key(0))
 logits = pretrained.module.apply({"params": pretrained.params}, input_ids, attention_mask)
 
-The modules are this package's own, in Linen: `transformers` 5 has no Flax classes, and the
-maintained NNX models (google-tunix) loop over layers in Python, put the products of attention into
-einsums of their own and come with some 80 packages. Here layers are scanned, every product is an
-`nn.Dense` that can be found by its path, and a frozen base is shared by whatever is vmapped over
-it.
+The modules are written in Linen for this package: `transformers` 5 has no Flax classes, and the
+maintained NNX models (google-tunix) loop over layers in Python, write attention as einsums and
+require some 80 packages. Here layers are scanned, every product is an `nn.Dense` that can be found
+by its path, and a frozen base is shared under `jax.vmap`.
 """
 
 from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel, logits

@@ -1,4 +1,4 @@
-"""Attention of queries over keys, as encoders and decoders use it."""
+"""Dot-product attention of encoders and decoders."""
 
 from collections.abc import Callable
 
@@ -15,21 +15,21 @@ def attend(
     *,
     drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "n t heads d"]:
-    """What each token gathers from those that `mask` lets it see.
+    """Compute masked dot-product attention.
 
     Args:
       query: one per token and head.
-      key: fewer heads than queries have are shared by groups of neighbouring query heads.
+      key: with fewer heads than `query`, each is shared by a group of neighbouring query heads.
       value: as `key`.
-      mask: True where a token (third axis, or all alike) may attend.
-      drop: dropout for the attention weights; None for none, which allows fused kernels.
+      mask: True where a token (third axis, or all tokens if its size is 1) may attend.
+      drop: dropout of the attention weights; None applies none and allows fused kernels.
     """
     if drop is None:
-        # It promotes bfloat16 to float32 inside, which strict promotion rules would refuse.
+        # JAX's attention promotes bfloat16 to float32, which strict promotion rules refuse.
         with jax.numpy_dtype_promotion("standard"):
             return jax.nn.dot_product_attention(query, key, value, mask=mask)
-    shared = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
+    group = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
     scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
     weights = drop(jax.nn.softmax(scores).astype(value.dtype))

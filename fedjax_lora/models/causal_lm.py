@@ -1,4 +1,4 @@
-"""A decoder as a language model, and with a classification head."""
+"""Causal language models, and decoders with a classification head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from fedjax_lora.models.kv_cache import Cache
 
 
 class LanguageModel(nn.Module):
-    """A decoder and its vocabulary matrix, which `logits` multiplies by.
+    """A decoder and its vocabulary matrix, for use with `logits`.
 
-    Parameters are ``{'decoder': ..., 'vocabulary': ..., 'head': {}}``, without ``vocabulary`` where
-    the embedding table serves. All of it is base: a language model has no head to train.
+    Parameters are ``{'decoder': ..., 'vocabulary': ..., 'head': {}}``, without ``vocabulary`` if it
+    is tied to the embedding table. A language model has no head to train.
     """
 
     config: DecoderConfig
@@ -33,7 +33,7 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Decoded:
-        """States of a batch; the arguments are those of `Decoder`."""
+        """Compute the hidden states of a batch; see `Decoder` for the arguments."""
         if not self.config.tied and self.is_initializing():
             rows = nn.Embed(self.config.vocab_size, self.config.hidden, name="vocabulary")
             rows(jnp.zeros((), jnp.int32))
@@ -47,13 +47,14 @@ class LanguageModel(nn.Module):
 
 
 def logits(params: Mapping[str, Any], hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]:
-    """Scores of every token of the vocabulary, in float32.
+    """Compute float32 logits over the vocabulary.
 
-    The largest array of a language model: apply it to the states that need it, in parts.
+    This is the largest array of a language model: call the function only for the states that need
+    logits, in parts.
 
     Args:
       params: of a `LanguageModel`.
-      hidden: states, the products' dtype.
+      hidden: hidden states, in the compute dtype.
     """
     part = params["vocabulary"] if "vocabulary" in params else params["decoder"]["embed_tokens"]
     table = part["embedding"].astype(hidden.dtype)
@@ -68,8 +69,8 @@ def logits(params: Mapping[str, Any], hidden: Float[Array, "*n h"]) -> Float[Arr
 class DecoderClassifier(nn.Module):
     """A decoder with a linear head without bias; parameters are ``{'decoder', 'head'}``.
 
-    It reads the last token that is not padding, as Hugging Face's ``ForSequenceClassification``
-    does, or the mean of all of them.
+    The head is applied to the last token that is not padding, as in Hugging Face's
+    ``ForSequenceClassification``, or to the mean of all such tokens.
     """
 
     config: DecoderConfig
@@ -83,7 +84,7 @@ class DecoderClassifier(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "n labels"]:
-        """Float32 logits of a batch; decoders have no token types, `token_types` is ignored."""
+        """Compute float32 logits; decoders have no token types and ignore `token_types`."""
         decoder = Decoder(self.config, name="decoder")
         hidden = decoder(input_ids, attention_mask, deterministic=deterministic).hidden
         pool = mean_of_tokens if self.config.pooling == "mean" else last_token
@@ -92,17 +93,17 @@ class DecoderClassifier(nn.Module):
 
 
 def last_token(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> Float[Array, "n h"]:
-    """The float32 state of each text's last token, with padding on either side."""
+    """Float32 state of each text's last token; padding may be on either side."""
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
 
 
 class ScoreHead(nn.Module):
-    """One linear layer, in float32."""
+    """A linear classification head without bias, in float32."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
-        """Logits."""
+        """Compute logits."""
         return nn.Dense(self.config.num_labels, use_bias=False, name="score")(pooled)

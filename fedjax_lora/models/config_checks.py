@@ -1,4 +1,4 @@
-"""What the configs of encoders and decoders must satisfy alike."""
+"""Checks shared by the configs of encoders and decoders."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,38 +17,38 @@ LARGEST: Mapping[str, int] = {
     "intermediate": 2**20,
     "max_positions": 2**24,
 }
-"""Sizes beyond those of any model: a config comes from outside, and arrays are made by it."""
+"""Upper limits above any real model's sizes: configs are untrusted files that allocate arrays."""
 
 
 def problems(config: Any, *, families: Iterable[str], rates: Iterable[str]) -> Iterator[str]:
-    """Every field of both kinds of config that is out of range, in words.
+    """Yield a message for every field, shared by both configs, that is out of range.
 
     Args:
       config: an `EncoderConfig` or a `DecoderConfig`.
-      families: the known ones of its kind.
-      rates: its fields that are dropout rates.
+      families: the supported model families.
+      rates: names of the fields that are dropout rates.
     """
-    for name, value, known in (
+    for name, value, choices in (
         ("model family", config.family, families),
         ("activation", config.activation, ACTIVATIONS),
     ):
-        if value not in list(known):  # a list compares with what cannot be hashed too
-            yield str(unknown(name, str(value), known)).rstrip(".")
+        if value not in list(choices):  # a list, because the value may not be hashable
+            yield str(unknown(name, str(value), choices)).rstrip(".")
     yield from sizes(config, LARGEST)
     for name in rates:
         if not 0 <= getattr(config, name) < 1:
             yield f"{name} is {getattr(config, name)} but must be at least 0 and below 1"
     if not 0 <= config.initializer_range < math.inf:
         yield f"initializer_range is {config.initializer_range} but must be at least 0 and finite"
-    for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
-        if getattr(config, name) not in known:
-            yield f"{name} is {getattr(config, name)!r} but must be one of {', '.join(known)}"
+    for name, choices in (("pooling", POOLINGS), ("dtype", DTYPES)):
+        if getattr(config, name) not in choices:
+            yield f"{name} is {getattr(config, name)!r} but must be one of {', '.join(choices)}"
     if config.scan_unroll is not None and config.scan_unroll < 1:
         yield f"scan_unroll is {config.scan_unroll} but must be at least 1, or None to choose"
 
 
 def sizes(config: Any, largest: Mapping[str, int], *, least: int = 1) -> Iterator[str]:
-    """The sizes that are too small, or larger than the largest."""
-    for name, most in largest.items():
-        if not least <= getattr(config, name) <= most:
-            yield f"{name} is {getattr(config, name)} but must be at least {least}, at most {most}"
+    """Yield a message for every size outside its limits."""
+    for name, limit in largest.items():
+        if not least <= getattr(config, name) <= limit:
+            yield f"{name} is {getattr(config, name)} but must be at least {least}, at most {limit}"

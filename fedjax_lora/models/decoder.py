@@ -1,8 +1,8 @@
 """One Flax module for decoders of the Llama shape: Llama 2 and 3, TinyLlama, Mistral, Qwen 2 to 3.
 
 Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one module
-that `stack` runs, so that code outside can find each product by its module path
-(``decoder/layers/self_attn/q_proj``) and can give any module its own variables, in any collection,
+run by `layer_stack`. Other code can therefore find each product by its module path
+(``decoder/layers/self_attn/q_proj``) and give any module variables of its own, in any collection,
 with a leading layer axis.
 """
 
@@ -23,11 +23,11 @@ from fedjax_lora.models.rope import rotate
 
 
 class Decoded(NamedTuple):
-    """What a decoder makes of a batch.
+    """Output of a decoder.
 
     Attributes:
-      hidden: states after the final norm, in the compute dtype.
-      cache: with the batch's tokens added; None if none was given.
+      hidden: hidden states after the final norm, in the compute dtype.
+      cache: the cache with the batch's tokens added; None without a cache.
     """
 
     hidden: Float[Array, "n t h"]
@@ -35,12 +35,12 @@ class Decoded(NamedTuple):
 
 
 class States(NamedTuple):
-    """What goes from layer to layer.
+    """State passed from layer to layer.
 
     Attributes:
       x: hidden states.
-      layer: the number of the layer that reads them.
-      cache: with what the layers before have added; None without one.
+      layer: index of the layer that reads them.
+      cache: the cache with the keys and values of earlier layers added; None without a cache.
     """
 
     x: Float[Array, "n t h"]
@@ -53,20 +53,20 @@ def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn
 
 
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
-    """RMSNorm in float32, whatever comes in; the compute dtype goes out."""
+    """RMSNorm computed in float32, with its result in the compute dtype."""
     norm = nn.RMSNorm(name=name, epsilon=config.norm_eps, dtype=jnp.float32)
     return norm(x.astype(jnp.float32)).astype(config.dtype)
 
 
 class Attention(nn.Module):
-    """Causal self-attention in groups of query heads."""
+    """Causal self-attention with grouped query heads."""
 
     config: DecoderConfig
     deterministic: bool
 
     @nn.compact
     def __call__(self, states: States, x: Float[Array, "n t h"], view: View) -> States:
-        """The states with what `x`, their norm, adds, and the batch's keys and values cached."""
+        """Add the attention of `x`, the normalised states, and cache the keys and values."""
         config = self.config
         query = self._heads(x, "q_proj", config.heads)
         key = self._heads(x, "k_proj", config.kv_heads)
@@ -94,13 +94,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: a gated projection up, and one down."""
+    """SwiGLU feed-forward block."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
-        """What is added to the states."""
+        """Compute the block's contribution to the hidden states."""
         config = self.config
         gate, up = (
             _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, states: States, view: View) -> States:
-        """What the layer after this one gets."""
+        """Apply the layer."""
         config = self.config
         attention = Attention(config, self.deterministic, name="self_attn")
         states = attention(states, _norm(config, "input_layernorm", states.x), view)
@@ -142,23 +142,24 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> Decoded:
-        """States of a batch, or of the next tokens of the texts in a cache.
+        """Compute the hidden states of a batch, or of further tokens of the texts in a cache.
 
         Args:
           input_ids: token ids.
-          attention_mask: True for tokens, False for padding, on either side.
-          positions: of the tokens in their texts; counted from the mask (and the cache) if None.
-          cache: of the tokens before; there must be room for ``t`` more.
+          attention_mask: True for tokens, False for padding, which may be on either side.
+          positions: positions of the tokens in their texts; if None, counted from the mask and the
+            cache.
+          cache: keys and values of the preceding tokens, with room for ``t`` more.
           deterministic: False applies dropout, with keys from the ``dropout`` stream.
 
         Raises:
-          InputError: texts longer than the window, or a mask that is not boolean.
+          InputError: texts longer than the context window, or a mask that is not boolean.
         """
         config = self.config
         check_batch(config, input_ids, attention_mask)
         at = None if positions is None else jnp.asarray(positions)
         view = make_view(config, jnp.asarray(attention_mask), at, cache)
-        # Rows are taken before they are cast: never a second table.
+        # Rows are looked up before the cast, so that the table is not copied.
         table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
         x = table(jnp.asarray(input_ids)).astype(config.dtype)
         states = layer_stack.run(

@@ -1,4 +1,4 @@
-"""The frozen record that a decoder is built from."""
+"""Configuration of a decoder."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Everything that decides a decoder's shapes and its function, given its parameters.
+    """Configuration that determines a decoder's parameter shapes and its function.
 
     Attributes:
-      family: the architecture's name, one of `DECODERS`; what sets them apart is in the fields
-        below.
+      family: the architecture's name, one of `DECODERS`; the other fields express how the families
+        differ.
       vocab_size: rows of the token embedding table.
       hidden: width of the hidden states.
       layers: number of layers that run.
@@ -24,7 +24,7 @@ class DecoderConfig:
       kv_heads: heads of keys and values; divides `heads`.
       head_dim: features of a head.
       intermediate: width inside the feed-forward block.
-      max_positions: the window the checkpoint states; `max_tokens` is what fits.
+      max_positions: the context window that the checkpoint states; see `max_tokens`.
       rope: the position embedding.
       norm_eps: added to the mean square in every RMSNorm.
       activation: of the gate, a key of `activations.ACTIVATIONS`.
@@ -32,18 +32,18 @@ class DecoderConfig:
       output_bias: the attention's output projection has one.
       mlp_bias: the feed-forward projections have them.
       qk_norm: queries and keys are normalised per head.
-      sliding_window: how many tokens, itself included, a token sees in a sliding layer; None if
-        there is no such layer.
-      full_layers: layers, counted from 0, that see everything in spite of `sliding_window`.
+      sliding_window: number of tokens, itself included, to which a token attends in a sliding
+        layer; None if there is no such layer.
+      full_layers: indices of the layers with full attention in spite of `sliding_window`.
       tied: the embedding table is also the vocabulary matrix.
       attention_dropout: rate on attention weights.
       initializer_range: standard deviation of newly initialised kernels and tables.
       num_labels: width of a classifier's logits; 1 for regression; 0 for a language model.
-      pooling: what a classifier reads: the last token (``family``) or the ``mean`` of all tokens.
-      dtype: what matrix products compute in; RMSNorm, softmax and logits are float32.
+      pooling: input of a classifier's head: the last token (``family``) or the ``mean`` of all.
+      dtype: compute dtype of matrix products; RMSNorm, softmax and logits are float32.
       remat: recompute each layer in the backward pass instead of storing its activations.
-      scan_unroll: layers per step of the layer loop; None picks by backend.
-      architectures: class names the checkpoint was saved from, as its config lists them.
+      scan_unroll: layers per step of the layer loop; None chooses by backend.
+      architectures: class names in the checkpoint's config.
     """
 
     family: str
@@ -79,23 +79,23 @@ class DecoderConfig:
 
     @property
     def prefix(self) -> str:
-        """The base model's name inside a Hugging Face checkpoint with a head."""
+        """Prefix of the base model's tensors in a Hugging Face checkpoint with a head."""
         return "model"
 
     def with_dropout(self, rate: float) -> "DecoderConfig":
-        """The same model with this rate in every dropout."""
+        """Return the config with this dropout rate everywhere."""
         return dataclasses.replace(self, attention_dropout=rate)
 
     @property
     def max_tokens(self) -> int:
-        """The longest text: the stated window, or the stretched one where that is longer."""
+        """Longest text in tokens: the stated window, or the stretched one if that is longer."""
         if self.rope.type in ("linear", "dynamic"):
             return int(self.max_positions * self.rope.factor)
         return max(self.max_positions, int(self.rope.original_positions * self.rope.factor))
 
 
 def _problems(config: DecoderConfig) -> Iterator[str]:
-    """Every field that is out of range, in words."""
+    """Yield a message for every field that is out of range."""
     yield from config_checks.problems(config, families=DECODERS, rates=("attention_dropout",))
     yield from config_checks.sizes(config, {"kv_heads": config_checks.LARGEST["heads"]})
     if config.kv_heads > 0 and config.heads % config.kv_heads:

@@ -1,8 +1,8 @@
 """One Flax module for the BERT, RoBERTa, DistilBERT and ALBERT encoders.
 
-Every projection is a plain `nn.Dense`, and the layers are one scanned module, so that code
-outside can find each product by its module path (``encoder/layers/attention/query``) and can
-give any module its own variables, in any collection, with a leading layer axis.
+Every projection is a plain `nn.Dense`, and the layers are one scanned module. Other code can
+therefore find each product by its module path (``encoder/layers/attention/query``) and give any
+module variables of its own, in any collection, with a leading layer axis.
 """
 
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ Places = Int[Array | np.ndarray, "rows"]
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of a batch.
+    """Output of an encoder.
 
     Attributes:
-      hidden: the last layer's states, in the compute dtype; of the first token only where no other
-        was wanted.
+      hidden: the last layer's states, in the compute dtype; of the first token only if
+        ``pooled_only`` allowed it.
       pooled: one float32 vector per text, by the config's pooling.
     """
 
@@ -39,12 +39,12 @@ class Encoded(NamedTuple):
 
 
 def dense(config: EncoderConfig, features: int, name: str, dtype: str | None = None) -> nn.Dense:
-    """A projection in the compute dtype of the config, or in another one."""
+    """Make a projection, by default in the compute dtype of the config."""
     return nn.Dense(features, name=name, dtype=dtype or config.dtype, promote_dtype=promote)
 
 
 def _normalise(config: EncoderConfig, x: Array) -> Array:
-    """LayerNorm in float32, whatever comes in; the compute dtype goes out."""
+    """LayerNorm computed in float32, with its result in the compute dtype."""
     # The fast variance E[x^2] - E[x]^2 cancels; PyTorch computes the exact one.
     norm = nn.LayerNorm(
         name="norm", epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False
@@ -53,7 +53,7 @@ def _normalise(config: EncoderConfig, x: Array) -> Array:
 
 
 class Embeddings(nn.Module):
-    """Token, position and token-type rows, added and normalised."""
+    """Normalised sum of token, position and token-type embeddings."""
 
     config: EncoderConfig
     deterministic: bool
@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
     def __call__(
         self, input_ids: Tokens, token_types: Tokens | None
     ) -> Float[Array, "n t {self.config.embedding_size}"]:
-        """Embeddings in the compute dtype."""
+        """Compute the embeddings, in the compute dtype."""
         config = self.config
         x = self._table("word", config.vocab_size)(input_ids)
         x = x + self._table("position", config.max_positions)(_positions(config, input_ids))
@@ -77,7 +77,7 @@ class Embeddings(nn.Module):
 
 
 def _positions(config: EncoderConfig, input_ids: Tokens) -> Int[Array, "_n t"]:
-    """Rows of the position table, with a batch axis of 1 where every text has the same."""
+    """Rows of the position table, with a batch axis of size 1 if all texts have the same."""
     if not config.traits.padded_positions:
         return jnp.arange(input_ids.shape[1])[None]
     real = (jnp.asarray(input_ids) != config.pad_token_id).astype(jnp.int32)
@@ -92,9 +92,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*rows h"], at: Layout, wanted: int | None
+        self, x: Float[Array, "*rows h"], at: Layout, first_tokens: int | None
     ) -> Float[Array, "*rows_left h"]:
-        """New states, or those of the first `wanted` tokens of each text, ``[n, wanted, h]``."""
+        """Apply the block; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
         config = self.config
 
         def heads(x: Array) -> Array:
@@ -104,8 +104,8 @@ class Attention(nn.Module):
             heads(at.texts(dense(config, config.hidden, name)(x))) for name in ("key", "value")
         )
         texts, states = at.texts, at.states
-        if wanted is not None:
-            x = at.texts(x)[:, :wanted]
+        if first_tokens is not None:
+            x = at.texts(x)[:, :first_tokens]
             texts = states = lambda x: x
         query = heads(texts(dense(config, config.hidden, "query")(x)))
         drop = None
@@ -120,14 +120,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two projections around an activation, with residual connection and LayerNorm."""
+    """Feed-forward block with residual connection and LayerNorm."""
 
     config: EncoderConfig
     deterministic: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows h"]) -> Float[Array, "*rows h"]:
-        """New states."""
+        """Apply the block."""
         config = self.config
         y = dense(config, config.intermediate, "intermediate")(x)
         y = dense(config, config.hidden, "output")(ACTIVATIONS[config.activation](y))
@@ -144,10 +144,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*rows h"], at: Layout, wanted: int | None = None
+        self, x: Float[Array, "*rows h"], at: Layout, first_tokens: int | None = None
     ) -> Float[Array, "*rows_left h"]:
-        """New states, or those of the first `wanted` tokens of each text, ``[n, wanted, h]``."""
-        x = Attention(self.config, self.deterministic, name="attention")(x, at, wanted)
+        """Apply the layer; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
+        x = Attention(self.config, self.deterministic, name="attention")(x, at, first_tokens)
         return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
@@ -175,9 +175,9 @@ class Encoder(nn.Module):
           token_types: segment of each token; None means all 0. Ignored by DistilBERT, which has
             no segments.
           deterministic: False applies dropout, with keys from the ``dropout`` stream.
-          pooled_only: the last states are needed only of the tokens that pooling reads.
-          at: leave out the padding: where in the flattened batch its tokens are, ascending, then
-            ``n * t`` for rows to spare. The states of padding are 0 then.
+          pooled_only: compute the last layer only for the tokens that pooling reads.
+          at: compute no padding: ascending indices of the tokens in the flattened batch, followed
+            by ``n * t`` for spare rows. The states of padding are then 0.
 
         Raises:
           InputError: texts longer than the position table, or a mask that is not boolean.
@@ -189,18 +189,19 @@ class Encoder(nn.Module):
             x = dense(config, config.hidden, "projection")(x)
         where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
         first = pooled_only and config.pooling == "family"
-        # A loop's layers all return what they take.
-        wanted = 1 if first and layer_stack.is_unrolled(config.layers, config.scan_unroll) else None
+        # In a loop, all layers must return the shapes that they take.
+        unrolled = layer_stack.is_unrolled(config.layers, config.scan_unroll)
+        first_tokens = 1 if first and unrolled else None
         x = layer_stack.run(
             Layer(config, deterministic, name="layers"),
-            lambda layer, x, last: layer(x, where, wanted if last else None),
+            lambda layer, x, last: layer(x, where, first_tokens if last else None),
             where.states(x),
             count=config.layers,
             scan_unroll=config.scan_unroll,
             shared=config.traits.shared_layers,
             remat=config.remat,
         )
-        x = where.texts(x) if wanted is None else x
+        x = where.texts(x) if first_tokens is None else x
         return Encoded(hidden=x, pooled=self._pool(x, where.mask))
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:
@@ -215,14 +216,14 @@ class Encoder(nn.Module):
 
 
 def mean_of_tokens(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> Float[Array, "n h"]:
-    """The float32 mean of the states that are not padding; 0 where all are."""
+    """Float32 mean of the states that are not padding; 0 for a text without tokens."""
     weight = mask.astype(jnp.float32)[:, :, None]
     total = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1)
     return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 
 
 def check_batch(config: Any, input_ids: Tokens, attention_mask: Mask) -> None:
-    """Refuse what no model of this package can read, whether it encodes or decodes.
+    """Check a batch before an encoder or decoder reads it.
 
     Raises:
       InputError: texts longer than the config's ``max_tokens``, or a mask that is not boolean.

@@ -1,4 +1,4 @@
-"""The frozen record that an encoder is built from."""
+"""Configuration of an encoder."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from fedjax_lora.models.families import FAMILIES, Family
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Everything that decides an encoder's shapes and its function, given its parameters.
+    """Configuration that determines an encoder's parameter shapes and its function.
 
     Attributes:
       family: a key of `families.FAMILIES`.
@@ -21,22 +21,22 @@ class EncoderConfig:
       layers: number of layers that run.
       heads: attention heads; divides `hidden`.
       intermediate: width inside the feed-forward block.
-      max_positions: rows of the position embedding table; `max_tokens` says what fits.
+      max_positions: rows of the position embedding table; see `max_tokens`.
       type_vocab: rows of the token-type table; 0 for a family without one.
       pad_token_id: the id that position counting skips (RoBERTa).
       layer_norm_eps: added to the variance in every LayerNorm.
       activation: a key of `activations.ACTIVATIONS`, by its Hugging Face name.
-      hidden_dropout: rate on embeddings and on what each block adds.
+      hidden_dropout: rate on embeddings and on the residual branches.
       attention_dropout: rate on attention weights.
       head_dropout: rate inside the classification head.
       initializer_range: standard deviation of newly initialised kernels and tables.
       num_labels: width of the logits; 1 for regression.
-      pooling: ``family`` as Hugging Face does it, ``mean`` over the tokens that are not padding.
-      dtype: what matrix products compute in; parameters, LayerNorm, softmax and logits stay
+      pooling: ``family`` as in Hugging Face's classes, or ``mean`` over tokens without padding.
+      dtype: compute dtype of matrix products; parameters, LayerNorm, softmax and logits are
         float32.
       remat: recompute each layer in the backward pass instead of storing its activations.
-      scan_unroll: layers per step of the layer loop; None picks by backend.
-      architectures: class names the checkpoint was saved from, as its config lists them.
+      scan_unroll: layers per step of the layer loop; None chooses by backend.
+      architectures: class names in the checkpoint's config.
     """
 
     family: str
@@ -67,43 +67,43 @@ class EncoderConfig:
 
     @property
     def traits(self) -> Family:
-        """The facts of this config's family."""
+        """Properties of the model family."""
         return FAMILIES[self.family]
 
     @property
     def prefix(self) -> str:
-        """The base model's name inside a Hugging Face checkpoint with a head."""
+        """Prefix of the base model's tensors in a Hugging Face checkpoint with a head."""
         return self.traits.prefix
 
     def with_dropout(self, rate: float) -> "EncoderConfig":
-        """The same model with this rate in every dropout."""
+        """Return the config with this dropout rate everywhere."""
         return dataclasses.replace(
             self, hidden_dropout=rate, attention_dropout=rate, head_dropout=rate
         )
 
     @property
     def head(self) -> str:
-        """Which head is used: a mean has no family head of its own, so it gets the linear one."""
+        """Key of the head in `heads.HEADS`: the family's, or the linear one with mean pooling."""
         return self.traits.head if self.pooling == "family" else "linear"
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the tanh pooler takes part; a mean does not go through it."""
+        """Whether the tanh pooler is used; mean pooling does not use it."""
         return self.traits.pooler and self.pooling == "family"
 
     @property
     def first_position(self) -> int:
-        """The position table's row of the first token."""
+        """Row of the position table for the first token."""
         return self.pad_token_id + 1 if self.traits.padded_positions else 0
 
     @property
     def max_tokens(self) -> int:
-        """The longest input: rows of the position table from the first position on."""
+        """Longest text in tokens: rows of the position table from the first position on."""
         return self.max_positions - self.first_position
 
 
 def _problems(config: EncoderConfig) -> Iterator[str]:
-    """Every field that is out of range, in words."""
+    """Yield a message for every field that is out of range."""
     rates = ("hidden_dropout", "attention_dropout", "head_dropout")
     yield from config_checks.problems(config, families=FAMILIES, rates=rates)
     yield from config_checks.sizes(config, {"embedding_size": config_checks.LARGEST["hidden"]})

@@ -1,6 +1,6 @@
-"""What tells the four supported encoder families apart, as data.
+"""Properties of the four supported encoder families.
 
-The modules in `encoder` and `heads` are written once; a family is a row of facts they look up.
+The modules in `encoder` and `heads` are written once and look up the properties of a family here.
 """
 
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 
 class Family(NamedTuple):
-    """The facts of one family.
+    """Properties of one encoder family.
 
     Attributes:
-      prefix: the base model's name inside a Hugging Face classification checkpoint.
-      head: which classification head goes on top, a key of `heads.HEADS`.
-      pooler: a tanh layer on the first token belongs to the base model.
+      prefix: prefix of the base model's tensors in a Hugging Face classification checkpoint.
+      head: the classification head, a key of `heads.HEADS`.
+      pooler: the base model has a tanh layer on the first token.
       token_types: the embeddings add a row for the segment of each token.
       factorised: token embeddings have their own width and a projection to the hidden width.
       shared_layers: one set of layer parameters serves every layer.
       padded_positions: positions count the tokens that are not padding, from ``pad_token_id + 1``.
-      attention_output_dropout: dropout on what the attention block adds to its input.
-      feed_forward_dropout: dropout on what the feed-forward block adds to its input.
+      attention_output_dropout: dropout on the residual branch of the attention block.
+      feed_forward_dropout: dropout on the residual branch of the feed-forward block.
     """
 
     prefix: str

@@ -1,4 +1,4 @@
-"""Classification heads, as Hugging Face puts them on each family, and the whole classifier."""
+"""Classification heads of the encoder families, as in Hugging Face, and the full classifier."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -66,14 +66,15 @@ HEADS: Mapping[str, type[nn.Module]] = MappingProxyType(
 
 
 def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
-    # A head is one vector per text: float32 costs nothing and keeps the logits exact.
+    # A head reads one vector per text, so float32 is cheap and keeps the logits exact.
     return dense(config, features, name, dtype="float32")
 
 
 class SequenceClassifier(nn.Module):
     """An encoder with a head; parameters are ``{'encoder': ..., 'head': ...}``.
 
-    `load` and `random_params` make them; ``init`` would not follow Hugging Face's initialisation.
+    Use `load` or `random_params` for parameters; ``init`` does not follow Hugging Face's
+    initialisation.
     """
 
     config: EncoderConfig
@@ -88,7 +89,7 @@ class SequenceClassifier(nn.Module):
         deterministic: bool = True,
         at: Places | None = None,
     ) -> Float[Array, "n labels"]:
-        """Float32 logits of a batch; the arguments are those of `Encoder`."""
+        """Compute float32 logits; see `Encoder` for the arguments."""
         encoded = Encoder(self.config, name="encoder")(
             input_ids,
             attention_mask,

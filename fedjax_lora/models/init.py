@@ -1,4 +1,4 @@
-"""New parameters, initialised as Hugging Face does: normal kernels and tables, zero biases."""
+"""Parameter initialisation as in Hugging Face: normal kernels and tables, zero biases."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,22 +13,21 @@ from fedjax_lora.models.module_types import Config, module_of
 
 
 def random_params(config: Config, key: jax.Array) -> dict[str, Any]:
-    """Random parameters of the module that a config describes."""
+    """Draw random parameters of the module that a config describes."""
     return tree(draw(config, shapes(config), key))
 
 
 def tree(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by path as a tree; a model without a head has an empty one."""
+    """Nest parameters by path into a tree, with an empty head if there is none."""
     return {"head": {}} | trees.nested(values)
 
 
 def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
-    """The parameters as `jax.ShapeDtypeStruct` leaves: to count bytes, or to compile with."""
+    """Parameters as `jax.ShapeDtypeStruct` leaves, for counting bytes or compiling."""
 
     def leaf(path: str, shape: tuple[int, ...]) -> Any:
-        made = jax.ShapeDtypeStruct(shape, quantization.dtype_of(path, storage))
         if not quantization.is_encoded(path, storage):
-            return made
+            return jax.ShapeDtypeStruct(shape, quantization.dtype_of(path, storage))
         codes = jax.eval_shape(
             lambda x: quantization.encode(x, storage), jax.ShapeDtypeStruct(shape[-2:], jnp.float32)
         )
@@ -38,24 +37,24 @@ def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by path; nothing is computed."""
+    """Shape of every parameter, by path; no array is computed."""
     ids, mask = np.zeros((1, 1), np.int32), np.ones((1, 1), np.bool_)
     init = lambda key: module_of(config).init(key, ids, mask)  # noqa: E731
-    made: Any = jax.eval_shape(init, jax.random.key(0))
-    return {path: leaf.shape for path, leaf in trees.flat(made["params"]).items()}
+    variables: Any = jax.eval_shape(init, jax.random.key(0))
+    return {path: leaf.shape for path, leaf in trees.flat(variables["params"]).items()}
 
 
 def draw(config: Config, paths: Iterable[str], key: jax.Array) -> dict[str, jax.Array]:
-    """The parameters at `paths`, which are drawn together: a different set, different values."""
-    wanted = {path: shape for path, shape in sorted(shapes(config).items()) if path in set(paths)}
-    # One draw for all of them compiles much faster than one for each.
-    random = {path: math.prod(shape) for path, shape in wanted.items() if _is_random(path)}
+    """Draw the parameters at `paths` jointly: their values depend on the whole set of paths."""
+    selected = {path: shape for path, shape in sorted(shapes(config).items()) if path in set(paths)}
+    # A joint draw compiles much faster than one draw per parameter.
+    random = {path: math.prod(shape) for path, shape in selected.items() if _is_random(path)}
     numbers = config.initializer_range * jax.random.normal(key, (sum(random.values()),))
     cuts = np.cumsum([*random.values()])[:-1].tolist()
     parts = dict(zip(random, jnp.split(numbers, cuts), strict=True)) if random else {}
     return {
         path: parts[path].reshape(shape) if path in parts else _constant(path, shape)
-        for path, shape in wanted.items()
+        for path, shape in selected.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""What tokens see: the cache of keys and values, positions, and the masks over its slots."""
+"""The cache of keys and values, and the positions and attention masks of new tokens."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from fedjax_lora.models.rope import angles
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far, with room for more.
+    """Keys and values of the tokens so far, with free slots for further tokens.
 
     Attributes:
-      keys: turned by their positions, in the compute dtype.
-      values: in the compute dtype.
-      mask: True where a slot holds a token, False for padding and for room.
-      filled: slots in use, padding included.
+      keys: keys rotated by their positions, in the compute dtype.
+      values: values, in the compute dtype.
+      mask: True for slots with a token, False for padding and free slots.
+      filled: number of slots in use, padding included.
     """
 
     keys: Float[Array, "L n slots kv d"]
@@ -27,22 +27,22 @@ class Cache(NamedTuple):
 
 
 def init_cache(config: DecoderConfig, *, rows: int, slots: int) -> Cache:
-    """An empty cache for `rows` texts of up to `slots` tokens, padding included."""
+    """Make an empty cache for `rows` texts of up to `slots` tokens, padding included."""
     shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
     empty = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
     return Cache(empty(), empty(), jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))
 
 
 class View(NamedTuple):
-    """Where a batch's tokens are and what they see.
+    """Positions and attention masks of a batch's tokens.
 
     Attributes:
-      turn: angles of the tokens' positions.
-      mask: True where a token may attend to a slot in a layer that sees everything.
-      near: True within the sliding window; None if there is none.
-      slides: which layers see the window only.
-      slot: where the batch's first token goes in the cache.
-      seen: True where a slot holds a token, those of the batch included.
+      turn: rotary angles of the tokens' positions.
+      mask: True where a token may attend to a slot in a layer with full attention.
+      near: True within the sliding window; None without a window.
+      slides: True for layers whose attention is limited to the window.
+      slot: cache slot of the batch's first token.
+      occupied: True for slots with a token, those of the batch included.
     """
 
     turn: Float[Array, "n t half"]
@@ -50,10 +50,10 @@ class View(NamedTuple):
     near: Bool[Array, "1 1 t s"] | None
     slides: Bool[Array, " L"]
     slot: Int[Array, ""]
-    seen: Bool[Array, "n s"]
+    occupied: Bool[Array, "n s"]
 
     def seen_by(self, layer: Int[Array, ""]) -> Bool[Array, "n 1 t s"]:
-        """True where a token may attend to a slot in one layer."""
+        """Attention mask of one layer: True where a token may attend to a slot."""
         return self.mask if self.near is None else self.mask & (self.near | ~self.slides[layer])
 
 
@@ -63,24 +63,24 @@ def make_view(
     positions: Int[Array, "n t"] | None,
     cache: Cache | None,
 ) -> View:
-    """The view of a batch; without a cache the slots are the batch's own tokens."""
+    """Compute the view of a batch; without a cache the slots are the tokens of the batch."""
     if positions is None:
-        positions = _counted(mask, cache)
+        positions = _count_positions(mask, cache)
     slot = jnp.zeros((), jnp.int32) if cache is None else cache.filled
-    seen = mask if cache is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, slot))
-    own = slot + jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
-    other = jnp.arange(seen.shape[1], dtype=jnp.int32)[None, :]
+    occupied = mask if cache is None else jax.lax.dynamic_update_slice(cache.mask, mask, (0, slot))
+    query_slot = slot + jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
+    key_slot = jnp.arange(occupied.shape[1], dtype=jnp.int32)[None, :]
     near = None
     if config.sliding_window is not None:
-        near = (own - other < config.sliding_window)[None, None]
+        near = (query_slot - key_slot < config.sliding_window)[None, None]
     turn = angles(config.rope, positions, width=config.head_dim, window=config.max_positions)
     slides = jnp.array([layer not in config.full_layers for layer in range(config.layers)])
-    before = seen[:, None, None, :] & (other <= own)[None, None]
-    return View(turn, before, near, slides, slot, seen)
+    causal = occupied[:, None, None, :] & (key_slot <= query_slot)[None, None]
+    return View(turn, causal, near, slides, slot, occupied)
 
 
-def _counted(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
-    """Tokens before each token of its text, padding not counted."""
+def _count_positions(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:
+    """Number of tokens before each token in its text, without padding."""
     before = jnp.cumsum(mask.astype(jnp.int32), axis=1, dtype=jnp.int32) - 1
     if cache is not None:
         before = before + jnp.sum(cache.mask, axis=1, dtype=jnp.int32)[:, None]
@@ -94,7 +94,11 @@ def update_layer(
     key: Float[Array, "n t kv d"],
     value: Float[Array, "n t kv d"],
 ) -> tuple[Cache, Float[Array, "n slots kv d"], Float[Array, "n slots kv d"]]:
-    """The cache with the batch's keys and values in one layer, and all that this layer has."""
+    """Store the batch's keys and values in one layer of the cache.
+
+    Returns:
+      The new cache, and all keys and values of the layer.
+    """
     at = (layer, 0, view.slot, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.keys, key[None], at)
     values = jax.lax.dynamic_update_slice(cache.values, value[None], at)
@@ -102,5 +106,5 @@ def update_layer(
 
 
 def advance(cache: Cache, view: View) -> Cache:
-    """The cache once all layers have remembered the batch."""
-    return cache._replace(mask=view.seen, filled=cache.filled + view.mask.shape[2])
+    """Mark the batch's slots as filled, once all layers have stored their keys and values."""
+    return cache._replace(mask=view.occupied, filled=cache.filled + view.mask.shape[2])

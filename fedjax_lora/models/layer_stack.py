@@ -1,9 +1,9 @@
-"""One layer module, run many times.
+"""Stacks of identical layers: one layer module, run many times.
 
-Its variables have a leading layer axis, so that the server's linear algebra is batched over layers
-and, in a loop, one compiled layer serves all. A CPU wants no loop, and neither the copies that
-cutting a layer's kernels out of a stacked array makes: for it, `split_layers` makes a parameter a
-tuple with one array per layer, the same values under the same path.
+The variables of the module have a leading layer axis, so that linear algebra on kernels can be
+batched over layers, and a loop compiles the layer once. On a CPU it is faster to unroll the loop
+and to avoid the copies of slicing stacked kernels: `split_layers` turns a stacked parameter into a
+tuple with one array per layer, with the same values and path.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ Step = Callable[[Module, Any, bool], Any]
 
 
 def layers_per_step(count: int, scan_unroll: int | None) -> int:
-    """Layers per loop step: a CPU is a fifth faster without a loop, accelerators want one.
+    """Layers per loop step: all on a CPU, which is a fifth faster without a loop, else one.
 
     Args:
       count: number of layers.
-      scan_unroll: what the config asks for; None chooses by backend.
+      scan_unroll: the number that the config requests; None chooses by backend.
     """
     if scan_unroll is not None:
         return min(scan_unroll, count)
@@ -37,9 +37,9 @@ def is_unrolled(count: int, scan_unroll: int | None) -> bool:
 
 
 def split_layers(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[str, Any]:
-    """Parameters with tuples, one array (or its codes) per layer, instead of stacked arrays.
+    """Replace stacked parameters by tuples with one array (or quantized kernel) per layer.
 
-    On a CPU they share the stacked arrays' memory.
+    On a CPU the tuples share the memory of the stacked arrays.
 
     Args:
       params: nested dictionaries of arrays.
@@ -50,11 +50,11 @@ def split_layers(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> d
 
 
 def _apart(stacked: Any) -> tuple[Any, ...]:
-    """The layers of an array, or of the arrays that a kernel's codes are kept in."""
-    # Parts of a NumPy array are views, parts of a JAX array would be copies.
-    here = jax.tree.map(np.asarray, stacked)
-    layer = lambda n: jax.tree.map(lambda x: x[n], here)  # noqa: E731
-    return tuple(map(layer, range(len(jax.tree.leaves(here)[0]))))
+    """Split an array, or the arrays of a quantized kernel, into layers."""
+    # Slices of a NumPy array are views; slices of a JAX array would be copies.
+    arrays = jax.tree.map(np.asarray, stacked)
+    layer = lambda n: jax.tree.map(lambda x: x[n], arrays)  # noqa: E731
+    return tuple(map(layer, range(len(jax.tree.leaves(arrays)[0]))))
 
 
 def run(
@@ -67,17 +67,20 @@ def run(
     shared: bool = False,
     remat: bool = False,
 ) -> Any:
-    """What `count` layers make of `x`.
+    """Apply `count` layers to `x`.
 
     Args:
-      layer: bound to its parent; holds the variables of all layers.
-      step: ``(layer, x, last) -> x`` of one layer. ``last`` is true for the last layer of those
-        that run without a loop, which may then leave out what nobody reads.
-      x: arrays; in a loop every layer returns the shapes and dtypes it takes.
+      layer: bound to its parent; has the variables of all layers.
+      step: ``(layer, x, last) -> x``, applies one layer. ``last`` is True for the last layer of an
+        unrolled stack, which may omit results that are not used.
+      x: a pytree of arrays; in a loop every layer must return the shapes and dtypes it takes.
       count: number of layers.
       scan_unroll: layers per loop step, see `layers_per_step`.
-      shared: all layers have the same variables, without a layer axis.
+      shared: whether all layers have the same variables, without a layer axis.
       remat: recompute each layer in the backward pass.
+
+    Returns:
+      The result of the last layer.
     """
     if layer.is_initializing() or not is_unrolled(count, scan_unroll):
         unroll = layers_per_step(count, scan_unroll)
@@ -88,21 +91,21 @@ def run(
 
 
 def _one(layer: Any, step: Step, x: Any, at: int, last: bool, shared: bool, remat: bool) -> Any:
-    call = lambda own, x: step(own, x, last)  # noqa: E731
+    call = lambda layer, x: step(layer, x, last)  # noqa: E731
     call = nn.remat(call) if remat else call
     if shared:
         return call(layer, x)
     take = lambda variables: jax.tree.map(  # noqa: E731
         lambda leaf: leaf[at], variables, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    return nn.map_variables(lambda own: call(own, x), True, trans_in_fn=take)(layer)
+    return nn.map_variables(lambda layer: call(layer, x), True, trans_in_fn=take)(layer)
 
 
 def _loop(
     layer: Any, step: Step, x: Any, count: int, unroll: int, shared: bool, remat: bool
 ) -> Any:
-    call = lambda own, x: (step(own, x, False), None)  # noqa: E731
-    # A loop keeps XLA from merging the recomputation with the original; unrolled layers do not.
+    call = lambda layer, x: (step(layer, x, False), None)  # noqa: E731
+    # A loop prevents XLA from merging the recomputation with the original; unrolled layers do not.
     call = nn.remat(call, prevent_cse=unroll > 1) if remat else call
     options: dict[str, Any] = {"length": count, "unroll": unroll}
     if shared:

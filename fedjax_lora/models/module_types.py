@@ -1,4 +1,4 @@
-"""Which module a config describes."""
+"""The module that a config describes."""
 
 from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel
 from fedjax_lora.models.decoder_config import DecoderConfig
@@ -10,12 +10,12 @@ Module = SequenceClassifier | DecoderClassifier | LanguageModel
 
 
 def module_of(config: Config) -> Module:
-    """An encoder's or a decoder's classifier, or a language model where there are no labels."""
+    """Make the classifier of an encoder or decoder, or a language model if there are no labels."""
     if isinstance(config, EncoderConfig):
         return SequenceClassifier(config)
     return DecoderClassifier(config) if config.num_labels else LanguageModel(config)
 
 
 def supports_unpadding(module: Module) -> bool:
-    """Whether the module takes ``at``, the places of the real tokens; see `Encoder`."""
+    """Whether the module takes ``at``, the indices of tokens without padding; see `Encoder`."""
     return isinstance(module, SequenceClassifier)

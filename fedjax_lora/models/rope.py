@@ -1,4 +1,4 @@
-"""Rotary position embeddings and the ways to stretch them, as `transformers` defines them."""
+"""Rotary position embeddings and their context extensions, as `transformers` defines them."""
 
 import dataclasses
 import math
@@ -13,21 +13,21 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """How a model turns its queries and keys (arXiv 2104.09864).
+    """Rotary position embedding of a model's queries and keys (arXiv 2104.09864).
 
     Attributes:
       type: ``default``; ``linear`` (positions divided by `factor`); ``dynamic`` (NTK: a larger
         base for texts beyond the window); ``llama3`` (low frequencies divided by `factor`);
         ``yarn`` (arXiv 2309.00071).
       theta: the base of the wavelengths.
-      factor: by how much the window is stretched.
-      original_positions: the window before it was stretched (llama3, yarn).
+      factor: factor by which the context window is stretched.
+      original_positions: the context window before stretching (llama3, yarn).
       low_frequency: llama3: wavelengths above ``original_positions / low_frequency`` are stretched.
-      high_frequency: llama3: those below ``original_positions / high_frequency`` are not.
-      beta_fast: yarn: turns within the window from which on a frequency is left as it is.
-      beta_slow: yarn: turns up to which it is stretched completely.
+      high_frequency: llama3: wavelengths below ``original_positions / high_frequency`` are not.
+      beta_fast: yarn: frequencies with at least so many turns within the window do not change.
+      beta_slow: yarn: frequencies with at most so many turns are stretched completely.
       attention_factor: yarn: multiplier of sines and cosines.
-      truncate: yarn: whether the borders between frequencies are whole numbers.
+      truncate: yarn: whether the boundaries between frequencies are rounded to whole numbers.
     """
 
     type: str = "default"
@@ -43,7 +43,7 @@ class Rope:
 
 
 def problems(rope: Rope) -> Iterator[str]:
-    """Every field that is out of range, in words."""
+    """Yield a message for every field that is out of range."""
     if rope.type not in ROPE_TYPES:
         yield f"rope type is {rope.type!r} but must be one of {', '.join(ROPE_TYPES)}"
     if not rope.theta > 1:
@@ -61,29 +61,28 @@ def problems(rope: Rope) -> Iterator[str]:
 def angles(
     rope: Rope, positions: Int[Array, "n t"], *, width: int, window: int
 ) -> Float[Array, "n t {width}//2"]:
-    """By how much each pair of features is turned, in radians.
+    """Rotation angle of each pair of features, in radians.
 
     Args:
-      rope: the kind of embedding.
-      positions: of the tokens in their text.
+      rope: the position embedding.
+      positions: positions of the tokens in their texts.
       width: features of a head.
-      window: the model's ``max_positions``, from which ``dynamic`` starts to stretch. What it
-        does to a text depends on that text's length alone, not on the batch's as in
-        `transformers`.
+      window: the model's ``max_positions``, beyond which ``dynamic`` stretches. The stretch depends
+        on the length of each text, not on the longest text of the batch as in `transformers`.
     """
     at = positions.astype(jnp.float32)[:, :, None]
     if rope.type != "dynamic":
         return at * _frequencies(rope, width)
     length = jnp.maximum(at.max(axis=1) + 1.0, float(window))  # [n, 1]
-    grown = rope.factor * length / window - (rope.factor - 1.0)
-    theta = rope.theta * grown ** (width / (width - 2))
+    stretch = rope.factor * length / window - (rope.factor - 1.0)
+    theta = rope.theta * stretch ** (width / (width - 2))
     return at * (1.0 / theta ** _exponents(width)[None])[:, None, :]
 
 
 def rotate(
     x: Float[Array, "n t heads d"], turn: Float[Array, "n t d//2"], factor: float
 ) -> Float[Array, "n t heads d"]:
-    """Turn the pairs ``(x[j], x[j + d/2])``, in float32; the result has the dtype of `x`."""
+    """Rotate the pairs ``(x[j], x[j + d/2])`` in float32; the result has the dtype of `x`."""
     cos, sin = (factor * f(turn)[:, :, None, :] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -91,8 +90,8 @@ def rotate(
 
 
 def _exponents(width: int) -> np.ndarray:
-    # float32 as in the implementations that models were trained with: at far positions the last
-    # bit of a frequency is visible.
+    # float32, as in the implementations that models were trained with: at large positions the last
+    # bit of a frequency matters.
     return np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
 
 
@@ -111,17 +110,17 @@ def _linear(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
 def _llama3(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
     turns = rope.original_positions * plain / (2 * math.pi)  # within the original window
     low, high = rope.low_frequency, rope.high_frequency
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * kept + plain / rope.factor * (1.0 - kept)
+    unchanged = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * unchanged + plain / rope.factor * (1.0 - unchanged)
 
 
 def _yarn(rope: Rope, plain: np.ndarray, width: int) -> np.ndarray:
-    def place(turns: float) -> float:
-        """The feature, as a real number, that turns so many times within the window."""
+    def feature(turns: float) -> float:
+        """Index, as a real number, of the feature with so many turns within the window."""
         wavelength = rope.original_positions / (turns * 2 * math.pi)
         return width * math.log(wavelength) / (2 * math.log(rope.theta))
 
-    low, high = place(rope.beta_fast), place(rope.beta_slow)
+    low, high = feature(rope.beta_fast), feature(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)

@@ -1,4 +1,4 @@
-"""A very small random model: for tests, examples and for timing everything but the model."""
+"""A very small random model, for tests, examples and timings of everything except the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,16 +30,16 @@ def tiny(
     vocab_size: int = 128,
     key: jax.Array | None = None,
 ) -> Pretrained:
-    """A random model of hidden width 32 with 4 heads, for texts of up to 64 tokens.
+    """Make a random model of hidden width 32 with 4 heads, for texts of up to 64 tokens.
 
     Args:
-      num_labels: width of the logits; None for a decoder that is a language model.
+      num_labels: width of the logits; None makes a decoder a language model.
       layers: number of layers.
       family: a key of `families.FAMILIES`, or one of `decoder_config.DECODERS`.
       pooling: ``family`` or ``mean``.
       dropout: every dropout rate.
       vocab_size: valid token ids are ``0 .. vocab_size - 1``; 0 is padding (1 for RoBERTa).
-      key: for the parameters; ``jax.random.key(0)`` if None.
+      key: random key of the parameters; ``jax.random.key(0)`` if None.
 
     Raises:
       InputError: an option out of range.

@@ -1,8 +1,8 @@
-"""A batch without its padding: one row per real token, whatever the lengths of the texts.
+"""Unpadded batches: one row per token, without rows for padding.
 
-Everything that is done token by token (projections, norms, feed-forward) is done on the rows; only
-attention sees texts, for which rows are put back in their places. Both ways are gathers, and so are
-their gradients: each undoes the other, and XLA's scatters are slow.
+All operations on single tokens (projections, norms, feed-forward) work on the rows; only attention
+works on texts, for which the rows are moved back to their positions. Both directions and their
+gradients are gathers, each the inverse of the other, because XLA's scatters are slow.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Layout(NamedTuple):
-    """Where the states of a batch's tokens are; see `layout`.
+    """Mapping between rows and tokens of a batch; see `layout`.
 
     Attributes:
       mask: True for tokens, False for padding.
-      token: each row's token, counted over the whole padded batch; ``n * t`` for rows to spare.
-        None if states are those of the padded batch.
-      row: each token's row; the number of rows for padding.
+      token: index of each row's token in the flattened padded batch; ``n * t`` for spare rows. None
+        if the batch is kept padded.
+      row: row of each token; the number of rows for padding.
     """
 
     mask: Bool[Array, "n t"]
@@ -28,25 +28,25 @@ class Layout(NamedTuple):
     row: Int[Array, "n*t"] | None
 
     def texts(self, x: Float[Array, "*rows h"]) -> Float[Array, "n t h"]:
-        """States as texts; those of padding are 0 if they were left out."""
+        """Arrange rows as padded texts, with 0 for padding."""
         if self.token is None:
             return x
         return _rows(x, self.row, self.token).reshape(*self.mask.shape, x.shape[-1])
 
     def states(self, x: Float[Array, "n t h"]) -> Float[Array, "*rows h"]:
-        """The inverse of `texts`; rows to spare are 0."""
+        """Arrange padded texts as rows, the inverse of `texts`; spare rows are 0."""
         if self.token is None:
             return x
         return _rows(x.reshape(-1, x.shape[-1]), self.token, self.row)
 
 
 def layout(mask: Bool[Array, "n t"], at: Int[Array, "rows"] | None) -> Layout:
-    """Number the real tokens.
+    """Compute the layout of a batch.
 
     Args:
-      mask: True for them.
-      at: their places in the flattened batch, ascending, then ``n * t`` as often as there are rows
-        to spare. None keeps the padded batch.
+      mask: True for tokens, False for padding.
+      at: ascending indices of the tokens in the flattened batch, followed by ``n * t`` for every
+        spare row. None keeps the batch padded.
     """
     if at is None:
         return Layout(mask, None, None)
@@ -57,7 +57,7 @@ def layout(mask: Bool[Array, "n t"], at: Int[Array, "rows"] | None) -> Layout:
 
 @jax.custom_vjp
 def _rows(x: Array, index: Array, inverse: Array) -> Array:
-    """Rows of `x`, 0 beyond its end; `inverse` takes them back."""
+    """Gather rows of `x`, 0 beyond its end; `inverse` gathers them back, for the gradient."""
     return x.at[index].get(mode="fill", fill_value=0)
 
 
@@ -65,10 +65,12 @@ def _forward(x: Array, index: Array, inverse: Array) -> tuple[Array, tuple[Array
     return _rows(x, index, inverse), (index, inverse)
 
 
-def _backward(both: tuple[Array, Array], gradient: Array) -> tuple[Array, np.ndarray, np.ndarray]:
-    index, inverse = both
-    nothing = lambda i: np.zeros(i.shape, jax.dtypes.float0)  # noqa: E731
-    return _rows(gradient, inverse, index), nothing(index), nothing(inverse)
+def _backward(
+    indices: tuple[Array, Array], gradient: Array
+) -> tuple[Array, np.ndarray, np.ndarray]:
+    index, inverse = indices
+    no_gradient = lambda i: np.zeros(i.shape, jax.dtypes.float0)  # noqa: E731
+    return _rows(gradient, inverse, index), no_gradient(index), no_gradient(inverse)
 
 
 _rows.defvjp(_forward, _backward)

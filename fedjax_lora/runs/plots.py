@@ -7,17 +7,11 @@ from typing import Any
 
 import matplotlib.colors
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedjax_lora.core.errors import InputError
-
-# Okabe-Ito: told apart by everybody.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-BLUE, ORANGE = COLOURS[:2]
-GREY = "#666666"
-DASHES = ("-", "--", ":", "-.")
+from fedjax_lora.runs.figure_style import BLUE, ORANGE, reference_line, style_axes
 
 
 class Picture(Figure):
@@ -27,32 +21,6 @@ class Picture(Figure):
         png = io.BytesIO()
         self.savefig(png, format="png")
         return png.getvalue()
-
-
-def look(n: int) -> dict[str, Any]:
-    """Colour and line of curve ``n``: more curves than colours are told apart by the line.
-
-    >>> look(8)
-    {'color': '#D55E00', 'ls': '--'}
-    """
-    return {
-        "color": COLOURS[n % len(COLOURS)],
-        "ls": DASHES[n // len(COLOURS) % len(DASHES)],
-    }
-
-
-def style(axes: Axes, *, rounds: bool = True) -> None:
-    """A light grid and no frame; whole numbers on an x axis of rounds."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    if rounds:
-        axes.locator_params(axis="x", integer=True)
-
-
-def level(axes: Axes, height: float, text: str, *, at: float) -> None:
-    """A dashed line to compare with, and what it is, ending above ``at``."""
-    axes.axhline(height, color=GREY, ls="--", lw=1)
-    axes.annotate(text, (at, height), color=GREY, ha="right", va="bottom", fontsize=8)
 
 
 def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
@@ -83,7 +51,7 @@ def history(
     tested = [r for r in records if metric in r]
     left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
     if beat is not None:
-        level(left, beat[1], beat[0], at=records[-1]["round"])
+        reference_line(left, beat[1], beat[0], at=records[-1]["round"])
     left.set(xlabel="round", ylabel=f"test {metric}")
     right.plot([r["round"] for r in records], [r["train_loss"] for r in records],
                color=ORANGE, label="training (clients)")  # fmt: skip
@@ -92,7 +60,7 @@ def history(
     right.set(xlabel="round", ylabel="loss")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
-        style(axes)
+        style_axes(axes)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -69,7 +69,7 @@ def main(address: str, count: str, number: str, folder: str, *scenes: str) -> No
     """
     several = distributed.initialized(address, int(count), int(number))
     with several if int(count) > 1 else contextlib.nullcontext():
-        import tiny_runs  # makes arrays, and with them devices
+        from tests._helpers import tiny_runs  # makes arrays, and with them devices
 
         assets, shared = tiny_runs.assets(), compilation.programs()
         found = {scene: play(scene, pathlib.Path(folder), assets, shared) for scene in scenes}

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_lora import federated, lora, methods, models
 from fedjax_lora.core import trees
@@ -449,6 +450,19 @@ def stub_rounds(
 
 def round_federation(**options: Any) -> Federation:
     return federation(bag().data, **({"cohort": COHORT, "padded": PADDED} | options))
+
+
+KINDS = {"fed_plora", "hlora", "flora", "fedex_lora", "fedsa_lora", "fedrora", "lora_a2"}
+"""A method of each kind: folded components, products, stacks, changed kernels, parts that clients
+keep, coefficients, a probe."""
+
+
+def one_of_each_kind() -> list[Any]:
+    """All methods as parameters of a test; those of which `KINDS` has a like are slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS))
+        for name in methods.METHODS
+    ]
 
 
 def ranks_for(method: str) -> np.ndarray:

@@ -48,5 +48,5 @@ def make(
             ranks="fixed(rank=2)" if method == "fedsa_lora" else "tiers(ranks=[1, 2, 3])",
             client_weights=weights,
         ),
-        local=config.LocalConfig(**({"batch": 4, "learning_rate": 3e-3} | local)),
+        local=config.LocalConfig(**({"batch": 2, "max_steps": 3, "learning_rate": 3e-3} | local)),
     )  # fmt: skip

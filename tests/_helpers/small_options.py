@@ -7,7 +7,7 @@ def small(**options: Any) -> list[str]:
     """Its options as words, with others added or exchanged.
 
     >>> small(rounds=2)[-3:]
-    ['--rounds=2', '--batch=8', '--ranks=fixed(rank=2)']
+    ['--rounds=2', '--batch=2', '--ranks=fixed(rank=2)']
     """
     chosen = {
         "layers": 1,
@@ -17,7 +17,7 @@ def small(**options: Any) -> list[str]:
         "clients": 4,
         "cohort": 2,
         "rounds": 1,
-        "batch": 8,
+        "batch": 2,  # a step is compiled for two shapes, of larger batches for six
         "ranks": "fixed(rank=2)",
     } | options
     return [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]

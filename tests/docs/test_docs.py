@@ -1,5 +1,6 @@
 """What the README and the documentation say is what the project does."""
 
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -8,6 +9,7 @@ import shlex
 import pytest
 import tyro
 
+import fedjax_lora as fl
 from experiments.tools.markdown import text_of
 from experiments.tools.write_docs import BLOCKS
 from fedjax_lora.cli import evaluate, export, inspect, main, predict
@@ -141,3 +143,15 @@ def test_contributing_lists_every_folder_of_the_package():
     listed = re.findall(r"^  (\w+)/ +\S", text, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "fedjax_lora").glob("*/__init__.py")}
     assert set(listed) == folders
+
+
+def test_every_namespace_has_its_reference():
+    """Members follow from ``__all__``."""
+    pages_of_api = [page.read_text("utf-8") for page in (DOCS / "api").glob("*.md")]
+    found = {m for text in pages_of_api for m in re.findall(r"automodule:: (\S+)\n   :mem", text)}
+    namespaces = {path.parent.name for path in (ROOT / "fedjax_lora").glob("*/__init__.py")}
+    public = {f"fedjax_lora.{public}" for public in namespaces & set(fl.__all__)}
+    parts = {f"fedjax_lora.runs.{part}" for part in fl.runs.__all__}
+    assert public | parts <= found | {"fedjax_lora.runs", "fedjax_lora.runs.run"}
+    for module in found:
+        importlib.import_module(module)

@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import fedjax_lora as fl
 from tests._helpers.pages import README, ROOT, blocks
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -37,7 +38,7 @@ def test_makefile_has_its_targets():
     assert {"install", "test", "test-all", "lint", "docs"} <= targets
 
 
-def test_citation_and_changelog_have_the_newest_version():
+def test_citation_and_changelog_have_the_version_of_the_package():
     citation = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
-    assert citation and newest and citation[1] == newest[1]
+    assert citation and newest and citation[1] == newest[1] == fl.__version__

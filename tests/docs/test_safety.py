@@ -108,7 +108,7 @@ def test_weights_that_are_code_do_not_run(tmp_path):
 
     (tmp_path / "model").mkdir()
     torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "model" / "pytorch_model.bin")
-    with pytest.raises(InputError, match="holds more than plain tensors"):
+    with pytest.raises(InputError, match="contains more than plain tensors"):
         tensors.open_tensors(tmp_path / "model")
     assert not (tmp_path / "sprung").exists()
 
@@ -171,7 +171,7 @@ def test_an_index_cannot_leave_its_folder(name, tmp_path):
 def test_only_plain_names_are_downloaded():
     bad = ["../config.json", "/model.safetensors", "x/model.safetensors", "model.py", "run.sh"]
     bad += ["model-1-of-2.safetensors/../../x", "tokenizer.json\n", "modeling_bert.py"]
-    assert download._wanted([*bad, "config.json"]) == ["config.json"]
+    assert download._select_files([*bad, "config.json"]) == ["config.json"]
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def problems(chosen: list[Case], place: pathlib.Path, *allowed: str) -> list[str
 
 
 def test_there_are_hundreds_and_no_two_of_one_name():
-    assert len(CASES[::3]) > 300
+    assert len(CASES) > 900
     assert len({(case.family, case.name) for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_third_is_refused_in_one_sentence(family, tmp_path):
-    chosen = [case for case in CASES[::3] if case.family == family]
+def test_every_ninth_is_refused_in_one_sentence(family, tmp_path):
+    chosen = [case for case in CASES[::9] if case.family == family]
     assert chosen and problems(chosen, tmp_path) == []
 
 

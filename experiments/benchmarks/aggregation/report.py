@@ -4,25 +4,29 @@ import pathlib
 import statistics
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from experiments.benchmarks.aggregation import RECORDS, RESULTS
 from experiments.benchmarks.aggregation.problem import PROBLEMS, SWEEPS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
-from fedjax_lora.runs.plots import COLOURS, style
+from fedjax_lora.runs.figure_style import (
+    METHOD_STYLES,
+    method_label,
+    panels,
+    shared_legend,
+    style_axes,
+)
 
 LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch, dense SVD"}
 
 
 def seconds(record: dict[str, Any], contender: str, method: str) -> float:
-    """The median turn, for all layers."""
+    """Median time of a turn, scaled to all layers."""
     made = record["contenders"][contender]
     return statistics.median(made["seconds"][method]) * record["problem"]["layers"] / made["layers"]
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    """One for each contender and method."""
+    """Format one row per contender and method."""
     found = []
     base = seconds(record, "ours", "hlora")
     for contender, made in record["contenders"].items():
@@ -41,7 +45,7 @@ COLUMNS = ("adapters", "method", "by", "seconds", "times ours", "error", "layers
 
 
 def table(results: pathlib.Path = RESULTS) -> str:
-    """Everything measured, as a Markdown table."""
+    """Tabulate all measurements of the adapter sets."""
     found = json_lines.by_name(results / RECORDS)
     records = [found[problem.name] for problem in PROBLEMS if problem.name in found]
     return as_table(COLUMNS, [row for record in records for row in rows(record)])
@@ -60,7 +64,7 @@ SWEEP = (
 
 
 def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]]]:
-    """What was measured of growing problems: by what grows, and how large it is."""
+    """The measurements of the varied problems, by the varied size and its value."""
     found = json_lines.by_name(results / RECORDS)
     return {
         name: {size: found[case.name] for size, case in cases.items() if case.name in found}
@@ -69,7 +73,7 @@ def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]
 
 
 def sweep_row(record: dict[str, Any]) -> list[str]:
-    """One line: how many times our time the others take."""
+    """Format the times of the other contenders, relative to ours."""
     problem = record["problem"]
     times = [
         seconds(record, other, method) / seconds(record, "ours", method)
@@ -83,29 +87,36 @@ def sweep_row(record: dict[str, Any]) -> list[str]:
 
 
 def sweep_table(results: pathlib.Path = RESULTS) -> str:
-    """Growing problems as a Markdown table."""
+    """Tabulate the varied problems."""
     cases = {r["problem"]["name"]: r for each in sweep(results).values() for r in each.values()}
     return as_table(SWEEP, map(sweep_row, cases.values()))
 
 
+SWEPT = {"clients": "number of clients", "rank": "largest rank", "width": "width of the matrix"}
+LOOKS = {"ours": ("-", "o"), "numpy": ("--", "s"), "torch": (":", "^")}
+"""Line and marker by contender; the colour is that of the method."""
+
+
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
-    """Milliseconds over clients, rank and width."""
-    figure = Figure(figsize=(11, 3.6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(SWEEPS), sharey=True)
-    labels = LABELS | {"numpy": "NumPy", "torch": "PyTorch"}
-    lines = {"hlora": ("-", "HLoRA"), "zero_padding": ("--", "averaging")}
-    for axes, (name, cases) in zip(panels, sweep(results).items(), strict=True):
-        for at, contender in enumerate(labels):
-            for method, (line, words) in lines.items():
+    """Draw milliseconds over clients, rank and width."""
+    figure, every_axes = panels(len(SWEEPS))
+    for axes, (name, cases) in zip(every_axes, sweep(results).items(), strict=True):
+        for method in ("hlora", "zero_padding"):
+            for contender, (dashes, marker) in LOOKS.items():
                 times = [1e3 * seconds(record, contender, method) for record in cases.values()]
-                label = f"{words}, {labels[contender]}"
-                axes.plot(list(cases), times, f"o{line}", ms=3, color=COLOURS[at], label=label)
-        axes.set(xscale="log", yscale="log", xlabel=name)
+                style = {"color": METHOD_STYLES[method].colour, "ls": dashes, "marker": marker}
+                library = LABELS[contender].removesuffix(", dense SVD")
+                label = f"{method_label(method)}, {library}"
+                axes.plot(list(cases), times, ms=4, label=label, **style)
+        axes.set(xscale="log", yscale="log", xlabel=SWEPT[name])
         axes.set_xticks(list(cases), list(map(str, cases)), minor=False)
         axes.set_xticks([], minor=True)
-        style(axes, rounds=False)
-    panels[0].set_ylabel("milliseconds for one matrix")
-    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        style_axes(axes, rounds=False)
+    limits = [bound for axes in every_axes for bound in axes.get_ylim()]
+    for axes in every_axes:
+        axes.set_ylim(min(limits), max(limits))
+    every_axes[0].set_ylabel("time for one matrix, ms")
+    shared_legend(figure, every_axes, columns=2)
     figure.savefig(file)
 
 

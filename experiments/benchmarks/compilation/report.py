@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.benchmarks.compilation import RECORDS, RESULTS, STARTS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
-from fedjax_lora.runs.plots import COLOURS, style
+from fedjax_lora.runs.figure_style import COLOURS, style_axes
 
 COLUMNS = (
     "start",
@@ -21,14 +21,15 @@ COLUMNS = (
     "time to the end of the first round, times warm",
     "starts",
 )
-PARTS = ("start, data and model", "tracing", "compiling, or reading the cache", "all else")
+PARTS = ("imports, data and model", "tracing", "compiling or reading the cache", "other")
 ROUND = "round_fn"
+CACHES = {"cold": "cold start, empty cache", "warm": "warm start, filled cache"}
 
 Records = dict[str, list[dict[str, Any]]]
 
 
 def records(results: pathlib.Path = RESULTS) -> Records:
-    """What was measured, by start."""
+    """The measurements by start."""
     found = json_lines.by_name(results / RECORDS)
     return {
         start: [found[name] for name in sorted(found) if name.startswith(f"{start}-")]
@@ -37,7 +38,7 @@ def records(results: pathlib.Path = RESULTS) -> Records:
 
 
 def of_round(record: dict[str, Any]) -> dict[str, Any]:
-    """What the compiler said of the round; it must have been asked once."""
+    """The compiler's record of the round, which must have been compiled once."""
     (found,) = (program for program in record["programs"] if ROUND in program["name"])
     return found
 
@@ -50,13 +51,13 @@ def parts(record: dict[str, Any]) -> list[float]:
     return [loaded, traced, compiled, end - loaded - traced - compiled]
 
 
-def median(made: list[dict[str, Any]]) -> list[float]:
+def median(records: list[dict[str, Any]]) -> list[float]:
     """The median of each of `PARTS`."""
-    return [statistics.median(values) for values in zip(*map(parts, made), strict=True)]
+    return [statistics.median(values) for values in zip(*map(parts, records), strict=True)]
 
 
 def row(name: str, found: Records) -> list[str]:
-    """One line of the table."""
+    """Format one row of the table."""
     first, made, warm = found[name][0], found[name], found["warm"]
     end = lambda records: statistics.median(r["round_end_seconds"][0] for r in records)  # noqa: E731
     cached = sorted({program["name"] for program in first["programs"] if program["cached"]})
@@ -73,27 +74,30 @@ def row(name: str, found: Records) -> list[str]:
 
 
 def table(results: pathlib.Path = RESULTS) -> str:
-    """Everything measured, as a Markdown table."""
+    """Tabulate all measurements."""
     found = records(results)
     return as_table(COLUMNS, [row(name, found) for name in found])
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
-    """Where the time to the end of the first round goes."""
+    """Draw the parts of the time to the end of the first round."""
     found = records(results)
-    figure = Figure(figsize=(8, 2.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 2.4), dpi=130, layout="constrained")
     axes = figure.subplots()
-    whole = sum(median(found["warm"]))
-    for at, made in enumerate(found.values()):
+    warm = sum(median(found["warm"]))
+    for at, of_start in enumerate(found.values()):
         left = 0.0
-        for part, (label, value) in enumerate(zip(PARTS, median(made), strict=True)):
-            wide = value / whole
-            axes.barh(at, wide, left=left, color=COLOURS[part], label=label if at == 0 else None)
-            left += wide
-    axes.set_yticks(range(len(found)), [f"{name} start" for name in found])
+        for part, (label, value) in enumerate(zip(PARTS, median(of_start), strict=True)):
+            width = value / warm
+            name = label if at == 0 else None
+            axes.barh(at, width, left=left, color=COLOURS[part], label=name, ec="white")
+            left += width
+        axes.annotate(f" {left:.2f}", (left, at), va="center", fontsize=9)
+    axes.set_yticks(range(len(found)), [CACHES[name] for name in found])
     axes.invert_yaxis()
-    axes.set_xlabel("time to the end of the first round, times that of a warm start")
-    style(axes, rounds=False)
+    axes.set_xlabel("time to the end of the first round, relative to a warm start")
+    style_axes(axes, rounds=False)
+    axes.grid(visible=False, axis="y")
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.savefig(file)
 

@@ -6,12 +6,11 @@ import statistics
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.benchmarks.end_to_end import RECORDS, RESULTS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
-from fedjax_lora.runs.plots import COLOURS, style
+from fedjax_lora.runs.figure_style import COLOURS, panels, style_axes
 
 LABELS = {
     "ours-warm": "`fedjax-lora run`, warm cache",
@@ -33,7 +32,7 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def records(results: pathlib.Path = RESULTS) -> Records:
-    """What was measured, by program."""
+    """The measurements by program."""
     found = json_lines.by_name(results / RECORDS)
     processes = {
         program: [found[name] for name in sorted(found) if name.rpartition("-")[0] == program]
@@ -43,7 +42,7 @@ def records(results: pathlib.Path = RESULTS) -> Records:
 
 
 def median(made: list[dict[str, Any]], name: str) -> float:
-    """Of a program's processes."""
+    """Median over the processes of a program."""
     return statistics.median(record[name] for record in made)
 
 
@@ -53,7 +52,7 @@ def losses(record: dict[str, Any]) -> np.ndarray:
 
 
 def row(name: str, found: Records) -> list[str]:
-    """One line of the table."""
+    """Format one row of the table."""
     made, ours = found[name], found["ours-warm"]
     apart = max(float(np.abs(losses(r) - losses(ours[0])).max()) for r in made)
     return [
@@ -67,13 +66,13 @@ def row(name: str, found: Records) -> list[str]:
 
 
 def table(results: pathlib.Path = RESULTS) -> str:
-    """Everything measured, as a Markdown table."""
+    """Tabulate all measurements."""
     found = records(results)
     return as_table(COLUMNS, [row(name, found) for name in found])
 
 
 def padding(results: pathlib.Path = RESULTS) -> str:
-    """How much room batches take, as a sentence."""
+    """Describe how many tokens are computed, padding included."""
     about = json.loads((results / "machine.json").read_text(encoding="utf-8"))
     real, longest, ours = about["training tokens"].values()
     return (
@@ -85,36 +84,36 @@ def padding(results: pathlib.Path = RESULTS) -> str:
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
-    """Time, memory, and the losses, which must be one line."""
+    """Draw time, memory, and the differences of the training losses from ours."""
     found = records(results)
-    figure = Figure(figsize=(11, 3.4), dpi=120, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = panels(3, width=4.0)
     names = [LABELS[name].replace("`", "") for name in found]
     base = median(found["ours-warm"], "seconds")
     for axes, name, unit in ((left, "seconds", base), (middle, "peak_megabytes", 1e3)):
-        for at, made in enumerate(found.values()):
-            axes.barh(at, median(made, name) / unit, color=COLOURS[at])
-            each = [record[name] / unit for record in made]
+        for at, of_program in enumerate(found.values()):
+            axes.barh(at, median(of_program, name) / unit, color=COLOURS[at])
+            each = [record[name] / unit for record in of_program]
             axes.plot(each, [at] * len(each), "k|", ms=9)
         axes.invert_yaxis()
-        style(axes, rounds=False)
-    left.set_yticks(range(len(names)), names)
-    middle.set_yticks(range(len(names)), [""] * len(names))
-    left.set_xlabel("time of the process, times ours (warm)")
+        axes.set_yticks(range(len(names)), names if axes is left else [""] * len(names))
+        style_axes(axes, rounds=False)
+        axes.grid(visible=False, axis="y")
+    left.set_xlabel("time of the process, relative to\nfedjax-lora run with a warm cache")
     middle.set_xlabel("peak memory, GB")
-    for at, made in enumerate(found.values()):
-        values = losses(made[0])
-        line = ("-", "--", ":", "-.", (0, (1, 3)))[at]
-        rounds = np.arange(1, len(values) + 1)
-        right.plot(rounds, values, ls=line, lw=3 - at / 2, color=COLOURS[at], label=names[at])
-    right.set(xlabel="round", ylabel="training loss")
-    right.legend(frameon=False, fontsize=7)
-    style(right)
+    ours = losses(found["ours-warm"][0])
+    for at, of_program in enumerate(found.values()):
+        apart = np.abs(losses(of_program[0]) - ours)
+        rounds = np.arange(1, len(apart) + 1)
+        right.plot(rounds, apart, marker="o", ms=3, color=COLOURS[at])
+    right.set(xlabel="round", ylabel="difference of the training loss\nfrom fedjax-lora run")
+    right.set_yscale("symlog", linthresh=1e-7)
+    right.set_ylim(bottom=-3e-8)
+    style_axes(right)
     figure.savefig(file)
 
 
 if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
-    draw(RESULTS, RESULTS / "whole.png")
+    draw(RESULTS, RESULTS / "end_to_end.png")
     put("end_to_end", table())
     put("end_to_end_padding", padding())

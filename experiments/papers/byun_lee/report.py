@@ -31,7 +31,7 @@ from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table
 from experiments.tools.report import Report, publish
 from experiments.tools.study import RUNS, Results
-from fedjax_lora.runs.sweep.statistics import Estimate
+from fedjax_lora.runs.sweep.intervals import Estimate
 
 FIGURE = "figure, values not available"
 

@@ -21,7 +21,7 @@ from experiments.tools.claims import (
     values,
 )
 from experiments.tools.study import RUNS, Results
-from fedjax_lora.runs.sweep.statistics import estimate
+from fedjax_lora.runs.sweep.intervals import estimate
 
 Rounds = list[dict[str, Any]]
 

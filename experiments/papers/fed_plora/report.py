@@ -7,11 +7,12 @@ from matplotlib.figure import Figure
 
 from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
 from experiments.papers.fed_plora.claims import EXACT, RATIOS, claims, mean_of
-from experiments.tools.figures import curves, finished, legend, sheet
+from experiments.tools.figures import draw_arms, finished
 from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table
 from experiments.tools.report import Report, picture, publish
 from experiments.tools.study import Results
+from fedjax_lora.runs.figure_style import panels, seeds_caption, shared_legend
 
 
 def noise_table(results: Results) -> str:
@@ -20,13 +21,14 @@ def noise_table(results: Results) -> str:
     lines = [_noise_row(arm, of_arm) for arm, of_arm in runs.items() if of_arm]
     if not lines:
         return ""
-    says = (
+    heading = (
         f"**measured**: noise relative to the ideal update of the round, on {TASKS[0]}, "
         f"{MEASURED['federation.rounds']} rounds, {results.parts['measured'].backbone()}, means "
         "over seeds; the server's time is the median over the rounds after the first.\n"
     )
-    drawing = picture(results, "noise", "noise and similarity over the rounds")
-    return "\n".join([says, as_table(NOISE_COLUMNS, lines), drawing])
+    caption = seeds_caption([len(of_arm) for of_arm in runs.values() if of_arm])
+    drawing = picture(results, "noise", f"noise and similarity over the rounds; {caption}")
+    return "\n".join([heading, as_table(NOISE_COLUMNS, lines), drawing])
 
 
 NOISE_COLUMNS = (
@@ -61,26 +63,30 @@ def _noise_row(arm: str, runs: list[Record]) -> list[str]:
 
 
 PANELS = {
-    "init_ratio": "initialization noise / ideal update",
-    "agg_ratio": "aggregation noise / ideal update",
-    "same_cosine": "cosine of same-index modules, across clients",
-    "cross_cosine": "cosine of modules of different index",
+    "init_ratio": ("initialization noise", "relative to the ideal update"),
+    "agg_ratio": ("aggregation noise", "relative to the ideal update"),
+    "same_cosine": ("modules of the same index on different clients", "cosine similarity"),
+    "cross_cosine": ("modules of different index", "cosine similarity"),
 }
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Both noises and the similarities (the paper's Fig. 2) over the rounds."""
+    """Draw both noises and the similarities (the paper's Fig. 2) over the rounds."""
     part = results.parts["measured"]
     arms = finished(results, part, TASKS[0])
     if not arms:
         return {}
-    figure, panels = sheet(len(PANELS), 2)
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-        curves(axes, part, arms, operator.itemgetter(name))
-        axes.set(title=title, xlabel="round")
-        if name in RATIOS.values():
+    figure, every_axes = panels(len(PANELS), columns=2)
+    for axes, (name, (title, unit)) in zip(every_axes, PANELS.items(), strict=True):
+        is_noise = name in RATIOS.values()
+        bounds = (0.0, np.inf) if is_noise else (-1.0, 1.0)
+        draw_arms(axes, part, arms, operator.itemgetter(name), bounds=bounds)
+        axes.set(xlabel="round", ylabel=unit)
+        axes.set_title(title, fontsize=10)
+        if is_noise:
             axes.set_yscale("symlog", linthresh=EXACT)
-    legend(figure, panels)
+            axes.set_ylim(bottom=-EXACT / 4)
+    shared_legend(figure, every_axes)
     return {"noise": figure}
 
 

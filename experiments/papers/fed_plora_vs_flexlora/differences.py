@@ -1,9 +1,10 @@
 """The answer to the open question: sentences, a table and a figure, from result files alone."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.papers.fed_plora_vs_flexlora import (
@@ -15,11 +16,11 @@ from experiments.papers.fed_plora_vs_flexlora import (
     PAIR,
 )
 from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
-from experiments.tools.figures import COLUMNS, sheet
+from experiments.tools.figures import TASK_NAMES
 from experiments.tools.markdown import as_table
 from experiments.tools.study import Results
-from fedjax_lora.runs.plots import COLOURS, GREY, style
-from fedjax_lora.runs.sweep.statistics import Estimate, estimate
+from fedjax_lora.runs.figure_style import BLUE, GREY, ORANGE, panels, style_axes
+from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 
 PAIRS = (
     PAIR,
@@ -28,6 +29,8 @@ PAIRS = (
     ("HLoRA", "zero padding"),
 )
 """What is compared: the question, and the rules that merge what clients of different ranks own."""
+
+COLUMNS = 3
 
 FAR = 0.05
 """What counts as far above: much less than the paper's 39 % of any baseline's accuracy here."""
@@ -72,14 +75,14 @@ def _sentences(results: Results) -> Iterator[str]:
     if asked:
         yield f"**{plainly(asked)}**\n"
     for pair in PAIRS:
-        yield "* " + _told(results, pair)
+        yield "* " + _apart(results, pair)
     if DEEPER in results.parts:
         yield "* " + _deeper(results)
     yield "* " + _weighted(results)
     yield ""
 
 
-def _told(results: Results, pair: tuple[str, str]) -> str:
+def _apart(results: Results, pair: tuple[str, str]) -> str:
     """The difference over all settings, and whether mixes and measures say the same."""
     found = over_settings(results, pair, settings(results), last)
     if found is None:
@@ -94,8 +97,8 @@ def _weighted(results: Results) -> str:
     """The pair in question with one kind of weights."""
     pair, names = (BY_EXAMPLES, PAIR[1]), [n for n in results.parts if n.endswith(CONTROL)]
     found = over_settings(results, pair, names, last)
-    told = sentence(pair, found) if found else "not yet run."
-    return f"With both weighing clients by examples (uniform mix of ranks): {told}"
+    text = sentence(pair, found) if found else "not yet run."
+    return f"With both weighing clients by examples (uniform mix of ranks): {text}"
 
 
 WORDS = {1: "above", 0: "not told apart", -1: "below"}
@@ -186,21 +189,43 @@ def known(results: Results) -> dict[tuple[str, str], dict[str, Estimate]]:
     return {pair: of for pair, of in known.items() if of}
 
 
+def _setting(name: str) -> str:
+    """A setting in words.
+
+    >>> _setting("sst2_heavy_tail"), _setting("uniform mix")
+    ('SST-2, heavy tail', 'both tasks, uniform')
+    """
+    if name in (MEAN, DEEPER):
+        return name.replace("_", " ")
+    task = next((task for task in TASK_NAMES if name.startswith(task)), "")
+    mix = name.removeprefix(task).removesuffix(" mix").replace("_", " ").strip()
+    return f"{TASK_NAMES.get(task, 'both tasks')}, {mix}"
+
+
 def figures(results: Results) -> dict[str, Figure]:
-    """Every difference with its interval, a panel per pair."""
-    there = known(results)
-    if not there:
+    """Draw every difference with its interval, one panel per pair of methods."""
+    found = known(results)
+    if not found:
         return {}
-    figure, panels = sheet(len(there), COLUMNS)
-    reach = 105 * max(max(-d.low, d.high) for of in there.values() for d in of.values())
-    for axes, (pair, of) in zip(panels, there.items(), strict=True):
-        at = range(len(of))[::-1]
-        for y, (name, one) in zip(at, of.items(), strict=True):
-            colour = COLOURS[1] if name == MEAN else COLOURS[0]
-            axes.errorbar(100 * one.mean, y, xerr=100 * one.half, fmt="o", color=colour, capsize=3)
-        axes.axvline(0, color=GREY, lw=1)
-        axes.set_yticks(at, [*of], fontsize=8)
-        axes.set(xlabel="points after the last round", xlim=(-reach, reach))
-        axes.set_title(f"{pair[0]} - {pair[1]}", fontsize=10)
-        style(axes, rounds=False)
+    figure, every_axes = panels(len(found), columns=COLUMNS)
+    reach = 105 * max(max(-d.low, d.high) for of in found.values() for d in of.values())
+    rows = [*dict.fromkeys(name for of in found.values() for name in of)][::-1]
+    for axes, (pair, of) in zip(every_axes, found.items(), strict=True):
+        _intervals(axes, of, rows)
+        axes.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.4))
+        axes.set_title(f"{pair[0]} minus {pair[1]}", fontsize=10)
+    for axes in every_axes[::COLUMNS]:
+        axes.set_yticks(range(len(rows)), [*map(_setting, rows)], fontsize=8)
+    for axes in every_axes[-COLUMNS:]:
+        axes.set_xlabel("difference of test accuracy after\nthe last round, percentage points")
     return {"differences": figure}
+
+
+def _intervals(axes: Axes, of: Mapping[str, Estimate], rows: Sequence[str]) -> None:
+    """Draw the differences of one pair at the rows of their settings."""
+    for name, one in of.items():
+        bar = {"fmt": "o", "ms": 4, "capsize": 3, "color": ORANGE if name == MEAN else BLUE}
+        axes.errorbar(100 * one.mean, rows.index(name), xerr=100 * one.half, **bar)
+    axes.axvline(0, color=GREY, lw=1)
+    axes.set_yticks(range(len(rows)), [""] * len(rows))
+    style_axes(axes, rounds=False)

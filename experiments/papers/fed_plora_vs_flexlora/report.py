@@ -6,7 +6,7 @@ from experiments.tools.claims import spread
 from experiments.tools.markdown import as_table
 from experiments.tools.report import Report, picture, publish
 from experiments.tools.study import Part, Results
-from fedjax_lora.runs.sweep.statistics import estimate
+from fedjax_lora.runs.sweep.intervals import estimate
 
 
 def answer(results: Results) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.studies.ag_news import METHODS, RESULTS, RUNS, traffic_figure
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
-from fedjax_lora.runs.plots import look, style
+from fedjax_lora.runs.figure_style import draw_seeds, method_styles, style_axes
 
 
 def records(method: str) -> list[dict[str, Any]]:
@@ -19,13 +19,13 @@ def records(method: str) -> list[dict[str, Any]]:
 
 
 def curve(runs: list[dict[str, Any]], name: str) -> tuple[list[int], np.ndarray]:
-    """Rounds that were evaluated, and the values ``[seeds, rounds]``."""
+    """The evaluated rounds and a metric in them, ``[seeds, rounds]``."""
     tested = [[h for h in run["history"] if name in h] for run in runs]
     return [h["round"] for h in tested[0]], np.array([[h[name] for h in hs] for hs in tested])
 
 
 def table() -> str:
-    """The comparison as a Markdown table."""
+    """Tabulate the comparison."""
     columns = ["method", "learning rate", "test accuracy, round 5", "round 10", "round 20"]
     columns += ["seeds", "MB up", "MB down"]
     lines = []
@@ -50,23 +50,17 @@ def _spread(values: np.ndarray) -> str:
 
 
 def draw(path: pathlib.Path) -> None:
-    """Test accuracy over the rounds, one line a method, a band of one standard deviation."""
+    """Draw test accuracy over the rounds, one curve per method."""
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for n, (label, method) in enumerate(METHODS.items()):
-        runs = records(method)
-        if not runs:
-            continue
-        rounds, values = curve(runs, "accuracy")
-        mean, drawn = values.mean(axis=0), look(n)
-        axes.plot(rounds, mean, marker="o", ms=3, label=label, **drawn)
-        if len(runs) > 1:
-            spread = values.std(axis=0, ddof=1)
-            axes.fill_between(
-                rounds, mean - spread, mean + spread, color=look(n)["color"], alpha=0.12, lw=0
-            )
-    axes.set(xlabel="round", ylabel="test accuracy")
-    style(axes)
+    for (label, method), style in zip(
+        METHODS.items(), method_styles([*METHODS.values()]), strict=True
+    ):
+        if runs := records(method):
+            rounds, values = curve(runs, "accuracy")
+            draw_seeds(axes, rounds, 100 * values, style, label=label, bounds=(0, 100))
+    axes.set(xlabel="round", ylabel="test accuracy, %")
+    style_axes(axes)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
 

@@ -1,4 +1,4 @@
-"""Accuracy against traffic: the picture of the README, from the result files alone."""
+"""Test accuracy against traffic: the figure of the README, from the result files alone."""
 
 import itertools
 import pathlib
@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fedjax_lora.runs.plots import COLOURS, style
+from experiments.studies.ag_news import METHODS
+from fedjax_lora.runs.figure_style import method_styles, style_axes
 
 PATH = pathlib.Path(__file__).parents[3] / "docs" / "images" / "accuracy_against_megabytes.png"
 SHOWN = ("zero padding", "HLoRA", "FlexLoRA", "Fed-PLoRA", "FedIT, rank 32 everywhere", "FLoRA")
@@ -16,7 +17,7 @@ Record = dict[str, Any]
 
 
 def traffic(run: Record) -> tuple[list[float], list[float]]:
-    """Megabytes sent and received up to each evaluated round, and the test accuracy in per cent."""
+    """Megabytes uploaded and downloaded, and test accuracy in per cent, by evaluated round."""
     history = run["history"]
     total = itertools.accumulate(record["up_bytes"] + record["down_bytes"] for record in history)
     points = [
@@ -37,20 +38,17 @@ def draw(runs: dict[str, Record], path: pathlib.Path = PATH) -> None:
     """
     figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for number, label in enumerate(SHOWN):
-        megabytes, accuracy = traffic(runs[label])
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            megabytes, accuracy, marker="o", ms=4, color=colour, label=LABELS.get(label, label)
-        )
+    styles = method_styles([METHODS[label] for label in SHOWN])
+    for label, style in zip(SHOWN, styles, strict=True):
+        axes.plot(*traffic(runs[label]), ms=5, lw=1.8, label=LABELS.get(label, label), **style)
     axes.set(
         xscale="log",
-        xlabel="megabytes sent and received by all clients so far (log scale)",
+        xlabel="uploaded and downloaded by all clients so far, MB (log scale)",
         ylabel="test accuracy, %",
-        title="AG News, 100 clients of ranks 4 to 32; a point every 5 rounds",
+        title="AG News, 100 clients of ranks 4 to 32, one seed; a point every 5 rounds",
     )
     axes.set_xticks([50, 100, 200, 500, 1000], ["50", "100", "200", "500", "1000"])
     axes.minorticks_off()
-    style(axes, rounds=False)
+    style_axes(axes, rounds=False)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(path)

@@ -1,10 +1,11 @@
 """Table and figure of the instruction-tuning comparison, from the result files alone."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.studies.instruction_tuning import (
     METHODS,
@@ -15,11 +16,20 @@ from experiments.studies.instruction_tuning import (
     best_rate,
     tuning_scores,
 )
+from experiments.tools.figures import over_rounds
 from experiments.tools.json_lines import Record
 from experiments.tools.markdown import as_table, put
 from experiments.tools.study import Records, Results, results
-from fedjax_lora.runs.plots import COLOURS, GREY, level, style
-from fedjax_lora.runs.sweep.statistics import estimate
+from fedjax_lora.runs.figure_style import (
+    GREY,
+    draw_seeds,
+    method_styles,
+    panels,
+    reference_line,
+    shared_legend,
+    style_axes,
+)
+from fedjax_lora.runs.sweep.intervals import estimate
 
 PER_CLIENT = "validation_perplexity_by_client"
 
@@ -36,7 +46,7 @@ def per_client(run: Record, when: str = "") -> np.ndarray:
 
 
 def table() -> str:
-    """The comparison as a Markdown table."""
+    """Tabulate the comparison."""
     found = results(STUDY, "small")
     rates = " / ".join(f"{rate:g}" for rate in RATES)
     columns = ["method", f"held-out perplexity, tuning, at {rates}", "perplexity before", "after"]
@@ -47,7 +57,7 @@ def table() -> str:
         if not runs:
             continue
         summaries = [run["summary"] for run in runs]
-        mean = lambda name: np.mean([s[name] for s in summaries])  # noqa: E731, B023
+        mean = functools.partial(_mean, summaries)
         clients = np.mean([per_client(run) for run in runs], axis=0)
         cells = [f"{label} `{method}`", _tuned(found.records, label)]
         cells += [f"{mean('start_perplexity'):.1f}", _spread([s["perplexity"] for s in summaries])]
@@ -57,8 +67,12 @@ def table() -> str:
     return as_table(columns, lines)
 
 
+def _mean(summaries: Sequence[dict[str, Any]], name: str) -> float:
+    return float(np.mean([summary[name] for summary in summaries]))
+
+
 def _tuned(records: Records, label: str) -> str:
-    """What tuning found; the chosen rate's in bold."""
+    """Held-out perplexities of the tuned rates, the selected one in bold."""
     scores, best = tuning_scores(records, label), best_rate(records, label)
     cells = [f"{scores[rate]:.1f}" if rate in scores else "-" for rate in RATES]
     cells[RATES.index(best)] = f"**{cells[RATES.index(best)]}**"
@@ -72,40 +86,44 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw() -> None:
-    """Test perplexity over the rounds, and each client's at the end; means over seeds."""
+    """Draw test perplexity over the rounds, and each client's perplexity after the last round."""
     found = results(STUDY, "small")
     runs = {label: runs for label in METHODS if (runs := runs_of(found, label))}
-    figure = Figure(figsize=(11, 4), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for n, (label, own) in enumerate(runs.items()):
-        tested = [[h for h in run["history"] if "perplexity" in h] for run in own]
-        values = np.array([[h["perplexity"] for h in history] for history in tested])
-        rounds = [h["round"] for h in tested[0]]
-        left.plot(rounds, values.mean(axis=0), "o-", ms=3, color=COLOURS[n], label=label)
-        left.fill_between(
-            rounds, values.min(axis=0), values.max(axis=0), color=COLOURS[n], alpha=0.15, lw=0
-        )
-        _dots(right, own, n, label)
+    styles = dict(zip(METHODS, method_styles([*METHODS.values()]), strict=True))
+    figure, (left, right) = panels(2, width=5.5, height=3.6)
+    for label, of_label in runs.items():
+        rounds, values = over_rounds(of_label, lambda entry: entry.get("perplexity"))
+        draw_seeds(left, rounds, values, styles[label], label=label)
+    _clients(right, runs, styles)
     first = next(iter(runs.values()))
-    level(left, first[0]["summary"]["start_perplexity"], "before training", at=8)
-    left.set(xlabel="round", ylabel="perplexity on the global test set", yscale="log")
-    left.set_yticks([20, 30, 40, 60], ["20", "30", "40", "60"])
-    left.minorticks_off()
-    names = sorted(first[0]["summary"][PER_CLIENT], key=int)
-    before = np.mean([per_client(run, "start_") for run in first], axis=0)
-    right.plot(range(len(names)), before, "_", ms=16, color=GREY, label="before training")
-    right.set(xlabel="natural client", ylabel="perplexity on its held-out examples")
-    right.set_xticks(range(len(names)), names)
+    reference_line(left, first[0]["summary"]["start_perplexity"], "before training", at=8)
+    left.set(xlabel="round", ylabel="perplexity on the global test set")
     for axes in (left, right):
-        style(axes, rounds=axes is left)
-    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set_yscale("log")
+        axes.set_yticks([20, 30, 40, 60, 100], ["20", "30", "40", "60", "100"])
+        axes.minorticks_off()
+        style_axes(axes, rounds=axes is left)
+    left.set_ylim(19, 72)
+    shared_legend(figure, (left, right), columns=4)
     figure.savefig(RESULTS / "perplexity.png")
 
 
-def _dots(axes: Axes, runs: Sequence[Record], n: int, label: str) -> None:
-    values = np.mean([per_client(run) for run in runs], axis=0)
-    shift = 0.12 * (n - (len(METHODS) - 1) / 2)
-    axes.plot(np.arange(len(values)) + shift, values, "o", ms=4, color=COLOURS[n], label=label)
+def _clients(
+    axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Mapping[str, dict[str, Any]]
+) -> None:
+    """Draw the perplexities of all clients, means over seeds, one point per method."""
+    first = next(iter(runs.values()))
+    names = sorted(first[0]["summary"][PER_CLIENT], key=int)
+    positions = np.arange(len(names))
+    before = np.mean([per_client(run, "start_") for run in first], axis=0)
+    axes.plot(positions, before, "_", ms=16, color=GREY, label="before training")
+    for number, (label, of_label) in enumerate(runs.items()):
+        values = np.mean([per_client(run) for run in of_label], axis=0)
+        shift = 0.12 * (number - (len(runs) - 1) / 2)
+        colour, marker = styles[label]["color"], styles[label]["marker"]
+        axes.plot(positions + shift, values, marker, ms=4, color=colour, label=label)
+    axes.set(xlabel="client", ylabel="perplexity on the client's held-out examples")
+    axes.set_xticks(positions, names)
 
 
 def main() -> None:

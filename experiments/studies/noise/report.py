@@ -2,22 +2,32 @@
 
 import functools
 import json
+import operator
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.studies.noise import METHODS, RESULTS, RUNS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
-from fedjax_lora.runs.plots import COLOURS, style
+from fedjax_lora.runs.figure_style import (
+    BLUE,
+    GREY,
+    method_label,
+    method_styles,
+    panels,
+    shared_legend,
+    style_axes,
+)
 
 NOISE = ("zero_padding", "replication", "fed_plora", "hlora", "flora", "fedex_lora", "fslora")
 COLLAPSE = ("zero_padding", "replication", "hlora", "raflora", "fed_plora")
 LOWEST = 4  # rank in the federation
+NEGLIGIBLE = 1e-3  # noise relative to the ideal update that is drawn as zero
 
 
 @functools.cache
@@ -62,49 +72,53 @@ def _ratio(value: float) -> str:
 
 
 def draw(path: pathlib.Path) -> None:
-    """Both noises and the energy beyond the lowest rank over the rounds; the dilution law."""
-    figure = Figure(figsize=(9, 6.5), dpi=150, layout="constrained")
-    (init, aggregation), (energy, dilution) = figure.subplots(2, 2)
-    _lines(init, NOISE, lambda h: h["init_ratio"])
-    init.set(title="initialization noise / ideal update")
-    _lines(aggregation, NOISE, lambda h: h["agg_ratio"])
-    aggregation.set(title="aggregation noise / ideal update")
-    for axes in (init, aggregation):
-        axes.set_yscale("symlog", linthresh=1e-3)
-    _lines(energy, COLLAPSE, lambda h: h["energy"][LOWEST - 1])
-    energy.set(title=f"energy of the global adapter beyond rank {LOWEST}")
-    _dilution(dilution)
+    """Draw both noises, the energy beyond the lowest rank, and the dilution law."""
+    figure, (init, aggregation, energy, dilution) = panels(4, columns=2)
+    _noise(init, "init_ratio", "initialization noise")
+    _noise(aggregation, "agg_ratio", "aggregation noise")
+    _curves(energy, COLLAPSE, lambda h: 100 * h["energy"][LOWEST - 1])
+    energy.set(ylabel="share of the energy, %", ylim=(0, None))
+    energy.set_title(f"global adapter beyond component {LOWEST}", fontsize=10)
     for axes in (init, aggregation, energy):
-        axes.set(xlabel="round")
-    for axes in (init, energy):  # the upper two show the same methods
-        axes.legend(frameon=False, fontsize=7)
+        axes.set_xlabel("round")
+    shared_legend(figure, (init, aggregation, energy), columns=4)
+    _dilution(dilution)
     figure.savefig(path)
 
 
-def _lines(axes: Axes, chosen: tuple[str, ...], value: Any) -> None:
-    for n, method in enumerate(chosen):
-        points = [(h["round"], value(h)) for h in history(method)]
-        line = ("-", "--")[n // 4]
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, line, marker="o", ms=3, color=COLOURS[n % len(COLOURS)], label=method)
-    style(axes)
+def _noise(axes: Axes, name: str, title: str) -> None:
+    _curves(axes, NOISE, operator.itemgetter(name))
+    axes.set_yscale("symlog", linthresh=NEGLIGIBLE)
+    axes.set_ylim(bottom=-NEGLIGIBLE / 5)
+    axes.set_ylabel("relative to the ideal update")
+    axes.set_title(title, fontsize=10)
+    zero = [m for m in NOISE if max(h[name] for h in history(m)) < NEGLIGIBLE]
+    text = ", ".join(map(method_label, zero))
+    axes.annotate(text, (5, 0), (0, 6), textcoords="offset points", ha="right", fontsize=8)
+
+
+def _curves(axes: Axes, chosen: Sequence[str], value: Callable[[dict[str, Any]], float]) -> None:
+    for method, style in zip(chosen, method_styles(chosen), strict=True):
+        rounds = [h["round"] for h in history(method)]
+        values = [value(h) for h in history(method)]
+        axes.plot(rounds, values, ms=4, lw=1.6, label=method_label(method), **style)
+    style_axes(axes)
 
 
 def _dilution(axes: Axes) -> None:
     sizes = json.loads((RESULTS / "dilution.json").read_text())
     counts = [int(k) for k in sizes]
     ratio = [x["zero_padding"] / x["replication"] for x in sizes.values()]
-    axes.loglog(counts, [k**-2 for k in counts], color="#666666", lw=1, label="$1/K^2$")
-    axes.loglog(counts, ratio, "o", color=COLOURS[1], label="measured")
-    axes.set(
-        title="what one of K clients owns:\nzero padding / replication",
-        xlabel="clients K",
-        xticks=counts,
-        xticklabels=[str(k) for k in counts],
-    )
+    predicted = [k**-2 for k in counts]
+    axes.loglog(counts, predicted, color=GREY, lw=1, label="predicted, $1/K^2$")
+    axes.loglog(counts, ratio, "o", color=BLUE, label="measured")
+    axes.set_xticks(counts, [str(k) for k in counts])
+    axes.set_yticks(predicted, [f"1/{k**2}" for k in counts])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=7)
-    style(axes, rounds=False)
+    axes.set(xlabel="number of clients K", ylabel="zero padding / replication")
+    axes.set_title("dilution of the components of a single client", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    style_axes(axes, rounds=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Instructions with their completions: named columns, and the official forms of some data sets.
+"""Readers of instruction data: named columns, and the official formats of some data sets.
 
-A table of a language task holds instructions as `texts`, what they are about as `contexts`,
-completions as `pairs`, and categories as `labels`: what a label skew is made of. Data without
-categories has one, `ALL`, so that a label skew is a skew of quantities.
+In the table of a language task `texts` are the instructions, `contexts` the texts they are about,
+`pairs` the completions, and `labels` the categories, which partitioners by label use. Data without
+categories has the single category `ALL`; a label skew is then a quantity skew.
 """
 
 import re
@@ -17,13 +17,13 @@ from fedjax_lora.data.datasets.text_files import open_text, read_json
 
 ALL = "all"
 PER_TASK = 100
-"""Examples that are used of a natural-instructions task, as Tk-Instruct does."""
+"""Examples used of each natural-instructions task, as in Tk-Instruct."""
 
 LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
 
 
 class Columns(NamedTuple):
-    """Names of the columns; those that are None are not there."""
+    """Column names of instruction data; None for a column that the data does not have."""
 
     instruction: str
     completion: str
@@ -39,13 +39,13 @@ NATURAL_HUB = Columns("definition", "targets", "inputs", group="task_name")
 
 
 def read_instructions(path: Path, columns: Columns, *, format: str | None = None) -> Table:
-    """Read a file with these columns, see `readers.read_columns`."""
+    """Read a file with these columns, see `table_readers.read_columns`."""
     values, rows = read_columns(path, _names(columns), format=format)
     return _table(str(path), columns, values, rows)
 
 
 def hub_instructions(columns: Columns, where: str, part: Any) -> Table:
-    """A split of a hub dataset with these columns."""
+    """Read a split of a hub dataset with these columns."""
     names = _names(columns)
     raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
     values = {name: list(part[name]) for name in names}
@@ -76,13 +76,13 @@ def _table(
 
 
 def read_dolly_alpaca(folder: Path) -> tuple[Table, Table]:
-    """Dolly and Alpaca as FederatedGPT-Shepherd's script deals them: a file per client, one test.
+    """Read Dolly and Alpaca as FederatedGPT-Shepherd's script splits them: one file per client.
 
-    Clients are named by the numbers of the `local_training_*.json` files that are present. The
+    The natural clients are the numbers of the `local_training_*.json` files that are present; the
     test rows belong to no client.
 
     Raises:
-      InputError: no such files, or broken ones.
+      InputError: files are missing or malformed.
     """
     files = {
         match[1]: path
@@ -98,38 +98,39 @@ def read_dolly_alpaca(folder: Path) -> tuple[Table, Table]:
     columns = DOLLY._replace(group=None)
     parts = []
     for client in sorted(files, key=int):
-        own = read_instructions(files[client], columns)
-        parts.append(own._replace(groups=[client] * len(own.texts)))
-    return _joined(str(folder), parts), read_instructions(tests[0], columns)
+        table = read_instructions(files[client], columns)
+        parts.append(table._replace(groups=[client] * len(table.texts)))
+    return _concatenate(str(folder), parts), read_instructions(tests[0], columns)
 
 
 def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
-    """Super-Natural-Instructions: `tasks/*.json`, and `splits/default/{train,test}_tasks.txt`.
+    """Read Super-Natural-Instructions: `tasks/*.json`, `splits/default/{train,test}_tasks.txt`.
 
-    Each task file is a natural client and its first `Categories` entry its category. The first
+    Each task file is a natural client, and its first `Categories` entry is its category. The first
     `PER_TASK` instances of a task are used, each with its first output; the others are not counted
     as skipped. Without the split files a fifth of all instances becomes the test set.
 
     Raises:
-      InputError: no task files, or one that is broken; a list of them that is not UTF-8.
+      InputError: no task files, a malformed one, or a split file that is not UTF-8.
     """
     files = {
         path.name.split(".json")[0]: path for path in sorted((folder / "tasks").glob("*.json*"))
     }
     if not files:
         raise InputError(f"{folder} has no tasks/*.json; put the task files there.")
-    chosen = [_listed(folder / "splits" / "default" / f"{k}_tasks.txt") for k in ("train", "test")]
-    if not all(chosen):
-        return _joined(str(folder), [_read_natural(name, files[name]) for name in files]), None
+    folds = folder / "splits" / "default"
+    splits = [_read_names(folds / f"{part}_tasks.txt") for part in ("train", "test")]
+    if not all(splits):
+        return _concatenate(str(folder), [_read_natural(name, files[name]) for name in files]), None
     train, test = (
-        _joined(str(folder), [_read_natural(n, files[n]) for n in names if n in files])
-        for names in chosen
+        _concatenate(str(folder), [_read_natural(n, files[n]) for n in names if n in files])
+        for names in splits
     )
     return train, test
 
 
-def _listed(path: Path) -> list[str]:
-    """The names in a file; none if it is not there."""
+def _read_names(path: Path) -> list[str]:
+    """Read the names in a file; an empty list if it does not exist."""
     if not path.is_file():
         return []
     with open_text(path) as stream:
@@ -155,9 +156,10 @@ def _read_natural(name: str, path: Path) -> Table:
 
 
 def read_mmlu_1444(path: Path) -> Table:
-    """The MMLU subset that FLoRA evaluates on: four options in the text, the answer is a letter.
+    """Read the MMLU subset that FLoRA evaluates on, with the four options in the text.
 
-    The completion is the right letter alone; subjects are the categories and the natural clients.
+    The completion is the letter of the right option; subjects are both the categories and the
+    natural clients.
 
     Raises:
       InputError: the file cannot be read, lacks a column or a value, or an output is no answer.
@@ -167,17 +169,17 @@ def read_mmlu_1444(path: Path) -> Table:
     assert table.pairs is not None
     letters = []
     for row, text in zip(table.rows, table.pairs, strict=True):
-        found = re.match(r"The answer is: ([A-D])\.", text)
-        if found is None:
+        answer = re.match(r"The answer is: ([A-D])\.", text)
+        if answer is None:
             raise InputError(
                 f"{path} row {row}: the output is {text!r}, not 'The answer is: A. ...'."
             )
-        letters.append(found[1])
+        letters.append(answer[1])
     return table._replace(pairs=letters, choices=[LETTERS] * len(letters))
 
 
 def hub_mmlu(where: str, part: Any) -> Table:
-    """The hub's MMLU: lettered options below the question, the completion is the right letter."""
+    """Read MMLU from the hub: lettered options below the question, the letter as completion."""
     texts = [
         "\n".join([row["question"], *map("{}. {}".format, LETTERS, row["choices"])]) for row in part
     ]
@@ -195,8 +197,8 @@ def hub_mmlu(where: str, part: Any) -> Table:
     )
 
 
-def _joined(where: str, parts: Sequence[Table]) -> Table:
-    """Tables with the same columns as one, rows counted on."""
+def _concatenate(where: str, parts: Sequence[Table]) -> Table:
+    """Concatenate tables with the same columns, and renumber the rows."""
 
     def column(name: str) -> list[Any] | None:
         columns = [getattr(part, name) for part in parts]

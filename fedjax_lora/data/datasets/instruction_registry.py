@@ -1,7 +1,8 @@
-"""The language tasks: what is learned is the completion of an instruction, token by token.
+"""Language tasks, whose models learn the completions of instructions.
 
-Each has options, those of `task_factory`: `"gsm8k(metric='perplexity', format='plain')"`; a user's
-own files are `"instructions(train='a.jsonl', instruction='question', completion='answer')"`.
+A task's options are the keywords of `task_factory`, as in
+`"gsm8k(metric='perplexity', format='plain')"`. A user's own files are the task
+`"instructions(train='a.jsonl', instruction='question', completion='answer')"`.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ TASKS = (
     ),
     Task(
         "dolly_alpaca",
-        "both, as FedIT's and FLoRA's script deals them to 10 natural clients (files only)",
+        "both, as FedIT's and FLoRA's script splits them over 10 natural clients (files only)",
         "https://arxiv.org/abs/2305.05644",
         metric="perplexity",
         local=Folder("dolly_alpaca_fed10", read_dolly_alpaca),
@@ -102,7 +103,7 @@ TASKS = (
 
 
 def task_factory(task: Task) -> Callable[..., Task]:
-    """A factory of the task with other options, for a spec."""
+    """Make the factory that a spec of this task calls with its options."""
 
     def choose(
         *,
@@ -112,11 +113,11 @@ def task_factory(task: Task) -> Callable[..., Task]:
         test: str | None = None,
         clients: Literal["own", "category"] = task.prompting.clients,
     ) -> Task:
-        others = {other.name: other.metric for other in TASKS}
-        if test is not None and test not in others:
-            raise unknown(f"test set of task {task.name!r}:", test, others)
-        metric = metric or others[test or task.name]
-        return _checked(task, metric, Prompting(format, answer_tokens, test, clients))
+        metrics = {other.name: other.metric for other in TASKS}
+        if test is not None and test not in metrics:
+            raise unknown(f"test set of task {task.name!r}:", test, metrics)
+        metric = metric or metrics[test or task.name]
+        return _with_options(task, metric, Prompting(format, answer_tokens, test, clients))
 
     return choose
 
@@ -134,19 +135,19 @@ def instructions(
     format: str = "auto",
     answer_tokens: int = Prompting().answer_tokens,
 ) -> Task:
-    """A language task made of the user's own csv, tsv, jsonl, json or parquet files (.gz, .xz too).
+    """Language task of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
 
     Args:
       train: the training file, relative to the data folder if one is given.
-      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test.
-      instruction: name of the column that the prompt is made of.
-      completion: name of the column that is learned.
-      context: name of the column with what an instruction is about; its fields may be empty.
-      category: name of the column that label skews deal by.
-      group: name of the column that says which natural client an example belongs to.
+      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test set.
+      instruction: name of the instruction column.
+      completion: name of the completion column.
+      context: name of the column of texts that instructions are about; fields may be empty.
+      category: name of the category column, which partitioners by label use.
+      group: name of the column with the natural client of each example.
       metric: `"perplexity"`, `"rouge_l"` or `"exact_match"`.
-      format: how a prompt is made, see `Prompting`.
-      answer_tokens: the most tokens that are generated for an answer.
+      format: the prompt format, see `Prompting`.
+      answer_tokens: largest number of tokens generated for an answer.
 
     Raises:
       InputError: an unknown metric or format, or one that these tasks cannot have.
@@ -159,22 +160,23 @@ def instructions(
         partial(read_instructions, columns=columns),
         cut=test is None,
     )
-    made = Task("instructions", f"own files: {train}", "", metric="perplexity", local=local)
+    task = Task("instructions", f"own files: {train}", "", metric="perplexity", local=local)
     if metric == "choice_accuracy":
         raise InputError("instructions(...) has no choices; choose another metric.")
-    return _checked(made, metric, Prompting(format, answer_tokens))
+    return _with_options(task, metric, Prompting(format, answer_tokens))
 
 
-def _checked(task: Task, metric: str, prompting: Prompting) -> Task:
+def _with_options(task: Task, metric: str, prompting: Prompting) -> Task:
+    """Return the task with other options, once they are checked."""
     if metric not in _METRICS:
         raise unknown(f"metric of task {task.name!r}:", metric, _METRICS)
     prompts.check_format(prompting.format)
-    chosen = prompting.test or task.name
+    test_task = prompting.test or task.name
     raise_all(
         f"Task {task.name!r}",
         [f"answer_tokens is {prompting.answer_tokens}, must be at least 1"]
         * (prompting.answer_tokens < 1)
-        + [f"{chosen} has no choices to choose from; take another metric"]
-        * (metric == "choice_accuracy" and chosen != "mmlu"),
+        + [f"{test_task} has no choices to choose from; take another metric"]
+        * (metric == "choice_accuracy" and test_task != "mmlu"),
     )
     return dataclasses.replace(task, metric=metric, prompting=prompting)

@@ -1,8 +1,8 @@
-"""A task's examples: from the hub, from files or built in, cut to size, labels as numbers.
+"""Loading of tasks: reads the examples, draws subsets, and converts labels to numbers.
 
-Nothing is dropped silently: rows skipped for a known defect are counted in `TaskData.skipped`, and
-test texts that also occur in the training set stay, are counted in `TaskData.overlap`, and are
-for the caller to report (AG News has such texts by nature).
+Nothing is dropped silently. Rows skipped for a documented defect are counted in `TaskData.skipped`.
+Test texts that also occur in the training set are kept and counted in `TaskData.overlap`, for the
+caller to report; AG News contains such texts.
 """
 
 from collections.abc import Iterable
@@ -27,55 +27,65 @@ def load(
 ) -> TaskData:
     """Load the task that `spec` names.
 
-    Subsets are drawn without replacement, depend on `seed` alone and keep the source's order; the
-    validation set is drawn from the training examples and disjoint from `train`.
+    Subsets are drawn without replacement, depend only on `seed` and keep the order of the source;
+    the validation set is drawn from the training examples and is disjoint from `train`.
 
     Args:
       spec: a name in `TASKS`, or `"file(train='a.csv', ...)"`.
-      data_dir: a folder of task folders; without it a task comes from the Hugging Face hub.
+      data_dir: a folder of task folders; without it a task is read from the Hugging Face hub.
       train_examples: size of the training set; all by default.
       validation_examples: size of the validation set.
       test_examples: size of the test set; all by default.
       seed: chooses the subsets.
 
     Raises:
-      InputError: unknown task, absent or broken data, or more examples asked for than exist.
+      InputError: unknown task, missing or malformed data, or more examples requested than exist.
     """
     task = find_task(spec)
     _check_sizes(train_examples, validation_examples, test_examples)
     train_table, test_table = _tables(task, data_dir)
-    stated = task.classes or train_table.classes
-    classes = () if task.type == "regression" else stated or _ordered(map(str, train_table.labels))
-    if task.type == "language":  # a category only names an example; the test set may have others
-        classes = _names(train_table.labels, test_table.labels)
+    classes, index = _class_index(task, train_table, test_table)
     groups = _group_names(train_table, test_table)
-    index = {name: i for i, name in enumerate(classes)}
-    if stated:  # then a source may also give a class by its number
-        index = {str(i): i for i in range(len(classes))} | index
     codes = {name: code for code, name in enumerate(groups)}
-    whole, tests = (_split(table, index, codes) for table in (train_table, test_table))
+    all_train, all_test = (_split(table, index, codes) for table in (train_table, test_table))
 
-    _check_available(task, len(whole.texts), train_examples, validation_examples, "training")
-    _check_available(task, len(tests.texts), test_examples, 0, "test")
-    order = np.random.default_rng([seed, 0]).permutation(len(whole.texts))
+    _check_available(task, len(all_train.texts), train_examples, validation_examples, "training")
+    _check_available(task, len(all_test.texts), test_examples, 0, "test")
+    order = np.random.default_rng([seed, 0]).permutation(len(all_train.texts))
     rest = order[validation_examples:]
-    train = whole.take(np.sort(rest if train_examples is None else rest[:train_examples]))
-    validation = whole.take(np.sort(order[:validation_examples])) if validation_examples else None
-    order = np.random.default_rng([seed, 1]).permutation(len(tests.texts))
-    test = tests.take(np.sort(order[:test_examples]))
+    train = all_train.take(np.sort(rest if train_examples is None else rest[:train_examples]))
+    validation = None
+    if validation_examples:
+        validation = all_train.take(np.sort(order[:validation_examples]))
+    order = np.random.default_rng([seed, 1]).permutation(len(all_test.texts))
+    test = all_test.take(np.sort(order[:test_examples]))
     skipped = train_table.skipped + test_table.skipped
     overlap = count_overlap(train, test)
     return TaskData(task, classes, train, validation, test, overlap, skipped, groups)
 
 
+def _class_index(task: Task, train: Table, test: Table) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names in label order, and the label of each name that a source may use."""
+    if task.type == "regression":
+        return (), {}
+    if task.type == "language":  # the test set may have further categories
+        classes = _names(train.labels, test.labels)
+    else:
+        classes = task.classes or train.classes or _sorted_names(map(str, train.labels))
+    index = {name: label for label, name in enumerate(classes)}
+    if task.classes or train.classes:  # then a source may also use the number of a class
+        index = {str(label): label for label in range(len(classes))} | index
+    return classes, index
+
+
 def _tables(task: Task, data_dir: str | None) -> tuple[Table, Table]:
-    """Read (train, test) as the task's options say."""
-    chosen = task.prompting
-    if chosen.test is None:
+    """Read (train, test) according to the task's options."""
+    prompting = task.prompting
+    if prompting.test is None:
         tables = read_task(task, data_dir)
     else:
-        tables = (read_task(task, data_dir)[0], read_test(TASKS[chosen.test], data_dir))
-    if chosen.clients == "category":
+        tables = (read_task(task, data_dir)[0], read_test(TASKS[prompting.test], data_dir))
+    if prompting.clients == "category":
         tables = tuple(table._replace(groups=[*map(str, table.labels)]) for table in tables)
     train, test = tables
     return train, test
@@ -84,12 +94,11 @@ def _tables(task: Task, data_dir: str | None) -> tuple[Table, Table]:
 def count_overlap(train: Split, test: Split) -> int:
     """Count the examples of `test` whose text (pairs: both texts) also occurs in `train`.
 
-    Of a language task it is the instruction with its context that counts, whatever the completion.
-
-    Texts that differ only in case and white space count as the same.
+    Examples of a language task are compared by instruction and context, not by completion. Texts
+    that differ only in case and white space count as the same.
     """
-    seen = set(_keys(train))
-    return sum(key in seen for key in _keys(test))
+    train_keys = set(_keys(train))
+    return sum(key in train_keys for key in _keys(test))
 
 
 def _keys(split: Split) -> list[Any]:
@@ -111,35 +120,35 @@ def _check_sizes(train: int | None, validation: int, test: int | None) -> None:
 
 
 def _check_available(
-    task: Task, there: int, wanted: int | None, validation: int, kind: str
+    task: Task, available: int, requested: int | None, validation: int, kind: str
 ) -> None:
-    if there == 0:
+    if available == 0:
         raise InputError(f"Task {task.name!r} has no {kind} examples at all; check its files.")
-    needed = (1 if wanted is None else wanted) + validation
-    if needed > there:
+    requested = 1 if requested is None else requested
+    if requested + validation > available:
         also = f" and {validation} validation" if validation else ""
         raise InputError(
-            f"Task {task.name!r} has {there} {kind} examples, but {needed - validation}{also} "
+            f"Task {task.name!r} has {available} {kind} examples, but {requested}{also} "
             "are asked for; ask for fewer."
         )
 
 
-def _ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, whole numbers in their order, anything else by the alphabet."""
-    ordered = sorted(set(names))
-    # Python reads no whole number of thousands of digits.
-    numbers = all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in ordered)
-    return tuple(sorted(ordered, key=int) if numbers else ordered)
+def _sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct names: by value if all are whole numbers, else alphabetically."""
+    distinct = sorted(set(names))
+    # Python refuses to parse whole numbers of thousands of digits.
+    numbers = all(name.removeprefix("-").isdecimal() and len(name) < 100 for name in distinct)
+    return tuple(sorted(distinct, key=int) if numbers else distinct)
 
 
 def _names(train: Iterable[Any], test: Iterable[Any]) -> tuple[str, ...]:
-    """The names in the training set in their order, then those that only the test set has."""
-    known, others = set(map(str, train)), set(map(str, test))
-    return (*_ordered(known), *_ordered(others - known))
+    """Sorted names of the training set, then those that occur only in the test set."""
+    train_names, test_names = set(map(str, train)), set(map(str, test))
+    return (*_sorted_names(train_names), *_sorted_names(test_names - train_names))
 
 
 def _group_names(train: Table, test: Table) -> tuple[str, ...]:
-    """The natural clients; codes of the training set's are 0, 1, ... without gaps."""
+    """Names of the natural clients; those of the training set have the codes 0, 1, ... first."""
     return () if train.groups is None else _names(train.groups, test.groups or ())
 
 
@@ -164,13 +173,13 @@ def _scores(table: Table) -> np.ndarray:
 
 
 def _classes(table: Table, index: dict[str, int]) -> np.ndarray:
-    found = [index.get(str(label), -1) for label in table.labels]
-    if -1 in found:
-        bad = found.index(-1)
+    labels = [index.get(str(label), -1) for label in table.labels]
+    if -1 in labels:
+        bad = labels.index(-1)
         names = list(index)[-max(index.values()) - 1 :]  # without the numbers
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise InputError(
             f"{table.where} row {table.rows[bad]}: the label {table.labels[bad]!r} is not one of "
             f"the {len(names)} classes ({shown}); correct it or remove the row."
         )
-    return np.array(found, np.int32)
+    return np.array(labels, np.int32)

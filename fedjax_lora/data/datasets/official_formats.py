@@ -1,7 +1,7 @@
-"""The official forms of some tasks that plain named columns cannot describe.
+"""Readers of official task files that plain named columns cannot describe.
 
-Each reader takes a path and returns a `Table`. Where several forms of a task's file are around
-(the full official one, a common sample), the reader tells them apart by the number of columns.
+Each reader takes a path and returns a `Table`. Where a task's file exists in several formats (the
+full official one, a common sample), the reader distinguishes them by the number of columns.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from fedjax_lora.data.datasets.table_readers import check_width, read_rows
 
 
 def read_ag_news(path: Path) -> Table:
-    """AG News: class (1-4), title, description; quoted, no header, "title description" is the text.
+    """Read AG News: class (1-4), title, description; quoted, without header.
 
-    The hub's `ag_news` joins the two in the same way. Backslashes that stand for line ends are
-    left as they are, there as here.
+    The text is "title description", as in the hub's `ag_news`. Backslashes that stand for line ends
+    are kept, as on the hub.
     """
     rows, labels, texts = [], [], []
     for row, fields in read_rows(path, delimiter=",", quoted=True):
@@ -27,9 +27,9 @@ def read_ag_news(path: Path) -> Table:
 
 
 def read_dbpedia(path: Path) -> Table:
-    """DBpedia-14: official class (1-14), title, abstract; or a sample of class (0-13), abstract.
+    """Read DBpedia-14: class (1-14), title, abstract; or a sample of class (0-13), abstract.
 
-    Only the abstract is the text: the sample has no titles, and the hub's `content` is the same.
+    The text is the abstract alone, as in the hub's `content`; the sample has no titles.
     """
     rows, labels, texts, width = [], [], [], 0
     for row, fields in read_rows(path, delimiter=",", quoted=True):
@@ -42,7 +42,7 @@ def read_dbpedia(path: Path) -> Table:
 
 
 def read_cola(path: Path) -> Table:
-    """CoLA: source, label, the author's mark, sentence; tab-separated, no header."""
+    """Read CoLA: source, label, the author's mark, sentence; tab-separated, without header."""
     rows, labels, texts = [], [], []
     for row, fields in read_rows(path, delimiter="\t", quoted=False):
         check_width(path, row, fields, 4)
@@ -53,10 +53,11 @@ def read_cola(path: Path) -> Table:
 
 
 def read_qqp(path: Path) -> Table:
-    """QQP: id, qid1, qid2, question1, question2, is_duplicate; tab-separated, header or not.
+    """Read QQP: id, qid1, qid2, question1, question2, is_duplicate; tab-separated.
 
-    GLUE's file has rows in which the last tab is missing ("... exam jlpt5? 0"). They are skipped,
-    as GLUE's own reader does, and counted in `Table.skipped`; any other width is an error.
+    The header is optional. GLUE's file has rows in which the last tab is missing
+    ("... exam jlpt5? 0"). They are skipped, as in GLUE's own reader, and counted in
+    `Table.skipped`; any other width is an error.
     """
     rows, labels, texts, pairs, skipped = [], [], [], [], 0
     for row, fields in read_rows(path, delimiter="\t", quoted=False):

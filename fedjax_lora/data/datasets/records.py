@@ -1,4 +1,4 @@
-"""The records that the modules of this package hand to each other; plain data."""
+"""Records of tasks and their examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,24 +19,24 @@ METRICS: dict[str, TaskType] = {
     "exact_match": "language",
     "choice_accuracy": "language",
 }
-"""A task's metric says what kind of task it is: what is minimised and how it is evaluated."""
+"""The task type of each metric; it determines the loss and the evaluation."""
 
 
 class Table(NamedTuple):
-    """Examples as a source holds them, before labels become numbers; `E` rows.
+    """Examples as read from a source, before labels become numbers; `E` rows.
 
     Attributes:
       where: the file or hub id, for messages.
       texts: `E` strings; the instructions of a language task.
       labels: `E` class names, class indices (as numbers or digits), or scores; the categories of a
         language task.
-      rows: the row of each example in the source, counted as a spreadsheet does (from 1).
+      rows: the row of each example in the source, counted from 1 as in a spreadsheet.
       pairs: `E` second texts of a pair task; the completions of a language task.
-      groups: `E` names of the natural client of each example.
-      classes: class names in order, where the source states them.
-      skipped: rows left out for a defect that is known and documented.
-      contexts: `E` texts that instructions are about, or empty; of language tasks only.
-      choices: `E` tuples of completions of which the example's own is the right one.
+      groups: `E` names of natural clients.
+      classes: class names in label order, if the source states them.
+      skipped: number of rows left out for a documented defect.
+      contexts: `E` texts that instructions are about, may be empty; language tasks only.
+      choices: `E` tuples of completions, of which the example's completion is the right one.
     """
 
     where: str
@@ -52,10 +52,17 @@ class Table(NamedTuple):
 
 
 class Hub(NamedTuple):
-    """A dataset on the Hugging Face hub: its id, configuration, splits and columns.
+    """A dataset on the Hugging Face hub.
 
-    Without a test split a fifth of ``train`` becomes the test set. ``read``, if given, makes a
-    table of a split's rows, ``(where, rows) -> Table``, and the columns are its own business.
+    Attributes:
+      id: its repository.
+      config: its configuration, if it has several.
+      train: the training split.
+      test: the test split; without one a fifth of ``train`` becomes the test set.
+      columns: the text column, or the columns of both texts of a pair.
+      label: the label column.
+      group: the column of natural clients.
+      read: ``(where, rows) -> Table``, reads a split instead of the named columns.
     """
 
     id: str
@@ -73,10 +80,10 @@ class Local(NamedTuple):
 
     Attributes:
       folder: the folder under the data folder.
-      train: file names; the first that is present, as it is or with .gz, is read.
+      train: file names, of which the first that exists (also with .gz) is read.
       test: file names, likewise.
-      read: the reader of both.
-      cut: whether, without a test file, a fifth of `train` becomes the test set.
+      read: reads a file of either.
+      cut: whether a fifth of `train` becomes the test set if there is no test file.
     """
 
     folder: str
@@ -91,7 +98,7 @@ class Folder(NamedTuple):
 
     Attributes:
       folder: the folder under the data folder.
-      read: ``(folder) -> (train, test)``; where test is None, a fifth of train becomes it.
+      read: ``(folder) -> (train, test)``; if test is None, a fifth of train becomes the test set.
     """
 
     folder: str
@@ -99,14 +106,14 @@ class Folder(NamedTuple):
 
 
 class Prompting(NamedTuple):
-    """How a language task is put to the model; the options of its spec.
+    """Prompting options of a language task's spec.
 
     Attributes:
-      format: a name of `fedjax_lora.data.prompts.FORMATS`, or ``"auto"``: the tokenizer's chat
+      format: a name in `fedjax_lora.data.prompts.FORMATS`, or ``"auto"``: the tokenizer's chat
         template if it has one, else Alpaca's format.
-      answer_tokens: the most tokens that are generated for an answer.
-      test: another language task whose test set is used.
-      clients: whether the natural clients are the data's own or its categories.
+      answer_tokens: largest number of tokens generated for an answer.
+      test: name of another language task whose test set is used.
+      clients: ``own``: the data's natural clients; ``category``: its categories as clients.
     """
 
     format: str = "auto"
@@ -117,18 +124,18 @@ class Prompting(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to know about a task.
+    """A task: its description, metric and sources.
 
     Attributes:
       name: the name in `TASKS`.
       summary: one line.
       url: the paper or page.
       classes: class names in label order; empty if the data states them.
-      metric: a name of `METRICS`.
-      hub: where it is on the hub.
-      local: where its files are on disk.
-      builtin: reads (train, test) of a task that needs neither.
-      prompting: of a language task.
+      metric: a name in `METRICS`.
+      hub: its dataset on the hub.
+      local: its files on disk.
+      builtin: reads (train, test) of a task that needs neither hub nor files.
+      prompting: prompting options of a language task.
     """
 
     name: str
@@ -143,12 +150,12 @@ class Task:
 
     @property
     def type(self) -> TaskType:
-        """What is predicted: a class, a score, or the next token."""
+        """The task type, by the metric: a class, a score or the next token is predicted."""
         return METRICS[self.metric]
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the metric is an error."""
+        """Whether lower values of the metric are better."""
         return self.metric == "perplexity"
 
 
@@ -159,9 +166,9 @@ class Split(NamedTuple):
       texts: `E` strings; the instructions of a language task.
       pairs: `E` second texts, or None; the completions of a language task.
       labels: `int32[E]` class indices, or `float32[E]` scores; a language task's categories.
-      groups: `int32[E]` codes of the natural client, the same codes in all splits; or None.
-      contexts: `E` texts that instructions are about, or empty; None but for language tasks.
-      choices: `E` tuples of completions of which `pairs` holds the right one, or None.
+      groups: `int32[E]` codes of the natural clients, the same in all splits; or None.
+      contexts: `E` texts that instructions are about, may be empty; None except for language tasks.
+      choices: `E` tuples of completions, of which that in `pairs` is the right one; or None.
     """
 
     texts: list[str]
@@ -172,7 +179,7 @@ class Split(NamedTuple):
     choices: list[tuple[str, ...]] | None = None
 
     def take(self, index: np.ndarray) -> "Split":
-        """The examples at ``int[E']`` places, in that order."""
+        """Select the examples with indices ``int[E']``, in that order."""
 
         def part(column: Any) -> Any:
             if column is None:
@@ -186,15 +193,16 @@ class TaskData(NamedTuple):
     """A loaded task.
 
     Attributes:
-      task: what it is.
+      task: the task.
       classes: class names in label order; empty for a regression task, and the names of the
         categories for a language task.
       train: training examples.
       validation: examples taken from the training examples, or None.
       test: test examples.
-      overlap: how many of `test`'s texts (pairs: both texts) also occur in `train`.
-      skipped: rows of the sources left out for a known defect (see `official.read_qqp`), and
-        examples of language tasks that cannot be learned from (see `completions.encode`).
+      overlap: number of test texts (pairs: of both texts together) that also occur in `train`.
+      skipped: number of rows left out for a documented defect (see
+        `fedjax_lora.data.datasets.official_formats.read_qqp`), and of examples of language tasks
+        that cannot be learned from (see `fedjax_lora.data.instruction_tokens.encode`).
       groups: names of the natural clients, in the order of their codes.
     """
 

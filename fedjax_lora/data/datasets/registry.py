@@ -1,9 +1,9 @@
-"""The tasks by name: what each is, its columns on the hub, and where its files are on disk.
+"""The tasks by name, with their datasets on the hub and their files on disk.
 
-A task is chosen as a spec: `"ag_news"`, or a user's own files,
+A task is chosen by a spec: `"ag_news"`, or a user's own files,
 `"file(train='a.csv', test='b.csv', text='review', label='stars')"`. Language tasks have options and
-their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE hides its test
-labels, so the official development set of such a task is its `test`.
+their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. GLUE does not
+publish its test labels, so the official development set of its tasks is their `test`.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ _ALL = (
         hub=Hub("fancyzhx/ag_news"),
         local=Local(
             "ag_news",
-            ("train.csv", "train_first10429.csv"),  # all of it, or the official first rows
+            ("train.csv", "train_first10429.csv"),  # the official file, or its first rows
             ("test.csv",),
             official_formats.read_ag_news,
         ),
@@ -117,7 +117,7 @@ _ALL = (
         _GLUE,
         _ENTAILMENT,
         hub=_GLUE_HUB(config="qnli", columns=("question", "sentence")),
-        # Without the large train.tsv, dev.tsv is all there is, and it is cut in two.
+        # Without the large train.tsv, dev.tsv alone is split into training and test set.
         local=Local(
             "qnli",
             ("train.tsv", "dev.tsv"),
@@ -209,24 +209,25 @@ def file(
     metric: str = "accuracy",
     format: str | None = None,
 ) -> Task:
-    """A task made of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
+    """Task of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
 
     Args:
       train: the training file, relative to the data folder if one is given.
-      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test.
+      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test set.
       text: name of the text column.
       pair: name of the second text's column.
       label: name of the label column; the classes are the labels that occur in `train`.
-      group: name of the column that says which natural client an example belongs to.
+      group: name of the column with the natural client of each example.
       metric: `"accuracy"`, `"f1"`, `"matthews"`, or `"pearson"` (labels are scores).
-      format: a name of `readers.FORMATS`; by default the file name's ending says it.
+      format: a name in `fedjax_lora.data.datasets.table_readers.FORMATS`; by default it follows
+        from the ending of the file name.
 
     Raises:
       InputError: a metric that such a task cannot have, or files that are not named by strings.
     """
-    known = [name for name, kind in METRICS.items() if kind != "language"]
-    if metric not in known:
-        raise unknown("metric", metric, known)
+    metrics = [name for name, task_type in METRICS.items() if task_type != "language"]
+    if metric not in metrics:
+        raise unknown("metric", metric, metrics)
     if not isinstance(train, str) or not isinstance(test, str | None):
         raise InputError("file(...): train and test are file names in quotes.")
     reader = partial(read_named, text=text, pair=pair, label=label, group=group, format=format)

@@ -1,4 +1,4 @@
-"""Where a task's rows come from: built in, files under a data folder, or the Hugging Face hub."""
+"""Sources of a task's rows: built in, files under a data folder, or the Hugging Face hub."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.records import Folder, Hub, Local, Table, Task
 
-CUT_SEED = 0  # of the cut of data that comes without a test set; not the run's seed
+CUT_SEED = 0  # draws the test set of data that has none, whatever the run's seed
 TEST_SHARE = 0.2
 
 
@@ -33,7 +33,7 @@ def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
 
 
 def read_test(task: Task, data_dir: str | None) -> Table:
-    """Read the test set alone: all of it, also where it is what `read_task` would cut in two.
+    """Read the whole test set, also where `read_task` would split the same file in two.
 
     Raises:
       InputError: as `read_task`.
@@ -57,8 +57,8 @@ def _folder(local: Local | Folder, root: Path) -> Path:
 def _read_local(local: Local | Folder, root: Path) -> tuple[Table, Table]:
     folder = _folder(local, root)
     if isinstance(local, Folder):
-        whole, tests = local.read(folder)
-        return _cut(whole) if tests is None else (whole, tests)
+        table, tests = local.read(folder)
+        return _cut(table) if tests is None else (table, tests)
     train = _first(folder, local.train)
     test = _first(folder, local.test)
     if train is None or (test is None and not local.cut):
@@ -79,7 +79,7 @@ def _first(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def _cut(table: Table) -> tuple[Table, Table]:
-    """Split one table into train and test with `CUT_SEED`."""
+    """Split a table into training and test set, with `CUT_SEED`."""
     size = len(table.texts)
     order = np.random.default_rng(CUT_SEED).permutation(size)
     cut = round(TEST_SHARE * size)
@@ -113,8 +113,8 @@ def _read_hub(name: str, hub: Hub, splits: list[str]) -> list[Table]:
 
 
 def _hub_table(hub: Hub, where: str, part: Any) -> Table:
-    wanted = [*hub.columns, hub.label, *([hub.group] if hub.group else [])]
-    raise_all(where, [f"no column {c!r}" for c in wanted if c not in part.column_names])
+    names = [*hub.columns, hub.label, *([hub.group] if hub.group else [])]
+    raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
     return Table(
         where,
         texts=list(part[hub.columns[0]]),

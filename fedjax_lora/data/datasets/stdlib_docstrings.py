@@ -1,13 +1,13 @@
-"""A task that every Python carries: which part of the standard library a docstring comes from.
+"""The built-in task `docstrings`: which part of the standard library a docstring comes from.
 
-The library's own source files are parsed (never imported) when the task is loaded, so the text
-differs a little between Python versions: compare results only within one version. The families
-follow the chapters of the Library Reference; packages that later versions dropped are used where
-they are present. A docstring may well name its module: it is left as it is, and that the task is
-not trivial follows from the split, which puts whole modules into either train or test.
+The source files of the running Python's standard library are parsed (never imported) when the task
+is loaded. The texts differ a little between Python versions, so results are comparable only within
+one version. The classes follow the chapters of the Library Reference; packages that later versions
+dropped are used where they exist. A docstring may name its module and is not changed; the task is
+not trivial because the split puts whole modules into either the training or the test set.
 
-Left out: tests, `lib2to3` and `distutils` (gone in later versions) and `encodings` (generated
-modules with one and the same docstring).
+Left out: tests, `lib2to3` and `distutils` (removed in later versions) and `encodings` (generated
+modules with identical docstrings).
 """
 
 import ast
@@ -61,31 +61,31 @@ _EXCLUDED = frozenset({"test", "tests", "idle_test"})
 
 @functools.cache
 def read(root: Path | None = None) -> tuple[Table, Table]:
-    """Read the task: (train, test), split by module.
+    """Read the task as (train, test), split by module.
 
     Args:
-      root: the folder of the standard library; by default this Python's.
+      root: the folder of the standard library; by default that of the running Python.
 
     Raises:
       InputError: there are no source files (a zipped or stripped library).
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     names = tuple(FAMILIES)
-    found = [
+    examples = [
         (names.index(family), module, text)
         for family, module, path in _modules(root)
         for text in _docstrings(path)
     ]
-    found = _without_duplicates(found)
-    if len({family for family, *_ in found}) < len(names):
+    examples = _without_duplicates(examples)
+    if len({family for family, *_ in examples}) < len(names):
         raise InputError(
             f"The task 'docstrings' needs the standard library's .py files, and {root} lacks them "
             "(zipped or stripped); choose another task."
         )
-    test = _test_modules(found)
-    train = [example for example in found if example[1] not in test]
-    held_out = [example for example in found if example[1] in test]
-    return _table(train), _table(held_out)
+    test_modules = _test_modules(examples)
+    train = [example for example in examples if example[1] not in test_modules]
+    test = [example for example in examples if example[1] in test_modules]
+    return _table(train), _table(test)
 
 
 def _modules(root: Path) -> Iterator[tuple[str, str, Path]]:
@@ -113,30 +113,30 @@ def _docstrings(path: Path) -> Iterator[str]:
             text = " ".join((ast.get_docstring(node) or "").split())
             if len(text) >= MIN_CHARACTERS and len(text.split()) >= MIN_WORDS:
                 yield text
-        # Only statements hold definitions; walking into expressions would take most of the time.
+        # Only statements contain definitions; visiting expressions would take most of the time.
         nested = [item for item in ast.iter_child_nodes(node) if isinstance(item, ast.stmt)]
         pending.extend(reversed(nested))
 
 
-def _without_duplicates(found: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """Keep a text once; drop it where two families have it, since its class is then arbitrary."""
+def _without_duplicates(examples: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """Keep each text once, and drop texts that occur in two families, whose class is ambiguous."""
     families = defaultdict(set)
     first = {}
-    for example in found:
+    for example in examples:
         key = example[2].casefold()
         families[key].add(example[0])
         first.setdefault(key, example)
     return [example for key, example in first.items() if len(families[key]) == 1]
 
 
-def _test_modules(found: list[tuple[int, str, str]]) -> set[str]:
+def _test_modules(examples: list[tuple[int, str, str]]) -> set[str]:
     """Choose whole modules for the test set until each family's share is near `TEST_SHARE`.
 
-    Modules come in the order of a checksum of their names: as good as random, and a module keeps
-    its side across Python versions as far as the sizes allow.
+    Modules are ordered by a checksum of their names, which is as good as random; a module stays in
+    its set across Python versions as far as the sizes allow.
     """
-    sizes = Counter((family, module) for family, module, _ in found)
-    totals = Counter(family for family, *_ in found)
+    sizes = Counter((family, module) for family, module, _ in examples)
+    totals = Counter(family for family, *_ in examples)
     taken: Counter[int] = Counter()
     test = set()
     for family, module in sorted(sizes, key=lambda key: (zlib.crc32(key[1].encode()), key)):

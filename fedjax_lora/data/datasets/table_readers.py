@@ -1,8 +1,8 @@
-"""Files on disk -> `Table`: named columns of a user's file, and the official forms of the tasks.
+"""Readers of tables: named columns of csv, tsv, jsonl, json and parquet files.
 
 Comma- and tab-separated files are read with the standard library's `csv` and not with the `csv`
-builder of `datasets`: the builder (pandas) turns the text "NA" or "null" into a missing value,
-fills short rows without a word, and cannot say in which row a file is broken.
+builder of `datasets`: the builder (pandas) turns the texts "NA" and "null" into missing values,
+pads short rows silently, and does not report the row in which a file is malformed.
 """
 
 import csv
@@ -19,10 +19,10 @@ from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.data.datasets.text_files import OPENERS, lines, open_text, plain_name, read_json
 
 LARGEST_PARQUET = 2**34
-"""Bytes, unpacked: what the columns that are read may say that they hold."""
+"""Largest uncompressed size in bytes that a parquet file may declare for the columns read."""
 
 MOST_ROWS = 10**8
-"""Of a parquet file, in which a row that repeats takes no bytes."""
+"""Largest number of rows of a parquet file, in which repeated rows take no bytes."""
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
 
@@ -36,7 +36,8 @@ def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int
       quoted: whether double quotes enclose fields; otherwise they are text.
 
     Raises:
-      InputError: while it is read: no such file, not UTF-8, too long a line, or broken quotes.
+      InputError: during iteration: the file is missing or not UTF-8, a line is too long, or quotes
+        are malformed.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     row = 0
@@ -55,7 +56,11 @@ def read_rows(path: Path, *, delimiter: str, quoted: bool) -> Iterator[tuple[int
 
 
 def check_width(path: Path, row: int, fields: Sequence[str], width: int) -> None:
-    """Refuse a row with a missing or an extra field."""
+    """Check the number of fields of a row.
+
+    Raises:
+      InputError: a field is missing or extra.
+    """
     if len(fields) != width:
         raise InputError(
             f"{path} row {row} has {len(fields)} fields where {width} are expected; "
@@ -79,11 +84,11 @@ def read_named(
       text: name of the text column.
       label: name of the label column.
       pair: name of the second text's column.
-      group: name of the column that says which natural client an example belongs to.
-      format: one of `FORMATS`; by default the file name's ending says it.
+      group: name of the column with the natural client of each example.
+      format: one of `FORMATS`; by default it follows from the ending of the file name.
 
     Raises:
-      InputError: no such file, column or format; a broken row; a missing value.
+      InputError: no such file, column or format; a malformed row; a missing value.
     """
     names = [name for name in (text, label, pair, group) if name is not None]
     columns, rows = read_columns(path, names, format=format)
@@ -103,15 +108,18 @@ def read_columns(
     """Read columns of a csv, tsv, jsonl, json or parquet file (.gz and .xz too), and row numbers.
 
     csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE);
-    jsonl holds one object per line, json one array of objects.
+    jsonl has one object per line, json one array of objects.
 
     Args:
       path: the file.
       names: the columns; each row must have a text or number in all of them.
-      format: one of `FORMATS`; by default the file name's ending says it.
+      format: one of `FORMATS`; by default it follows from the ending of the file name.
+
+    Returns:
+      The values of each column, and the number of each row in the file, from 1.
 
     Raises:
-      InputError: no such file, column or format; a broken row; a missing value.
+      InputError: no such file, column or format; a malformed row; a missing value.
     """
     format = format or _ending(path)
     if format not in FORMATS:
@@ -123,13 +131,13 @@ def read_columns(
 
 
 def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
-    """Named columns of a file whose ending says its format; None for any other ending.
+    """Read named columns of a file whose ending is in `FORMATS`; None for any other ending.
 
     Raises:
-      InputError: no such file or column; a broken row; a missing value.
+      InputError: no such file or column; a malformed row; a missing value.
     """
-    known = plain_name(path).suffix.lstrip(".") in FORMATS
-    return read_columns(path, names)[0] if known else None
+    is_table = plain_name(path).suffix.lstrip(".") in FORMATS
+    return read_columns(path, names)[0] if is_table else None
 
 
 def _ending(path: Path) -> str:
@@ -147,7 +155,7 @@ def _refuse_missing(path: Path, name: str, column: list[Any], rows: Sequence[int
         if isinstance(value, str) and not _is_text(value):
             raise InputError(
                 f"{path} row {row}: column {name!r} holds half a character (a lone surrogate); "
-                "write the text anew as UTF-8."
+                "save the text again as UTF-8."
             )
 
 
@@ -160,8 +168,8 @@ def _is_text(value: str) -> bool:
 
 
 def _check_header(path: Path, names: Sequence[str], header: Sequence[str]) -> None:
-    known = f"(columns: {', '.join(map(str, header))})"
-    problems = [f"no column {name!r} {known}" for name in names if name not in header]
+    columns = f"(columns: {', '.join(map(str, header))})"
+    problems = [f"no column {name!r} {columns}" for name in names if name not in header]
     problems += [f"column {name!r} occurs twice" for name in names if header.count(name) > 1]
     raise_all(str(path), problems)
 
@@ -170,18 +178,18 @@ def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool
     rows = read_rows(path, delimiter=delimiter, quoted=quoted)
     _, header = next(rows, (1, []))
     _check_header(path, names, header)
-    places = [header.index(name) for name in names]
-    numbers, kept = [], []
+    positions = [header.index(name) for name in names]
+    numbers, selected = [], []
     for number, fields in rows:
         check_width(path, number, fields, len(header))
         numbers.append(number)
-        kept.append([fields[place] for place in places])
-    columns = {name: [fields[i] for fields in kept] for i, name in enumerate(names)}
+        selected.append([fields[position] for position in positions])
+    columns = {name: [fields[i] for fields in selected] for i, name in enumerate(names)}
     return columns, numbers
 
 
 def _jsonl(path: Path, names: Sequence[str]):
-    numbers, kept = [], []
+    numbers, records = [], []
     with open_text(path) as stream:
         for number, line in enumerate(lines(path, stream), start=1):
             if not line.strip():
@@ -192,8 +200,8 @@ def _jsonl(path: Path, names: Sequence[str]):
                 reason = first_line(error)
                 raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
             numbers.append(number)
-            kept.append(record)
-    return _objects(path, names, kept, numbers)
+            records.append(record)
+    return _objects(path, names, records, numbers)
 
 
 def _json(path: Path, names: Sequence[str]):
@@ -212,7 +220,7 @@ def _objects(path: Path, names: Sequence[str], records: list[Any], numbers: Sequ
 
 
 def _parquet(path: Path, names: Sequence[str]):
-    import pyarrow  # comes with datasets; only this format needs it
+    import pyarrow  # a dependency of datasets; only this format needs it
     import pyarrow.parquet
 
     check_regular_file(path)
@@ -223,7 +231,7 @@ def _parquet(path: Path, names: Sequence[str]):
             _check_unpacked(path, names, file.metadata)
             table = file.read(columns=list(names))
         return {name: table.column(name).to_pylist() for name in names}, range(1, len(table) + 1)
-    # Besides its own errors, those of the system and of broken dates and texts in it.
+    # Besides errors of pyarrow: those of the system, and of malformed dates and texts in the file.
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError,
             OverflowError, KeyError) as error:  # fmt: skip
         raise InputError(
@@ -235,8 +243,8 @@ def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:
     """Refuse a file that would take too much memory, before it is read."""
     if metadata.num_rows > MOST_ROWS:
         raise InputError(
-            f"{path} says that it holds {metadata.num_rows} rows, more than the {MOST_ROWS} that "
-            "are read; split it."
+            f"{path} declares {metadata.num_rows} rows, more than the {MOST_ROWS} that are read; "
+            "split it."
         )
     total = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -245,8 +253,8 @@ def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:
         total += sum(abs(c.total_uncompressed_size) for c in parts)
     if total > LARGEST_PARQUET:
         raise InputError(
-            f"{path} says that it holds {total} bytes in the columns {', '.join(names)}, more than "
-            f"the {LARGEST_PARQUET} that are read; split it."
+            f"{path} declares {total} bytes in the columns {', '.join(names)}, more than the "
+            f"{LARGEST_PARQUET} that are read; split it."
         )
 
 

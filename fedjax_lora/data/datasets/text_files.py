@@ -1,4 +1,4 @@
-"""Text files, as they are or packed (.gz, .xz)."""
+"""Text files, plain or compressed (.gz, .xz)."""
 
 import contextlib
 import gzip
@@ -14,22 +14,22 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 
 LONGEST_LINE = 2**24
-"""Characters; a text is cut to some hundred tokens anyway."""
+"""Characters of the longest line; texts are cut to some hundred tokens anyway."""
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def plain_name(path: Path) -> Path:
-    """The path without the ending that says how it is packed."""
+    """Remove the ending .gz or .xz from a path."""
     return path.with_suffix("") if path.suffix in OPENERS else path
 
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open plain, .gz or .xz text as UTF-8, with or without BOM, line ends untouched.
+    """Open plain, .gz or .xz text as UTF-8, with or without BOM, with unchanged line ends.
 
     Raises:
-      InputError: the file is absent, damaged or not UTF-8; also while it is being read.
+      InputError: the file is missing, damaged or not UTF-8; also raised while it is read.
     """
     check_regular_file(path)
     opener = OPENERS.get(path.suffix, open)
@@ -43,7 +43,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def lines(path: Path, stream: TextIO) -> Iterator[str]:
-    """The lines of a text, none of them too long to hold: compressed files may hold anything.
+    """Iterate over lines with a limit on their length, since a compressed file may expand a lot.
 
     Raises:
       InputError: a line of more than `LONGEST_LINE` characters.
@@ -59,7 +59,7 @@ def lines(path: Path, stream: TextIO) -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value (.gz and .xz too).
+    """Read one JSON value from a text file (.gz and .xz too).
 
     Raises:
       InputError: the file cannot be read or is not JSON.

@@ -1,4 +1,4 @@
-"""Measurements of a round, on effective weights and by the same code for every method."""
+"""Diagnostics of a round, computed on effective weights by the same code for every method."""
 
 from fedjax_lora.federated.diagnostics.client_memory import (
     ClientMemory,

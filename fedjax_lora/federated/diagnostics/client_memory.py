@@ -1,8 +1,8 @@
-"""What a real client would have to hold in memory to do its part of a round.
+"""Memory of a client on its own device during local training.
 
-The simulation holds the base once and every adapter at rank `R`; these are the numbers of a client
-alone on its device, from the masks it begins with, by the same code for every method. Activations
-are not counted: they depend on batch, length and implementation, not on the method.
+The simulation stores the base once and every adapter at rank `R`. These are the numbers of a real
+client, computed from its masks at the start of the round by the same code for every method.
+Activations are not counted: they depend on batch, length and implementation, not on the method.
 """
 
 from typing import Any, NamedTuple
@@ -20,18 +20,18 @@ from fedjax_lora.methods.base import FLOAT_BYTES
 
 
 class ClientMemory(NamedTuple):
-    """Bytes per client, ``int64[c]``, but for ``trained``."""
+    """Memory per client in bytes, ``int64[c]``; ``trained`` is a number of parameters."""
 
-    base: np.ndarray  # the frozen model, the same for all
-    adapter: np.ndarray  # components that act, both factors
+    base: np.ndarray  # the frozen model, the same for all clients
+    adapter: np.ndarray  # both factors of the active components
     head: np.ndarray
-    trained: np.ndarray  # how many numbers the client trains, adapter and head
+    trained: np.ndarray  # number of trained parameters, adapter and head
     gradient: np.ndarray
     optimizer: np.ndarray
 
     @property
     def total(self) -> np.ndarray:
-        """Bytes of everything, ``int64[c]``."""
+        """Total bytes, ``int64[c]``."""
         return self.base + self.adapter + self.head + self.gradient + self.optimizer
 
 
@@ -44,22 +44,22 @@ def estimate_client_memory(
     train_head: bool,
     optimizer: optax.GradientTransformation,
 ) -> ClientMemory:
-    """The memory of each client of a cohort, on the host.
+    """Estimate the memory of each client of a cohort, on the host.
 
-    A module that acts but is not trained (folded, in Fed-PLoRA) counts as part of the adapter, not
-    as a copy of the kernel it is folded into.
+    A component that is active but not trained (folded, in Fed-PLoRA) counts as part of the adapter,
+    not as a copy of the kernel it is folded into.
 
     Args:
-      spec: the sites.
-      start: what the clients begin with.
+      spec: the adapted layers.
+      start: start parameters and masks of the clients.
       base: the frozen model without its head, arrays or shapes.
       head: the task head, arrays or shapes.
-      train_head: whether clients train it.
-      optimizer: of local training. Its state is what it is for the whole adapter and head, in
-        proportion to the numbers trained, plus its scalars.
+      train_head: whether clients train the head.
+      optimizer: of local training. The size of its arrays is scaled from the whole adapter and head
+        to the trained parameters; its scalars are added.
     """
     trained = trained_entries(spec, start)
-    acting = [
+    active = [
         np.count_nonzero(np.asarray(start.gain[s.path]).reshape(len(trained), -1), axis=1)
         * (s.inputs + s.outputs + bool(start.coefficients))
         for s in spec.targets
@@ -68,11 +68,11 @@ def estimate_client_memory(
     per_number, scalars = _state_bytes(optimizer, ClientParams(spec.shapes(), shapes))
     if train_head:
         trained = trained + sum(x.size for x in jax.tree.leaves(head))
-    alike = lambda size: np.full_like(trained, size)  # noqa: E731
+    for_all = lambda size: np.full_like(trained, size)  # noqa: E731
     return ClientMemory(
-        base=alike(trees.size_bytes(base)),
-        adapter=FLOAT_BYTES * sum(acting, start=alike(0)),
-        head=alike(trees.size_bytes(head)),
+        base=for_all(trees.size_bytes(base)),
+        adapter=FLOAT_BYTES * sum(active, start=for_all(0)),
+        head=for_all(trees.size_bytes(head)),
         trained=trained,
         gradient=FLOAT_BYTES * trained,
         optimizer=np.rint(per_number * trained).astype(np.int64) + scalars,
@@ -80,7 +80,7 @@ def estimate_client_memory(
 
 
 def trained_entries(spec: LoraSpec, start: ClientInit) -> np.ndarray:
-    """How many numbers of its adapter each client trains, by the masks: ``int64[c]``."""
+    """Count the adapter parameters that each client trains, from its masks: ``int64[c]``."""
 
     def leaf(mask: Any, full: Any) -> np.ndarray:
         rows = np.asarray(mask).reshape(len(mask), -1)
@@ -95,7 +95,7 @@ def trained_entries(spec: LoraSpec, start: ClientInit) -> np.ndarray:
 
 def _state_bytes(optimizer: optax.GradientTransformation, params: Any) -> tuple[float, int]:
     """Bytes of the optimizer's state per trained number, and of its scalars."""
-    with jax.numpy_dtype_promotion("standard"):  # as optax is written
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on JAX's standard promotion rules
         state = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
     numbers = sum(x.size for x in jax.tree.leaves(params))
     arrays = [x for x in state if x.ndim > 0]

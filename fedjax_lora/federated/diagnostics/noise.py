@@ -1,10 +1,11 @@
-"""The two noises of a heterogeneous round, on effective weights.
+"""Initialization noise and aggregation noise of a round with mixed ranks, on effective weights.
 
 Both are distances between models, ``||W - W'||_F`` over all adapted kernels together, so they do
-not depend on how a method writes its models down. They come from factors (`lowrank.norm`): a
-difference of products is the product of two stacks.
+not depend on how a method factorises its models. They are computed from factors
+(`fedjax_lora.core.linalg.norm`): a difference of products is a product of stacked factors.
 
-Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936, name the noises; norms and means are ours.
+Zhang, Hu, Xu, "Fed-PLoRA", arXiv 2602.16936, name the noises; the norms and means are this
+library's choice.
 """
 
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from fedjax_lora.methods.svd import weighted_stack
 
 
 class AggregationNoise(NamedTuple):
-    """How far the server's new model is from the ideal one, and how far that one moved."""
+    """Distance of the server's new model from the ideal one, and the ideal change of the model."""
 
     noise: Array  # float32[], ||W_after - ideal||
     ideal: Array  # float32[], ||ideal - W_before||
@@ -33,19 +34,27 @@ class AggregationNoise(NamedTuple):
 def initialization_noise(
     spec: LoraSpec, server: ServerState, start: ClientInit
 ) -> Float[Array, "c"]:
-    """Distance between the server's model before the round and what each client starts from.
+    """Distance between the server's model before the round and each client's start model.
 
-    ``||s a b - g a_k b_k||_F`` with the server's and the client's gains, written as the product of
-    ``[s (a - a_k), a_k]`` and ``[b; s (b - b_k) + (s - g) b_k]``: every term holds a difference of
-    values as they are, so a client that starts at the server's factors has exactly 0. Base kernels
-    drop out, since a method that changes them hands them to every client.
+    ``||s a b - g a_k b_k||_F`` with the server's and the client's gains `s` and `g`, computed as
+    the product of ``[s (a - a_k), a_k]`` and ``[b; s (b - b_k) + (s - g) b_k]``. Each term contains
+    a difference of stored values, so a client that starts at the server's factors has exactly 0.
+    Base kernels cancel, because a method that changes them sends them to every client.
+
+    Args:
+      spec: the adapted layers.
+      server: the server state before the round.
+      start: start parameters of the clients.
+
+    Returns:
+      ``float32[c]``.
     """
     gain = lora.uniform_gain(spec)
-    begun = lora.fold(start.adapter, start.coefficients)
+    start_adapter = lora.fold(start.adapter, start.coefficients)
 
-    def target(path: str) -> Array:
+    def distance(path: str) -> Array:
         (a, b), s = per_client(server.adapter[path]), gain[path][None]  # [1, (L,) ...]
-        (a_k, b_k), g = begun[path], start.gain[path]  # [c, (L,) ...]
+        (a_k, b_k), g = start_adapter[path], start.gain[path]  # [c, (L,) ...]
         left = s[..., None, :] * (a - a_k)
         right = s[..., :, None] * (b - b_k) + (s - g)[..., :, None] * b_k
         return linalg.norm(
@@ -56,7 +65,7 @@ def initialization_noise(
         )
 
     count = start.gain[spec.targets[0].path].shape[0]
-    return _together(target(path).reshape(count, -1) for path in start.adapter)
+    return _total_norm(distance(path).reshape(count, -1) for path in start.adapter)
 
 
 def aggregation_noise(
@@ -69,20 +78,20 @@ def aggregation_noise(
     *,
     weights: Weights = "examples",
 ) -> AggregationNoise:
-    """``||W_after - sum_k p_k W_k||_F`` and ``||sum_k p_k W_k - W_before||_F``, both float32[].
+    """Compute ``||W_after - sum_k p_k W_k||_F`` and ``||sum_k p_k W_k - W_before||_F``.
 
     ``W_k = W + gain_k a_k b_k`` is client `k`'s model after training. Kernels that a method changed
     are subtracted as they are stored, so the rounding of the server's addition is part of the
-    noise. Both are 0 if nobody is present.
+    noise. Both are 0 if no client is present.
 
     Args:
-      spec: the sites.
-      before: the server at the start of the round.
-      cohort: absent clients (weight 0) have no influence, even if they are not finite.
-      start: what the clients started from.
-      result: their adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
-      after: the server at the end of the round.
-      weights: ``p_k`` by number of examples, or equal.
+      spec: the adapted layers.
+      before: the server state at the start of the round.
+      cohort: absent clients (weight 0) have no influence, even if their values are not finite.
+      start: start parameters of the clients.
+      result: the clients' adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
+      after: the server state at the end of the round.
+      weights: whether ``p_k`` is the share of examples, or equal for all clients.
     """
     share = shares(cohort.weight, weights)
     gain = lora.uniform_gain(spec)
@@ -95,7 +104,7 @@ def aggregation_noise(
             jnp.concatenate([mean.b, b], axis=-2),
         )
 
-    def target(path: str) -> tuple[Array, Array]:
+    def distances(path: str) -> tuple[Array, Array]:
         mean = weighted_stack(result[path], start.gain[path], share)
         missed = difference(mean, after, path)
         if path in after.kernels:
@@ -105,16 +114,16 @@ def aggregation_noise(
             noise = linalg.norm(missed)
         return noise, linalg.norm(difference(mean, before, path))
 
-    noises, ideals = zip(*map(target, result), strict=True)
-    somebody = jnp.any(cohort.weight > 0)
+    noises, ideals = zip(*map(distances, result), strict=True)
+    any_present = jnp.any(cohort.weight > 0)
     return AggregationNoise(
         *(
-            jnp.where(somebody, _together(norm.reshape(1, -1) for norm in norms)[0], 0.0)
+            jnp.where(any_present, _total_norm(norm.reshape(1, -1) for norm in norms)[0], 0.0)
             for norms in (noises, ideals)
         )
     )
 
 
-def _together(norms: Iterable[Float[Array, "c _"]]) -> Float[Array, "c"]:
-    """The norm over all sites and layers from those of each."""
+def _total_norm(norms: Iterable[Float[Array, "c _"]]) -> Float[Array, "c"]:
+    """Norm over all adapted layers, from the norms of the single layers."""
     return jnp.linalg.norm(jnp.concatenate(list(norms), axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""Which client gets which rank: at the start, and where clients are scored, later."""
+"""Rank allocation: the ranks of clients at the start of a run, and schedules that change them."""
 
 from collections.abc import Callable
 
@@ -25,30 +25,47 @@ ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
 def allocate(
     spec: str, *, clients: int, seed: int, quality: np.ndarray | None = None, component_size: int
 ) -> Allocation:
-    """The ranks of all clients at the start, and how they change.
+    """Allocate a rank to every client.
 
     Args:
-      spec: the rule with its options.
-      clients: `N`.
-      seed: of the run.
-      quality: ``bool[N]``, from the partition ``quality(...)``.
+      spec: a name in `ALLOCATIONS`, with options.
+      clients: number of clients `N`.
+      seed: seed of the run.
+      quality: ``bool[N]``, the high-quality clients of the partition ``quality(...)``.
       component_size: numbers in one component, see `fedjax_lora.lora.LoraSpec`.
+
+    Returns:
+      The ranks at the start, and the schedule that changes them, if any.
 
     >>> spec = "tiers(ranks=[4, 16], shares=[0.75, 0.25])"
     >>> allocate(spec, clients=8, seed=0, component_size=1).ranks.tolist()
     [4, 4, 16, 4, 16, 4, 4, 4]
 
     Raises:
-      InputError: unknown rule or option, a rank below 1 or not an integer.
+      InputError: unknown allocation or option, a rank below 1 or not an integer.
     """
     population = Population(clients, seed, quality, component_size)
-    made = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
-    every = made.possible
-    if not np.issubdtype(every.dtype, np.integer) or every.min() < 1 or every.max() >= 2**31:
+    allocation = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
+    ranks = allocation.possible
+    if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1 or ranks.max() >= 2**31:
         raise InputError(
             f"Rank allocation {spec!r} gives ranks that are not integers of at least 1."
         )
-    return made._replace(ranks=made.ranks.astype(np.int32))
+    return allocation._replace(ranks=allocation.ranks.astype(np.int32))
 
 
-__all__ = ["ALLOCATIONS", "Allocation", "ClientScores", "Population", "RankSchedule", "allocate"]
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "ClientScores",
+    "Population",
+    "RankSchedule",
+    "allocate",
+    "budget",
+    "by_quality",
+    "fixed",
+    "loss_based",
+    "random",
+    "table",
+    "tiers",
+]

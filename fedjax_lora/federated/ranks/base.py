@@ -1,4 +1,4 @@
-"""What a rank allocation is made from, and what it is."""
+"""Inputs and result of a rank allocation."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from fedjax_lora.federated.ranks.schedule import RankSchedule
 
 
 class Population(NamedTuple):
-    """What a rule knows about the federation."""
+    """The federation, as rank allocations see it."""
 
     clients: int  # N
     seed: int
@@ -17,17 +17,17 @@ class Population(NamedTuple):
 
     @property
     def rng(self) -> np.random.Generator:
-        """The draws of an allocation, from the first."""
+        """A new generator for the random draws of an allocation."""
         return np.random.default_rng([self.seed, 2])
 
 
 class Allocation(NamedTuple):
-    """Who has which rank."""
+    """Ranks of all clients."""
 
     ranks: np.ndarray  # int32[N], at the start
-    schedule: RankSchedule | None = None  # how they change, if they do
+    schedule: RankSchedule | None = None  # changes the ranks during the run; None keeps them
 
     @property
     def possible(self) -> np.ndarray:
-        """All ranks that may occur, with repetitions; the largest is `R`."""
+        """All ranks that may occur, possibly repeated; the largest is `R`."""
         return self.ranks if self.schedule is None else np.array(self.schedule.levels)

@@ -1,8 +1,8 @@
-"""How good each client's own model is on the server's validation examples, as compiled functions.
+"""Client scoring: evaluates each client's trained model on the server's validation examples.
 
-``seen = score_fn(base, data, validation, state, plan, key)`` trains a cohort exactly as a round
-with this plan would and evaluates every client's model; nothing is aggregated. It works in all
-modes of `fedjax_lora.federated.execution` and compiles once.
+``result = score_fn(base, data, validation, state, plan, key)`` trains a cohort exactly as a round
+with this plan would and evaluates every client's model, without aggregation. It works in all modes
+of `fedjax_lora.federated.execution` and compiles once.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,57 +30,67 @@ from fedjax_lora.federated import (
 
 
 class ValidationResult(NamedTuple):
-    """What validation finds, per client of the cohort."""
+    """Validation loss and accuracy of each client of a cohort."""
 
-    loss: Array  # float32[c], mean over what is predicted; not finite for a broken model
+    loss: Array  # float32[c], mean over the predictions; not finite for a model that diverged
     accuracy: Array  # float32[c], share of predictions whose highest logit is right
 
 
-class Rows(NamedTuple):
-    """The validation examples that fit into one of the length buckets, in batches."""
+class LengthBucket(NamedTuple):
+    """Batches of the validation examples that fit into one length bucket."""
 
     size: int  # tokens
-    index: np.ndarray  # int32[s, n]
-    valid: np.ndarray  # bool[s, n]
+    index: np.ndarray  # int32[s, n], rows of the validation set
+    valid: np.ndarray  # bool[s, n], false where a batch is not full
 
 
 ScoreFn = Callable[[Params, Any, Any, FederatedState, Plan, Key], ValidationResult]
 
 
-def bucket_by_length(length: np.ndarray, buckets: Sequence[int], *, batch: int) -> list[Rows]:
-    """Every example once, each in the first of the ascending buckets it fits into.
+def bucket_by_length(
+    length: np.ndarray, buckets: Sequence[int], *, batch: int
+) -> list[LengthBucket]:
+    """Assign every example to the first length bucket that it fits into, and cut batches.
 
-    The batches of a bucket are as small as their number allows: all that is in them is computed.
+    Padding rows of a batch are computed too, so the batches of a bucket are as small as their
+    number allows.
 
-    >>> rows = bucket_by_length(np.array([3, 9, 2, 4]), (4, 9), batch=2)
-    >>> [(part.size, part.index.tolist()) for part in rows]
+    >>> buckets = bucket_by_length(np.array([3, 9, 2, 4]), (4, 9), batch=2)
+    >>> [(bucket.size, bucket.index.tolist()) for bucket in buckets]
     [(4, [[0, 2], [3, 3]]), (9, [[1]])]
+
+    Args:
+      length: ``int[E]``, tokens of each example.
+      buckets: lengths in tokens, ascending.
+      batch: largest number of examples in a batch.
     """
-    fits = np.searchsorted(np.asarray(buckets), length)
-    made = []
-    for n, size in enumerate(buckets):
-        own = np.flatnonzero(fits == n).astype(np.int32)
-        if len(own):
-            steps = -(-len(own) // batch)
-            each = -(-len(own) // steps)
-            filled = np.pad(own, (0, steps * each - len(own)), mode="edge")
-            valid = np.arange(steps * each) < len(own)
-            made.append(Rows(size, filled.reshape(steps, each), valid.reshape(steps, each)))
-    return made
+    bucket = np.searchsorted(np.asarray(buckets), length)
+    filled_buckets = []
+    for number, size in enumerate(buckets):
+        examples = np.flatnonzero(bucket == number).astype(np.int32)
+        if len(examples):
+            steps = -(-len(examples) // batch)
+            rows = -(-len(examples) // steps)
+            index = np.pad(examples, (0, steps * rows - len(examples)), mode="edge")
+            valid = np.arange(steps * rows) < len(examples)
+            filled_buckets.append(
+                LengthBucket(size, index.reshape(steps, rows), valid.reshape(steps, rows))
+            )
+    return filled_buckets
 
 
 def make_validate_fn(
-    objective: Objective, rows: Sequence[Rows]
+    objective: Objective, buckets: Sequence[LengthBucket]
 ) -> Callable[[Params, Any, Clients, Array], ValidationResult]:
-    """Evaluate a wave of clients on the validation examples, without dropout.
+    """Make the function that evaluates a step group of clients on the validation examples.
 
     Args:
       objective: the task.
-      rows: which examples, see `bucket_by_length`.
+      buckets: the validation examples, see `bucket_by_length`.
 
     Returns:
-      ``validate(base, data, clients, rate) -> ValidationResult [w]`` of the clients' parameters; as
-      local training is called, and the learning rate is not used.
+      ``validate(base, data, clients, rate) -> ValidationResult [w]`` of the clients' parameters,
+      without dropout. The signature is that of local training; the learning rate is not used.
     """
 
     def validate(base: Params, data: Any, clients: Clients, rate: Array) -> ValidationResult:
@@ -97,12 +107,13 @@ def make_validate_fn(
 
         count = clients.rank.shape[0]
         sums = Score(*(jnp.zeros(count) for _ in Score._fields))
-        for part in rows:
+        for bucket in buckets:
 
-            def step(carry: Score, batch: tuple, size: int = part.size) -> tuple[Score, None]:
+            def step(carry: Score, batch: tuple, size: int = bucket.size) -> tuple[Score, None]:
                 return jax.tree.map(jnp.add, carry, batch_sums(size, *batch)), None
 
-            sums, _ = jax.lax.scan(step, sums, (jnp.asarray(part.index), jnp.asarray(part.valid)))
+            batches = (jnp.asarray(bucket.index), jnp.asarray(bucket.valid))
+            sums, _ = jax.lax.scan(step, sums, batches)
         return ValidationResult(sums.loss / sums.count, sums.hits / sums.count)
 
     return validate
@@ -118,7 +129,7 @@ def make_score_fn(
     Args:
       client_update: local training, see `fedjax_lora.federated.make_client_update`.
       validate: see `make_validate_fn`.
-      execution: that of ``client_update``.
+      execution: how clients are executed, the same as for ``client_update``.
 
     Returns:
       ``score_fn(base, data, validation, state, plan, key) -> ValidationResult``; ``state`` is not
@@ -131,10 +142,10 @@ def make_score_fn(
     ) -> ValidationResult:
         local = client_update(base, data, state, plan, key)
         full = with_kernels(base, state.server.kernels)
-        own = local.clients._replace(params=local.trained)
-        seen = validate_cohort(full, validation, own, plan.rate)
-        sound = all_finite(local.trained)
-        return seen._replace(loss=jnp.where(sound, seen.loss, jnp.inf))
+        trained = local.clients._replace(params=local.trained)
+        result = validate_cohort(full, validation, trained, plan.rate)
+        finite = all_finite(local.trained)
+        return result._replace(loss=jnp.where(finite, result.loss, jnp.inf))
 
     if execution.mode == "loop":
         return score_fn

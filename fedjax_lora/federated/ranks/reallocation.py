@@ -1,8 +1,8 @@
-"""Ranks that change during a run: once a round, score who is to be scored and decide.
+"""Rank reallocation: scores clients before a round and changes ranks by the scores.
 
-The whole memory of it are the ranks and the `fedjax_lora.federated.ranks.ClientScores`, both arrays
-on the host; everything else comes from (seed, round, client). So a resumed run goes on as it would
-have.
+Its state consists of the ranks and the `fedjax_lora.federated.ranks.ClientScores`, both arrays on
+the host; everything else follows from (seed, round, client). A resumed run therefore continues
+exactly as an uninterrupted one.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,81 +28,84 @@ Reallocate = Callable[
 def keep_ranks(
     round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
 ) -> tuple[FederatedState, np.ndarray, ClientScores]:
-    """Ranks that nobody reviews."""
+    """Keep all ranks."""
     return state, rank, scores
 
 
 def make_reallocate(
-    review: RankSchedule,
+    schedule: RankSchedule,
     federation: Federation,
     score: Callable[[FederatedState, Plan], ValidationResult] | None,
     renew: Callable[[Adapter], Adapter],
 ) -> Reallocate:
-    """What happens to ranks before a round.
+    """Make the function that updates ranks and scores before a round.
 
     Args:
-      review: when clients are scored and what follows.
-      federation: plans the training of those who are scored.
+      schedule: when clients are scored, and how scores become ranks.
+      federation: plans the local training of the scored clients.
       score: trains and evaluates the clients of a plan, see
-        `fedjax_lora.federated.ranks.client_scoring`; None if the review needs no validation.
-      renew: the global adapter with new components beyond the low rank, see `reinitialize_above`;
-        used when clients are first promoted, if the review wants those components ``fresh``.
+        `fedjax_lora.federated.ranks.client_scoring`; None if the schedule needs no validation.
+      renew: returns the global adapter with new components beyond the low rank, see
+        `reinitialize_above`; used when clients are first promoted, if the schedule's ``promoted``
+        is ``fresh``.
 
     Returns:
-      ``reallocate(round, rate, state, rank, scores) -> (state, rank, scores)``: ranks decided on
-      the scores of the round before, then the scores of this one, from the state it begins with.
+      ``reallocate(round, rate, state, rank, scores) -> (state, rank, scores)``. The new ranks
+      follow from the scores of the round before; then the clients due in this round are scored,
+      starting from the state at its beginning.
     """
 
-    def measured(round: int, rate: float, state: FederatedState, ids: np.ndarray) -> np.ndarray:
+    def score_clients(
+        round: int, rate: float, state: FederatedState, ids: np.ndarray
+    ) -> np.ndarray:
         if score is None:
-            return review.draw(round, ids, len(federation.members))
-        low = np.full(len(federation.members), review.low)
+            return schedule.draw(round, ids, len(federation.members))
+        low = np.full(len(federation.members), schedule.low)
         values = np.full(len(federation.members), np.nan)
         for part in federation.parts(ids):
             plan = federation.plan(round, low, rate, ids=part)
             present = plan.weight > 0
-            seen = score(state, plan)
-            loss, accuracy = (np.asarray(x)[present] for x in seen)
-            values[plan.id[present]] = review.value(loss, accuracy)
+            loss, accuracy = (np.asarray(x)[present] for x in score(state, plan))
+            values[plan.id[present]] = schedule.value(loss, accuracy)
         return values[ids]
 
     def reallocate(
         round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
     ) -> tuple[FederatedState, np.ndarray, ClientScores]:
         if scores.has_round(round - 1):
-            rank = review.ranks(scores)
-            if review.promoted == "fresh" and round == 1:
+            rank = schedule.ranks(scores)
+            if schedule.promoted == "fresh" and round == 1:
                 server = state.server
                 state = state._replace(server=server._replace(adapter=renew(server.adapter)))
-        ids = review.due(round, federation.sample(round), scores)
+        ids = schedule.due(round, federation.sample(round), scores)
         if len(ids):
-            scores = scores.updated(ids, measured(round, rate, state, ids), round)
+            scores = scores.updated(ids, score_clients(round, rate, state, ids), round)
         return state, rank, scores
 
     return reallocate
 
 
 def scoring_ranks(
-    review: RankSchedule | None, federation: Federation, scores: ClientScores, round: int
+    schedule: RankSchedule | None, federation: Federation, scores: ClientScores, round: int
 ) -> list[np.ndarray]:
-    """The ranks at which clients trained to be scored before a round, cohort by cohort.
+    """Ranks of the clients that trained to be scored before a round, cohort by cohort.
 
-    Each of these clients has received what a round begins with at its rank, and sent its model to
-    the server, which validates it.
+    Each of these clients has received the adapter and head at its rank, as at the start of a round,
+    and has sent its model to the server for validation; see the cost of scoring in `loss_based`.
     """
-    if review is None or not review.needs_validation:
+    if schedule is None or not schedule.needs_validation:
         return []
     ids = np.flatnonzero(scores.round == round)
-    return [np.full(len(part), review.low) for part in federation.parts(ids)]
+    return [np.full(len(part), schedule.low) for part in federation.parts(ids)]
 
 
 def reinitialize_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:
-    """The adapter with its components from ``rank`` on exchanged for fresh ones.
+    """Replace the adapter's components from ``rank`` on by those of ``fresh``.
 
-    Each array stays where it was, so that the round does not compile again.
+    Each array keeps its sharding, so that the round does not compile again.
     """
-    kept = lora.prefix_mask(jnp.asarray(rank), spec.rank)
-    mask = lora.factor_mask(lora.spread(spec, kept))
+    keep = lora.prefix_mask(jnp.asarray(rank), spec.rank)
+    mask = lora.factor_mask(lora.spread(spec, keep))
     return jax.tree.map(
         lambda m, old, new: jax.device_put(jnp.where(m, old, new), old.sharding),
         mask,
@@ -112,7 +115,7 @@ def reinitialize_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapt
 
 
 def histogram(rank: Sequence[int] | np.ndarray) -> dict[str, int]:
-    """How many clients have each rank, as a JSON object.
+    """Count the clients of each rank, as a JSON object.
 
     >>> histogram([4, 16, 4])
     {'4': 2, '16': 1}

@@ -1,7 +1,7 @@
-"""Ranks by score: everybody begins low, the best share gets the high rank.
+"""Rank schedules: the best-scored clients get the high rank, all others the low one.
 
-All of it is on the host and in NumPy; what the scores are is found out by
-`fedjax_lora.federated.ranks.client_scoring`.
+This module works on the host, in NumPy; `fedjax_lora.federated.ranks.client_scoring` computes the
+scores.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ NEVER = -1
 
 
 class ClientScores(NamedTuple):
-    """The last score of every client; the lowest is promoted first."""
+    """The latest score of every client; the lowest score is promoted first."""
 
     value: np.ndarray  # float64[N]
-    round: np.ndarray  # int32[N], the round it is of, counted from 0, or NEVER
+    round: np.ndarray  # int32[N], the round of the score, counted from 0, or NEVER
 
     @classmethod
     def initial(cls, clients: int) -> "ClientScores":
-        """Nobody has been scored."""
+        """Scores at the start of a run: no client has one."""
         return cls(np.full(clients, np.inf), np.full(clients, NEVER, np.int32))
 
     def is_scored(self) -> np.ndarray:
-        """Who has been scored: ``bool[N]``."""
+        """Clients that have a score: ``bool[N]``."""
         return self.round != NEVER
 
     def has_round(self, round: int) -> bool:
-        """Whether a round brought new scores."""
+        """Whether any score is of this round."""
         return bool(np.any(self.is_scored() & (self.round == round)))
 
     def updated(self, ids: np.ndarray, value: np.ndarray, round: int) -> "ClientScores":
-        """These scores with those of some clients exchanged."""
+        """Return the scores with new values for some clients."""
         new = ClientScores(self.value.copy(), self.round.copy())
         new.value[ids], new.round[ids] = value, round
         return new
@@ -47,13 +47,13 @@ class ClientScores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankSchedule:
-    """When clients are scored, and what their scores mean for their ranks."""
+    """When clients are scored, and how scores become ranks; the options of `loss_based`."""
 
     low: int
     high: int
-    share: int | float  # of the clients scored
+    share: int | float  # share of the scored clients that is promoted
     score: ScoreBy
-    every: int | None
+    every: int | None  # rounds between scorings; None scores once
     scored: ScoredClients
     order: PromotionOrder
     promoted: PromotedInit
@@ -61,42 +61,45 @@ class RankSchedule:
 
     @property
     def levels(self) -> tuple[int, int]:
-        """Both ranks."""
+        """The two ranks, the lower first."""
         return self.low, self.high
 
     @property
     def needs_validation(self) -> bool:
-        """Whether a score takes training and validating."""
+        """Whether scoring trains and validates clients."""
         return self.order != "random"
 
     def due(self, round: int, cohort: np.ndarray, scores: ClientScores) -> np.ndarray:
-        """Ids of the clients to score in a round, whose cohort is given."""
+        """Ids of the clients to score in a round with the given cohort."""
         ids = np.arange(len(scores.value)) if self.scored == "all" else cohort
         if self.every is None:
             return ids[~scores.is_scored()[ids]]
         return ids if round % self.every == 0 else ids[:0]
 
     def value(self, loss: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-        """The order's value of some clients' measurements; a broken client is last in any order."""
-        badness = loss if self.score == "loss" else -accuracy
-        value = -badness if self.order == "worst" else badness
+        """Turn validation results into scores; a client with a non-finite loss ranks last."""
+        error = loss if self.score == "loss" else -accuracy
+        value = -error if self.order == "worst" else error
         return np.where(np.isfinite(loss), value.astype(np.float64), np.inf)
 
     def draw(self, round: int, ids: np.ndarray, clients: int) -> np.ndarray:
-        """Values of the random order, from (seed, round, client)."""
+        """Draw the scores of the random order, which depend on (seed, round, client)."""
         return np.random.default_rng([self.seed, 3, round]).random(clients)[ids]
 
     def ranks(self, scores: ClientScores) -> np.ndarray:
-        """Everybody's rank: ``int32[N]``. The smaller id wins a tie, clients not scored are low."""
-        known = np.flatnonzero(scores.is_scored())
-        winners = known[np.argsort(scores.value[known], kind="stable")]
+        """Ranks of all clients: ``int32[N]``.
+
+        The smaller id wins a tie; clients without a score have the low rank.
+        """
+        scored = np.flatnonzero(scores.is_scored())
+        best_first = scored[np.argsort(scores.value[scored], kind="stable")]
         ranks = np.full(len(scores.value), self.low, np.int32)
-        ranks[winners[: share_of(self.share, len(known))]] = self.high
+        ranks[best_first[: share_of(self.share, len(scored))]] = self.high
         return ranks
 
 
 def share_of(share: int | float, count: int) -> int:
-    """``ceil(share * count)``, the share taken as the decimal number it is written as.
+    """Compute ``ceil(share * count)`` exactly, with the share as the decimal number it prints as.
 
     In floating point ``0.07 * 100`` is a little above 7.
 

@@ -1,4 +1,4 @@
-"""Ranks that do not look at what clients learn: given, by share, at random, by budget."""
+"""Static rank allocations: fixed, by tiers, at random, from a table, by budget."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.ranks.base import Allocation, Population
 
 Shares = Literal["uniform", "heavy_tail", "normal"]
-NUMBERS = {"message": 1, "memory": 4}  # memory: value, gradient and Adam's two moments
+NUMBERS = {"message": 1, "memory": 4}  # per parameter; memory: value, gradient, Adam's moments
 FLOAT_BYTES = 4
 
 
 def fixed(population: Population, *, rank: int) -> Allocation:
-    """The same rank for everybody."""
+    """Give all clients the same rank."""
     return Allocation(np.full(population.clients, rank))
 
 
@@ -25,35 +25,54 @@ def tiers(
     ranks: Sequence[int],
     shares: Shares | Sequence[int | float] = "uniform",
 ) -> Allocation:
-    """Rank levels by share of the clients, spread at random; see `spread` for the shares."""
+    """Give shares of the clients, chosen at random, different ranks.
+
+    Args:
+      population: the federation.
+      ranks: the rank of each tier.
+      shares: the share of clients in each tier, or a name, see `spread`.
+    """
     return Allocation(spread("tiers", "ranks", population, ranks, shares))
 
 
 def spread(
-    rule: str,
-    what: str,
+    allocation: str,
+    option: str,
     population: Population,
     levels: Sequence[int | float],
     shares: Shares | Sequence[int | float],
 ) -> np.ndarray:
-    """Each client's level, spread at random.
+    """Assign a level to each client at random, in the given shares.
 
-    Counts are exact up to rounding: the largest remainders get the clients left over. With `m`
-    levels in the order they are listed, from `k = 0`, the named shares are
+    Counts are exact up to rounding; clients left over go to the largest remainders. With `m` levels
+    in the order they are listed, from `k = 0`, the named shares are
 
     * ``uniform``: ``1/m`` each;
     * ``heavy_tail``: ``2**-k``, each level has half as many clients as the one before;
     * ``normal``: ``binomial(m - 1, k)``, most clients in the middle.
 
-    Papers use these names without formulas; these are ours.
+    Papers use these names without formulas; the formulas are this library's.
+
+    Args:
+      allocation: name of the rank allocation, for errors.
+      option: name of its option that lists the levels, for errors.
+      population: the federation.
+      levels: ranks or budgets.
+      shares: one per level, of any sum, or a name.
+
+    Returns:
+      The level of each client, ``[N]``.
+
+    Raises:
+      InputError: as many shares as levels are needed, none negative, with a sum above 0.
     """
     if isinstance(shares, str):
         shares = named_shares(shares, len(levels))
     possible = len(shares) == len(levels) > 0 and min(shares) >= 0 and 0 < sum(shares) < np.inf
     if not possible:
         raise InputError(
-            f"Rank allocation {rule!r} needs as many non-negative shares as {what}, got {what} "
-            f"{list(levels)} and shares {list(shares)}."
+            f"Rank allocation {allocation!r} needs as many non-negative shares as {option}, got "
+            f"{option} {list(levels)} and shares {list(shares)}."
         )
     exact = np.asarray(shares, float) / sum(shares) * population.clients
     counts = np.floor(exact).astype(int)
@@ -63,7 +82,7 @@ def spread(
 
 
 def named_shares(name: Shares, count: int) -> list[int]:
-    """See `spread`.
+    """Whole-number shares of ``count`` levels by name, see `spread`.
 
     >>> named_shares("heavy_tail", 4), named_shares("normal", 4)
     ([8, 4, 2, 1], [1, 3, 3, 1])
@@ -76,14 +95,14 @@ def named_shares(name: Shares, count: int) -> list[int]:
 
 
 def random(population: Population, *, low: int, high: int) -> Allocation:
-    """A rank for each client, uniform from ``low`` to ``high`` inclusive."""
+    """Draw each client's rank uniformly from ``low`` to ``high`` inclusive."""
     if not 0 <= low <= high < 2**31:
         raise InputError(f"Rank allocation 'random' needs low <= high, got {low} and {high}.")
     return Allocation(population.rng.integers(low, high, size=population.clients, endpoint=True))
 
 
 def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
-    """An explicit rank for every client, in the order of their ids."""
+    """Give every client the rank listed for it, in the order of client ids."""
     if len(ranks) != population.clients:
         raise InputError(
             f"Rank allocation 'table' lists {len(ranks)} ranks for {population.clients} clients."
@@ -92,9 +111,9 @@ def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
 
 
 def by_quality(population: Population, *, low: int, high: int) -> Allocation:
-    """``high`` for the clients whose data the partition ``quality`` made balanced, else ``low``.
+    """Give ``high`` to the high-quality clients of the partition ``quality``, ``low`` to others.
 
-    What `loss_based` finds if its score is perfect.
+    The result of `loss_based` with a perfect score.
     """
     if population.quality is None:
         raise InputError("Rank allocation 'by_quality' needs the partition 'quality(...)'.")
@@ -110,25 +129,34 @@ def budget(
     of: Literal["message", "memory"] = "message",
     shares: Shares | Sequence[int | float] = "uniform",
 ) -> Allocation:
-    """The largest rank up to ``high`` that fits a client's budget of bytes.
+    """Give each client the largest rank up to ``high`` that fits its budget of bytes.
 
-    Budgets are levels spread over the clients like those of `tiers`. A component costs
+    Budgets are assigned to clients like the tiers of `tiers`. A component costs
     ``4 * component_size`` bytes of the uplink ``message`` (the factors in float32, without the
-    indices and the head that some settings add), four times as much training ``memory`` (values,
-    gradient, and Adam's two moments; the base and its activations do not depend on the rank).
+    indices and the head that some settings add), and four times as much training ``memory``
+    (values, gradient and Adam's two moments; the base and its activations do not depend on the
+    rank).
+
+    Args:
+      population: the federation.
+      bytes: the budget of each tier.
+      high: the largest rank.
+      low: the smallest rank.
+      of: whether budgets are of the uplink ``message`` or of training ``memory``.
+      shares: the share of clients in each tier, or a name, see `spread`.
 
     Raises:
-      InputError: a budget that holds fewer than ``low`` components. Raising that client to ``low``
-        all the same would break its budget.
+      InputError: a budget holds fewer than ``low`` components; the rank ``low`` would exceed it.
     """
     if not 1 <= low <= high:
         raise InputError(f"Rank allocation 'budget' needs 1 <= low <= high, got {low} and {high}.")
-    one = NUMBERS[of] * FLOAT_BYTES * population.component_size
-    most = spread("budget", "bytes", population, bytes, shares).astype(float)
-    ranks = np.floor(np.minimum(most / one, high)).astype(int)
+    component_bytes = NUMBERS[of] * FLOAT_BYTES * population.component_size
+    budgets = spread("budget", "bytes", population, bytes, shares).astype(float)
+    ranks = np.floor(np.minimum(budgets / component_bytes, high)).astype(int)
     if ranks.min() < low:
         raise InputError(
-            f"Rank allocation 'budget': {most.min():g} bytes of {of} hold {max(ranks.min(), 0)} "
-            f"components of {one} bytes, but every client needs at least {low}."
+            f"Rank allocation 'budget': {budgets.min():g} bytes of {of} hold "
+            f"{max(ranks.min(), 0)} components of {component_bytes} bytes, but every client needs "
+            f"at least {low}."
         )
     return Allocation(ranks)

@@ -1,8 +1,8 @@
-"""What can be put around any method: on the clients' updates before it, on the server's after it.
+"""Update transforms and server optimizers, which combine with any method.
 
-An *update* (`TRANSFORMS`) changes what the clients send: clipping, noise, quantisation, rejection,
-robust statistics. A *server optimizer* (`SERVER_OPTIMIZERS`) follows the change that the method
-makes as if it were a gradient. Both are chosen by specs, like everything else:
+An *update transform* (`TRANSFORMS`) changes the clients' updates before aggregation: clipping,
+noise, quantisation, rejection, robust statistics. A *server optimizer* (`SERVER_OPTIMIZERS`) takes
+the method's change of the global parameters as a gradient. Both are chosen by specs:
 
 >>> from fedjax_lora.federated import transforms
 >>> transforms.TRANSFORMS["clip"](norm=1.0).stage
@@ -10,9 +10,16 @@ makes as if it were a gradient. Both are chosen by specs, like everything else:
 """
 
 from fedjax_lora.federated.transforms.accountant import make_privacy_report
-from fedjax_lora.federated.transforms.base import Noise, UpdateTransform, apply_transforms
-from fedjax_lora.federated.transforms.compression import uplink_bytes
+from fedjax_lora.federated.transforms.base import (
+    Noise,
+    TransformFn,
+    UpdateTransform,
+    apply_transforms,
+)
+from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
+from fedjax_lora.federated.transforms.compression import bfloat16, int8, uplink_bytes
 from fedjax_lora.federated.transforms.registry import TRANSFORMS, make_transforms
+from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
 from fedjax_lora.federated.transforms.server_optimizers import (
     SERVER_OPTIMIZERS,
     ServerOptimizer,
@@ -25,11 +32,19 @@ __all__ = [
     "TRANSFORMS",
     "Noise",
     "ServerOptimizer",
+    "TransformFn",
     "UpdateTransform",
     "apply_transforms",
+    "bfloat16",
+    "clip",
+    "gaussian_noise",
+    "int8",
     "make_privacy_report",
     "make_server_optimizer",
     "make_transforms",
+    "median",
+    "reject_outliers",
     "server_step",
+    "trimmed_mean",
     "uplink_bytes",
 ]

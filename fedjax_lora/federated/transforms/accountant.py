@@ -1,22 +1,25 @@
-"""The epsilon of a run with Gaussian noise, by Rényi differential privacy (``dp-accounting``).
+"""Privacy accounting: the epsilon of a run with Gaussian noise, by Rényi differential privacy.
 
-Two federations are neighbours if one client's data is exchanged for other data (*replace one*),
-which moves its clipped update by up to twice the norm: the Gaussian mechanism has the noise
-multiplier ``multiplier / 2``. There are two answers, both for a client that never drops out (who
-does, has sent less; and as every message carries its own noise, nobody's guarantee rests on others
-answering):
+Two federations are neighbours if one client's data is replaced by other data (*replace one*), which
+moves its clipped update by up to twice the norm: the Gaussian mechanism has the noise multiplier
+``multiplier / 2``. Two epsilons are reported, both for a client that never drops out. (A client
+that drops out has sent less; and because every message carries its own noise, no client's guarantee
+depends on the messages of others.)
 
-* ``epsilon`` takes it that the client was drawn in every round. It holds against everybody, the
-  server included, which sees who sends.
-* ``epsilon_sampled`` takes the gain of drawing a cohort of a fixed size without repetition, by
-  Theorem 27 of Wang, Balle and Kasiviswanathan, arXiv 1808.00087. It holds against those who see
-  the models and cannot tell from them who took part. Clients of different ranks or weights may be
-  told apart by them: if only one client has the last component, a change of it gives it away. So
-  this number is a promise only where clients are alike. The theorem's bound is loose for large
-  cohorts; where it is above ``epsilon``, which holds here too, that is the answer.
+* ``epsilon`` assumes that the client was sampled in every round. It holds against any observer,
+  also against the server, which sees which clients send.
+* ``epsilon_sampled`` includes the privacy amplification of sampling a cohort of a fixed size
+  without replacement, by Theorem 27 of Wang, Balle and Kasiviswanathan, arXiv 1808.00087. It holds
+  against observers who see only the models and cannot infer from them which clients took part.
+  Models may reveal clients of different ranks or weights: if only one client trains the last
+  component, a change of that component reveals that it took part. This number is therefore a
+  guarantee only if all clients have the same rank and weight. The theorem's bound is loose for
+  large cohorts; where it exceeds ``epsilon``, ``epsilon`` is reported, which holds here too.
 
-Papers often count a Poisson sample under *add or remove one* with ``multiplier`` itself: smaller
-numbers about another kind of neighbour, not to be compared with these.
+Papers often report a Poisson sample under *add or remove one* with ``multiplier`` itself. Those
+numbers are smaller, are about another neighbouring relation, and cannot be compared with these.
+
+The accountant is that of ``dp-accounting``.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,37 +28,41 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.transforms.base import Noise, UpdateTransform
 
 SENSITIVITY = 2.0
-"""By how much exchanging a client can move its clipped update, in units of the norm."""
+"""Largest change of a clipped update when a client's data is replaced, in units of the norm."""
 
 
 def make_privacy_report(
     updates: Sequence[UpdateTransform], *, cohort: int, clients: int
 ) -> Callable[[int], dict[str, float]]:
-    """What to report after so many rounds: both epsilons, or ``{}`` without noise.
+    """Make the function that reports the epsilons spent so far.
 
     Args:
-      updates: those of the run.
-      cohort: clients drawn per round.
-      clients: all of them.
+      updates: update transforms of the run.
+      cohort: clients sampled per round.
+      clients: number of clients `N`.
+
+    Returns:
+      ``report(rounds)``: ``epsilon`` and ``epsilon_sampled`` after so many rounds, or ``{}`` if no
+      transform adds noise.
 
     Raises:
-      InputError: there is noise, and ``dp-accounting`` is not installed.
+      InputError: a transform adds noise, and ``dp-accounting`` is not installed.
     """
     noise = next((update.noise for update in updates if update.noise is not None), None)
     if noise is None:
         return lambda rounds: {}
     delta = 1 / clients if noise.delta is None else noise.delta
-    always, sampled = (_epsilon(noise, size, clients, delta) for size in (clients, cohort))
+    unsampled, sampled = (_epsilon(noise, size, clients, delta) for size in (clients, cohort))
 
     def report(rounds: int) -> dict[str, float]:
-        most = always(rounds)
-        return {"epsilon": most, "epsilon_sampled": min(most, sampled(rounds))}
+        epsilon = unsampled(rounds)
+        return {"epsilon": epsilon, "epsilon_sampled": min(epsilon, sampled(rounds))}
 
     return report
 
 
 def _epsilon(noise: Noise, cohort: int, clients: int, delta: float) -> Callable[[int], float]:
-    """Epsilon after so many rounds. Divergences add up, so one round is composed only once."""
+    """Make the function from rounds to epsilon; Rényi divergences add up over rounds."""
     try:
         import dp_accounting
         from dp_accounting import rdp
@@ -68,5 +75,7 @@ def _epsilon(noise: Noise, cohort: int, clients: int, delta: float) -> Callable[
     accountant = rdp.RdpAccountant(neighboring_relation=relation)
     mechanism = dp_accounting.GaussianDpEvent(noise.multiplier / SENSITIVITY)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(clients, cohort, mechanism))
-    orders, once = accountant.orders.tolist(), accountant.rdp
-    return lambda rounds: float(rdp.compute_epsilon(orders, (rounds * once).tolist(), delta)[0])
+    orders, per_round = accountant.orders.tolist(), accountant.rdp
+    return lambda rounds: float(
+        rdp.compute_epsilon(orders, (rounds * per_round).tolist(), delta)[0]
+    )

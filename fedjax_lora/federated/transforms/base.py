@@ -1,4 +1,4 @@
-"""What an update is: a pure function on what a cohort sends, and what the host must know of it."""
+"""The update transform: a pure function of a cohort's updates, and its properties for the host."""
 
 import dataclasses
 import math
@@ -19,42 +19,44 @@ Tree = TypeVar("Tree")
 
 Stage = Literal["client", "wire", "server"]
 STAGES: tuple[Stage, ...] = ("client", "wire", "server")
-"""Where an update happens, in the order of a real round."""
+"""Stages at which a transform is applied, in the order of a real round."""
+
+TransformFn = Callable[
+    [ClientParams, ClientParams, ClientParams, Array, Key], tuple[ClientParams, Array]
+]
+"""``(start, trained, trainable, weight, keys) -> (trained, weight)``, see `UpdateTransform`."""
 
 
 class Noise(NamedTuple):
-    """What an accountant must know about Gaussian noise."""
+    """Parameters of Gaussian noise, for the privacy accountant."""
 
-    multiplier: float  # deviation of the noise over the norm that a client's update is clipped to
+    multiplier: float  # standard deviation of the noise, over the norm that updates are clipped to
     delta: float | None  # None: one over the number of clients
 
 
 def float32_bytes(numbers: np.ndarray, matrices: int) -> np.ndarray:
-    """Four bytes a number."""
+    """Uplink bytes of float32: four bytes per number."""
     return FLOAT_BYTES * numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpdateTransform:
-    """One step between the clients' training and the method.
+    """A transform of the clients' updates, between local training and aggregation.
 
     Attributes:
-      apply: ``(start, trained, trainable, weight: float32[c], key: Key[c]) -> (trained, weight)``,
-        traced. All leaves are ``[c, ...]``; ``trainable`` holds booleans that broadcast against
-        them. Entries that are not trainable come back bit for bit; a weight of 0 means absent,
-        and a client that is to be left out gets it.
-      stage: where it happens: at each client, on the wire, or at the server, which sees all
-        clients.
-      uplink_bytes: ``(numbers: int64[c], matrices) -> int64[c]``, what a client's numbers, of so
-        many matrices, take on the way up.
-      is_aggregate: what clients send is replaced by a statistic over the cohort, which only a
-        method that averages returns.
-      noise: for the accountant.
+      apply: ``(start, trained, trainable, weight: float32[c], keys: Key[c]) -> (trained, weight)``,
+        traceable. All leaves are ``[c, ...]``; ``trainable`` holds booleans that broadcast against
+        them. Entries that are not trainable must be returned bit for bit. A weight of 0 marks an
+        absent client; to exclude a client, return weight 0 for it.
+      stage: ``client``, ``wire`` or ``server``; only a server transform sees all clients.
+      uplink_bytes: ``(numbers: int64[c], matrices) -> int64[c]``, bytes that each client sends for
+        so many numbers in so many matrices.
+      is_aggregate: whether every client's update becomes a statistic over the cohort; this needs a
+        method that averages, which then returns the statistic.
+      noise: parameters of the added noise, for the privacy accountant.
     """
 
-    apply: Callable[
-        [ClientParams, ClientParams, ClientParams, Array, Key], tuple[ClientParams, Array]
-    ]
+    apply: TransformFn
     stage: Stage
     uplink_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
     is_aggregate: bool = False
@@ -70,49 +72,52 @@ def apply_transforms(
     ids: Int[Array, "c"],
     key: Key,
 ) -> tuple[ClientParams, Float[Array, "c"]]:
-    """All updates, one after the other.
+    """Apply update transforms in order.
 
     Args:
-      updates: in the order in which they happen.
-      start: what the clients began with, ``[c, ...]``.
-      trained: what they came back with.
+      updates: the transforms.
+      start: parameters before local training, ``[c, ...]``.
+      trained: parameters after it.
       trainable: booleans that broadcast against both.
-      weight: 0 for absent clients, who may hold anything, NaN included.
-      ids: of the clients. Random draws belong to (key, update, client), not to a place in the
-        cohort, so that every way of executing a round draws the same.
+      weight: 0 for absent clients, whose values may be arbitrary, NaN included.
+      ids: client ids. Random draws depend on (key, transform, client id) and not on the position in
+        the cohort, so that all execution modes draw the same numbers.
       key: of the round.
+
+    Returns:
+      The transformed parameters ``[c, ...]`` and weights ``[c]``.
     """
     for n, update in enumerate(updates):
-        own = jax.random.fold_in(key, n)
-        keys = jax.vmap(lambda i, own=own: jax.random.fold_in(own, i))(ids)
+        transform_key = jax.random.fold_in(key, n)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(transform_key, ids)
         trained, weight = update.apply(start, trained, trainable, weight, keys)
     return trained, weight
 
 
 def changes(start: Tree, trained: Tree, trainable: Any) -> Tree:
-    """What training changed, exactly 0 where nothing may change: ``[c, ...]``."""
+    """Client updates ``trained - start``, exactly 0 in entries that are not trainable."""
     return jax.tree.map(lambda x0, x, m: jnp.where(m, x - x0, 0), start, trained, trainable)
 
 
 def changed_by(start: Tree, trained: Tree, trainable: Any, change: Tree) -> Tree:
-    """``start + change`` where training may change something, ``trained`` elsewhere."""
+    """Return ``start + change`` in trainable entries, ``trained`` elsewhere."""
     return jax.tree.map(
         lambda x0, x, m, d: jnp.where(m, x0 + d, x), start, trained, trainable, change
     )
 
 
 def norms(change: Any) -> Float[Array, "c"]:
-    """The norm of everything that each client changed, over all leaves: ``[c]``."""
+    """Norm of each client's update over all leaves: ``[c]``."""
     return jnp.sqrt(jax.vmap(trees.square_norm)(change))
 
 
 def draw(sample: Callable[[Key, tuple[int, ...]], Array], key: Key, like: Tree) -> Tree:
-    """Independent draws ``sample(key, shape)`` for every client and every leaf ``[c, ...]``.
+    """Draw ``sample(key, shape)`` independently for every client and every leaf ``[c, ...]``.
 
     Args:
-      sample: such as `jax.random.normal`.
-      key: ``[c]``.
-      like: gives the shapes.
+      sample: for example `jax.random.normal`.
+      key: one per client, ``[c]``.
+      like: a tree of the shapes to draw.
     """
     leaves, structure = jax.tree.flatten(like)
 
@@ -122,8 +127,8 @@ def draw(sample: Callable[[Key, tuple[int, ...]], Array], key: Key, like: Tree) 
     return structure.unflatten([one(n, x) for n, x in enumerate(leaves)])
 
 
-def need_positive(kind: str, **options: float) -> None:
+def need_positive(subject: str, **options: float) -> None:
     """Refuse options that are not above 0 and finite."""
     for name, value in options.items():
         if not 0 < value < math.inf:
-            raise InputError(f"{kind} needs {name} above 0 and finite, got {value}.")
+            raise InputError(f"{subject} needs {name} above 0 and finite, got {value}.")

@@ -1,4 +1,4 @@
-"""What a client does to its own update before it sends it: clipping and noise."""
+"""Client-side update transforms: clipping and Gaussian noise."""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,13 @@ from fedjax_lora.federated.transforms.base import (
 
 
 def clip(*, norm: float) -> UpdateTransform:
-    """Scale a client's update down to ``norm``; one that is shorter passes bit for bit.
+    """Clip each client's update to a norm; shorter updates are returned bit for bit.
 
-    The norm is taken over everything the client sends, adapter and head together.
+    Args:
+      norm: largest norm, over adapter and head together.
+
+    Raises:
+      InputError: a norm that is not positive and finite.
     """
     need_positive("Update 'clip'", norm=norm)
 
@@ -28,43 +32,45 @@ def clip(*, norm: float) -> UpdateTransform:
         start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
     ) -> tuple[ClientParams, Array]:
         change = changes(start, trained, trainable)
-        long = norms(change) > norm
-        shorter = changed_by(start, trained, trainable, clipped(change, norm))
-        return trees.where(long, shorter, trained), weight
+        too_long = norms(change) > norm
+        shortened = changed_by(start, trained, trainable, clipped(change, norm))
+        return trees.where(too_long, shortened, trained), weight
 
     return UpdateTransform(apply=apply, stage="client")
 
 
 def clipped(change: ClientParams, norm: float) -> ClientParams:
-    """``change * min(1, norm / its norm)`` for every client, ``[c, ...]``."""
-    size = norms(change)
-    scale = jnp.where(size > norm, norm / size, 1.0)
+    """Scale each client's update by ``min(1, norm / length)``, ``[c, ...]``."""
+    length = norms(change)
+    scale = jnp.where(length > norm, norm / length, 1.0)
     return jax.tree.map(lambda d: trees.expand(scale, d) * d, change)
 
 
 def gaussian_noise(
     *, multiplier: float, norm: float, delta: float | None = None
 ) -> UpdateTransform:
-    """Clip to ``norm``, then add normal noise of deviation ``multiplier * norm`` to every entry.
+    """Clip updates to ``norm`` and add Gaussian noise of deviation ``multiplier * norm`` per entry.
 
-    Client-level differential privacy. Each client adds the noise to its own message, so nothing is
-    asked of the method: whatever it makes of the messages is post-processing. The price, against a
-    trusted server that adds noise once to the mean of `K` equally weighted clients, is ``sqrt(K)``
-    times as much noise on the mean.
+    Provides client-level differential privacy. Each client adds the noise to its own message, so
+    aggregation by any method is post-processing. Compared with a trusted server that adds noise
+    once to the mean of `K` equally weighted clients, the mean has ``sqrt(K)`` times as much noise.
 
-    What the guarantee is about is the value of a client's update. Ranks, weights, which components
-    a client trains, and whether its training broke, count as public; the losses that the simulator
-    reports, and heads that stay with their clients, are not covered. What the epsilons in the
-    metrics say is in `fedjax_lora.federated.transforms.accountant`.
+    The guarantee covers the values of a client's update. Ranks, weights, the components that a
+    client trains, and whether its training diverged are treated as public; the losses that the
+    simulator reports and heads that stay with their clients are not covered. The epsilons in the
+    metrics are explained in `fedjax_lora.federated.transforms.accountant`.
 
     Args:
-      multiplier: of the noise.
-      norm: that an update is clipped to, adapter and head together.
-      delta: of the guarantee; one over the number of clients by default, which is the largest that
-        means anything.
+      multiplier: standard deviation of the noise, over ``norm``.
+      norm: norm to which updates are clipped, adapter and head together.
+      delta: of the guarantee; by default one over the number of clients, the largest meaningful
+        value.
 
     The Gaussian mechanism as in McMahan et al., "Learning Differentially Private Recurrent Language
     Models", arXiv 1710.06963, but with the noise added at the clients.
+
+    Raises:
+      InputError: an option out of range.
     """
     need_positive("Update 'gaussian_noise'", multiplier=multiplier, norm=norm)
     if delta is not None and not 0 < delta < 1:

@@ -1,6 +1,6 @@
-"""Updates sent with fewer bits, and what they take on the way up.
+"""Update compression: quantised updates and their uplink bytes.
 
-The server knows what every client began with, so it is the change that is rounded.
+The server knows every client's start parameters, so clients quantise and send the difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,12 @@ LEVELS = 127
 
 
 def int8() -> UpdateTransform:
-    """Round to 8-bit integers at random, without bias, with one scale per matrix.
+    """Quantise updates to 8-bit integers by unbiased stochastic rounding, one scale per matrix.
 
-    Of a matrix `d` (one factor of one layer, one array of the head) with ``s = max |d| / 127``,
-    ``d / s`` is rounded up with the probability of its fraction, else down: the expectation is `d`
-    and the error below `s`. One byte a number and four a matrix.
+    For a matrix `d` (one factor of one layer, or one array of the head) with
+    ``s = max |d| / 127``, each entry of ``d / s`` is rounded up with the probability of its
+    fractional part, else down: the expectation is `d`, and the error is below `s`. A client sends
+    one byte per number and four per matrix.
 
     The stochastic quantisation of QSGD, Alistarh et al., arXiv 1610.02132, with evenly spaced
     levels up to the largest entry.
@@ -51,7 +52,7 @@ def int8() -> UpdateTransform:
 
 
 def largest(change: ClientParams) -> ClientParams:
-    """The largest magnitude in each array of a layer's adapter and of the head, kept axes."""
+    """Largest magnitude in each factor of a layer and each array of the head, axes kept as 1."""
 
     def top(x: Array, axes: tuple[int, ...]) -> Array:
         return jnp.max(jnp.abs(x), axis=axes, keepdims=True)
@@ -67,18 +68,18 @@ def _round(x: Array, top: Array, chance: Array) -> Array:
     unit = top / LEVELS
     level = trees.safe_divide(x, unit, jnp.zeros(()))
     below = jnp.floor(level)
-    whole = below + jnp.where(chance < level - below, 1.0, 0.0)
-    # The division may make the largest entry a little more than 127.
-    return unit * jnp.clip(whole, -LEVELS, LEVELS)
+    rounded = below + jnp.where(chance < level - below, 1.0, 0.0)
+    # Rounding of the division may make the largest entry a little more than 127.
+    return unit * jnp.clip(rounded, -LEVELS, LEVELS)
 
 
 def bfloat16() -> UpdateTransform:
-    """Round to the nearest bfloat16: two bytes a number."""
+    """Round updates to the nearest bfloat16; a client sends two bytes per number."""
 
     def apply(
         start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
     ) -> tuple[ClientParams, Array]:
-        # A cast there and back is something a compiler may leave out.
+        # A compiler may remove a pair of casts, but not `reduce_precision`.
         near = jax.tree.map(
             lambda d: jax.lax.reduce_precision(d, exponent_bits=8, mantissa_bits=7),
             changes(start, trained, trainable),
@@ -93,12 +94,12 @@ def bfloat16() -> UpdateTransform:
 def uplink_bytes(
     updates: Sequence[UpdateTransform], traffic: Traffic, spec: LoraSpec, head: Mapping[str, Any]
 ) -> np.ndarray:
-    """What every client sends, adapter and head: ``int64[c]``. On the host.
+    """Bytes that every client sends for adapter and head, computed on the host: ``int64[c]``.
 
     Args:
-      updates: those of the round.
-      traffic: of the method, in float32.
-      spec: the sites.
+      updates: update transforms of the round.
+      traffic: traffic of the method, in float32.
+      spec: the adapted layers.
       head: the head that is sent, or ``{}``.
     """
     leaves = jax.tree.leaves(head)

@@ -1,4 +1,4 @@
-"""The updates by name, and which of them go together."""
+"""Update transforms by name, and the rules for combining them."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,42 +19,45 @@ TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
     "median": median,
     "trimmed_mean": trimmed_mean,
 }
-"""What can happen to the clients' updates on their way to the method."""
+"""Factories of update transforms by name; options are their keyword arguments."""
 
 
-def make_transforms(given: Sequence[str], method: Method) -> tuple[UpdateTransform, ...]:
-    """The updates named by specs such as ``"clip(norm=1.0)"``, in their order.
+def make_transforms(specs: Sequence[str], method: Method) -> tuple[UpdateTransform, ...]:
+    """Make the update transforms that specs such as ``"clip(norm=1.0)"`` name, in their order.
 
     Args:
-      given: the specs.
-      method: that they are put in front of.
+      specs: names in `TRANSFORMS`, with options.
+      method: the method that aggregates the transformed updates.
 
     Raises:
-      InputError: an unknown update or option, an order that no round can have (this also keeps
-        what looks at several clients behind the noise), two on the wire, noise twice, or a method
-        that does not go with them.
+      InputError: an unknown transform or option; transforms out of order (which also keeps server
+        transforms behind the noise); two on the wire; noise twice; or a method that does not
+        combine with them.
     """
-    made = tuple(registry.build(spec, TRANSFORMS, "update") for spec in given)
-    places = [STAGES.index(update.stage) for update in made]
-    if places != sorted(places):
-        raise InputError(
-            f"Updates {list(given)} are out of order: what clients do (clip, gaussian_noise) comes "
-            "before what the wire does (int8, bfloat16), and that before what the server does "
-            "(reject_outliers, median, trimmed_mean)."
-        )
-    if places.count(STAGES.index("wire")) > 1:
-        raise InputError(f"Updates {list(given)} quantise twice; keep one of int8 and bfloat16.")
-    if any(update.is_aggregate for update in made) and not method.averages:
+    updates = tuple(registry.build(spec, TRANSFORMS, "update") for spec in specs)
+    _check_combination(list(specs), updates)
+    if any(update.is_aggregate for update in updates) and not method.averages:
         raise InputError(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
             f"factors, and {method.name!r} does not; take one such as 'masked_mean'."
         )
-    noisy = sum(update.noise is not None for update in made)
-    if noisy > 1:
-        raise InputError(f"Updates {list(given)} add noise twice; add it once.")
-    if noisy and method.select is not None:
+    if any(update.noise is not None for update in updates) and method.select is not None:
         raise InputError(
             f"Update 'gaussian_noise' does not cover method {method.name!r}, whose choice of what "
             "to train looks at the clients' data; take a method that does not probe."
         )
-    return made
+    return updates
+
+
+def _check_combination(specs: list[str], updates: Sequence[UpdateTransform]) -> None:
+    stages = [STAGES.index(update.stage) for update in updates]
+    if stages != sorted(stages):
+        raise InputError(
+            f"Updates {specs} are out of order: what clients do (clip, gaussian_noise) comes "
+            "before what the wire does (int8, bfloat16), and that before what the server does "
+            "(reject_outliers, median, trimmed_mean)."
+        )
+    if stages.count(STAGES.index("wire")) > 1:
+        raise InputError(f"Updates {specs} quantise twice; keep one of int8 and bfloat16.")
+    if sum(update.noise is not None for update in updates) > 1:
+        raise InputError(f"Updates {specs} add noise twice; add it once.")

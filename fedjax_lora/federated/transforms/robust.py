@@ -1,4 +1,4 @@
-"""What a server does against updates that are wrong, on purpose or not."""
+"""Server-side update transforms against faulty or malicious updates."""
 
 import fractions
 import math
@@ -15,10 +15,13 @@ from fedjax_lora.federated.transforms.base import UpdateTransform, changes, norm
 
 
 def reject_outliers(*, factor: float = 3.0) -> UpdateTransform:
-    """Leave out clients whose update is longer than ``factor`` times the cohort's median norm.
+    """Exclude clients whose update norm exceeds ``factor`` times the cohort's median norm.
 
-    The norm is over adapter and head together. Of two clients none can be an outlier for a factor
-    of 2 or more: the median is half their sum.
+    The norm is over adapter and head together. With two clients the median is half the sum of their
+    norms, so with a factor of 2 or more neither can be an outlier.
+
+    Raises:
+      InputError: a factor below 1.
     """
     if not 1 <= factor < math.inf:
         raise InputError(f"Update 'reject_outliers' needs a factor of at least 1, got {factor}.")
@@ -26,73 +29,77 @@ def reject_outliers(*, factor: float = 3.0) -> UpdateTransform:
     def apply(
         start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
     ) -> tuple[ClientParams, Array]:
-        size = norms(changes(start, trained, trainable))
-        limit = factor * middle(size, weight > 0)
-        return trained, jnp.where(size > limit, 0.0, weight)
+        length = norms(changes(start, trained, trainable))
+        limit = factor * masked_median(length, weight > 0)
+        return trained, jnp.where(length > limit, 0.0, weight)
 
     return UpdateTransform(apply=apply, stage="server")
 
 
 def median() -> UpdateTransform:
-    """Each number becomes the median over the clients that trained it.
+    """Coordinate-wise median over the clients that trained an entry.
 
-    Every one of them is given that value, so a mean over them, with whatever weights, returns it:
-    a method that averages becomes the coordinate-wise median. Weights are not looked at.
+    Each of these clients receives the median as its value, so that any weighted mean over them
+    returns it: a method that averages becomes the coordinate-wise median. Client weights do not
+    affect the median.
 
     Yin et al., "Byzantine-Robust Distributed Learning", arXiv 1803.01498.
     """
-    return _everywhere(middle)
+    return _coordinatewise(masked_median)
 
 
 def trimmed_mean(*, share: float = 0.1) -> UpdateTransform:
-    """Each number becomes its mean over the clients that trained it, without the extremes.
+    """Coordinate-wise trimmed mean over the clients that trained an entry.
 
     Of `n` such clients the ``floor(share * n)`` largest and as many smallest values are left out;
-    the others count alike. Otherwise like `median`, of the same paper.
+    the others have equal weights. Otherwise like `median`, from the same paper.
+
+    Raises:
+      InputError: a share outside [0, 0.5).
     """
     if not 0 <= share < 0.5:
         raise InputError(
             f"Update 'trimmed_mean' needs a share from 0 to less than 0.5, got {share}."
         )
-    exact = fractions.Fraction(str(share))  # 0.29 of 100 are 29
+    exact = fractions.Fraction(str(share))  # 0.29 of 100 is 29, which floating point misses
 
-    def statistic(x: Float[Array, "c *s"], own: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
-        most = x.shape[0]
-        cuts = jnp.asarray([math.floor(exact * n) for n in range(most + 1)])
-        count = jnp.sum(own, axis=0)
+    def statistic(x: Float[Array, "c *s"], mask: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
+        clients = x.shape[0]
+        cuts = jnp.asarray([math.floor(exact * n) for n in range(clients + 1)])
+        count = jnp.sum(mask, axis=0)
         cut = cuts[count]
-        place = trees.expand(jnp.arange(most, dtype=count.dtype), x)
-        inner = (place >= cut[None]) & (place < (count - cut)[None])
-        total = jnp.sum(jnp.where(inner, _in_order(x, own), 0), axis=0)
+        position = trees.expand(jnp.arange(clients, dtype=count.dtype), x)
+        inner = (position >= cut[None]) & (position < (count - cut)[None])
+        total = jnp.sum(jnp.where(inner, _sort_masked(x, mask), 0), axis=0)
         return trees.safe_divide(total, (count - 2 * cut).astype(x.dtype), jnp.zeros(()))
 
-    return _everywhere(statistic)
+    return _coordinatewise(statistic)
 
 
-def middle(x: Float[Array, "c *s"], own: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
-    """The median of the entries that count, of an even number the mean of the middle two."""
-    order, count = _in_order(x, own), jnp.sum(own, axis=0)
+def masked_median(x: Float[Array, "c *s"], mask: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
+    """Median over clients of the entries in the mask; of an even number, the middle two's mean."""
+    ascending, count = _sort_masked(x, mask), jnp.sum(mask, axis=0)
 
-    def at(place: Array) -> Array:
-        return jnp.take_along_axis(order, jnp.maximum(place, 0)[None], axis=0)[0]
+    def at(position: Array) -> Array:
+        return jnp.take_along_axis(ascending, jnp.maximum(position, 0)[None], axis=0)[0]
 
     return 0.5 * at((count - 1) // 2) + 0.5 * at(count // 2)
 
 
-def _in_order(x: Array, own: Array) -> Array:
-    """Sorted over the clients, those that do not count last."""
-    return jnp.sort(jnp.where(own, x, jnp.inf), axis=0)
+def _sort_masked(x: Array, mask: Array) -> Array:
+    """Sort over clients, with entries outside the mask last."""
+    return jnp.sort(jnp.where(mask, x, jnp.inf), axis=0)
 
 
-def _everywhere(statistic: Callable[[Array, Array], Array]) -> UpdateTransform:
-    """Replace every number by a statistic over the present clients that trained it."""
+def _coordinatewise(statistic: Callable[[Array, Array], Array]) -> UpdateTransform:
+    """Replace every entry by a statistic over the present clients that trained it."""
 
     def apply(
         start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
     ) -> tuple[ClientParams, Array]:
         def leaf(x: Array, mask: Array) -> Array:
-            own = jnp.broadcast_to(mask & trees.expand(weight > 0, mask), x.shape)
-            return jnp.where(own, statistic(x, own)[None], x)
+            counted = jnp.broadcast_to(mask & trees.expand(weight > 0, mask), x.shape)
+            return jnp.where(counted, statistic(x, counted)[None], x)
 
         return jax.tree.map(leaf, trained, trainable), weight
 

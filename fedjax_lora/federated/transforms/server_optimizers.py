@@ -1,13 +1,12 @@
-"""Optimizers that take the change a method makes in a round as a gradient.
+"""Server optimizers, which take the method's change of the global parameters as a gradient.
 
-The *pseudo-gradient* is ``old - new`` over the global adapter and head; following it with learning
-rate 1 is what the method does by itself. Reddi et al., "Adaptive Federated Optimization", arXiv
-2003.00295, whose defaults these are (their ``tau`` is optax's ``eps``); optax corrects the bias of
-the moments, which the paper does not.
+The *pseudo-gradient* is ``old - new`` over the global adapter and head; gradient descent on it with
+learning rate 1 gives the method's own result. Reddi et al., "Adaptive Federated Optimization",
+arXiv 2003.00295, with the paper's defaults (its ``tau`` is optax's ``eps``); optax corrects the
+bias of the moments, which the paper does not.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ ServerOptimizer = optax.GradientTransformation
 
 
 def none() -> None:
-    """The method's own result."""
+    """No server optimizer: keep the method's result."""
 
 
 def sgd(*, learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
@@ -37,7 +36,7 @@ def sgd(*, learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer
 def adam(
     *, learning_rate: float = 1e-2, b1: float = 0.9, b2: float = 0.99, eps: float = 1e-3
 ) -> ServerOptimizer:
-    """FedAdam."""
+    """FedAdam (Reddi et al., arXiv 2003.00295)."""
     need_positive("Server optimizer 'adam'", learning_rate=learning_rate, eps=eps)
     _need_decays("adam", b1=b1, b2=b2)
     return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
@@ -46,10 +45,10 @@ def adam(
 def yogi(
     *, learning_rate: float = 1e-2, b1: float = 0.9, b2: float = 0.99, eps: float = 1e-3
 ) -> ServerOptimizer:
-    """FedYogi."""
+    """FedYogi (Reddi et al., arXiv 2003.00295)."""
     need_positive("Server optimizer 'yogi'", learning_rate=learning_rate, eps=eps)
     _need_decays("yogi", b1=b1, b2=b2)
-    # By default optax begins both moments above 0, and what never had a gradient would move.
+    # By default optax starts both moments above 0, and entries without any gradient would move.
     rescale = optax.scale_by_yogi(b1=b1, b2=b2, eps=eps, initial_accumulator_value=0.0)
     return optax.chain(rescale, optax.scale_by_learning_rate(learning_rate))
 
@@ -60,7 +59,7 @@ SERVER_OPTIMIZERS: dict[str, Callable[..., ServerOptimizer | None]] = {
     "adam": adam,
     "yogi": yogi,
 }
-"""How the server follows what the method makes of a round."""
+"""Factories of server optimizers by name; options are their keyword arguments."""
 
 
 def _need_decays(name: str, **options: float) -> None:
@@ -70,44 +69,53 @@ def _need_decays(name: str, **options: float) -> None:
 
 
 def make_server_optimizer(spec: str, method: Method) -> ServerOptimizer | None:
-    """The server optimizer named by a spec such as ``"adam(learning_rate=0.03)"``.
+    """Make the server optimizer that a spec such as ``"adam(learning_rate=0.03)"`` names.
 
     Args:
-      spec: see `SERVER_OPTIMIZERS`.
-      method: whose result it follows.
+      spec: a name in `SERVER_OPTIMIZERS`, with options.
+      method: the method whose result the optimizer receives.
+
+    Returns:
+      An optax transformation; None for ``"none"``.
 
     Raises:
-      InputError: unknown name or option, or a method whose change is not a direction.
+      InputError: unknown name or option, or a method that does not average, so that its change is
+        no gradient.
     """
-    made = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
-    if made is not None and not method.averages:
+    optimizer = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
+    if optimizer is not None and not method.averages:
         raise InputError(
             f"Server optimizer {spec!r} needs a method that averages the clients' factors, and "
             f"{method.name!r} does not; take server optimizer 'none', or a method such as "
             "'masked_mean'."
         )
-    return made
+    return optimizer
 
 
 def server_step(
     optimizer: ServerOptimizer,
-    moments: Any,
+    opt_state: optax.OptState,
     old: ClientParams,
     new: ClientParams,
-    somebody: Bool[Array, ""],
-) -> tuple[ClientParams, Any]:
-    """One step of the server.
+    any_present: Bool[Array, ""],
+) -> tuple[ClientParams, optax.OptState]:
+    """Apply one step of the server optimizer.
 
     Args:
       optimizer: an optax transformation.
-      moments: its state.
+      opt_state: its state.
       old: global adapter and head before the round.
-      new: what the method makes of them.
-      somebody: whether anybody's update counted; if not, nothing moves, moments included.
+      new: global adapter and head as the method returns them.
+      any_present: whether any client's update counted; if false, parameters and state are kept.
+
+    Returns:
+      The new adapter and head, and the new optimizer state.
     """
     gradient = jax.tree.map(jnp.subtract, old, new)
-    # optax itself is written for JAX's standard promotion.
+    # optax relies on JAX's standard promotion rules.
     with jax.numpy_dtype_promotion("standard"):
-        steps, after = optimizer.update(gradient, moments, old)
-    followed = optax.apply_updates(old, steps)
-    return jax.tree.map(lambda x, y: jnp.where(somebody, x, y), (followed, after), (old, moments))
+        updates, next_state = optimizer.update(gradient, opt_state, old)
+    params = optax.apply_updates(old, updates)
+    return jax.tree.map(
+        lambda x, y: jnp.where(any_present, x, y), (params, next_state), (old, opt_state)
+    )

@@ -1,1 +1,20 @@
-"""Hugging Face checkpoints: configurations, tensors, tokenizers and where to find them."""
+"""Hugging Face checkpoints: configurations, tensors, tokenizers and their sources."""
+
+from fedjax_lora.models.huggingface.config import from_json, read_config, read_raw
+from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
+from fedjax_lora.models.huggingface.pretrained import Pretrained, load
+from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
+
+__all__ = [
+    "MODELS",
+    "Model",
+    "Pretrained",
+    "from_json",
+    "hf_module",
+    "hf_name",
+    "is_stacked",
+    "load",
+    "read_config",
+    "read_raw",
+    "resolve",
+]

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder as a parameter tree."""
+"""Reading a Hugging Face checkpoint folder into a parameter tree."""
 
 import functools
 import re
@@ -17,9 +17,8 @@ from fedjax_lora.models.huggingface import param_names
 from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
 from fedjax_lora.models.module_types import Config
 
-# What a checkpoint may hold beside the model: heads of pretraining and of other tasks, a pooler
-# that the config does not use, a vocabulary matrix that is tied, and buffers that old versions
-# saved.
+# Tensors that a checkpoint may contain besides the model: heads of pretraining and of other tasks,
+# a pooler that the config does not use, a tied vocabulary matrix, and buffers of old versions.
 _OTHER_PARTS = re.compile(
     r"embeddings\.(position_ids|token_type_ids)$"
     r"|(cls|lm_head|predictions|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
@@ -29,15 +28,15 @@ _OTHER_PARTS = re.compile(
 _OUTPUTS = ("head/classifier/", "head/out_proj/", "head/score/")
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-"""Where an array goes, from its parameter's path and its shape."""
+"""Maps a parameter's path and shape to the sharding of its array."""
 
 
 class Checkpoint(NamedTuple):
-    """What was read.
+    """Parameters read from a checkpoint.
 
     Attributes:
-      params: of the module that the config describes.
-      new_params: paths, joined by ``/``, of parameters that the checkpoint does not have.
+      params: parameters of the module that the config describes.
+      new_params: ``/``-joined paths of the parameters that the checkpoint does not have.
     """
 
     params: dict[str, Any]
@@ -45,13 +44,13 @@ class Checkpoint(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """The place of one stored tensor in the parameter tree.
+    """Position of one stored tensor in the parameter tree.
 
     Attributes:
-      path: of the parameter.
+      path: path of the parameter.
       layer: index into its layer axis; None if it has none.
-      name: of the stored tensor, without the base prefix.
-      shape: that the stored tensor must have.
+      name: name of the stored tensor, without the base prefix.
+      shape: required shape of the stored tensor.
     """
 
     path: str
@@ -71,19 +70,19 @@ def read(
 ) -> Checkpoint:
     """Read a model's parameters from a checkpoint, tensor by tensor.
 
-    A head that is absent, belongs to another task or has another number of labels is newly
-    initialised from `key`, and so is an absent pooler.
+    A head that is missing, belongs to another task or has another number of labels is newly
+    initialised from `key`, and so is a missing pooler.
 
     Args:
-      folder: holds the weights.
-      config: what to read; fewer `layers` than are stored reads the first ones only.
-      key: for newly initialised parameters.
-      stored_layers: how many layers the checkpoint has; `config.layers` if None.
+      folder: the checkpoint folder with the weights.
+      config: the model; with fewer `layers` than are stored, only the first ones are read.
+      key: random key of newly initialised parameters.
+      stored_layers: number of layers in the checkpoint; `config.layers` if None.
       storage: one of `fedjax_lora.core.quantization.STORAGES`.
-      sharding: where each parameter goes; the default device if None.
+      sharding: sharding of each parameter; the default device if None.
 
     Raises:
-      InputError: missing and unexpected tensors and wrong shapes, all of them in one message.
+      InputError: lists all missing and unexpected tensors and wrong shapes.
     """
     shapes = init.shapes(config)
     stored = _bare_names(open_tensors(folder), config)
@@ -103,7 +102,7 @@ def read(
 
 
 def _bare_names(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Tensors by name without the base prefix, and with the old spelling of LayerNorm's."""
+    """Remove the base prefix and the old LayerNorm spelling from the names of tensors."""
     bare = {}
     for name, tensor in tensors.items():
         short = name.removeprefix(f"{config.prefix}.")
@@ -115,7 +114,7 @@ def _bare_names(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tens
 
 
 def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range) -> Iterator[_Slot]:
-    """Where each stored tensor of these layers goes, and each that belongs to no layer."""
+    """Yield the slots of these layers' tensors, and of tensors that belong to no layer."""
     prefix = f"{config.prefix}."
     for path, shape in shapes.items():
         stacked = param_names.is_stacked(config, path)
@@ -128,7 +127,7 @@ def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range)
 
 
 def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> set[str]:
-    """Parameters to initialise: the whole head if it is another task's, the pooler if absent."""
+    """Paths of parameters to initialise: the head if it is another task's, a missing pooler."""
     head = [slot for slot in slots if slot.path.startswith("head/")]
     pooler = [slot for slot in slots if slot.path.startswith("encoder/pooler/")]
     new = [] if _has_head(config, head, stored) else head
@@ -138,42 +137,46 @@ def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Te
 
 
 def _has_head(config: Config, head: Collection[_Slot], stored: Mapping[str, Tensor]) -> bool:
-    """Whether the stored head is this model's: same pooling, same task, same labels."""
-    # A head for another task can have the same names and shapes; the class name tells.
+    """Whether the stored head fits the model: same pooling, task and number of labels."""
+    # A head of another task can have the same names and shapes; the class name distinguishes them.
     classes = config.architectures
     if classes and not any(name.endswith("ForSequenceClassification") for name in classes):
         return False
-    found = [slot for slot in head if slot.name in stored]
-    outputs = [slot for slot in found if slot.path.startswith(_OUTPUTS)]
+    present = [slot for slot in head if slot.name in stored]
+    outputs = [slot for slot in present if slot.path.startswith(_OUTPUTS)]
     same_labels = all(stored[slot.name].shape[:1] == (config.num_labels,) for slot in outputs)
-    return config.pooling == "family" and bool(found) and same_labels
+    return config.pooling == "family" and bool(present) and same_labels
 
 
 def _misfits(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
-    """Tensors that are missing, have the wrong shape, or hold no floating-point numbers."""
+    """Yield the tensors that are missing, of the wrong shape, or not floating-point."""
     if missing := [slot.name for slot in slots if slot.name not in stored]:
         yield f"missing {', '.join(_grouped(missing))}"
     wrong: dict[str, list[str]] = {}
     for slot in slots:
-        tensor = stored.get(slot.name)
-        if tensor is not None and tensor.shape != slot.shape:
-            problem = f"stored as {tensor.shape} but must be {slot.shape}"
-            wrong.setdefault(problem, []).append(slot.name)
-        if tensor is not None and not tensor.floating:
-            problem = f"stored as {tensor.dtype}, not as floating-point numbers"
-            wrong.setdefault(problem, []).append(slot.name)
-    for problem, bad in wrong.items():
-        yield f"{', '.join(_grouped(bad))} {'is' if len(bad) == 1 else 'are'} {problem}"
+        if slot.name in stored:
+            for problem in _problems(slot, stored[slot.name]):
+                wrong.setdefault(problem, []).append(slot.name)
+    for problem, names in wrong.items():
+        yield f"{', '.join(_grouped(names))} {'is' if len(names) == 1 else 'are'} {problem}"
+
+
+def _problems(slot: _Slot, tensor: Tensor) -> Iterator[str]:
+    if tensor.shape != slot.shape:
+        yield f"stored as {tensor.shape} but must be {slot.shape}"
+    if not tensor.floating:
+        yield f"stored as {tensor.dtype}, not as floating-point numbers"
 
 
 def _unexpected(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
-    known = {slot.name for slot in slots}
-    if extra := [name for name in stored if name not in known and not _OTHER_PARTS.match(name)]:
+    expected = {slot.name for slot in slots}
+    extra = [name for name in stored if name not in expected and not _OTHER_PARTS.match(name)]
+    if extra:
         yield f"unexpected {', '.join(_grouped(extra))}"
 
 
 def _grouped(tensor_names: Collection[str]) -> list[str]:
-    """Names sorted, those that differ only in their layer as one: ``layer.{0,1}.x``."""
+    """Sort names, and merge those that differ only in their layer: ``layer.{0,1}.x``."""
     layers: dict[str, list[int]] = {}
     for name in tensor_names:
         number = re.search(r"\blayers?\.(\d+)", name)
@@ -196,7 +199,7 @@ def _assembled(
     storage: str,
     place: Callable[[str, Any], Any],
 ) -> Iterator[tuple[str, Any]]:
-    """Parameters by path; one at a time is on the host too, of encoded ones one layer at a time."""
+    """Yield parameters by path; the host holds one at a time, or one layer of a quantized one."""
     parts: dict[str, list[_Slot]] = {}
     for slot in slots:
         parts.setdefault(slot.path, []).append(slot)
@@ -205,11 +208,11 @@ def _assembled(
         build = _encoded if quantization.is_encoded(path, storage) else _stacked
         value = build(path, slots_of_path, stored, shapes[path], storage, broken)
         yield path, place(path, value)
-    raise_all("The weights hold what is not a finite number", _grouped(broken))
+    raise_all("The weights contain numbers that are not finite", _grouped(broken))
 
 
 def _oriented(slot: _Slot, stored: Mapping[str, Tensor], broken: list[str]) -> np.ndarray:
-    """A stored tensor as a parameter has it; if it is not finite its name is added to `broken`."""
+    """Read a tensor in the orientation of its parameter; add it to `broken` if not finite."""
     tensor = stored[slot.name].read()
     if not np.all(np.isfinite(tensor)):
         broken.append(slot.name)
@@ -251,7 +254,7 @@ def _place(sharding: Sharding | None, path: str, value: Any) -> Any:
         return jax.tree.map(jnp.asarray, value)
 
     def put(x: Any) -> jax.Array:
-        host = np.asarray(x)  # each device, of this process or another, takes its part
+        host = np.asarray(x)  # each device, of this process or another, takes its shard
         return jax.make_array_from_callback(x.shape, sharding(path, x.shape), host.__getitem__)
 
     return jax.tree.map(put, value)

@@ -17,11 +17,11 @@ _SUPPORTED = (*FAMILIES, *DECODERS)
 
 
 def read_config(folder: Path, **options: Any) -> Config:
-    """The config of a checkpoint folder.
+    """Read the config of a checkpoint folder.
 
     Args:
-      folder: holds ``config.json``.
-      **options: fields that replace what the file says (`num_labels`, `dtype`, ...).
+      folder: the checkpoint folder with ``config.json``.
+      **options: fields that replace those of the file (`num_labels`, `dtype`, ...).
 
     Raises:
       InputError: no readable ``config.json``, or one that describes an unsupported model.
@@ -31,10 +31,10 @@ def read_config(folder: Path, **options: Any) -> Config:
 
 
 def read_raw(folder: Path) -> dict[str, Any]:
-    """The JSON object in a folder's ``config.json``, unchecked.
+    """Read the JSON object in a folder's ``config.json``, unchecked.
 
     Raises:
-      InputError: no such file, or it holds something else.
+      InputError: no such file, or it contains no JSON object.
     """
     file = folder / "config.json"
     try:
@@ -52,16 +52,16 @@ def read_raw(folder: Path) -> dict[str, Any]:
 def from_json(
     raw: Mapping[str, Any], *, where: str = "config", name: str = "", **options: Any
 ) -> Config:
-    """The config that a Hugging Face ``config.json`` describes.
+    """Make the config that a Hugging Face ``config.json`` describes.
 
     Args:
-      raw: the decoded JSON object; keys it leaves out take the defaults of `transformers`.
-      where: what to call it in error messages.
-      name: the model's name, consulted when the object names neither type nor architecture.
-      **options: fields that replace what the object says.
+      raw: the decoded JSON object; missing keys take the defaults of `transformers`.
+      where: the file, for error messages.
+      name: the model's name, used if the object names neither type nor architecture.
+      **options: fields that replace those of the object.
 
     Raises:
-      InputError: an architecture or a feature that is not supported; all of them are named.
+      InputError: lists all unsupported architectures and features.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -79,9 +79,9 @@ def from_json(
 
 
 def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
-    """The family by ``model_type``, else by architecture, else by name, as old files need."""
+    """Model family by ``model_type``, or in old files by architecture or name."""
     if "model_type" in raw:
-        if raw["model_type"] in list(_SUPPORTED):  # a list compares with what cannot be hashed too
+        if raw["model_type"] in list(_SUPPORTED):  # a list, because the value may not be hashable
             return raw["model_type"]
         raise InputError(
             f"{where} describes a {raw['model_type']!r} model; supported are "
@@ -95,10 +95,11 @@ def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
 
 
 def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
-    """Features of a config that change the function and that the modules do not have."""
-    if family in DECODERS:
-        yield from unsupported(raw)
-        return
+    """Yield features of a config that change the function and that the modules do not have."""
+    yield from unsupported(raw) if family in DECODERS else _unsupported_encoder(raw, family)
+
+
+def _unsupported_encoder(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     positions = raw.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         yield f"{positions!r} position embeddings (only 'absolute')"
@@ -110,17 +111,16 @@ def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     classes = raw.get("architectures") or []
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         yield f"architectures {classes!r} (only a list of names)"
-    labels = raw.get("num_labels")  # of which `transformers` makes a dictionary at once
+    labels = raw.get("num_labels")  # `transformers` allocates a dictionary of this size
     if isinstance(labels, int) and labels > MOST_LABELS:
         yield f"{labels} labels (at most {MOST_LABELS})"
-    if family == "albert":
-        for name in ("num_hidden_groups", "inner_group_num"):
-            if raw.get(name, 1) != 1:
-                yield f"{name}={raw[name]} (only 1)"
+    for name in ("num_hidden_groups", "inner_group_num") if family == "albert" else ():
+        if raw.get(name, 1) != 1:
+            yield f"{name}={raw[name]} (only 1)"
 
 
 def _fields(hf: Any, family: str) -> dict[str, Any]:
-    """`EncoderConfig` fields from a `transformers` config object."""
+    """Fields of an `EncoderConfig` from a `transformers` config object."""
     traits = FAMILIES[family]
     fields = {
         "family": family,

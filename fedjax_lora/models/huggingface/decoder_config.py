@@ -1,4 +1,4 @@
-"""A `DecoderConfig` from a `transformers` configuration of the Llama shape."""
+"""Conversion of `transformers` configurations of the Llama shape to `DecoderConfig`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from fedjax_lora.models.rope import ROPE_TYPES, Rope
 
 
 def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Features of a ``config.json`` that change the function and that `decoder` does not have."""
+    """Yield features of a ``config.json`` that change the function and that `Decoder` lacks."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         yield "rope parameters that are no JSON object"
@@ -26,7 +26,7 @@ def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
-    """The config of a decoder; `options` replace what `hf` says."""
+    """Make the config of a decoder; `options` replace fields of `hf`."""
     return DecoderConfig(**{**_fields(hf), **options})
 
 
@@ -95,9 +95,9 @@ def _rope(hf: Any) -> Rope:
 
 
 def _yarn_attention(stated: Mapping[str, Any], factor: float) -> float:
-    """The multiplier of sines and cosines that the paper suggests, unless one is stated."""
-    if (given := stated.get("attention_factor")) is not None:
-        return float(given)
+    """Stated multiplier of sines and cosines, or else the one that the paper suggests."""
+    if (attention_factor := stated.get("attention_factor")) is not None:
+        return float(attention_factor)
 
     def suggested(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

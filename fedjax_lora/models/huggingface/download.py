@@ -1,4 +1,4 @@
-"""Checkpoint folders from the Hugging Face hub, and its errors in one sentence."""
+"""Download of checkpoints from the Hugging Face hub, with its errors in one sentence."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedjax_lora.core.errors import InputError
 
-# A hub that cannot be reached should cost seconds, not minutes.
+# Without network the download should fail after seconds, not minutes.
 _TIMEOUT_SECONDS = 5.0
 _CONFIG = "config.json"
 _TOKENIZER = frozenset(
@@ -29,27 +29,31 @@ _PICKLE = "pytorch_model.bin"
 
 
 def download(repo: str, *, weights: bool = True) -> Path:
-    """The folder of a hub repository's config, tokenizer and weights, downloaded if needed.
+    """Download a repository's config, tokenizer and weights, unless they are cached.
 
     Without network, or with ``HF_HUB_OFFLINE=1``, the hub's local cache is used.
 
     Args:
       repo: ``org/name``.
-      weights: False leaves the weights on the hub; they may be gigabytes.
+      weights: False does not download the weights, which may be gigabytes.
+
+    Returns:
+      The checkpoint folder in the hub's local cache.
 
     Raises:
-      InputError: no such repository, not an accessible one, or neither reachable nor cached.
+      InputError: the repository does not exist or is not accessible, or the hub cannot be reached
+        and the repository is not cached.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        # Not `snapshot_download`: it asks for the list of files without any time limit.
+        # Not `snapshot_download`, which requests the list of files without a time limit.
         info = HfApi().model_info(repo, timeout=_TIMEOUT_SECONDS)
         paths = [
             hf_hub_download(repo, file, etag_timeout=_TIMEOUT_SECONDS)
-            for file in _wanted((item.rfilename for item in info.siblings or ()), weights)
+            for file in _select_files((item.rfilename for item in info.siblings or ()), weights)
         ]
-    except Exception as error:  # the hub's own errors, its HTTP library's and the system's
+    except Exception as error:  # errors of the hub, of its HTTP library and of the system
         folder = _cached(repo, weights)
         if folder is None:
             raise InputError(_explain(repo, error)) from error
@@ -59,8 +63,8 @@ def download(repo: str, *, weights: bool = True) -> Path:
     return Path(paths[0]).parent
 
 
-def _wanted(files: Iterable[str], weights: bool = True) -> list[str]:
-    """The files of a checkpoint, those of its weights only if they are asked for."""
+def _select_files(files: Iterable[str], weights: bool = True) -> list[str]:
+    """Select the files of a checkpoint, with or without its weights."""
     files = sorted(files)
     if _CONFIG not in files:
         return []
@@ -69,22 +73,22 @@ def _wanted(files: Iterable[str], weights: bool = True) -> list[str]:
 
 
 def _weights(files: Iterable[str]) -> list[str]:
-    """The files of the weights; pickled ones only where there are no others."""
+    """Select the weight files; pickled ones only if there are no others."""
     files = list(files)
     safe = [file for file in files if _SAFE_WEIGHTS.fullmatch(file)]
     return safe or [file for file in files if file == _PICKLE]
 
 
 def _cached(repo: str, weights: bool) -> Path | None:
-    """The newest snapshot in the hub's cache, if it has a config and, where asked for, weights."""
+    """Newest snapshot in the hub's cache, if it has a config and, if requested, weights."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo, local_files_only=True))
-    except Exception:  # not cached, or not completely: the caller reports why it was needed
+    except Exception:  # not cached, or incomplete: the caller reports why the cache was needed
         return None
     files = [file.name for file in folder.iterdir()]
-    return folder if _wanted(files) and (_weights(files) or not weights) else None
+    return folder if _select_files(files) and (_weights(files) or not weights) else None
 
 
 def _explain(repo: str, error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Our parameter paths and Hugging Face's tensor names: one table per family, used both ways.
+"""Mapping between parameter paths and Hugging Face tensor names, one table per family.
 
-A path is ``/``-joined, as `fedjax_lora.core.trees.flat` gives it: for example
-``encoder/layers/attention/query/kernel``. Reading and writing checkpoints use the same table.
+A path is ``/``-joined, as from `fedjax_lora.core.trees.flat`, for example
+``encoder/layers/attention/query/kernel``. Reading and writing checkpoints use the same tables.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ _EMBEDDINGS = {
 
 
 def _table(layer: str, layers: Mapping[str, str], rest: Mapping[str, str]) -> Mapping[str, str]:
-    """Module names below the base prefix, by module path below ``encoder``."""
-    table = {f"embeddings/{ours}": theirs for ours, theirs in _EMBEDDINGS.items()}
-    table |= {f"layers/{ours}": f"{layer}.{theirs}" for ours, theirs in layers.items()}
+    """Map module paths below ``encoder`` to Hugging Face names below the base prefix."""
+    table = {f"embeddings/{path}": name for path, name in _EMBEDDINGS.items()}
+    table |= {f"layers/{path}": f"{layer}.{name}" for path, name in layers.items()}
     return MappingProxyType(table | dict(rest))
 
 
@@ -101,7 +101,7 @@ def is_stacked(config: Config, path: str) -> bool:
 
 
 def _modules(config: Config, part: str) -> Mapping[str, str]:
-    """Hugging Face names below the prefix, by module path below a part of the parameters."""
+    """Map module paths below a part of the parameters to Hugging Face names below the prefix."""
     if isinstance(config, EncoderConfig):
         parts = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}
     else:
@@ -110,18 +110,18 @@ def _modules(config: Config, part: str) -> Mapping[str, str]:
 
 
 def hf_module(config: Config, path: str, layer: int | None = None) -> str:
-    """The Hugging Face name of the module at `path`, base prefix included.
+    """Hugging Face name of the module at `path`, base prefix included.
 
     Args:
       config: the model's config.
       path: a module path, for example ``encoder/layers/attention/query``.
-      layer: which layer, for a path whose parameters are stacked over layers.
+      layer: index of the layer, for a path whose parameters are stacked over layers.
 
     Returns:
       For example ``bert.encoder.layer.3.attention.self.query``.
 
     Raises:
-      InputError: a path this family does not have, or `layer` missing or out of place.
+      InputError: a path that this family does not have, a missing or a superfluous `layer`.
     """
     part, _, rest = path.partition("/")
     table = _modules(config, part)
@@ -135,7 +135,7 @@ def hf_module(config: Config, path: str, layer: int | None = None) -> str:
 
 
 def hf_name(config: Config, path: str, layer: int | None = None) -> str:
-    """The Hugging Face name of the tensor for the parameter at `path`.
+    """Hugging Face name of the tensor for the parameter at `path`.
 
     PyTorch stores kernels transposed, ``[o, i]``; tables and vectors are stored as they are.
 

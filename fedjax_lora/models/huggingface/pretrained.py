@@ -1,4 +1,4 @@
-"""A model ready to use: module, parameters, tokenizer and where it came from."""
+"""Pretrained models: module, parameters, tokenizer and fingerprint."""
 
 import dataclasses
 import functools
@@ -27,20 +27,20 @@ from fedjax_lora.models.module_types import Config, Module, module_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model with its parameters.
+    """A model with its parameters and tokenizer.
 
     Attributes:
-      module: call it as ``module.apply({'params': params}, input_ids, attention_mask, ...)``.
-      params: ``{'encoder': ..., 'head': ...}``, or of a decoder ``{'decoder': ..., 'head': ...}``
+      module: called as ``module.apply({'params': params}, input_ids, attention_mask, ...)``.
+      params: ``{'encoder': ..., 'head': ...}``, or for a decoder ``{'decoder': ..., 'head': ...}``
         and, if its vocabulary matrix is not tied, ``'vocabulary'``; layers are stacked on the first
         axis. A language model's head is empty.
-      config: what `module` was built from.
+      config: the config of `module`.
       tokenizer: a `transformers` tokenizer; None if the checkpoint has none.
       fingerprint: identifies the parameters below the head: digest of the stored weights, the
-        number of layers used, how they are stored in memory, and every newly initialised one.
-      folder: where it was read from; None for random parameters.
-      new_params: paths of the parameters that were newly initialised, not read.
-      storage: how matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`.
+        number of layers used, the storage in memory, and the newly initialised parameters.
+      folder: the checkpoint folder; None for random parameters.
+      new_params: paths of the newly initialised parameters.
+      storage: storage of matrices in memory, one of `fedjax_lora.core.quantization.STORAGES`.
     """
 
     module: Module
@@ -68,23 +68,22 @@ def load(
     weights: bool = True,
     key: jax.Array,
 ) -> Pretrained:
-    """Load a pretrained model: with a classification head, or a decoder as a language model.
+    """Load a pretrained model with a classification head, or a decoder as a language model.
 
     Args:
-      name: an alias (`sources.MODELS`), a checkpoint folder, or a hub id ``org/name``.
+      name: an alias in `MODELS`, a checkpoint folder, or a hub id ``org/name``.
       num_labels: width of the logits; 1 for regression; None for a language model.
-      layers: use only the first `layers` layers; all of them if None.
+      layers: use only the first `layers` layers; all layers if None.
       dtype: compute dtype, ``float32`` or ``bfloat16``.
-      storage: how the matrices are kept in memory, one of `fedjax_lora.core.quantization.STORAGES`;
-        vectors and the head are float32 always.
-      pooling: ``family`` as Hugging Face does it, or ``mean`` over the tokens.
-      dropout: replaces every dropout rate; the checkpoint's own rates if None.
+      storage: storage of matrices in memory, one of `fedjax_lora.core.quantization.STORAGES`;
+        vectors and the head are always float32.
+      pooling: ``family`` as in Hugging Face's classes, or ``mean`` over the tokens.
+      dropout: replaces every dropout rate; the checkpoint's rates if None.
       remat: recompute layers in the backward pass to save memory.
       scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
-      sharding: where each parameter goes, from its path and shape; the default device if None.
-      weights: False leaves the weights on disk or hub, they need not be here: parameters are
-        shapes, and have no fingerprint.
-      key: for a head (and a pooler) that the checkpoint does not have.
+      sharding: sharding of each parameter, by path and shape; the default device if None.
+      weights: False does not read the weights: parameters are shapes and have no fingerprint.
+      key: random key of a head (and a pooler) that the checkpoint does not have.
 
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
@@ -102,7 +101,7 @@ def load(
         scan_unroll=scan_unroll,
     )
     config = _cut(full, layers)
-    made = functools.partial(
+    pretrained = functools.partial(
         Pretrained,
         module=module_of(config),
         config=config,
@@ -111,7 +110,8 @@ def load(
         storage=storage,
     )
     if not weights:
-        return made(params=init.abstract_params(config, storage), fingerprint="", new_params=())
+        params = init.abstract_params(config, storage)
+        return pretrained(params=params, fingerprint="", new_params=())
     digest = _verified_digest(source.folder, source.sha256)
     read = checkpoint.read(
         source.folder,
@@ -121,7 +121,7 @@ def load(
         storage=storage,
         sharding=sharding,
     )
-    return made(
+    return pretrained(
         params=read.params,
         fingerprint=fingerprint(_label(digest, config, storage), read.params, read.new_params),
         new_params=read.new_params,
@@ -129,12 +129,12 @@ def load(
 
 
 def has_split_layers(config: Config) -> bool:
-    """Whether every layer of a frozen base has its own arrays here, and not a part of stacks."""
+    """Whether each layer of `frozen_base` has separate arrays on this backend."""
     return layer_stack.is_unrolled(config.layers, config.scan_unroll)
 
 
 def frozen_base(model: Pretrained) -> dict[str, Any]:
-    """The parameters without the head, in the form that the module computes with fastest here."""
+    """Parameters without the head, in the form with which this backend computes fastest."""
     base = {name: part for name, part in model.params.items() if name != "head"}
     if not has_split_layers(model.config):
         return base
@@ -150,9 +150,9 @@ def _full_config(
     scan_unroll: int | None,
     **options: Any,
 ) -> Config:
-    """The config of all layers of the checkpoint."""
+    """Config of the checkpoint with all its layers."""
     if scan_unroll is None and storage != "float32":
-        # Unrolled layers would all be decoded at once, and nothing would be saved.
+        # Unrolled layers would all be decoded at once, and no memory would be saved.
         scan_unroll = 1
     options["scan_unroll"] = scan_unroll
     full = _with_labels(read_config(folder, **options), num_labels)
@@ -160,28 +160,30 @@ def _full_config(
 
 
 def reinitialize(model: Pretrained, key: jax.Array) -> Pretrained:
-    """What `load` returns for another key; what the checkpoint holds is shared, not read again.
+    """Draw the parameters that the checkpoint does not have again, with another key.
+
+    The result equals that of `load` with this key; parameters of the checkpoint are shared.
 
     Args:
-      model: from `load`.
-      key: for the parameters that the checkpoint does not have.
+      model: a model from `load`.
+      key: random key of the new parameters.
     """
     return replace_params(model, init.draw(model.config, model.new_params, key))
 
 
 def replace_params(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
-    """The model with other values for its head, or for what its checkpoint does not have.
+    """Replace parameters of the head, or parameters that the checkpoint does not have.
 
     Args:
-      model: from `load`.
-      values: by path, joined by ``/``.
+      model: a model from `load`.
+      values: new values by ``/``-joined path.
     """
     assert model.folder is not None, "a model without a checkpoint has nothing to share"
-    kept = {
+    new = {
         path: jnp.asarray(value).astype(quantization.dtype_of(path, model.storage))
         for path, value in values.items()
     }
-    params = init.tree(trees.flat(model.params) | kept)
+    params = init.tree(trees.flat(model.params) | new)
     label = _label(weights_sha256(model.folder), model.config, model.storage)
     return dataclasses.replace(
         model, params=params, fingerprint=fingerprint(label, params, model.new_params)
@@ -189,12 +191,12 @@ def replace_params(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
 
 
 def _label(digest: str, config: Config, storage: str) -> str:
-    kept = "" if storage == "float32" else f" storage={storage}"
-    return f"{digest} layers={config.layers}{kept}"
+    suffix = "" if storage == "float32" else f" storage={storage}"
+    return f"{digest} layers={config.layers}{suffix}"
 
 
 def _with_labels(config: Config, num_labels: int | None) -> Config:
-    """The config of a classifier with so many labels, or of a language model."""
+    """Config of a classifier with this number of labels, or of a language model if None."""
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels is {num_labels} but must be at least 1 (1 means regression).")
     if num_labels is None and isinstance(config, EncoderConfig):
@@ -216,7 +218,7 @@ def _cut(config: Config, layers: int | None) -> Config:
 
 
 def _verified_digest(folder: Path, pinned: str | None) -> str:
-    """Digest of the weights, which must be the pinned one if there is one."""
+    """Digest of the weights, checked against the pinned one if there is one."""
     digest = weights_sha256(folder)
     if pinned is not None and digest != pinned:
         files = ", ".join(str(file) for file in weight_files(folder))
@@ -228,7 +230,7 @@ def _verified_digest(folder: Path, pinned: str | None) -> str:
 
 
 def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str:
-    """Hex sha256 of a label and of the parameters at the given paths, the head's left out."""
+    """Hex sha256 of a label and of the parameters at the given paths, except the head."""
     total = hashlib.sha256(label.encode())
     flat = trees.flat(params)
     for path in sorted(paths):

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, an alias, an installed package or the Hugging Face hub."""
+"""Sources of models: an alias, a folder, an installed package or the Hugging Face hub."""
 
 import importlib.util
 import os
@@ -13,14 +13,14 @@ from fedjax_lora.models.huggingface.download import download
 
 
 class Model(NamedTuple):
-    """One known model.
+    """A model with an alias.
 
     Attributes:
       hub: its id on the Hugging Face hub.
       summary: one line for a listing.
       url: its paper or page.
-      package: a Python package that carries the checkpoint in a folder ``model``, if there is one.
-      sha256: of its weights, checked on load; None where none is pinned.
+      package: a Python package that contains the checkpoint in a folder ``model``, or None.
+      sha256: pinned digest of its weights, checked on load; None if it is not pinned.
     """
 
     hub: str
@@ -109,22 +109,22 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 class Source(NamedTuple):
-    """A checkpoint folder, and the digest its weights must have if one is pinned."""
+    """A checkpoint folder, and the pinned digest of its weights, if any."""
 
     folder: Path
     sha256: str | None = None
 
 
 def resolve(name: str, *, weights: bool = True) -> Source:
-    """The checkpoint folder that `name` stands for; downloads it if it has to.
+    """Find the checkpoint folder of a model, and download it if necessary.
 
     Args:
-      name: an alias from `MODELS`, a folder, or a hub id such as ``org/name``. An alias wins
-        over a folder of the same name (write ``./name`` for the folder).
-      weights: False leaves the weights of a hub's repository there.
+      name: an alias in `MODELS`, a folder, or a hub id such as ``org/name``. An alias takes
+        precedence over a folder of the same name (write ``./name`` for the folder).
+      weights: False does not download weights from the hub.
 
     Raises:
-      InputError: none of the three, or the hub cannot provide it.
+      InputError: the name is none of these, or the hub cannot provide the model.
     """
     if name in MODELS:
         model = MODELS[name]
@@ -142,9 +142,9 @@ def resolve(name: str, *, weights: bool = True) -> Source:
 
 
 def _packaged(model: Model) -> Path | None:
-    """The checkpoint inside an installed package, found without importing the package."""
+    """Find the checkpoint in an installed package, without importing the package."""
     spec = importlib.util.find_spec(model.package) if model.package else None
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(place) / "model" / "config.json").is_file():
-            return Path(place) / "model"
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
     return None

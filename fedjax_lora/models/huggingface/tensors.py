@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder, described without reading them, read one by one."""
+"""Tensors of a checkpoint folder, described without reading them and read one at a time."""
 
 import hashlib
 import importlib.util
@@ -18,13 +18,13 @@ _PICKLE = "pytorch_model.bin"
 
 
 class Tensor(NamedTuple):
-    """One stored tensor.
+    """A stored tensor.
 
     Attributes:
-      shape: as stored.
-      dtype: the file format's own name of the type.
-      floating: whether it holds floating-point numbers.
-      read: reads it.
+      shape: shape as stored.
+      dtype: the file format's name of the dtype.
+      floating: whether the dtype is floating point.
+      read: reads the tensor.
     """
 
     shape: tuple[int, ...]
@@ -34,11 +34,11 @@ class Tensor(NamedTuple):
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold a checkpoint's weights, in a fixed order.
+    """List the weight files of a checkpoint, in a fixed order.
 
     Raises:
-      InputError: none found, or an index that is unreadable, points outside the folder or to
-        files that are not there.
+      InputError: no weights, or an index that is malformed, points outside the folder or lists
+        missing files.
     """
     if (folder / _SINGLE).is_file():
         return (folder / _SINGLE,)
@@ -50,7 +50,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hex digest of the weights: of the one file, or of the shards' digests in order.
+    """Hex SHA-256 digest of the weights: of the single file, or of the shards' digests in order.
 
     Raises:
       InputError: as `weight_files`.
@@ -68,28 +68,27 @@ def weights_sha256(folder: Path) -> str:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, by its stored name.
+    """Describe every tensor of a checkpoint, by its stored name.
 
     Raises:
-      InputError: as `weight_files`; a damaged file; a ``.bin`` file where PyTorch is missing.
+      InputError: as `weight_files`; a damaged file; a ``.bin`` file if PyTorch is not installed.
     """
     files = weight_files(folder)
     if files[0].name == _PICKLE:
         return _torch_tensors(files[0])
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = _safe_tensors(file)
-        twice = sorted(tensors.keys() & found.keys())
-        raise_all(f"{folder} stores tensors in two shards", twice)
-        tensors |= found
+        shard = _safe_tensors(file)
+        raise_all(f"{folder} stores tensors in two shards", sorted(tensors.keys() & shard.keys()))
+        tensors |= shard
     if files[0].name != _SINGLE:
-        lost = sorted(_weight_map(folder).keys() - tensors.keys())
-        raise_all(f"{folder / _INDEX} lists tensors that no shard has", lost)
+        missing = sorted(_weight_map(folder).keys() - tensors.keys())
+        raise_all(f"{folder / _INDEX} lists tensors that no shard has", missing)
     return tensors
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """The index's map from tensor to shard file, its file names checked."""
+    """Read the index's map from tensors to shard files, and check the file names."""
     index = folder / _INDEX
     try:
         names = dict(read_json(index)["weight_map"])
@@ -104,7 +103,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _bad_shards(folder: Path, files: Iterable[str]) -> Iterable[str]:
     for file in sorted(files):
-        # An index comes from outside: it may name files of its own folder and no others.
+        # An index is an untrusted file: it may only name files of its own folder.
         if "/" in file or "\\" in file or not file.endswith(".safetensors"):
             yield f"{file!r} is not the plain name of a .safetensors file"
         elif not os.path.isfile(folder / file):
@@ -145,7 +144,7 @@ def _torch_tensors(file: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{file} holds more than plain tensors, or is damaged.") from error
+        raise InputError(f"{file} contains more than plain tensors, or is damaged.") from error
     named = isinstance(stored, dict) and all(isinstance(name, str) for name in stored)
     if not named or not all(map(_is_plain, stored.values())):
         raise InputError(f"{file} is not a dictionary of tensors.")

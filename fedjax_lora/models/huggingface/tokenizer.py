@@ -11,27 +11,27 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model",
 
 
 def load_tokenizer(folder: Path, config: Config) -> Any:
-    """The folder's tokenizer; None if it has no tokenizer files.
+    """Load the tokenizer of a checkpoint folder; None if there are no tokenizer files.
 
-    One without a padding token pads with the end of text, as is usual for decoders: attention
-    masks tell them apart.
+    A tokenizer without a padding token pads with its end-of-text token, as is usual for decoders;
+    attention masks distinguish the two.
 
     Raises:
-      InputError: it cannot be loaded, or has more tokens than the model.
+      InputError: the tokenizer cannot be loaded, or has more tokens than the model.
     """
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
     try:
-        # Said aloud: without it `transformers` asks on the terminal whether to run foreign code.
+        # Explicitly False: by default `transformers` asks on the terminal whether to run such code.
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         ids = tokenizer.get_vocab().values()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # bare exceptions, and panics of Rust, which are not `Exception`
+    except BaseException as error:  # panics of Rust code are no subclass of `Exception`
         reason = first_line(error)
         raise InputError(
             f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."

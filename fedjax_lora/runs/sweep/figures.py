@@ -1,46 +1,84 @@
-"""Figures of a comparison: the metric over the rounds and over the bytes sent, with bands."""
+"""Figures of a comparison: the test metric over rounds and over bytes, with intervals."""
 
 import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedjax_lora.runs.plots import level, look, style, to_beat
-from fedjax_lora.runs.sweep.statistics import Line, evaluated, scores, spread
+from fedjax_lora.runs.figure_style import (
+    draw_seeds,
+    method_styles,
+    reference_line,
+    shared_legend,
+    style_axes,
+)
+from fedjax_lora.runs.plots import to_beat
+from fedjax_lora.runs.sweep.statistics import Line, evaluated, scores
+
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "exact_match": (0.0, 1.0),
+    "choice_accuracy": (0.0, 1.0),
+    "rouge_l": (0.0, 1.0),
+    "perplexity": (1.0, math.inf),
+}
+"""Possible values of metrics; intervals are clipped to them."""
+
+MEGABYTE = 1e6
+
+
+class _Curve(NamedTuple):
+    line: Line
+    label: str
+    style: dict[str, Any]
 
 
 def curves(lines: Sequence[Line]) -> bytes:
-    """A PNG: a row of panels for each choice of the varied fields, in it a curve per method.
+    """Draw one row of panels per choice of the varied fields and in it one curve per method.
 
-    With one method, its curves for all choices share the one row. Thick lines are means over
-    seeds, thin ones single runs, bands 95 % intervals (see `fedjax_lora.runs.sweep.statistics`);
-    panels are as high as the single runs reach, and cut bands off that are wider than that.
+    With a single method, its curves for all choices share one row. The left panel is over rounds,
+    the right one over the bytes that all clients have uploaded and downloaded. From 4 seeds on,
+    bands are 95 % intervals of the mean; with fewer seeds the single runs are drawn as thin lines.
+    The panels are as high as the single runs reach.
+
+    Returns:
+      The figure as a PNG.
     """
-    by_method = len({line.labels["method"] for line in lines}) > 1
-    panels: dict[str, list[Line]] = {}
-    for line in lines:
-        panels.setdefault(_choice(line) if by_method else "", []).append(line)
-    names = [line.labels["method"] if by_method else _choice(line) for line in lines]
-    order = list(dict.fromkeys(names))
-    figure = Figure(figsize=(10, 0.6 + 3.2 * len(panels)), dpi=130, layout="constrained")
-    grid = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
-    for (title, inside), (left, right) in zip(panels.items(), grid, strict=True):
-        for line in inside:
-            at = order.index(line.labels["method"] if by_method else _choice(line))
-            drawn = look(at) | {"label": order[at] or line.labels["method"]}
-            _draw(left, line, "round", 1, drawn)
-            _draw(right, line, "up_bytes", 1e6, drawn)
-        _frame(left, right, inside, title)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    rows = _rows(lines)
+    figure = Figure(figsize=(10, 0.6 + 3.2 * len(rows)), dpi=130, layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    for (title, inside), (left, right) in zip(rows.items(), grid, strict=True):
+        for curve in inside:
+            _draw(left, curve, _rounds)
+            _draw(right, curve, _megabytes)
+        _frame(left, right, [curve.line for curve in inside], title)
+    shared_legend(figure, list(grid.flat))
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
+
+
+def _rows(lines: Sequence[Line]) -> dict[str, list[_Curve]]:
+    """The curves of each row of panels, by the row's title."""
+    by_method = len({line.labels["method"] for line in lines}) > 1
+    key = _method if by_method else _choice
+    specs = {key(line): _method(line) for line in lines}
+    styles = dict(zip(specs, method_styles(list(specs.values())), strict=True))
+    rows: dict[str, list[_Curve]] = {}
+    for line in lines:
+        curve = _Curve(line, key(line) or _method(line), styles[key(line)])
+        rows.setdefault(_choice(line) if by_method else "", []).append(curve)
+    return rows
+
+
+def _method(line: Line) -> str:
+    return line.labels["method"]
 
 
 def _choice(line: Line) -> str:
@@ -52,33 +90,40 @@ def _choice(line: Line) -> str:
     )
 
 
-def _draw(axes: Axes, line: Line, over: str, unit: float, drawn: dict[str, Any]) -> None:
-    histories = [evaluated(run) for run in line.runs]
-    x = np.mean([[h[over] for h in history] for history in histories], axis=0) / unit
-    values = np.array([scores(history, line.metric) for history in histories])
-    mean, _, half = spread(values)
-    axes.plot(x, mean, marker="o", ms=3, **drawn)
-    if len(values) > 1:
-        axes.plot(x, values.T, color=drawn["color"], ls=drawn["ls"], lw=0.6, alpha=0.5)
-        axes.fill_between(x, mean - half, mean + half, color=drawn["color"], alpha=0.13, lw=0)
+def _rounds(entry: dict[str, Any]) -> float:
+    return entry["round"]
+
+
+def _megabytes(entry: dict[str, Any]) -> float:
+    """Bytes uploaded and downloaded so far, in MB."""
+    return (entry["up_bytes"] + entry["down_bytes"]) / MEGABYTE
+
+
+def _draw(axes: Axes, curve: _Curve, position: Any) -> None:
+    histories = [evaluated(run) for run in curve.line.runs]
+    x = np.mean([[position(entry) for entry in history] for history in histories], axis=0)
+    values = [scores(history, curve.line.metric) for history in histories]
+    bounds = BOUNDS.get(curve.line.metric, (-math.inf, math.inf))
+    draw_seeds(axes, x.tolist(), values, curve.style, label=curve.label, bounds=bounds)
 
 
 def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
     runs = [run for line in lines for run in line.runs]
     values = [x for line in lines for run in line.runs for x in scores(evaluated(run), line.metric)]
-    # A seed that chooses the test examples chooses their most frequent class too: the mean.
-    beat = [found for _, r in runs if (found := to_beat(r["summary"], lines[0].metric))]
-    if len(beat) == len(runs):
-        values.append(float(np.mean([height for _, height in beat])))
-        last = max(h["round"] for run in runs for h in evaluated(run))
-        level(left, values[-1], beat[0][0], at=last)
+    # The majority class depends on the seed where the seed selects the test examples: the mean.
+    baselines = [found for _, r in runs if (found := to_beat(r["summary"], lines[0].metric))]
+    if len(baselines) == len(runs):
+        values.append(float(np.mean([height for _, height in baselines])))
+        for axes, position in ((left, _rounds), (right, _megabytes)):
+            last = max(position(entry) for run in runs for entry in evaluated(run))
+            reference_line(axes, values[-1], baselines[0][0], at=last)
     reached = [value for value in values if math.isfinite(value)]
     if reached:
         low, high = min(reached), max(reached)
         margin = 0.08 * (high - low) or 0.05
         left.set_ylim(low - margin, high + margin)
     left.set(xlabel="round", ylabel=f"test {lines[0].metric}")
-    right.set(xlabel="MB sent by all clients so far")
+    right.set(xlabel="uploaded and downloaded by all clients so far, MB")
     left.set_title(title, loc="left", fontsize=9)
-    style(left)
-    style(right, rounds=False)
+    style_axes(left)
+    style_axes(right, rounds=False)

@@ -24,10 +24,10 @@ img { max-width: 100%; } pre { background: #f5f5f5; padding: 0.7rem; overflow-x:
 
 NOTE = """Scores are those of the global model on the test set after the last round: mean, sample
 standard deviation (sd) and Student's 95 % interval of the mean over seeds. Differences are paired
-by seed. Thick lines in the figure are means over seeds, thin ones single runs, bands the same
-intervals; panels are as high as single runs reach and cut wider bands off. A "-" stands where there
-is no number: one seed has no deviation, and a model that has diverged no score. MB are sums over
-all rounds and clients, as clients would send them."""
+by seed. Lines in the figure are means over seeds, bands the same intervals; with fewer than 4
+seeds thin lines are single runs instead. Panels are as high as single runs reach. A "-" stands
+where there is no number: one seed has no deviation, and a model that has diverged no score. MB are
+sums over all rounds and clients, as clients would send them."""
 
 
 def page(

@@ -19,37 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from scipy.special import stdtrit
 
 from fedjax_lora import data
 from fedjax_lora.runs.sweep.grid import Cell
+from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 from fedjax_lora.runs.sweep.record_store import Record
 
 Run = tuple[Cell, Record]
 
 EVENTS = ("dropped", "stragglers", "rejected")
 """What happens to clients in a round, in a record the ids; older records do not have all."""
-
-CONFIDENCE = 0.95
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds; with one seed it has neither deviation nor interval."""
-
-    mean: float
-    deviation: float  # sample standard deviation
-    half: float  # half the width of the interval
-    n: int
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.mean + self.half
 
 
 class Line(NamedTuple):
@@ -62,26 +41,6 @@ class Line(NamedTuple):
     difference: Estimate | None  # to the first method; None for itself, or without a common seed
     up: float  # bytes of a whole run, mean over seeds
     down: float
-
-
-def spread(values: Any) -> tuple[Any, Any, Any]:
-    """Mean, sample standard deviation and half the interval's width over seeds, the first axis."""
-    x = np.asarray(values, np.float64)
-    n = len(x)
-    if n < 2:
-        nothing = np.full(x.shape[1:], np.nan)
-        return x.mean(axis=0), nothing, nothing
-    deviation = x.std(axis=0, ddof=1)
-    return x.mean(axis=0), deviation, stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / n**0.5
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """A mean over seeds with its uncertainty.
-
-    >>> [round(number, 3) for number in estimate([1.0, 2.0, 3.0])]
-    [2.0, 1.0, 2.484, 3]
-    """
-    return Estimate(*map(float, spread(values)), n=len(values))
 
 
 def metric_of(cell: Cell) -> str:

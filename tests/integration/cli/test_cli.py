@@ -15,22 +15,19 @@ from fedjax_lora.cli import main
 from tests._helpers.command_line import SMALL, one_sentence
 
 
-def test_run_prints_a_table_and_writes_a_folder(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main.main(["run", *SMALL, "--method=replication(inner='uniform')", f"--out={out}"]) == 0
-    printed = capsys.readouterr().out
-    for word in ("round", "accuracy", "loss", "seconds", "MB up", "MB down", str(out)):
-        assert word in printed
-    assert json.loads((out / "config.json").read_text())["federation"]["cohort"] == 2
+def test_run_prints_a_table_and_writes_a_folder(finished):
+    for word in ("round", "accuracy", "loss", "seconds", "MB up", "MB down", str(finished.out)):
+        assert word in finished.printed
+    assert json.loads((finished.out / "config.json").read_text())["federation"]["cohort"] == 2
 
 
-def test_a_written_config_runs_again_with_overrides(tmp_path, capsys):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main.main(["run", *SMALL, f"--out={first}"]) == 0
-    again = ["run", f"--config={first / 'config.json'}", "--method=hlora", f"--out={second}"]
+def test_a_written_config_runs_again_with_overrides(finished, tmp_path):
+    first, second = finished.out, tmp_path / "second"
+    method = "replication(inner='uniform')"
+    again = ["run", f"--config={first / 'config.json'}", f"--method={method}", f"--out={second}"]
     assert main.main(again) == 0
     one, other = (json.loads((p / "config.json").read_text()) for p in (first, second))
-    assert other["federation"].pop("method") == "hlora"
+    assert other["federation"].pop("method") == method
     one["federation"].pop("method")
     assert one == other
 

@@ -23,11 +23,9 @@ from fedjax_lora.interop import load_adapter, probabilities
 from fedjax_lora.runs import outputs
 from fedjax_lora.runs.config import ExecutionConfig
 from fedjax_lora.runs.resume import read_config, reopen
+from tests._helpers.small_options import small
 
-SMALL = [
-    "--layers=1", "--max-length=8", "--train-examples=60", "--test-examples=30", "--clients=4",
-    "--cohort=2", "--rounds=1", "--batch=8",
-]  # fmt: skip
+SMALL = small()
 TEXTS = "Opens a file\nSends a \t message\n"
 SECRET = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
 

@@ -1,7 +1,6 @@
 """``fedjax-lora run --resume`` as a user meets it, in this process."""
 
 import json
-import pathlib
 import shutil
 
 import pytest
@@ -11,15 +10,8 @@ from fedjax_lora.runs import checkpoints
 from tests._helpers.command_line import SMALL, one_sentence
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp("runs") / "a run"
-    assert main.main(["run", *SMALL, f"--out={out}"]) == 0
-    return out
-
-
 def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys):
-    out = shutil.copytree(finished, tmp_path / "a run")
+    out = shutil.copytree(finished.out, tmp_path / "a run")
     capsys.readouterr()
     assert main.main(["run", "--resume", str(out)]) == 0
     told = capsys.readouterr().out
@@ -42,9 +34,9 @@ def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys
     ],
 )
 def test_what_does_not_go_with_resume(words, sentence, finished, capsys):
-    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
-    assert one_sentence(["run", "--resume", str(finished), *words], capsys, sentence)
-    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+    before = sorted(path.stat().st_mtime_ns for path in finished.out.rglob("*"))
+    assert one_sentence(["run", "--resume", str(finished.out), *words], capsys, sentence)
+    assert sorted(path.stat().st_mtime_ns for path in finished.out.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["nothing", "file", "folder"])
@@ -57,5 +49,5 @@ def test_what_is_no_run_cannot_be_resumed(name, tmp_path, capsys):
 
 
 def test_a_folder_with_the_same_run_points_at_resume(finished, capsys):
-    words = ["run", *SMALL, f"--out={finished}"]
+    words = ["run", *SMALL, f"--out={finished.out}"]
     assert one_sentence(words, capsys, "holds this run already; resume it with --resume")

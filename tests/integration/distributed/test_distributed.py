@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests._helpers import distributed_worker, problems, tiny_runs
+from tests._helpers.command_line import one_sentence
 from tests._helpers.distributed_worker import SCENES
 from tests._helpers.small_options import small
 
@@ -101,7 +102,7 @@ def test_all_stop_when_one_is_asked_to_and_go_on_to_the_same_bytes(played):
     ("scene", "said"),
     [
         ("not divisible", "A mesh of 3 x 2 (clients x model) does not use 8 device(s) exactly"),
-        ("another seed", "Process 1 has another config or input than process 0 (seed)"),
+        ("another seed", "Process 1 has another config or input than process 0 (seed, data)"),
         ("not sharded", "A run of 2 processes needs --mode sharded"),
         ("taken", "holds this run already; resume it with --resume"),
         ("unwritable", "cannot be written"),
@@ -113,58 +114,64 @@ def test_what_is_wrong_is_said_on_all(played, scene, said):
         assert said in made[scene]["error"]
 
 
-ASK = """
+ADDRESS = "--coordinator-address"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([f"{ADDRESS}=localhost:1"], "belong together; give all three"),
+        ([f"{ADDRESS}=here", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
+        ([f"{ADDRESS}=1234", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
+        (
+            [f"{ADDRESS}=localhost:1", "--num-processes=0", "--process-id=0"],
+            "--num-processes must be at least 1, got 0",
+        ),
+        (
+            [f"{ADDRESS}=localhost:1", "--num-processes=2", "--process-id=2"],
+            "--process-id is 2, but it counts from 0 to 1",
+        ),
+    ],
+    ids=["a part", "no port", "no host", "no processes", "no such number"],
+)
+def test_options_that_name_no_process_are_refused(words, sentence, capsys):
+    """Before the process looks for the others."""
+    assert one_sentence(["run", *words], capsys, sentence)
+
+
+JOIN = """
 import sys
-from fedjax_lora import cli, processes
-processes.joined.__wrapped__.__kwdefaults__["wait"] = 2
-sys.exit(cli.main(sys.argv[1:]))
+from fedjax_lora.cli import main
+from fedjax_lora.core import distributed
+distributed.initialized.__wrapped__.__kwdefaults__["wait"] = 2
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (["--distributed"], "No cluster was found"),
-        (["--coordinator-address=localhost:1"], "belong together; give all three"),
-        (["--coordinator-address=here", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
-        (["--coordinator-address=1234", "--num-processes=2", "--process-id=0"], "write HOST:PORT"),
         (
-            ["--coordinator-address=localhost:1", "--num-processes=0", "--process-id=0"],
-            "--num-processes must be at least 1, got 0",
-        ),
-        (
-            ["--coordinator-address=localhost:1", "--num-processes=2", "--process-id=2"],
-            "--process-id is 2, but it counts from 0 to 1",
-        ),
-        (
-            ["--coordinator-address=localhost:1", "--num-processes=2", "--process-id=1"],
-            "did not all come together within 2 s (this is process 1 of 2, the first is expected "
+            [f"{ADDRESS}=localhost:1", "--num-processes=2", "--process-id=1"],
+            "did not all connect within 2 s (this is process 1 of 2, the first is expected "
             "at localhost:1)",
         ),
         (
-            ["--coordinator-address=localhost:PORT", "--num-processes=2", "--process-id=0"],
-            "did not all come together within 2 s (this is process 0 of 2",
+            [f"{ADDRESS}=localhost:PORT", "--num-processes=2", "--process-id=0"],
+            "did not all connect within 2 s (this is process 0 of 2",
         ),
     ],
-    ids=[
-        "no cluster",
-        "a part",
-        "no port",
-        "no host",
-        "no processes",
-        "no such number",
-        "nobody there",
-        "nobody comes",
-    ],
+    ids=["no cluster", "no first process", "no second process"],
 )
-def test_who_cannot_join_says_so_in_one_sentence(words, said):
+def test_a_process_that_finds_no_others_ends_with_one_sentence(words, sentence):
     words = [word.replace("PORT", str(free_port())) for word in words]
-    code, out, err = ended(start(["-c", ASK, "run", *words], devices=4), seconds=60)
+    code, out, err = ended(start(["-c", JOIN, "run", *words], devices=4), seconds=60)
     assert (code, out) == (2, "")
-    sentence, *others = err.splitlines()
-    assert sentence.startswith("fedjax-lora: ") and said in sentence
-    # XLA's coordinator, which process 0 runs, logs that it is closed before anybody came.
-    assert not others or "this is process 0" in sentence
+    first, *others = err.splitlines()
+    assert first.startswith("fedjax-lora: ") and sentence in first
+    # XLA's coordinator, which process 0 runs, logs that it is closed before a process came.
+    assert not others or "this is process 0" in first
     assert "Traceback" not in err
 
 

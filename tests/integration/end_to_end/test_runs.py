@@ -13,7 +13,7 @@ import fedjax_lora as fl
 from fedjax_lora import InputError, RunConfig, federated, methods
 from fedjax_lora.core import trees
 from fedjax_lora.evaluation.evaluator import global_model
-from fedjax_lora.runs import build
+from fedjax_lora.runs import build, compilation
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import (
     DataConfig,
@@ -22,13 +22,16 @@ from fedjax_lora.runs.config import (
     LocalConfig,
     ModelConfig,
 )
+from fedjax_lora.runs.outputs import Result
 
+# Batches of two short texts: a step is compiled for two shapes, where larger ones have six.
 CONFIG = RunConfig(
-    data=DataConfig(train_examples=240, validation_examples=40, test_examples=80, max_length=16),
+    data=DataConfig(train_examples=64, validation_examples=40, test_examples=80, max_length=8),
     model=ModelConfig(layers=1),
     federation=FederationConfig(clients=8, cohort=3, rounds=2, ranks="tiers(ranks=[1, 2, 4])"),
-    local=LocalConfig(batch=8, learning_rate=1e-2),
+    local=LocalConfig(batch=2, learning_rate=1e-2),
 )
+PROGRAMS = compilation.programs()
 
 
 def change(config: RunConfig, **groups) -> RunConfig:
@@ -40,6 +43,16 @@ def change(config: RunConfig, **groups) -> RunConfig:
     return dataclasses.replace(config, **made)
 
 
+def run(config: RunConfig, assets: build.Assets, **options) -> Result:
+    """A run that shares the compiled functions of this module's other runs."""
+    return fl.run(config, assets=assets, programs=PROGRAMS, **options)
+
+
+def prepare(config: RunConfig, assets: build.Assets) -> build.Run:
+    """A prepared run that shares the compiled functions of this module's other runs."""
+    return build.build(config, assets, PROGRAMS)
+
+
 @pytest.fixture(scope="module")
 def assets() -> build.Assets:
     return build.load_assets(CONFIG)
@@ -48,7 +61,7 @@ def assets() -> build.Assets:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, assets):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return fl.run(CONFIG, out=out, assets=assets)
+    return run(CONFIG, assets, out=out)
 
 
 def test_a_run_leaves_everything_behind(finished):
@@ -72,14 +85,14 @@ def test_a_run_leaves_everything_behind(finished):
 
 
 def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
-    again = fl.run(CONFIG, out=tmp_path / "again", assets=assets)
+    again = fl.run(CONFIG, assets=assets, out=tmp_path / "again")  # compiled for itself
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
 
 
 def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path):
     measured = change(CONFIG, execution={"measure": True})
-    result = fl.run(measured, out=tmp_path / "run", assets=assets)
+    result = run(measured, assets, out=tmp_path / "run")
     read = lambda name: [  # noqa: E731
         json.loads(line) for line in (result.out / name).read_text().splitlines()
     ]
@@ -96,13 +109,13 @@ def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path
 
 
 def test_another_seed_gives_other_numbers(finished, assets):
-    other = fl.run(dataclasses.replace(CONFIG, seed=1), assets=assets)
+    other = run(dataclasses.replace(CONFIG, seed=1), assets)
     assert other.records != finished.records
 
 
 def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
-    made = build.build(CONFIG, assets)
+    made = prepare(CONFIG, assets)
     plan = made.federation.plan(0, made.ranks.initial, 0.0)
     rank = plan.rank[plan.weight > 0]
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
@@ -116,8 +129,10 @@ def test_rounds_learn():
     """Clients alike, so that the loss does not depend on who was drawn."""
     config = change(
         CONFIG,
+        data={"train_examples": 240},
         model={"pooling": "mean"},
         federation={"rounds": 12, "partition": "iid"},
+        local={"learning_rate": 3e-3},
         execution={"eval_every": 12},
     )
     result = fl.run(config)
@@ -127,8 +142,8 @@ def test_rounds_learn():
 
 def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     other = dataclasses.replace(assets.task.task, metric="f1")
-    ready = build.build(CONFIG, assets._replace(task=assets.task._replace(task=other)))
-    scores, plain = ready.evaluate(ready.begin().state), build.build(CONFIG, assets)
+    ready = prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
+    scores, plain = ready.evaluate(ready.begin().state), prepare(CONFIG, assets)
     expected = plain.evaluate(plain.begin().state)
     assert scores.keys() == expected.keys() | {"f1", "validation_f1"}
     assert {name: scores[name] for name in expected} == expected
@@ -147,7 +162,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
     from transformers import BertForSequenceClassification
 
     config = change(CONFIG, federation={"method": method})
-    result = fl.run(config, out=tmp_path / "run", assets=assets)
+    result = run(config, assets, out=tmp_path / "run")
     base = BertForSequenceClassification.from_pretrained(
         assets.model.folder, num_labels=8, num_hidden_layers=1
     )
@@ -170,9 +185,9 @@ def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
     before = (finished.out / "metrics.jsonl").read_bytes()
     other = change(CONFIG, federation={"method": "hlora"})
     with pytest.raises(InputError, match=r"different run \(federation.method\)"):
-        fl.run(other, out=finished.out, assets=assets)
+        run(other, assets, out=finished.out)
     with pytest.raises(InputError, match="this run already"):
-        fl.run(CONFIG, out=finished.out, assets=assets)
+        run(CONFIG, assets, out=finished.out)
     assert (finished.out / "metrics.jsonl").read_bytes() == before
 
 
@@ -189,12 +204,12 @@ def test_devices_that_a_mode_has_no_use_for_are_not_ignored(asked, assets):
     with pytest.raises(
         InputError, match=f"{next(iter(asked))} is given, but mode vmap runs on one"
     ):
-        fl.run(change(CONFIG, execution=asked), assets=assets)
+        run(change(CONFIG, execution=asked), assets)
 
 
 def test_fedit_refuses_different_ranks(assets):
     with pytest.raises(InputError, match=r"'fedit' needs clients of one rank.*\[1, 2, 4\]"):
-        fl.run(change(CONFIG, federation={"method": "fedit"}), assets=assets)
+        run(change(CONFIG, federation={"method": "fedit"}), assets)
 
 
 SCORED = change(
@@ -209,12 +224,12 @@ SCORED = change(
 
 @pytest.fixture(scope="module")
 def scored(assets):
-    return fl.run(SCORED, assets=assets)
+    return run(SCORED, assets)
 
 
 def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
     """Against the evaluation of rounds in which each client is alone."""
-    made, losses = build.build(SCORED, assets), []
+    made, losses = prepare(SCORED, assets), []
     for client in range(8):
         plan = made.federation.plan(0, np.full(8, 1), 1e-2, ids=np.array([client]))
         state, _ = made.train(made.begin().state, plan)
@@ -239,21 +254,21 @@ def test_the_bytes_of_scoring_are_part_of_the_record(scored):
 
 @pytest.mark.parametrize("heads", ["frozen", "local"])
 def test_only_heads_that_travel_are_counted_in_scoring(heads, assets):
-    config = change(SCORED, federation={"heads": heads, "rounds": 1, "cohort": 2})
-    (record,) = fl.run(config, assets=assets).records
+    config = change(SCORED, federation={"heads": heads, "rounds": 1})
+    (record,) = run(config, assets).records
     component, head = 4 * 2 * (384 + 384), 4 * (384 * 8 + 8)
     assert record["score_down_bytes"] == 8 * component
     assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)
 
 
 def test_a_scored_run_repeats(scored, assets):
-    assert fl.run(SCORED, assets=assets).records == scored.records
+    assert run(SCORED, assets).records == scored.records
 
 
 def test_budgets_know_the_components_of_the_model(assets):
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
-    made = build.build(change(CONFIG, federation={"ranks": ranks}), assets)
+    made = prepare(change(CONFIG, federation={"ranks": ranks}), assets)
     assert sorted(made.ranks.initial) == [1] * 4 + [3] * 4
     assert made.method.spec.rank == 3
 
@@ -270,38 +285,41 @@ def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, word
     config = change(SCORED, federation=federation, data={"validation_examples": validation})
     given = assets if validation else assets._replace(validation=None)
     with pytest.raises(InputError, match=words):
-        build.build(config, given)
+        prepare(config, given)
 
 
 @pytest.mark.parametrize("heads", ["frozen", "local"])
-def test_heads(heads, assets):
-    config = change(CONFIG, federation={"heads": heads, "rounds": 1})
-    result = fl.run(config, assets=assets)
+def test_heads(heads, finished, assets):
+    result = run(change(CONFIG, federation={"heads": heads, "rounds": 1}), assets)
     assert 0 <= result.records[-1]["accuracy"] <= 1
-    # A head that nobody sends costs nothing: adapters alone travel.
-    average = fl.run(change(config, federation={"heads": "average"}), assets=assets)
+    # A head that is not sent costs nothing: adapters alone travel.
     head = 4 * (384 * 8 + 8)
-    assert average.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
+    assert finished.records[0]["up_bytes"] - result.records[0]["up_bytes"] == 3 * head
 
 
 FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
-"""One method of each file; `test_matrix` has all of them on a small model."""
+"""One method of each file; `test_method_matrix` has all of them on a small model."""
+DEFAULT = {"flora", "fedrora", "lora_a2"}
+"""Changed kernels, trained coefficients, a probe; `finished` is Fed-PLoRA's."""
 
 
-@pytest.mark.parametrize("name", FAMILIES.values())
-def test_every_kind_of_method_runs_on_the_real_model(name, assets):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x not in DEFAULT)) for x in FAMILIES.values()],
+)
+def test_one_method_of_each_module_runs_on_the_real_model(name, assets):
     ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
     config = change(
         CONFIG,
         federation={"method": name, "ranks": ranks, "rounds": 1},
         execution={"mode": "loop"},
     )
-    assert np.isfinite(fl.run(config, assets=assets).records[-1]["loss"])
+    assert np.isfinite(run(config, assets).records[-1]["loss"])
 
 
 def test_sharded_over_eight_devices_equals_one(finished, assets):
     config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
-    result = fl.run(config, assets=assets)
+    result = run(config, assets)
     for one, other in zip(finished.records, result.records, strict=True):
         # float32 sums in another order, through two rounds of AdamW
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)

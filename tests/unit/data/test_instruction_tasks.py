@@ -68,7 +68,7 @@ def test_auto_is_the_chat_template_where_there_is_one(tokenizer):
 
 def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
     tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
-    with pytest.raises(InputError, match="does not put an answer behind"):
+    with pytest.raises(InputError, match="does not put an answer after"):
         prompts.format_example("chat", tokenizer, "x", "", "y")
     tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
     with pytest.raises(InputError, match="only one turn"):

@@ -180,7 +180,7 @@ def test_who_does_not_answer_is_as_good_as_absent(method):
         np.testing.assert_array_equal(np.asarray(seen.rank)[gone], plan.rank[gone])
         np.testing.assert_array_equal(np.asarray(seen.examples) == 0, gone)
     assert dropped and problems.changed(problems.copy(state), made.begin)
-    assert made.fn._cache_size() == 1
+    assert made.fn.compiled._cache_size() == 1
 
 
 @every_method

@@ -9,6 +9,7 @@ from tests._helpers.problems import bag_rounds, ranks_for
 from tests._helpers.tolerances import FROM_AN_SVD, TOLERANCE
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
+kinds_of_method = pytest.mark.parametrize("method", problems.one_of_each_kind())
 
 
 def play(method: str, mode: str, count: int, rate: float):
@@ -28,15 +29,12 @@ def model(state):
     return added, state.server.kernels, state.head
 
 
-A_FEW = {"fed_plora", "hlora", "flora", "fedex_lora", "fedsa_lora", "fedrora", "lora_a2"}
-"""One of each kind: the base in parts is a matter of training, and of what changes kernels."""
-
-
-@every_method
+@kinds_of_method
 def test_modes_leave_the_same_server(method):
+    """Every method is sharded in `test_sharding`, with a stand-in for training."""
     want, reports, made = play(method, "loop", 2, 0.01)
     assert problems.changed(model(want), model(made.begin))
-    for mode in ("vmap", "sharded", *["base in parts"] * (method in A_FEW)):
+    for mode in ("vmap", "sharded", *["base in parts"] * (method in problems.KINDS)):
         got, seen, _ = play(method, mode, 2, 0.01)
         tolerance = TOLERANCE.get(method, problems.MODE_TOLERANCE)
         problems.assert_close(model(got), model(want), tolerance)

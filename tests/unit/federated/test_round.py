@@ -32,8 +32,11 @@ def plan_of(t: int = 0, method: str = "zero_padding", rate: float = 0.05, seed: 
 # ---------------------------------------------------------------------------------------- compiling
 
 
-@pytest.mark.parametrize("mode", ["vmap", "sharded"])
-@every_method
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [(method, "vmap") for method in METHODS]
+    + [pytest.param(*x.values, "sharded", marks=x.marks) for x in problems.one_of_each_kind()],
+)
 def test_a_round_compiles_once(method, mode):
     """Whatever changes from round to round is data, and a state goes in as it came out."""
     made = bag_rounds(method, mode)
@@ -49,7 +52,7 @@ def test_a_round_compiles_once(method, mode):
     assert made.fn.compiled._cache_size() == 1
 
 
-@every_method
+@pytest.mark.parametrize("method", problems.one_of_each_kind())
 def test_a_sharded_state_stays_on_every_device(method):
     made = bag_rounds(method, "sharded")
     state, metrics = made.run(made.state(), plan_of(method=method))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
-from fedjax_lora.methods import fed_plora
+from fedjax_lora.methods.fed_plora import select_modules
 from tests._helpers import cohorts
 from tests._helpers.cohorts import (
     CLIENTS,
@@ -35,7 +35,7 @@ MODES = ["random", "prefix", "round_robin"]
 def sets(mode: str, rank, most: int, *, seed: int = 0, ids=None, round: int = 0) -> np.ndarray:
     cohort = cohorts.make_cohort(GLOBAL, rank, ids=ids, round=round)
     size = jax.random.uniform(jax.random.key(1), (most,))  # importance
-    return np.asarray(fed_plora.select(cohort, jax.random.key(seed), size, selection=mode))
+    return np.asarray(select_modules(cohort, jax.random.key(seed), size, selection=mode))
 
 
 def test_importance_takes_the_largest():
@@ -66,7 +66,7 @@ def test_random_modules_are_chosen_equally_often():
     rank = np.array([1, 2, 4], np.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(draws))
     cohort = cohorts.make_cohort(GLOBAL, rank)
-    select = lambda key: fed_plora.select(cohort, key, jnp.zeros(most), selection="random")  # noqa: E731
+    select = lambda key: select_modules(cohort, key, jnp.zeros(most), selection="random")  # noqa: E731
     chosen = np.asarray(jax.jit(jax.vmap(select))(keys))  # [draws, client, R]
 
     def expect(observed: np.ndarray, p: float) -> None:

@@ -151,11 +151,11 @@ INVARIANTS = {
         "test_order_of_clients_does_not_matter",
     ),
     "the stack is the weighted sum of scaled products": (
-        "test_stacking",
+        "test_flora",
         "test_the_base_takes_up_the_exact_mean_of_products",
     ),
     "the factors are the best of their rank": (
-        "test_products",
+        "test_svd",
         "test_the_error_is_the_discarded_singular_values",
     ),
     "padding is exactly zero before and after training": (

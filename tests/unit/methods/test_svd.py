@@ -10,7 +10,7 @@ import pytest
 from fedjax_lora import methods
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
-from fedjax_lora.methods.svd import refactor
+from fedjax_lora.methods.svd import refactor, weighted_stack
 from tests._helpers import cohorts, oracles
 from tests._helpers.cohorts import (
     CLIENTS,
@@ -239,7 +239,7 @@ def test_stacks_weigh_only_one_factor():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 2, 4))
     share, gain = np.array([0.5, 0.25, 0.25]), np.full((3, 2), 2.0)
-    wide = methods.products.weighted_stack(
+    wide = weighted_stack(
         cohorts.pair(a, b), jnp.asarray(gain, jnp.float32), jnp.asarray(share, jnp.float32)
     )
     assert wide.a.shape == (5, 6) and wide.b.shape == (6, 4)

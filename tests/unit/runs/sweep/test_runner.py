@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fedjax_lora as fl
+from fedjax_lora.cli import compare as compare_command
 from fedjax_lora.core import atomic_io, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs import build
@@ -29,12 +30,12 @@ from fedjax_lora.runs.sweep.runner import compare
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
 
 BASE = RunConfig(
-    data=DataConfig(train_examples=120, test_examples=40, max_length=16),
+    data=DataConfig(train_examples=60, test_examples=40, max_length=8),
     model=ModelConfig(layers=1),
     federation=FederationConfig(
         clients=4, cohort=2, rounds=2, ranks="tiers(ranks=[1, 2])", partition="dirichlet(alpha=0.3)"
     ),
-    local=LocalConfig(batch=8, learning_rate=1e-2),
+    local=LocalConfig(batch=2, learning_rate=1e-2),
     execution=ExecutionConfig(eval_every=2),
 )
 GRID = Grid(

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 import scipy.stats
 
-from fedjax_lora.runs.sweep import statistics
+from fedjax_lora.runs.sweep import intervals, statistics
 from tests._helpers.synthetic_runs import runs
 
 SCORES = {
@@ -36,7 +36,7 @@ def test_summary_by_hand():
 
 def test_intervals_are_scipys():
     values = np.random.default_rng(0).normal(size=7)
-    mean, _, half, n = statistics.estimate(values.tolist())
+    mean, _, half, n = intervals.estimate(values.tolist())
     low, high = scipy.stats.t.interval(0.95, n - 1, mean, scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
 
