@@ -1,4 +1,4 @@
-"""A client in PyTorch and PEFT: one model object for all clients, one adapter for each rank."""
+"""A client in PyTorch and PEFT: one model object for all clients, one adapter per rank."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ TARGETS = ["query", "value"]
 
 
 def network(model: str, ranks: Sequence[int]) -> tuple[Any, dict[int, dict[str, Any]]]:
-    """One model object with an adapter for each rank, and the parameters of each adapter.
+    """Load a model with one adapter per rank; returns it with the parameters of each adapter.
 
     Returns:
-      The model, without dropout, and by rank what is trained: ``factors`` ``[r, i]`` and ``[o, r]``
-      by module name, the ``head``, and ``all``.
+      The model, without dropout, and the trained parameters by rank: ``factors`` ``[r, i]`` and
+      ``[o, r]`` by module name, the ``head``, and ``all``.
     """
     net: Any = AutoModelForSequenceClassification.from_pretrained(model)
     ranks = list(dict.fromkeys(ranks))
@@ -52,12 +52,12 @@ def network(model: str, ranks: Sequence[int]) -> tuple[Any, dict[int, dict[str, 
 
 
 def logits(net: Any, data: dict[str, Any], rows: np.ndarray) -> Any:
-    """The model's outputs on some examples, padded to the longest of them.
+    """Compute the logits of some examples, padded to the longest of them.
 
     Args:
       net: from `network`.
       data: ``ids`` and ``types``, tensors ``[E, T]``, and ``length``, NumPy ``[E]``.
-      rows: of the data.
+      rows: indices of the examples.
     """
     length = data["length"][rows]
     longest = int(length.max())
@@ -71,13 +71,13 @@ def logits(net: Any, data: dict[str, Any], rows: np.ndarray) -> Any:
 def train(
     net: Any, params: list, batches: Sequence[np.ndarray], data: dict[str, Any], rate: float
 ) -> float:
-    """One client's steps; returns its mean loss over examples.
+    """Train one client; returns its mean loss over the examples.
 
     Args:
       net: from `network`, with the client's adapter set.
-      params: what it trains.
+      params: the trained parameters.
       batches: the rows of each step.
-      data: as `logits` takes it, and ``label``, a tensor ``[E]``.
+      data: see `logits`; with ``label``, a tensor ``[E]``.
       rate: learning rate.
     """
     optimizer = torch.optim.AdamW(params, lr=rate, weight_decay=0.0, foreach=True)

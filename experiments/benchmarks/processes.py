@@ -1,4 +1,4 @@
-"""A whole process with all its children, from start to end: how long, and how much memory."""
+"""Time and peak memory of a process with all its children."""
 
 import pathlib
 import subprocess
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import psutil
 
 ROOT = pathlib.Path(__file__).parents[2]
-PERIOD = 1.0  # seconds between two looks at the memory; each one costs time
+PERIOD = 1.0  # seconds between two measurements of the memory
 
 
 class ProcessResult(NamedTuple):
-    """What a process took."""
+    """Time and peak memory of a process."""
 
     seconds: float
     peak_megabytes: float
@@ -22,15 +22,15 @@ class ProcessResult(NamedTuple):
 def watch(
     command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path
 ) -> ProcessResult:
-    """Run a command to its end in the project's root.
+    """Run a command to its end in the root of the project.
 
     Args:
       command: program and arguments.
       environment: all of its environment variables.
-      log: file for what it prints.
+      log: file for its output.
 
     Raises:
-      SystemExit: it failed.
+      SystemExit: the command failed.
     """
     began, peak = time.perf_counter(), 0
     with log.open("w") as out:
@@ -49,12 +49,12 @@ def watch(
 
 
 def memory(pid: int) -> int:
-    """Bytes of a process and its children now: what each has alone, its part of what they share."""
+    """Current memory of a process and its children in bytes (PSS: shared pages are divided)."""
     total = 0
     try:
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
             total += process.memory_full_info().pss
-    except psutil.NoSuchProcess:  # ended between two looks
+    except psutil.NoSuchProcess:  # ended meanwhile
         pass
     return total

@@ -7,8 +7,6 @@ import pytest
 
 from experiments.examples import run_notebook
 
-pytestmark = pytest.mark.optimized
-
 NOTEBOOK = nbformat.read(run_notebook.NOTEBOOK, as_version=4)
 
 

@@ -1,6 +1,6 @@
-"""Who takes part. A contender is made from a problem and computes when it is called.
+"""The compared implementations of the server's step, each built from a problem.
 
-Each imports its library when it is made, in the process that is its own.
+Each imports its library when it is built, in a process of its own.
 """
 
 import importlib.metadata
@@ -16,65 +16,35 @@ Factors = tuple[np.ndarray, np.ndarray]  # [i, R] and [R, o]
 
 
 class Contender(NamedTuple):
-    """A library that is ready to compute."""
+    """An implementation that is ready to compute.
 
-    methods: dict[str, Callable[[], Any]]  # by name: aggregate everything once, and wait for it
-    layers: int  # of each site that a call computes
-    factors: Callable[[Any, str], Factors]  # of a site's first layer, from what "hlora" returned
+    Attributes:
+      methods: by method, aggregates all matrices once and waits for the result.
+      layers: number of layers of each target that a call computes.
+      factors: returns the factors of a target's first layer from the result of ``hlora``.
+      about: versions and measurements.
+    """
+
+    methods: dict[str, Callable[[], Any]]
+    layers: int
+    factors: Callable[[Any, str], Factors]
     about: dict[str, Any]
 
 
 def ours(problem: Problem) -> Contender:
-    """The registered methods, as a round calls them."""
+    """The methods of this library, compiled as in a round."""
     import jax
-    import jax.numpy as jnp
 
-    from fedjax_lora import lora, methods
-    from fedjax_lora.core.types import LoRA
+    from fedjax_lora import methods
 
-    count, most, layers = len(problem.ranks), problem.rank, problem.layers
-    spec = lora.LoraSpec(
-        targets=tuple(
-            lora.LoraTarget(path, *size, (True,) * layers) for path, size in problem.targets.items()
-        ),
-        rank=most,
-        alpha=float(most),
-    )
-
-    def padded(target: lora.LoraTarget) -> LoRA:
-        a = np.zeros((count, layers, target.inputs, most), np.float32)
-        b = np.zeros((count, layers, most, target.outputs), np.float32)
-        for layer in range(layers):
-            for k, x in enumerate(clients(problem, target.path, layer)):
-                a[k, layer, :, : x.a.shape[1]], b[k, layer, : x.b.shape[0]] = x
-        return LoRA(jnp.asarray(a), jnp.asarray(b))
-
-    result = {target.path: padded(target) for target in spec.targets}
-    cohort = methods.Cohort(
-        id=jnp.arange(count, dtype=jnp.int32),
-        rank=jnp.asarray(problem.ranks, jnp.int32),
-        weight=jnp.asarray(problem.shares, jnp.float32),
-        scale=jnp.ones(count),
-        round=jnp.int32(0),
-        key=jax.random.key(0),
-    )
-    active = lora.spread(spec, lora.prefix_mask(cohort.rank, most))
-    gain = jax.tree.map(lambda mask: mask.astype(jnp.float32), active)
-    start = methods.ClientInit(result, gain, lora.factor_mask(active))
+    start, result, cohort, spec = _clients(problem)
     about = {"compile_seconds": {}, "temporary_megabytes": {}, "jax": jax.__version__}
     calls = {}
     for name in problem.methods:
         if len(set(problem.ranks)) > 1 and not methods.takes_mixed_ranks(name):
             continue
         method = methods.make(name, spec)
-        fresh = jax.tree.map(lambda x: jnp.zeros(x.shape), spec.shapes())
-        kernels = {}
-        if name == "flora":
-            kernels = {
-                target.path: jnp.zeros((layers, target.inputs, target.outputs))
-                for target in spec.targets
-            }
-        server = method.init(fresh, kernels)
+        server = _server(method, spec, with_kernels=name == "flora")
         began = time.perf_counter()
         fn = jax.jit(method.aggregate).lower(server, (), cohort, start, result).compile()
         about["compile_seconds"][name] = time.perf_counter() - began
@@ -91,11 +61,64 @@ def ours(problem: Problem) -> Contender:
         pair = server.adapter[target]
         return np.asarray(pair.a[0]), np.asarray(pair.b[0])
 
-    return Contender(calls, layers, factors, about)
+    return Contender(calls, problem.layers, factors, about)
+
+
+def _clients(problem: Problem) -> tuple[Any, Any, Any, Any]:
+    """What a round hands to ``aggregate``: initial and trained parameters, cohort and spec."""
+    import jax
+    import jax.numpy as jnp
+
+    from fedjax_lora import lora, methods
+    from fedjax_lora.core.types import LoRA
+
+    layers = (True,) * problem.layers
+    targets = tuple(lora.LoraTarget(path, *n, layers) for path, n in problem.targets.items())
+    spec = lora.LoraSpec(targets=targets, rank=problem.rank, alpha=float(problem.rank))
+    trained = {path: LoRA(*map(jnp.asarray, _padded(problem, path))) for path in problem.targets}
+    cohort = methods.Cohort(
+        id=jnp.arange(len(problem.ranks), dtype=jnp.int32),
+        rank=jnp.asarray(problem.ranks, jnp.int32),
+        weight=jnp.asarray(problem.shares, jnp.float32),
+        scale=jnp.ones(len(problem.ranks)),
+        round=jnp.int32(0),
+        key=jax.random.key(0),
+    )
+    active = lora.spread(spec, lora.prefix_mask(cohort.rank, problem.rank))
+    coefficients = jax.tree.map(lambda mask: mask.astype(jnp.float32), active)
+    start = methods.ClientInit(trained, coefficients, lora.factor_mask(active))
+    return start, trained, cohort, spec
+
+
+def _padded(problem: Problem, path: str) -> Factors:
+    """The clients' factors of a target, padded with zeros: ``[c, l, i, R]``, ``[c, l, R, o]``."""
+    inputs, outputs = problem.targets[path]
+    count, layers, rank = len(problem.ranks), problem.layers, problem.rank
+    a = np.zeros((count, layers, inputs, rank), np.float32)
+    b = np.zeros((count, layers, rank, outputs), np.float32)
+    for layer in range(layers):
+        for k, client in enumerate(clients(problem, path, layer)):
+            own = client.a.shape[1]
+            a[k, layer, :, :own], b[k, layer, :own] = client.a, client.b
+    return a, b
+
+
+def _server(method: Any, spec: Any, *, with_kernels: bool) -> Any:
+    """A server state of zeros, with the changes of the base if the method keeps them."""
+    import jax
+    import jax.numpy as jnp
+
+    kernels = {}
+    if with_kernels:
+        kernels = {
+            target.path: jnp.zeros((len(target.layers), target.inputs, target.outputs))
+            for target in spec.targets
+        }
+    return method.init(jax.tree.map(lambda x: jnp.zeros(x.shape), spec.shapes()), kernels)
 
 
 def numpy(problem: Problem) -> Contender:
-    """Stacks of the true ranks, one product, LAPACK's SVD; for a mean, sums of the factors."""
+    """NumPy: stacked factors of the true ranks, one product and LAPACK's SVD; sums for a mean."""
     sent, shares = _sent(problem), problem.shares.astype(np.float32)
 
     def mean(cohort: list) -> np.ndarray:
@@ -123,7 +146,7 @@ def numpy(problem: Problem) -> Contender:
 
 
 def torch(problem: Problem) -> Contender:
-    """As it is usually written: a loop over layers and clients, and ``torch.linalg.svd``."""
+    """PyTorch as usually written: loops over layers and clients, and ``torch.linalg.svd``."""
     import torch
 
     tensors = {
@@ -144,9 +167,9 @@ def torch(problem: Problem) -> Contender:
     def padded(cohort: list) -> tuple[Any, Any]:
         a = torch.zeros(cohort[0][0].shape[0], problem.rank)
         b = torch.zeros(problem.rank, cohort[0][1].shape[1])
-        for share, (own_a, own_b) in zip(shares, cohort, strict=True):
-            a[:, : own_a.shape[1]] += share * own_a
-            b[: own_b.shape[0]] += share * own_b
+        for share, (client_a, client_b) in zip(shares, cohort, strict=True):
+            a[:, : client_a.shape[1]] += share * client_a
+            b[: client_b.shape[0]] += share * client_b
         return a, b
 
     def factors(out: Any, target: str) -> Factors:
@@ -161,7 +184,7 @@ def torch(problem: Problem) -> Contender:
 def _calls(
     problem: Problem, known: dict[str, Callable[[list], Any]], sent: dict[str, list[list]]
 ) -> dict[str, Callable[[], Any]]:
-    """The problem's methods, as far as they are known, on every matrix in turn."""
+    """The problem's methods that are implemented, on every matrix in turn."""
 
     def every(one: Callable[[list], Any]) -> Callable[[], dict[str, list[Any]]]:
         return lambda: {target: [one(cohort) for cohort in each] for target, each in sent.items()}
@@ -170,7 +193,7 @@ def _calls(
 
 
 def _sent(problem: Problem) -> dict[str, list[list]]:
-    """What the clients sent, for the layers that the dense contenders compute."""
+    """The clients' factors of the layers that the dense contenders compute."""
     return {
         target: [clients(problem, target, layer) for layer in range(problem.dense_layers)]
         for target in problem.targets

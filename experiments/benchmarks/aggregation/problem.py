@@ -1,4 +1,4 @@
-"""The adapter sets and their random clients, in NumPy alone: no library sets another's threads."""
+"""Adapter sets with random clients, in NumPy only: no library changes another's threads."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,13 +10,22 @@ NOISE = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One adapter set of a cohort."""
+    """The adapters of a cohort.
+
+    Attributes:
+      name: identifier.
+      targets: inputs and outputs by target.
+      layers: number of layers of each target.
+      ranks: ranks of the clients.
+      dense_layers: number of layers that the dense contenders compute.
+      methods: aggregated with each of these.
+    """
 
     name: str
-    targets: dict[str, tuple[int, int]]  # inputs and outputs
+    targets: dict[str, tuple[int, int]]
     layers: int
-    ranks: tuple[int, ...]  # of the clients
-    dense_layers: int  # of each site that the dense contenders compute
+    ranks: tuple[int, ...]
+    dense_layers: int
     methods: tuple[str, ...] = ("hlora", "fedit", "masked_mean", "flora")
 
     @property
@@ -50,7 +59,7 @@ PROBLEMS = (
 
 
 def case(*, clients: int = 100, rank: int = 16, width: int = 1024) -> Problem:
-    """One matrix of clients whose ranks are a quarter, half and all of `rank`, in turn."""
+    """Return a problem of one matrix; clients have a quarter, half and all of `rank` in turn."""
     return Problem(
         name=f"{clients}-clients-rank-{rank}-width-{width}",
         targets={"layers/query": (width, width)},
@@ -66,18 +75,18 @@ SWEEPS = {
     "rank": {rank: case(rank=rank) for rank in (4, 16, 64, 256)},
     "width": {width: case(width=width) for width in (256, 512, 1024, 2048)},
 }
-"""One thing grows at a time: 100 clients, rank 16 and width 1024 are in all three."""
+"""One size varies at a time; 100 clients, rank 16 and width 1024 are part of all three."""
 
 
 class Client(NamedTuple):
-    """What one client sends for one matrix; its true rank is `r`."""
+    """One client's factors of one matrix, at its true rank `r`."""
 
     a: np.ndarray  # float32[i, r]
     b: np.ndarray  # float32[r, o]
 
 
 def clients(problem: Problem, target: str, layer: int) -> list[Client]:
-    """The cohort's factors of one matrix, the same whoever asks."""
+    """Generate the cohort's factors of one matrix; the same in every process."""
     inputs, outputs = problem.targets[target]
     rng = np.random.default_rng([list(problem.targets).index(target), layer])
     draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
@@ -94,7 +103,7 @@ def clients(problem: Problem, target: str, layer: int) -> list[Client]:
 
 
 def exact(problem: Problem, target: str, layer: int) -> np.ndarray:
-    """The best product of rank `R`, by the dense SVD in float64, ``[i, o]``."""
+    """Compute the best product of rank `R` by the dense SVD in float64, ``[i, o]``."""
     mean = sum(
         share * (x.a.astype(np.float64) @ x.b)
         for share, x in zip(problem.shares, clients(problem, target, layer), strict=True)
@@ -104,6 +113,6 @@ def exact(problem: Problem, target: str, layer: int) -> np.ndarray:
 
 
 def relative_error(factors: tuple[np.ndarray, np.ndarray], want: np.ndarray) -> float:
-    """Of a product ``a @ b`` in the Frobenius norm."""
+    """Relative error of a product ``a @ b`` in the Frobenius norm."""
     a, b = (x.astype(np.float64) for x in factors)
     return float(np.linalg.norm(a @ b - want) / np.linalg.norm(want))

@@ -20,13 +20,13 @@ LABELS = {"ours": "fedjax_lora", "numpy": "NumPy, dense SVD", "torch": "PyTorch,
 
 
 def seconds(record: dict[str, Any], contender: str, method: str) -> float:
-    """The median turn, for all layers."""
+    """Median time of a turn, scaled to all layers."""
     made = record["contenders"][contender]
     return statistics.median(made["seconds"][method]) * record["problem"]["layers"] / made["layers"]
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    """One for each contender and method."""
+    """Format one row per contender and method."""
     found = []
     base = seconds(record, "ours", "hlora")
     for contender, made in record["contenders"].items():
@@ -45,7 +45,7 @@ COLUMNS = ("adapters", "method", "by", "seconds", "times ours", "error", "layers
 
 
 def table(results: pathlib.Path = RESULTS) -> str:
-    """Everything measured, as a Markdown table."""
+    """Tabulate all measurements of the adapter sets."""
     found = json_lines.by_name(results / RECORDS)
     records = [found[problem.name] for problem in PROBLEMS if problem.name in found]
     return as_table(COLUMNS, [row for record in records for row in rows(record)])
@@ -64,7 +64,7 @@ SWEEP = (
 
 
 def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]]]:
-    """What was measured of growing problems: by what grows, and how large it is."""
+    """The measurements of the varied problems, by the varied size and its value."""
     found = json_lines.by_name(results / RECORDS)
     return {
         name: {size: found[case.name] for size, case in cases.items() if case.name in found}
@@ -73,7 +73,7 @@ def sweep(results: pathlib.Path = RESULTS) -> dict[str, dict[int, dict[str, Any]
 
 
 def sweep_row(record: dict[str, Any]) -> list[str]:
-    """One line: how many times our time the others take."""
+    """Format the times of the other contenders, relative to ours."""
     problem = record["problem"]
     times = [
         seconds(record, other, method) / seconds(record, "ours", method)
@@ -87,7 +87,7 @@ def sweep_row(record: dict[str, Any]) -> list[str]:
 
 
 def sweep_table(results: pathlib.Path = RESULTS) -> str:
-    """Growing problems as a Markdown table."""
+    """Tabulate the varied problems."""
     cases = {r["problem"]["name"]: r for each in sweep(results).values() for r in each.values()}
     return as_table(SWEEP, map(sweep_row, cases.values()))
 

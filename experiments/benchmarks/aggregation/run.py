@@ -27,29 +27,30 @@ MODULE = "experiments.benchmarks.aggregation.run"
 
 
 def contend(contender: str, problem: Problem) -> None:
-    """A contender's process. An order is a method, the answer its seconds.
+    """Serve a contender: a request names a method, the reply is its time in seconds.
 
-    An order that ends in ``.npz`` is where to leave the factors of every site's first layer.
+    A request that ends in ``.npz`` is a file; the factors of every target's first layer are saved
+    there.
     """
     made = CONTENDERS[contender](problem)
     answer = made.methods["hlora"]()  # the first call warms up
 
-    def obey(order: str) -> float:
+    def handle(request: str) -> float:
         began = time.perf_counter()
-        if order.endswith(".npz"):
+        if request.endswith(".npz"):
             named = {}
             for target in problem.targets:
                 named[f"{target}/a"], named[f"{target}/b"] = made.factors(answer, target)
-            np.savez(order, **named)
+            np.savez(request, **named)
         else:
-            made.methods[order]()
+            made.methods[request]()
         return time.perf_counter() - began
 
-    serve({"methods": list(made.methods), "layers": made.layers, "about": made.about}, obey)
+    serve({"methods": list(made.methods), "layers": made.layers, "about": made.about}, handle)
 
 
 def measure(problem: Problem, repeats: int) -> dict[str, Any]:
-    """Seconds of every method by contender and turn, and the errors of the first answers."""
+    """Measure every method of every contender in turns, and the errors of the first results."""
     workers: dict[str, Worker] = {}
     try:
         for name in CONTENDERS:  # one after another: making the clients takes both cores
@@ -76,7 +77,7 @@ def measure(problem: Problem, repeats: int) -> dict[str, Any]:
 
 
 def factors(worker: Worker, problem: Problem) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Those of every site's first layer."""
+    """The factors of every target's first layer."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "factors.npz"
         worker.ask(str(path))
@@ -92,10 +93,10 @@ def main(
     """Measure the problems without a record; about twenty minutes on two cores.
 
     Args:
-      repeats: turns of each contender.
+      repeats: number of turns.
       only: the name of a single problem.
-      data_dir: not read; all benchmarks take it.
-      results: where the files go.
+      data_dir: ignored; accepted by all benchmarks.
+      results: folder of the result files.
     """
     finished = json_lines.by_name(results / RECORDS)
     swept = [problem for cases in SWEEPS.values() for problem in cases.values()]

@@ -1,9 +1,8 @@
 """One round of a cohort: this library, a tuned PyTorch + PEFT loop, and bare matrix products.
 
-Everybody does the same work: the same clients of ranks 4 to 64 train the same model from the same
-adapter on the same examples in the same batches (AdamW, clipping, no dropout, query and value
-adapted, head trained), and the zero-padded adapters are averaged. The mean loss that each reports
-must be the same.
+All contenders do the same work: the same clients of ranks 4 to 64 train the same model from the
+same adapter on the same examples in the same batches (AdamW, clipping, no dropout, query and value
+adapted, head trained), and the zero-padded adapters are averaged. Their mean losses must be equal.
 
 * ours: a round as ``fedjax-lora run`` executes it on this machine; ``loop`` is its slow reference
   mode, one client after another without a compiled cohort.
@@ -13,11 +12,11 @@ must be the same.
   (no normalisation, softmax, activation, adapters or optimizer): what no program on this library's
   compiler can beat without leaving products out.
 
-Each has a process of its own and the others wait; they take turns, and the ratios are those of
-neighbouring turns. Speed counts real tokens: padding is nobody's work.
+Each runs in a process of its own while the others wait; they take turns, and ratios are computed
+per turn. Speed counts real tokens only, no padding.
 
-    python -m experiments.benchmarks.cohort.run --data-dir DATA    # one file a case, resumable
-    python -m experiments.benchmarks.cohort.profile --data-dir DATA   # where our time goes
+    python -m experiments.benchmarks.cohort.run --data-dir DATA    # resumable
+    python -m experiments.benchmarks.cohort.profile --data-dir DATA   # shares of time
     python -m experiments.benchmarks.cohort.report                 # tables and figure
 """
 

@@ -1,4 +1,4 @@
-"""The base models as folders that both libraries load: all weights are in them, head included."""
+"""The base models as complete checkpoints that both libraries load, head included."""
 
 import pathlib
 from typing import Any
@@ -26,5 +26,5 @@ def write(name: str, folder: pathlib.Path, data_dir: str | None) -> None:
         config.num_labels = labels
         model = transformers.RobertaForSequenceClassification(config)
     model.save_pretrained(folder)
-    # MiniLM's tokenizer for both: the texts, and so the lengths, are the same.
+    # MiniLM's tokenizer for both models keeps the lengths of the texts equal.
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)

@@ -21,12 +21,12 @@ from fedjax_lora.runs.config import (
 
 
 def task(data_dir: str | None) -> str:
-    """What the texts are of."""
+    """Name of the task."""
     return "ag_news" if data_dir else "docstrings"
 
 
 def config(case: Case, model: str, data_dir: str | None, mode: str = "vmap") -> RunConfig:
-    """A run whose rounds are the case: the whole federation takes part."""
+    """Return a run whose rounds are the case, with all clients in the cohort."""
     shares = [1 / len(case.ranks)] * len(case.ranks)
     examples = case.clients * case.batch * case.steps
     return RunConfig(
@@ -58,7 +58,7 @@ def prepare(case: Case, model: str, data_dir: str | None, mode: str = "vmap") ->
 
 
 def work(case: Case, model: str, data_dir: str | None) -> Work:
-    """The round's work as arrays."""
+    """The work of the round as arrays."""
     made, plan = prepare(case, model, data_dir)
     tokens, batches = made.inputs.train, plan.batches
     shapes = made.round_spec.shapes
@@ -76,13 +76,13 @@ def work(case: Case, model: str, data_dir: str | None) -> Work:
 
 
 def contender(case: Case, model: str, data_dir: str | None, mode: str) -> Callable[[], float]:
-    """A round from the beginning; returns the mean loss that clients report."""
+    """Return a function that computes a round from the initial state and returns its mean loss."""
     made, plan = prepare(case, model, data_dir, mode)
     return _round(case, made, plan, made.step)
 
 
 def compiled(case: Case, model: str, data_dir: str | None) -> tuple[Callable[[], float], str]:
-    """`contender`, and the text of the program that it runs."""
+    """Return `contender` and the text of its compiled program."""
     made, plan = prepare(case, model, data_dir)
     given = (made.inputs.base, made.inputs.train, made.begin().state, plan, jax.random.key(0))
     program = made.step.lower(*given).compile()
@@ -93,7 +93,7 @@ def _round(case: Case, made: Any, plan: Any, round_fn: Callable[..., Any]) -> Ca
     key, start = jax.random.key(0), made.begin().state
 
     def round() -> float:
-        # A round gives its input state's memory back; so does every turn.
+        # The round donates its input state.
         state = jax.tree.map(lambda x: x.copy(), start)
         state, seen = round_fn(made.inputs.base, made.inputs.train, state, plan, key)
         jax.block_until_ready(state)
@@ -103,7 +103,7 @@ def _round(case: Case, made: Any, plan: Any, round_fn: Callable[..., Any]) -> Ca
 
 
 def start(case: Case, model: str, data_dir: str | None) -> dict[str, np.ndarray]:
-    """The global adapter that the round begins with: PyTorch's ``[R, i]`` by module name."""
+    """The initial global adapter in PyTorch's layout: ``[R, i]`` by module name."""
     made, _ = prepare(case, model, data_dir)
     config, named = made.inputs.assets.model.config, {}
     for path, pair in made.begin().state.server.adapter.items():

@@ -1,4 +1,4 @@
-"""What a user would run instead: one client after another in PyTorch and PEFT."""
+"""The alternative: one client after another in PyTorch and PEFT."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.benchmarks.cohort.work import RATE, Case, Work
 
 
 def contender(case: Case, model: str, work: Work, start: dict[str, np.ndarray]) -> Callable:
-    """A round from the beginning; returns the mean loss over the clients."""
+    """Return a function that computes a round from the initial state and returns its mean loss."""
     net, parts = peft_client.network(model, case.ranks)
     data: dict[str, Any] = {"length": work.length}
     data |= {name: torch.from_numpy(getattr(work, name)) for name in ("ids", "types")}
@@ -44,7 +44,7 @@ def contender(case: Case, model: str, work: Work, start: dict[str, np.ndarray]) 
 
 
 def _add(total: list, a: Any, b: Any, case: Case) -> None:
-    """Zero padding: the server's sum of what a client sends."""
+    """Add a client's factors to the server's sums, padded with zeros."""
     pad = max(case.ranks) - a.shape[0]
     total[0] = total[0] + torch.nn.functional.pad(a, (0, 0, 0, pad))
     total[1] = total[1] + torch.nn.functional.pad(b, (0, pad))

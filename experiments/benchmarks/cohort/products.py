@@ -1,4 +1,4 @@
-"""The matrix products of a round's steps and nothing else: the machine's limit."""
+"""Only the matrix products of a round's steps: the limit of the machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from fedjax_lora.models import EncoderConfig
 
 
 def contender(case: Case, config: EncoderConfig, work: Work) -> Callable[[], float]:
-    """All products of the round, step by step, with as much room as our steps have."""
+    """Return a function that computes all products of the round, with the shapes of our steps."""
     kernels = _kernels(config)
     shapes = [
         tuple(work.shape[k, s].tolist())
@@ -42,14 +42,14 @@ def _kernels(config: EncoderConfig) -> list[dict[str, Any]]:
 def _step(config: EncoderConfig, n: int, t: int, tokens: int) -> Callable[[Any, Any], Any]:
     """One step of `n` texts of `t` tokens, of which only `tokens` are real.
 
-    Every layer forwards, then every layer backwards; attention alone is of whole texts.
-    Gradients of the frozen kernels are nobody's work. The last layer computes queries, and what
-    follows them, for the first tokens only; nothing flows below the first layer's query and value.
+    All layers forwards, then all layers backwards; only attention includes padding. Gradients of
+    the frozen kernels are not computed. The last layer computes queries and later products for the
+    first tokens only; no gradient flows below the first layer's query and value.
     """
     h, heads = config.hidden, config.heads
 
     def attend(q: Any, k: Any, v: Any) -> Any:
-        """The two products of attention, forwards; `q` may be of first tokens alone."""
+        """The two products of attention, forwards; `q` may hold only first tokens."""
         whole = lambda x: jnp.pad(x, ((0, n * t - tokens), (0, 0))) if len(x) > n else x  # noqa: E731
         split = lambda x: whole(x).reshape(n, -1, heads, h // heads)  # noqa: E731
         weight = jnp.einsum("nqhd,nkhd->nhqk", split(q), split(k))
@@ -61,7 +61,7 @@ def _step(config: EncoderConfig, n: int, t: int, tokens: int) -> Callable[[Any, 
         return (mixed @ w["mix"]) @ w["up"] @ w["down"]
 
     def back(g: Any, x: Any, w: dict[str, Any], lowest: bool) -> Any:
-        """`g` may be of first tokens alone; what goes down is of all."""
+        """`g` may hold only first tokens; the returned gradient is of all tokens."""
         g = (g @ w["down"].T @ w["up"].T) @ w["mix"].T
         g = attend(attend(g, x, x), x, x)  # each of the two products has two gradients
         if lowest:

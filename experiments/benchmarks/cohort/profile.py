@@ -1,4 +1,4 @@
-"""Where the time of this library's round goes: what the compiled program was doing, from a trace.
+"""Shares of time by kind of operation in this library's round, from a trace.
 
 python -m experiments.benchmarks.cohort.profile --data-dir DATA
 """
@@ -21,7 +21,7 @@ from experiments.tools.alternate import machine
 
 FILE = RESULTS / "profile.json"
 PRODUCTS, BETWEEN = "matrix products", "nothing: between operations"
-TASK_TYPES = {
+KINDS = {
     PRODUCTS: {"dot"},
     "gathers and scatters": {"gather", "scatter"},
     "exponentials, roots and sums: softmax, GELU, norms": {
@@ -29,7 +29,7 @@ TASK_TYPES = {
     },
     "copies and changes of layout": {"copy", "transpose"},
 }  # fmt: skip
-"""A fusion is of the first kind that one of its operations has."""
+"""A fusion belongs to the first kind that one of its operations has."""
 OTHERS = "other arithmetic"
 TRACED = tuple(case.name for case in CASES[:3])
 CONTAINERS = {"while", "conditional", "call"}
@@ -40,7 +40,7 @@ _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 
 
 class Event(NamedTuple):
-    """Something that a thread was doing."""
+    """An operation in the trace of a thread."""
 
     kind: str
     begin: float  # ns
@@ -48,7 +48,7 @@ class Event(NamedTuple):
 
 
 def kinds_of(text: str) -> dict[str, str]:
-    """The kind of every operation by its name, from a compiled program's text."""
+    """Parse the kind of every operation by its name from a compiled program's text."""
     holds: dict[str, set[str]] = collections.defaultdict(set)
     operations: dict[str, tuple[str, str | None]] = {}
     here = ""
@@ -62,15 +62,15 @@ def kinds_of(text: str) -> dict[str, str]:
 
     def kind(operation: str, called: str | None) -> str:
         inside = {operation} if called is None else holds[called]
-        return next((name for name, some in TASK_TYPES.items() if some & inside), OTHERS)
+        return next((name for name, some in KINDS.items() if some & inside), OTHERS)
 
     return {name: kind(*x) for name, x in operations.items() if x[0] not in CONTAINERS}
 
 
 def shares(events: Iterable[Event]) -> dict[str, float]:
-    """The share of the time between the first and the last event that each kind took.
+    """Compute the share of each kind in the time between the first and the last event.
 
-    Where several threads do different things at once, the time is divided between them.
+    Where several threads run different operations at once, the time is divided between them.
     """
     marks = sorted(
         mark for event in events for mark in ((event.begin, 1, event), (event.end, -1, event))
@@ -88,7 +88,7 @@ def shares(events: Iterable[Event]) -> dict[str, float]:
 
 
 def events_of(trace: pathlib.Path, kinds: Mapping[str, str]) -> Iterator[Event]:
-    """What threads were doing, from the files of a trace."""
+    """Read the operations of all threads from the files of a trace."""
     (file,) = trace.rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
@@ -99,7 +99,7 @@ def events_of(trace: pathlib.Path, kinds: Mapping[str, str]) -> Iterator[Event]:
 
 
 def profile(case: Case, folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """One traced round of a case, the third."""
+    """Trace the third round of a case."""
     base.write(case.model, folder / "model", data_dir)
     round, text = ours.compiled(case, str(folder / "model"), data_dir)
     round()
@@ -116,7 +116,7 @@ def main(data_dir: str | None = None, only: tuple[str, ...] = TRACED) -> None:
     """Trace a round of some cases.
 
     Args:
-      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      data_dir: folder with ``ag_news``; the built-in task by default.
       only: names of the cases.
     """
     found = []

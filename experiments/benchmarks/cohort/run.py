@@ -23,19 +23,19 @@ CONTENDERS = ("ours", "loop", "peft", "products")
 
 
 def contend(name: str, order: dict[str, Any]) -> None:
-    """A contender's process: every order is a round, the answer its seconds and its loss."""
+    """Serve a contender: every request is a round, the reply its seconds, loss and peak memory."""
     began = time.perf_counter()
     round, versions = _make(name, order)
     loss = round()  # compiles, or warms up
     ready = {"first_seconds": time.perf_counter() - began, "loss": loss, "versions": versions}
 
-    def obey(_: str) -> dict[str, float]:
+    def handle(_: str) -> dict[str, float]:
         began = time.perf_counter()
         loss = round()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {"seconds": time.perf_counter() - began, "loss": loss, "peak_megabytes": peak}
 
-    serve(ready, obey)
+    serve(ready, handle)
 
 
 def _make(name: str, order: dict[str, Any]) -> tuple[Callable[[], float], dict[str, str]]:
@@ -68,7 +68,7 @@ def _make(name: str, order: dict[str, Any]) -> tuple[Callable[[], float], dict[s
 
 
 def lay_out(case: Case, folder: pathlib.Path, data_dir: str | None) -> int:
-    """Write model, work and first adapter of a case; returns the round's real tokens."""
+    """Write model, work and initial adapter of a case; returns the round's real tokens."""
     from experiments.benchmarks.cohort import base, ours
 
     base.write(case.model, folder / "model", data_dir)
@@ -80,10 +80,10 @@ def lay_out(case: Case, folder: pathlib.Path, data_dir: str | None) -> int:
 
 
 def measure(case: Case, repeats: int, data_dir: str | None = None) -> dict[str, Any]:
-    """Every contender's turns.
+    """Measure every contender in turns.
 
     Raises:
-      SystemExit: the contenders did not do the same work.
+      SystemExit: the contenders' losses differ.
     """
     record: dict[str, Any] = {"case": dataclasses.asdict(case), "machine": machine()}
     workers: dict[str, Worker] = {}
@@ -118,9 +118,9 @@ def main(repeats: int = 7, only: str = "", data_dir: str | None = None) -> None:
     """Measure the cases without a record; half an hour on two idle cores.
 
     Args:
-      repeats: turns of each contender.
+      repeats: number of turns.
       only: the name of a single case.
-      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      data_dir: folder with ``ag_news``; the built-in task by default.
     """
     finished = json_lines.by_name(RESULTS / RECORDS)
     for case in CASES:

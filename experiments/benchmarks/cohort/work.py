@@ -1,4 +1,4 @@
-"""The cases, and the work of one as arrays that every contender reads: NumPy alone."""
+"""The cases and the work of a case as arrays that all contenders read; NumPy only."""
 
 import dataclasses
 import pathlib
@@ -11,18 +11,18 @@ RATE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting."""
+    """One setting of the benchmark."""
 
     model: str
     clients: int
     batch: int
-    tokens: int  # texts are cut to so many
-    steps: int = 2  # of every client
+    tokens: int  # maximum length
+    steps: int = 2  # per client
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)  # in equal shares
 
     @property
     def name(self) -> str:
-        """Also that of its file."""
+        """Name of its record."""
         return f"{self.model}-{self.clients}x{self.batch}x{self.tokens}"
 
 
@@ -41,7 +41,7 @@ CASES = (
 
 
 class Work(NamedTuple):
-    """One round."""
+    """The work of one round."""
 
     ids: np.ndarray  # int32[E, T]
     types: np.ndarray  # int32[E, T]
@@ -63,16 +63,16 @@ class Work(NamedTuple):
 
 
 def save(work: Work, path: pathlib.Path) -> None:
-    """Write it for the other processes."""
+    """Save the work for the other processes."""
     np.savez(path, **work._asdict())
 
 
 def load(path: pathlib.Path) -> Work:
-    """The inverse of `save`."""
+    """Load saved work."""
     with np.load(path) as saved:
         return Work(**{name: saved[name] for name in Work._fields})
 
 
 def relative(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """How far two reported losses are apart."""
+    """Relative difference of two reported losses."""
     return abs(one["loss"] - other["loss"]) / abs(other["loss"])

@@ -1,12 +1,12 @@
-"""What is compiled, how often, and what a second start of the same run finds in the cache.
+"""What is compiled, how often, and what a second start of a run reads from the cache.
 
-A run as ``fedjax-lora run`` executes it, in a process that listens to what JAX says of its
-compiler: each program by name, its seconds, and whether it came from the persistent cache. The
-first start finds an empty cache, the second one what the first has left. The rounds have other
-clients, ranks and batches each.
+A run as ``fedjax-lora run`` executes it, in a process that records JAX's compilation events: every
+program's name, seconds, and whether it was read from the persistent cache. The first start has an
+empty cache, the second one the cache of the first. Every round has different clients, ranks and
+batches.
 
-The round is one program. In it the step is there once for each of its shapes, as the branches of a
-switch; which branch a step takes is data.
+The round is one program. It contains the step once per batch shape, as branches of a switch that
+is selected by data.
 
     python -m experiments.benchmarks.compilation.run --data-dir DATA    # resumable
     python -m experiments.benchmarks.compilation.report             # table and figure

@@ -1,4 +1,4 @@
-"""What JAX says of its compiler while a program runs."""
+"""Compilation events of JAX."""
 
 import re
 from typing import Any
@@ -14,10 +14,10 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Compiler:
-    """Listens from when it is made, until the process ends.
+    """Records compilation events from its creation to the end of the process.
 
     Attributes:
-      programs: name, seconds, and whether it was in the persistent cache, in turn.
+      programs: name, seconds and whether the program was in the persistent cache, in order.
       traced: seconds spent on tracing and lowering, by the name of the function.
     """
 
@@ -41,6 +41,6 @@ class Compiler:
 
 
 def branches(program: str) -> int:
-    """How many branches the largest switch of a program has that is given as HLO text."""
+    """Count the branches of the largest switch in a program given as HLO text."""
     found = re.findall(r"branch_computations=\{([^}]*)\}", program)
     return max((len(names.split(",")) for names in found), default=0)

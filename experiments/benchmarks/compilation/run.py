@@ -22,7 +22,7 @@ MODULE = "experiments.benchmarks.compilation.run"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The run that is started twice: 100 clients, 10 a round."""
+    """The run that is started twice: 100 clients, cohorts of 10."""
 
     clients: int = 100
     cohort: int = 10
@@ -35,7 +35,7 @@ class Setting:
 
 
 def config(setting: Setting, data_dir: str | None) -> Any:
-    """The run's config."""
+    """Return the config of the run."""
     from fedjax_lora.runs import config
 
     return config.RunConfig(
@@ -55,7 +55,7 @@ def config(setting: Setting, data_dir: str | None) -> Any:
 
 
 def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
-    """The run in this process, as the command line does it, and what its compiler said."""
+    """Execute the run in this process as the command line does, recording compilation."""
     import jax
     import numpy as np
 
@@ -95,7 +95,7 @@ def start(setting: Setting, data_dir: str | None, out: str) -> dict[str, Any]:
 
 
 def age() -> float:
-    """Seconds since this process was started."""
+    """Seconds since the start of this process."""
     return time.time() - psutil.Process().create_time()
 
 
@@ -108,9 +108,9 @@ def main(
     """Measure the pairs of starts without records; a few minutes on two idle cores.
 
     Args:
-      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
-      repeats: cold starts, each followed by a warm one.
-      setting: the run's size.
+      data_dir: folder with ``ag_news``; the built-in task by default.
+      repeats: number of cold starts, each followed by a warm one.
+      setting: size of the run.
       results: folder of the result files.
     """
     results.mkdir(exist_ok=True)
@@ -130,22 +130,22 @@ def main(
 def measure(
     name: str, setting: Setting, data_dir: str | None, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """One start, in a process of its own; the cache is the folder's."""
+    """Measure one start in a process of its own; the cache is in the folder."""
     out = folder / name
     order = {"setting": dataclasses.asdict(setting), "data_dir": data_dir, "out": str(out)}
     command = [sys.executable, "-m", MODULE, "start", json.dumps(order)]
     cache = folder / "cache"
     own = {"PYTHONPATH": str(ROOT), "FEDJAX_LORA_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     watch(command, os.environ | own, folder / "log")
-    told = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     kept = sorted(path.name.rsplit("-", 2)[0] for path in (cache / "xla").glob("*-cache"))
-    return told | {"in_cache_after": kept}
+    return record | {"in_cache_after": kept}
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "start":
         order = json.loads(sys.argv[2])
-        told = start(Setting(**order["setting"]), order["data_dir"], order["out"])
-        pathlib.Path(f"{order['out']}.json").write_text(json.dumps(told), encoding="utf-8")
+        record = start(Setting(**order["setting"]), order["data_dir"], order["out"])
+        pathlib.Path(f"{order['out']}.json").write_text(json.dumps(record), encoding="utf-8")
     else:
         tyro.cli(main)

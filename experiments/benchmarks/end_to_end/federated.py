@@ -1,4 +1,4 @@
-"""Federated LoRA in PyTorch and PEFT as a user would write it: a server, and a client's visit."""
+"""Federated LoRA in PyTorch and PEFT: the server's steps and a client's local training."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from experiments.benchmarks.end_to_end.work import Work
 EVAL_BATCH = 64
 
 Arrays = list[np.ndarray]
-"""What is sent: ``[r, i]`` and ``[o, r]`` of every module in turn, then the head."""
+"""A message: ``[r, i]`` and ``[o, r]`` of every module in turn, then the head."""
 
 
 class Contestant(NamedTuple):
-    """What a process needs: the model, and the tokens of its splits."""
+    """State of a process: the model and the tokens of its splits."""
 
     net: Any
     parts: dict[int, dict[str, Any]]
@@ -24,7 +24,7 @@ class Contestant(NamedTuple):
 
 
 def tools(work: Work, splits: tuple[str, ...]) -> Contestant:
-    """Load the model and tokenise."""
+    """Load the model and tokenise the splits."""
     net, parts = peft_client.network(work.model, work.ranks)
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     return Contestant(net, parts, {name: _tokens(work, name, tokenizer) for name in splits})
@@ -43,7 +43,7 @@ def _tokens(work: Work, name: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def first(work: Work, tools: Contestant) -> Arrays:
-    """The server's model before the first round; the second factor is zero."""
+    """The server's initial model; the second factors are zero."""
     own = tools.parts[work.ranks[-1]]
     factors = [
         (work.start[name], np.zeros(b.shape, "f4")) for name, (_, b) in own["factors"].items()
@@ -53,7 +53,7 @@ def first(work: Work, tools: Contestant) -> Arrays:
 
 
 def cut(model: Arrays, rank: int, modules: int) -> Arrays:
-    """What a client of this rank receives."""
+    """Cut a model to a client's rank."""
     factors = model[: 2 * modules]
     return [x[:rank] if at % 2 == 0 else x[:, :rank] for at, x in enumerate(factors)] + (
         model[2 * modules :]
@@ -63,7 +63,7 @@ def cut(model: Arrays, rank: int, modules: int) -> Arrays:
 def visit(
     tools: Contestant, received: Arrays, batches: list[np.ndarray], rank: int, rate: float
 ) -> tuple[Arrays, float]:
-    """A client's turn: what it sends back, and its mean loss."""
+    """Train a client; returns its arrays and its mean loss."""
     values = put(tools, received, rank)
     loss = peft_client.train(
         tools.net, tools.parts[rank]["all"], batches, tools.tokens["train"], rate
@@ -72,7 +72,7 @@ def visit(
 
 
 def put(tools: Contestant, model: Arrays, rank: int) -> list[Any]:
-    """Set a model of this rank as the one that acts; returns its parameters in the same order."""
+    """Activate a model of this rank; returns its parameters in the same order."""
     own = tools.parts[rank]
     tools.net.set_adapter(f"r{rank}")
     params = [p for pair in own["factors"].values() for p in pair] + own["head"]
@@ -83,7 +83,7 @@ def put(tools: Contestant, model: Arrays, rank: int) -> list[Any]:
 
 
 def mean(sent: list[Arrays], weight: np.ndarray, most: Arrays) -> Arrays:
-    """Zero padding: everything filled up to the shapes of `most`, then the weighted mean."""
+    """Average the clients' arrays, padded with zeros to the shapes of `most`."""
     total = [np.zeros_like(x) for x in most]
     for arrays, share in zip(sent, weight / weight.sum(), strict=True):
         for at, x in enumerate(arrays):

@@ -10,7 +10,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-# Neither sends anything home from a benchmark.
+# No telemetry from a benchmark.
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 import torch
@@ -27,7 +27,7 @@ CORES = os.cpu_count() or 1
 
 
 def run(work: Work, workers: int) -> dict[str, Any]:
-    """The whole experiment; returns losses and scores by round."""
+    """Run the experiment; returns losses and scores by round."""
     history: list[dict[str, float]] = []
     threads = CORES // workers
     run_simulation(
@@ -45,7 +45,7 @@ def run(work: Work, workers: int) -> dict[str, Any]:
 
 @functools.cache
 def _loaded(folder: pathlib.Path, threads: int) -> tuple[Work, federated.Contestant]:
-    """Once in each worker."""
+    """Load the work once per worker."""
     torch.set_num_threads(threads)
     work = files.load(folder)
     return work, federated.tools(work, ("train",))
@@ -61,7 +61,7 @@ def _client_app(folder: pathlib.Path, threads: int) -> ClientApp:
         received = message.content["model"].to_numpy_ndarrays()
         rank, rate = int(work.rounds.rank[t, k]), float(work.rounds.rate[t])
         sent, loss = federated.visit(tools, received, work.rounds.batches(t, k), rank, rate)
-        answer = {"model": ArrayRecord(sent), "told": MetricRecord({"loss": loss, "k": k})}
+        answer = {"model": ArrayRecord(sent), "result": MetricRecord({"loss": loss, "k": k})}
         return Message(RecordDict(answer), reply_to=message)
 
     return app
@@ -85,7 +85,7 @@ def _server_app(work: Work, history: list[dict[str, float]]) -> ServerApp:
 
 
 def _visits(grid: Grid, work: Work, t: int, model: federated.Arrays) -> list[tuple[Any, float]]:
-    """All clients of a round: what they send, and their losses, in the order of the plan."""
+    """Train all clients of a round; returns their arrays and losses in the order of the plan."""
     nodes: list[int] = []
     while len(nodes) <= work.rounds.id.max():  # they register while the simulation starts
         nodes = sorted(grid.get_node_ids())
@@ -97,8 +97,8 @@ def _visits(grid: Grid, work: Work, t: int, model: federated.Arrays) -> list[tup
         node = nodes[work.rounds.id[t, k]]
         messages.append(Message(RecordDict(content), dst_node_id=node, message_type="train"))
     answers = list(grid.send_and_receive(messages))
-    answers.sort(key=lambda answer: int(answer.content["told"]["k"]))
+    answers.sort(key=lambda answer: int(answer.content["result"]["k"]))
     return [
-        (answer.content["model"].to_numpy_ndarrays(), float(answer.content["told"]["loss"]))
+        (answer.content["model"].to_numpy_ndarrays(), float(answer.content["result"]["loss"]))
         for answer in answers
     ]

@@ -1,4 +1,4 @@
-"""One client after another, in one process."""
+"""The PEFT loop: one client after another in one process."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from experiments.benchmarks.end_to_end.work import Work
 
 
 def run(work: Work) -> dict[str, Any]:
-    """The whole experiment; returns losses and scores by round."""
+    """Run the experiment; returns losses and scores by round."""
     tools = federated.tools(work, ("train", "test"))
     model, rounds, most = federated.first(work, tools), work.rounds, work.ranks[-1]
     history = []

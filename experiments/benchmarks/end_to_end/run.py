@@ -19,7 +19,7 @@ from experiments.tools.alternate import machine
 
 
 def ours(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Two runs with one cache, which is empty at first."""
+    """Run ``fedjax-lora run`` twice with one cache, which is empty at first."""
     with tempfile.TemporaryDirectory() as own:
         for state in ("cold", "warm"):
             yield f"ours-{state}", _ours(folder, pathlib.Path(own), state)
@@ -38,11 +38,11 @@ def _ours(folder: pathlib.Path, own: pathlib.Path, state: str) -> dict[str, Any]
 
 
 def theirs(name: str, folder: pathlib.Path, python: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One process of another program."""
+    """Run another program in one process."""
     command = [python, "-m", "experiments.benchmarks.end_to_end.contend", name, str(folder)]
     took = watch(command, _environment(), folder / "log")
-    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
-    yield name, _record(took, told["history"], told["versions"])
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    yield name, _record(took, result["history"], result["versions"])
 
 
 def _environment() -> dict[str, str]:
@@ -66,36 +66,47 @@ def main(
     """Measure the processes without a record, one after another.
 
     Args:
-      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
-      flower: the Python of an environment that has Flower; without it Flower is left out.
-      repeats: processes of each contender, taking turns.
+      data_dir: folder with ``ag_news``; the built-in task by default.
+      flower: Python executable of an environment with Flower; Flower is left out by default.
+      repeats: number of turns.
       only: the name of a single contender.
-      setting: the experiment's size.
+      setting: size of the experiment.
       results: folder of the result files.
     """
     results.mkdir(exist_ok=True)
-    about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
     finished = json_lines.by_name(results / RECORDS)
+    chosen = [
+        name
+        for name in CONTENDERS
+        if only in ("", name) and (flower or not name.startswith("flower"))
+    ]
     missing = [
         (name, repetition)
         for repetition in range(repeats)
-        for name in CONTENDERS
-        if only in ("", name)
-        and (flower or not name.startswith("flower"))
-        and f"{records_of(name)[-1]}-{repetition}" not in finished
+        for name in chosen
+        if f"{records_of(name)[-1]}-{repetition}" not in finished
     ]
-    with tempfile.TemporaryDirectory() as made:
-        folder = pathlib.Path(made)
-        if missing:
-            counted = lay_out(setting, folder, data_dir)
-            text = json.dumps(about | {"training tokens": counted}, indent=1)
-            (results / "machine.json").write_text(f"{text}\n", encoding="utf-8")
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        counts = lay_out(setting, folder, data_dir)
+        about = {"machine": machine(), "setting": dataclasses.asdict(setting)}
+        text = json.dumps(about | {"training tokens": counts}, indent=1)
+        (results / "machine.json").write_text(f"{text}\n", encoding="utf-8")
         for name, repetition in missing:
-            python = flower if flower and name.startswith("flower") else sys.executable
-            turns = ours(folder) if name == "ours" else theirs(name, folder, python)
-            for which, record in turns:
-                json_lines.append(results / RECORDS, {"name": f"{which}-{repetition}"} | record)
-                print(which, repetition, f"{record['seconds']:.1f} s", flush=True)
+            _measure(name, repetition, folder, flower, results)
+
+
+def _measure(
+    name: str, repetition: int, folder: pathlib.Path, flower: str | None, results: pathlib.Path
+) -> None:
+    """Run the processes of a contender and append their records."""
+    python = flower if flower and name.startswith("flower") else sys.executable
+    processes = ours(folder) if name == "ours" else theirs(name, folder, python)
+    for which, record in processes:
+        json_lines.append(results / RECORDS, {"name": f"{which}-{repetition}"} | record)
+        print(which, repetition, f"{record['seconds']:.1f} s", flush=True)
 
 
 def records_of(name: str) -> tuple[str, ...]:

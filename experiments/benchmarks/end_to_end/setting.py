@@ -1,4 +1,4 @@
-"""The experiment: its size, its config, and its work as files."""
+"""The experiment: its size, its config, and its work in files."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from fedjax_lora.runs.config import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How large the experiment is."""
+    """Size of the experiment."""
 
     clients: int = 100
     cohort: int = 10
@@ -40,7 +40,7 @@ class Setting:
 
 
 def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
-    """The experiment as ``fedjax-lora run`` takes it."""
+    """Return the config for ``fedjax-lora run``."""
     return RunConfig(
         data=DataConfig(
             task="ag_news" if data_dir else "docstrings",
@@ -66,7 +66,7 @@ def config(setting: Setting, model: str, data_dir: str | None) -> RunConfig:
 
 
 def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dict[str, int]:
-    """Write the model, our config, and the work of all rounds; returns what `tokens` counts."""
+    """Write the model, our config and the work of all rounds; returns `tokens`."""
     base.write("minilm", folder / "model", data_dir)
     made = build.build(config(setting, str(folder / "model"), data_dir))
     (folder / "config.json").write_text(json.dumps(to_dict(made.config)), encoding="utf-8")
@@ -87,7 +87,7 @@ def lay_out(setting: Setting, folder: pathlib.Path, data_dir: str | None) -> dic
 
 
 def tokens(made: build.Run, rounds: work.Rounds) -> dict[str, int]:
-    """Tokens of all training batches, without padding and as the contenders make room for them."""
+    """Count the tokens of all training batches: real ones, and with each contender's padding."""
     length, shapes = made.federation.length, made.round_spec.shapes
     total = {"real": 0, "padded to a batch's longest": 0, "room in our shapes": 0}
     for t, k in np.ndindex(rounds.steps.shape):
@@ -120,7 +120,7 @@ def _rounds(made: build.Run) -> work.Rounds:
 
 
 def _start(made: build.Run) -> dict[str, np.ndarray]:
-    """The first global adapter: PyTorch's ``[R, i]`` by module name."""
+    """The initial global adapter in PyTorch's layout: ``[R, i]`` by module name."""
     config = made.inputs.assets.model.config
     return {
         models.hf_module(config, path, layer): a.T

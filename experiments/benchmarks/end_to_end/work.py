@@ -1,4 +1,4 @@
-"""An experiment's work as files that every contender reads: no JAX, no PyTorch."""
+"""The work of the experiment in files that all contenders read; no JAX, no PyTorch."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Rounds(NamedTuple):
-    """What happens in all rounds; `T` rounds."""
+    """The plans of all `T` rounds."""
 
     id: np.ndarray  # int32[T, c]
     rank: np.ndarray  # int32[T, c]
@@ -26,45 +26,45 @@ class Rounds(NamedTuple):
         return [self.index[round, k, s][self.valid[round, k, s]] for s in steps]
 
     def mean_loss(self, round: int, losses: Sequence[float]) -> float:
-        """The mean over all examples of a round, from that of each client."""
+        """Average the clients' mean losses of a round over all examples."""
         taken = np.arange(self.valid.shape[2]) < self.steps[round][:, None]
         examples = (self.valid[round] & taken[..., None]).sum(axis=(1, 2))
         return float(np.average(losses, weights=examples))
 
 
 class Work(NamedTuple):
-    """An experiment."""
+    """The experiment."""
 
     folder: pathlib.Path
-    tokens: int  # texts are cut to so many
+    tokens: int  # maximum length
     texts: dict[str, list[str]]  # train and test
     labels: dict[str, list[int]]
     rounds: Rounds
-    start: dict[str, np.ndarray]  # the first adapter, ``[R, i]`` by module name
+    start: dict[str, np.ndarray]  # the initial adapter, ``[R, i]`` by module name
 
     @property
     def model(self) -> str:
-        """Checkpoint, head and tokenizer."""
+        """Folder of checkpoint, head and tokenizer."""
         return str(self.folder / "model")
 
     @property
     def ranks(self) -> list[int]:
-        """All that occur in the rounds, and the one of the global adapter."""
+        """All ranks of the rounds and that of the global adapter."""
         most = next(iter(self.start.values())).shape[0]
         return sorted({*np.unique(self.rounds.rank).tolist(), most})
 
 
 def save(work: Work) -> None:
-    """Write it into its folder."""
-    told = {"tokens": work.tokens, "texts": work.texts, "labels": work.labels}
-    (work.folder / "work.json").write_text(json.dumps(told), encoding="utf-8")
+    """Save the work to its folder."""
+    texts = {"tokens": work.tokens, "texts": work.texts, "labels": work.labels}
+    (work.folder / "work.json").write_text(json.dumps(texts), encoding="utf-8")
     np.savez(work.folder / "rounds.npz", **work.rounds._asdict())
     start: dict = work.start
     np.savez(work.folder / "start.npz", **start)
 
 
 def load(folder: pathlib.Path) -> Work:
-    """The inverse of `save`."""
-    told = json.loads((folder / "work.json").read_text(encoding="utf-8"))
+    """Load saved work."""
+    texts = json.loads((folder / "work.json").read_text(encoding="utf-8"))
     with np.load(folder / "rounds.npz") as rounds, np.load(folder / "start.npz") as start:
-        return Work(folder, **told, rounds=Rounds(**rounds), start=dict(start))
+        return Work(folder, **texts, rounds=Rounds(**rounds), start=dict(start))

@@ -1,4 +1,4 @@
-"""What is measured."""
+"""The measured points."""
 
 import dataclasses
 
@@ -17,23 +17,23 @@ MEAN_8 = "tiers(ranks=[4, 8, 16, 32, 64], shares=[0.66, 0.21, 0.07, 0.04, 0.02])
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One process."""
+    """The rounds of one process."""
 
     series: str
-    label: str  # what grows, in words
-    clients: int  # all of them in every round
+    label: str  # for readers
+    clients: int  # all in every cohort
     ranks: str
     batch: int = 1
     steps: int = 1
     tokens: int = 8
     clients_per_step: int | None = None
-    devices: int | None = None  # on so many; one, without a mesh, if None
+    devices: int | None = None  # None: one device without a mesh
     rounds: int = 3
     layers: int | None = None
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its record."""
         return f"{self.series}-{self.label.split()[0].replace(',', '')}"
 
 
@@ -61,7 +61,7 @@ POINTS = (
 
 
 def config(point: Point, data_dir: str | None) -> RunConfig:
-    """A run whose rounds are the point."""
+    """Return a run whose rounds are the point."""
     return RunConfig(
         data=DataConfig(
             task="ag_news" if data_dir else "docstrings",

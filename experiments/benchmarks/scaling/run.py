@@ -21,7 +21,7 @@ MODULE = "experiments.benchmarks.scaling.run"
 
 
 def play(point: Point, data_dir: str | None) -> dict[str, Any]:
-    """The rounds of a point in this process: their seconds and losses, and its memory."""
+    """Execute the rounds of a point; returns their seconds and losses and the memory."""
     import jax
     import numpy as np
 
@@ -47,12 +47,12 @@ def play(point: Point, data_dir: str | None) -> dict[str, Any]:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has had."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def measure(point: Point, data_dir: str | None) -> dict[str, Any]:
-    """A point in a process of its own, with as many forced CPU devices as it asks for."""
+    """Measure a point in a process of its own with emulated CPU devices."""
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         order = {"point": dataclasses.asdict(point), "data_dir": data_dir, "out": f"{made}/out"}
@@ -60,15 +60,15 @@ def measure(point: Point, data_dir: str | None) -> dict[str, Any]:
         forced = f"--xla_force_host_platform_device_count={point.devices or 1}"
         environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": forced}
         took = watch(command, environment, folder / "log")
-        told = json.loads((folder / "out").read_text(encoding="utf-8"))
-    return {"point": dataclasses.asdict(point), "process_seconds": took.seconds} | told
+        record = json.loads((folder / "out").read_text(encoding="utf-8"))
+    return {"point": dataclasses.asdict(point), "process_seconds": took.seconds} | record
 
 
 def main(data_dir: str | None = None, only: str = "", results: pathlib.Path = RESULTS) -> None:
     """Measure the points without a record; ten minutes on two idle cores.
 
     Args:
-      data_dir: folder with ``ag_news``; without it texts are the built-in task's.
+      data_dir: folder with ``ag_news``; the built-in task by default.
       only: the name of a single point.
       results: folder of the result files.
     """
@@ -86,7 +86,7 @@ def main(data_dir: str | None = None, only: str = "", results: pathlib.Path = RE
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "point":
         order = json.loads(sys.argv[2])
-        told = play(Point(**order["point"]), order["data_dir"])
-        pathlib.Path(order["out"]).write_text(json.dumps(told), encoding="utf-8")
+        record = play(Point(**order["point"]), order["data_dir"])
+        pathlib.Path(order["out"]).write_text(json.dumps(record), encoding="utf-8")
     else:
         tyro.cli(main)

@@ -1,9 +1,10 @@
 """The answer to the open question: sentences, a table and a figure, from result files alone."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.papers.fed_plora_vs_flexlora import (
@@ -28,6 +29,8 @@ PAIRS = (
     ("HLoRA", "zero padding"),
 )
 """What is compared: the question, and the rules that merge what clients of different ranks own."""
+
+COLUMNS = 3
 
 FAR = 0.05
 """What counts as far above: much less than the paper's 39 % of any baseline's accuracy here."""
@@ -72,14 +75,14 @@ def _sentences(results: Results) -> Iterator[str]:
     if asked:
         yield f"**{plainly(asked)}**\n"
     for pair in PAIRS:
-        yield "* " + _told(results, pair)
+        yield "* " + _apart(results, pair)
     if DEEPER in results.parts:
         yield "* " + _deeper(results)
     yield "* " + _weighted(results)
     yield ""
 
 
-def _told(results: Results, pair: tuple[str, str]) -> str:
+def _apart(results: Results, pair: tuple[str, str]) -> str:
     """The difference over all settings, and whether mixes and measures say the same."""
     found = over_settings(results, pair, settings(results), last)
     if found is None:
@@ -94,8 +97,8 @@ def _weighted(results: Results) -> str:
     """The pair in question with one kind of weights."""
     pair, names = (BY_EXAMPLES, PAIR[1]), [n for n in results.parts if n.endswith(CONTROL)]
     found = over_settings(results, pair, names, last)
-    told = sentence(pair, found) if found else "not yet run."
-    return f"With both weighing clients by examples (uniform mix of ranks): {told}"
+    text = sentence(pair, found) if found else "not yet run."
+    return f"With both weighing clients by examples (uniform mix of ranks): {text}"
 
 
 WORDS = {1: "above", 0: "not told apart", -1: "below"}
@@ -204,21 +207,25 @@ def figures(results: Results) -> dict[str, Figure]:
     found = known(results)
     if not found:
         return {}
-    figure, every_axes = panels(len(found), columns=3)
+    figure, every_axes = panels(len(found), columns=COLUMNS)
     reach = 105 * max(max(-d.low, d.high) for of in found.values() for d in of.values())
-    rows = [*dict.fromkeys(name for of in found.values() for name in of)]
-    at = {name: len(rows) - 1 - number for number, name in enumerate(rows)}
-    for number, (axes, (pair, of)) in enumerate(zip(every_axes, found.items(), strict=True)):
-        for name, one in of.items():
-            colour = ORANGE if name == MEAN else BLUE
-            interval_bar = {"fmt": "o", "ms": 4, "color": colour, "capsize": 3}
-            axes.errorbar(100 * one.mean, at[name], xerr=100 * one.half, **interval_bar)
-        axes.axvline(0, color=GREY, lw=1)
-        names = map(_setting, rows) if number % 3 == 0 else [""] * len(rows)
-        axes.set_yticks([*at.values()], [*names], fontsize=8)
+    rows = [*dict.fromkeys(name for of in found.values() for name in of)][::-1]
+    for axes, (pair, of) in zip(every_axes, found.items(), strict=True):
+        _intervals(axes, of, rows)
         axes.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.4))
-        if number >= len(found) - 3:
-            axes.set_xlabel("difference of test accuracy after\nthe last round, percentage points")
         axes.set_title(f"{pair[0]} minus {pair[1]}", fontsize=10)
-        style_axes(axes, rounds=False)
+    for axes in every_axes[::COLUMNS]:
+        axes.set_yticks(range(len(rows)), [*map(_setting, rows)], fontsize=8)
+    for axes in every_axes[-COLUMNS:]:
+        axes.set_xlabel("difference of test accuracy after\nthe last round, percentage points")
     return {"differences": figure}
+
+
+def _intervals(axes: Axes, of: Mapping[str, Estimate], rows: Sequence[str]) -> None:
+    """Draw the differences of one pair at the rows of their settings."""
+    for name, one in of.items():
+        bar = {"fmt": "o", "ms": 4, "capsize": 3, "color": ORANGE if name == MEAN else BLUE}
+        axes.errorbar(100 * one.mean, rows.index(name), xerr=100 * one.half, **bar)
+    axes.axvline(0, color=GREY, lw=1)
+    axes.set_yticks(range(len(rows)), [""] * len(rows))
+    style_axes(axes, rounds=False)

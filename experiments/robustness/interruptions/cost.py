@@ -1,4 +1,4 @@
-"""What a checkpoint costs: time that the run waits, and processor time of the whole process.
+"""Cost of a checkpoint: time that the run waits, and processor time of the whole process.
 
 python -m experiments.robustness.interruptions.cost
 """
@@ -28,14 +28,14 @@ METHODS = {
 
 
 def get_config(name: str) -> RunConfig:
-    """The demo, its method exchanged and with larger ranks."""
+    """Return the demo with larger ranks and one of `METHODS`."""
     config = demo()
     options = {"ranks": "tiers(ranks=[4, 8, 16, 32])"} | METHODS[name]
     return dataclasses.replace(config, federation=dataclasses.replace(config.federation, **options))
 
 
 def measured(config: RunConfig, assets: Assets, folder: pathlib.Path) -> dict[str, float]:
-    """Medians over some checkpoints of the state before the first round."""
+    """Measure checkpoints of the initial state; returns medians."""
     run = build(config, assets)
     progress, waits, processor = run.begin(), [], []
     with checkpoints.CheckpointManager(folder, run.about(), keep=2) as manager:

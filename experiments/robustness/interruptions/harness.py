@@ -1,4 +1,4 @@
-"""A small run as a real process, and what can be done to it."""
+"""A small run as a real process, and operations on it."""
 
 import os
 import pathlib
@@ -14,21 +14,21 @@ import numpy as np
 
 from experiments.robustness.interruptions import ROUNDS
 
-LEFT = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
-"""Files that are the same, byte for byte, whenever the same config runs."""
+OUTPUTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+"""Files whose bytes depend on the config only."""
 
 CLASSES = ("north", "east", "south", "west")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *CLASSES, *(f"word{n}" for n in range(40)))
-DEADLINE = 300.0  # seconds; nothing here takes a tenth of it on a quiet machine
+DEADLINE = 300.0  # seconds; ten times what anything takes on an idle machine
 
 
 class Workspace(NamedTuple):
-    """A folder with a small model, small files of texts, and caches of its own."""
+    """A folder with a small model, text files, and its own caches."""
 
     path: pathlib.Path
 
     def command(self, *options: str) -> list[str]:
-        """The command line of a run."""
+        """Return the command line of a run."""
         task = "file(train='train.csv', test='test.csv', text='text', label='label')"
         given = {
             "task": task,
@@ -45,7 +45,7 @@ class Workspace(NamedTuple):
         return [*CLI, *(f"--{name}={value}" for name, value in given.items())]
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
-        """Start a command; its output is collected."""
+        """Start a command and collect its output."""
         env = os.environ | {
             "FEDJAX_LORA_CACHE": str(self.path / "cache"),
             "JAX_PLATFORMS": "cpu",
@@ -60,19 +60,19 @@ CLI = [sys.executable, "-m", "fedjax_lora", "run"]
 
 
 class Ended(NamedTuple):
-    """A process that has ended."""
+    """Exit status and output of a process."""
 
     status: int
     output: str
 
     @property
     def sentence(self) -> str:
-        """The last thing it said."""
+        """The last line of the output."""
         return self.output.strip().splitlines()[-1] if self.output.strip() else ""
 
 
 def prepare(path: pathlib.Path) -> Workspace:
-    """Write a random two-layer encoder with a tokenizer, and texts that name their class."""
+    """Write a random two-layer encoder with a tokenizer, and texts that contain their class."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from torch import manual_seed
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -108,7 +108,7 @@ def prepare(path: pathlib.Path) -> Workspace:
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
-    """Wait for a process."""
+    """Wait for the end of a process."""
     output, _ = process.communicate(timeout=DEADLINE)
     return Ended(process.returncode, output)
 
@@ -119,25 +119,25 @@ def call(target: Workspace, command: Sequence[str]) -> Ended:
 
 
 def resume(target: Workspace, out: pathlib.Path) -> Ended:
-    """Resume a run, or start it if it had not come so far as to write its config."""
+    """Resume a run, or start it if its config has not been written."""
     if (out / "config.json").exists():
         return call(target, [*CLI, f"--resume={out}"])
     return call(target, target.command(f"--out={out}"))
 
 
-def left(out: pathlib.Path) -> dict[str, bytes]:
-    """What a finished run must have left, whatever happened to it."""
-    return {name: (out / name).read_bytes() for name in LEFT}
+def outputs(out: pathlib.Path) -> dict[str, bytes]:
+    """Read the compared outputs of a finished run."""
+    return {name: (out / name).read_bytes() for name in OUTPUTS}
 
 
 def rounds_done(out: pathlib.Path) -> int:
-    """Rounds written down so far."""
+    """Number of rounds in the metrics file."""
     path = out / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def phase(out: pathlib.Path, rounds: int = ROUNDS) -> str:
-    """What a run that is not running any more was doing, from what lies in its folder."""
+    """Infer from its folder what a run was doing when it ended."""
     if not (out / "config.json").exists():
         return "loading"
     if (out / "summary.json").exists():
@@ -151,26 +151,26 @@ def phase(out: pathlib.Path, rounds: int = ROUNDS) -> str:
 
 
 def wait_for(
-    process: "subprocess.Popen[str]", happened: Callable[[], Any], *, poll: float = 0.001
+    process: "subprocess.Popen[str]", condition: Callable[[], Any], *, poll: float = 0.001
 ) -> None:
-    """Wait until something is so, or the process has ended."""
+    """Wait until a condition holds or the process has ended."""
     end = time.monotonic() + DEADLINE
-    while process.poll() is None and not happened():
+    while process.poll() is None and not condition():
         if time.monotonic() > end:
             process.kill()
-            raise TimeoutError("what the trial waits for did not happen")
+            raise TimeoutError("The condition of the trial did not become true.")
         time.sleep(poll)
 
 
 def kill(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> Ended:
-    """Send a signal and wait for the end; a process that has ended already is left alone."""
+    """Send a signal, unless the process has ended already, and wait for the end."""
     if process.poll() is None:
         process.send_signal(number)
     return ended(process)
 
 
 def damage(path: pathlib.Path, how: str, rng: np.random.Generator) -> None:
-    """Cut a file short (an empty one: add a byte), or flip one of its bits."""
+    """Truncate a file (append a byte if it is empty) or flip one of its bits."""
     content = bytearray(path.read_bytes())
     if not content:
         content = bytearray(b"\0")
@@ -193,6 +193,6 @@ def newest_checkpoint(out: pathlib.Path) -> pathlib.Path:
 
 
 def fresh(out: pathlib.Path) -> pathlib.Path:
-    """A folder's name, with nothing there."""
+    """Remove a folder; returns its path."""
     shutil.rmtree(out, ignore_errors=True)
     return out

@@ -1,8 +1,8 @@
-"""The tables of the README, from the result files alone."""
+"""Tables of the interrupted runs, from the result files alone."""
 
 import collections
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from experiments.robustness.interruptions import RESULTS
 from experiments.robustness.interruptions.trials import Trial
@@ -25,48 +25,56 @@ def read(name: str) -> dict[str, Trial]:
 
 
 def table() -> str:
-    """What was done, how the run took it, and how often the resumed run left the same bytes."""
-    kills, others = read("kills"), read("others")
-    many = kills.pop("again and again", None)
-    phases = collections.Counter(trial["phase"] for trial in kills.values())
-    hit = ", ".join(f"{phases[name]} {words}" for name, words in PHASES.items() if phases[name])
-    damaged = [x for name, x in others.items() if name.startswith(("truncated", "bit flipped"))]
-    second = [x for name, x in others.items() if name.startswith("second run")]
-    lock = others["killed while it held the lock"]
-    lines = [[f"`kill -9` at {len(kills)} random moments", hit, _same(kills.values())]]
-    if many:
-        how = f"killed after rounds {', '.join(map(str, many['rounds']))}"
-        lines.append(["one run killed again and again", how, _same([many])])
-    for name in ("SIGINT", "SIGTERM"):
-        how = _told(others[name], "finishes its round, saves, says how to go on, exit status {}")
-        lines.append([name, how, _same([others[name]])])
-    for name in ("full disk", "read-only folder"):
-        how = _told(others[name], "says so in a sentence, exit status {}")
-        lines.append([name, how, _same([others[name]])])
-    how = _told(second[0], "the second is refused with a sentence, exit status {}")
-    lines.append(["two runs in one folder; the first is then killed", how, _same([lock])])
-    told = sum(trial["told"] for trial in damaged)
-    what = (
-        f"each of the {len(damaged) // 2} files of the newest checkpoint truncated, then with a "
-        "bit flipped"
-    )
-    how = f"damage detected, the checkpoint before is used: {told} of {len(damaged)}"
-    lines.append([what, how, _same(damaged)])
-    each = read("methods").values()
-    rounds = [trial["rounds"] for trial in each]
-    how = f"after {min(rounds)} to {max(rounds)} rounds"
-    lines.append(
-        [f"`kill -9`, once for {len(each)} of the {len(METHODS)} methods", how, _same(each)]
-    )
+    """Tabulate the interruptions, how the runs ended, and how many resumed to the same bytes."""
+    lines = [*_kill_rows(read("kills")), *_other_rows(read("others")), _method_row()]
     return as_table(["what happens to a run", "how it ends", "resumed: the same bytes"], lines)
 
 
-def _told(trial: Trial, how: str) -> str:
-    return how.format(trial["status"]) if trial["told"] else "not as it should"
+def _kill_rows(kills: dict[str, Trial]) -> Iterator[list[str]]:
+    repeated = kills.pop("again and again", None)
+    phases = collections.Counter(trial["phase"] for trial in kills.values())
+    hit = ", ".join(f"{phases[name]} {words}" for name, words in PHASES.items() if phases[name])
+    yield [f"`kill -9` at {len(kills)} random moments", hit, _same(kills.values())]
+    if repeated:
+        how = f"killed after rounds {', '.join(map(str, repeated['rounds']))}"
+        yield ["one run killed again and again", how, _same([repeated])]
 
 
-def _same(given: Iterable[Trial]) -> str:
-    trials = list(given)
+ENDS = {
+    "SIGINT": "finishes its round, saves, says how to go on, exit status {}",
+    "SIGTERM": "finishes its round, saves, says how to go on, exit status {}",
+    "full disk": "says so in a sentence, exit status {}",
+    "read-only folder": "says so in a sentence, exit status {}",
+}
+
+
+def _other_rows(others: dict[str, Trial]) -> Iterator[list[str]]:
+    for name, how in ENDS.items():
+        yield [name, _reported(others[name], how), _same([others[name]])]
+    second = next(trial for name, trial in others.items() if name.startswith("second run"))
+    how = _reported(second, "the second is refused with a sentence, exit status {}")
+    lock = others["killed while it held the lock"]
+    yield ["two runs in one folder; the first is then killed", how, _same([lock])]
+    damaged = [x for name, x in others.items() if name.startswith(("truncated", "bit flipped"))]
+    detected = sum(trial["reported"] for trial in damaged)
+    what = f"each of the {len(damaged) // 2} files of the newest checkpoint truncated, then with a "
+    how = f"damage detected, the checkpoint before is used: {detected} of {len(damaged)}"
+    yield [what + "bit flipped", how, _same(damaged)]
+
+
+def _method_row() -> list[str]:
+    trials = read("methods").values()
+    rounds = [trial["rounds"] for trial in trials]
+    what = f"`kill -9`, once for {len(trials)} of the {len(METHODS)} methods"
+    return [what, f"after {min(rounds)} to {max(rounds)} rounds", _same(trials)]
+
+
+def _reported(trial: Trial, how: str) -> str:
+    return how.format(trial["status"]) if trial["reported"] else "not as it should"
+
+
+def _same(chosen: Iterable[Trial]) -> str:
+    trials = list(chosen)
     count = sum(trial["same"] for trial in trials)
     if len(trials) > 1:
         return f"{count} of {len(trials)}"
@@ -74,7 +82,7 @@ def _same(given: Iterable[Trial]) -> str:
 
 
 def methods_table() -> str:
-    """Every method killed in the middle of its rounds."""
+    """Tabulate the trials of every method."""
     lines = [
         [f"`{name}`", str(trial["rounds"]), str(trial["resumed"]), _same([trial])]
         for name, trial in read("methods").items()
@@ -84,7 +92,7 @@ def methods_table() -> str:
 
 
 def cost() -> str:
-    """What a checkpoint costs with MiniLM."""
+    """Describe the cost of a checkpoint with MiniLM."""
     parts = [
         f"{name}: {x['arrays_mb']:.1f} MB of arrays, {x['disk_mb']:.1f} MB on disk, the run waits "
         f"{x['wait_ms']:.1f} ms, {x['cpu_ms']:.0f} ms of processor time beside it"

@@ -1,12 +1,11 @@
-"""Hundreds of broken inputs, each with one thing wrong, and how the command line answers them.
+"""Hundreds of malformed inputs, each with one defect, and the answers of the command line.
 
-A case writes into a well-formed run (`good`) and names the words to call ``fedjax-lora run`` with.
-Each has to end with status 2 and one sentence, without a traceback, an output folder, a wait or
-much memory. Random damage to the same files (`damage`) may go unnoticed, but may not end in
-anything else either.
+A case changes files of a well-formed run (`good`) and has arguments for ``fedjax-lora run``. Each
+has to end with status 2 and one sentence, without a traceback, an output folder, a delay or much
+memory. Random damage to the same files (`damage`) may also be accepted.
 
     python -m experiments.robustness.malformed_input.run  # a minute; writes results/summary.json
-    python -m experiments.robustness.malformed_input.report     # the README's sentence
+    python -m experiments.robustness.malformed_input.report     # summary
 """
 
 import pathlib
@@ -25,6 +24,6 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def cases() -> list[Case]:
-    """All of them, always the same."""
+    """Generate all cases; deterministic."""
     families = (tables, weights, checkpoints, tokenizers, adapters, settings)
     return [case for family in families for case in family.cases()]

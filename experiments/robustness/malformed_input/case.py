@@ -1,4 +1,4 @@
-"""What a case is."""
+"""Cases of malformed input."""
 
 import os
 import pathlib
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from experiments.robustness.malformed_input import good
 
 Spoil = bytes | None | Callable[[pathlib.Path], None]
-"""New contents of a file, None for no file, or a function that puts something in its place."""
+"""New contents of a file, None to remove it, or a function that replaces it."""
 
 
 class Case(NamedTuple):
-    """One thing that is wrong.
+    """A run with one defect.
 
     Attributes:
-      family: what kind of input it is.
-      name: what is wrong.
-      files: what becomes of files of the well-formed run, by path.
-      words: of the command line, besides the config and the output folder.
+      family: kind of input.
+      name: description of the defect.
+      files: changes of the files of the well-formed run, by path.
+      words: further arguments of the command line.
     """
 
     family: str
@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 
 def lay_out(case: Case, root: pathlib.Path) -> list[str]:
-    """Write the case's files; returns the words to call the command line with."""
+    """Write the files of a case; returns the arguments of the command line."""
     good.write(root)
     (root / "config.json").write_bytes(good.as_json(good.settings(root)))
     for name, spoil in case.files.items():
@@ -41,22 +41,22 @@ def lay_out(case: Case, root: pathlib.Path) -> list[str]:
 
 
 def folder(path: pathlib.Path) -> None:
-    """A folder in a file's place."""
+    """Create a folder instead of a file."""
     path.mkdir()
 
 
 def pipe(path: pathlib.Path) -> None:
-    """A pipe nobody writes into: who opens it waits for ever."""
+    """Create a pipe without a writer, on which reading would block."""
     os.mkfifo(path)
 
 
 def loop(path: pathlib.Path) -> None:
-    """A link to itself."""
+    """Create a link to itself."""
     path.symlink_to(path.name)
 
 
 def endless(path: pathlib.Path) -> None:
-    """A device that never ends."""
+    """Link to a device without end."""
     path.symlink_to("/dev/zero")
 
 
@@ -67,7 +67,7 @@ IN_PLACE: dict[str, Spoil] = {
     "a link to itself": loop,
     "an endless device": endless,
 }
-"""What may be where a file should be."""
+"""Objects in the place of a file."""
 
 GARBAGE: dict[str, bytes] = {
     "empty": b"",
@@ -81,7 +81,7 @@ GARBAGE: dict[str, bytes] = {
     "latin-1": '{"text": "caf\xe9"}'.encode("latin-1"),
     "utf-16": '{"text": "a"}\n'.encode("utf-16"),
 }
-"""Contents that are of no kind that is read."""
+"""Contents of unsupported formats."""
 
 DEEP = b"[" * 200_000
 LONG_NUMBER = b"9" * 5_000

@@ -12,7 +12,7 @@ SEED = 0
 
 
 def cases(*, each: int) -> Iterator[Case]:
-    """So many damaged versions of every file, always the same."""
+    """Generate a number of damaged versions of every file; deterministic."""
     for n, file in enumerate([*good.files(), "config.json"]):
         format = pathlib.Path(file).suffix.lstrip(".")
         words = (f"--task={good.task(pathlib.Path(file).name)}",) if "train." in file else ()
@@ -31,21 +31,23 @@ def _damage(rng: np.random.Generator, file: str):
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to three places where bits flip, bytes are lost, put in or exchanged."""
-    made = bytearray(content)
+    """Flip bits, or remove, insert or replace bytes, at one to three positions."""
+    changed = bytearray(content)
     for _ in range(int(rng.integers(1, 4))):
-        # Headers are short: half of the places are near the beginning or the end.
-        near = min(len(made), 400)
-        at = int(rng.choice([rng.integers(near), rng.integers(-near, 0), rng.integers(len(made))]))
-        at %= len(made)
+        # Headers are short, so two thirds of the positions are near the beginning or the end.
+        near = min(len(changed), 400)
+        at = int(
+            rng.choice([rng.integers(near), rng.integers(-near, 0), rng.integers(len(changed))])
+        )
+        at %= len(changed)
         count = int(rng.integers(1, 9))
         match int(rng.integers(0, 4)):
             case 0:
-                made[at] ^= 1 << int(rng.integers(0, 8))
+                changed[at] ^= 1 << int(rng.integers(0, 8))
             case 1:
-                del made[at : at + count]
+                del changed[at : at + count]
             case 2:
-                made[at:at] = rng.bytes(count)
+                changed[at:at] = rng.bytes(count)
             case _:
-                made[at : at + count] = rng.bytes(count)
-    return bytes(made)
+                changed[at : at + count] = rng.bytes(count)
+    return bytes(changed)

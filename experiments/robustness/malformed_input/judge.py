@@ -1,4 +1,4 @@
-"""One command line on one spoiled run: how it ends, how long it takes and what memory."""
+"""Run the command line on one case; outcome, time and memory."""
 
 import contextlib
 import io
@@ -15,20 +15,20 @@ SELF = pathlib.Path("/proc/self")
 
 
 class Started(Exception):
-    """Everything was accepted: the run would begin."""
+    """Raised when the input was accepted and the run would start."""
 
 
 class Verdict(NamedTuple):
-    """How a command line ended.
+    """Result of a command.
 
     Attributes:
-      outcome: ``refused`` (status 2 and a sentence), ``accepted`` (the run would begin), or what
-        else happened.
-      sentence: the last line it printed as an error.
-      lines: how many lines of errors it printed.
-      left: whether there is an output folder.
-      seconds: how long it took.
-      megabytes: by how much the process grew at its largest.
+      outcome: ``refused`` (status 2 and a sentence), ``accepted`` (the run would start), or
+        another description.
+      sentence: last line of the error output.
+      lines: number of lines of the error output.
+      left: whether an output folder exists.
+      seconds: duration.
+      megabytes: growth of the peak memory of the process.
     """
 
     outcome: str
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
 
 def judge(words: list[str], out: pathlib.Path) -> Verdict:
-    """Call the command line in this process, up to where a run writes its first file."""
+    """Call the command line in this process until a run would write its first file."""
     errors = io.StringIO()
     before, began = _reset_peak(), time.perf_counter()
     with (
@@ -70,13 +70,13 @@ def _begin(folder: RunFolder, *_: object) -> None:
 
 
 def _reset_peak() -> float:
-    """Forget the largest size so far; the present one in megabytes."""
+    """Reset the peak memory; returns the present size in MB."""
     (SELF / "clear_refs").write_text("5")
     return _peak()
 
 
 def _peak() -> float:
-    """The largest resident size since the last reset, in megabytes."""
+    """Peak resident size since the last reset in MB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", (SELF / "status").read_text())
     assert found is not None
     return int(found[1]) / 1e3

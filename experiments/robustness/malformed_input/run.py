@@ -1,4 +1,4 @@
-"""Run all broken inputs; see `experiments.robustness.malformed_input`."""
+"""Run all malformed inputs; see `experiments.robustness.malformed_input`."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ Judged = tuple[Case, Verdict]
 
 
 def verdicts(chosen: Iterable[Case], place: pathlib.Path) -> Iterator[Judged]:
-    """How the command line answers each case, in a fresh folder each."""
+    """Judge each case in a new folder."""
     for number, case in enumerate(chosen):
         root = place / str(number)
         yield case, judge(lay_out(case, root), root / "out")
@@ -26,13 +26,13 @@ def verdicts(chosen: Iterable[Case], place: pathlib.Path) -> Iterator[Judged]:
 
 
 def unclear(judged: Judged) -> bool:
-    """Whether a case ended in anything but one sentence and status 2, without a folder."""
+    """Whether a case ended otherwise than with status 2, one sentence and no output folder."""
     verdict = judged[1]
     return verdict.outcome != "refused" or verdict.lines != 1 or verdict.left
 
 
 def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
-    """Counts, the worst cases, and whatever did not end as it should."""
+    """Count the outcomes; lists the worst cases and the failures."""
 
     def worst(what: str) -> dict[str, Any]:
         case, verdict = max(malformed + damaged, key=lambda one: getattr(one[1], what))
@@ -52,12 +52,12 @@ def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Judge everything and write the numbers."""
+    """Judge all cases and write the summary."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         os.environ["FEDJAX_LORA_CACHE"] = str(place / "cache")
-        # The first one imports everything, which is no case's time or memory.
+        # The first call imports everything, which must not count as time or memory of a case.
         list(verdicts([Case("well-formed", "everything")], place))
         malformed = list(verdicts(cases(), place))
         damaged = list(verdicts(damage.cases(each=DAMAGED), place))

@@ -59,10 +59,18 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def cases() -> Iterator[Case]:
-    """Broken tokenizers."""
+    """Generate malformed tokenizers."""
     for name, spoil in (GARBAGE | IN_PLACE).items():
         if name != "no file":
             yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: spoil})
+    yield from _values()
+    yield from _structures()
+    yield from _options()
+    yield Case("tokenizers", "no tokenizer at all", {FILE: None, CONFIG: None})
+
+
+def _values() -> Iterator[Case]:
+    """Fields of ``tokenizer.json`` with wrong values."""
     whole = good.tokenizer()
     for key, values in VALUES.items():
         for value in values:
@@ -71,6 +79,11 @@ def cases() -> Iterator[Case]:
         without = {k: x for k, x in whole.items() if k != key}
         if key == "model":
             yield Case("tokenizers", f"no {key}", {FILE: good.as_json(without)})
+
+
+def _structures() -> Iterator[Case]:
+    """``tokenizer.json`` as something else than an object, and with ids beyond the model."""
+    whole = good.tokenizer()
     text = good.as_json(whole)
     for name, spoil in {
         "an array": b"[]",
@@ -84,6 +97,10 @@ def cases() -> Iterator[Case]:
     ids = dict(zip(good.WORDS, (0, 1, 2, 3, *range(100, 200)), strict=False))
     far = good.as_json(whole | {"model": beyond | {"vocab": ids}})
     yield Case("tokenizers", "ids beyond the model's table", {FILE: far})
+
+
+def _options() -> Iterator[Case]:
+    """Malformed ``tokenizer_config.json``."""
     options = good.tokenizer_config()
     for key, values in OPTIONS.items():
         for value in values:
@@ -93,4 +110,3 @@ def cases() -> Iterator[Case]:
         yield Case("tokenizers", f"tokenizer_config.json: {name}", {CONFIG: spoil})
     plain = {k: x for k, x in options.items() if k != "pad_token"}
     yield Case("tokenizers", "no token to pad with", {CONFIG: good.as_json(plain)})
-    yield Case("tokenizers", "no tokenizer at all", {FILE: None, CONFIG: None})

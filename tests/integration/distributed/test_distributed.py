@@ -102,7 +102,7 @@ def test_all_stop_when_one_is_asked_to_and_go_on_to_the_same_bytes(played):
     ("scene", "said"),
     [
         ("not divisible", "A mesh of 3 x 2 (clients x model) does not use 8 device(s) exactly"),
-        ("another seed", "Process 1 has another config or input than process 0 (seed)"),
+        ("another seed", "Process 1 has another config or input than process 0 (seed, data)"),
         ("not sharded", "A run of 2 processes needs --mode sharded"),
         ("taken", "holds this run already; resume it with --resume"),
         ("unwritable", "cannot be written"),
