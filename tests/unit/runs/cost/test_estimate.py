@@ -127,7 +127,7 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
 @pytest.mark.parametrize("mesh", ["1 1", "4 2"])
 def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_LORA_CACHE", str(tmp_path))
-    words = ["run", *small(), "--explain"]
+    words = ["run", *small(batch=8), "--explain"]
     if mesh != "1 1":
         words += ["--mode=sharded", "--mesh", *mesh.split()]
     assert main.main(words) == 0
