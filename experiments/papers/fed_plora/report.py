@@ -1,4 +1,4 @@
-"""The README's claims and tables of the rerun of Fed-PLoRA, from the result files alone."""
+"""Claims and tables of the study of Fed-PLoRA, from the result files alone."""
 
 import operator
 
@@ -16,7 +16,7 @@ from fedjax_lora.runs.figure_style import panels, seeds_caption, shared_legend
 
 
 def noise_table(results: Results) -> str:
-    """What a round loses and costs, and how it changes over the rounds."""
+    """Tabulate noise, similarity and cost of the measured rounds."""
     runs = {arm: list(results.runs("measured", arm, TASKS[0]).values()) for arm in MAIN}
     lines = [_noise_row(arm, of_arm) for arm, of_arm in runs.items() if of_arm]
     if not lines:
@@ -91,7 +91,7 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def _number(values: list[float | None]) -> str:
-    """A mean over seeds; what is not defined in any is a dash."""
+    """Format a mean over seeds; a dash if it is undefined for all of them."""
     known = [value for value in values if value is not None]
     return f"{np.mean(known):.2g}" if known else "-"
 
