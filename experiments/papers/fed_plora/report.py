@@ -1,8 +1,10 @@
 """Claims and tables of the study of Fed-PLoRA, from the result files alone."""
 
 import operator
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
@@ -86,8 +88,17 @@ def figures(results: Results) -> dict[str, Figure]:
         if is_noise:
             axes.set_yscale("symlog", linthresh=EXACT)
             axes.set_ylim(bottom=-EXACT / 4)
+            _name_zeros(axes, arms, name)
     shared_legend(figure, every_axes)
     return {"noise": figure}
+
+
+def _name_zeros(axes: Axes, arms: Mapping[str, Sequence[Record]], name: str) -> None:
+    """Name the arms without noise, whose curves cover each other."""
+    largest = {arm: max(h[name] for run in of for h in run["history"]) for arm, of in arms.items()}
+    text = ", ".join(arm.partition(",")[0] for arm, noise in largest.items() if noise < EXACT)
+    at = MEASURED["federation.rounds"]
+    axes.annotate(text, (at, 0), (0, 6), textcoords="offset points", ha="right", fontsize=8)
 
 
 def _number(values: list[float | None]) -> str:
