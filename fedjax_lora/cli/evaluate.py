@@ -1,4 +1,4 @@
-"""``fedjax-lora evaluate``: a model on a task's test examples, also per client and rank."""
+"""``fedjax-lora evaluate``: evaluate a model on test examples, also per client and rank."""
 
 import dataclasses
 import json
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 class EvaluateOptions:
     """Evaluate the model of a run, of an adapter folder or of a checkpoint on a task's test set.
 
-    Of a run, the task and its examples are the run's own unless options say otherwise.
+    For a run, task and test examples are the run's own by default.
     """
 
     where: tyro.conf.Positional[pathlib.Path]
     """Folder of a run, an adapter or a checkpoint."""
     clients: bool = False
-    """Also each client's own model (its rank, local head and what a method keeps on it), and the
-    global model cut to the clients' ranks; needs the run's checkpoint."""
+    """Also evaluate each client's own model (its rank, local head and method state), and the global
+    model cut to the clients' ranks; needs a checkpoint of the run."""
     ranks: tuple[int, ...] = ()
-    """Also the global model cut to its first so many components, each as it is in the whole model,
-    whatever the scale of a client of that rank; with more than there are it is the whole model."""
+    """Also evaluate the global model cut to its first components: to each of these numbers. The
+    scale of the components stays that of the whole model."""
     task: str | None = None
-    """Another task with the same classes, or of a language model any language task; needed where
-    the folder names none. Its prompts are those of the training unless it has a format."""
+    """Another task: with the same classes, or for a language model any language task. Needed if the
+    folder names none. Prompts are as in the training unless the task has a format."""
     data_dir: str | None = None
-    """Folder with the task's files; without it they come from where the run's came from."""
+    """Folder with the task's files; by default that of the run."""
     test_examples: int | None = None
-    """Use this many test examples; the run's number, or all, by default."""
+    """Use this many test examples; by default as many as the run, or all."""
     model: str | None = None
-    """The base model of an adapter, if it is not where the folder says."""
+    """Base model of an adapter, if it is not the one that the folder names."""
     pooling: Literal["family", "mean"] | None = None
-    """What the classifier of an adapter reads that was not made by fedjax-lora."""
+    """Pooling of the classifier, for an adapter that fedjax-lora has not written."""
     batch: int = 64
-    """Texts computed, or prompts answered, at once."""
+    """Texts computed, or prompts answered, at the same time."""
     out: pathlib.Path | None = None
-    """JSON file for all numbers."""
+    """JSON file for all scores."""
 
 
 def main(args: Sequence[str]) -> None:

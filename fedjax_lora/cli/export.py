@@ -1,4 +1,4 @@
-"""``fedjax-lora export``: a run's global model, or one client's, for other programs."""
+"""``fedjax-lora export``: write the model of a run, or of one client, for other programs."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ExportOptions:
     """Write the model of a run for PyTorch: a PEFT adapter, or with --merged a plain checkpoint.
 
-    Of a run that is not finished, it is the model of its newest checkpoint.
+    If the run is not finished, the model is that of its newest checkpoint.
     """
 
     run: tyro.conf.Positional[pathlib.Path]
@@ -26,15 +26,15 @@ class ExportOptions:
     out: pathlib.Path
     """New or empty folder for the model."""
     client: int | None = None
-    """The model of this client (from 0) at its own rank, in place of the global one."""
+    """Write the model of this client (from 0) at its own rank, not the global model."""
     merged: bool = False
     """A checkpoint that transformers loads without PEFT: weights, config, tokenizer, model card."""
     shard_size: str = "5GB"
-    """A file of merged weights is at most this large."""
+    """Largest size of a file of merged weights."""
     data_dir: str | None = None
-    """Where the run's data is now, if it has moved (for --client and unfinished runs)."""
+    """Present folder of the run's data, if it has moved (for --client and unfinished runs)."""
     model: Annotated[str | None, tyro.conf.arg(name="model")] = None
-    """Where the run's base model is now, if it has moved."""
+    """Present folder of the run's base model, if it has moved."""
 
 
 def main(args: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""``fedjax-lora inspect``: what is in a run's folder."""
+"""``fedjax-lora inspect``: show the config, progress and files of a run folder."""
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -14,16 +14,16 @@ from fedjax_lora.runs.config import RunConfig, to_dict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Say what a run's folder holds: config, rounds, last numbers, checkpoints, adapter, sizes."""
+    """Show a run folder: config, rounds, last numbers, checkpoints, adapter and sizes."""
 
     run: tyro.conf.Positional[pathlib.Path]
     """Folder of the run."""
     redraw: bool = False
-    """Draw figures/accuracy.png again from the numbers there are."""
+    """Draw figures/accuracy.png again from the numbers in the folder."""
 
 
 def main(args: Sequence[str]) -> None:
-    """Inspect as the arguments say.
+    """Print what a run folder holds.
 
     Raises:
       InputError: no run there, or a damaged one.
@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
-    """Titles, each with its lines.
+    """Yield the sections of the report: a title and its lines.
 
     Raises:
       InputError: no run there, or a damaged one.
@@ -57,13 +57,13 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
     summary = RunFolder(run).finished()
     state = "finished" if summary else "not finished"
     yield f"rounds: {len(records)} of {config.federation.rounds}, {state}", _last(records)
-    found = checkpoints.whole(run)
-    best = checkpoints.best(found)
+    complete = checkpoints.whole(run)
+    best = checkpoints.best(complete)
     yield (
-        f"checkpoints: {len(found)}",
+        f"checkpoints: {len(complete)}",
         [
             f"{c.path.relative_to(run)}: {_size(c.path)}{', the best' if c is best else ''}"
-            for c in found
+            for c in complete
         ],
     )
     model = model_folder(run)
@@ -74,7 +74,7 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def redraw(run: pathlib.Path) -> pathlib.Path:
-    """Draw the figure of a run's history again; returns where it is.
+    """Draw the figure of a run's history again; returns its path.
 
     Raises:
       InputError: there is no round to draw, or the folder cannot be written.
@@ -103,39 +103,44 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
 
 
 def _changed(config: RunConfig) -> list[str]:
-    """The choices that say what the run is, and what differs from the defaults."""
-    default, here = to_dict(RunConfig()), to_dict(config)
+    """Format the fields that identify the run, and those that differ from the defaults."""
+    defaults, values_by_group = to_dict(RunConfig()), to_dict(config)
     always = ("data.task", "model.model", "federation.method", "federation.ranks", "seed")
     flat = {
-        f"{group}.{name}": (value, default[group][name])
-        for group, values in here.items()
+        f"{group}.{name}": (value, defaults[group][name])
+        for group, values in values_by_group.items()
         if isinstance(values, dict)
         for name, value in values.items()
-    } | {"seed": (here["seed"], None)}
+    } | {"seed": (values_by_group["seed"], None)}
     return [
         f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
-        for name, (value, usual) in flat.items()
-        if name in always or value != usual
+        for name, (value, default) in flat.items()
+        if name in always or value != default
     ]
 
 
 def _last(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Format the numbers of the last round and of the last evaluation."""
     if not records:
         return []
-    numbers = {k: x for k, x in records[-1].items() if x is None or isinstance(x, int | float)}
-    evaluated = next((r for r in reversed(records) if "loss" in r), {})
-    numbers |= {k: x for k, x in evaluated.items() if x is None or isinstance(x, float)}
+    evaluated = next((record for record in reversed(records) if "loss" in record), {})
+    numbers = _numbers(records[-1], int | float) | _numbers(evaluated, float)
     return [f"{name} = {_number(x)}" for name, x in numbers.items()]
+
+
+def _numbers(record: Mapping[str, Any], types: Any) -> dict[str, Any]:
+    """Return the fields of a record that are numbers of these types, or missing numbers."""
+    return {name: x for name, x in record.items() if x is None or isinstance(x, types)}
 
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "-"  # not finite, or nobody's update counted
+        return "-"  # not finite, or every update was rejected
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _adapter(folder: pathlib.Path) -> list[str]:
-    """The rank and scale of an adapter, and the shapes of the matrices it is for."""
+    """Format the base of an adapter, its rank, and the shapes of the adapted matrices."""
     from fedjax_lora.interop import peft_reader, peft_writer
 
     if not (folder / peft_writer.CONFIG).is_file():

@@ -20,8 +20,9 @@ from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
 from fedjax_lora.core.errors import InputError, Stopped, unknown
-from fedjax_lora.runs.choices import check_choices, read_models
+from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.registry_source import read_methods, read_models
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -30,13 +31,13 @@ Federated LoRA fine-tuning of one language model with clients of different ranks
 commands:
   run       run a config; without options the demo on the standard library's docstrings
   compare   run methods x seeds x any options, and write tables, a figure and a report
-  evaluate  a run's, an adapter's or a checkpoint's model on a task; also per client and rank
-  predict   texts in, labels and probabilities or a language model's answers out
-  export    a run's model, or one client's, as a PEFT adapter or a merged checkpoint
-  inspect   what is in a run's folder
-  methods   the federated methods, with their papers
-  models    the pretrained models known by name
-  tasks     the tasks known by name
+  evaluate  evaluate the model of a run, an adapter or a checkpoint; also per client and rank
+  predict   predict labels and probabilities of texts, or generate answers
+  export    write the model of a run, or of one client, as a PEFT adapter or merged checkpoint
+  inspect   show the config, progress and files of a run folder
+  methods   list the federated methods, with their papers
+  models    list the pretrained models that have a name
+  tasks     list the tasks that have a name
 
 fedjax-lora COMMAND --help lists a command's options."""
 
@@ -55,18 +56,18 @@ class RunOptions:
     overwrite: bool = False
     """Replace the run that the result folder holds."""
     resume: pathlib.Path | None = None
-    """Go on with the interrupted run in this result folder, whose config is used; other options
-    override it where that leaves the numbers as they are (--rounds, --mode, ...)."""
+    """Continue the interrupted run in this result folder with its config; other options override
+    the config where that does not change the numbers (--rounds, --mode, ...)."""
     explain: bool = False
-    """Print what the run would need, devices, memory, traffic and time, and do not run it."""
+    """Print the devices, memory, traffic and time that the run would need, and do not run it."""
     distributed: bool = False
-    """One of several processes that run this command together, each with its own devices; implies
-    --mode sharded. On a TPU pod, under Slurm, Open MPI and Kubernetes JAX finds the others;
-    elsewhere give the three options that follow, as to jax.distributed.initialize."""
+    """Run as one of several processes, each with its own devices; implies --mode sharded. On a TPU
+    pod, under Slurm, Open MPI and Kubernetes JAX finds the other processes; elsewhere give the
+    three options that follow, as to jax.distributed.initialize."""
     coordinator_address: str | None = None
     """HOST:PORT of process 0, the same on all processes."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
     """Number of this process, from 0; process 0 writes the results."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
@@ -197,9 +198,7 @@ def compare_command(args: Sequence[str]) -> int:
 
 def methods_command(args: Sequence[str]) -> None:
     """``fedjax-lora methods``."""
-    from fedjax_lora import methods
-
-    rows = [(name, methods.summary(name), methods.paper(name)) for name in methods.METHODS]
+    rows = [(name, summary, paper) for name, (summary, paper) in read_methods().items()]
     _print_table("Federated methods", ("name", "what it does", "paper"), rows)
 
 
@@ -232,7 +231,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 _SMALLER_RUN = (
     "give a smaller --clients-per-step, --batch or --eval-batch, or --remat; "
-    "fedjax-lora run --explain tells what a run needs"
+    "fedjax-lora run --explain estimates what a run needs"
 )
 LESS_MEMORY = {
     "run": _SMALLER_RUN,
@@ -247,7 +246,7 @@ def _out_of_memory(error: Exception) -> str | None:
     """Say which memory is too small according to an error; None for any other error."""
     line = str(error).partition("\n")[0]
     if isinstance(error, MemoryError):
-        return f"This machine's memory is too small ({line or 'no allocation is told'})"
+        return f"This machine's memory is too small ({line or 'no allocation is named'})"
     if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
         return None
     from jax.errors import JaxRuntimeError  # here: what raised it has loaded JAX

@@ -1,4 +1,4 @@
-"""``fedjax-lora predict``: texts in, labels and probabilities or a language model's answers out."""
+"""``fedjax-lora predict``: predict labels and probabilities of texts, or generate answers."""
 
 import csv
 import dataclasses
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class PredictOptions:
     r"""Label or answer texts with the model of a run, of an adapter folder or of a checkpoint.
 
-    Texts come from a csv, tsv, jsonl or parquet file with named columns, from any other file with
-    one text a line, or from standard input likewise; a model of pairs takes two texts separated
-    by a tab. Written are one line per text: its label, and the probability of every class (of a
-    regression task, the score).
+    Texts come from a csv, tsv, jsonl or parquet file with named columns, or from any other file or
+    standard input with one text per line; a model of pairs reads two texts separated by a tab. The
+    output has one line per text: its label and the probability of every class, or the score in a
+    regression task.
 
-    A language model takes texts as instructions, puts them as in its training, and writes its
-    answers greedily: one column in tsv, quoted where it must be, or one object a line in jsonl.
+    For a language model, texts are instructions: they are prompted as in its training, and answers
+    are generated greedily, as one column in tsv (quoted if necessary) or one object per line in
+    jsonl.
 
     Example: echo "Opens a file" | fedjax-lora predict runs/demo
     """
@@ -39,34 +40,34 @@ class PredictOptions:
     out: pathlib.Path | None = None
     """File for the predictions; by default standard output."""
     format: Literal["tsv", "jsonl"] = "tsv"
-    """How predictions are written."""
+    """Format of the predictions."""
     text: str | None = None
     """Column of the text, in a file with columns: "text", or "instruction" for a language model."""
     pair: str | None = None
     """Column of the second text, for a model of pairs: "pair". For a language model, the column of
-    what an instruction is about; by default there is none."""
+    an instruction's context; by default there is none."""
     model: str | None = None
-    """The base model of an adapter, if it is not where the folder says."""
+    """Base model of an adapter, if it is not the one that the folder names."""
     pooling: Literal["family", "mean"] | None = None
-    """What the classifier of an adapter reads that was not made by fedjax-lora."""
+    """Pooling of the classifier, for an adapter that fedjax-lora has not written."""
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] | None = None
-    """How a language model is prompted; as in its training by default, and for an adapter or a
-    checkpoint that does not say it the tokenizer's chat template, or Alpaca's prompts."""
+    """Prompt format of a language model; by default that of its training. If an adapter or a
+    checkpoint does not name one, it is the tokenizer's chat template, or else Alpaca's prompts."""
     answer_tokens: int | None = None
-    """The most tokens of an answer; by default those of the language model's task."""
+    """Largest number of tokens of an answer; by default that of the language model's task."""
     batch: int = 64
-    """Texts computed at once."""
+    """Texts computed at the same time."""
 
 
 def main(args: Sequence[str]) -> None:
-    """Predict as the arguments say.
+    """Predict texts and write the predictions.
 
     Raises:
       InputError: no model, no texts, or a file that cannot be read or written.
     """
     options = tyro.cli(PredictOptions, args=args, prog="fedjax-lora predict")
-    given = (("batch", options.batch), ("answer_tokens", options.answer_tokens))
-    low = [f"{n} must be at least 1, got {x}" for n, x in given if x is not None and x < 1]
+    counts = (("batch", options.batch), ("answer_tokens", options.answer_tokens))
+    low = [f"{n} must be at least 1, got {x}" for n, x in counts if x is not None and x < 1]
     raise_all("Options", low)
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, open_folder
@@ -94,22 +95,22 @@ def main(args: Sequence[str]) -> None:
 
 
 def _labelled(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
-    """What is written of a classifier."""
+    """Return the output lines of a classifier or regression model."""
     from fedjax_lora.interop import probabilities
 
     names = [options.text or "text", *([options.pair or "pair"] if model.metadata.pair else [])]
     texts, *pairs = read_texts(options.input, names)
-    found = probabilities(model, texts, pairs[0] if pairs else None, batch=options.batch)
-    return _WRITERS[options.format](texts, found, model.metadata.classes)
+    outputs = probabilities(model, texts, pairs[0] if pairs else None, batch=options.batch)
+    return _WRITERS[options.format](texts, outputs, model.metadata.classes)
 
 
 def _answered(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
-    """What is written of a language model."""
+    """Return the output lines of a language model."""
     from fedjax_lora.interop import answers
 
     names = [options.text or "instruction", *([options.pair] if options.pair else [])]
     texts, *contexts = read_texts(options.input, names)
-    found = answers(
+    generated = answers(
         model,
         texts,
         contexts[0] if contexts else None,
@@ -118,13 +119,20 @@ def _answered(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
         batch=options.batch,
     )
     if options.format == "tsv":
-        return _table([["answer"], *([answer] for answer in found)])
-    rows = ({"text": x, "answer": y} for x, y in zip(texts, found, strict=True))
+        return _table([["answer"], *([answer] for answer in generated)])
+    rows = ({"text": x, "answer": y} for x, y in zip(texts, generated, strict=True))
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_texts(file: pathlib.Path | None, names: Sequence[str]) -> list[list[str]]:
-    """Texts of a file, or of standard input if None, and with a second name second texts.
+    """Read columns of texts.
+
+    Args:
+      file: a table, or a file with one text per line; None for standard input.
+      names: names of the columns; in a file without columns, the number of texts per line.
+
+    Returns:
+      For each name the texts of the column.
 
     Raises:
       InputError: a file that cannot be read, a missing column or second text; no texts at all.
@@ -134,10 +142,10 @@ def read_texts(file: pathlib.Path | None, names: Sequence[str]) -> list[list[str
     columns = None if file is None else columns_of(file, names)
     if columns is None:
         columns = dict(zip(names, _lines(file, len(names)), strict=True))
-    found = [[str(value) for value in columns[name]] for name in names]
-    if not found[0]:
+    texts = [[str(value) for value in columns[name]] for name in names]
+    if not texts[0]:
         raise InputError(f"{_name(file)} holds no texts; write one a line.")
-    return found
+    return texts
 
 
 def _name(file: pathlib.Path | None) -> str:
@@ -145,7 +153,7 @@ def _name(file: pathlib.Path | None) -> str:
 
 
 def _standard_input() -> str:
-    """All of it, as the text of a file is read; what the terminal is set to does not matter.
+    """Read standard input as UTF-8, whatever the encoding of the terminal.
 
     Raises:
       InputError: it is not UTF-8.
@@ -159,7 +167,7 @@ def _standard_input() -> str:
 
 
 def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
-    """Columns of lines that are cut at tabs into so many parts (a single part keeps its tabs)."""
+    """Read lines as columns, split at tabs into ``parts`` (a single part keeps its tabs)."""
     if file is None:
         whole = _standard_input()
     else:
@@ -177,25 +185,25 @@ def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
     return [[row[n] for row in rows] for n in range(parts)]
 
 
-def _tsv(texts: Sequence[str], found: Any, classes: Sequence[str]) -> Iterator[str]:
+def _tsv(texts: Sequence[str], outputs: Any, classes: Sequence[str]) -> Iterator[str]:
     if not classes:
-        return _table([["score"], *([f"{row[0]:.6g}"] for row in found)])
+        return _table([["score"], *([f"{row[0]:.6g}"] for row in outputs)])
     rows = [["label", "probability", *classes]]
-    for row in found:
+    for row in outputs:
         top = int(row.argmax())
         rows.append([classes[top], f"{row[top]:.6f}", *(f"{x:.6f}" for x in row)])
     return _table(rows)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows, the header first; what holds a tab or a line break is quoted."""
+    """Format rows, the header first; cells with a tab or a line break are quoted."""
     buffer = io.StringIO()
     csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(rows)
     yield buffer.getvalue()
 
 
-def _jsonl(texts: Sequence[str], found: Any, classes: Sequence[str]) -> Iterator[str]:
-    for text, row in zip(texts, found.tolist(), strict=True):
+def _jsonl(texts: Sequence[str], outputs: Any, classes: Sequence[str]) -> Iterator[str]:
+    for text, row in zip(texts, outputs.tolist(), strict=True):
         values: dict[str, Any] = {"text": text}
         if classes:
             values["label"] = classes[max(range(len(row)), key=row.__getitem__)]

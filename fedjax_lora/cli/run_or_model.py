@@ -77,7 +77,7 @@ _USED_BY: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
     (
         "pooling",
         lambda model: has_adapter(model) and not model.metadata.task,
-        "adapters that fedjax-lora has not made",
+        "adapters that fedjax-lora has not written",
     ),
     ("model", has_adapter, "adapters, which need a base"),
     ("ranks", has_adapter, "adapters, which have components"),

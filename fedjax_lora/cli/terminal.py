@@ -1,4 +1,4 @@
-"""What a run tells the terminal while it goes on, and at its end."""
+"""Progress and results of a run on the terminal."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar over the rounds, where there is a terminal to draw it on."""
+    """Return a progress bar over the rounds; disabled without a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -21,13 +21,13 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def told(value: float | None) -> str:
-    """A score in words: a model that has diverged has none."""
+def format_score(value: float | None) -> str:
+    """Format a score; a model that has diverged has none."""
     return "not finite" if value is None else f"{value:.4f}"
 
 
 def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
-    """A function that prints a round's record as a row, with a header before the first."""
+    """Return a function that prints a round's record as a row, with a header before the first."""
     header = (
         f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
         f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
@@ -60,12 +60,12 @@ def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], Non
 def print_summary(
     console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
 ) -> None:
-    """Say what a finished run has come to, and where its results are."""
-    line = f"{metric} {told(summary[metric])}"
+    """Print the scores of a finished run, and the folder of its results."""
+    line = f"{metric} {format_score(summary[metric])}"
     if "majority_accuracy" in summary:
-        line += f" (always the most frequent class: {told(summary['majority_accuracy'])})"
+        line += f" (always the most frequent class: {format_score(summary['majority_accuracy'])})"
     if f"start_{metric}" in summary:
-        line += f" (before training: {told(summary[f'start_{metric}'])})"
+        line += f" (before training: {format_score(summary[f'start_{metric}'])})"
     console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")
     if summary["train_test_overlap"]:
         console.print(f"note: {summary['train_test_overlap']} test texts also occur in training")

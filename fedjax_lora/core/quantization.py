@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fedjax_lora.core.errors import InputError
@@ -35,7 +36,7 @@ def check(storage: str) -> None:
         )
 
 
-def dtype_of(path: str, storage: str) -> Any:
+def dtype_of(path: str, storage: str) -> DTypeLike:
     """Dtype in which a parameter is stored, or from which it is quantized.
 
     Only kernels and embedding tables are reduced. The task head is trained, and vectors are small:
@@ -73,7 +74,7 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
     return qwix.quantize(kernel, "nf4", channelwise_axes=(1,), tiled_axes={0: block})
 
 
-def dequantize(kernel: Any, dtype: Any = jnp.float32) -> Array:
+def dequantize(kernel: Any, dtype: DTypeLike = jnp.float32) -> Array:
     """Decode a kernel, or convert one that is not quantized to ``dtype``."""
     if not _has_codes(kernel):
         return jnp.asarray(kernel).astype(dtype)
@@ -86,7 +87,9 @@ def _has_codes(value: Any) -> bool:
     return hasattr(value, "qvalue")
 
 
-def promote(*values: Any, dtype: Any = None, inexact: bool = True) -> list[Array | None]:
+def promote(
+    *values: Any, dtype: DTypeLike | None = None, inexact: bool = True
+) -> list[Array | None]:
     """Like ``flax.linen.dtypes.promote_dtype``, for a layer whose kernel may be quantized."""
     arrays = [dequantize(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
     return promote_dtype(*arrays, dtype=dtype, inexact=inexact)

@@ -1,13 +1,11 @@
 """Causal language models, and decoders with a classification head."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fedjax_lora.core.types import Params
 from fedjax_lora.models.decoder import Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, mean_of_tokens
@@ -46,7 +44,7 @@ class LanguageModel(nn.Module):
         )
 
 
-def logits(params: Mapping[str, Any], hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]:
+def logits(params: Params, hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]:
     """Compute float32 logits over the vocabulary.
 
     This is the largest array of a language model: call the function only for the states that need

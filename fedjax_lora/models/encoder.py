@@ -5,7 +5,7 @@ therefore find each product by its module path (``encoder/layers/attention/query
 module variables of its own, in any collection, with a leading layer axis.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
 from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.attention import attend
+from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.unpadding import Layout, layout
 
@@ -222,7 +223,9 @@ def mean_of_tokens(hidden: Float[Array, "n t h"], mask: Bool[Array, "n t"]) -> F
     return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 
 
-def check_batch(config: Any, input_ids: Tokens, attention_mask: Mask) -> None:
+def check_batch(
+    config: EncoderConfig | DecoderConfig, input_ids: Tokens, attention_mask: Mask
+) -> None:
     """Check a batch before an encoder or decoder reads it.
 
     Raises:

@@ -6,7 +6,7 @@ and to avoid the copies of slicing stacked kernels: `split_layers` turns a stack
 tuple with one array per layer, with the same values and path.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from fedjax_lora.core import trees
+from fedjax_lora.core.types import Params
 
 Module = TypeVar("Module", bound=nn.Module)
 Step = Callable[[Module, Any, bool], Any]
@@ -36,7 +37,7 @@ def is_unrolled(count: int, scan_unroll: int | None) -> bool:
     return layers_per_step(count, scan_unroll) == count
 
 
-def split_layers(params: Mapping[str, Any], stacked: Callable[[str], bool]) -> dict[str, Any]:
+def split_layers(params: Params, stacked: Callable[[str], bool]) -> dict[str, Any]:
     """Replace stacked parameters by tuples with one array (or quantized kernel) per layer.
 
     On a CPU the tuples share the memory of the stacked arrays.

@@ -1,10 +1,10 @@
-"""The folder of a run, and the recorder of its history."""
+"""The folder of a run: claim, contents and files."""
 
 import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from filelock import FileLock
@@ -13,10 +13,8 @@ from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.core.version import __version__
-from fedjax_lora.data import Task
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
-from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
 from fedjax_lora.runs.config import RunConfig
 
 CONFIG, METRICS, TIMING, SUMMARY = "config.json", "metrics.jsonl", "timing.jsonl", "summary.json"
@@ -186,131 +184,3 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
         for line in file.read_text(encoding="utf-8").splitlines():
             records.append(json.loads(line))
     return records
-
-
-class Recorder:
-    """The history of a run, in memory and, if the run has a folder, on disk.
-
-    Attributes:
-      history: one record for each round done.
-    """
-
-    def __init__(self, history: Sequence[dict[str, Any]]) -> None:
-        self.history = list(history)
-
-    def record(
-        self,
-        record: dict[str, Any],
-        times: dict[str, float],
-        progress: Progress,
-        *,
-        last: bool,
-    ) -> None:
-        """Add a round.
-
-        Args:
-          record: numbers of the round.
-          times: seconds of the round.
-          progress: the progress after it.
-          last: whether the run ends or stops with it.
-
-        Raises:
-          InputError: the folder cannot be written.
-        """
-        self.history.append(record)
-
-
-class FolderRecorder(Recorder):
-    """A recorder that also writes metrics, timing and checkpoints into a run folder."""
-
-    def __init__(
-        self,
-        history: Sequence[dict[str, Any]],
-        folder: RunFolder,
-        task: Task,
-        checkpoints: CheckpointManager,
-        *,
-        every: int,
-    ) -> None:
-        """Continue the history of a folder.
-
-        Args:
-          history: one record for each round done before.
-          folder: the run folder.
-          task: the task, whose metric decides which checkpoint is the best.
-          checkpoints: writes the checkpoints.
-          every: rounds from one checkpoint to the next.
-        """
-        super().__init__(history)
-        self._folder, self._task = folder, task
-        self._checkpoints, self._every = checkpoints, every
-
-    def record(
-        self,
-        record: dict[str, Any],
-        times: dict[str, float],
-        progress: Progress,
-        *,
-        last: bool,
-    ) -> None:
-        """Add a round to the files of the folder; see `Recorder.record`."""
-        super().record(record, times, progress, last=last)
-        self._folder.append(METRICS, record)
-        self._folder.append(TIMING, times)
-        if last or progress.round % self._every == 0:
-            best_score = score(record, self._task)
-            self._checkpoints.save(progress, self.history, best_score, always=last)
-
-
-@contextlib.contextmanager
-def recording(
-    folder: RunFolder | None,
-    config: RunConfig,
-    task: Task,
-    history: Sequence[dict[str, Any]],
-    *,
-    about: Callable[[], dict[str, Any]],
-    checkpoints: Sequence[Checkpoint] = (),
-) -> Iterator[Recorder]:
-    """Record the rounds of a run, in its folder if it has one.
-
-    Leaving the context waits until the last checkpoint is on disk.
-
-    Args:
-      folder: claimed for the run.
-      config: the run.
-      task: the task, whose metric decides which checkpoint is the best.
-      history: one record for each round done before.
-      about: returns what every checkpoint says about the run; called only if there is a folder.
-      checkpoints: complete checkpoints of the run.
-
-    Raises:
-      InputError: the folder cannot be written.
-    """
-    if folder is None:
-        yield Recorder(history)
-        return
-    options = config.execution
-    manager = CheckpointManager(
-        folder.path, about(), keep=options.checkpoint_keep, checkpoints=checkpoints
-    )
-    recorder = FolderRecorder(history, folder, task, manager, every=options.checkpoint_every)
-    folder.start(config, history)
-    with manager:
-        yield recorder
-
-
-def score(record: dict[str, Any], task: Task) -> float | None:
-    """Return the score of a checkpoint: the task's metric, on validation data if there is.
-
-    Args:
-      record: record of the checkpoint's round.
-      task: the task; the score is the negative of a metric that is an error.
-
-    Returns:
-      A number, higher is better; None if the round was not evaluated, or its model has diverged.
-    """
-    value = record.get(f"validation_{task.metric}", record.get(task.metric))
-    if value is None:
-        return None
-    return -value if task.lower_is_better else value

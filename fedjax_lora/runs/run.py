@@ -15,10 +15,31 @@ from fedjax_lora.runs.build import Run, build
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder import RunFolder, recording
+from fedjax_lora.runs.folder import RunFolder
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.outputs import Result, finish, make_result
+from fedjax_lora.runs.recorder import Recorder, recording
 from fedjax_lora.runs.round_record import RoundRecord
+
+
+class Clock:
+    """Wall-clock and processor time since its creation."""
+
+    def __init__(self) -> None:
+        self._began, self._processor = time.perf_counter(), time.process_time()
+
+    def add(self, seconds: float) -> None:
+        """Add the seconds that an interrupted run has taken before."""
+        self._began -= seconds
+
+    def seconds(self) -> float:
+        """Return the wall-clock seconds."""
+        return time.perf_counter() - self._began
+
+    def times(self) -> dict[str, float]:
+        """Return wall-clock seconds, and processor seconds of this process alone."""
+        processor = time.process_time() - self._processor
+        return {"seconds": self.seconds(), "processor_seconds": processor}
 
 
 def run(
@@ -50,55 +71,72 @@ def run(
       InputError: anything wrong with the input, in one sentence.
       Stopped: ``stop`` returned true.
     """
-    if resume and out is None:
-        raise InputError("A run is resumed in its folder; give out.")
-    with distributed.raise_on_all():
-        _check_processes(config)
     clock = Clock()
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     with contextlib.ExitStack() as stack:
-        folder, checkpoints = None, []  # of the first process, which alone writes
         with distributed.raise_on_all():
+            _check_arguments(config, out, resume=resume)
+            folder, checkpoints = None, []  # of the first process, which alone writes
             if out is not None and distributed.is_first():
                 claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
                 folder = stack.enter_context(claim)
                 checkpoints = resumption.find_checkpoints(folder, config) if resume else []
         with distributed.raise_on_all():
             built = build(config, assets, programs)
-            initial = built.begin()
+            progress, history = built.begin(), []
         if jax.process_count() > 1:
             distributed.check_same("config or input", built.identity())
-        reference = built.reference(initial.state)
-        progress, history = initial, []
+        reference = built.reference(progress.state)
         if resume:
-            progress, history = resumption.restore(built, checkpoints, initial)
+            progress, history = resumption.restore(built, checkpoints, progress)
             summary = distributed.gather(folder.finished() if folder else None)[0]
             if summary and progress.round == built.rounds:
                 return make_result(built, progress, history, summary, folder)
         clock.add(progress.seconds)
         with distributed.raise_on_all(), contextlib.ExitStack() as writing:
             with distributed.raise_on_all():
-                recorder = writing.enter_context(
-                    recording(
-                        folder,
-                        config,
-                        built.task,
-                        history,
-                        about=built.about,
-                        checkpoints=checkpoints,
-                    )
-                )
-            for _ in range(progress.round, built.rounds):
-                progress, record, times = play_round(built, progress)
-                progress = progress._replace(seconds=clock.seconds())
-                done = progress.round == built.rounds
-                stopping = not done and any(distributed.gather(bool(stop())))
-                with distributed.raise_on_all():
-                    recorder.record(record, times, progress, last=done or stopping)
-                on_round(record | times)
-                if stopping:
-                    raise Stopped(f"stopped after round {progress.round} of {built.rounds}")
+                recorder = writing.enter_context(recording(folder, built, history, checkpoints))
+            progress = play(built, progress, recorder, clock, on_round=on_round, stop=stop)
         return finish(built, progress, recorder.history, reference, clock.times(), folder)
+
+
+def play(
+    run: Run,
+    progress: Progress,
+    recorder: Recorder,
+    clock: Clock,
+    *,
+    on_round: Callable[[dict[str, Any]], None],
+    stop: Callable[[], Any],
+) -> Progress:
+    """Play the remaining rounds of a run and record each of them.
+
+    Args:
+      run: the run.
+      progress: the progress to continue from; its state is donated.
+      recorder: records each round.
+      clock: time of the run.
+      on_round: called with each round's numbers and times.
+      stop: called after each round; see `run`.
+
+    Returns:
+      The progress after the last round.
+
+    Raises:
+      InputError: the folder cannot be written.
+      Stopped: ``stop`` returned true.
+    """
+    for _ in range(progress.round, run.rounds):
+        progress, record, times = play_round(run, progress)
+        progress = progress._replace(seconds=clock.seconds())
+        is_last = progress.round == run.rounds
+        stops = not is_last and any(distributed.gather(bool(stop())))
+        with distributed.raise_on_all():
+            recorder.record(record, times, progress, last=is_last or stops)
+        on_round(record | times)
+        if stops:
+            raise Stopped(f"stopped after round {progress.round} of {run.rounds}")
+    return progress
 
 
 def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], dict[str, float]]:
@@ -129,32 +167,15 @@ def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], 
     return progress, record.values, times
 
 
-class Clock:
-    """Wall-clock and processor time since its creation."""
-
-    def __init__(self) -> None:
-        self._began, self._processor = time.perf_counter(), time.process_time()
-
-    def add(self, seconds: float) -> None:
-        """Add the seconds that an interrupted run has taken before."""
-        self._began -= seconds
-
-    def seconds(self) -> float:
-        """Return the wall-clock seconds."""
-        return time.perf_counter() - self._began
-
-    def times(self) -> dict[str, float]:
-        """Return wall-clock seconds, and processor seconds of this process alone."""
-        processor = time.process_time() - self._processor
-        return {"seconds": self.seconds(), "processor_seconds": processor}
-
-
-def _check_processes(config: RunConfig) -> None:
-    """Refuse what several processes cannot do.
+def _check_arguments(config: RunConfig, out: Any, *, resume: bool) -> None:
+    """Check the arguments of `run` that do not go together.
 
     Raises:
-      InputError: the processes are not to share devices, or to measure.
+      InputError: a run without a folder is to be resumed, or several processes are not to share
+        their devices, or to measure.
     """
+    if resume and out is None:
+        raise InputError("A run is resumed in its folder; give out.")
     count, options = jax.process_count(), config.execution
     if count > 1 and (options.mode != "sharded" or options.measure):
         raise InputError(

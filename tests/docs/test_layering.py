@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "core", "data", "evaluation", "federated", "interop", "lora", "methods", "models",
     },
     "cli": {
-        "__init__", "core", "data", "interop", "methods", "runs",
+        "__init__", "core", "data", "interop", "runs",
     },
     "__init__": {
         "core", "data", "evaluation", "federated", "interop", "lora", "methods", "models", "runs",

@@ -9,6 +9,9 @@ import numpy as np
 
 TaskType = Literal["classification", "regression", "language"]
 
+Value = str | int | float
+"""A field of a table."""
+
 METRICS: dict[str, TaskType] = {
     "accuracy": "classification",
     "f1": "classification",
@@ -41,7 +44,7 @@ class Table(NamedTuple):
 
     where: str
     texts: list[str]
-    labels: list[Any]
+    labels: Sequence[Value]
     rows: Sequence[int]
     pairs: list[str] | None = None
     groups: list[str] | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
-from fedjax_lora.data.datasets.records import Table
+from fedjax_lora.data.datasets.records import Table, Value
 from fedjax_lora.data.datasets.text_files import OPENERS, lines, open_text, plain_name, read_json
 
 LARGEST_PARQUET = 2**34
@@ -23,6 +23,11 @@ LARGEST_PARQUET = 2**34
 
 MOST_ROWS = 10**8
 """Largest number of rows of a parquet file, in which repeated rows take no bytes."""
+
+Columns = tuple[dict[str, list[Value]], Sequence[int]]
+"""The values of each column, and the number of each row in the file, from 1."""
+
+_RawColumns = tuple[dict[str, list[Any]], Sequence[int]]  # before missing values are refused
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
 
@@ -102,9 +107,7 @@ def read_named(
     )
 
 
-def read_columns(
-    path: Path, names: Sequence[str], *, format: str | None = None
-) -> tuple[dict[str, list[Any]], Sequence[int]]:
+def read_columns(path: Path, names: Sequence[str], *, format: str | None = None) -> Columns:
     """Read columns of a csv, tsv, jsonl, json or parquet file (.gz and .xz too), and row numbers.
 
     csv has a header and double-quoted fields; tsv has a header and quotes are text (as in GLUE);
@@ -130,7 +133,7 @@ def read_columns(
     return columns, rows
 
 
-def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]] | None:
+def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Value]] | None:
     """Read named columns of a file whose ending is in `FORMATS`; None for any other ending.
 
     Raises:
@@ -174,7 +177,7 @@ def _check_header(path: Path, names: Sequence[str], header: Sequence[str]) -> No
     raise_all(str(path), problems)
 
 
-def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool):
+def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool) -> _RawColumns:
     rows = read_rows(path, delimiter=delimiter, quoted=quoted)
     _, header = next(rows, (1, []))
     _check_header(path, names, header)
@@ -188,7 +191,7 @@ def _delimited(path: Path, names: Sequence[str], *, delimiter: str, quoted: bool
     return columns, numbers
 
 
-def _jsonl(path: Path, names: Sequence[str]):
+def _jsonl(path: Path, names: Sequence[str]) -> _RawColumns:
     numbers, records = [], []
     with open_text(path) as stream:
         for number, line in enumerate(lines(path, stream), start=1):
@@ -204,14 +207,16 @@ def _jsonl(path: Path, names: Sequence[str]):
     return _objects(path, names, records, numbers)
 
 
-def _json(path: Path, names: Sequence[str]):
+def _json(path: Path, names: Sequence[str]) -> _RawColumns:
     records = read_json(path)
     if not isinstance(records, list):
         raise InputError(f"{path} is not a JSON array; write one object per example into an array.")
     return _objects(path, names, records, range(1, len(records) + 1))
 
 
-def _objects(path: Path, names: Sequence[str], records: list[Any], numbers: Sequence[int]):
+def _objects(
+    path: Path, names: Sequence[str], records: list[Any], numbers: Sequence[int]
+) -> _RawColumns:
     for number, record in zip(numbers, records, strict=True):
         if not isinstance(record, dict):
             raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
@@ -219,7 +224,7 @@ def _objects(path: Path, names: Sequence[str], records: list[Any], numbers: Sequ
     return {name: [record[name] for record in records] for name in names}, numbers
 
 
-def _parquet(path: Path, names: Sequence[str]):
+def _parquet(path: Path, names: Sequence[str]) -> _RawColumns:
     import pyarrow  # a dependency of datasets; only this format needs it
     import pyarrow.parquet
 
@@ -258,11 +263,11 @@ def _check_unpacked(path: Path, names: Sequence[str], metadata: Any) -> None:
         )
 
 
-def _csv(path: Path, names: Sequence[str]):
+def _csv(path: Path, names: Sequence[str]) -> _RawColumns:
     return _delimited(path, names, delimiter=",", quoted=True)
 
 
-def _tsv(path: Path, names: Sequence[str]):
+def _tsv(path: Path, names: Sequence[str]) -> _RawColumns:
     return _delimited(path, names, delimiter="\t", quoted=False)
 
 

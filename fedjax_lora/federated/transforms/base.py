@@ -106,7 +106,7 @@ def changed_by(start: Tree, trained: Tree, trainable: Any, change: Tree) -> Tree
     )
 
 
-def norms(change: Any) -> Float[Array, "c"]:
+def norms(change: ClientParams) -> Float[Array, "c"]:
     """Norm of each client's update over all leaves: ``[c]``."""
     return jnp.sqrt(jax.vmap(trees.square_norm)(change))
 

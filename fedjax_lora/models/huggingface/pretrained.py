@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
 from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.encoder_config import EncoderConfig
@@ -171,7 +173,7 @@ def reinitialize(model: Pretrained, key: jax.Array) -> Pretrained:
     return replace_params(model, init.draw(model.config, model.new_params, key))
 
 
-def replace_params(model: Pretrained, values: Mapping[str, Any]) -> Pretrained:
+def replace_params(model: Pretrained, values: Mapping[str, ArrayLike]) -> Pretrained:
     """Replace parameters of the head, or parameters that the checkpoint does not have.
 
     Args:
@@ -229,7 +231,7 @@ def _verified_digest(folder: Path, pinned: str | None) -> str:
     return digest
 
 
-def fingerprint(label: str, params: dict[str, Any], paths: Iterable[str]) -> str:
+def fingerprint(label: str, params: Params, paths: Iterable[str]) -> str:
     """Hex sha256 of a label and of the parameters at the given paths, except the head."""
     total = hashlib.sha256(label.encode())
     flat = trees.flat(params)

@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
     Attributes:
       path: its folder.
       round: rounds done.
-      score: score of its model, see `fedjax_lora.runs.folder.score`; higher is better.
+      score: score of its model, see `fedjax_lora.runs.recorder.score`; higher is better.
       about: config, digests, versions and history, as JSON values.
     """
 
@@ -175,19 +175,37 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
     Raises:
       InputError: arrays are missing, too many, or of another dtype or shape; all are named.
     """
-    stored = checkpoint.about["arrays"]
-    old_names = {new: old for old, new in RENAMED.items() if old in stored}
-    tree = {old_names.get(name, name): x for name, x in arrays(like).items()}
+    expected = specs(arrays(like))
+    stored = {_present_name(path): spec for path, spec in checkpoint.about["arrays"].items()}
     # Orbax casts another dtype silently and reports another shape as a missing handler.
     raise_all(
         f"Checkpoint {checkpoint.path} is not of this run",
-        tree_structure.compare_descriptions(stored, specs(tree)),
+        tree_structure.compare_descriptions(stored, expected),
     )
-    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+    leaves = {_present_name(path): leaf for path, leaf in _read_leaves(checkpoint.path).items()}
+    structure = jax.tree.structure(arrays(like))
+    tree = jax.tree.unflatten(structure, [leaves[path] for path in expected])
+    return place(tree, like, checkpoint.round, checkpoint.about["seconds"])
+
+
+def _read_leaves(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a checkpoint by their path in the tree.
+
+    The tree is that of the file: a version that has added a field without arrays reads it as well.
+    """
+    folder = path.absolute() / ARRAYS
     with _checkpointer() as checkpointer:
-        restored = checkpointer.restore(checkpoint.path.absolute() / ARRAYS, empty)
-    restored = {RENAMED.get(name, name): x for name, x in restored.items()}
-    return place(restored, like, checkpoint.round, checkpoint.about["seconds"])
+        saved = checkpointer.metadata(folder).item_metadata
+        empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), getattr(saved, "tree", saved))
+        restored = checkpointer.restore(folder, empty)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(restored)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def _present_name(path: str) -> str:
+    """Return the present path of an array that version 0.1 may have saved under another name."""
+    first, slash, rest = path.partition("/")
+    return RENAMED.get(first, first) + slash + rest
 
 
 def place(tree: dict[str, Any], like: Progress, round: int, seconds: float) -> Progress:

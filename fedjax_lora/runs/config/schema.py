@@ -1,4 +1,4 @@
-"""The options of a run: frozen dataclasses, checked when they are made."""
+"""The options of a run: frozen dataclasses, checked on creation."""
 
 import dataclasses
 from typing import Literal
@@ -9,15 +9,15 @@ from fedjax_lora.runs.config.validation import problems
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is learned."""
+    """Options of the data."""
 
     task: str = "docstrings"
-    """Task by name (`fedjax-lora tasks` lists them), or your files:
+    """Task by name (`fedjax-lora tasks` lists them), or files of your own:
     file(train='a.csv', test='b.csv', text='text', label='label')."""
     data_dir: str | None = None
     """Folder with the task's files; without it they come from the Hugging Face hub."""
     train_examples: int | None = None
-    """Use this many training examples, drawn from the seed; all by default."""
+    """Use this many training examples, drawn with the seed; all by default."""
     validation_examples: int = 0
     """Take this many examples out of the training data for validation."""
     test_examples: int | None = None
@@ -28,27 +28,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What is adapted."""
+    """Options of the base model."""
 
     model: str = "minilm"
     """Model by name (`fedjax-lora models` lists them), checkpoint folder, or hub id."""
     layers: int | None = None
-    """Keep only the first so many layers."""
+    """Keep only this many layers, the first ones."""
     pooling: Literal["family", "mean"] = "family"
-    """What the classifier reads: as the model family does, or the mean of all tokens."""
+    """Input of the classifier: that of the model family, or the mean over all tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the base's computation; adapters and their optimizer stay float32."""
+    """Precision of computation in the base; adapters and their optimizer stay float32."""
     storage: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
-    """How the frozen base is kept in memory; int8 and nf4 need [quantized]."""
+    """Storage of the frozen base in memory; int8 and nf4 need fedjax-lora[quantized]."""
     dropout: float | None = 0.0
-    """Dropout rate of the base in training; None takes the checkpoint's own."""
+    """Dropout rate of the base in training; None is that of the checkpoint."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Where adapters go and how they are scaled."""
+    """Options of the adapters."""
 
     targets: str = "attention-qv"
     """Layers to adapt: attention-qv, attention, all-linear, or a regular expression on paths."""
@@ -59,21 +59,22 @@ class LoraConfig:
     lora_layers: tuple[int, ...] | None = None
     """Adapt only these layers (counted from 0)."""
     lora_init: Literal["kaiming", "gaussian"] = "kaiming"
-    """Initial values of the first factor; the second is zero."""
+    """Initialisation of the first factor; the second is zero."""
     lora_dropout: float = 0.0
     """Dropout rate on the input of the trained components."""
     adapter: str | None = None
-    """Begin with this PEFT adapter (a folder) and its head, if that has as many outputs. Its rank
-    is at most the largest of the federation; components beyond it begin as lora_init says. Without
-    alpha, its own scale is kept."""
+    """Start from this PEFT adapter (a folder) and its head, if that has as many outputs. Its rank
+    is at most the largest of the federation; further components are initialised by lora_init.
+    Without alpha, the scale of the adapter is kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FederationConfig:
-    """Who takes part, and how they are aggregated."""
+    """Options of the federation and its method."""
 
     method: str = "fed_plora"
-    """Federated method, for example fed_plora or "replication(inner='uniform')"."""
+    """Federated method (`fedjax-lora methods` lists them), for example fed_plora or
+    "replication(inner='uniform')"."""
     clients: int = 50
     """Clients in the federation."""
     cohort: int = 10
@@ -81,38 +82,38 @@ class FederationConfig:
     rounds: int = 20
     """Rounds of the run."""
     partition: str = "dirichlet(alpha=0.5)"
-    """How the training examples are divided: iid, dirichlet, shards, quantity, natural, quality."""
+    """Partition of the training examples: iid, dirichlet, shards, quantity, natural, quality."""
     min_examples: int = 2
-    """Every client has at least this many examples."""
+    """Smallest number of examples of a client."""
     ranks: str = "tiers(ranks=[2, 4, 8, 16])"
-    """Who has which rank: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]) (shares also
+    """Ranks of the clients: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]) (shares also
     'uniform', 'heavy_tail', 'normal'), random(low=2, high=8), table(ranks=[...]),
     budget(bytes=[1e5, 1e6], high=16), by_quality(low=5, high=20), or by validation score after
     the first round: loss_based(low=5, high=20, share=0.1)."""
     heads: Literal["average", "frozen", "local"] = "average"
-    """The task head: averaged like a FedAvg model, left as initialised, or each client its own."""
+    """Task head: averaged as in FedAvg, left as initialised, or a separate one for each client."""
     client_weights: Literal["examples", "tokens"] = "examples"
-    """What a client counts by where a method weights by examples: how many it has, as in FedAvg,
-    or how many tokens it learns from (of completions, in a language task)."""
+    """Weight of a client, in methods that weight by examples: the number of its examples, as in
+    FedAvg, or of the tokens it learns from (in a language task, those of the completions)."""
     updates: tuple[str, ...] = ()
-    """What happens to clients' updates, in this order: clip(norm=1.0),
+    """Transforms of the clients' updates, in this order: clip(norm=1.0),
     gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,
     trimmed_mean(share=0.1)."""
     faults: tuple[str, ...] = ()
-    """What goes wrong with drawn clients before they send, in this order:
+    """Faults of the clients in a cohort, in this order:
     dropout(probability=0.1), stragglers(share=0.3, work=0.5)."""
     server_optimizer: str = "none"
-    """What follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
+    """Optimizer that follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """What a client does in a round."""
+    """Options of local training."""
 
     learning_rate: float = 5e-3
     """Peak learning rate."""
     optimizer: str = "adamw(weight_decay=0.0)"
-    """Any optax optimizer with its options; its state starts afresh each round."""
+    """Any optax optimizer with its options; its state is initialised in each round."""
     schedule: str = "constant"
     """Learning rate over the rounds: constant, linear, cosine, warmup_cosine, exponential."""
     clip: float | None = 1.0
@@ -120,41 +121,41 @@ class LocalConfig:
     batch: int = 16
     """Examples in a local batch."""
     epochs: int = 1
-    """Passes over a client's examples in a round."""
+    """Epochs of a client in a round."""
     group_by_length: bool = False
-    """Batch texts of about the same length: less padding, less random batches."""
+    """Batch texts of similar length: less padding, but less random batches."""
     max_steps: int | None = None
-    """Stop a client after this many steps in a round."""
+    """Largest number of steps of a client in a round."""
     prox: float = 0.0
-    """FedProx: pulls a client towards what it began the round with, with this weight."""
+    """Weight of FedProx's term, which pulls a client towards its initial parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How the run is computed; nothing here changes what is computed beyond rounding."""
+    """Options of execution, which change the numbers by rounding alone."""
 
     mode: Literal["vmap", "loop", "sharded"] = "vmap"
-    """Clients together on one device, one after another, or spread over all devices."""
+    """Clients vectorised on one device, in a loop, or spread over all devices."""
     clients_per_step: int | None = None
-    """Clients trained at once per device; by default one on a CPU and all on an accelerator."""
+    """Clients trained at once on a device; by default one on a CPU and all on an accelerator."""
     devices: int | None = None
     """Devices used by mode sharded; all by default."""
     mesh: tuple[int, int] = (-1, 1)
-    """Mode sharded: sizes of the mesh axes clients and model, -1 for all devices that are left.
-    The cohort is divided along clients. With more than one device along model the base is too: each
-    keeps a part of every matrix."""
+    """Mode sharded: sizes of the mesh axes clients and model, -1 for all remaining devices. The
+    cohort is divided along clients. With more than one device along model the base is divided too:
+    each device stores a part of every matrix."""
     eval_every: int = 1
-    """Evaluate the global model after every so many rounds, and after the last."""
+    """Evaluate the global model every so many rounds, and after the last."""
     eval_batch: int = 64
     """Examples in an evaluation batch."""
     measure: bool = False
-    """Measure every round: noise of its start and its aggregation, spectrum of the global adapter,
-    similarity of the clients' components, server time, a client's memory."""
+    """Measure every round: noise of initialisation and aggregation, spectrum of the global adapter,
+    similarity of the clients' components, server time, memory of a client."""
     checkpoint_every: int = 1
-    """Save a checkpoint after every so many rounds (unless one is still being written), after the
-    last, and when stopped."""
+    """Save a checkpoint every so many rounds (unless one is still being written), after the last,
+    and when the run is stopped."""
     checkpoint_keep: int = 2
-    """Keep so many of the newest checkpoints, and the best one."""
+    """Number of newest checkpoints to keep; the best one is always kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,9 +176,9 @@ class RunConfig:
 
 
 def demo() -> RunConfig:
-    """What ``fedjax-lora run`` does without ``--task``: the built-in task in a few minutes.
+    """Return the config of ``fedjax-lora run`` without ``--task``: the built-in task in minutes.
 
-    Short texts and few steps a round, so that two CPU cores are enough.
+    Texts are short and rounds have few steps, so that two CPU cores are enough.
     """
     return RunConfig(
         data=DataConfig(max_length=32),

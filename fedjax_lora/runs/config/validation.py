@@ -47,16 +47,12 @@ RATES = ("model.dropout", "lora.lora_dropout")
 
 def problems(config: Any) -> list[str]:
     """List what is impossible in a `RunConfig`, each as a part of a sentence."""
-    found = [text for field in RANGES if (text := _out_of_range(config, field))]
-    fed = config.federation
-    if fed.cohort > fed.clients:
-        found.append(f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients")
-    found += [text for field in POSITIVE if (text := _not_positive(config, field))]
-    found += [text for field in RATES if (text := _no_rate(config, field))]
-    mesh = config.execution.mesh
-    if len(mesh) != 2 or sorted(mesh)[1] < 1 or min(mesh) < -1 or 0 in mesh:
-        found.append(f"mesh must be two sizes above 0, or -1 for one of them, got {mesh}")
-    return found + list(_secrets(dataclasses.asdict(config)))
+    checks = [_out_of_range(config, field) for field in RANGES]
+    checks += [_cohort_too_large(config.federation)]
+    checks += [_not_positive(config, field) for field in POSITIVE]
+    checks += [_no_rate(config, field) for field in RATES]
+    checks += [_no_mesh(config.execution.mesh), *_secrets(dataclasses.asdict(config))]
+    return [problem for problem in checks if problem is not None]
 
 
 def _field(config: Any, field: str) -> tuple[str, Any]:
@@ -85,6 +81,18 @@ def _not_positive(config: Any, field: str) -> str | None:
 def _no_rate(config: Any, field: str) -> str | None:
     name, value = _field(config, field)
     return None if value is None or 0 <= value < 1 else f"{name} must be in [0, 1), got {value}"
+
+
+def _cohort_too_large(fed: Any) -> str | None:
+    if fed.cohort <= fed.clients:
+        return None
+    return f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients"
+
+
+def _no_mesh(mesh: tuple[int, ...]) -> str | None:
+    if len(mesh) == 2 and sorted(mesh)[1] >= 1 and min(mesh) >= -1 and 0 not in mesh:
+        return None
+    return f"mesh must be two sizes above 0, or -1 for one of them, got {mesh}"
 
 
 def _secrets(values: Mapping[str, Any]) -> Iterator[str]:

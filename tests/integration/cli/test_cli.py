@@ -211,7 +211,7 @@ RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n
     [
         (jax.errors.JaxRuntimeError(RAN_OUT), "The device's memory is too small (RESOURCE_EXHAUS"),
         (MemoryError("Unable to allocate 9 GiB"), "This machine's memory is too small (Unable to"),
-        (MemoryError(), "This machine's memory is too small (no allocation is told)"),
+        (MemoryError(), "This machine's memory is too small (no allocation is named)"),
     ],
     ids=["device", "array", "python"],
 )

@@ -21,12 +21,12 @@ SCRIPT = """
     faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)
     import jax, jax.numpy as jnp, numpy as np
     from fedjax_lora import methods
-    from fedjax_lora.adapters import Site, Template
+    from fedjax_lora.lora import LoraSpec, LoraTarget
 
     layers, clients = (True,) * 12, 10
-    sites = (Site("query", 768, 768, layers), Site("narrow", 64, 72, layers))
-    template = Template(sites=sites, rank=8, alpha=8.0)
-    method = methods.make("hlora", template)
+    targets = (LoraTarget("query", 768, 768, layers), LoraTarget("narrow", 64, 72, layers))
+    spec = LoraSpec(targets=targets, rank=8, alpha=8.0)
+    method = methods.make("hlora", spec)
     cohort = methods.Cohort(
         id=jnp.arange(clients, dtype=jnp.int32),
         rank=jnp.asarray([1, 2, 4, 8, 8] * 2, jnp.int32),
@@ -37,7 +37,7 @@ SCRIPT = """
     )
     rng = np.random.default_rng(0)
     draw = lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32)
-    server = method.init(jax.tree.map(draw, template.shapes()), {})
+    server = method.init(jax.tree.map(draw, spec.shapes()), {})
     start = method.broadcast(server, (), cohort)
     result = jax.tree.map(lambda x: x + draw(x), start.adapter)
     aggregate = jax.jit(method.aggregate)

@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.federated import optimizers
-from fedjax_lora.runs import choices
+from fedjax_lora.runs import choices, registry_source
 from fedjax_lora.runs.config import (
     DataConfig,
     FederationConfig,
@@ -33,7 +33,7 @@ def options(factory) -> dict[str, inspect.Parameter]:
 def test_the_source_says_what_the_registry_says(kind):
     module, variable, _ = choices.REGISTRIES[kind]
     importlib.import_module(f"fedjax_lora.{module}")
-    read, real = choices.read_factories(module, variable), choices.factories(kind)
+    read, real = registry_source.read_factories(module, variable), choices.factories(kind)
     assert list(read) == list(real)
     for name, factory in real.items():
         assert options(read[name]) == options(factory), name
@@ -47,16 +47,22 @@ def test_the_source_says_what_the_registry_says(kind):
 def test_the_optimizers_are_those_that_optax_has():
     public = [name for name in dir(optax) if not name.startswith("_")]
     takes_rate = {name for name in public if optimizers._takes_rate(getattr(optax, name))}
-    assert choices.read_optimizers().keys() == takes_rate > {"adamw", "sgd"}
-    for name, read in choices.read_optimizers().items():
+    assert registry_source.read_optimizers().keys() == takes_rate > {"adamw", "sgd"}
+    for name, read in registry_source.read_optimizers().items():
         parameters = [*inspect.signature(getattr(optax, name)).parameters]
         assert ["learning_rate", *inspect.signature(read).parameters] == parameters, name
 
 
 def test_the_models_are_those_of_the_registry():
-    for name, fields in choices.read_models().items():
+    for name, fields in registry_source.read_models().items():
         assert models.Model(**fields) == models.MODELS[name]
-    assert list(choices.read_models()) == list(models.MODELS)
+    assert list(registry_source.read_models()) == list(models.MODELS)
+
+
+def test_the_methods_are_described_as_the_registry_does():
+    described = {name: (methods.summary(name), methods.paper(name)) for name in methods.METHODS}
+    assert registry_source.read_methods() == described
+    assert all(summary and paper for summary, paper in described.values())
 
 
 def test_a_registered_method_of_the_user_is_known(monkeypatch):
@@ -103,6 +109,8 @@ def test_the_demo_has_no_wrong_choice():
 CHECK = """
 import json, sys
 from fedjax_lora.cli import main
+for listing in ("--help", "methods", "models", "tasks"):
+    assert main.main([listing]) == 0
 statuses = [main.main(words) for words in json.loads(sys.argv[1])]
 assert not {"jax", "optax", "flax", "transformers"} & set(sys.modules), "a check imported JAX"
 assert statuses == [2] * len(statuses), statuses

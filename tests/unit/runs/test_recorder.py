@@ -3,7 +3,7 @@
 import pytest
 
 from fedjax_lora.data import Task
-from fedjax_lora.runs.folder import score
+from fedjax_lora.runs.recorder import score
 
 CLASSES = Task("classes", "", "", metric="accuracy")
 WRITING = Task("writing", "", "", metric="perplexity")
