@@ -1,4 +1,4 @@
-"""What a paper claims against what came out, by one rule, from the result files alone."""
+"""Verdicts on the claims of papers, by one rule, from the result files alone."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,10 +13,10 @@ REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNTESTABLE, NOT_RUN = "not testable here", "not yet run"
 
 FLOOR = 0.05
-"""What ends less than this above the majority class has learned too little to be compared."""
+"""An arm that ends less than this above the majority class has learned too little to compare."""
 
 MARGIN = 0.02
-"""Differences within it are called small."""
+"""Differences within this margin are small."""
 
 RULE = (
     "The rule of the verdicts: differences are paired by seed (same data, clients, cohorts and "
@@ -35,20 +35,28 @@ Value = Callable[[Record], float]
 
 
 class Finding(NamedTuple):
-    """What came out for a claim."""
+    """Result and verdict for a claim."""
 
     ours: str
     verdict: str
 
 
 class Claim(NamedTuple):
-    """One of a paper's claims."""
+    """A claim of a paper.
+
+    Attributes:
+      says: the claim.
+      published: its published numbers, if known.
+      part: part of the study whose runs are the evidence, or a file name, or empty.
+      find: computes the finding.
+      evidence: result file that shows it, if not the part's figure.
+    """
 
     says: str
-    published: str  # its numbers, as far as they are known
-    part: str  # of the study, whose runs are the evidence; or the name of a file, or nothing
+    published: str
+    part: str
     find: Callable[[Results], Finding]
-    evidence: str = ""  # the file or folder of results that shows it, if not the part's figure
+    evidence: str = ""
 
 
 def last(record: Record) -> float:
@@ -57,17 +65,17 @@ def last(record: Record) -> float:
 
 
 def best(record: Record) -> float:
-    """The highest test accuracy of any evaluated round."""
+    """Highest test accuracy of all evaluated rounds."""
     return max(h["accuracy"] for h in record["history"] if "accuracy" in h)
 
 
 def course(record: Record) -> float:
-    """Mean test accuracy over the evaluated rounds: higher is faster."""
+    """Mean test accuracy over the evaluated rounds; higher means faster learning."""
     return float(np.mean([h["accuracy"] for h in record["history"] if "accuracy" in h]))
 
 
 class Paired(NamedTuple):
-    """Two arms over the seeds they have in common."""
+    """Estimates of two arms and of their difference, over their common seeds."""
 
     first: Estimate
     second: Estimate
@@ -77,7 +85,7 @@ class Paired(NamedTuple):
 def values(
     results: Results, part: str, arms: Sequence[str], tasks: Sequence[str], value: Value
 ) -> np.ndarray | None:
-    """A number of every run ``[arms, tasks, seeds]``; None unless all runs exist."""
+    """Compute a number of every run, ``[arms, tasks, seeds]``; None unless all runs exist."""
     seeds = results.parts[part].seeds
     found = [[results.runs(part, arm, task) for task in tasks] for arm in arms]
     if any(len(runs) < len(seeds) for of_arm in found for runs in of_arm) or not tasks:
@@ -88,19 +96,19 @@ def values(
 def paired(
     results: Results, part: str, arms: tuple[str, str], tasks: Sequence[str], value: Value
 ) -> Paired | None:
-    """Both arms' means over the tasks, by seed; None unless all runs of the part's seeds exist."""
+    """Compare two arms by seed, averaged over the tasks; None unless all runs exist."""
     found = values(results, part, arms, tasks, value)
     return None if found is None else differing(*found.mean(axis=1).tolist())
 
 
 def differing(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Two arms' numbers by seed, and their differences."""
+    """Compare two arms by their numbers per seed."""
     difference = [x - y for x, y in zip(first, second, strict=True)]
     return Paired(estimate(first), estimate(second), estimate(difference))
 
 
 def above_floor(results: Results, part: str, arms: Sequence[str], task: str) -> bool:
-    """Whether any of the arms has learned the task."""
+    """Whether any of the arms ends at least `FLOOR` above the majority class."""
     return any(
         np.mean([last(record) - record["summary"]["majority_accuracy"] for record in runs.values()])
         >= FLOOR
@@ -117,7 +125,7 @@ def higher(
     tasks: Sequence[str] | None = None,
     value: Value = last,
 ) -> Callable[[Results], Finding]:
-    """Whether one arm is above another, on average over the tasks that can tell; all by default."""
+    """Claim that one arm is above another, on average over the tasks that were learned."""
     return _compared(part, (first, second), tasks, value, is_above)
 
 
@@ -129,12 +137,12 @@ def close(
     tasks: Sequence[str] | None = None,
     value: Value = last,
 ) -> Callable[[Results], Finding]:
-    """Whether two arms are surely within `MARGIN` of each other."""
+    """Claim that two arms are within `MARGIN` of each other."""
     return _compared(part, (first, second), tasks, value, is_close)
 
 
 def is_above(difference: Estimate) -> str:
-    """The verdict on a difference that is claimed to be positive.
+    """Judge a difference that is claimed to be positive.
 
     >>> is_above(estimate([0.05, 0.06, 0.07])), is_above(estimate([-0.01, 0.0, 0.01]))
     ('reproduced', 'not testable here')
@@ -143,21 +151,21 @@ def is_above(difference: Estimate) -> str:
 
 
 def is_close(difference: Estimate) -> str:
-    """The verdict on a difference that is claimed to be small."""
+    """Judge a difference that is claimed to be small."""
     near = max(abs(difference.low), abs(difference.high)) <= MARGIN
     return _verdict(near, difference.low > MARGIN or difference.high < -MARGIN)
 
 
 def is_as_large(effect: Estimate, published: float) -> str:
-    """The verdict on an effect of published size: at least half of it."""
+    """Judge an effect of published size: at least half of it."""
     return _verdict(effect.low > published / 2, effect.high < published / 2)
 
 
 def judged(found: Paired, judge: Callable[[Estimate], str], more: str = "") -> Finding:
-    """What came out for a difference."""
+    """Format a difference and judge it."""
     verdict = judge(found.difference)
-    cannot = "; these seeds cannot tell" * (verdict == UNTESTABLE)
-    return Finding(difference_text(found) + more + cannot, verdict)
+    note = "; these seeds cannot tell" * (verdict == UNTESTABLE)
+    return Finding(difference_text(found) + more + note, verdict)
 
 
 def _verdict(holds: bool, fails: bool) -> str:
@@ -174,12 +182,12 @@ def _compared(
     def find(results: Results) -> Finding:
         if part not in results.parts:
             return Finding("not among the runs of this size", UNTESTABLE)
-        asked = results.parts[part].tasks if tasks is None else tasks
-        if paired(results, part, arms, asked, value) is None:
-            return Finding(progress(results, part, arms, asked), NOT_RUN)
-        able = [task for task in asked if above_floor(results, part, arms, task)]
-        without = ", ".join(task for task in asked if task not in able)
-        found = paired(results, part, arms, able, value)
+        chosen = results.parts[part].tasks if tasks is None else tasks
+        if paired(results, part, arms, chosen, value) is None:
+            return Finding(progress(results, part, arms, chosen), NOT_RUN)
+        learned = [task for task in chosen if above_floor(results, part, arms, task)]
+        without = ", ".join(task for task in chosen if task not in learned)
+        found = paired(results, part, arms, learned, value)
         if found is None:
             return Finding(f"no arm learns {without}", UNTESTABLE)
         return judged(found, judge, f" (without {without})" * bool(without))
@@ -188,18 +196,18 @@ def _compared(
 
 
 def progress(results: Results, part: str, arms: Sequence[str], tasks: Sequence[str]) -> str:
-    """How many of the runs are there."""
-    there = sum(len(results.runs(part, arm, task)) for arm in arms for task in tasks)
-    return f"{there} of {len(arms) * len(tasks) * len(results.parts[part].seeds)} runs"
+    """Describe how many of the runs are finished."""
+    finished = sum(len(results.runs(part, arm, task)) for arm in arms for task in tasks)
+    return f"{finished} of {len(arms) * len(tasks) * len(results.parts[part].seeds)} runs"
 
 
 def untestable(reason: str) -> Callable[[Results], Finding]:
-    """A claim that these runs cannot decide."""
+    """Claim that these runs cannot decide."""
     return lambda results: Finding(reason, UNTESTABLE)
 
 
 def spread(score: Estimate) -> str:
-    """Per cent, with the standard deviation over seeds.
+    """Format a score in per cent with the standard deviation over seeds.
 
     >>> spread(estimate([0.5, 0.6]))
     '55.0 ± 7.1'
@@ -209,7 +217,7 @@ def spread(score: Estimate) -> str:
 
 
 def interval(difference: Estimate) -> str:
-    """A difference in points with its interval.
+    """Format a difference in percentage points with its interval.
 
     >>> interval(estimate([0.01, 0.02, 0.03]))
     '+2.0 [-0.5, +4.5]'
@@ -219,7 +227,7 @@ def interval(difference: Estimate) -> str:
 
 
 def difference_text(found: Paired) -> str:
-    """Both arms, and their difference."""
+    """Format two arms and their difference."""
     return f"{spread(found.first)} against {spread(found.second)}: {interval(found.difference)}"
 
 
@@ -228,19 +236,19 @@ def measured(
     arms: Sequence[str],
     value: Callable[..., float],
     holds: Callable[[float], bool],
-    tell: str,
+    text: str,
     *,
     task: str,
 ) -> Callable[[Results], Finding]:
-    """A claim about one number of a seed, judged by its mean over the seeds.
+    """Claim about one number per seed, judged by its mean over the seeds.
 
     Args:
-      part: of the study.
-      arms: whose runs.
-      value: the number, from the histories of the arms' runs of a seed.
-      holds: whether the claim does, from the mean.
-      tell: the number in words; ``{0:...}`` is its mean, ``{1:...}`` its standard deviation.
-      task: on which task.
+      part: part of the study.
+      arms: arms of the runs.
+      value: the number, computed from the histories of the arms' runs of a seed.
+      holds: whether the claim holds for a mean.
+      text: format of the finding; ``{0:...}`` is the mean, ``{1:...}`` the standard deviation.
+      task: task of the runs.
     """
 
     def find(results: Results) -> Finding:
@@ -250,6 +258,6 @@ def measured(
             return Finding(progress(results, part, arms, [task]), NOT_RUN)
         found = estimate([value(*(of_arm[seed]["history"] for of_arm in runs)) for seed in seeds])
         verdict = REPRODUCED if holds(found.mean) else NOT_REPRODUCED
-        return Finding(tell.format(found.mean, found.deviation), verdict)
+        return Finding(text.format(found.mean, found.deviation), verdict)
 
     return find

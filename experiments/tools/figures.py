@@ -67,7 +67,7 @@ def _accuracy_percent(entry: dict[str, Any]) -> float | None:
 def _majority_class(axes: Axes, height: float, last: float) -> None:
     """Draw the majority class as a line if it is near the curves, else as a note."""
     low, high = axes.get_ylim()
-    if height > low - 0.5 * (high - low):
+    if height > low - 0.2 * (high - low):
         reference_line(axes, height, "majority class", at=last)
     else:
         text = f"majority class: {height:.0f} %"

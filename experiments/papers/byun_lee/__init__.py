@@ -1,7 +1,7 @@
 """Byun & Lee, "Towards Federated Low-Rank Adaptation of Language Models with Rank Heterogeneity".
 
 arXiv 2406.17477 (NAACL 2025): replication padding and loss-based rank allocation. The README in
-this folder has the claims, what of the setting is published, and what came out.
+this folder lists the claims, the published part of the setting, and the results.
 
     python -m experiments.tools.small --data-dir DATA --only byun_lee
     python -m experiments.papers.byun_lee.report
@@ -17,11 +17,11 @@ LOW, MIDDLE, HIGH = 5, 7, 20  # ranks
 SHARE = 0.1  # of the clients have the high rank
 SHARES = (0.1, 0.2, 0.5)  # Fig. 3
 SEEDS = (0, 1, 2)
-DIAGNOSTIC_SEEDS = tuple(range(12))  # one round each; one client's accuracy differs much by seed
+DIAGNOSTIC_SEEDS = tuple(range(12))  # one round each; accuracies vary much by seed
 TASKS = ("ag_news", "dbpedia_14")
 
 PROJECTIONS = "/attention/(query|key|value)$"
-"""Three square matrices a layer, as the paper's parameter counts need; which three is a guess."""
+"""Three square matrices per layer, as implied by the paper's parameter counts; a guess which."""
 
 SETTING: Changes = {
     "lora.targets": PROJECTIONS,
@@ -34,7 +34,7 @@ FULL: Changes = SETTING | {
     "federation.rounds": 50,
     "execution.eval_every": 2,
 }
-"""The paper's first model and its data; what it does not publish is our choice."""
+"""The paper's first model and data; unpublished settings are our choice."""
 
 REPLICATION: Changes = {"federation.method": "replication"}
 ZERO_PADDING: Changes = {"federation.method": "zero_padding"}
@@ -42,13 +42,13 @@ NORM_WEIGHTED: Changes = {"federation.method": "hetlora(gamma=1.0)"}
 
 
 def by_loss(share: float = SHARE, order: str = "best") -> Changes:
-    """The paper's allocation, and its controls."""
+    """Loss-based rank allocation of the paper, and its controls."""
     spec = f"loss_based(low={LOW}, high={HIGH}, share={share}, order={order!r})"
     return {"federation.ranks": spec}
 
 
 def same_for_all(rank: int) -> Changes:
-    """Homogeneous LoRA."""
+    """FedIT with one rank for all clients."""
     return {"federation.method": "fedit", "federation.ranks": f"fixed(rank={rank})"}
 
 
@@ -83,10 +83,10 @@ DIAGNOSTIC: Changes = REPLICATION | {
 
 
 def parts(size: Size, records: Records) -> list[Part]:
-    """All of the paper's figures."""
+    """The figures of the paper."""
     base = variant(small, SMALL) if size == "small" else variant(full, FULL)
     one_aggregation = {"data.train_examples": 3000 if size == "small" else 12000}
-    made = [
+    chosen = [
         Part("fig2", "padding rules and equal ranks", base, TASKS, FIG2, SEEDS),
         Part("fig3", "share of high-rank clients", base, TASKS[:1], FIG3, SEEDS),
         Part("fig4", "who gets the high rank", base, TASKS[:1], FIG4, SEEDS),
@@ -94,8 +94,8 @@ def parts(size: Size, records: Records) -> list[Part]:
     ]
     if size == "full":
         albert = variant(base, {"model.model": "albert-base"})
-        made.append(Part("fig2_albert", "Fig. 2 with ALBERT", albert, TASKS, FIG2, SEEDS))
-    return made
+        chosen.append(Part("fig2_albert", "Fig. 2 with ALBERT", albert, TASKS, FIG2, SEEDS))
+    return chosen
 
 
 def _diagnostic(base: Callable[[str], RunConfig]) -> Part:

@@ -1,4 +1,4 @@
-"""The paper's parameter counts, from DistilBERT's shape."""
+"""The paper's parameter counts, computed from DistilBERT's shapes."""
 
 import jax
 
@@ -23,17 +23,17 @@ PUBLISHED = {5: 138_240, 7: 193_536, 20: 552_960}
 
 
 def spec(config: EncoderConfig = DISTILBERT, targets: str = PROJECTIONS) -> LoraSpec:
-    """The adapters of rank 20; the model's shapes are all that is computed."""
+    """Return the adapters of rank 20; only shapes are computed."""
     params = jax.eval_shape(lambda key: models.random_params(config, key), jax.random.key(0))
     base = {name: part for name, part in params.items() if name != "head"}
     return lora.make_spec(base, targets=targets, rank=HIGH)
 
 
 def count(rank: int) -> int:
-    """Trainable numbers of a client."""
+    """Number of trained parameters of a client."""
     return lora.parameter_count(spec(), rank)
 
 
 def mean_count() -> float:
-    """Trainable numbers of the mean client."""
+    """Mean number of trained parameters over the clients."""
     return (1 - SHARE) * count(LOW) + SHARE * count(HIGH)

@@ -1,4 +1,4 @@
-"""What one aggregation does to the model of a high-quality client."""
+"""The effect of one aggregation on the model of a high-quality client."""
 
 import functools
 import time
@@ -28,17 +28,17 @@ AFTER = ("zero_padding", "replication")
 
 
 class Diagnosed(NamedTuple):
-    """As much of a run's result as goes into its file."""
+    """The stored part of the result."""
 
     records: list[dict[str, Any]]
     summary: dict[str, Any]
 
 
 def diagnose(config: RunConfig, assets: Assets, programs: CompiledFunctions) -> Diagnosed:
-    """Test accuracy of a high-rank client's own model, and of what the aggregations make of it.
+    """Measure the test accuracy of a high-rank client's model before and after the aggregations.
 
     A client of the highest rank receives the whole global model, so its accuracy after the
-    aggregation is the global model's. All three begin at the same local training.
+    aggregation is the global model's. All three share the same local training.
     """
     began, worked = time.perf_counter(), time.process_time()
     ready = build(config, assets, programs)
@@ -59,7 +59,7 @@ def diagnose(config: RunConfig, assets: Assets, programs: CompiledFunctions) -> 
 
 
 def train_locally(ready: Run, plan: Plan) -> CohortUpdate:
-    """The first half of the first round, which padding rules have in common."""
+    """Run the local training of the first round, which is the same for all padding rules."""
     spec = ready.round_spec
     client_update = federated.make_client_update(
         ready.method, spec.training(), heads=spec.heads, execution=spec.execution

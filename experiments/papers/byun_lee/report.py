@@ -1,4 +1,4 @@
-"""The README's claims and tables of the rerun of Byun & Lee, from the result files alone."""
+"""Claims and tables of the study of Byun & Lee, from the result files alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +37,7 @@ FIGURE = "figure, values not available"
 
 
 def claims() -> list[Claim]:
-    """All of the paper's claims."""
+    """The claims of the paper."""
     return [*_diagnostic_claims(), *_fig2(), *_albert(), *_fig3(), *_fig4(), *_communication()]
 
 
@@ -73,7 +73,7 @@ def _diagnosed(results: Results) -> dict[int, Record]:
 def _diagnostic(
     pair: tuple[str, str], judge: Callable[[Estimate], str]
 ) -> Callable[[Results], Finding]:
-    """A claim about the accuracies of a client before and after one aggregation."""
+    """Claim about the accuracies of a client before and after one aggregation."""
 
     def find(results: Results) -> Finding:
         part, runs = results.parts["diagnostic"], [*_diagnosed(results).values()]
@@ -90,7 +90,7 @@ def _diagnostic(
 
 
 def diagnostic_table(results: Results) -> str:
-    """What every seed of the diagnostic came to."""
+    """Tabulate the diagnostic by seed."""
     part, runs = results.parts["diagnostic"], _diagnosed(results)
     if not runs:
         return ""
@@ -192,16 +192,16 @@ def _communication() -> Iterator[Claim]:
 
 
 def _bytes(
-    says: str, published: str, other: str, holds: Callable[[float], bool], tell: str
+    says: str, published: str, other: str, holds: Callable[[float], bool], text: str
 ) -> Claim:
-    """A claim about the bytes that replication sends, relative to another arm's."""
+    """Claim about the bytes of replication, relative to another arm."""
     ratio = lambda ours, theirs: sent(ours) / sent(theirs)  # noqa: E731
-    found = measured("fig2", ["replication", other], ratio, holds, tell, task=TASKS[0])
+    found = measured("fig2", ["replication", other], ratio, holds, text, task=TASKS[0])
     return Claim(says, published, "fig2", found, RUNS)
 
 
 def sent(history: list[dict[str, Any]]) -> int:
-    """Bytes of a whole run, both ways, scoring included."""
+    """Bytes of a whole run, uplink and downlink, scoring included."""
     return sum(h["up_bytes"] + h["down_bytes"] for h in history)
 
 

@@ -12,7 +12,7 @@ from experiments.tools.study import Changes, Part, Records, Size, Study, full, s
 
 TASKS = ("sst2", "qnli", "qqp", "mrpc", "rte")
 SMALL_TASKS = TASKS[:3]
-"""Three layers learn MRPC hardly and RTE not at all from so little text: see the rerun of HLoRA."""
+"""Three layers barely learn MRPC and do not learn RTE from so little text, see the HLoRA study."""
 SEEDS = (0, 1, 2)
 MIXED = "tiers(ranks=[4, 8, 16, 32])"
 EQUAL = "fixed(rank=32)"
@@ -37,12 +37,12 @@ FIG4: Mapping[str, Changes] = {
     for selection in SELECTIONS
 }
 FULL: Changes = {"model.model": "bert-base"}
-"""The paper's model; what it does not publish is our choice."""
+"""The paper's model; unpublished settings are our choice."""
 MEASURED: Changes = {"execution.measure": True, "federation.rounds": 10}
 
 
 def parts(size: Size, records: Records) -> list[Part]:
-    """The table of GLUE tasks, the figures, and what a round loses and costs."""
+    """The table of GLUE tasks, the figures, and the measured rounds."""
     base = small if size == "small" else variant(full, FULL)
     tasks, one = SMALL_TASKS if size == "small" else TASKS, TASKS[:1]
     equal = variant(base, {"federation.ranks": EQUAL, "lora.alpha": 16.0})

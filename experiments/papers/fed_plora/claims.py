@@ -1,4 +1,4 @@
-"""The claims of Fed-PLoRA's paper against what came out."""
+"""The claims of Fed-PLoRA's paper."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -28,21 +28,21 @@ Rounds = list[dict[str, Any]]
 NOISE = "noise.png"
 
 EXACT = 1e-3
-"""Noise relative to the round's ideal update that counts as none."""
+"""Noise relative to the round's ideal update below which there is none."""
 
 LOW = 0.1
-"""A mean cosine that counts as low; the paper's is in a figure only."""
+"""A mean cosine below this is low; the paper shows its values in a figure only."""
 
 RATIOS = {"initialization": "init_ratio", "aggregation": "agg_ratio"}
 
 
 def claims() -> list[Claim]:
-    """All of the paper's claims."""
+    """The claims of the paper."""
     return [*_glue(), *_similarity(), *_noise(), *_figures(), *_cost(), *_language_models()]
 
 
 def mean_of(name: str) -> Callable[[Rounds], float]:
-    """The mean over the rounds, without the first, in which every method begins at zero."""
+    """Return a function that averages over the rounds after the first, which starts at zero."""
     return lambda rounds: float(np.mean([h[name] for h in rounds[1:]]))
 
 
@@ -76,7 +76,7 @@ GAIN = 0.39
 
 
 def gain(results: Results) -> Finding:
-    """Fed-PLoRA's accuracy relative to its baselines', by seed a mean over them and the tasks."""
+    """Fed-PLoRA's relative gain over its baselines, averaged over baselines and tasks by seed."""
     tasks, arms = results.parts["glue"].tasks, ("Fed-PLoRA", *BASELINES)
     accuracy = values(results, "glue", arms, tasks, last)
     if accuracy is None:
@@ -89,7 +89,7 @@ def gain(results: Results) -> Finding:
 def _similarity() -> Iterator[Claim]:
     grown = lambda rounds: rounds[-1]["same_cosine"] - rounds[0]["same_cosine"]  # noqa: E731
     cross = lambda rounds: max(abs(h["cross_cosine"]) for h in rounds)  # noqa: E731
-    for says, value, holds, tell in (
+    for says, value, holds, text in (
         (
             "modules of the same index grow alike on different clients (Fig. 2)",
             grown,
@@ -107,7 +107,7 @@ def _similarity() -> Iterator[Claim]:
             says,
             "figure, values not available",
             "measured",
-            _measured(["Fed-PLoRA"], value, holds, tell),
+            _measured(["Fed-PLoRA"], value, holds, text),
             NOISE,
         )
 

@@ -1,8 +1,10 @@
-"""The README's claims and tables of the rerun of Fed-PLoRA, from the result files alone."""
+"""Claims and tables of the study of Fed-PLoRA, from the result files alone."""
 
 import operator
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.papers.fed_plora import MAIN, MEASURED, STUDY, TASKS
@@ -16,7 +18,7 @@ from fedjax_lora.runs.figure_style import panels, seeds_caption, shared_legend
 
 
 def noise_table(results: Results) -> str:
-    """What a round loses and costs, and how it changes over the rounds."""
+    """Tabulate noise, similarity and cost of the measured rounds."""
     runs = {arm: list(results.runs("measured", arm, TASKS[0]).values()) for arm in MAIN}
     lines = [_noise_row(arm, of_arm) for arm, of_arm in runs.items() if of_arm]
     if not lines:
@@ -86,12 +88,21 @@ def figures(results: Results) -> dict[str, Figure]:
         if is_noise:
             axes.set_yscale("symlog", linthresh=EXACT)
             axes.set_ylim(bottom=-EXACT / 4)
+            _name_zeros(axes, arms, name)
     shared_legend(figure, every_axes)
     return {"noise": figure}
 
 
+def _name_zeros(axes: Axes, arms: Mapping[str, Sequence[Record]], name: str) -> None:
+    """Name the arms without noise, whose curves cover each other."""
+    largest = {arm: max(h[name] for run in of for h in run["history"]) for arm, of in arms.items()}
+    text = ", ".join(arm.partition(",")[0] for arm, noise in largest.items() if noise < EXACT)
+    at = MEASURED["federation.rounds"]
+    axes.annotate(text, (at, 0), (0, 6), textcoords="offset points", ha="right", fontsize=8)
+
+
 def _number(values: list[float | None]) -> str:
-    """A mean over seeds; what is not defined in any is a dash."""
+    """Format a mean over seeds; a dash if it is undefined for all of them."""
     known = [value for value in values if value is not None]
     return f"{np.mean(known):.2g}" if known else "-"
 

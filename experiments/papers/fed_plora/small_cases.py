@@ -1,4 +1,4 @@
-"""Claims that two clients with one site decide: no run is needed."""
+"""Claims that are decided by two clients with one target, without a run."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ FACTOR = 3.0
 
 
 def aggregated(spec: str, lora_spec: LoraSpec, result: Adapter) -> tuple[Adapter, float]:
-    """The server's adapter after clients of full rank came back with these, and its noise."""
+    """Aggregate clients of full rank; returns the server's adapter and the aggregation noise."""
     method = methods.make(spec, lora_spec)
     count = result["x"].a.shape[0]
     ones = jnp.ones(count)
@@ -29,9 +29,9 @@ def aggregated(spec: str, lora_spec: LoraSpec, result: Adapter) -> tuple[Adapter
 
 
 def bound(results: Results) -> Finding:
-    """The aggregation noise against the mean distance of both factors from their means.
+    """Compare the aggregation noise with the mean distance of both factors from their means.
 
-    One module of one number a factor, which became +3 with one client and -3 with the other.
+    One module with factors of one number, +3 for one client and -3 for the other.
     """
     lora_spec = LoraSpec(targets=(LoraTarget("x", 1, 1, None),), rank=1, alpha=1.0)
     factor = FACTOR * jnp.array([1.0, -1.0]).reshape(2, 1, 1)
@@ -42,7 +42,7 @@ def bound(results: Results) -> Finding:
 
 
 def equal_ranks(results: Results) -> Finding:
-    """Fed-PLoRA against FedIT, both with equal weights, from the same random factors."""
+    """Compare Fed-PLoRA and FedIT, both with equal weights, on the same random factors."""
     lora_spec = LoraSpec(targets=(LoraTarget("x", 16, 8, None),), rank=4, alpha=4.0)
     a, b = (jax.random.normal(jax.random.key(n), (2, *s)) for n, s in enumerate(((16, 4), (4, 8))))
     ours, theirs = (

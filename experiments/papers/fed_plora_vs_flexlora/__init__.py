@@ -1,7 +1,7 @@
 """Is Fed-PLoRA far above FlexLoRA, as its paper says, or level with it, as FedRoRA's tables say?
 
-The same for the rules that merge what clients of different ranks own. Every method has the same
-seeds, ranks, scale and tuning budget; the README in this folder has the protocol and the outcome.
+The study also compares rules to merge components that not all clients have. All methods have the
+same seeds, ranks, scale and tuning budget; the README in this folder has protocol and outcome.
 
     python -m experiments.tools.small --data-dir DATA --only fed_plora_vs_flexlora
     python -m experiments.papers.fed_plora_vs_flexlora.report
@@ -31,12 +31,12 @@ METHODS = {
     "raFLoRA": "raflora",
     "zero padding": "zero_padding",
 }
-"""With all owners as donors replication is the masked mean; so the highest rank donates."""
+"""With all clients as donors replication equals the masked mean; so the highest rank donates."""
 
 PAIR = ("Fed-PLoRA", "FlexLoRA")
 DEEPER = "all_layers"  # the part that repeats the pair on them
 CONTROL, BY_EXAMPLES = "by_examples", "Fed-PLoRA by examples"
-"""Fed-PLoRA weighs clients alike, FlexLoRA by examples: parts in which both do the latter."""
+"""Fed-PLoRA weighs clients equally, FlexLoRA by examples; in these parts both weigh by examples."""
 TUNING_SEEDS, SEEDS = (100,), (0, 1, 2, 3, 4)
 TASKS: Mapping[Size, tuple[str, ...]] = {
     "small": ("ag_news", "sst2"),
@@ -52,7 +52,7 @@ MIXES = {"uniform": "'uniform'", "heavy_tail": "'heavy_tail'"}
 
 
 def full_base(task: str) -> RunConfig:
-    """Near the setting of FedRoRA's tables (arXiv 2609.00632), the one yardstick with both."""
+    """Base config near FedRoRA's tables (arXiv 2609.00632), the only ones with both methods."""
     return RunConfig(
         data=DataConfig(task=task, train_examples=20_000, max_length=128),
         model=ModelConfig(model="roberta-large", dtype="bfloat16", dropout=None),
@@ -66,15 +66,15 @@ def full_base(task: str) -> RunConfig:
 
 
 def base_of(size: Size, mix: str) -> Callable[[str], RunConfig]:
-    """The base of a size with a mix of ranks."""
+    """Return the base config of a size with a mix of ranks."""
     ranks = f"tiers(ranks={RANKS[size]}, shares={MIXES[mix]})"
     return variant(small if size == "small" else full_base, {"federation.ranks": ranks})
 
 
 def tuning(size: Size, records: Records) -> list[Part]:
-    """Methods with every rate, whole runs, judged on validation examples alone.
+    """Tuning: all methods with all rates, whole runs, judged on validation examples.
 
-    The pair is tuned again on all layers: rates that were found on three may be too high there.
+    The pair is tuned again on all layers, where the rates found on three may be too high.
     """
     base = variant(
         base_of(size, "uniform"),
@@ -105,14 +105,14 @@ def _tuning(
 
 
 def tuned(method: str, rate: float) -> str:
-    """The arm of the tuning."""
+    """Name of the tuning arm."""
     return f"{method}, rate {rate:g}"
 
 
 def best_rate(size: Size, records: Records, method: str, task: str, name: str = "tuning") -> float:
-    """The rate of the highest mean validation accuracy; the smaller one if equal.
+    """Select the rate with the highest mean validation accuracy; the smaller one in a tie.
 
-    Before the tuning, a part of that name, is finished it is the smallest.
+    Until the tuning part ``name`` is finished, the smallest rate is returned.
     """
     (part,) = (part for part in tuning(size, records) if part.name == name)
 
@@ -125,7 +125,7 @@ def best_rate(size: Size, records: Records, method: str, task: str, name: str = 
 
 
 def reporting(size: Size, records: Records) -> list[Part]:
-    """All methods with their rates on every task and mix of ranks."""
+    """All methods with their tuned rates, on every task and mix of ranks."""
     return [
         Part(
             f"{task}_{mix}",
@@ -143,7 +143,7 @@ def reporting(size: Size, records: Records) -> list[Part]:
 def arms(
     size: Size, records: Records, task: str, methods: Iterable[str], name: str = "tuning"
 ) -> dict[str, Changes]:
-    """Methods with their rates."""
+    """Arms of methods with their tuned rates."""
     return {
         method: {
             "federation.method": METHODS[method],
@@ -154,7 +154,7 @@ def arms(
 
 
 def controls(size: Size, records: Records) -> list[Part]:
-    """The pair with one kind of weights, at Fed-PLoRA's rates."""
+    """The pair with equal weighting of clients, at the tuned rates."""
     made = []
     for task in TASKS[size]:
         plora, other = arms(size, records, task, PAIR).items()
@@ -168,7 +168,7 @@ def controls(size: Size, records: Records) -> list[Part]:
 
 
 def deeper(size: Size, records: Records) -> list[Part]:
-    """The pair in question again on all six layers of MiniLM."""
+    """The pair on all six layers of MiniLM."""
     if size == "full":
         return []
     base, task = variant(base_of(size, "uniform"), DEEP), TASKS[size][0]

@@ -1,4 +1,4 @@
-"""The answer to the open question: sentences, a table and a figure, from result files alone."""
+"""Paired differences of methods: sentences, a table and a figure, from the result files alone."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,32 +28,32 @@ PAIRS = (
     ("replication", "zero padding"),
     ("HLoRA", "zero padding"),
 )
-"""What is compared: the question, and the rules that merge what clients of different ranks own."""
+"""The compared pairs: the question, and rules to merge components that not all clients have."""
 
 COLUMNS = 3
 
 FAR = 0.05
-"""What counts as far above: much less than the paper's 39 % of any baseline's accuracy here."""
+"""Far above means at least this; the paper's 39 % of a baseline's accuracy would be much more."""
 
 MEAN = "mean of the tasks and mixes"
 
 MEASURES: dict[str, Value] = {"last round": last, "best round": best}
-"""The second is the nearest to how the yardstick's tables are made."""
+"""FedRoRA's tables report something close to the best round."""
 
 
 def outcome(results: Results) -> str:
-    """The verdict sentences and the table of paired differences."""
+    """Format the conclusions and the table of paired differences."""
     return "\n".join([*_sentences(results), _differences(results)])
 
 
 def settings(results: Results, mix: str | None = None) -> list[str]:
-    """The parts that report every method, a task with a mix of ranks each; of one mix, or all."""
+    """Names of the parts with all methods, each a task with a mix of ranks; of one mix, or all."""
     every = [name for name, part in results.parts.items() if set(part.arms) == set(METHODS)]
     return [name for name in every if mix is None or name.endswith(mix)]
 
 
 def plainly(difference: Estimate) -> str:
-    """Which of the two papers the pair's interval bears out.
+    """State which of the two papers the pair's interval supports.
 
     >>> plainly(estimate([0.01, -0.01, 0.005]))
     'Fed-PLoRA is not far above FlexLoRA: 5 points or more are ruled out. No difference is seen.'
@@ -71,9 +71,9 @@ def plainly(difference: Estimate) -> str:
 
 
 def _sentences(results: Results) -> Iterator[str]:
-    asked = over_settings(results, PAIR, settings(results), last)
-    if asked:
-        yield f"**{plainly(asked)}**\n"
+    answer = over_settings(results, PAIR, settings(results), last)
+    if answer:
+        yield f"**{plainly(answer)}**\n"
     for pair in PAIRS:
         yield "* " + _apart(results, pair)
     if DEEPER in results.parts:
@@ -83,7 +83,7 @@ def _sentences(results: Results) -> Iterator[str]:
 
 
 def _apart(results: Results, pair: tuple[str, str]) -> str:
-    """The difference over all settings, and whether mixes and measures say the same."""
+    """Describe the difference over all settings, and by mix and measure."""
     found = over_settings(results, pair, settings(results), last)
     if found is None:
         return f"{pair[0]} and {pair[1]}: not yet run."
@@ -94,7 +94,7 @@ def _apart(results: Results, pair: tuple[str, str]) -> str:
 
 
 def _weighted(results: Results) -> str:
-    """The pair in question with one kind of weights."""
+    """Describe the difference of the pair with equal weighting."""
     pair, names = (BY_EXAMPLES, PAIR[1]), [n for n in results.parts if n.endswith(CONTROL)]
     found = over_settings(results, pair, names, last)
     text = sentence(pair, found) if found else "not yet run."
@@ -105,7 +105,7 @@ WORDS = {1: "above", 0: "not told apart", -1: "below"}
 
 
 def _deeper(results: Results) -> str:
-    """Whether all layers of MiniLM say what three of them say with the same task and ranks."""
+    """Describe the difference on all layers of MiniLM and compare it with three layers."""
     (task,) = results.parts[DEEPER].tasks
     deep, cheap = (_one(results, name, PAIR, last) for name in (DEEPER, f"{task}_uniform"))
     where = f"On all layers of MiniLM ({task}, uniform mix of ranks)"
@@ -119,7 +119,7 @@ def _deeper(results: Results) -> str:
 
 
 def sentence(pair: tuple[str, str], difference: Estimate) -> str:
-    """What the interval says, in words.
+    """Describe an interval in words.
 
     >>> sentence(("A", "B"), estimate([0.02, 0.03, 0.025]))
     'A is above B: +2.5 [+1.3, +3.7] points at 95 %.'
@@ -138,14 +138,14 @@ def sentence(pair: tuple[str, str], difference: Estimate) -> str:
 
 
 def side(difference: Estimate) -> int:
-    """On which side of zero the whole interval is; 0 if zero is in it."""
+    """Sign of the interval; 0 if it contains zero."""
     return int(difference.low > 0) - int(difference.high < 0)
 
 
 def over_settings(
     results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
 ) -> Estimate | None:
-    """The difference as a mean over tasks and mixes, by seed; None if a run is missing."""
+    """Average the difference over tasks and mixes, by seed; None if a run is missing."""
     found = [values(results, name, pair, results.parts[name].tasks, value) for name in names]
     there = [of_name for of_name in found if of_name is not None]
     if len(there) < len(names) or not names:
@@ -161,7 +161,7 @@ def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Pa
 def differences(
     results: Results, pair: tuple[str, str], value: Value
 ) -> dict[str, Estimate | None]:
-    """The paired difference in every setting and over all; None where runs are missing."""
+    """Paired differences in every setting and over all; None where runs are missing."""
     names = [n for n, part in results.parts.items() if part.shown and set(pair) <= set(part.arms)]
     each = {name: _one(results, name, pair, value) for name in names}
     found = {name: one.difference if one else None for name, one in each.items()}
@@ -171,7 +171,7 @@ def differences(
 
 
 def _differences(results: Results) -> str:
-    """Paired differences after the last and at the best round."""
+    """Tabulate paired differences after the last and at the best round."""
     columns = [*differences(results, PAIR, last)]
     lines = []
     for pair in PAIRS:
@@ -183,7 +183,7 @@ def _differences(results: Results) -> str:
 
 
 def known(results: Results) -> dict[tuple[str, str], dict[str, Estimate]]:
-    """The differences after the last round of which all runs are there."""
+    """Differences after the last round whose runs are all finished."""
     found = {pair: differences(results, pair, last) for pair in PAIRS}
     known = {pair: {k: d for k, d in of.items() if d} for pair, of in found.items()}
     return {pair: of for pair, of in known.items() if of}

@@ -1,4 +1,4 @@
-"""The README's answer and tables of the open question, from the result files alone."""
+"""Conclusions and tables of Fed-PLoRA against FlexLoRA, from the result files alone."""
 
 from experiments.papers.fed_plora_vs_flexlora import METHODS, RATES, STUDY, best_rate, tuned, tuning
 from experiments.papers.fed_plora_vs_flexlora.differences import figures, known, outcome
@@ -10,13 +10,13 @@ from fedjax_lora.runs.sweep.intervals import estimate
 
 
 def answer(results: Results) -> str:
-    """The outcome with its figure, and the rates that were chosen."""
-    seen = picture(results, "differences", "paired differences") if known(results) else ""
-    return "\n".join([outcome(results), seen, _rates(results)])
+    """Format the outcome with its figure, and the tuned rates."""
+    figure = picture(results, "differences", "paired differences") if known(results) else ""
+    return "\n".join([outcome(results), figure, _rates(results)])
 
 
 def _rates(results: Results) -> str:
-    """Validation accuracy of every rate; the chosen one in bold once all are known."""
+    """Tabulate the validation accuracy of every rate, the selected one in bold."""
     size = results.size
     header = ["task", "method", *(f"rate {rate:g}" for rate in RATES[size])]
     rows = [

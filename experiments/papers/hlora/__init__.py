@@ -13,12 +13,12 @@ from experiments.tools.study import Changes, Part, Records, Size, Study, full, s
 TASKS = ("mrpc", "rte", "qqp")
 SEEDS = (0, 1, 2)
 LEARNED = ("sst2", "ag_news")
-"""Not the paper's: three layers of MiniLM learn these in 20 rounds, and none of the paper's."""
+"""Additional tasks, which three layers of MiniLM learn in 20 rounds, unlike the paper's tasks."""
 LEARNED_SEEDS = (0, 1, 2, 3, 4)
 
 EQUAL = "fixed(rank=8)"
 MIXED = "tiers(ranks=[2, 4, 8, 16])"
-"""Mean rank 7.5: about the budget of rank 8 for all. The paper's range is not known."""
+"""Mean rank 7.5, about the budget of rank 8 for all clients; the paper's range is unknown."""
 
 ARMS: Mapping[str, Changes] = {
     "naive, equal ranks": {"federation.method": "fedit", "federation.ranks": EQUAL},
@@ -32,11 +32,11 @@ FULL: Changes = {
     "model.dtype": "bfloat16",
     "local.learning_rate": 5e-4,
 }
-"""The paper's model; what it does not publish is our choice."""
+"""The paper's model; unpublished settings are our choice."""
 
 
 def parts(size: Size, records: Records) -> list[Part]:
-    """The paper's table, from whose curves its Fig. 3 is made; small, easier tasks as well."""
+    """The paper's table, whose curves are its Fig. 3; in the small size also easier tasks."""
     says = "naive averaging and reconstruction"
     if size == "full":
         return [Part("table", says, variant(full, FULL), TASKS, ARMS, SEEDS)]

@@ -1,4 +1,4 @@
-"""The README's claims and tables of the rerun of HLoRA, from the result files alone."""
+"""Claims and tables of the study of HLoRA, from the result files alone."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from experiments.tools.claims import Claim, course, higher, last
 from experiments.tools.report import Report, publish
 
 PUBLISHED = {"mrpc": (84.0, 87.1, 90.2), "rte": (78.3, 86.1, 87.4), "qqp": (83.7, 88.4, 91.6)}
-"""Accuracy of naive federated LoRA, of heterogeneous HLoRA and of LoRA on all data in one place."""
+"""Accuracy of naive federated LoRA, of HLoRA with mixed ranks, and of centralised LoRA."""
 
 HLORA, NAIVE = "HLoRA, mixed ranks", "naive, equal ranks"
 SAME = "HLoRA, equal ranks"
@@ -15,7 +15,7 @@ FIGURE = "Fig. 3, values not available"
 
 
 def claims() -> list[Claim]:
-    """All of the paper's claims, those on the mean also for tasks that the small size learns."""
+    """The claims of the paper; those on the mean also for the additional tasks."""
     return [*_table(), *_fig3("table", "the tasks"), *_learned()]
 
 

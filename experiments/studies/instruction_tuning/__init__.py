@@ -1,17 +1,17 @@
 """Instruction tuning over nine natural clients: six methods on a very small language model.
 
 Setting: stories260k (a Llama of 260,000 parameters, 5 layers of width 64, a vocabulary of 512
-tokens, trained on children's stories), all linear layers adapted; Dolly and Alpaca as dealt by
-FederatedGPT-Shepherd's script, of whose ten clients nine are at hand (774 to 4,204 examples, skewed
-by category); prompts are the bare instructions, prompt and completion have at most 128 tokens.
-Ranks 2, 4 and 8 for three clients each (FedIT, which needs one rank, has 8 for everybody), all
+tokens, trained on children's stories), all linear layers adapted; Dolly and Alpaca as partitioned
+by FederatedGPT-Shepherd's script, of whose ten clients nine are available (774 to 4,204 examples,
+skewed by category); prompts are the bare instructions, prompt and completion have at most 128
+tokens. Ranks 2, 4 and 8 for three clients each (FedIT needs one rank and has 8 for all), all
 clients in every round, 6 local steps of 16 examples of about the same length, AdamW, clip 1, 8
 rounds with a learning rate that falls linearly to a tenth.
 
-All methods have the same budget of tuning: whole runs with each of `RATES` and a seed that is not
-reported on, judged by perplexity on 600 examples of the clients that are not trained on. The global
-test set is not looked at before. Then the same three seeds for all. The perplexities per client are
-those of the global model on the clients' held-out examples.
+All methods have the same tuning budget: whole runs with each of `RATES` and a separate seed, judged
+by perplexity on 600 held-out examples of the clients. The global test set is not used for tuning.
+Then the same three seeds for all methods. Perplexities per client are those of the global model on
+the clients' held-out examples.
 
     # resumable
     python -m experiments.studies.instruction_tuning.run --data-dir DATA --models-dir MODELS
@@ -48,7 +48,7 @@ METHODS = {
 
 
 def base(task: str) -> RunConfig:
-    """What all runs share."""
+    """Base config of all runs."""
     return RunConfig(
         data=DataConfig(task=task, validation_examples=600, max_length=128),
         model=ModelConfig(model="stories260k"),
@@ -62,25 +62,25 @@ def base(task: str) -> RunConfig:
 
 
 def arm(label: str, rate: float) -> Changes:
-    """A method with a learning rate."""
+    """Config changes of a method with a learning rate."""
     changes = {"federation.method": METHODS[label], "local.learning_rate": rate}
     return changes | ({"federation.ranks": "fixed(rank=8)"} if METHODS[label] == "fedit" else {})
 
 
 def tuned(label: str, rate: float) -> str:
-    """The arm of the tuning."""
+    """Name of the tuning arm."""
     return f"{label}, rate {rate:g}"
 
 
 def tuning(size: Size, records: Records) -> list[Part]:
-    """Every method with every rate, judged on held-out examples of the clients alone."""
+    """Tuning: all methods with all rates, judged on held-out examples of the clients."""
     shared = variant(base, {"data.test_examples": 16, "execution.eval_every": 100})
     arms = {tuned(label, rate): arm(label, rate) for rate in RATES for label in METHODS}
     return [Part("tuning", "learning rates", shared, (TASK,), arms, (TUNING_SEED,), shown=False)]
 
 
 def tuning_scores(records: Records, label: str) -> dict[float, float]:
-    """Perplexity on the held-out examples, by learning rate, as far as it is known."""
+    """Perplexity on the held-out examples by learning rate, of the finished runs."""
     (part,) = tuning("small", records)
     configs = {rate: part.config(tuned(label, rate), TASK, TUNING_SEED) for rate in RATES}
     return {
@@ -91,13 +91,13 @@ def tuning_scores(records: Records, label: str) -> dict[float, float]:
 
 
 def best_rate(records: Records, label: str) -> float:
-    """The rate of the lowest perplexity; the smaller one if equal, and before it is known."""
+    """Select the rate with the lowest perplexity; the smaller one in a tie or without runs."""
     scores = tuning_scores(records, label)
     return min(RATES, key=lambda rate: (scores.get(rate, float("inf")), rate))
 
 
 def reporting(size: Size, records: Records) -> list[Part]:
-    """Every method with its rate and every seed."""
+    """All methods with their tuned rates and all seeds."""
     arms = {label: arm(label, best_rate(records, label)) for label in METHODS}
     return [Part("methods", "six methods", base, (TASK,), arms, SEEDS)]
 

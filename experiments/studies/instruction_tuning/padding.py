@@ -1,7 +1,7 @@
-"""How much of what a client computes is text: batches drawn at random, and by length.
+"""Share of real tokens in local training: batches drawn at random, and by length.
 
 One epoch of each of the nine clients, batch 16, the three lengths that a run of a language task
-pads to. "Packed" is what filling rows of the full length, example after example, would reach.
+pads to. "Packed" fills rows of the full length, example after example.
 
     python -m experiments.studies.instruction_tuning.padding --data-dir DATA --tokenizer FOLDER
 """
@@ -23,7 +23,7 @@ BATCH = 16
 
 
 def share(members: list[np.ndarray], length: np.ndarray, lengths: tuple[int, ...], by_length: bool):
-    """Tokens of texts among all tokens computed."""
+    """Share of real tokens among all computed tokens."""
     steps = max(-(-len(own) // BATCH) for own in members)
     made = client_batches(
         members, length, batch=BATCH, padded_steps=steps, by_length=by_length,
@@ -36,7 +36,7 @@ def share(members: list[np.ndarray], length: np.ndarray, lengths: tuple[int, ...
 
 
 def packed(members: list[np.ndarray], length: np.ndarray, longest: int) -> float:
-    """The same share if examples followed each other in rows of the full length."""
+    """Share of real tokens if examples are packed into rows of the full length."""
     rows = 0
     for own in members:
         room = 0
@@ -47,13 +47,13 @@ def packed(members: list[np.ndarray], length: np.ndarray, longest: int) -> float
 
 
 def main(data_dir: str, tokenizer: str, format: str = "auto", max_length: int = 512) -> None:
-    """Measure and add to the results.
+    """Measure the shares and add them to the results.
 
     Args:
       data_dir: folder that holds dolly_alpaca_fed10/.
-      tokenizer: folder of a tokenizer.
-      format: of the prompts.
-      max_length: tokens of an example.
+      tokenizer: folder of the tokenizer.
+      format: prompt format.
+      max_length: maximum number of tokens of an example.
     """
     from transformers import AutoTokenizer
 
