@@ -43,6 +43,11 @@ def plan_of(t: int, *faults: str, method: str = "zero_padding", **options):
     return federation(*faults, **options).plan(t, ranks_for(method), 0.05)
 
 
+def stub_plan_of(t: int, *faults: str):
+    """A plan of clients that `problems.STUB` has room for."""
+    return federation(*faults).plan(t, np.minimum(RANK, problems.STUB.rank), 0.05)
+
+
 # -------------------------------------------------------------------------------------------- plans
 
 
@@ -224,11 +229,11 @@ def careless():
 
 def test_a_careless_method_cannot_touch_those_who_sent_nothing():
     made = stub_rounds("quadratic", method=careless())
-    after, seen = made.run(made.state(), plan_of(0, *NOBODY))
+    after, seen = made.run(made.state(), stub_plan_of(0, *NOBODY))
     assert_same_bits(problems.copy(after), made.begin)
-    np.testing.assert_array_equal(seen.rank, plan_of(0, *NOBODY).rank)
-    t = next(t for t in range(9) if 0 < np.sum(plan_of(t, *MIXED).weight == 0) - 1 < COHORT)
-    plan = plan_of(t, *MIXED)
+    np.testing.assert_array_equal(seen.rank, stub_plan_of(0, *NOBODY).rank)
+    t = next(t for t in range(9) if 0 < np.sum(stub_plan_of(t, *MIXED).weight == 0) - 1 < COHORT)
+    plan = stub_plan_of(t, *MIXED)
     after, seen = made.run(made.state(), plan)
     answered = plan.weight > 0
     np.testing.assert_array_equal(seen.rank, plan.rank + answered)
@@ -242,7 +247,7 @@ def test_weights_are_renormalised_over_those_who_answer():
     made, head = stub_rounds("quadratic"), np.zeros(3)
     state = made.state()
     for t in range(6):
-        plan = plan_of(t, *MIXED)
+        plan = stub_plan_of(t, *MIXED)
         state, _ = made.run(state, plan)
         heads = np.array([closed_form_rounds.descend(head, plan, k) for k in range(len(plan.id))])
         if plan.weight.any():
@@ -257,7 +262,7 @@ def test_noise_is_not_shared_by_those_who_answer():
     """Each message carries its own noise, so the guarantee does not rest on others answering."""
     noisy = (closed_form_rounds.noise(),)
     made = stub_rounds("quadratic", heads="frozen", updates=noisy)
-    plan = plan_of(0)
+    plan = stub_plan_of(0)
 
     def sent_by(*places):
         weight = np.where(np.isin(np.arange(len(plan.id)), places), plan.weight, 0)
@@ -309,7 +314,7 @@ def _longer(outcome):
 def test_a_method_of_wrong_shapes_is_told_the_paths(change, words):
     made = stub_rounds("quadratic", method=wrong(change))
     for attempt in (
-        lambda: made.run(made.state(), plan_of(0)),
+        lambda: made.run(made.state(), stub_plan_of(0)),
         lambda: federated.check_method(wrong(change), made.begin, 4),
     ):
         with pytest.raises(InputError) as caught:
@@ -327,7 +332,7 @@ def test_training_of_wrong_shapes_is_told_the_paths():
     fn = federated.compile_round(method, problems.Bound(train))
     made = stub_rounds("quadratic")
     with pytest.raises(InputError, match=r"returns: adapter/layer/a is float32\[4,3,1\] but"):
-        fn(made.base, made.data, made.state(), plan_of(0), jax.random.key(0))
+        fn(made.base, made.data, made.state(), stub_plan_of(0), jax.random.key(0))
 
 
 def test_an_update_of_wrong_shapes_is_told_the_paths():
@@ -337,7 +342,7 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
     update = transforms.UpdateTransform(apply=apply, stage="client")
     made = stub_rounds("quadratic", updates=(update,))
     with pytest.raises(InputError, match="updates make of the clients' results: head/w is missing"):
-        made.run(made.state(), plan_of(0))
+        made.run(made.state(), stub_plan_of(0))
 
 
 # ------------------------------------------------------------------------------------------- a run
@@ -374,7 +379,7 @@ def strict(out):
 def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
     result = run_with("dropout(probability=0.4)", "stragglers(share=0.5, work=0.5)")
     head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
-    size = 4 * result.lora_spec.component_size
+    size = 4 * result.spec.component_size
     for event in ("dropped", "stragglers"):
         assert any(record[event] for record in result.records)
     for record in result.records:

@@ -29,6 +29,11 @@ def plan_of(t: int = 0, method: str = "zero_padding", rate: float = 0.05, seed: 
     return problems.round_federation(seed=seed).plan(t, ranks_for(method), rate)
 
 
+def stub_plan_of(t: int = 0, rate: float = 0.05):
+    """A plan of clients that `problems.STUB` has room for."""
+    return problems.round_federation().plan(t, np.minimum(problems.RANK, problems.STUB.rank), rate)
+
+
 # ---------------------------------------------------------------------------------------- compiling
 
 
@@ -114,7 +119,7 @@ def test_training_keys_belong_to_client_and_round():
         state, _ = fn.run(fn.state(), plan._replace(rate=np.float32(1)), seed=seed)
         return -np.asarray(state.clients.head["w"])
 
-    plan = plan_of()
+    plan = stub_plan_of()
     present = plan.id[:COHORT]
     first = draws(plan)
     # A client in another place of the cohort draws the same.
@@ -146,7 +151,7 @@ def test_a_methods_keys_are_not_the_clients():
     made = stub_rounds("quadratic", method=dataclasses.replace(plain, broadcast=broadcast))
     keys = []
     for t in range(2):
-        made.run(made.state(), plan_of(t)._replace(round=np.int32(t)))
+        made.run(made.state(), stub_plan_of(t)._replace(round=np.int32(t)))
         jax.effects_barrier()
         root = jax.random.fold_in(jax.random.key(0), t)
         training = [jax.random.fold_in(jax.random.fold_in(root, 1), k) for k in range(len(SIZES))]
@@ -211,7 +216,7 @@ def test_what_belongs_to_clients_is_kept_for_them(heads):
     made = stub_rounds("quadratic", heads=heads, method=counting())
     state, visits = made.state(), np.zeros(len(SIZES), int)
     for t in range(5):
-        plan = plan_of(t)
+        plan = stub_plan_of(t)
         state, seen = made.run(state, plan)
         visits[plan.id[:COHORT]] += 1
         np.testing.assert_array_equal(seen.rank, plan.rank + 10 * (plan.weight > 0))
@@ -222,7 +227,7 @@ def test_what_belongs_to_clients_is_kept_for_them(heads):
 @pytest.mark.parametrize("heads", ["average", "local"])
 def test_a_broken_client_keeps_what_it_had(heads):
     made = stub_rounds("quadratic", heads=heads, method=counting())
-    plan = plan_of()
+    plan = stub_plan_of()
     before, _ = made.run(made.state(), plan)
     before = problems.copy(before)
     victim = plan.id[1]
@@ -256,7 +261,7 @@ def test_average_heads_are_weighted_by_examples():
     made = stub_rounds("quadratic")
     state, head = made.state(), np.zeros(3)
     for t in range(3):
-        plan = plan_of(t)
+        plan = stub_plan_of(t)
         state, seen = made.run(state, plan)
         heads = trained_alone(plan, np.tile(head, (PADDED, 1)))
         head = np.average(heads, axis=0, weights=plan.weight)
@@ -267,7 +272,7 @@ def test_average_heads_are_weighted_by_examples():
 
 def test_frozen_heads_stay():
     """In the clients too: every step's loss is that of the head they began with."""
-    made, plan = stub_rounds("quadratic", heads="frozen"), plan_of()
+    made, plan = stub_rounds("quadratic", heads="frozen"), stub_plan_of()
     state, seen = made.run(made.state(), plan)
     assert_same_bits(problems.copy(state.head), made.begin.head)
     assert state.clients.head == ()
@@ -283,7 +288,7 @@ def test_local_heads_belong_to_their_clients(mode):
     made = stub_rounds("quadratic", heads="local", mode=mode)
     state, own = made.state(), np.zeros((len(SIZES), 3))
     for t in range(4):
-        plan = plan_of(t)
+        plan = stub_plan_of(t)
         assert plan.id[-1] == len(SIZES)  # the absent client, who must not be taken for the last
         state, _ = made.run(state, plan)
         present = plan.id[:COHORT]
@@ -316,8 +321,9 @@ def test_the_state_before_the_first_round():
 def test_changed_kernels_are_used_and_nothing_is_copied():
     base = problems.bag().base
     assert federated.with_kernels(base, {}) is base
-    new = federated.with_kernels(base, {"layers/query": "changed"})
-    assert new["layers"]["query"]["kernel"] == "changed"
+    changed = jnp.ones_like(base["layers"]["query"]["kernel"])
+    new = federated.with_kernels(base, {"layers/query": changed})
+    assert new["layers"]["query"]["kernel"] is changed
     assert new["layers"]["query"]["bias"] is base["layers"]["query"]["bias"]
     assert new["words"]["embedding"] is base["words"]["embedding"]
 
