@@ -13,6 +13,8 @@ from experiments.benchmarks.aggregation.problem import PROBLEMS, SWEEPS, Problem
 from experiments.benchmarks.aggregation.run import measure
 from experiments.tools import json_lines
 
+pytestmark = pytest.mark.slow
+
 TINY = Problem(
     name="tiny",
     targets={"layers/query": (20, 24), "layers/value": (20, 12)},

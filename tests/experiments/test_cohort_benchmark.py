@@ -14,6 +14,8 @@ from experiments.benchmarks.cohort.work import CASES, Case, Work
 from experiments.tools import json_lines
 from fedjax_lora import models
 
+pytestmark = pytest.mark.slow
+
 TINY = Case(model="minilm", clients=2, batch=2, tokens=8, steps=1, ranks=(2, 4))
 
 
@@ -22,20 +24,17 @@ def record() -> dict:
     return json.loads(json.dumps(measure(TINY, 2)))
 
 
-@pytest.mark.slow
 def test_everybody_does_the_same_work(record: dict):
     losses = [record[name]["loss"] for name in ("ours", "loop", "peft")]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
     assert 2 * 2 < record["tokens"] <= 2 * 2 * 8
 
 
-@pytest.mark.slow
 def test_every_turn_is_written_down(record: dict):
     assert all(len(record[name]["seconds"]) == 2 for name in CONTENDERS)
     assert all(record[name]["peak_megabytes"] > 100 for name in CONTENDERS)
 
 
-@pytest.mark.slow
 def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pathlib.Path):
     case = CASES[0]
     times = {"ours": [1.0, 2.0, 4.0], "peft": [3.0, 4.0, 9.0], "loop": [1.0, 2.0, 4.0]}

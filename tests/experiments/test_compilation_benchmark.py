@@ -10,6 +10,8 @@ from experiments.benchmarks.compilation import report
 from experiments.benchmarks.compilation.listen import Compiler, branches
 from experiments.benchmarks.compilation.run import Setting, main
 
+pytestmark = pytest.mark.slow
+
 TINY = Setting(clients=8, cohort=3, rounds=3, train=80, test=10, tokens=32, batch=4, layers=1)
 
 
@@ -20,7 +22,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
     (cold,), (warm,) = report.records(results).values()
     for record in (cold, warm):
@@ -39,7 +40,6 @@ def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
     assert all(min(report.parts(r)) > 0 for r in (cold, warm))
 
 
-@pytest.mark.slow
 def test_the_table_is_told_from_the_files(results: pathlib.Path):
     cold, warm = (line.strip("| ").split(" | ") for line in report.table(results).splitlines()[2:])
     assert cold[:2] == ["cold", "1"] and cold[2] == cold[3]

@@ -12,6 +12,8 @@ from experiments.benchmarks.end_to_end.setting import Setting
 from experiments.benchmarks.end_to_end.work import Rounds
 from experiments.tools import json_lines
 
+pytestmark = pytest.mark.slow
+
 TINY = Setting(
     clients=4, cohort=2, rounds=2, train=40, test=20, tokens=16, batch=4, ranks=(2, 4), every=1
 )
@@ -24,7 +26,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.slow
 def test_both_programs_train_and_test_alike(results: pathlib.Path):
     found = report.records(results)
     assert list(found) == ["ours-warm", "ours-cold", "peft"]
@@ -39,7 +40,6 @@ def test_both_programs_train_and_test_alike(results: pathlib.Path):
     assert abs(first - second) > 1e-3  # the second round begins with another model
 
 
-@pytest.mark.slow
 def test_every_process_is_watched(results: pathlib.Path):
     for made in report.records(results).values():
         assert 1 < made[0]["seconds"] < 300
@@ -47,7 +47,6 @@ def test_every_process_is_watched(results: pathlib.Path):
     assert json.loads((results / "machine.json").read_text())["setting"]["rounds"] == 2
 
 
-@pytest.mark.slow
 def test_the_table_has_medians(results: pathlib.Path, tmp_path: pathlib.Path):
     record = json_lines.by_name(results / RECORDS)["peft-0"]
     for name, times in {"ours-warm": [2.0, 1.0, 9.0], "peft": [4.0, 5.0, 6.0]}.items():

@@ -10,6 +10,8 @@ from fedjax_lora import methods
 from fedjax_lora.core import registry
 from fedjax_lora.data.datasets import registry as tasks
 
+pytestmark = pytest.mark.slow
+
 
 def scored(scores):
     """Finished tuning runs with these perplexities, by method and rate."""

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.examples import run_notebook
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = nbformat.read(run_notebook.NOTEBOOK, as_version=4)
 
 

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import transformers
 
-from experiments.papers import byun_lee, fed_plora_vs_flexlora, hlora
+from experiments.papers import byun_lee, fed_plora_vs_flexlora
 from experiments.papers.byun_lee import counts
 from experiments.papers.fed_plora import small_cases
 from experiments.papers.fed_plora_vs_flexlora import differences
@@ -29,6 +29,8 @@ from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.sweep.grid import changed
 from fedjax_lora.runs.sweep.intervals import estimate
+
+pytestmark = pytest.mark.slow
 
 BOTH = [(one, size) for one in STUDIES for size in ("small", "full")]
 EACH = pytest.mark.parametrize(
@@ -133,14 +135,7 @@ REPRESENTATIVES = {
 }
 
 
-def train(one: Study, size: str):
-    """The studies train alike, so one of them is run by default."""
-    slow = (one, size) != (hlora.STUDY, "small")
-    marks = pytest.mark.slow if slow else ()
-    return pytest.param(one, size, id=f"{one.name}-{size}", marks=marks)
-
-
-@pytest.mark.parametrize(("chosen", "size"), [train(*both) for both in BOTH])
+@pytest.mark.parametrize(("chosen", "size"), BOTH, ids=[f"{one.name}-{size}" for one, size in BOTH])
 def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     chosen, size, tiny_model, monkeypatch, tmp_path, capsys
 ):

@@ -13,6 +13,8 @@ from experiments.benchmarks.scaling.run import measure
 from experiments.tools import json_lines
 from fedjax_lora.federated import ranks as rank_rules
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"clients": 5, "layers": 1, "tokens": 8, "rounds": 2}
 
 
@@ -26,7 +28,6 @@ def records() -> dict[int | None, dict]:
     }
 
 
-@pytest.mark.slow
 def test_a_point_is_its_rounds(records: dict):
     for devices, record in records.items():
         assert len(record["seconds"]) == len(record["train_loss"]) == 2
@@ -36,7 +37,6 @@ def test_a_point_is_its_rounds(records: dict):
         assert record["mean_rank"] == 8
 
 
-@pytest.mark.slow
 def test_devices_do_not_change_what_is_learned(records: dict):
     np.testing.assert_allclose(records[None]["train_loss"], records[2]["train_loss"], rtol=1e-5)
 
