@@ -19,7 +19,8 @@ def sentence() -> str:
     return (
         f"The base is right on {upright} of upright test digits and on {before} of digits turned "
         f"by a quarter; after {found['rounds']} rounds with clients that have turned ones, on "
-        f"{after} of these.\n"
+        f"{after} of these. It is one seed, on which the steps per round were chosen too: it shows "
+        "that the loop works, not how well.\n"
     )
 
 
