@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora import data, federated, lora, models
+from fedjax_lora import data, lora, models
 from fedjax_lora.core.types import ClientParams, Gain, Params
 from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.predict import AdaptedParams, Predict
@@ -93,7 +93,7 @@ def make_evaluate(
 
     def evaluate(state: FederatedState) -> Scores:
         trained, gain = global_model(state, spec)
-        server_base = federated.with_kernels(base, state.server.kernels)
+        server_base = lora.with_kernels(base, state.server.kernels)
         params = AdaptedParams(server_base, trained, gain)
         scores = {
             f"{prefix}{name}": value

@@ -39,7 +39,6 @@ from fedjax_lora.federated.state import (
     init,
     init_state,
     with_head,
-    with_kernels,
 )
 from fedjax_lora.federated.training import (
     ClientHooks,
@@ -98,5 +97,4 @@ __all__ = [
     "place",
     "text_classification",
     "with_head",
-    "with_kernels",
 ]

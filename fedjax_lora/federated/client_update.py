@@ -12,7 +12,7 @@ from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
 from fedjax_lora.federated.shape_checks import check_start
-from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan, with_kernels
+from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
 from fedjax_lora.federated.training import ClientMetrics, Clients, Training
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import ClientInit, Cohort, Method
@@ -62,7 +62,7 @@ def make_client_update(
         base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
     ) -> CohortUpdate:
         init, clients, store = broadcast(state, plan, key)
-        full = with_kernels(base, state.server.kernels)
+        full = lora.with_kernels(base, state.server.kernels)
         if method.select is not None:
             probed, _ = train_cohort(full, data, clients, plan.rate)
             init, clients = select(state, plan, key, init, clients, store, probed)

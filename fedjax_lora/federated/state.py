@@ -182,15 +182,6 @@ def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:
     )
 
 
-def with_kernels(base: Params, kernels: Kernels) -> Params:
-    """The base with the kernels a method has changed; arrays are shared, not copied.
-
-    A base with one array per layer keeps that form, see
-    `fedjax_lora.models.layer_stack.split_layers`.
-    """
-    return lora.with_kernels(base, kernels) if kernels else base
-
-
 def global_params(method: Method, params: Params, state: FederatedState) -> Params:
     """The parameters of the global model, right for every method.
 
@@ -202,5 +193,5 @@ def global_params(method: Method, params: Params, state: FederatedState) -> Para
       params: the base parameters.
       state: after any round.
     """
-    full = with_head(with_kernels(params, state.server.kernels), state.head)
+    full = with_head(lora.with_kernels(params, state.server.kernels), state.head)
     return lora.merge(full, state.server.adapter, lora.uniform_gain(method.spec))

@@ -203,7 +203,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> dict[str, 
     return replace_kernels(params, merged)
 
 
-def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> Kernels:
+def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
     """The adapted kernels of the base as matrices, ``[(L,) i, o]`` by path.
 
     Kernels with several input or output axes are reshaped; codes are returned as they are.
@@ -219,12 +219,14 @@ def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> Kernels:
     return {target.path: matrix(target) for target in spec.targets}
 
 
-def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> dict[str, Any]:
+def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> Mapping[str, Any]:
     """The parameters with these kernels, ``[(L,) i, o]`` by path, in place of the base's.
 
     Arrays are shared, not copied. Kernels that the base keeps as a tuple with one array per layer
-    stay tuples.
+    stay tuples. Without any kernels the result is ``params`` itself.
     """
+    if not kernels:
+        return params
     base = trees.flat(params)
 
     def like(old: Any, kernel: Any) -> Any:

@@ -414,11 +414,10 @@ def _make_rank_updates(
 def _initial_state(run: Run) -> FederatedState:
     """Build the state before the first round, on the device(s)."""
     fed, model, spec = run.config.federation, run.inputs.assets.model, run.method.spec
-    kernels = trees.flat(model.params)
     state = federated.init_state(
         run.method,
         _initial_adapter(run),
-        {target.path: kernels[f"{target.path}/kernel"] for target in spec.targets},
+        lora.kernels_of(model.params, spec),
         model.params["head"],
         clients=fed.clients,
         heads=fed.heads,

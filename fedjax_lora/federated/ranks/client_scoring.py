@@ -25,7 +25,6 @@ from fedjax_lora.federated import (
     all_finite,
     everywhere,
     execute,
-    with_kernels,
 )
 
 
@@ -141,7 +140,7 @@ def make_score_fn(
         base: Params, data: Any, validation: Any, state: FederatedState, plan: Plan, key: Key
     ) -> ValidationResult:
         local = client_update(base, data, state, plan, key)
-        full = with_kernels(base, state.server.kernels)
+        full = lora.with_kernels(base, state.server.kernels)
         trained = local.clients._replace(params=local.trained)
         result = validate_cohort(full, validation, trained, plan.rate)
         finite = all_finite(local.trained)

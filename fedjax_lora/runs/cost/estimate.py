@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_lora import federated
+from fedjax_lora import federated, lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import Adapter, BatchShape, ClientParams, Kernels, Params
 from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, transforms
@@ -122,8 +122,7 @@ def _shapes(config: RunConfig, assets: Assets, setup: Setup) -> _Shapes:
     method, fed = setup.method, config.federation
     params, spec = _abstract(assets.model.params), method.spec
     head, base = params["head"], {name: part for name, part in params.items() if name != "head"}
-    parameters = trees.flat(base)
-    kernels = {target.path: parameters[f"{target.path}/kernel"] for target in spec.targets}
+    kernels = lora.kernels_of(base, spec)
 
     def init(adapter: Adapter, kernels: Kernels, head: Params) -> FederatedState:
         return federated.init_state(

@@ -12,8 +12,9 @@ import pytest
 
 import fedjax_lora as fl
 from experiments.examples import own_loop
+from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter, LoRA
-from fedjax_lora.federated import cohort_of, with_kernels
+from fedjax_lora.federated import cohort_of
 from fedjax_lora.methods import Method
 from tests._helpers.problems import differences
 
@@ -135,7 +136,7 @@ def plain_loop(method: Method, name: str) -> Any:
         traced = jax.tree.map(jnp.asarray, plan)
         cohort = cohort_of(method.spec, traced, traced.weight, key)
         own = jax.tree.map(lambda x, ids=ids: x[ids], clients)
-        full = with_kernels(params, server.kernels)
+        full = lora.with_kernels(params, server.kernels)
         init = method.broadcast(server, own, cohort)
         if method.select is not None:
             probed = trained_cohort(method, full, init, plan, data)
@@ -144,7 +145,7 @@ def plain_loop(method: Method, name: str) -> Any:
         after = method.aggregate(server, own, cohort, init, result)
         server, ranks[ids] = after.server, np.asarray(after.rank)
         clients = jax.tree.map(lambda x, y, ids=ids: x.at[ids].set(y), clients, after.clients)
-    full = with_kernels(params, server.kernels)
+    full = lora.with_kernels(params, server.kernels)
     gain = fl.lora.uniform_gain(method.spec)
     return jax.device_get(merged(full, server.adapter, gain, ())), jax.device_get(server)
 

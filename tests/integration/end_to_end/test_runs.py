@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_lora
 import fedjax_lora as fl
-from fedjax_lora import InputError, RunConfig, federated, methods
+from fedjax_lora import InputError, RunConfig, federated, lora, methods
 from fedjax_lora.core import trees
 from fedjax_lora.evaluation.evaluator import global_model
 from fedjax_lora.runs import build, compilation
@@ -174,7 +174,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
         theirs = model(input_ids=ids, attention_mask=mask.long()).logits.numpy()
 
     trained, gain = global_model(result.state, result.spec)
-    full = federated.with_kernels(assets.model.params, result.state.server.kernels)
+    full = lora.with_kernels(assets.model.params, result.state.server.kernels)
     objective = federated.text_classification(assets.model.module, [tokens.ids.shape[1]])
     batch = objective.take(jax.tree.map(jnp.asarray, tokens), jnp.arange(16), tokens.ids.shape[1])
     ours = objective.outputs(full, trained, gain, batch)

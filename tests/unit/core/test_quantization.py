@@ -132,7 +132,7 @@ def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
     for path, value in kept.items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, quantization.dequantize(at[path]), rtol=1e-6)
-    full = federated.with_kernels(small.params, kept)
+    full = lora.with_kernels(small.params, kept)
     batch = decoders.texts()
     one, other = (
         small.module.apply({"params": params}, *batch).hidden for params in (small.params, full)

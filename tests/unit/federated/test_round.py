@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import federated, methods
+from fedjax_lora import federated, lora, methods
 from tests._helpers import problems
 from tests._helpers.problems import (
     COHORT,
@@ -320,9 +320,9 @@ def test_the_state_before_the_first_round():
 
 def test_changed_kernels_are_used_and_nothing_is_copied():
     base = problems.bag().base
-    assert federated.with_kernels(base, {}) is base
+    assert lora.with_kernels(base, {}) is base
     changed = jnp.ones_like(base["layers"]["query"]["kernel"])
-    new = federated.with_kernels(base, {"layers/query": changed})
+    new = lora.with_kernels(base, {"layers/query": changed})
     assert new["layers"]["query"]["kernel"] is changed
     assert new["layers"]["query"]["bias"] is base["layers"]["query"]["bias"]
     assert new["words"]["embedding"] is base["words"]["embedding"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import federated, models
+from fedjax_lora import lora, models
 from fedjax_lora.models import layer_stack
 from tests._helpers import small_decoders as decoders
 
@@ -68,7 +68,7 @@ def test_changed_kernels_take_the_form_of_the_base():
     model = models.tiny()
     path = "encoder/layers/attention/query"
     kernel = 2 * model.params["encoder"]["layers"]["attention"]["query"]["kernel"]
-    changed = federated.with_kernels(models.frozen_base(model), {path: kernel})
+    changed = lora.with_kernels(models.frozen_base(model), {path: kernel})
     parts = changed["encoder"]["layers"]["attention"]["query"]["kernel"]
     assert isinstance(parts, tuple)
     np.testing.assert_array_equal(jnp.stack(parts), kernel)
