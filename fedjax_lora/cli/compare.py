@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.sweep.grid import Grid, Problem, name, parse_vary, refuse
@@ -133,7 +134,7 @@ def _print_end(console: Console, done: "Comparison") -> None:
         header, rows = shown(done.lines)
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (header, *rows):
-            console.print("  ".join(map(str.ljust, row, widths)).rstrip())
+            console.print(printable("  ".join(map(str.ljust, row, widths)).rstrip()))
     for run, error in done.errors.items():
         console.print(f"failed: {run}: {error} (traceback in {done.out / 'runs'})")
     if done.others:

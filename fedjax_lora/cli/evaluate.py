@@ -1,7 +1,6 @@
 """``fedjax-lora evaluate``: evaluate a model on test examples, also per client and rank."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.safe_text import json_text, printable
 
 if TYPE_CHECKING:
     from fedjax_lora import data
@@ -66,7 +66,7 @@ def main(args: Sequence[str]) -> None:
     _print(console, scores)
     if options.out is not None:
         try:
-            options.out.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+            options.out.write_text(json_text(scores, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             reason = error.strerror
             raise InputError(f"Output {options.out} cannot be written: {reason}.") from error
@@ -228,7 +228,7 @@ def _print(console: Console, scores: dict[str, Any]) -> None:
         for name in dict.fromkeys((scores["metric"], "perplexity", "loss"))
         if name in scores["global"]
     ]
-    console.print(f"{scores['task']}, {scores['examples']} test examples")
+    console.print(f"{printable(scores['task'])}, {scores['examples']} test examples")
     console.print(f"{'':<24}" + "".join(f"{name:>16}" for name in columns))
 
     def line(title: str, values: dict[str, float]) -> None:

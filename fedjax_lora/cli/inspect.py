@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.config import RunConfig, to_dict
 
 
@@ -31,9 +32,9 @@ def main(args: Sequence[str]) -> None:
     options = tyro.cli(InspectOptions, args=args, prog="fedjax-lora inspect")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for title, lines in report(options.run):
-        console.print(title)
+        console.print(printable(title))
         for line in lines:
-            console.print(f"  {line}")
+            console.print(f"  {printable(line)}")
     if options.redraw:
         console.print(f"drawn again: {redraw(options.run)}")
 

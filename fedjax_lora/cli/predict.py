@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.safe_text import json_text, spreadsheet_cell
 
 if TYPE_CHECKING:
     from fedjax_lora.interop import TrainedModel
@@ -24,7 +24,8 @@ class PredictOptions:
     Texts come from a csv, tsv, jsonl or parquet file with named columns, or from any other file or
     standard input with one text per line; a model of pairs reads two texts separated by a tab. The
     output has one line per text: its label and the probability of every class, or the score in a
-    regression task.
+    regression task. In tsv, names and answers are safe to show: control characters are escaped, and
+    an apostrophe precedes what a spreadsheet would compute; jsonl keeps every text as it is.
 
     For a language model, texts are instructions: they are prompted as in its training, and answers
     are generated greedily, as one column in tsv (quoted if necessary) or one object per line in
@@ -121,7 +122,7 @@ def _answered(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:
     if options.format == "tsv":
         return _table([["answer"], *([answer] for answer in generated)])
     rows = ({"text": x, "answer": y} for x, y in zip(texts, generated, strict=True))
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return (json_text(row) + "\n" for row in rows)
 
 
 def read_texts(file: pathlib.Path | None, names: Sequence[str]) -> list[list[str]]:
@@ -198,7 +199,8 @@ def _tsv(texts: Sequence[str], outputs: Any, classes: Sequence[str]) -> Iterator
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Format rows, the header first; cells with a tab or a line break are quoted."""
     buffer = io.StringIO()
-    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(rows)
+    writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
+    writer.writerows([spreadsheet_cell(cell) for cell in row] for row in rows)
     yield buffer.getvalue()
 
 
@@ -210,7 +212,7 @@ def _jsonl(texts: Sequence[str], outputs: Any, classes: Sequence[str]) -> Iterat
             values["probabilities"] = dict(zip(classes, row, strict=True))
         else:
             values["score"] = row[0]
-        yield json.dumps(values, ensure_ascii=False) + "\n"
+        yield json_text(values) + "\n"
 
 
 _WRITERS = {"tsv": _tsv, "jsonl": _jsonl}

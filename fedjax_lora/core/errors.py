@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from fedjax_lora.core.safe_text import printable
+
 LONGEST = 2000
 """Characters of the longest message: a quoted value may be a whole file."""
 
@@ -16,11 +18,12 @@ class InputError(Exception):
 
     The command line prints it without a traceback and exits with status 2. It is no `ValueError`,
     because libraries between a config and its user catch and wrap those. Tokens and passwords are
-    removed from the message, and a very long message is cut in the middle.
+    removed from the message, characters that a terminal would act on are escaped (see
+    `fedjax_lora.core.safe_text.printable`), and a very long message is cut in the middle.
     """
 
     def __init__(self, message: str) -> None:
-        text = SECRET.sub("***", message)
+        text = printable(SECRET.sub("***", message))
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
         super().__init__(text)

@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 INSIDE: dict[str, set[str]] = {
     "core.types": set(),
-    "core.errors": set(),
+    "core.errors": {"core.safe_text"},
+    "core.safe_text": set(),
     "federated.objectives": {"core", "lora"},
     "federated.training": {"core", "lora", "methods", "federated.objectives"},
     "runs.config": {"core"},
@@ -55,6 +56,7 @@ FROM_OUTSIDE: dict[str, set[str]] = {
     "data": {"numpy", "datasets", "pyarrow"},
     "runs.config": set(),
     "core.errors": set(),
+    "core.safe_text": set(),
     "core.registry": set(),
     "core.atomic_io": {"filelock", "safetensors"},
     "evaluation.metrics": {"numpy", "jaxtyping", "rouge_score"},

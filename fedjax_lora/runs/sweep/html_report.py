@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.sweep import statistics
 from fedjax_lora.runs.sweep.statistics import Line, Run
@@ -52,8 +53,8 @@ def page(
     common, varied = settings(runs)
     picture = base64.b64encode(figure).decode()
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p><img alt="{html.escape(lines[0].metric)} over rounds and over bytes sent" '
+        f"<h1>{_escape(title)}</h1>",
+        f'<p><img alt="{_escape(lines[0].metric)} over rounds and over bytes sent" '
         f'src="data:image/png;base64,{picture}"></p>',
         _table(header, body),
         f'<p class="note">{NOTE}</p>',
@@ -66,11 +67,11 @@ def page(
         "<h2>Where it ran</h2>",
         _table(["", ""], environment(runs)),
         "<h2>Run it again</h2>",
-        f"<p>Runs that are finished are not repeated.</p><pre>{html.escape(command)}</pre>",
+        f"<p>Runs that are finished are not repeated.</p><pre>{_escape(command)}</pre>",
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{_escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -112,18 +113,20 @@ def _unquoted(value: str) -> str:
     return held if isinstance(held, str) else value
 
 
+def _escape(text: str) -> str:
+    return html.escape(printable(text))
+
+
 def _failed(errors: Mapping[str, str]) -> list[str]:
     if not errors:
         return []
-    items = "".join(
-        f"<li>{html.escape(where)}: {html.escape(what)}</li>" for where, what in errors.items()
-    )
+    items = "".join(f"<li>{_escape(where)}: {_escape(what)}</li>" for where, what in errors.items())
     return [f'<h2 class="failed">Runs that failed</h2><ul>{items}</ul>']
 
 
 def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     row = lambda tag, texts: (  # noqa: E731
-        "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+        "<tr>" + "".join(f"<{tag}>{_escape(text)}</{tag}>" for text in texts) + "</tr>"
     )
     head = row("th", header) if any(header) else ""
     rows = "".join(row("td", texts) for texts in body)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from fedjax_lora import data
+from fedjax_lora.core.safe_text import markdown_cell
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 from fedjax_lora.runs.sweep.record_store import Record
@@ -191,5 +192,4 @@ def markdown(lines: Sequence[Line]) -> str:
     """The summary as a Markdown table."""
     header, body = shown(lines)
     made = [header, ["---"] * len(header), *body]
-    cell = lambda text: text.replace("|", r"\|")  # noqa: E731
-    return "".join("| " + " | ".join(map(cell, row)) + " |\n" for row in made)
+    return "".join("| " + " | ".join(map(markdown_cell, row)) + " |\n" for row in made)
