@@ -92,7 +92,7 @@ def check(
     raise_all(
         f"Bad options of {kind} {name!r}",
         [
-            f"{key} is {_describe(hints[key])}, got {value!r}"
+            f"{key} is {describe(hints[key])}, got {value!r}"
             for key, value in options.items()
             if key in hints and not fits(value, hints[key])
         ],
@@ -121,7 +121,12 @@ def _check_names(
         raise InputError(f"{subject} needs the option {', '.join(missing)}: {name}(...).")
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """Return what an annotation allows, in words.
+
+    >>> describe(int | None), describe(Literal["a", "b"])
+    ('int | None', "one of 'a', 'b'")
+    """
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
     return inspect.formatannotation(hint)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 
 
 class Assignment(NamedTuple):
@@ -37,6 +38,7 @@ def iid() -> Partitioner:
     return assign
 
 
+@checked_options
 def dirichlet(*, alpha: float = 0.5) -> Partitioner:
     """Label skew: split each class over the clients in proportions drawn from Dirichlet(alpha).
 
@@ -54,6 +56,7 @@ def dirichlet(*, alpha: float = 0.5) -> Partitioner:
     return assign
 
 
+@checked_options
 def shards(*, per_client: int = 2) -> Partitioner:
     """Pathological skew: sort by label, cut into equal shards, assign some to each client.
 
@@ -85,6 +88,7 @@ def shards(*, per_client: int = 2) -> Partitioner:
     return assign
 
 
+@checked_options
 def quantity(*, alpha: float = 0.5) -> Partitioner:
     """Quantity skew: draw client sizes from Dirichlet(alpha), independently of the classes.
 
@@ -125,6 +129,7 @@ def natural() -> Partitioner:
     return assign
 
 
+@checked_options
 def quality(
     *, share: float = 0.1, alpha_high: float = 100.0, alpha_low: float = 0.3
 ) -> Partitioner:

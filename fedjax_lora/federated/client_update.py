@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
@@ -39,6 +40,7 @@ def cohort_of(spec: LoraSpec, plan: Plan, weight: Array, key: Key) -> Cohort:
     return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
 
 
+@checked_options
 def make_client_update(
     method: Method,
     train: Training,

@@ -44,13 +44,14 @@ def cohort(
       rate: multiplies the optimizer's updates, for a learning rate schedule over rounds.
 
     Raises:
-      InputError: arrays of other shapes, equal ids, negative weights, row numbers beyond the data.
+      InputError: arrays of other shapes or types, equal ids, negative weights, row numbers beyond
+        the data.
     """
-    ids = np.asarray(ids, np.int32)
+    ids = _whole("ids", ids)
     if ids.ndim != 1:
         raise InputError(f"ids has shape {ids.shape}; give one number per client, [c].")
-    weight = _per_client("weights", weights, ids, np.float32)
-    rank = _per_client("ranks", ranks, ids, np.int32)
+    weight = _per_client("weights", np.asarray(weights, np.float32), ids)
+    rank = _per_client("ranks", _whole("ranks", ranks), ids)
     _check_clients(ids, weight)
     index, examples = _rows(batches, data, len(ids))
     keep = index >= 0 if valid is None else np.asarray(valid, bool)
@@ -71,8 +72,20 @@ def cohort(
     return RoundInput(plan, examples)
 
 
-def _per_client(name: str, values: Any, ids: np.ndarray, dtype: Any) -> np.ndarray:
-    array = np.asarray(values, dtype)
+def _whole(name: str, values: Any) -> np.ndarray:
+    """Whole numbers as int32; others would be cut without a word."""
+    array = np.asarray(values)
+    limits = np.iinfo(np.int32)
+    fits = (
+        np.issubdtype(array.dtype, np.integer)
+        and not ((array < limits.min) | (array > limits.max)).any()
+    )
+    if array.size and not fits:
+        raise InputError(f"{name} must be whole numbers of 32 bits, got {array.tolist()}.")
+    return array.astype(np.int32)
+
+
+def _per_client(name: str, array: np.ndarray, ids: np.ndarray) -> np.ndarray:
     if array.shape not in ((), ids.shape):
         raise InputError(
             f"{name} has shape {array.shape} for {len(ids)} clients; give [{len(ids)}], or one "

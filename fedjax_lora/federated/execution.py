@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import Params
 from fedjax_lora.federated.sharding import AXIS
 from fedjax_lora.federated.training import Clients
@@ -42,7 +43,8 @@ class Execution:
       mesh: the devices, see `fedjax_lora.federated.client_mesh`; only used in mode ``sharded``.
 
     Raises:
-      InputError: mode ``sharded`` without a mesh, or less than one client per step.
+      InputError: values of the wrong type, mode ``sharded`` without a mesh, or less than one client
+        per step.
     """
 
     mode: Mode = "vmap"
@@ -50,6 +52,7 @@ class Execution:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mode == "sharded" and self.mesh is None:
             raise InputError("Execution mode 'sharded' needs a mesh; make one with client_mesh().")
         if self.clients_per_step is not None and self.clients_per_step < 1:

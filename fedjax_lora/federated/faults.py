@@ -13,16 +13,19 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 
 Fault = Callable[[np.random.Generator, int], int]
 
 
+@checked_options
 def dropout(*, probability: float) -> Fault:
     """A drawn client receives the model and, with this probability, never answers."""
     _need_share("dropout", probability=probability)
     return lambda rng, steps: 0 if rng.random() < probability else steps
 
 
+@checked_options
 def stragglers(*, share: float, work: float | None = None) -> Fault:
     """With probability ``share`` a client sends what it has after fewer steps than it should take.
 

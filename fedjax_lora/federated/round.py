@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
 from fedjax_lora.federated import transforms
@@ -122,6 +123,7 @@ def _lowered(most: Array, ids: Array, before: Array, after: Array) -> Array:
     return most.at[ids].min(lowered, mode="drop")
 
 
+@checked_options
 def make_round(
     method: Method,
     train: Training,
@@ -162,6 +164,7 @@ def make_round(
     )
 
 
+@checked_options
 def compile_round(
     method: Method,
     train: Training,

@@ -37,8 +37,8 @@ def client_mesh(devices: int | None = None, shape: Sequence[int] = (-1, 1)) -> M
     """
     available = jax.devices()
     used = available[:devices]
-    if devices is not None and devices > len(available):
-        raise InputError(f"devices is {devices}, but there are {len(available)}.")
+    if devices is not None and not 1 <= devices <= len(available):
+        raise InputError(f"devices is {devices}, but there are 1 to {len(available)}.")
     if len(used) < len(available) and jax.process_count() > 1:
         raise InputError(
             f"devices is {devices}, but a run of {jax.process_count()} processes uses all "

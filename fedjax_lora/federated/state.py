@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_lora import lora
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Key, Params
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.objectives import with_head
@@ -78,6 +79,7 @@ class RoundMetrics(NamedTuple):
     seconds: Any = ()  # how long the parts of a measured round took, by name
 
 
+@checked_options
 def init(
     method: Method,
     params: Params,
@@ -142,6 +144,7 @@ def _fully_trained(spec: LoraSpec, params: Params, patterns: str | Sequence[str]
     return trees.nested(chosen)
 
 
+@checked_options
 def init_state(
     method: Method,
     adapter: Adapter,

@@ -8,6 +8,7 @@ their values.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import optax
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import (
     EQUAL_RATES,
     Adapter,
@@ -108,6 +111,11 @@ class LocalTraining:
     shapes: Sequence[BatchShape] | None = None
     prox: float = 0.0
     hooks: ClientHooks = NO_HOOKS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 <= self.prox < math.inf:
+            raise InputError(f"Local training needs prox of at least 0, got {self.prox}.")
 
     def bind(self, method: Method, /) -> TrainFn:
         """The same training with the hooks of a method."""

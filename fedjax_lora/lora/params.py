@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
 from fedjax_lora.lora.spec import LoraSpec, LoraTarget
 
@@ -17,6 +18,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 Init = Literal["kaiming", "gaussian"]
 
 
+@checked_options
 def init(spec: LoraSpec, key: Key, *, method: Init = "kaiming") -> Adapter:
     """Initialise an adapter: random ``a``, zero ``b``, so that the model's output is unchanged.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.records import check_fields, checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 
 PRESETS: Mapping[str, str] = {
@@ -76,12 +77,22 @@ class LoraSpec:
       rank: the stored rank `R`, the highest any client may have.
       alpha: numerator of the scale.
       scale_rule: a name of `SCALES`.
+
+    Raises:
+      InputError: values of the wrong type, an unknown scale rule, an alpha that is not positive.
     """
 
     targets: tuple[LoraTarget, ...]
     rank: int
     alpha: float
     scale_rule: str = "alpha/R"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.scale_rule not in SCALES:
+            raise unknown("scale rule", self.scale_rule, SCALES)
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"LoRA alpha must be above 0 and finite, got {self.alpha:g}.")
 
     def scale(self, rank: Any) -> Any:
         """The multiplier of an adapter of this rank (a number or an array of ranks)."""
@@ -127,6 +138,7 @@ class LoraSpec:
         return jnp.asarray([True] if target.layers is None else np.array(target.layers)[:, None])
 
 
+@checked_options
 def make_spec(
     params: Mapping[str, Any],
     *,
@@ -175,8 +187,6 @@ def make_spec(
     if not any(target.adapted for target in found):
         raise InputError("LoRA layers=[] leaves no layer to adapt; leave it out to adapt all.")
     alpha = float(rank if alpha is None else alpha)
-    if not alpha > 0:
-        raise InputError(f"LoRA alpha must be above 0, got {alpha:g}.")
     return LoraSpec(targets=found, rank=rank, alpha=alpha, scale_rule=scale)
 
 

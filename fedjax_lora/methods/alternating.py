@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, masked_mean
@@ -69,6 +70,7 @@ def one_factor(
     )
 
 
+@checked_options
 def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """FFA-LoRA: `a` stays as it was drawn, only `b` is trained and averaged.
 
@@ -82,6 +84,7 @@ def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     return one_factor(spec, always, name="ffa_lora", paper="arXiv 2403.12313", weights=weights)
 
 
+@checked_options
 def rolora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """RoLoRA: `b` is trained and averaged in one round, `a` in the next, all clients in step.
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import (
@@ -145,6 +146,7 @@ def _padded_mean(
     return averaging(spec, weigh, name=name, paper=paper, check=check)
 
 
+@checked_options
 def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """Factors padded with zeros to rank `R`, then averaged: dilutes what few clients own.
 
@@ -156,6 +158,7 @@ def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     return _padded_mean(spec, weights, name="zero_padding", paper="arXiv 2406.17477")
 
 
+@checked_options
 def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """Plain averaging of both factors; all clients have one rank.
 
@@ -168,6 +171,7 @@ def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     return _padded_mean(spec, weights, name="fedit", paper="arXiv 2305.05644", check=check)
 
 
+@checked_options
 def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """RBLA: each component averaged over the clients that own it.
 
@@ -197,6 +201,7 @@ def owner_shares(
     return trees.safe_divide(mass, jnp.sum(mass, axis=0, keepdims=True), jnp.zeros_like(mass))
 
 
+@checked_options
 def replication(
     spec: LoraSpec,
     *,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owner_shares
@@ -51,6 +52,7 @@ def module_norms(pair: LoRA) -> Array:
     return jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
 
 
+@checked_options
 def fed_plora(
     spec: LoraSpec,
     *,

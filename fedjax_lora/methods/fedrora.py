@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA, Rates
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -43,6 +44,7 @@ class ClientDirections(NamedTuple):
 Largest = Literal["signed", "magnitude"]
 
 
+@checked_options
 def fedrora(
     spec: LoraSpec,
     *,

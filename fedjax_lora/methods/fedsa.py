@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, fedit
@@ -34,6 +35,7 @@ class ClientFactors(NamedTuple):
     b: dict[str, Array]  # [N, (L,) R, o], where it left it
 
 
+@checked_options
 def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """FedSA-LoRA: `a` is averaged, each client keeps its own `b`.
 

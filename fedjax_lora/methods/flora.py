@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Kernels
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -24,6 +25,7 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.methods.svd import weighted_stack
 
 
+@checked_options
 def flora(
     spec: LoraSpec,
     *,

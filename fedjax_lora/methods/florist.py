@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Kernels, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -34,6 +35,7 @@ from fedjax_lora.methods.svd import (
 )
 
 
+@checked_options
 def florist(
     spec: LoraSpec,
     *,

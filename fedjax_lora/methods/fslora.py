@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, shares
@@ -26,6 +27,7 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.methods.fed_plora import select_modules
 
 
+@checked_options
 def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
     """FSLoRA: a random `r` of the `R` components, scaled by `R / r`; the mean of the changes.
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import averaging, owners, shares
@@ -18,6 +19,7 @@ from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method
 Norm = Literal["client", "layer"]
 
 
+@checked_options
 def hetlora(
     spec: LoraSpec,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Gain, LoRA, Rates
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, shares
@@ -27,6 +28,7 @@ from fedjax_lora.methods.base import (
 from fedjax_lora.methods.fed_plora import module_norms
 
 
+@checked_options
 def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples") -> Method:
     """LoRA-A2: alternating factors, and of all components the ones that move most.
 

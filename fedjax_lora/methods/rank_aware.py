@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, owner_shares, owners
@@ -9,6 +10,7 @@ from fedjax_lora.methods.base import Cohort, Method
 from fedjax_lora.methods.svd import Sigma, refactoring
 
 
+@checked_options
 def raflora(
     spec: LoraSpec,
     *,
@@ -49,6 +51,7 @@ def raflora(
     )
 
 
+@checked_options
 def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
     """RB-LoRA: rank-balanced mean of the factors, product, SVD.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lora.core import linalg
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, keep_unowned, owners, shares
@@ -44,6 +45,7 @@ def _residual(pair: LoRA, mean: LoRA, gain: Array, share: Array) -> LoRA:
     return weighted_stack(LoRA(pair.a, pair.b - mean.b[None]), gain, share)
 
 
+@checked_options
 def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "examples") -> Method:
     """FedEx-LoRA: averaged factors, and what they miss added to the base.
 
@@ -106,6 +108,7 @@ def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "ex
     )
 
 
+@checked_options
 def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "examples") -> Method:
     """LoRA-FAIR: averaged factors, `b` corrected towards the mean of the products.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
 from fedjax_lora.core.layerwise import map_layers
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -183,6 +184,7 @@ def product_mean(
     return refactoring(spec, weigh, name=name, paper=paper, sigma=sigma)
 
 
+@checked_options
 def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") -> Method:
     """HLoRA: mean of the products, SVD, each client gets its top `r` components.
 
@@ -203,6 +205,7 @@ def hlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "a") 
     return product_mean(spec, name="hlora", paper="arXiv 2503.00813", weights=weights, sigma=sigma)
 
 
+@checked_options
 def flexlora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b") -> Method:
     """FlexLoRA: mean of the scaled products, SVD, ``A = V^T[:r]``, ``B = U[:, :r] S[:r] / scale``.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import Key
 
 __all__ = ["GREEDY", "Sampling", "filter_logits", "sample_token"]
@@ -24,7 +25,7 @@ class Sampling:
         this (nucleus sampling, arXiv 1904.09751); 1 for all.
 
     Raises:
-      InputError: a field is out of its range.
+      InputError: a field is of the wrong type or out of its range.
     """
 
     temperature: float = 1.0
@@ -32,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         raise_all("Sampling is impossible", _problems(self))
 
 

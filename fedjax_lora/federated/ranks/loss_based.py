@@ -3,6 +3,7 @@
 import numpy as np
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.federated.ranks.base import Allocation, Population
 from fedjax_lora.federated.ranks.schedule import (
     PromotedInit,
@@ -13,6 +14,7 @@ from fedjax_lora.federated.ranks.schedule import (
 )
 
 
+@checked_options
 def loss_based(
     population: Population,
     *,

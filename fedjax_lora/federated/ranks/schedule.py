@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_lora.core.records import check_fields
+
 ScoreBy = Literal["loss", "accuracy"]
 ScoredClients = Literal["all", "cohort"]
 PromotionOrder = Literal["best", "worst", "random"]
@@ -58,6 +60,9 @@ class RankSchedule:
     order: PromotionOrder
     promoted: PromotedInit
     seed: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def levels(self) -> tuple[int, int]:

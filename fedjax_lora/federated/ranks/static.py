@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.federated.ranks.base import Allocation, Population
 
 Shares = Literal["uniform", "heavy_tail", "normal"]
@@ -14,11 +15,13 @@ NUMBERS = {"message": 1, "memory": 4}  # per parameter; memory: value, gradient,
 FLOAT_BYTES = 4
 
 
+@checked_options
 def fixed(population: Population, *, rank: int) -> Allocation:
     """Give all clients the same rank."""
     return Allocation(np.full(population.clients, rank))
 
 
+@checked_options
 def tiers(
     population: Population,
     *,
@@ -94,6 +97,7 @@ def named_shares(name: Shares, count: int) -> list[int]:
     }[name]
 
 
+@checked_options
 def random(population: Population, *, low: int, high: int) -> Allocation:
     """Draw each client's rank uniformly from ``low`` to ``high`` inclusive."""
     if not 0 <= low <= high < 2**31:
@@ -101,6 +105,7 @@ def random(population: Population, *, low: int, high: int) -> Allocation:
     return Allocation(population.rng.integers(low, high, size=population.clients, endpoint=True))
 
 
+@checked_options
 def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
     """Give every client the rank listed for it, in the order of client ids."""
     if len(ranks) != population.clients:
@@ -110,6 +115,7 @@ def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
     return Allocation(np.asarray(ranks))
 
 
+@checked_options
 def by_quality(population: Population, *, low: int, high: int) -> Allocation:
     """Give ``high`` to the high-quality clients of the partition ``quality``, ``low`` to others.
 
@@ -120,6 +126,7 @@ def by_quality(population: Population, *, low: int, high: int) -> Allocation:
     return Allocation(np.where(population.quality, high, low))
 
 
+@checked_options
 def budget(
     population: Population,
     *,

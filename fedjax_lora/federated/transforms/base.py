@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import ClientParams, Key
 from fedjax_lora.methods.base import FLOAT_BYTES
 
@@ -61,6 +62,9 @@ class UpdateTransform:
     uplink_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
     is_aggregate: bool = False
     noise: Noise | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def apply_transforms(

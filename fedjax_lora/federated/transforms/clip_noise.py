@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Array, ClientParams, Key
 from fedjax_lora.federated.transforms.base import (
     Noise,
@@ -17,6 +18,7 @@ from fedjax_lora.federated.transforms.base import (
 )
 
 
+@checked_options
 def clip(*, norm: float) -> UpdateTransform:
     """Clip each client's update to a norm; shorter updates are returned bit for bit.
 
@@ -46,6 +48,7 @@ def clipped(change: ClientParams, norm: float) -> ClientParams:
     return jax.tree.map(lambda d: trees.expand(scale, d) * d, change)
 
 
+@checked_options
 def gaussian_noise(
     *, multiplier: float, norm: float, delta: float | None = None
 ) -> UpdateTransform:

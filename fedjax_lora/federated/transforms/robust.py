@@ -10,10 +10,12 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import ClientParams, Key
 from fedjax_lora.federated.transforms.base import UpdateTransform, changes, norms
 
 
+@checked_options
 def reject_outliers(*, factor: float = 3.0) -> UpdateTransform:
     """Exclude clients whose update norm exceeds ``factor`` times the cohort's median norm.
 
@@ -48,6 +50,7 @@ def median() -> UpdateTransform:
     return _coordinatewise(masked_median)
 
 
+@checked_options
 def trimmed_mean(*, share: float = 0.1) -> UpdateTransform:
     """Coordinate-wise trimmed mean over the clients that trained an entry.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import ClientParams
 from fedjax_lora.federated.transforms.base import need_positive
 from fedjax_lora.methods.base import Method
@@ -26,6 +27,7 @@ def none() -> None:
     """No server optimizer: keep the method's result."""
 
 
+@checked_options
 def sgd(*, learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
     """Gradient descent; with momentum FedAvgM (Hsu et al., arXiv 1909.06335)."""
     need_positive("Server optimizer 'sgd'", learning_rate=learning_rate)
@@ -33,6 +35,7 @@ def sgd(*, learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer
     return optax.sgd(learning_rate, momentum=momentum or None)
 
 
+@checked_options
 def adam(
     *, learning_rate: float = 1e-2, b1: float = 0.9, b2: float = 0.99, eps: float = 1e-3
 ) -> ServerOptimizer:
@@ -42,6 +45,7 @@ def adam(
     return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
 
 
+@checked_options
 def yogi(
     *, learning_rate: float = 1e-2, b1: float = 0.9, b2: float = 0.99, eps: float = 1e-3
 ) -> ServerOptimizer:

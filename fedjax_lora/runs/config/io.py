@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import pathlib
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_lora.core.errors import InputError, raise_all, unknown
-from fedjax_lora.core.registry import fits
+from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.core.version import __version__
 from fedjax_lora.runs.config.schema import RunConfig
@@ -78,7 +76,7 @@ def _from_groups(values: Mapping[str, Any]) -> RunConfig:
         if name not in groups:
             raise unknown("config field", name, groups)
         fields[name] = value if name == "seed" else _group(name, groups[name].type, value)
-    return _checked(RunConfig, "seed", fields)
+    return RunConfig(**fields)
 
 
 def _group(name: str, record: Any, values: Any) -> Any:
@@ -90,18 +88,7 @@ def _group(name: str, record: Any, values: Any) -> Any:
             raise InputError(f"Config field {name}.{key} is now {renamed}.")
         if key not in options:
             raise unknown(f"option in config group {name!r}:", key, options)
-    return _checked(record, name, dict(values))
-
-
-def _checked(record: Any, group: str, values: dict[str, Any]) -> Any:
-    """Build a record from plain values after checking their types."""
-    hints = typing.get_type_hints(record)
-    fields = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
-    raise_all(
-        "Config options of the wrong kind",
-        [f"{group}.{key} cannot be {x!r}" for key, x in fields.items() if not fits(x, hints[key])],
-    )
-    return record(**fields)
+    return record(**values)
 
 
 def load(path: str | pathlib.Path) -> RunConfig:

@@ -4,11 +4,19 @@ import dataclasses
 from typing import Literal
 
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.runs.config.validation import problems
 
 
+class _Group:
+    """A group of options, whose types are checked however it is created."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, group=type(self).__name__.removesuffix("Config").lower())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(_Group):
     """Options of the data."""
 
     task: str = "docstrings"
@@ -27,7 +35,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(_Group):
     """Options of the base model."""
 
     model: str = "minilm"
@@ -47,7 +55,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(_Group):
     """Options of the adapters."""
 
     targets: str = "attention-qv"
@@ -69,7 +77,7 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FederationConfig:
+class FederationConfig(_Group):
     """Options of the federation and its method."""
 
     method: str = "fed_plora"
@@ -107,7 +115,7 @@ class FederationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LocalConfig:
+class LocalConfig(_Group):
     """Options of local training."""
 
     learning_rate: float = 5e-3
@@ -131,7 +139,7 @@ class LocalConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExecutionConfig:
+class ExecutionConfig(_Group):
     """Options of execution, which change the numbers by rounding alone."""
 
     mode: Literal["vmap", "loop", "sharded"] = "vmap"
@@ -172,6 +180,7 @@ class RunConfig:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         raise_all("This run is impossible", problems(self))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 
@@ -30,6 +31,9 @@ class Grid:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     vary: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Cell(NamedTuple):

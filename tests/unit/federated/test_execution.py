@@ -147,7 +147,7 @@ def test_a_mesh_uses_all_devices(shape):
 
 
 def test_there_must_be_as_many_devices():
-    with pytest.raises(InputError, match="devices is 9, but there are 8"):
+    with pytest.raises(InputError, match="devices is 9, but there are 1 to 8"):
         federated.client_mesh(9)
 
 

@@ -128,7 +128,7 @@ def test_layers_of_a_stack():
     [
         ({"scale": "alpha/q"}, "Unknown scale rule 'alpha/q'; did you mean 'alpha/"),
         ({"targets": "queries"}, "Targets 'queries' match no layer; presets: attention-qv, "),
-        ({"targets": []}, "Targets [] match no layer"),
+        ({"targets": []}, "Targets () match no layer"),
         ({"targets": "queries"}, "layers of this model: embed, layers/output, layers/query, "),
         ({"targets": "(query"}, "Targets '(query' hold a bad regular expression: missing )"),
         ({"rank": 0}, "LoRA rank must be at least 1, got 0."),
@@ -144,9 +144,9 @@ def test_layers_of_a_stack():
             "Layers [3, -1] do not exist in layers/query, which has layers 0..2.",
         ),
         ({"layers": [], "targets": "query"}, "LoRA layers=[] leaves no layer to adapt"),
-        ({"alpha": 0.0}, "LoRA alpha must be above 0, got 0."),
-        ({"alpha": -1.0}, "LoRA alpha must be above 0, got -1."),
-        ({"alpha": float("nan")}, "LoRA alpha must be above 0, got nan."),
+        ({"alpha": 0.0}, "LoRA alpha must be above 0 and finite, got 0."),
+        ({"alpha": -1.0}, "LoRA alpha must be above 0 and finite, got -1."),
+        ({"alpha": float("nan")}, "LoRA alpha must be above 0 and finite, got nan."),
     ],
 )
 def test_bad_templates_say_what_is_wrong(options: dict, sentence: str):

@@ -121,7 +121,7 @@ def refused(values: dict) -> str:
         ({"data": "ag_news"}, "'data' must hold a group of options, got 'ag_news'"),
         ({"data": None}, "'data' must hold a group of options, got None"),
         ({"data": [1]}, "'data' must hold a group of options"),
-        ({"seed": "1"}, "seed.seed cannot be '1'"),
+        ({"seed": "1"}, "seed cannot be '1'"),
         ({"seed": 1.5}, "cannot be 1.5"),
         ({"seed": True}, "cannot be True"),
         ({"seed": None}, "cannot be None"),
@@ -145,7 +145,7 @@ def test_what_is_no_config_is_refused(values, words):
 
 def test_all_values_of_the_wrong_kind_are_listed():
     message = refused({"local": {"batch": "a", "epochs": 1.5, "clip": 1}})
-    assert "local.batch cannot be 'a'; local.epochs cannot be 1.5." in message
+    assert "local.batch cannot be 'a', it is int; local.epochs cannot be 1.5, it is int." in message
     assert "clip" not in message
 
 
