@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
@@ -49,9 +49,14 @@ def save_merged(
       shard_size: largest size of a file of weights, in bytes or with a unit as in ``"500MB"``.
 
     Raises:
-      InputError: `shard_size` is not a size.
+      InputError: `shard_size` is not a size, or the base is not from a checkpoint.
     """
     path, pretrained = pathlib.Path(folder), model.pretrained
+    if pretrained.folder is None:
+        raise InputError(
+            f"The base {model.metadata.base!r} was not loaded from a checkpoint, so there is no "
+            "config.json to merge into; save an adapter."
+        )
     with_class = torch_names.has_class(pretrained)
     params = model.merged_params
     # Without the head: a file that looks like a complete classifier would compute something else.
@@ -104,8 +109,7 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
     """The base's ``config.json`` with the layers, labels and class of this model."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    assert pretrained.folder is not None, "only a base from a checkpoint can be merged"
-    base = models.read_raw(pretrained.folder)
+    base = models.read_raw(cast(pathlib.Path, pretrained.folder))  # checked by `save_merged`
     config = CONFIG_MAPPING[pretrained.config.family](
         **{name: value for name, value in base.items() if name not in _DROPPED_FIELDS}
     )

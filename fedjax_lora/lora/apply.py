@@ -5,11 +5,13 @@ low-rank term to the output of the linear layers that Flax has. Under `vmap` ove
 base unbatched, each frozen matmul stays one large product over all clients' tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
+from flax.linen import module as linen_module
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Gain
@@ -69,7 +71,7 @@ def apply(
 
     def run(trace: object, *inputs: Any) -> Any:
         variables = kernels.attach(params, adapter, gain, fixed=fixed, dropout=dropout, trace=trace)
-        with nn.intercept_methods(_add_term):
+        with _intercepted():
             return module.apply({"params": variables}, *inputs, **kwargs)
 
     output = check_reached(run, adapter, args, allow_unused=allow_unused)
@@ -77,6 +79,23 @@ def apply(
         return output
     output, variables = cast(tuple[Any, Any], output)
     return output, kernels.detach(variables)
+
+
+@contextlib.contextmanager
+def _intercepted() -> Iterator[None]:
+    """``nn.intercept_methods(_add_term)``, which ends with the context also under ``python -O``.
+
+    Flax takes an interceptor away inside of an ``assert``, which is not executed then: every later
+    program of the process would add its adapter once more.
+    """
+    interceptors = linen_module._global_interceptor_stack
+    before = len(interceptors)
+    try:
+        with nn.intercept_methods(_add_term):
+            yield
+    finally:
+        while len(interceptors) > before:
+            interceptors.pop()
 
 
 # In JAX's errors about an array-like object in place of an array, and about arithmetic on the keys

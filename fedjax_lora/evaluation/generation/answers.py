@@ -51,9 +51,13 @@ def make_generate_fn(
 
     Returns:
       The function. It raises `InputError` if a prompt is empty or leaves no room for an answer.
+
+    Raises:
+      InputError: the model classifies.
     """
     config, stop = model.config, generation.stop_token_ids(model)
-    assert isinstance(config, DecoderConfig), "only a decoder is loaded as a language model"
+    if not isinstance(config, DecoderConfig):
+        raise InputError("This model classifies and cannot write; load it with num_labels=None.")
 
     def answer(params: AdaptedParams) -> list[str]:
         texts = [""] * len(prompts)

@@ -179,8 +179,12 @@ def replace_params(model: Pretrained, values: Mapping[str, ArrayLike]) -> Pretra
     Args:
       model: a model from `load`.
       values: new values by ``/``-joined path.
+
+    Raises:
+      InputError: the model is not from a checkpoint.
     """
-    assert model.folder is not None, "a model without a checkpoint has nothing to share"
+    if model.folder is None:
+        raise InputError("This model was not loaded from a checkpoint; make it anew instead.")
     new = {
         path: jnp.asarray(value).astype(quantization.dtype_of(path, model.storage))
         for path, value in values.items()

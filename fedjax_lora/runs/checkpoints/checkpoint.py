@@ -18,10 +18,12 @@ import orbax.checkpoint as ocp
 
 from fedjax_lora import federated
 from fedjax_lora.core import atomic_io, tree_structure
-from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
+from fedjax_lora.runs.checkpoints.plain_path import plain_path
 
 FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
@@ -101,12 +103,17 @@ def save(
 ) -> Checkpoint:
     """Write a checkpoint into a run folder; it is there as a whole or not at all.
 
+    It is read again and compared before it takes its name.
+
     Args:
       folder: the run folder.
       progress: what to save.
       history: one record for each round done.
       about: JSON values that say what the run is.
       score: score of the model; higher is better.
+
+    Raises:
+      OSError: it cannot be written, or what is read is not what was written.
     """
     tree = arrays(progress)
     about = about | {
@@ -118,14 +125,25 @@ def save(
     }
 
     def fill(partial: pathlib.Path) -> None:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / ARRAYS, tree)
+        with plain_path(partial) as place, _checkpointer() as checkpointer:
+            checkpointer.save(place / ARRAYS, tree)
+        _check_readable(partial, tree)
         atomic_io.write(partial / ABOUT, json.dumps(about) + "\n")
         write_checksums(partial)
 
     path = folder / FOLDER / str(progress.round)
     atomic_io.write_folder(path, fill)
     return Checkpoint(path, progress.round, score, about)
+
+
+def _check_readable(folder: pathlib.Path, tree: dict[str, Any]) -> None:
+    """Read the arrays in a folder and compare them, bit by bit, with those that were saved."""
+    expected, _ = jax.tree_util.tree_flatten_with_path(tree)
+    read = _read_leaves(folder)
+    for path, value in expected:
+        name, array = _leaf_name(path), np.asarray(value)
+        if name not in read or read[name].tobytes() != array.tobytes():
+            raise OSError(f"the array {name} cannot be read back from {folder}")
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -173,7 +191,8 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
       like: the progress of the same run before its first round.
 
     Raises:
-      InputError: arrays are missing, too many, or of another dtype or shape; all are named.
+      InputError: arrays are missing, too many, or of another dtype or shape, all of which are
+        named; or they cannot be read.
     """
     expected = specs(arrays(like))
     stored = {_present_name(path): spec for path, spec in checkpoint.about["arrays"].items()}
@@ -182,7 +201,14 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
         f"Checkpoint {checkpoint.path} is not of this run",
         tree_structure.compare_descriptions(stored, expected),
     )
-    leaves = {_present_name(path): leaf for path, leaf in _read_leaves(checkpoint.path).items()}
+    try:
+        read = _read_leaves(checkpoint.path)
+    except Exception as error:  # Orbax raises many types
+        raise InputError(
+            f"Checkpoint {checkpoint.path} cannot be read ({first_line(error)}); move it away, and "
+            "the run goes on from the one before."
+        ) from error
+    leaves = {_present_name(path): leaf for path, leaf in read.items()}
     structure = jax.tree.structure(arrays(like))
     tree = jax.tree.unflatten(structure, [leaves[path] for path in expected])
     return place(tree, like, checkpoint.round, checkpoint.about["seconds"])
@@ -193,13 +219,17 @@ def _read_leaves(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     The tree is that of the file: a version that has added a field without arrays reads it as well.
     """
-    folder = path.absolute() / ARRAYS
-    with _checkpointer() as checkpointer:
+    with plain_path(path) as place, _checkpointer() as checkpointer:
+        folder = place / ARRAYS
         saved = checkpointer.metadata(folder).item_metadata
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), getattr(saved, "tree", saved))
         restored = checkpointer.restore(folder, empty)
     leaves, _ = jax.tree_util.tree_flatten_with_path(restored)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    return {_leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _leaf_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _present_name(path: str) -> str:

@@ -1,5 +1,6 @@
 """Adapters on a running model: attached from outside, folded, dropped out, vmapped."""
 
+import contextlib
 import functools
 import itertools
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen import module as linen_module
 
 from fedjax_lora import InputError, lora, methods
 from fedjax_lora.core.types import Adapter, Gain, LoRA
@@ -367,3 +369,20 @@ def test_an_adapter_of_another_model_is_refused(key):
     pair = LoRA(jnp.ones((4, 1)), jnp.ones((1, 3)))
     with pytest.raises(InputError, match="danse has no kernel in the base"):
         lora.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)
+
+
+def test_an_interceptor_that_flax_leaves_behind_is_taken_away(monkeypatch):
+    """As under ``python -O``, where Flax's own removal, an assertion, is not executed."""
+
+    @contextlib.contextmanager
+    def leaking(interceptor):
+        linen_module._global_interceptor_stack.push(interceptor)
+        yield
+
+    adapter, gain = random_adapter(TEMPLATE), lora.uniform_gain(TEMPLATE)
+    want = lora.apply(NET, PARAMS, adapter, gain, INPUT)
+    monkeypatch.setattr(nn, "intercept_methods", leaking)
+    for _ in range(2):
+        got = lora.apply(NET, PARAMS, adapter, gain, INPUT)
+        np.testing.assert_array_equal(got, want)
+    assert len(linen_module._global_interceptor_stack) == 0

@@ -8,6 +8,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fedjax_lora import InputError
@@ -246,3 +247,52 @@ def test_a_folder_takes_its_place_when_all_of_it_is_written(tmp_path):
     assert (tmp_path / "made" / "one").read_text() == "old"
     atomic_io.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+NAMES = [
+    "par[0.01]", "lr=[1e-3,1e-2]", "a*b", "what?", "{x}", "50% of äö漢", "dots..", "a#b:c|d&e",
+    r"back\slash", "'quoted\"", "$HOME", "line\nbreak", "latin\udce9", "]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "descriptors"), [*((name, True) for name in NAMES), (NAMES[0], False)], ids=ascii
+)
+def test_a_checkpoint_can_be_read_below_any_path(name, descriptors, tmp_path, monkeypatch):
+    """By the number of an open folder on Linux, elsewhere through a link."""
+    if not descriptors:
+        monkeypatch.setattr("fedjax_lora.runs.checkpoints.plain_path._DESCRIPTORS", "/not/there")
+    for sibling in (name, "par0", "axb", "whatx"):  # what the name matches as a pattern
+        checkpoints.save(tmp_path / sibling / "run", progress(1, seed=len(sibling)), [], ABOUT)
+    folder = tmp_path / name / "run"
+    got = checkpoints.restore(checkpoints.latest(folder), progress(0, seed=1))
+    problems.assert_same_bits(arrays(got), arrays(progress(1, seed=len(name))))
+    assert [path.name for path in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
+
+
+def test_a_checkpoint_that_cannot_be_read_back_gets_no_name(tmp_path, monkeypatch):
+    """Nor does it replace another: what Orbax wrote without an error may still be wrong."""
+    checkpoints.save(tmp_path, progress(1), history(1), ABOUT)
+    save = ocp.StandardCheckpointer.save
+
+    def wrong(self, folder, tree):
+        save(self, folder, jax.tree.map(lambda x: x if np.ndim(x) < 2 else np.array(x) + 1, tree))
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", wrong)
+    complete = checkpoints.whole(tmp_path)
+    with (
+        pytest.raises(
+            InputError, match=r"Checkpoint .*2 cannot be written \(OSError: the array state/"
+        ),
+        CheckpointManager(tmp_path, ABOUT, keep=2, checkpoints=complete) as manager,
+    ):
+        manager.save(progress(2), history(2))
+    assert [checkpoint.round for checkpoint in checkpoints.whole(tmp_path)] == [1]
+
+
+def test_a_checkpoint_that_orbax_cannot_read_is_told_in_one_sentence(folder):
+    """One that was written below a path with brackets by an earlier version, for example."""
+    newest = checkpoints.latest(folder)
+    (newest.path / "arrays" / "manifest.ocdbt").unlink()
+    with pytest.raises(InputError, match=r"Checkpoint .*/2 cannot be read \(.*\); move it away"):
+        checkpoints.restore(newest, progress(0))
