@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from experiments.tools import json_lines
 from experiments.tools.json_lines import Record
 from fedjax_lora import InputError, RunConfig
+from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
 
 Records = Mapping[RunConfig, Record]
@@ -67,6 +68,20 @@ def add(path: pathlib.Path, config: RunConfig, result: RunResult, **fields: Any)
 
 
 def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], RunResult]) -> Record:
-    """Return the stored record of a config, or run it and store its record."""
-    found = finished(path).get(config)
-    return add(path, config, run()) if found is None else found
+    """Return the stored record of a config, or run it and store its record.
+
+    Raises:
+      InputError: the file holds runs of a version that divided the examples otherwise, to which a
+        new run cannot be compared.
+    """
+    stored = finished(path)
+    if config in stored:
+        return stored[config]
+    for other, record in stored.items():
+        version = record["summary"].get("packages", {}).get("fedjax-lora", "")
+        if differs_from(version, other.federation.partition):
+            raise InputError(
+                f"{path} has runs of version {version}, which rounded the shares of the partition "
+                f"{other.federation.partition} otherwise; move it away and run all of them again."
+            )
+    return add(path, config, run())

@@ -20,7 +20,13 @@ import experiments.robustness.malformed_input.report as malformed_input
 import experiments.studies.ag_news.report as ag_news
 import experiments.studies.instruction_tuning.report as instruction_tuning
 import experiments.studies.noise.report as noise
-from experiments.tools import methods_table, readme_demo, readme_own_model, write_reports
+from experiments.tools import (
+    former_partitions,
+    methods_table,
+    readme_demo,
+    readme_own_model,
+    write_reports,
+)
 from experiments.tools.markdown import put
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
@@ -33,6 +39,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "compilation": compilation.table,
     "demo": readme_demo.block,
     "cost_estimates": cost_estimates.table,
+    "former_partitions": former_partitions.table,
     "interruptions": interruptions.table,
     "instruction_tuning": instruction_tuning.table,
     "malformed_input": malformed_input.sentence,

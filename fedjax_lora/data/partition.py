@@ -1,7 +1,8 @@
 """Partition of a training set over clients.
 
 Every example is assigned to exactly one client. A client with fewer than `min_examples` then
-receives examples, drawn at random, one at a time from the client that has the most at that moment.
+receives examples, drawn at random, one at a time from the client that has the most at that moment
+(at random if several have).
 """
 
 from typing import NamedTuple
@@ -70,6 +71,20 @@ def partition(
     return Partition(tuple(np.sort(part) for part in members), assign.quality)
 
 
+def differs_from(version: str, spec: str) -> bool:
+    """Whether this version of the package assigns examples otherwise than an earlier version.
+
+    Versions 0.1 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of the
+    clients, so that few examples of a class fell to the same clients in all classes.
+
+    Args:
+      version: the version of the package that made a partition.
+      spec: a name in `PARTITIONERS`, with options.
+    """
+    name, _ = registry.parse(spec, "partition")
+    return version.startswith("0.1.") and name in ("dirichlet", "quality", "quantity")
+
+
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
     """Number of examples of each client and class, `int64[N, C]`."""
     labels = need_classes(labels, "class_counts")
@@ -83,16 +98,21 @@ def _level(members: list[np.ndarray], minimum: int, rng: np.random.Generator) ->
     largest client has more than `minimum`, since there are at least `N * minimum` examples.
     """
     sizes = np.array([len(part) for part in members])
+    if sizes.min() >= minimum:
+        return
+    order = rng.permutation(len(members))  # decides among equally large clients
+    sizes = sizes[order]
     spare: dict[int, list[np.int64]] = {}
-    for client in np.flatnonzero(sizes < minimum):
+    for place in np.flatnonzero(sizes < minimum):
         gained = []
-        while sizes[client] < minimum:
+        while sizes[place] < minimum:
             largest = int(sizes.argmax())
             if largest not in spare:
-                spare[largest] = list(rng.permutation(members[largest]))
+                spare[largest] = list(rng.permutation(members[order[largest]]))
             gained.append(spare[largest].pop())
             sizes[largest] -= 1
-            sizes[client] += 1
+            sizes[place] += 1
+        client = order[place]
         members[client] = np.concatenate([members[client], np.array(gained, np.int64)])
-    for client, remaining in spare.items():
-        members[client] = np.array(remaining, np.int64)
+    for place, remaining in spare.items():
+        members[order[place]] = np.array(remaining, np.int64)

@@ -14,7 +14,7 @@ change that numbers depend on, but for these fields:
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ import numpy as np
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.trees import differing_fields
+from fedjax_lora.data.partition import differs_from
 from fedjax_lora.federated import optimizers
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
@@ -151,7 +152,8 @@ def restore_checkpoint(run: Run, checkpoint: Checkpoint, initial: Progress) -> P
             f"now {present[name][:8]})"
             for name, what in (("base", "the base model is"), ("data", "the examples are"))
             if saved[name] != present[name]
-        ],
+        ]
+        + (list(_former_partition(saved)) if saved["data"] != present["data"] else []),
     )
     if changed := differing_fields(saved["environment"], present["environment"]):
         log.warning(
@@ -160,6 +162,17 @@ def restore_checkpoint(run: Run, checkpoint: Checkpoint, initial: Progress) -> P
             ", ".join(changed),
         )
     return checkpoints.restore(checkpoint, initial)
+
+
+def _former_partition(saved: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the clients of an earlier version's run cannot be rebuilt, if that is so."""
+    version = saved["environment"].get("packages", {}).get("fedjax-lora", "")
+    spec = saved["config"]["federation"]["partition"]
+    if differs_from(version, spec):
+        yield (
+            f"it began with version {version}, which rounded the shares of the partition {spec} "
+            "otherwise; finish it with that version"
+        )
 
 
 def read_config(

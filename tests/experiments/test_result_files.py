@@ -61,6 +61,15 @@ def test_a_config_is_run_once(tmp_path):
     assert list(run_store.finished(path)) == [RunConfig(seed=0), RunConfig(seed=1)]
 
 
+def test_runs_of_two_ways_to_divide_the_examples_are_not_mixed(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    former = FakeResult([{"round": 1}], {"packages": {"fedjax-lora": "0.1.0"}})
+    run_store.add(path, RunConfig(seed=0), former)
+    assert run_store.run_once(path, RunConfig(seed=0), lambda: RESULT)["summary"] == former.summary
+    with pytest.raises(InputError, match=r"runs of version 0\.1\.0, which rounded the shares"):
+        run_store.run_once(path, RunConfig(seed=1), lambda: RESULT)
+
+
 @pytest.mark.parametrize(
     "broken",
     [{"history": []}, {"config": {"execution": {"no_such_field": 1}}}, {"config": 3}],

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 
@@ -23,12 +24,19 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
       run: runs it; returns an object with ``records`` and ``summary``.
 
     Raises:
-      InputError: the file holds another run.
+      InputError: the file holds another run, or one of a version that divided the examples
+        otherwise.
     """
     if path.exists():
         record = read(path)
         if configs.from_dict(record["config"]) != config:
             raise InputError(f"{path} holds a run of another config; move it away to run this one.")
+        version = record["summary"].get("packages", {}).get("fedjax-lora", "")
+        if differs_from(version, config.federation.partition):
+            raise InputError(
+                f"{path} was made by version {version}, which rounded the shares of the partition "
+                f"{config.federation.partition} otherwise; move it away to run this one again."
+            )
         return record
     result = run()
     record = {

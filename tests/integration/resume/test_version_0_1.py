@@ -67,6 +67,20 @@ def test_a_stopped_run_ends_as_it_would_have(stopped, caplog):
     assert "logged_rank" in newest.about["arrays"] and "told" not in newest.about["arrays"]
 
 
+def test_a_run_whose_clients_were_divided_otherwise_is_not_resumed(stopped, tmp_path):
+    config = tiny_runs.change(CONFIG, {"federation.partition": "dirichlet(alpha=1.0)"})
+    checkpoint = stopped / checkpoints.FOLDER / "2"
+    about = json.loads((checkpoint / "about.json").read_text())
+    about["config"]["federation"]["partition"] = config.federation.partition
+    (checkpoint / "about.json").write_text(json.dumps(about))
+    write_checksums(checkpoint)
+    saved = json.loads((stopped / "config.json").read_text())
+    saved["federation"]["partition"] = config.federation.partition
+    (stopped / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(InputError, match=r"version 0\.1\.0, which rounded the shares of the parti"):
+        fl.run(config, out=stopped, assets=tiny_runs.assets(), resume=True)
+
+
 def test_the_adapter_of_the_finished_run_is_read(stopped):
     model = models.tiny(layers=1, vocab_size=64)
     loaded = load_adapter(SAVED / "finished" / "adapter", model)

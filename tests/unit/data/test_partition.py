@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import PARTITIONERS, class_counts, partition
-from fedjax_lora.data.partitioners import simplex
+from fedjax_lora.data.partitioners import round_shares, simplex
 from fedjax_lora.runs.plots import draw
 
 ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 1e308])
@@ -133,6 +133,56 @@ def test_dirichlet_skews_labels_as_alpha_says(seed):
     assert counts.max() <= 11
     counts, _ = counts_of("dirichlet(alpha=1e-6)", seed=seed, min_examples=0)
     assert (np.sort(counts, 0)[:-1] == 0).all()  # each class with one client
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 100.0, 1e300])
+def test_many_small_classes_leave_no_client_out(alpha):
+    """1,000 classes of 20 examples over 100 clients: sizes spread as independent draws would."""
+    labels = np.repeat(np.arange(1000), 20)
+    sizes = np.stack([sizes_of(f"dirichlet(alpha={alpha})", labels, 100, s) for s in range(3)])
+    share = np.random.default_rng(0).dirichlet(np.full(100, min(alpha, 1e6)), 1000)
+    want = np.sqrt(
+        np.sum((20 * share).var(axis=1) + np.mean(20 * share % 1 * (1 - 20 * share % 1), 1))
+    )
+    assert sizes.min() > 100
+    assert sizes.std() == pytest.approx(want, rel=0.2)
+
+
+@pytest.mark.parametrize("clients", [7, 300])
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0, 1e300])
+@pytest.mark.parametrize("minimum", [0, 1])
+@pytest.mark.parametrize("name", ["dirichlet", "quality", "quantity"])
+def test_the_size_of_a_client_does_not_depend_on_its_number(name, minimum, alpha, clients):
+    options = "alpha_low={0}, alpha_high={0}" if name == "quality" else "alpha={0}"
+    spec, labels = f"{name}({options.format(alpha)})", np.arange(320) % 40
+    sizes = np.stack([sizes_of(spec, labels, clients, seed, minimum) for seed in range(20)])
+    blocks = np.array_split(np.arange(clients), min(clients, 9))
+    means = np.array([sizes[:, part].mean(axis=1) for part in blocks])  # [9, 20]
+    error = means.std() / np.sqrt(20) + 1e-9
+    assert np.abs(means.mean(axis=1) - sizes.mean()).max() < 4.5 * error + 0.02
+
+
+def sizes_of(spec, labels, clients, seed, minimum=0):
+    parts = partition(spec, labels, clients=clients, seed=seed, min_examples=minimum).indices
+    return np.array([len(part) for part in parts])
+
+
+@settings(max_examples=60, deadline=None)
+@given(ALPHAS, st.integers(1, 50), st.integers(0, 500), st.integers(0, 99))
+def test_rounded_shares_are_whole_neighbours_of_the_shares(alpha, clients, size, seed):
+    rng = np.random.default_rng(seed)
+    share = simplex(alpha, clients, rng)
+    counts = round_shares(share, size, rng)
+    assert counts.sum() == size and counts.dtype == np.int64
+    assert (counts >= np.floor(share * size - 1e-9)).all()
+    assert (counts <= np.ceil(share * size + 1e-9)).all()
+
+
+def test_rounded_shares_are_right_on_average():
+    share = np.array([0.02, 0.5, 0.03, 0.45])
+    rng = np.random.default_rng(0)
+    mean = np.mean([round_shares(share, 10, rng) for _ in range(4000)], axis=0)
+    assert mean == pytest.approx(10 * share, abs=0.03)
 
 
 @seeds

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.config import FederationConfig, RunConfig
 from fedjax_lora.runs.sweep import record_store
 
 CONFIG = RunConfig(seed=3)
@@ -57,6 +57,17 @@ def test_another_config_in_the_file_is_refused(tmp_path):
     record_store.run_once(path, CONFIG, lambda: RESULT)
     with pytest.raises(InputError, match="a run of another config"):
         record_store.run_once(path, RunConfig(seed=4), nobody)
+
+
+def test_a_run_of_a_version_that_divided_the_examples_otherwise_is_not_reused(tmp_path):
+    summary = {"accuracy": 0.5, "packages": {"fedjax-lora": "0.1.0"}}
+    former = types.SimpleNamespace(records=[{"round": 1}], summary=summary)
+    equal = RunConfig(federation=FederationConfig(partition="iid"))
+    for name, config in (("a", CONFIG), ("b", equal)):
+        record_store.run_once(tmp_path / f"{name}.json", config, lambda: former)
+    assert record_store.run_once(tmp_path / "b.json", equal, nobody)["summary"] == summary
+    with pytest.raises(InputError, match=r"version 0\.1\.0, which rounded .* dirichlet.*otherwise"):
+        record_store.run_once(tmp_path / "a.json", CONFIG, nobody)
 
 
 def test_a_file_of_before_a_field_existed_counts(tmp_path):
