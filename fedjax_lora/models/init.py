@@ -1,5 +1,6 @@
 """Parameter initialisation as in Hugging Face: normal kernels and tables, zero biases."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -38,6 +39,11 @@ def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, by path; no array is computed."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=32)  # a model that is loaded asks several times, and tracing is slow
+def _shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
     ids, mask = np.zeros((1, 1), np.int32), np.ones((1, 1), np.bool_)
     init = lambda key: module_of(config).init(key, ids, mask)  # noqa: E731
     variables: Any = jax.eval_shape(init, jax.random.key(0))
