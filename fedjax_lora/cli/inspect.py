@@ -142,11 +142,11 @@ def _number(value: float | None) -> str:
 
 def _adapter(folder: pathlib.Path) -> list[str]:
     """Format the base of an adapter, its rank, and the shapes of the adapted matrices."""
-    from fedjax_lora.interop import peft_reader, peft_writer
+    from fedjax_lora.interop import peft_config, peft_reader, peft_writer
 
     if not (folder / peft_writer.CONFIG).is_file():
         return ["merged into the base: the adapter would be larger than the matrices it is for"]
-    config = peft_reader.read_config(folder)
+    config = peft_config.read_config(folder)
     shapes = peft_reader.shapes(folder / peft_writer.WEIGHTS)
     pairs: dict[str, int] = {}
     for name, a in shapes.items():

@@ -8,7 +8,13 @@ from fedjax_lora.interop.huggingface import save_merged
 from fedjax_lora.interop.load import load_model
 from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.metadata import ModelMetadata
-from fedjax_lora.interop.peft import assemble, load_adapter, read_num_labels, save_adapter
+from fedjax_lora.interop.peft import (
+    assemble,
+    check_task,
+    load_adapter,
+    read_num_labels,
+    save_adapter,
+)
 from fedjax_lora.interop.predict import (
     answers,
     make_logits_fn,
@@ -25,6 +31,7 @@ __all__ = [
     "TrainedModel",
     "answers",
     "assemble",
+    "check_task",
     "load_adapter",
     "load_model",
     "make_logits_fn",

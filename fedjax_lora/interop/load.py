@@ -9,11 +9,18 @@ import jax
 from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.registry import fits
-from fedjax_lora.interop import metadata, peft_reader
+from fedjax_lora.interop import metadata, peft_config
 from fedjax_lora.interop.metadata import ModelMetadata
-from fedjax_lora.interop.peft import assemble, load_adapter, read_num_labels
+from fedjax_lora.interop.peft import (
+    assemble,
+    check_task,
+    load_adapter,
+    read_num_labels,
+    without_head,
+)
 from fedjax_lora.interop.peft_writer import CONFIG
 from fedjax_lora.interop.trained_model import TrainedModel
+from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.huggingface.config import MOST_LABELS
 
 __all__ = ["load_model"]
@@ -58,7 +65,9 @@ def _load_adapter_folder(path: pathlib.Path, base: str | None, pooling: str | No
     if stored is None:
         return _load_peft_adapter(path, base, pooling or "family")
     num_labels = read_num_labels(path)
-    _check_head(path, num_labels, stored.language)
+    check_task(path, language=stored.language)
+    if num_labels is None and not stored.language:
+        raise without_head(path)
     pretrained = models.load(
         base or _known_base(stored.base, path),
         num_labels=None if stored.language else num_labels,
@@ -75,28 +84,55 @@ def _load_adapter_folder(path: pathlib.Path, base: str | None, pooling: str | No
 
 def _load_peft_adapter(path: pathlib.Path, base: str | None, pooling: str) -> TrainedModel:
     """Load an adapter without metadata of this library."""
-    config, num_labels = peft_reader.read_config(path), read_num_labels(path)
-    language = num_labels is None and config.get("task_type") == "CAUSAL_LM"
-    _check_head(path, num_labels, language)
-    name = str(config.get("base_model_name_or_path") or "")
+    config = peft_config.read_config(path)
+    name = base or _known_base(str(config.get("base_model_name_or_path") or ""), path)
+    language, num_labels, classes = _outputs(path, config, name)
     pretrained = models.load(
-        base or _known_base(name, path),
-        num_labels=num_labels,
-        pooling=pooling,
-        dropout=0.0,
-        key=jax.random.key(0),
+        name, num_labels=num_labels, pooling=pooling, dropout=0.0, key=jax.random.key(0)
     )
-    classes = _numbered_classes(num_labels or 0)
-    inferred = metadata.infer(pretrained, base or name, classes=classes, language=language)
-    model = assemble(pretrained, load_adapter(path, pretrained), inferred)
+    loaded = load_adapter(path, pretrained)
+    if loaded.num_labels is None and any(p.startswith("head/") for p in pretrained.new_params):
+        raise without_head(path)
+    inferred = metadata.infer(pretrained, name, classes=classes, language=language)
+    model = assemble(pretrained, loaded, inferred)
     # The folder may hold a pooler of its own, which is part of the fingerprint.
     described = dataclasses.replace(inferred, base_sha256=model.pretrained.fingerprint)
     return dataclasses.replace(model, metadata=described)
 
 
-def _check_head(path: pathlib.Path, num_labels: int | None, language: bool) -> None:
-    if num_labels is None and not language:
-        raise InputError(f"The adapter in {path} has no head: it can be trained, but not used.")
+def _outputs(
+    path: pathlib.Path, config: dict[str, Any], base: str
+) -> tuple[bool, int | None, tuple[str, ...]]:
+    """Find what an adapter of PEFT computes on its base.
+
+    Args:
+      path: the adapter folder.
+      config: its config.
+      base: name of the base.
+
+    Returns:
+      Whether it is a language model, or else its number of outputs, and the names of its classes.
+
+    Raises:
+      InputError: the adapter is of another task, or neither it nor its base has a head.
+    """
+    task, num_labels = peft_config.task_of(config), read_num_labels(path)
+    check_task(path, language=task == "CAUSAL_LM")
+    if num_labels is not None:
+        return False, num_labels, _numbered_classes(num_labels)
+    if task == "CAUSAL_LM":
+        return True, None, ()
+    if config.get("modules_to_save") or task not in (None, "SEQ_CLS"):
+        raise without_head(path)
+    # PEFT puts an adapter that brings no head on the base as it is.
+    folder = models.resolve(base, weights=False).folder
+    raw = models.read_raw(folder)
+    if _has_class(raw, "ForSequenceClassification"):
+        names = _label_names(raw, folder / "config.json")
+        return False, len(names), names if len(names) > 1 else ()
+    if task is None and raw.get("model_type") in DECODERS:
+        return True, None, ()
+    raise without_head(path)
 
 
 def _check_metadata(
@@ -117,7 +153,7 @@ def _check_metadata(
 
 def _load_checkpoint(path: pathlib.Path) -> TrainedModel:
     stored, config = metadata.read(path), models.read_raw(path)
-    if stored.language if stored else _is_causal_lm(config):
+    if stored.language if stored else _has_class(config, "ForCausalLM"):
         pretrained = models.load(str(path), num_labels=None, dropout=0.0, key=jax.random.key(0))
         return _plain(pretrained, stored or metadata.infer(pretrained, str(path), language=True))
     names = _label_names(config, path / "config.json")
@@ -145,12 +181,10 @@ def _plain(pretrained: models.Pretrained, described: ModelMetadata) -> TrainedMo
     )
 
 
-def _is_causal_lm(config: dict[str, Any]) -> bool:
-    """Whether ``config.json`` is that of a language model."""
+def _has_class(config: dict[str, Any], end: str) -> bool:
+    """Whether ``config.json`` names a class of this kind."""
     classes = config.get("architectures")
-    return isinstance(classes, list) and any(
-        str(name).endswith("ForCausalLM") for name in classes[:1]
-    )
+    return isinstance(classes, list) and any(str(name).endswith(end) for name in classes[:1])
 
 
 def _label_names(config: dict[str, Any], file: pathlib.Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
 
-__all__ = ["LoadedAdapter", "MatrixPlace", "from_kernels", "join", "split"]
+__all__ = ["LoadedAdapter", "MatrixPlace", "compress", "from_kernels", "join", "split"]
 
 MatrixPlace = tuple[LoraTarget, int | None]
 """A single matrix: its target, and its layer if the target is a stack."""
@@ -120,6 +120,21 @@ def join(places: Mapping[str, MatrixPlace], factors: Mapping[str, Factors]) -> L
         adapter={path: pair for path, (_, pair, _) in stacked.items()},
         gain={path: gain for path, (_, _, gain) in stacked.items()},
     )
+
+
+def compress(pair: Factors) -> Factors:
+    """Return factors of the same product whose rank is not above that of the matrix.
+
+    Args:
+      pair: factors of any rank; they are returned as they are if their rank is low enough.
+    """
+    inputs, outputs = len(pair.a), pair.b.shape[1]
+    if pair.rank <= min(inputs, outputs):
+        return pair
+    product = (pair.a.astype(np.float64) @ pair.b).astype(np.float32)
+    identity = np.eye(min(inputs, outputs), dtype=np.float32)
+    a, b = (product, identity) if outputs <= inputs else (identity, product)
+    return Factors(a, b, pair.scale)
 
 
 def _stack(

@@ -1,19 +1,38 @@
 """Writing a trained model as a PEFT adapter of its base, and reading it back."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.interop import matrices, model_card, peft_reader, peft_writer, torch_names
-from fedjax_lora.interop.matrices import LoadedAdapter
+from fedjax_lora.interop import (
+    matrices,
+    model_card,
+    peft_config,
+    peft_init,
+    peft_reader,
+    peft_writer,
+    torch_names,
+)
+from fedjax_lora.interop.matrices import LoadedAdapter, MatrixPlace
 from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.trained_model import TrainedModel
 
-__all__ = ["assemble", "load_adapter", "read_num_labels", "save_adapter", "save_head"]
+__all__ = [
+    "assemble",
+    "check_task",
+    "load_adapter",
+    "read_num_labels",
+    "save_adapter",
+    "save_head",
+    "without_head",
+]
 
 Folder = str | pathlib.Path
 
@@ -89,13 +108,56 @@ def read_num_labels(folder: Folder) -> int | None:
       InputError: the folder holds no readable adapter.
     """
     path = pathlib.Path(folder)
-    peft_reader.read_config(path)
-    shapes = peft_reader.shapes(path / peft_writer.WEIGHTS)
-    head_file = path / torch_names.HEAD_FILE
-    if head_file.is_file():
-        shapes |= peft_reader.shapes(head_file)
+    peft_config.read_config(path)
+    shapes = _shapes(path)
     outputs = [shapes.get(name) for name in _HEAD_OUTPUTS]
     return next((shape[0] for shape in outputs if shape), None)
+
+
+def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of an adapter folder, its separate head included."""
+    shapes = peft_reader.shapes(path / peft_writer.WEIGHTS)
+    head_file = path / torch_names.HEAD_FILE
+    return shapes | (peft_reader.shapes(head_file) if head_file.is_file() else {})
+
+
+def without_head(folder: Folder) -> InputError:
+    """Return the error for an adapter that has no head, with the tensors that might be one."""
+    path = pathlib.Path(folder)
+    task = peft_config.task_of(peft_config.read_config(path))
+    names = sorted(name for name in _shapes(path) if ".lora_" not in name)
+    facts = [f"task_type {task}"] if task else []
+    facts += [f"its other tensors are {', '.join(names[:5])}"] if names else []
+    return InputError(
+        f"The adapter in {folder} has no head{' (' + '; '.join(facts) + ')' if facts else ''}: it "
+        "can be trained, but not used."
+    )
+
+
+def check_task(folder: Folder, *, language: bool) -> None:
+    """Check that an adapter is of a kind of task, before a model is loaded for it.
+
+    Args:
+      folder: the adapter folder.
+      language: whether it is to be used as a language model, not as a text classifier.
+
+    Raises:
+      InputError: the folder holds no readable adapter, or that of another task.
+    """
+    task = peft_config.task_of(peft_config.read_config(folder))
+    has_head = read_num_labels(folder) is not None
+    # An encoder without a head, and an adapter that does not say what it is for, fit both.
+    fitting = (None, "CAUSAL_LM") if language else (None, "SEQ_CLS", "FEATURE_EXTRACTION")
+    if task not in fitting:
+        raise InputError(
+            f"The adapter in {folder} is one for {task}, and what is needed is one for "
+            f"{fitting[1]}; use an adapter of that task_type."
+        )
+    if language and has_head:
+        raise InputError(
+            f"The adapter in {folder} has the head of a classifier, and what is needed is an "
+            "adapter of a language model."
+        )
 
 
 def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter:
@@ -109,14 +171,21 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
       The adapter at the rank of its largest layer.
 
     Raises:
-      InputError: as `fedjax_lora.interop.peft_reader.load`; or the folder has a part of a head.
+      InputError: as `check_task` and `fedjax_lora.interop.peft_reader.load`; or the folder has a
+        part of a head.
     """
     path = pathlib.Path(folder)
-    places, num_labels = torch_names.matrices(pretrained), read_num_labels(path)
+    check_task(path, language=not pretrained.config.num_labels)
+    places, num_labels = _places(path, pretrained), read_num_labels(path)
     paths = torch_names.unstored_paths(pretrained, num_labels or 1)
     expected = {name: shape for name, (_, shape) in paths.items()}
     modules = {name: (target.inputs, target.outputs) for name, (target, _) in places.items()}
     factors, tensors = peft_reader.load(path, modules=modules, tensors=expected)
+    base, init = (
+        trees.flat(pretrained.params),
+        peft_config.changes_base(peft_config.read_config(path)),
+    )
+    factors = peft_init.add_change_of_base(init, factors, lambda name: _kernel(base, places[name]))
     if (path / torch_names.HEAD_FILE).is_file():
         tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, expected)
     params = torch_names.parameters(paths, tensors)
@@ -126,7 +195,25 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
             f"{path} has only a part of the model's head: {', '.join(sorted(head - present))} is "
             "missing."
         )
+    factors = {name: matrices.compress(pair) for name, pair in factors.items()}
     return matrices.join(places, factors)._replace(params=params, num_labels=num_labels)
+
+
+def _places(path: pathlib.Path, pretrained: models.Pretrained) -> dict[str, MatrixPlace]:
+    """The places of the base's matrices, named as in the adapter's file."""
+    bare = torch_names.matrices(pretrained, bare=True)
+    stored = {
+        name.partition(".lora_")[0] for name in peft_reader.shapes(path / peft_writer.WEIGHTS)
+    }
+    return bare if stored & bare.keys() else torch_names.matrices(pretrained)
+
+
+def _kernel(base: Mapping[str, Any], place: MatrixPlace) -> Any:
+    """The kernel of one matrix, ``[i, o]``, or its codes; abstract parameters are left stacked."""
+    target, layer = place
+    kernel = base[f"{target.path}/kernel"]
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(kernel))
+    return kernel if layer is None or abstract else jax.tree.map(lambda x: x[layer], kernel)
 
 
 def assemble(

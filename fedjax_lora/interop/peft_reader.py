@@ -4,9 +4,7 @@ Nothing is unpickled, no name in the files is used as a path, and a tensor is re
 shape has been compared with that of the base model.
 """
 
-import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,29 +12,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.core.untrusted_files import check_regular_file, first_line, read_json
-from fedjax_lora.interop.peft_writer import CONFIG, PREFIX, WEIGHTS, Factors
+from fedjax_lora.core.untrusted_files import check_regular_file, first_line
+from fedjax_lora.interop import peft_config
+from fedjax_lora.interop.peft_names import plain_names
+from fedjax_lora.interop.peft_writer import CONFIG, WEIGHTS, Factors
 
-__all__ = ["load", "read", "read_config", "shapes"]
+__all__ = ["load", "read", "shapes"]
 
-_MAX_CONFIG_BYTES = 4 << 20
-_PEFT_DEFAULT = 8  # of ``r`` and ``lora_alpha``
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-# Features that change what an adapter computes in a way that two factors cannot express.
-_UNSUPPORTED = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-)
-# A pattern of an untrusted config must not take exponential time: no groups, little repetition.
-_PATTERN = re.compile(r"[\w.\-^$\\*+|]{1,200}")
 
 _Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of tensors by name, without PEFT's prefix."""
+"""Shapes of tensors by plain name, see `plain_names`."""
 
 
 def load(
@@ -46,7 +32,8 @@ def load(
 
     Args:
       folder: the checkpoint.
-      modules: matrices of the base that can be adapted, ``(i, o)`` by Hugging Face module name.
+      modules: all matrices of the base that can be adapted, ``(i, o)`` by Hugging Face module
+        name.
       tensors: shapes of the other tensors that may be stored, by Hugging Face name.
 
     Returns:
@@ -58,13 +45,14 @@ def load(
         names all of these tensors.
     """
     path = pathlib.Path(folder)
-    config = read_config(path)
+    config = peft_config.read_config(path)
     values = _read(path / WEIGHTS, lambda x: _adapter_problems(x, modules, tensors, config))
     factors = {}
     for name in modules:
         if f"{name}.lora_A.weight" in values:
             a, b = (values.pop(f"{name}.lora_{x}.weight").T for x in "AB")
-            factors[name] = Factors(a, b, _scale(config, name, a.shape[1]))
+            scale = peft_config.module_scale(config, name, a.shape[1])
+            factors[name] = Factors(a, b, scale)
     return factors, values
 
 
@@ -78,26 +66,26 @@ def read(file: pathlib.Path, shapes: _Shapes) -> dict[str, np.ndarray]:
     Raises:
       InputError: the file is damaged, or holds other tensors or shapes.
     """
-    return _read(file, lambda x: _shape_problems(x, shapes, set(shapes)))
+    return _read(file, lambda x: _shape_problems(x, shapes, set(shapes), {}))
 
 
 def shapes(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Read the shape of every tensor of a safetensors file, by name without PEFT's prefix.
+    """Read the shape of every tensor of a safetensors file, by plain name.
 
     Only the header of the file is read.
 
     Raises:
       InputError: the file is missing or damaged.
     """
-    return {name: shape for name, (shape, _) in _headers(_open(file)).items()}
+    return {name: shape for name, (shape, _) in _headers(_open(file), file).items()}
 
 
 def _read(
     file: pathlib.Path, shape_problems: Callable[[_Shapes], Iterable[str]]
 ) -> dict[str, np.ndarray]:
-    """Read all tensors as float32, by name without PEFT's prefix, if their shapes are right."""
+    """Read all tensors as float32, by plain name, if their shapes are right."""
     opened = _open(file)
-    headers = _headers(opened)
+    headers = _headers(opened, file)
     type_problems = [
         f"{name} is stored as {dtype}, not as floating-point numbers"
         for name, (_, dtype) in headers.items()
@@ -105,7 +93,10 @@ def _read(
     ]
     stored = {name: shape for name, (shape, _) in headers.items()}
     raise_all(f"{file} does not fit the model", [*type_problems, *shape_problems(stored)])
-    values = {_bare(n): np.asarray(opened.get_tensor(n), np.float32) for n in opened.keys()}  # noqa: SIM118
+    values = {
+        name: np.asarray(opened.get_tensor(stored), np.float32)
+        for stored, name in plain_names(opened.keys(), file).items()
+    }
     not_finite = sorted(name for name, value in values.items() if not np.all(np.isfinite(value)))
     raise_all(f"{file} holds numbers that are not finite", not_finite[:5])
     return values
@@ -121,101 +112,11 @@ def _open(file: pathlib.Path) -> Any:
         ) from error
 
 
-def _headers(opened: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every tensor, by name without PEFT's prefix."""
-    slices = {_bare(name): opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+def _headers(opened: Any, file: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every tensor, by plain name."""
+    names = plain_names(opened.keys(), file)
+    slices = {name: opened.get_slice(stored) for stored, name in names.items()}
     return {name: (tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
-
-
-def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """Read and check the ``adapter_config.json`` of a folder.
-
-    Raises:
-      InputError: the file is missing, too large or not JSON; the adapter is not LoRA or uses an
-        unsupported feature or value; or the weights are pickled.
-    """
-    path = pathlib.Path(folder)
-    file = path / CONFIG
-    if not file.is_file():  # reading a pipe would block
-        raise InputError(f"{folder} is no PEFT adapter: it has no readable {CONFIG}.")
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InputError(f"{file} is larger than any PEFT config; it is not one.")
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise InputError(f"{file} must hold one JSON object.")
-    raise_all(f"{file} cannot be used", _config_problems(config))
-    if not (path / WEIGHTS).is_file() and (path / "adapter_model.bin").is_file():
-        raise InputError(
-            f"{path} holds its adapter as a pickle (adapter_model.bin), which can run code when "
-            "it is read; save it again with PEFT's safe_serialization=True."
-        )
-    return config
-
-
-def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    if config.get("peft_type") != "LORA":
-        yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
-    for name in _UNSUPPORTED:
-        if config.get(name):
-            yield f"{name} is not supported"
-    if config.get("bias", "none") != "none":
-        yield f"bias is {config['bias']!r} (only 'none')"
-    yield from _alpha_problems("lora_alpha", config.get("lora_alpha", _PEFT_DEFAULT))
-    yield from _rank_problems("r", config.get("r", _PEFT_DEFAULT))
-    for name, problems in (("alpha_pattern", _alpha_problems), ("rank_pattern", _rank_problems)):
-        yield from _pattern_problems(name, config.get(name) or {}, problems)
-
-
-def _pattern_problems(
-    name: str, patterns: Any, value_problems: Callable[[str, Any], Iterator[str]]
-) -> Iterator[str]:
-    if not isinstance(patterns, dict):
-        yield f"{name} is not an object"
-        return
-    for key, value in patterns.items():
-        yield from value_problems(key, value)
-        if not _is_safe(key):
-            yield f"{name} {key!r} is no simple pattern; write the module's whole name"
-
-
-def _alpha_problems(key: str, alpha: Any) -> Iterator[str]:
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not number or not math.isfinite(alpha) or alpha <= 0:
-        yield f"alpha of {key!r} is {alpha!r}, not a number above 0"
-
-
-def _rank_problems(key: str, rank: Any) -> Iterator[str]:
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        yield f"rank of {key!r} is {rank!r}, not a whole number above 0"
-
-
-def _is_safe(pattern: str) -> bool:
-    """Whether a pattern is a regular expression that takes little time to match."""
-    if not _PATTERN.fullmatch(pattern) or sum(pattern.count(c) for c in "*+") > 3:
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """Alpha divided by the rank, or by its square root with rank-stabilised LoRA."""
-    alpha = _module_value(config, name, "alpha_pattern", "lora_alpha")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _module_value(config: Mapping[str, Any], name: str, patterns: str, default: str) -> Any:
-    """The value of the first pattern that matches the end of the name (PEFT's rule)."""
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return config.get(default, _PEFT_DEFAULT)
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix(PREFIX)
 
 
 def _adapter_problems(
@@ -230,9 +131,32 @@ def _adapter_problems(
         pair = [stored.get(f"{name}.lora_{x}.weight") for x in "AB"]
         if pair != [None, None]:
             yield from _pair_problems(name, pair, shape, config)
-    yield from _shape_problems(stored, tensors, known)
+    yield from _shape_problems(stored, tensors, known, config)
     if not any(".lora_A." in name for name in stored):
         yield "it adapts no layer"
+    else:
+        yield from _target_problems(stored, modules, config)
+
+
+def _target_problems(
+    stored: _Shapes, modules: Iterable[str], config: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield modules whose factors are stored although PEFT would not load them, and the reverse."""
+    adapted = {name for name in modules if f"{name}.lora_A.weight" in stored}
+    targeted = {name for name in modules if peft_config.is_targeted(config, name)}
+    if unused := sorted(adapted - targeted):
+        yield (
+            f"it adapts {_some(unused)}, which {CONFIG} leaves out (target_modules, "
+            "layers_to_transform, exclude_modules, modules_to_save)"
+        )
+    if missing := sorted(targeted - adapted):
+        yield f"it lacks the factors of {_some(missing)}, which {CONFIG} asks for"
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
 
 
 def _pair_problems(
@@ -247,17 +171,26 @@ def _pair_problems(
         return
     inputs, outputs = shape
     rank = pair[0][0] if pair[0] else 0
-    if pair != [(rank, inputs), (outputs, rank)] or not 1 <= rank <= min(inputs, outputs):
+    if pair != [(rank, inputs), (outputs, rank)] or rank < 1:
         yield f"{name} has factors {pair[0]} and {pair[1]} for a matrix {inputs} x {outputs}"
-    elif (stated := _module_value(config, name, "rank_pattern", "r")) != rank:
+    elif (stated := peft_config.module_rank(config, name)) != rank:
         yield f"{name} has rank {rank}, but {CONFIG} says {stated}"
 
 
-def _shape_problems(stored: _Shapes, shapes: _Shapes, known: set[str]) -> Iterator[str]:
+def _shape_problems(
+    stored: _Shapes, shapes: _Shapes, known: set[str], config: Mapping[str, Any]
+) -> Iterator[str]:
     """Tensors of a wrong shape, and tensors that are not among the known ones."""
     for name, shape in shapes.items():
         if name in stored and stored[name] != shape:
             yield f"{name} is {stored[name]}, not {shape}"
-    if unknown := sorted(set(stored) - known):
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        yield f"the model has no {', '.join(unknown[:5])}{more}"
+    unknown = sorted(set(stored) - known)
+    modules = [f".{module}." for module in config.get("modules_to_save") or ()]
+    saved = [name for name in unknown if any(module in f".{name}" for module in modules)]
+    if others := sorted({*unknown} - {*saved}):
+        yield f"the model has no {_some(others)}"
+    if saved:
+        yield (
+            f"modules_to_save brings {_some(saved)}, but only a head, and a pooler that the base "
+            "lacks, can come with an adapter"
+        )

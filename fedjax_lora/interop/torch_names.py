@@ -48,8 +48,13 @@ def module(model: models.Pretrained, path: str, layer: int | None = None) -> str
     return _class_name(model, models.hf_module(model.config, path, layer))
 
 
-def matrices(model: models.Pretrained) -> dict[str, MatrixPlace]:
-    """Return the place of each matrix of the base, by name with and without the base's prefix."""
+def matrices(model: models.Pretrained, *, bare: bool = False) -> dict[str, MatrixPlace]:
+    """Return the place of each matrix of the base by name.
+
+    Args:
+      model: the base model.
+      bare: names as in an ``AutoModel``, without the base's prefix.
+    """
     places: dict[str, MatrixPlace] = {}
     base = {part: model.params[part] for part in model.params if part in ("encoder", "decoder")}
     for parameter, leaf in trees.flat(base).items():
@@ -60,7 +65,7 @@ def matrices(model: models.Pretrained) -> dict[str, MatrixPlace]:
             target = LoraTarget(path, int(shape[-2]), int(shape[-1]), layers)
             for layer in range(shape[0]) if stacked else (None,):
                 name = models.hf_module(model.config, path, layer)
-                places |= {name: (target, layer), _bare(model, name): (target, layer)}
+                places[_bare(model, name) if bare else name] = target, layer
     return places
 
 

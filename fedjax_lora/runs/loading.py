@@ -74,6 +74,8 @@ def _load_model(
 ) -> models.Pretrained:
     """Load the model with a head for a task, or draw the head of a loaded one anew."""
     options, key = config.model, model_key(config)
+    if config.lora.adapter is not None:
+        interop.check_task(config.lora.adapter, language=task.task.type == "language")
     if loaded is not None:
         model = models.reinitialize(loaded, key)
     else:
