@@ -1,5 +1,6 @@
 """Strict JAX, eight CPU devices, and one helper for the tests that want real data."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -57,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("shared"):
                 item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+
+
+def pytest_collection_finish() -> None:
+    """Nothing imported so far is garbage: the collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

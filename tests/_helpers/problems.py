@@ -358,14 +358,18 @@ class Rounds(NamedTuple):
     data: Any
     begin: Any  # FederatedState on the host
 
+    def place(self, tree: Any) -> Any:
+        """Where the round wants it: from elsewhere it would be compiled once more."""
+        return jax.device_put(tree, jax.tree.leaves(self.data)[0].sharding)
+
     def state(self) -> FederatedState:
         """A copy that may be donated, always the same."""
         # The copy is made before it is placed: placing shares memory where it can.
-        like = jax.tree.leaves(self.data)[0].sharding
-        return jax.device_put(jax.tree.map(np.array, self.begin), like)
+        return self.place(jax.tree.map(np.array, self.begin))
 
     def run(self, state: FederatedState, plan: Plan, seed: int = 0, **other: Any) -> tuple:
-        base, data = other.get("base", self.base), other.get("data", self.data)
+        base = other.get("base", self.base)
+        data = self.place(other["data"]) if "data" in other else self.data
         return self.fn(base, data, state, plan, jax.random.key(seed))
 
 

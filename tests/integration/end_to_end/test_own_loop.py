@@ -22,6 +22,8 @@ ROUNDS = 2
 TOLERANCE = 2e-4
 """Of parameters near 1 after two rounds of ten Adam steps, in another order of summation."""
 
+OPTIMIZER = optax.adam(own_loop.RATE, eps=1e-4)
+
 every_method = pytest.mark.parametrize("name", list(fl.methods.METHODS))
 
 
@@ -53,24 +55,21 @@ def merged(params: Any, adapter: Adapter, gain: Any, coefficients: Any) -> Any:
     return layers
 
 
-def trained_client(method: Method, params: Any, start: Any, rank: int, batches: Any) -> Any:
-    """One client's local training, as `fl.methods.Method` describes it."""
-    rates, free = method.rates, start["trainable"]
+@functools.cache
+def training_step(rates: Any, penalty: Any, project: Any) -> Any:
+    """One step of Adam as `fl.methods.Method` describes it, compiled once for all clients."""
 
-    def loss(values: Any, batch: Any) -> jax.Array:
-        full = merged(params, values["adapter"], start["gain"], values["coefficients"])
+    def loss(values: Any, params: Any, gain: Any, rank: jax.Array, batch: Any) -> jax.Array:
+        full = merged(params, values["adapter"], gain, values["coefficients"])
         each = own_loop.loss_fn(
             lambda x: own_loop.Net().apply({"params": full}, x), batch, jax.random.key(0)
         )
-        extra = method.penalty(values["adapter"], jnp.int32(rank)) if method.penalty else 0.0
-        return jnp.mean(each) + extra
-
-    optimizer = optax.adam(own_loop.RATE, eps=1e-4)
+        return jnp.mean(each) + (penalty(values["adapter"], rank) if penalty else 0.0)
 
     @jax.jit
-    def step(values: Any, moments: Any, batch: Any) -> Any:
-        grads = jax.tree.map(lambda g, m: g * m, jax.grad(loss)(values, batch), free)
-        steps, moments = optimizer.update(grads, moments)
+    def step(values: Any, moments: Any, free: Any, *given: Any) -> Any:
+        grads = jax.tree.map(lambda g, m: g * m, jax.grad(loss)(values, *given), free)
+        steps, moments = OPTIMIZER.update(grads, moments)
         steps = {
             "adapter": {
                 p: LoRA(rates.a * x, rates.b * y) for p, (x, y) in steps["adapter"].items()
@@ -78,33 +77,40 @@ def trained_client(method: Method, params: Any, start: Any, rank: int, batches: 
             "coefficients": jax.tree.map(lambda x: rates.coefficients * x, steps["coefficients"]),
         }
         new = jax.tree.map(lambda x, s, m: x + s * m, values, steps, free)
-        if method.project is not None:
+        if project is not None:
             new["adapter"] = jax.tree.map(
                 lambda x, y, m: jnp.where(m, x, y),
-                method.project(new["adapter"]),
+                project(new["adapter"]),
                 new["adapter"],
                 free["adapter"],
             )
         return new, moments
 
-    values = start["values"]
-    moments = optimizer.init(values)
+    return step
+
+
+def trained_client(method: Method, params: Any, start: Any, rank: int, batches: Any) -> Any:
+    """One client's local training; returns its factors."""
+    step = training_step(method.rates, method.penalty, method.project)
+    values, moments = start["values"], OPTIMIZER.init(start["values"])
     for batch in batches:
-        values, moments = step(values, moments, batch)
-    folded = {
+        values, moments = step(
+            values, moments, start["trainable"], params, start["gain"], np.int32(rank), batch
+        )
+    values = jax.device_get(values)
+    return {
         path: LoRA(a * values["coefficients"][path], b) if values["coefficients"] else LoRA(a, b)
         for path, (a, b) in values["adapter"].items()
     }
-    return folded
 
 
 def trained_cohort(method: Method, params: Any, init: Any, plan: Any, data: Any) -> Adapter:
     """All clients, one after another; stacked."""
-    results = []
+    init, results = jax.device_get(init), []
     for k, rank in enumerate(plan.rank):
         own = jax.tree.map(lambda x, k=k: x[k], init._replace(trainable=()))
         mask = jax.tree.map(lambda x, k=k: x[k] if x.shape[0] > 1 else x[0], init.trainable)
-        learns = {p: jnp.any(m.a, axis=-2) | jnp.any(m.b, axis=-1) for p, m in mask.items()}
+        learns = {p: np.any(m.a, axis=-2) | np.any(m.b, axis=-1) for p, m in mask.items()}
         start = {
             "values": {"adapter": own.adapter, "coefficients": own.coefficients},
             "trainable": {
@@ -115,7 +121,7 @@ def trained_cohort(method: Method, params: Any, init: Any, plan: Any, data: Any)
         }
         batches = [jax.tree.map(lambda x, i=i: x[i], data) for i in plan.batches.index[k]]
         results.append(trained_client(method, params, start, int(rank), batches))
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+    return jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *results)
 
 
 def plain_loop(method: Method, name: str) -> Any:

@@ -193,7 +193,7 @@ def test_if_nobody_answers_nothing_changes(method):
     made = bag_rounds(method, "vmap")
     before, _ = made.run(made.state(), plan_of(0, method=method))
     before = problems.copy(before)
-    after, seen = made.run(jax.device_put(before), plan_of(1, *NOBODY, method=method))
+    after, seen = made.run(made.place(before), plan_of(1, *NOBODY, method=method))
     assert_same_bits(problems.copy(after), before)
     assert not np.any(seen.rejected) and not np.any(seen.examples)
 
@@ -210,7 +210,7 @@ def test_if_nobody_answers_neither_heads_nor_memory_change(method, heads):
     rank = np.full(len(SIZES), 2)
     state, _ = made.run(made.state(), federation().plan(0, rank, 0.3))
     before = problems.copy(state)
-    after, _ = made.run(jax.device_put(before), federation(*NOBODY).plan(1, rank, 0.3))
+    after, _ = made.run(made.place(before), federation(*NOBODY).plan(1, rank, 0.3))
     assert_same_bits(problems.copy(after), before)
 
 

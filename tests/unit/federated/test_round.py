@@ -233,7 +233,7 @@ def test_a_broken_client_keeps_what_it_had(heads):
     victim = plan.id[1]
     data = POINTS.copy()
     data[problems.members()[victim]] = np.inf
-    after, seen = made.run(jax.device_put(before), plan, data=data)
+    after, seen = made.run(made.place(before), plan, data=data)
     assert np.flatnonzero(seen.rejected).tolist() == [1]
     for new, old in zip(*map(jax.tree.leaves, (after.clients, before.clients)), strict=True):
         same = np.all((np.asarray(new) == old).reshape(len(SIZES), -1), axis=1)

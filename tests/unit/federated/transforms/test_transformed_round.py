@@ -107,10 +107,10 @@ def test_if_everybody_is_broken_nothing_moves(optimizer):
     made = stub_rounds("quadratic", updates=OUTLIERS, server_optimizer=optimizer)
     before, _ = play(made, 2)
     broken = np.full_like(POINTS, np.nan)
-    after, seen = made.run(jax.device_put(before), plan_of(2), data=broken)
+    after, seen = made.run(made.place(before), plan_of(2), data=broken)
     assert_same_bits(problems.copy(after), before)
     assert np.sum(seen.rejected) == COHORT
-    healthy, _ = made.run(jax.device_put(before), plan_of(2))
+    healthy, _ = made.run(made.place(before), plan_of(2))
     assert problems.changed(problems.copy(healthy).optimizer, before.optimizer)
 
 
@@ -126,7 +126,7 @@ def test_momentum_on_the_head_by_hand():
     memory, head = np.zeros(3), np.zeros(3)
     for t in range(3):
         shadow = shadow._replace(head={"w": head.astype(np.float32)})
-        alone, _ = plain.run(jax.device_put(shadow), plan_of(t))
+        alone, _ = plain.run(plain.place(shadow), plan_of(t))
         memory = 0.9 * memory + (np.asarray(alone.head["w"], np.float64) - head)
         head = head + 0.7 * memory
         state, _ = made.run(state, plan_of(t))
