@@ -41,7 +41,7 @@ def _config(path: pathlib.Path, record: Record) -> RunConfig:
     try:
         if not (record["history"] and record["summary"]):
             raise InputError("the history or the summary is empty")
-        return configs.from_dict(record["config"])
+        return configs.from_record(record["config"])
     except (AttributeError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path} has a record that is not a finished run ({error}); remove its line."
@@ -58,7 +58,7 @@ def add(path: pathlib.Path, config: RunConfig, result: RunResult, **fields: Any)
       **fields: further fields of the record.
     """
     record = {
-        "config": configs.to_dict(config),
+        "config": configs.to_record(config),
         "history": result.records,
         "summary": result.summary,
         **fields,

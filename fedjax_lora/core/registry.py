@@ -100,6 +100,33 @@ def check(
     return factory, options
 
 
+def with_defaults(spec: str, registry: Mapping[str, Callable[..., T]], kind: str) -> dict[str, Any]:
+    """Return all options of a choice: those of the spec, and the defaults of the others.
+
+    >>> def tiers(*, ranks, seed=0): ...
+    >>> with_defaults("tiers(ranks=[1])", {"tiers": tiers}, "ranks")
+    {'ranks': [1], 'seed': 0}
+
+    Args:
+      spec: as for `build`.
+      registry: as for `build`.
+      kind: as for `build`.
+
+    Raises:
+      InputError: unknown name.
+    """
+    name, options = parse(spec, kind)
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(registry[name]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and parameter.default is not inspect.Parameter.empty
+    }
+    return {**{key: options[key] for key in options if key not in defaults}, **defaults, **options}
+
+
 def _check_names(
     subject: str,
     name: str,

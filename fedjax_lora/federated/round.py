@@ -34,7 +34,13 @@ from fedjax_lora.federated.state import (
     RoundMetrics,
 )
 from fedjax_lora.federated.training import Training
-from fedjax_lora.methods.base import AggregateResult, Cohort, Method, ServerState
+from fedjax_lora.methods.base import (
+    AggregateResult,
+    Cohort,
+    Method,
+    ServerState,
+    if_any_present,
+)
 
 RoundFn = Callable[[Params, Any, FederatedState, Plan, Key], tuple[FederatedState, RoundMetrics]]
 """``(base, data, state, plan, key) -> (state, metrics)``, where ``key`` is the run's root key."""
@@ -149,8 +155,8 @@ def make_round(
       ``step(params, state, cohort) -> (state, metrics)``.
 
     Raises:
-      InputError: on the first call, if the method, the training or an update returns shapes that
-        the round cannot go on with.
+      InputError: a server optimizer with a method that does not average; on the first call, if the
+        method, the training or an update returns shapes that the round cannot go on with.
     """
     return Round(
         compile_round(
@@ -190,6 +196,8 @@ def compile_round(
         round is then compiled in parts, so that what is between them can be seen and timed, and
         keeps its input.
     """
+    if server_optimizer is not None:
+        transforms.check_method_averages(method)
     client_update = make_client_update(method, train, heads=heads, execution=execution)
     server = _Server(method, heads, execution.mesh, tuple(updates), server_optimizer)
     placed = {"out_shardings": everywhere(execution.mesh)} if execution.mode == "sharded" else {}
@@ -262,15 +270,13 @@ class _Server:
         trained, cohort = self.received(plan, key, update)
         result = self._aggregated(state, update, trained, cohort)
         present = cohort.weight > 0
-        any_present = jnp.any(present)
         # Whatever the method does then: a round without any client left changes nothing.
-        server = jax.tree.map(
-            lambda new, old: jnp.where(any_present, new, old), result.server, state.server
-        )
+        server = if_any_present(cohort, result.server, state.server)
         head = state.head
         if self.heads == "average":
             head = trees.weighted_mean(trained.head, cohort.weight, state.head)
-        server, head, moments = self._followed(state, server, head, any_present)
+        owned = self._owned(update, result, present)
+        server, head, moments = self._followed(state, server, head, owned)
         clients = self._stored(state, plan, update, result, trained, present)
         rejected = (cohort.weight == 0) & (plan.weight > 0)
         rank = jnp.where(present, result.rank, plan.rank)
@@ -291,10 +297,7 @@ class _Server:
         self, plan: Plan, key: Key, update: CohortUpdate, weight: Array
     ) -> tuple[ClientParams, Array]:
         """What the transforms make of the clients' messages, and the weights after them."""
-        start, after, learns = update.clients.params, update.trained, update.clients.trainable
-        a, b = self.method.sends
-        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
-        learns = learns._replace(adapter=sent)
+        start, after, learns = update.clients.params, update.trained, self._sends(update)
         if self.heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
@@ -307,6 +310,23 @@ class _Server:
         head = got.head if self.heads == "average" else update.trained.head
         return got._replace(head=head), weight
 
+    def _sends(self, update: CohortUpdate) -> ClientParams:
+        """What of its parameters each client has trained and sends, but for heads."""
+        learns, (a, b) = update.clients.trainable, self.method.sends
+        sent = {path: LoRA(mask.a & a, mask.b & b) for path, mask in learns.adapter.items()}
+        return learns._replace(adapter=sent)
+
+    def _owned(self, update: CohortUpdate, result: AggregateResult, present: Array) -> ClientParams:
+        """What the present clients own of the global adapter and head, see `server_step`."""
+        sends = self._sends(update)
+
+        def anybody(mask: Array) -> Array:
+            return jnp.any(mask & trees.expand(present, mask), axis=0)
+
+        adapter = result.owned or jax.tree.map(anybody, sends.adapter)
+        averaged = self.heads == "average"
+        return ClientParams(adapter, jax.tree.map(lambda x: anybody(x & averaged), sends.head))
+
     def _aggregated(
         self, state: FederatedState, update: CohortUpdate, trained: ClientParams, cohort: Cohort
     ) -> AggregateResult:
@@ -317,16 +337,14 @@ class _Server:
         return result
 
     def _followed(
-        self, state: FederatedState, server: ServerState, head: Params, any_present: Array
+        self, state: FederatedState, server: ServerState, head: Params, owned: ClientParams
     ) -> tuple[ServerState, Params, Any]:
         """Server, head and moments after a step of the server optimizer, if there is one."""
         if self.optimizer is None:
             return server, head, state.optimizer
         old = ClientParams(state.server.adapter, state.head)
         new = ClientParams(server.adapter, head)
-        now, moments = transforms.server_step(
-            self.optimizer, state.optimizer, old, new, any_present
-        )
+        now, moments = transforms.server_step(self.optimizer, state.optimizer, old, new, owned)
         return server._replace(adapter=now.adapter), now.head, moments
 
     def _stored(

@@ -46,8 +46,21 @@ def check_outcome(
       InputError: with all paths in which it differs.
     """
     check_same_structure(
-        "What the method aggregates", outcome, AggregateResult(state.server, own, cohort.rank)
+        "What the method aggregates",
+        outcome._replace(owned=()),
+        AggregateResult(state.server, own, cohort.rank),
     )
+    if not outcome.owned:
+        return
+    try:
+        jax.tree.map(
+            lambda x, mask: jnp.broadcast_to(mask, x.shape), state.server.adapter, outcome.owned
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "The method's AggregateResult.owned does not broadcast against the global adapter; "
+            "make it with lora.factor_mask, or leave it out."
+        ) from error
 
 
 def check_method(method: Method, state: FederatedState, cohort: int) -> None:

@@ -34,6 +34,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.alternating import ffa_lora, rolora
 from fedjax_lora.methods.averaging import (
+    Empty,
     Weights,
     averaging,
     combine,
@@ -151,6 +152,7 @@ __all__ = [
     "AggregateResult",
     "ClientInit",
     "Cohort",
+    "Empty",
     "Method",
     "ServerState",
     "Sigma",

@@ -58,7 +58,7 @@ def one_factor(
             path: LoRA(jnp.where(b, old.a, new[path].a), jnp.where(b, new[path].b, old.b))
             for path, old in server.adapter.items()
         }
-        return outcome._replace(server=server._replace(adapter=adapter))
+        return outcome._replace(server=server._replace(adapter=adapter), owned=())
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         sizes = spec.factor_sizes

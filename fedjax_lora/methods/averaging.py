@@ -9,6 +9,9 @@ zero padding        ``p_k * own``: what one of `K` clients owns becomes `1/K` of
 masked mean (RBLA)  ``p_k * own / sum_k p_k * own``
 replication         missing components are first filled from those who have them
 ==================  =============================================================
+
+All weights of a component that nobody in the cohort owns are 0; it keeps the server's value, or
+becomes zero with ``empty="zero"`` (`Empty`).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +40,10 @@ from fedjax_lora.methods.base import (
 )
 
 Weights = Literal["examples", "uniform"]
+
+Empty = Literal["keep", "zero"]
+"""What becomes of components that no client of the cohort owns: they keep the server's value, or
+both of their factors become zero."""
 
 
 def shares(weight: Float[Array, "c"], kind: Weights = "examples") -> Float[Array, "c"]:
@@ -96,27 +103,30 @@ def averaging(
     *,
     name: str,
     paper: str = "",
+    empty: Empty = "keep",
     check: Callable[[np.ndarray], None] = no_check,
 ) -> Method:
     """A method that averages with the weights returned by ``weigh``, ``[c, R]`` or per path.
-
-    Components that no present client owns keep the server's value.
 
     Args:
       spec: the adapted layers.
       weigh: ``(cohort, start, result) -> weights``, 0 for absent clients.
       name: of the method.
       paper: where it is described.
+      empty: components that no present client owns keep the server's value, or become zero.
       check: raises `InputError` for ranks that the method does not take.
     """
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
-        mean = combine(result, weigh(cohort, start, result))
+        mean = combine(result, weigh(cohort, start, result))  # zero where nobody owns anything
         owned = jnp.any(owners(cohort, spec.rank), axis=0)
+        if empty == "zero":  # every client that is present sends zeros for what it does not own
+            owned = jnp.broadcast_to(jnp.any(cohort.weight > 0), owned.shape)
         adapter = keep_unowned(mean, server.adapter, owned)
-        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
+        parts = lora.factor_mask(lora.spread(spec, owned))
+        return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank, parts)
 
     return Method(
         name=name,
@@ -137,25 +147,39 @@ def _padded_mean(
     *,
     name: str,
     paper: str,
+    empty: Empty = "keep",
     check: Callable[[np.ndarray], None] = no_check,
 ) -> Method:
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
         return jnp.where(owners(cohort, spec.rank), share[:, None], 0.0)
 
-    return averaging(spec, weigh, name=name, paper=paper, check=check)
+    return averaging(spec, weigh, name=name, paper=paper, empty=empty, check=check)
 
 
 @checked_options
-def zero_padding(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
+def zero_padding(spec: LoraSpec, *, empty: Empty = "keep", weights: Weights = "examples") -> Method:
     """Factors padded with zeros to rank `R`, then averaged: dilutes what few clients own.
 
     Component `j` is multiplied by the weight share of the clients that own it; with one owner among
     `K` equal clients by ``1/K`` in each factor, ``1/K**2`` in the product.
 
-    The baseline of Byun & Lee, arXiv 2406.17477, and of most later work.
+    Args:
+      spec: the adapted layers.
+      empty: what becomes of the components that nobody in the cohort owns. ``"zero"`` is the rule
+        taken literally, and what public code does that pads to the highest rank of the federation:
+        the mean of zeros is zero in both factors. Such a component has no gradient from then on, so
+        that no client can ever train it again: one round without a high-rank client (a third of the
+        rounds with 10 of 100 clients and 10 % of them high-rank) turns the method into one of lower
+        rank. ``"keep"``, the default, pads to the highest rank of the cohort and keeps the server's
+        other components. It is the stronger baseline: what it loses to another method it loses by
+        dilution, which the papers discuss, and not by the sampling of cohorts.
+      weights: of the mean.
+
+    The baseline of Byun & Lee, arXiv 2406.17477, and of most later work; none of the papers states
+    what becomes of components without an owner.
     """
-    return _padded_mean(spec, weights, name="zero_padding", paper="arXiv 2406.17477")
+    return _padded_mean(spec, weights, name="zero_padding", paper="arXiv 2406.17477", empty=empty)
 
 
 @checked_options
@@ -212,8 +236,11 @@ def replication(
     """Replication padding: missing components are filled with the high-rank clients' mean.
 
     ``fill[j] = sum_{k in H_j} q_k x_k[j] / sum_{k in H_j} q_k`` over the donors ``H_j``; a client
-    without component `j` is padded with ``fill[j]``; then ``x[j] = sum_k p_k padded_k[j]``. With
-    ``inner="outer"`` (``q = p``) and two rank levels this equals the masked mean exactly.
+    without component `j` is padded with ``fill[j]``; then ``x[j] = sum_k p_k padded_k[j]``.
+
+    With the default options (all owners donate, ``q = p``) this is `masked_mean`, whatever the
+    number of rank levels; with two levels also if only the highest rank donates. The two differ
+    with ``inner="uniform"`` and, from three levels on, with ``donors="highest"``.
 
     If no client in the cohort owns component `j` (a third of the rounds with 10 of 100 clients and
     10 % of them high-rank), the paper's rule is not known; the server's value stays, since a zero

@@ -10,7 +10,7 @@ server and clients. `fl.federated.make_round` takes the whole method and does al
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, K
 from fedjax_lora.lora import LoraSpec
 
 BOTH = LoRA(True, True)
+
+Tree = TypeVar("Tree")
 
 FLOAT_BYTES = 4
 INDEX_BYTES = 4
@@ -62,6 +64,9 @@ class AggregateResult(NamedTuple):
     server: ServerState
     clients: Any  # the method's state of each client in the cohort, [c, ...]
     rank: Array  # int32[c], the clients' ranks from now on
+    # Booleans that broadcast against the server's adapter: what this round's clients own of it. A
+    # server optimizer leaves the rest alone. (): what a present client has trained and sent.
+    owned: Any = ()
 
 
 class Traffic(NamedTuple):
@@ -136,6 +141,12 @@ def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gai
         path: jnp.where(mask, trees.expand(cohort.scale, mask), 0.0)
         for path, mask in active.items()
     }
+
+
+def if_any_present(cohort: Cohort, new: Tree, old: Tree) -> Tree:
+    """The new values, or the old ones bit for bit if no client is present."""
+    present = jnp.any(cohort.weight > 0)
+    return jax.tree.map(lambda n, o: jnp.where(present, n, o), new, old)
 
 
 def per_client(tree: Any) -> Any:

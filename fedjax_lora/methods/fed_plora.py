@@ -89,7 +89,7 @@ def fed_plora(
     """
 
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        chosen = _chosen(spec, server, cohort, selection=selection, indices=indices)
+        chosen = chosen_modules(spec, server, cohort, selection=selection, indices=indices)
         return whole_start(spec, server, cohort, lora.factor_mask(chosen))
 
     def aggregate(
@@ -106,7 +106,7 @@ def fed_plora(
         adapter = keep_unowned(combine(result, weight), server.adapter, kept)
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
-    sets = 0 if selection != "random" else spec.matrices if indices == "layer" else 1
+    sets = 0 if selection != "random" else index_sets(spec, indices)
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)
@@ -126,7 +126,12 @@ def fed_plora(
     )
 
 
-def _chosen(
+def index_sets(spec: LoraSpec, indices: Indices) -> int:
+    """How many sets of indices a client sends."""
+    return spec.matrices if indices == "layer" else 1
+
+
+def chosen_modules(
     spec: LoraSpec, server: ServerState, cohort: Cohort, *, selection: Selection, indices: Indices
 ) -> Gain:
     """The modules that each client trains, ``bool[c, (L,) R]`` per path."""

@@ -24,10 +24,11 @@ from fedjax_lora.methods.base import (
     ServerState,
     Traffic,
     client_gain,
+    if_any_present,
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.svd import each_layer, if_any_present, only_adapted, split, weighted_stack
+from fedjax_lora.methods.svd import each_layer, only_adapted, split, weighted_stack
 
 
 class ClientDirections(NamedTuple):
@@ -48,8 +49,8 @@ Largest = Literal["signed", "magnitude"]
 def fedrora(
     spec: LoraSpec,
     *,
-    largest: Largest = "signed",
-    first: float = 0.0,
+    largest: Largest = "magnitude",
+    first: float = 1.0,
     coefficient_rate: float = 100.0,
     weights: Weights = "examples",
 ) -> Method:
@@ -68,10 +69,11 @@ def fedrora(
     Args:
       spec: the adapted layers. The paper's product has no scale; here the coefficients come on top
         of the scale that every adapter has (1 with ``alpha`` equal to `R`).
-      largest: by signed value, as the paper writes, or by magnitude, as its released code does.
+      largest: by magnitude, as the released code selects, which says that this reproduces its
+        published numbers; or by signed value, as the paper writes.
       first: each coefficient before any training is ``first / sqrt(r)``, over directions
-        that are random and common to all. At 0 the model begins as it was pretrained, as with any
-        other method. The released code begins at 1, with directions drawn by each client.
+        that are random and common to all. The released code begins at 1, with directions drawn by
+        each client. At 0 the model begins as it was pretrained, as with any other method.
       coefficient_rate: the learning rate of the coefficients over that of the directions; 100 in
         the released code.
       weights: of the mean.

@@ -22,12 +22,12 @@ from fedjax_lora.methods.base import (
     Method,
     ServerState,
     Traffic,
+    if_any_present,
     plain_server,
 )
 from fedjax_lora.methods.svd import (
     Sigma,
     each_layer,
-    if_any_present,
     only_adapted,
     rescaled_start,
     split,
@@ -75,7 +75,7 @@ def florist(
         paper="arXiv 2506.09199",
         spec=spec,
         init=rule.init,
-        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
+        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort, sigma),
         aggregate=rule.aggregate,
         traffic=rule.traffic,
     )

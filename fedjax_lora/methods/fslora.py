@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.core.types import Adapter, Array
+from fedjax_lora.core.types import Adapter
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, combine, shares
 from fedjax_lora.methods.base import (
@@ -24,11 +24,11 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.fed_plora import select_modules
+from fedjax_lora.methods.fed_plora import Indices, chosen_modules, index_sets
 
 
 @checked_options
-def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
+def fslora(spec: LoraSpec, *, indices: Indices = "layer", weights: Weights = "uniform") -> Method:
     """FSLoRA: a random `r` of the `R` components, scaled by `R / r`; the mean of the changes.
 
     Client `k` computes with ``a S_k b``, where ``S_k`` is ``R / r_k`` on `r_k` components drawn at
@@ -39,17 +39,15 @@ def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
 
     Args:
       spec: the adapted layers.
+      indices: one sketch per layer, as the released code draws them, or one for all layers.
       weights: of the mean over participants.
 
     Fang et al., "Federated Sketching LoRA", arXiv 2501.19389.
     """
 
-    def sketch(cohort: Cohort) -> Array:
-        return select_modules(cohort, cohort.key, jnp.zeros(spec.rank), selection="random")
-
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        chosen = sketch(cohort)
-        mask = lora.factor_mask(lora.spread(spec, chosen))
+        chosen = chosen_modules(spec, server, cohort, selection="random", indices=indices)
+        mask = lora.factor_mask(chosen)
         stretched = spec.server_scale * spec.rank / cohort.rank.astype(jnp.float32)
         gain = client_gain(spec, cohort._replace(scale=stretched), chosen)
         return ClientInit(lora.keep(per_client(server.adapter), mask), gain, mask)
@@ -70,7 +68,7 @@ def fslora(spec: LoraSpec, *, weights: Weights = "uniform") -> Method:
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         one = spec.component_size * FLOAT_BYTES
         rank = rank.astype(np.int64)
-        index = rank * INDEX_BYTES
+        index = rank * index_sets(spec, indices) * INDEX_BYTES
         return Traffic(up=rank * one + index, down=rank * one, exact=index)
 
     return Method(

@@ -1,11 +1,12 @@
 """HetLoRA: zero-padded factors weighted by their norm; clients that give up rank."""
 
 import dataclasses
+import fractions
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
@@ -13,7 +14,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.averaging import averaging, owners, shares
+from fedjax_lora.methods.averaging import Empty, averaging, owners, shares
 from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method, ServerState
 
 Norm = Literal["client", "layer"]
@@ -27,13 +28,15 @@ def hetlora(
     gamma: float = 0.99,
     penalty: float = 0.01,
     min_rank: int = 1,
+    empty: Empty = "keep",
 ) -> Method:
     """HetLoRA: zero-padded factors weighted by ``||delta||_F``; ranks prune themselves.
 
     ``w_k = ||delta_k||_F / sum_k ||delta_k||_F`` with ``delta_k`` the client's adapter after
     training at its own scale (its value, not its change); if all are zero, equal weights.
 
-    The tail of a client of rank `r` is its components from ``floor(gamma r)`` on; its size is
+    The tail of a client of rank `r` is its components from ``floor(gamma r)`` on (of `gamma` as a
+    decimal fraction: 0.7 of 90 is 63, which floating point misses); its size is
     ``t = sum_sites ||a_tail||_F ||b_tail||_F``. Training adds ``penalty * t`` to the loss. If `t`
     has shrunk, the client cuts the tail off before it sends, and its rank is
     ``max(min_rank, floor(gamma r))`` from then on.
@@ -46,6 +49,8 @@ def hetlora(
       penalty: weight of the tail in the loss. The paper's value is not known; 0.01 is that of a
         public re-implementation.
       min_rank: no client prunes below it. The paper's lowest rank is 5.
+      empty: what becomes of components that nobody in the cohort owns (any more), as in
+        `zero_padding`; re-implementations that pad to the highest rank make them zero.
 
     Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
     arXiv 2401.06432.
@@ -59,7 +64,9 @@ def hetlora(
             f"least 1, got gamma={gamma}, penalty={penalty}, min_rank={min_rank}."
         )
     rule = _HetLora(spec, norm, gamma, min_rank)
-    padded_mean = averaging(spec, rule.weights, name="hetlora", paper="arXiv 2401.06432")
+    padded_mean = averaging(
+        spec, rule.weights, name="hetlora", paper="arXiv 2401.06432", empty=empty
+    )
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
@@ -87,8 +94,9 @@ class _HetLora:
 
     def _cut(self, rank: Array) -> Array:
         """Where the tail of an adapter of this rank begins, ``floor(gamma * rank)``: ``int32``."""
-        cut = np.floor(self.gamma * np.arange(self.spec.rank + 1)).astype(np.int32)
-        return jnp.asarray(cut)[rank]
+        gamma = fractions.Fraction(str(self.gamma))
+        cut = [math.floor(gamma * r) for r in range(self.spec.rank + 1)]
+        return jnp.asarray(cut, jnp.int32)[rank]
 
     def tail_size(self, adapter: Adapter, rank: Array) -> Array:
         """``[...]`` for an adapter ``[..., (L,) i, R]`` and ranks ``[...]``."""

@@ -57,9 +57,14 @@ def rb_lora(spec: LoraSpec, *, weights: Weights = "examples", sigma: Sigma = "b"
 
     Component `j` of the n-weighted mean of zero-padded factors is multiplied by
     ``n / sum_{k: r_k > j} n_k``, which makes it the masked mean; the product of these factors is
-    factored again and each client gets its `r` leading components. The public code computes that
-    multiplier but does not call it; that it acts on both factors is the reading of
-    "rank-wise components", and the code's ``V`` in place of ``V^T`` is taken as a slip.
+    factored again and each client gets its `r` leading components.
+
+    What the paper's rule is cannot be settled from what is public. The released code computes the
+    multiplier and never calls it: its registry runs n-weighted zero padding and then an SVD. Three
+    readings are possible: that one (no multiplier), the multiplier on both factors, which is taken
+    here from the words "rank-wise components", and the multiplier on one factor only. On random
+    updates their models differ from each other by 11 %, 52 % and 88 % of the update. The code's
+    ``V`` in place of ``V^T`` is taken as a slip.
 
     "RB-LoRA: Rank-Balanced Aggregation for Low-Rank Adaptation with Federated Fine-Tuning",
     Findings of EACL 2026, code seonha01/rb-lora.

@@ -108,22 +108,46 @@ def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "ex
     )
 
 
+def _root_mean_gain(a: Array, rank: Array) -> Array:
+    """The root of the mean eigenvalue of ``a^T a`` over ``rank`` components, ``[(L,) 1, 1]``.
+
+    Args:
+      a: ``[(L,) i, R]``; where it is all zero, the result is 1.
+      rank: ``int32[]``, components in use.
+    """
+    square = jnp.sum(jnp.square(a), axis=(-2, -1), keepdims=True)
+    return jnp.where(square > 0, jnp.sqrt(square / jnp.maximum(rank, 1).astype(a.dtype)), 1.0)
+
+
 @checked_options
-def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "examples") -> Method:
+def lora_fair(
+    spec: LoraSpec,
+    *,
+    penalty: float = 1.0,
+    relative: bool = True,
+    weights: Weights = "examples",
+) -> Method:
     """LoRA-FAIR: averaged factors, `b` corrected towards the mean of the products.
 
-    ``b + d`` with ``d`` the minimiser of ``||M - s a (b + d)||_F^2 + penalty ||d||_F^2``, where
-    ``M = sum_k p_k s a_k b_k``: ``d = (s^2 a^T a + penalty)^-1 s a^T (M - s a b)``. The base is
+    ``b + d`` with ``d`` the minimiser of ``||M - s a (b + d)||_F^2 + penalty g ||d||_F^2``, where
+    ``M = sum_k p_k s a_k b_k``: ``d = (s^2 a^T a + penalty g)^-1 s a^T (M - s a b)``. The unit
+    ``g`` of the penalty is ``||s a||_F^2 / r``, the mean eigenvalue of ``s^2 a^T a``. The base is
     not touched. All clients have one rank.
 
     Args:
       spec: the adapted layers.
       penalty: keeps `b` near the average: without it `b` drifts, and accuracy falls (the paper).
+        In a direction of average gain ``1 / (1 + penalty)`` of the unpenalised correction is made,
+        whatever the scale and the initialisation of `a`: half of it at 1, the default, 10 % at 9.
+      relative: False takes ``g = 1``, the penalty on the bare ``||d||_F^2``. How strong it is then
+        depends on the size of `a`: 0.01, the paper's value for its own loss, leaves 97 % of the
+        correction with a Kaiming `a` and scale 1.
       weights: of the means.
 
     The paper minimises a dissimilarity by gradient steps on the server; which one is not known
-    here (a digest calls it a cosine similarity). The squared distance is its plainest form and has
-    the closed solution above, without a step size to choose.
+    here (a digest calls it a cosine similarity, between 0 and 2 whatever the sizes, to which its
+    penalty of 0.01 belongs). The squared distance is its plainest form and has the closed solution
+    above, without a step size to choose.
 
     Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization
     Refinement", arXiv 2411.14961.
@@ -138,12 +162,15 @@ def lora_fair(spec: LoraSpec, *, penalty: float = 0.01, weights: Weights = "exam
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
         mean, share = _means(spec, cohort, result, weights)
-        scale = jnp.max(jnp.where(cohort.weight > 0, cohort.scale, 0.0))  # one rank, one scale
+        present = cohort.weight > 0  # of one rank and one scale
+        scale, rank = (jnp.max(jnp.where(present, x, 0)) for x in (cohort.scale, cohort.rank))
         corrected = {}
         for path, pair in result.items():
             missed = _residual(pair, mean[path], start.gain[path], share)
             a, b = mean[path]
-            corrected[path] = LoRA(a, b + linalg.ridge(a * scale, missed, penalty))
+            unit = _root_mean_gain(a * scale, rank) if relative else jnp.ones(())
+            change = linalg.ridge(a * scale / unit, missed, penalty) / unit
+            corrected[path] = LoRA(a, b + change)
         owned = jnp.any(owners(cohort, spec.rank), axis=0)
         adapter = keep_unowned(corrected, server.adapter, owned)
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)

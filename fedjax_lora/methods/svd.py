@@ -6,13 +6,12 @@ singular value, so the first `r` components are the best rank-`r` approximation 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
-from fedjax_lora.core import linalg
+from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.layerwise import map_layers
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
@@ -24,6 +23,8 @@ from fedjax_lora.methods.base import (
     Cohort,
     Method,
     ServerState,
+    Tree,
+    if_any_present,
     per_client,
     plain_server,
     symmetric_traffic,
@@ -31,7 +32,6 @@ from fedjax_lora.methods.base import (
 )
 
 Sigma = Literal["a", "b", "both"]
-Tree = TypeVar("Tree")
 
 
 def weighted_stack(pair: LoRA, gain: Array, share: Array) -> LoRA:
@@ -65,9 +65,14 @@ def refactor(pair: LoRA, rank: int, scale: float, sigma: Sigma) -> LoRA:
 
 def split(u: Array, s: Array, vt: Array, sigma: Sigma) -> LoRA:
     """Singular triplets as two factors, see `refactor`."""
-    in_a = {"a": s, "b": jnp.ones_like(s), "both": jnp.sqrt(s)}[sigma]
-    in_b = {"a": jnp.ones_like(s), "b": s, "both": jnp.sqrt(s)}[sigma]
+    in_a, in_b = in_factors(s, sigma)
     return LoRA(u * in_a[..., None, :], vt * in_b[..., :, None])
+
+
+def in_factors(size: Array, sigma: Sigma) -> tuple[Array, Array]:
+    """What `a` and `b` are multiplied by, so that their product is multiplied by ``size``."""
+    one, root = jnp.ones_like(size), jnp.sqrt(size)
+    return {"a": (size, one), "b": (one, size), "both": (root, root)}[sigma]
 
 
 def refactoring(
@@ -120,7 +125,7 @@ def refactoring(
         paper=paper,
         spec=spec,
         init=plain_server,
-        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort),
+        broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort, sigma),
         aggregate=aggregate,
         traffic=symmetric_traffic(spec),
     )
@@ -146,15 +151,17 @@ def each_layer(
     return map_layers(layer, *clients, everywhere, *server, axis=1)
 
 
-def rescaled_start(spec: LoraSpec, server: ServerState, cohort: Cohort) -> ClientInit:
+def rescaled_start(spec: LoraSpec, server: ServerState, cohort: Cohort, sigma: Sigma) -> ClientInit:
     """The first `r` components, such that each client's product is the server's.
 
-    A client that reads its adapter at another scale gets factors of the same product.
+    A client that reads its adapter at another scale gets factors of the same product: the ratio of
+    the scales goes where the singular values are, so that a factor of singular vectors stays one.
     """
     start = truncated_start(spec, server, cohort)
     ratio = spec.server_scale / cohort.scale
+    in_a, in_b = in_factors(ratio, sigma)
     adapter = {
-        path: LoRA(pair.a, pair.b * ratio.reshape(-1, *(1,) * (pair.b.ndim - 1)))
+        path: LoRA(pair.a * trees.expand(in_a, pair.a), pair.b * trees.expand(in_b, pair.b))
         for path, pair in start.adapter.items()
     }
     return start._replace(adapter=adapter)
@@ -164,12 +171,6 @@ def only_adapted(spec: LoraSpec, adapter: Adapter) -> Adapter:
     """Zeros at the layers left out: singular vectors of a zero product are not zero."""
     everything = lora.spread(spec, jnp.ones(spec.rank, bool))
     return lora.keep(adapter, lora.factor_mask(everything))
-
-
-def if_any_present(cohort: Cohort, new: Tree, old: Tree) -> Tree:
-    """The new values, or the old ones bit for bit if no client is present."""
-    present = jnp.any(cohort.weight > 0)
-    return jax.tree.map(lambda n, o: jnp.where(present, n, o), new, old)
 
 
 def product_mean(

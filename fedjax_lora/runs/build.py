@@ -157,7 +157,7 @@ class Run(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """Return what the checkpoints of the run say about it, as JSON values."""
-        config = configs.to_dict(self.config)
+        config = configs.to_record(self.config)
         return {"config": config, "environment": environment()} | self.digests()
 
 

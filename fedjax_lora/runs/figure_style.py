@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedjax_lora import methods
 from fedjax_lora.core import registry
 from fedjax_lora.runs.sweep.intervals import spread
 
@@ -30,6 +31,7 @@ class MethodStyle(NamedTuple):
     colour: str
     dashes: str
     marker: str
+    reading: str = ""  # the option without whose value the label says too little
 
 
 # Two sets of ten colours, one for solid and one for dashed lines. Within a set, any two colours
@@ -38,7 +40,7 @@ class MethodStyle(NamedTuple):
 # line and the marker differ too.
 METHOD_STYLES = {
     "fedit": MethodStyle("FedIT", "#222222", "-", "o"),
-    "zero_padding": MethodStyle("zero padding", "#56B4E9", "-", "^"),
+    "zero_padding": MethodStyle("zero padding", "#56B4E9", "-", "^", reading="empty"),
     "hetlora": MethodStyle("HetLoRA", "#1A1AB0", "-", "v"),
     "masked_mean": MethodStyle("masked mean", "#9D2762", "-", "^"),
     "replication": MethodStyle("replication", "#B04CE0", "-", "v"),
@@ -66,17 +68,29 @@ _SHADES_OF_DARK = (0.0, 0.35, 0.6, 0.2)
 """The same for colours that cannot be darkened."""
 
 
+UNOWNED = {"keep": "unowned kept", "zero": "unowned zeroed"}
+"""What zero padding does to components that nobody in a cohort owns: two methods of one name."""
+
+
 def method_label(spec: str) -> str:
-    """Return the published name of a method.
+    """Return the published name of a method; of zero padding with its reading, see `UNOWNED`.
 
     Args:
       spec: a method with or without options.
 
     >>> method_label("fed_plora(selection='prefix')")
     'Fed-PLoRA'
+    >>> method_label("zero_padding(empty='zero')")
+    'zero padding (unowned zeroed)'
     """
     name = registry.parse(spec)[0]
-    return METHOD_STYLES[name].label if name in METHOD_STYLES else name
+    if name not in METHOD_STYLES:
+        return name
+    style = METHOD_STYLES[name]
+    if not style.reading:
+        return style.label
+    value = registry.with_defaults(spec, methods.METHODS, "method")[style.reading]
+    return f"{style.label} ({UNOWNED[value]})"
 
 
 def series_style(number: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from filelock import FileLock
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.trees import differing_fields
-from fedjax_lora.core.version import __version__
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.runs.config import RunConfig
@@ -96,7 +95,7 @@ class RunFolder:
             if not history:
                 for name in (CHECKPOINTS, "adapter", "merged", "figures"):
                     atomic_io.remove_folder(self.path / name)
-            self.write(CONFIG, {configs.VERSION: __version__} | configs.to_dict(config))
+            self.write(CONFIG, configs.to_record(config))
             self._write_lines(METRICS, history)
             # A last line may be torn, and lines of rounds after the checkpoint are repeated.
             self._write_lines(TIMING, read_lines(self.path / TIMING)[: len(history)])
@@ -129,7 +128,7 @@ class RunFolder:
 
     def _occupied_by(self, config: RunConfig) -> str:
         """Say how the run in the folder differs from this one, and what to do."""
-        different = differing_fields(self.read_config(), configs.to_dict(config))
+        different = differing_fields(self.read_config(), configs.to_record(config))
         present, go_on = "this run already", "resume it with --resume, "
         if different:
             present, go_on = f"a different run ({', '.join(different[:5])})", ""
@@ -139,14 +138,14 @@ class RunFolder:
         )
 
     def read_config(self) -> dict[str, Any]:
-        """Return the config of the run in the folder as JSON values; empty if it is damaged.
+        """Return the config of the run in the folder as a record; empty if it is damaged.
 
         Raises:
           InputError: it is a config, but with options that this version does not have.
         """
         try:
             values = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-            return configs.to_dict(configs.from_dict(values))
+            return configs.to_record(configs.from_record(values))
         except (OSError, ValueError, TypeError, RecursionError):
             return {}
 

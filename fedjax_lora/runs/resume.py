@@ -26,7 +26,7 @@ from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.data.partition import differs_from
 from fedjax_lora.federated import optimizers
-from fedjax_lora.runs import checkpoints
+from fedjax_lora.runs import checkpoints, older_rules
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Run, build
 from fedjax_lora.runs.checkpoints import Checkpoint, Progress
@@ -66,14 +66,15 @@ def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> N
     """Refuse to resume a run with another config.
 
     Args:
-      interrupted: config of the interrupted run, as JSON values.
+      interrupted: record of the config of the interrupted run.
       config: config to continue with.
       done: rounds that the run has done.
 
     Raises:
-      InputError: fields differ that may not; all of them are named.
+      InputError: fields differ that may not, all of which are named; or an older version began the
+        run with a rule that has changed.
     """
-    previous = configs.from_dict(interrupted)
+    previous = configs.from_record(interrupted)
     before, after = configs.to_dict(previous), configs.to_dict(config)
     problems = [
         f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
@@ -90,6 +91,8 @@ def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> N
             "learning rates"
         )
     raise_all("This run cannot be resumed so", problems)
+    if done:
+        older_rules.refuse_to_continue(previous, interrupted.get(configs.VERSION))
 
 
 def _learning_rates(config: RunConfig, rounds: int) -> list[float]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora, methods
+from fedjax_lora.core import registry
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import AggregateResult, ClientInit, Cohort, Method, ServerState
@@ -43,8 +44,8 @@ NUMBERS: dict[str, list[dict[str, Any]]] = {
     "hetlora": [{"gamma": 1.0}, {"gamma": 0.5, "norm": "layer", "min_rank": 2}],
     "florist": [{"threshold": 1.0}, {"threshold": 0.5, "sigma": "both"}],
     "fedex_lora": [{"residual_rank": 3}],
-    "lora_fair": [{"penalty": 2.0}],
-    "fedrora": [{"first": 1.0, "coefficient_rate": 3.0}],
+    "lora_fair": [{"penalty": 0.25}, {"penalty": 2.0, "relative": False}],
+    "fedrora": [{"first": 0.0, "coefficient_rate": 3.0}],
 }
 """Values of options that are numbers."""
 
@@ -69,6 +70,12 @@ SPECS = list(itertools.chain.from_iterable(specs_of(name) for name in methods.ME
 
 def method_name(spec: str) -> str:
     return spec.split("(")[0]
+
+
+def option(spec: str, name: str) -> Any:
+    """An option of a method, with its default if the spec does not give it."""
+    method, options = registry.parse(spec)
+    return options.get(name, inspect.signature(methods.METHODS[method]).parameters[name].default)
 
 
 def ranks_for(spec: str, mixed: Any, otherwise: int) -> np.ndarray:

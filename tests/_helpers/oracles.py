@@ -8,6 +8,7 @@ Adding a method to the registry needs a function of its name here, with the same
 """
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -66,15 +67,17 @@ def combination(pairs: list[Pair], weights: list[float]) -> Pair:
     )
 
 
-def rows_kept(new: Pair, old: Pair) -> Pair:
-    """What nobody sent stays as the server had it."""
+def rows_kept(new: Pair, old: Pair, empty: str = "keep") -> Pair:
+    """What nobody sent stays as the server had it; or the server had padded everybody to R."""
     r = rank(new)
+    if empty == "zero":
+        return padded_with_zeros(new, rank(old))
     return concatenate([new, Pair(old.B[:, r:], old.A[r:])])
 
 
-def per_matrix(round: Round, rule: Callable[[list[Pair]], Pair]) -> Answer:
+def per_matrix(round: Round, rule: Callable[[list[Pair]], Pair], empty: str = "keep") -> Answer:
     pairs = {
-        name: rows_kept(rule([c.pairs[name] for c in round.clients]), old)
+        name: rows_kept(rule([c.pairs[name] for c in round.clients]), old, empty)
         for name, old in round.old.items()
     }
     return Answer(pairs, round.W)
@@ -89,14 +92,14 @@ def padded_with_zeros(pair: Pair, r: int) -> Pair:
     return concatenate([pair, Pair(np.zeros((d, r - rank(pair))), np.zeros((r - rank(pair), k)))])
 
 
-def zero_padding(round: Round, *, weights: str = "examples") -> Answer:
+def zero_padding(round: Round, *, empty: str = "keep", weights: str = "examples") -> Answer:
     def rule(pairs: list[Pair]) -> Pair:
         top = max(map(rank, pairs))
         return combination(
             [padded_with_zeros(p, top) for p in pairs], share(round.clients, weights)
         )
 
-    return per_matrix(round, rule)
+    return per_matrix(round, rule, empty)
 
 
 def first_rows(pair: Pair, r: int) -> Pair:
@@ -110,17 +113,21 @@ def hetlora(
     gamma: float = 0.99,
     penalty: float = 0.01,
     min_rank: int = 1,
+    empty: str = "keep",
 ) -> Answer:
+    def cut(r: int) -> int:
+        return int(Decimal(str(gamma)) * r)
+
     def tail(pairs: dict[str, Pair]) -> float:
         size = 0.0
         for pair in pairs.values():
-            t = int(np.floor(gamma * rank(pair)))
+            t = cut(rank(pair))
             size += np.linalg.norm(pair.B[:, t:]) * np.linalg.norm(pair.A[t:])
         return size
 
     def after_training(c: Client) -> int:
         r = rank(next(iter(c.pairs.values())))
-        shorter = max(min_rank, int(np.floor(gamma * r)))
+        shorter = max(min_rank, cut(r))
         return min(r, shorter) if tail(c.pairs) < tail(c.began) else r
 
     ranks = [after_training(c) for c in round.clients]
@@ -140,7 +147,7 @@ def hetlora(
         pairs = [c.pairs[name] for c in sent]
         top = max(map(rank, pairs))
         mean = combination([padded_with_zeros(p, top) for p in pairs], weights)
-        answer[name] = rows_kept(mean, old)
+        answer[name] = rows_kept(mean, old, empty)
     return Answer(answer, round.W, ranks)
 
 
@@ -319,7 +326,8 @@ def florist(
     return Answer(answer, round.W)
 
 
-def fslora(round: Round, *, weights: str = "uniform") -> Answer:
+def fslora(round: Round, *, indices: str = "layer", weights: str = "uniform") -> Answer:
+    """The clients' ``rows`` are their sketches, of each matrix or alike for all."""
     p = share(round.clients, weights)
     answer = {}
     for name, old in round.old.items():
@@ -363,15 +371,21 @@ def fedex_lora(round: Round, *, residual_rank: int = 0, weights: str = "examples
     return Answer(mean.pairs, W)
 
 
-def lora_fair(round: Round, *, penalty: float = 0.01, weights: str = "examples") -> Answer:
-    """Least squares with ``sqrt(penalty)`` times the identity below, by an SVD of the whole."""
+def lora_fair(
+    round: Round, *, penalty: float = 1.0, relative: bool = True, weights: str = "examples"
+) -> Answer:
+    """Least squares with the root of the penalty times the identity below, by an SVD of the whole.
+
+    The relative penalty is in units of the mean eigenvalue of ``s^2 A A^T``.
+    """
     mean, answer = fedit(round, weights=weights), {}
     for name, old in round.old.items():
         r = rank(round.clients[0].pairs[name])
         B, A = first_rows(mean.pairs[name], r)
         s = round.clients[0].s
         missed = (mean_of_products(round, name, weights) - s * B @ A).T  # [k, d]
-        rows = np.vstack([s * A.T, np.sqrt(penalty) * np.eye(r)])
+        gain = np.linalg.eigvalsh(s**2 * A @ A.T).mean() if relative else 1.0
+        rows = np.vstack([s * A.T, np.sqrt(penalty * gain) * np.eye(r)])
         change = np.linalg.lstsq(rows, np.vstack([missed, np.zeros((r, len(B)))]), rcond=None)[0]
         answer[name] = rows_kept(Pair(B + change.T, A), old)
     return Answer(answer, round.W)
@@ -385,8 +399,8 @@ def fedsa_lora(round: Round, *, weights: str = "examples") -> Answer:
 def fedrora(
     round: Round,
     *,
-    largest: str = "signed",
-    first: float = 0.0,
+    largest: str = "magnitude",
+    first: float = 1.0,
     coefficient_rate: float = 100.0,
     weights: str = "examples",
 ) -> Answer:
@@ -395,7 +409,12 @@ def fedrora(
 
 
 def fedrora_own(
-    round: Round, name: str, ranks: list[int], *, largest: str = "signed", weights: str = "examples"
+    round: Round,
+    name: str,
+    ranks: list[int],
+    *,
+    largest: str = "magnitude",
+    weights: str = "examples",
 ) -> list[list[tuple[float, np.ndarray]]]:
     """For each client its coefficients and the matrices ``u_k v_k^T`` they belong to, in order."""
     U, _, Vt = np.linalg.svd(mean_of_products(round, name, weights))

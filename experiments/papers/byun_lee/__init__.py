@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from experiments.papers.byun_lee.diagnostic import diagnose
 from experiments.tools.study import Changes, Part, Records, Size, Study, full, small, variant
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.figure_style import method_label
 
 LOW, MIDDLE, HIGH = 5, 7, 20  # ranks
 SHARE = 0.1  # of the clients have the high rank
@@ -39,6 +40,9 @@ FULL: Changes = SETTING | {
 REPLICATION: Changes = {"federation.method": "replication"}
 ZERO_PADDING: Changes = {"federation.method": "zero_padding"}
 NORM_WEIGHTED: Changes = {"federation.method": "hetlora(gamma=1.0)"}
+ZEROS = method_label("zero_padding")
+"""Zero padding with its reading of components that nobody in a cohort owns; see its page."""
+ZEROS_BY_NORM = f"norm-weighted {ZEROS}"
 
 
 def by_loss(share: float = SHARE, order: str = "best") -> Changes:
@@ -54,8 +58,8 @@ def same_for_all(rank: int) -> Changes:
 
 FIG2: Mapping[str, Changes] = {
     "replication": REPLICATION | by_loss(),
-    "zero padding": ZERO_PADDING | by_loss(),
-    "norm-weighted zero padding": NORM_WEIGHTED | by_loss(),
+    ZEROS: ZERO_PADDING | by_loss(),
+    ZEROS_BY_NORM: NORM_WEIGHTED | by_loss(),
     f"rank {LOW} for all": same_for_all(LOW),
     f"rank {MIDDLE} for all": same_for_all(MIDDLE),
     f"rank {HIGH} for all": same_for_all(HIGH),
@@ -63,7 +67,7 @@ FIG2: Mapping[str, Changes] = {
 FIG3: Mapping[str, Changes] = {
     f"{name}, {share:.0%} high": method | by_loss(share)
     for share in SHARES
-    for name, method in (("replication", REPLICATION), ("zero padding", ZERO_PADDING))
+    for name, method in (("replication", REPLICATION), (ZEROS, ZERO_PADDING))
 }
 FIG4: Mapping[str, Changes] = {
     "loss-based": REPLICATION | by_loss(),

@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.papers.byun_lee import HIGH, LOW, MIDDLE, SHARES, STUDY, TASKS
+from experiments.papers.byun_lee import (
+    HIGH,
+    LOW,
+    MIDDLE,
+    SHARES,
+    STUDY,
+    TASKS,
+    ZEROS,
+    ZEROS_BY_NORM,
+)
 from experiments.papers.byun_lee.counts import PUBLISHED, count, mean_count
 from experiments.papers.byun_lee.diagnostic import AFTER
 from experiments.tools.claims import (
@@ -44,14 +53,14 @@ def claims() -> list[Claim]:
 def _diagnostic_claims() -> Iterator[Claim]:
     for says, published, pair, judge in (
         (
-            "one aggregation with zero padding costs a high-quality client more than one with "
+            f"one aggregation with {ZEROS} costs a high-quality client more than one with "
             "replication",
             "82.11 against 38.95",
             ("replication", "zero_padding"),
             is_above,
         ),
         (
-            "zero padding costs it tens of points",
+            f"{ZEROS} costs it tens of points",
             "84.34 before, 38.95 after: 45.39",
             ("local", "zero_padding"),
             lambda lost: is_as_large(lost, 0.4539),
@@ -94,7 +103,7 @@ def diagnostic_table(results: Results) -> str:
     part, runs = results.parts["diagnostic"], _diagnosed(results)
     if not runs:
         return ""
-    columns = ["seed", "its own model", "after zero padding", "after replication", "majority class"]
+    columns = ["seed", "its own model", f"after {ZEROS}", "after replication", "majority class"]
     lines = [
         [
             str(seed),
@@ -110,8 +119,8 @@ def diagnostic_table(results: Results) -> str:
 def _fig2() -> Iterator[Claim]:
     for task in TASKS:
         for other in (
-            "zero padding",
-            "norm-weighted zero padding",
+            ZEROS,
+            ZEROS_BY_NORM,
             f"rank {LOW} for all",
             f"rank {MIDDLE} for all",
         ):
@@ -132,11 +141,10 @@ def _fig2() -> Iterator[Claim]:
 def _albert() -> Iterator[Claim]:
     for task in TASKS:
         yield Claim(
-            f"{task}: with ALBERT replication learns faster than zero padding (mean over the "
-            "rounds)",
+            f"{task}: with ALBERT replication learns faster than {ZEROS} (mean over the rounds)",
             FIGURE,
             "fig2_albert",
-            higher("fig2_albert", "replication", "zero padding", tasks=[task], value=course),
+            higher("fig2_albert", "replication", ZEROS, tasks=[task], value=course),
         )
 
 
@@ -144,10 +152,10 @@ def _fig3() -> Iterator[Claim]:
     for share in SHARES:
         at = f"{share:.0%} high"
         yield Claim(
-            f"replication is above zero padding with {at}-rank clients (mean over the rounds)",
+            f"replication is above {ZEROS} with {at}-rank clients (mean over the rounds)",
             FIGURE,
             "fig3",
-            higher("fig3", f"replication, {at}", f"zero padding, {at}", value=course),
+            higher("fig3", f"replication, {at}", f"{ZEROS}, {at}", value=course),
         )
 
 
@@ -163,9 +171,9 @@ def _fig4() -> Iterator[Claim]:
 
 def _communication() -> Iterator[Claim]:
     yield _bytes(
-        "replication sends no more than zero padding",
+        f"replication sends no more than {ZEROS}",
         "stated",
-        "zero padding",
+        ZEROS,
         lambda ratio: ratio <= 1,
         "{0:.3f} times as many bytes up and down",
     )

@@ -21,6 +21,10 @@ from fedjax_lora.runs.config import (
     ModelConfig,
     RunConfig,
 )
+from fedjax_lora.runs.figure_style import method_label
+
+KEPT, ZEROED = (method_label(f"zero_padding(empty={x!r})") for x in ("keep", "zero"))
+"""Zero padding in both readings of components that nobody in a cohort owns; see its page."""
 
 METHODS = {
     "Fed-PLoRA": "fed_plora",
@@ -29,7 +33,8 @@ METHODS = {
     "masked mean": "masked_mean",
     "HLoRA": "hlora",
     "raFLoRA": "raflora",
-    "zero padding": "zero_padding",
+    KEPT: "zero_padding",
+    ZEROED: "zero_padding(empty='zero')",
 }
 """With all clients as donors replication equals the masked mean; so the highest rank donates."""
 

@@ -11,9 +11,11 @@ from experiments.papers.fed_plora_vs_flexlora import (
     BY_EXAMPLES,
     CONTROL,
     DEEPER,
+    KEPT,
     METHODS,
     MIXES,
     PAIR,
+    ZEROED,
 )
 from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
 from experiments.tools.figures import TASK_NAMES
@@ -25,8 +27,8 @@ from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 PAIRS = (
     PAIR,
     *itertools.combinations(("replication", "masked mean", "HLoRA", "raFLoRA"), 2),
-    ("replication", "zero padding"),
-    ("HLoRA", "zero padding"),
+    *itertools.product(("replication", "HLoRA"), (KEPT, ZEROED)),
+    (KEPT, ZEROED),
 )
 """The compared pairs: the question, and rules to merge components that not all clients have."""
 

@@ -23,6 +23,7 @@ from fedjax_lora.runs.config import (
     LoraConfig,
     RunConfig,
 )
+from fedjax_lora.runs.figure_style import method_label
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RUNS, TUNING = RESULTS / "runs.jsonl", RESULTS / "tuning.jsonl"
@@ -30,9 +31,10 @@ RATES = (3e-3, 6e-3, 1.2e-2)
 TUNING_ROUNDS = 8
 SEEDS = (0, 1, 2)
 
+ZEROS = method_label("zero_padding")
 METHODS = {
     "FedIT, rank 32 everywhere": "fedit",
-    "zero padding": "zero_padding",
+    ZEROS: "zero_padding",
     "HetLoRA weights": "hetlora(gamma=1.0)",
     "masked mean (RBLA)": "masked_mean",
     "Fed-PLoRA": "fed_plora",
@@ -40,7 +42,7 @@ METHODS = {
     "FlexLoRA": "flexlora",
     "FLoRA": "flora",
     "replication, from the highest rank": "replication(donors='highest')",
-    "zero padding, equal weights": "zero_padding(weights='uniform')",
+    f"{ZEROS}, equal weights": "zero_padding(weights='uniform')",
 }
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.studies.ag_news import METHODS
+from experiments.studies.ag_news import METHODS, ZEROS
 from fedjax_lora.runs.figure_style import method_styles, style_axes
 
 PATH = pathlib.Path(__file__).parents[3] / "docs" / "images" / "accuracy_against_megabytes.png"
-SHOWN = ("zero padding", "HLoRA", "FlexLoRA", "Fed-PLoRA", "FedIT, rank 32 everywhere", "FLoRA")
+SHOWN = (ZEROS, "HLoRA", "FlexLoRA", "Fed-PLoRA", "FedIT, rank 32 everywhere", "FLoRA")
 LABELS = {"FedIT, rank 32 everywhere": "FedIT, rank 32 for all"}
 MEGABYTE = 1e6
 Record = dict[str, Any]

@@ -24,7 +24,13 @@ from fedjax_lora.runs.config import RunConfig
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RUNS = RESULTS / "runs.jsonl"
-METHODS = tuple(methods.METHODS)
+FORMER = {
+    "fedrora": "fedrora(largest='signed', first=0.0)",
+    "fslora": "fslora(indices='global')",
+    "lora_fair": "lora_fair(penalty=0.01, relative=False)",
+}
+"""Measured with the defaults of version 0.2."""
+METHODS = tuple(FORMER.get(name, name) for name in methods.METHODS)
 COHORTS = (2, 4, 8)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.studies.noise import METHODS, RESULTS, RUNS
-from experiments.tools import json_lines
+from experiments.studies.noise import FORMER, METHODS, RESULTS, RUNS
+from experiments.tools import run_store
 from experiments.tools.markdown import as_table, put
 from fedjax_lora import methods
+from fedjax_lora.core import registry
 from fedjax_lora.runs.figure_style import (
     BLUE,
     GREY,
+    UNOWNED,
     method_label,
     method_styles,
     panels,
@@ -24,7 +26,15 @@ from fedjax_lora.runs.figure_style import (
     style_axes,
 )
 
-NOISE = ("zero_padding", "replication", "fed_plora", "hlora", "flora", "fedex_lora", "fslora")
+NOISE = (
+    "zero_padding",
+    "replication",
+    "fed_plora",
+    "hlora",
+    "flora",
+    "fedex_lora",
+    FORMER["fslora"],
+)
 COLLAPSE = ("zero_padding", "replication", "hlora", "raflora", "fed_plora")
 LOWEST = 4  # rank in the federation
 NEGLIGIBLE = 1e-3  # noise relative to the ideal update that is drawn as zero
@@ -32,8 +42,9 @@ NEGLIGIBLE = 1e-3  # noise relative to the ideal update that is drawn as zero
 
 @functools.cache
 def records() -> dict[str, dict[str, Any]]:
-    """The finished runs by method."""
-    return {run["config"]["federation"]["method"]: run for run in json_lines.read(RUNS)}
+    """The finished runs by method, with the defaults that it had then."""
+    found = run_store.finished(RUNS)
+    return {config.federation.method: run for config, run in found.items()}
 
 
 def history(method: str) -> list[dict[str, Any]]:
@@ -56,12 +67,18 @@ def table() -> str:
         if not rounds:
             continue
         mean = {name: np.mean([h[name] for h in rounds]) for name in rounds[0] if name in SHOWN}
-        name = f"`{method}`" + ("" if methods.takes_mixed_ranks(method) else " (rank 32)")
+        name = _named(method) + ("" if methods.takes_mixed_ranks(method) else " (rank 32)")
         cells = [name, *(_ratio(mean[f"{kind}_ratio"]) for kind in ("init", "agg"))]
         cells += [f"{mean[f'{way}_bytes'] / 1e6:.1f}" for way in ("up", "down")]
         cells += [f"{1000 * seconds(method):.0f}", f"{mean['client_bytes_mean'] / 1e6:.1f}"]
         lines.append(cells)
     return as_table(columns, lines)
+
+
+def _named(method: str) -> str:
+    """The method, with its reading of components that nobody in a cohort owns."""
+    empty = registry.with_defaults(method, methods.METHODS, "method").get("empty")
+    return f"`{method}`" + (f" ({UNOWNED[empty]})" if empty in UNOWNED else "")
 
 
 SHOWN = ("init_ratio", "agg_ratio", "up_bytes", "down_bytes", "client_bytes_mean")

@@ -23,6 +23,7 @@ from fedjax_lora.federated.transforms.robust import median, reject_outliers, tri
 from fedjax_lora.federated.transforms.server_optimizers import (
     SERVER_OPTIMIZERS,
     ServerOptimizer,
+    check_method_averages,
     make_server_optimizer,
     server_step,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "UpdateTransform",
     "apply_transforms",
     "bfloat16",
+    "check_method_averages",
     "clip",
     "gaussian_noise",
     "int8",

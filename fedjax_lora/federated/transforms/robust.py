@@ -41,9 +41,12 @@ def reject_outliers(*, factor: float = 3.0) -> UpdateTransform:
 def median() -> UpdateTransform:
     """Coordinate-wise median over the clients that trained an entry.
 
-    Each of these clients receives the median as its value, so that any weighted mean over them
-    returns it: a method that averages becomes the coordinate-wise median. Client weights do not
-    affect the median.
+    Each of these clients receives the median as its value, which replaces their mean in the method.
+    A method that averages over the clients that trained an entry (`fedit`, `masked_mean`,
+    `replication`, `fed_plora`) returns the median itself, whatever the clients' weights. One that
+    divides by more clients than these dilutes the median as it dilutes a mean: `zero_padding` and
+    `hetlora` multiply it by the share of the component's owners, `fslora` and `lora_a2` its
+    difference from the server's value by the share of those who trained it.
 
     Yin et al., "Byzantine-Robust Distributed Learning", arXiv 1803.01498.
     """

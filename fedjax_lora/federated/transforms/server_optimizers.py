@@ -4,6 +4,11 @@ The *pseudo-gradient* is ``old - new`` over the global adapter and head; gradien
 learning rate 1 gives the method's own result. Reddi et al., "Adaptive Federated Optimization",
 arXiv 2003.00295, with the paper's defaults (its ``tau`` is optax's ``eps``); optax corrects the
 bias of the moments, which the paper does not.
+
+What no client of a round owns (components above the cohort's ranks, or that nobody has chosen)
+keeps its value and its moments in that round: no client has said anything about it, and momentum of
+earlier rounds alone would carry it away. The step count, for the correction of the bias, is common
+to all.
 """
 
 from collections.abc import Callable
@@ -11,7 +16,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
@@ -87,13 +91,26 @@ def make_server_optimizer(spec: str, method: Method) -> ServerOptimizer | None:
         no gradient.
     """
     optimizer = registry.build(spec, SERVER_OPTIMIZERS, "server optimizer")
-    if optimizer is not None and not method.averages:
-        raise InputError(
-            f"Server optimizer {spec!r} needs a method that averages the clients' factors, and "
-            f"{method.name!r} does not; take server optimizer 'none', or a method such as "
-            "'masked_mean'."
-        )
+    if optimizer is not None:
+        check_method_averages(method, f"Server optimizer {spec!r}")
     return optimizer
+
+
+def check_method_averages(method: Method, subject: str = "A server optimizer") -> None:
+    """Refuse a method whose change is no direction in which an optimizer may go.
+
+    Args:
+      method: whose result the optimizer receives.
+      subject: what the optimizer is called in the message.
+
+    Raises:
+      InputError: the method does not average; singular vectors, for example, may change their sign.
+    """
+    if not method.averages:
+        raise InputError(
+            f"{subject} needs a method that averages the clients' factors, and {method.name!r} "
+            "does not; take server optimizer 'none', or a method such as 'masked_mean'."
+        )
 
 
 def server_step(
@@ -101,16 +118,17 @@ def server_step(
     opt_state: optax.OptState,
     old: ClientParams,
     new: ClientParams,
-    any_present: Bool[Array, ""],
+    owned: ClientParams,
 ) -> tuple[ClientParams, optax.OptState]:
-    """Apply one step of the server optimizer.
+    """Apply one step of the server optimizer to what this round's clients own.
 
     Args:
       optimizer: an optax transformation.
       opt_state: its state.
       old: global adapter and head before the round.
       new: global adapter and head as the method returns them.
-      any_present: whether any client's update counted; if false, parameters and state are kept.
+      owned: booleans that broadcast against both; what is not owned keeps its value and its
+        moments. If nothing is, the whole state is kept.
 
     Returns:
       The new adapter and head, and the new optimizer state.
@@ -120,6 +138,12 @@ def server_step(
     with jax.numpy_dtype_promotion("standard"):
         updates, next_state = optimizer.update(gradient, opt_state, old)
     params = optax.apply_updates(old, updates)
-    return jax.tree.map(
-        lambda x, y: jnp.where(any_present, x, y), (params, next_state), (old, opt_state)
+    anything = jnp.any(jnp.stack([jnp.any(mask) for mask in jax.tree.leaves(owned)]))
+    moves = optax.tree_map_params(
+        optimizer,
+        lambda _, mask: mask,
+        opt_state,
+        owned,
+        transform_non_params=lambda _: anything,
     )
+    return jax.tree.map(jnp.where, (owned, moves), (params, next_state), (old, opt_state))

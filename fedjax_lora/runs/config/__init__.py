@@ -5,7 +5,16 @@ The options that choose code (``method``, ``ranks``, ``partition``, ``updates``,
 `fedjax_lora.core.registry`.
 """
 
-from fedjax_lora.runs.config.io import RENAMED, VERSION, from_dict, load, to_dict
+from fedjax_lora.runs.config.io import (
+    RENAMED,
+    VERSION,
+    from_dict,
+    from_record,
+    load,
+    to_dict,
+    to_record,
+)
+from fedjax_lora.runs.config.older_versions import BEFORE_0_3
 from fedjax_lora.runs.config.schema import (
     DataConfig,
     ExecutionConfig,
@@ -18,6 +27,7 @@ from fedjax_lora.runs.config.schema import (
 )
 
 __all__ = [
+    "BEFORE_0_3",
     "RENAMED",
     "VERSION",
     "DataConfig",
@@ -29,6 +39,8 @@ __all__ = [
     "RunConfig",
     "demo",
     "from_dict",
+    "from_record",
     "load",
     "to_dict",
+    "to_record",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.core.version import __version__
+from fedjax_lora.runs.config.older_versions import BEFORE_0_3, pin_defaults
 from fedjax_lora.runs.config.schema import RunConfig
 
 VERSION = "version"
@@ -21,6 +22,27 @@ RENAMED: Mapping[str, str] = {"execution.wave": "execution.clients_per_step"}
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the config as nested dictionaries of JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_record(config: RunConfig) -> dict[str, Any]:
+    """Return the config as JSON values with the version, as run folders and results keep it."""
+    return {VERSION: __version__} | to_dict(config)
+
+
+def from_record(values: Mapping[str, Any]) -> RunConfig:
+    """Build the config of a run that was recorded by this or an older version.
+
+    Defaults of the method that have changed since are written out, so that the config says what the
+    run was: see `fedjax_lora.runs.config.older_versions`.
+
+    Args:
+      values: of `to_record`, of this or an older version.
+
+    Raises:
+      InputError: as for `from_dict`.
+    """
+    config = from_dict(values)
+    return pin_defaults(config) if values.get(VERSION) in BEFORE_0_3 else config
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -94,6 +116,9 @@ def _group(name: str, record: Any, values: Any) -> Any:
 def load(path: str | pathlib.Path) -> RunConfig:
     """Read a config from a JSON file.
 
+    A file that has a version, or all groups of options, is taken for the record of a run (see
+    `from_record`); one with some of the groups was written by hand.
+
     Args:
       path: a file with the values of `to_dict`, such as the ``config.json`` of a run folder.
 
@@ -103,4 +128,6 @@ def load(path: str | pathlib.Path) -> RunConfig:
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"Config file {path} must hold a JSON object.")
-    return from_dict(values)
+    groups = {field.name for field in dataclasses.fields(RunConfig)}
+    recorded = VERSION in values or groups <= values.keys()
+    return from_record(values) if recorded else from_dict(values)

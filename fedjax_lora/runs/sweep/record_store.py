@@ -29,7 +29,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
     """
     if path.exists():
         record = read(path)
-        if configs.from_dict(record["config"]) != config:
+        if configs.from_record(record["config"]) != config:
             raise InputError(f"{path} holds a run of another config; move it away to run this one.")
         version = record["summary"].get("packages", {}).get("fedjax-lora", "")
         if differs_from(version, config.federation.partition):
@@ -40,7 +40,7 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> R
         return record
     result = run()
     record = {
-        "config": configs.to_dict(config),
+        "config": configs.to_record(config),
         "history": result.records,
         "summary": result.summary,
     }
@@ -55,7 +55,7 @@ def finished(folder: pathlib.Path) -> dict[RunConfig, Record]:
       InputError: a file is not the record of a finished run.
     """
     records = [read(path) for path in sorted(folder.glob("*.json"))]
-    return {configs.from_dict(record["config"]): record for record in records}
+    return {configs.from_record(record["config"]): record for record in records}
 
 
 def read(path: pathlib.Path) -> Record:
@@ -66,7 +66,7 @@ def read(path: pathlib.Path) -> Record:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        configs.from_dict(record["config"])
+        configs.from_record(record["config"])
         if not (record["history"] and record["summary"]):
             raise ValueError("nothing in it")
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:

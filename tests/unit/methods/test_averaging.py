@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
-from fedjax_lora.lora import LoraSpec
+from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import Cohort
 from tests._helpers import cohorts
 from tests._helpers.cohorts import (
@@ -317,6 +317,27 @@ def test_hetlora_gives_up_a_tail_that_shrinks(options: str, factor: float, want:
     np.testing.assert_array_equal(outcome.rank, want)
 
 
+@pytest.mark.parametrize(
+    ("gamma", "rank", "left"),
+    [
+        (0.7, 90, 63),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.58, 50, 29),
+        (0.99, 100, 99),
+        (1.0, 64, 64),
+    ],
+)
+def test_hetlora_cuts_at_the_exact_fraction(gamma: float, rank: int, left: int):
+    """Where the product of floating-point numbers falls just below a whole number."""
+    one = LoraSpec(targets=(LoraTarget("x", 2, 3, None),), rank=rank, alpha=1.0)
+    method = methods.make(f"hetlora(gamma={gamma!r}, penalty=1.0)", one)
+    ones = cohorts.on_device(jax.tree.map(lambda x: np.ones(x.shape, np.float32), one.shapes()))
+    assert method.penalty is not None
+    tail = float(method.penalty(ones, jnp.int32(rank)))  # sqrt(2 n) sqrt(3 n) for n components
+    assert tail == pytest.approx((rank - left) * 6**0.5, abs=1e-3)
+
+
 def test_hetlora_penalty_is_the_size_of_the_tail():
     """``penalty * sum ||a_tail|| ||b_tail||``; 0 without a tail, and no NaN where `b` is zero."""
     one = cohorts.on_device(cohorts.random_adapter(GLOBAL, 15))
@@ -334,6 +355,38 @@ def test_hetlora_penalty_is_the_size_of_the_tail():
     fresh = {path: LoRA(pair.a, 0 * pair.b) for path, pair in one.items()}
     slope = jax.grad(lambda x: method.penalty(x, jnp.int32(R)))(fresh)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slope))
+
+
+# ------------------------------------------------------------------- components without an owner
+
+
+@pytest.mark.parametrize("name", ["zero_padding", "hetlora"])
+def test_a_component_that_is_zeroed_never_learns_again(name: str):
+    """Zero in both factors, so that neither has a gradient; a kept one has both."""
+    low, high = (make_cohort(GLOBAL, [rank] * 6) for rank in (2, R))
+    for empty in ("keep", "zero"):
+        method = methods.make(f"{name}(empty={empty!r})", GLOBAL)
+        old = server()
+        start = method.broadcast(old, (), low)
+        result = cohorts.on_device(prefixed(low, 16))
+        after = method.aggregate(old, (), low, start, result).server
+        again = method.broadcast(after, (), high)
+
+        def loss(adapter, gain=again.gain):
+            return sum(jnp.sum(jnp.sin(x + 1)) for x in lora.deltas(adapter, gain).values())
+
+        slope = jax.grad(loss)(again.adapter)
+        for path in PATHS:
+            adapted = np.any(np.asarray(after.adapter[path].b) != 0, axis=(-2, -1))
+            beyond = LoRA(slope[path].a[..., 2:], slope[path].b[..., 2:, :])
+            for part, whole in zip(beyond, slope[path], strict=True):
+                assert np.any(np.asarray(whole)[:, adapted] != 0)
+                assert np.any(np.asarray(part)[:, adapted] != 0) == (empty == "keep")
+            kept = LoRA(after.adapter[path].a[..., 2:], after.adapter[path].b[..., 2:, :])
+            want = LoRA(old.adapter[path].a[..., 2:], old.adapter[path].b[..., 2:, :])
+            if empty == "zero":
+                want = jax.tree.map(np.zeros_like, want)
+            cohorts.assert_trees_equal(kept, cohorts.on_device(want))
 
 
 # ----------------------------------------------------------------------------------- own methods

@@ -31,6 +31,14 @@ CASES = {
 }
 
 
+CARRIED = {
+    "a": lambda ratio: (1.0, ratio),
+    "b": lambda ratio: (ratio, 1.0),
+    "both": lambda ratio: (np.sqrt(ratio), np.sqrt(ratio)),
+}
+"""The factors on B and A of a client that reads its product at another scale."""
+
+
 def cases_of(spec: str) -> list[str]:
     """Those of one rank only, if the method takes nothing else."""
     mixed = methods.takes_mixed_ranks(spec)
@@ -98,9 +106,14 @@ def test_what_clients_begin_with(spec: str):
                 assert np.all(mine[matrix].A[:r] != 0)
                 assert not np.any(mine[matrix].A[r:])
             else:
-                if method_name(spec) != "fedrora":  # which has the same product from unit lengths
-                    np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
                 reads_its_own_scale = method_name(spec) in oracles.SINGULAR
+                if not reads_its_own_scale:
+                    np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
+                elif method_name(spec) != "fedrora":  # which begins with unit lengths
+                    ratio = lora_spec.alpha / R / (lora_spec.alpha / r)
+                    in_b, in_a = CARRIED[cohorts.option(spec, "sigma")](ratio)
+                    assert_close(mine[matrix].A[:r], in_a * A[:r])
+                    assert_close(mine[matrix].B[:, :r], in_b * B[:, :r])
                 scale = lora_spec.alpha / (R if reads_its_own_scale else r)
                 assert_close(deltas[matrix], scale * B[:, :r] @ A[:r])
 

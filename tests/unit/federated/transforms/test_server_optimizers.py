@@ -28,6 +28,14 @@ def tree(seed: int) -> ClientParams:
     return ClientParams({"layer": pair}, {"w": jnp.asarray(head, jnp.float32)})
 
 
+def owned(adapter: bool, head: bool | None = None) -> ClientParams:
+    """All of the adapter or none of it, and of the head (by default likewise)."""
+    mask = jnp.full((1, 1), adapter)
+    return ClientParams(
+        {"layer": LoRA(mask, mask)}, {"w": jnp.full(1, adapter if head is None else head)}
+    )
+
+
 def flat(tree: ClientParams) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
@@ -39,7 +47,7 @@ def play(spec: str, *, somebody: bool = True) -> list[np.ndarray]:
     step = jax.jit(lambda *args: transforms.server_step(optimizer, *args))
     for t in range(1, ROUNDS + 1):
         new = jax.tree.map(lambda x, d: x + 0.1 * d, now, tree(t))
-        now, moments = step(moments, now, new, jnp.asarray(somebody))
+        now, moments = step(moments, now, new, owned(somebody))
         seen.append(flat(now))
     return seen
 
@@ -107,10 +115,32 @@ def test_what_never_changed_stays_bit_for_bit(spec):
 def test_nobody_moves_nothing(spec):
     optimizer, old = make(spec), tree(0)
     moments = optimizer.init(old)
-    _, moments = transforms.server_step(optimizer, moments, old, tree(1), jnp.asarray(True))
-    got = transforms.server_step(optimizer, moments, old, tree(2), jnp.asarray(False))
+    _, moments = transforms.server_step(optimizer, moments, old, tree(1), owned(True))
+    got = transforms.server_step(optimizer, moments, old, tree(2), owned(False))
     for one, two in zip(*map(jax.tree.leaves, (got, (old, moments))), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
+def test_a_head_that_nobody_has_trained_stays_with_its_moments(spec):
+    optimizer, old = make(spec), tree(0)
+    _, moments = transforms.server_step(optimizer, optimizer.init(old), old, tree(1), owned(True))
+    new = tree(2)._replace(head=old.head)
+    now, later = transforms.server_step(optimizer, moments, old, new, owned(True, head=False))
+    moved, _ = transforms.server_step(optimizer, moments, old, new, owned(True))
+    assert np.any(np.asarray(moved.head["w"]) != old.head["w"]), "its momentum would have moved it"
+    np.testing.assert_array_equal(now.head["w"], old.head["w"])
+    for new, before in zip(moments_of(later), moments_of(moments), strict=True):
+        np.testing.assert_array_equal(new.head["w"], before.head["w"])
+        assert np.any(np.asarray(new.adapter["layer"].a) != before.adapter["layer"].a)
+
+
+def moments_of(state) -> list[ClientParams]:
+    """The optimizer's trees of the parameters' shape."""
+    is_tree = lambda x: isinstance(x, ClientParams)  # noqa: E731
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_tree) if is_tree(x)]
+    assert found
+    return found
 
 
 def test_none_is_no_optimizer():
