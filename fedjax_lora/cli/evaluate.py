@@ -85,6 +85,7 @@ def evaluate(
     from fedjax_lora.cli.run_or_model import check_options
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.evaluate import evaluate_ranks
+    from fedjax_lora.runs.outputs import positive_class
 
     enable_compilation_cache()
     cache = str(cache_dir() / "tokens")
@@ -99,6 +100,7 @@ def evaluate(
         "task": task_data.task.name,
         "examples": examples,
         "metric": task_data.task.metric,
+        **positive_class(task_data),
         "global": evaluator.evaluate(model),
     }
     ranks = [*options.ranks, *(reopened.progress.rank.tolist() if reopened else ())]
@@ -229,6 +231,10 @@ def _print(console: Console, scores: dict[str, Any]) -> None:
         if name in scores["global"]
     ]
     console.print(f"{printable(scores['task'])}, {scores['examples']} test examples")
+    if "positive_class" in scores:
+        console.print(f"f1 is of the class {printable(scores['positive_class'])}")
+    elif scores["metric"] == "f1":
+        console.print("f1 is the macro F1, the mean over the classes")
     console.print(f"{'':<24}" + "".join(f"{name:>16}" for name in columns))
 
     def line(title: str, values: dict[str, float]) -> None:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 class PredictOptions:
     r"""Label or answer texts with the model of a run, of an adapter folder or of a checkpoint.
 
-    Texts come from a csv, tsv, jsonl or parquet file with named columns, or from any other file or
-    standard input with one text per line; a model of pairs reads two texts separated by a tab. The
-    output has one line per text: its label and the probability of every class, or the score in a
-    regression task. In tsv, names and answers are safe to show: control characters are escaped, and
-    an apostrophe precedes what a spreadsheet would compute; jsonl keeps every text as it is.
+    Texts come from a csv, tsv, jsonl, json, parquet or arrow file with named columns, or from any
+    other file or standard input with one text per line (an empty line is an empty text); a model of
+    pairs reads two texts separated by a tab. The output has one line per text: its label and the
+    probability of every class, or the score in a regression task. In tsv, names and answers are
+    safe to show: control characters are escaped, and an apostrophe precedes what a spreadsheet
+    would compute; jsonl keeps every text as it is.
 
     For a language model, texts are instructions: they are prompted as in its training, and answers
     are generated greedily, as one column in tsv (quoted if necessary) or one object per line in
@@ -149,6 +150,21 @@ def read_texts(file: pathlib.Path | None, names: Sequence[str]) -> list[list[str
     return texts
 
 
+def split_lines(text: str) -> list[str]:
+    r"""Split at ``\n`` and ``\r\n`` alone, as other programs count lines.
+
+    An empty line is an empty text, so that output and input have the same numbers of lines; the
+    line break at the end of the last line begins no text.
+
+    >>> split_lines("a\u2028b\r\n\nc\n")
+    ['a\u2028b', '', 'c']
+    """
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
 def _name(file: pathlib.Path | None) -> str:
     return "standard input" if file is None else str(file)
 
@@ -176,7 +192,7 @@ def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
 
         with open_text(file) as stream:
             whole = stream.read()
-    rows = [line.split("\t") if parts > 1 else [line] for line in whole.splitlines()]
+    rows = [line.split("\t") if parts > 1 else [line] for line in split_lines(whole)]
     for number, row in enumerate(rows, start=1):
         if len(row) != parts:
             raise InputError(

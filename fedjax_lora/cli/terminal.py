@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedjax_lora.core.safe_text import printable
+
 
 def progress_bar(console: Console) -> Progress:
     """Return a progress bar over the rounds; disabled without a terminal."""
@@ -64,6 +66,10 @@ def print_summary(
     line = f"{metric} {format_score(summary[metric])}"
     if "majority_accuracy" in summary:
         line += f" (always the most frequent class: {format_score(summary['majority_accuracy'])})"
+    if "positive_class" in summary:
+        line += f" (of the class {printable(summary['positive_class'])})"
+    if metric == "f1" and "macro_f1" in summary:
+        line += " (macro: the mean over the classes)"
     if f"start_{metric}" in summary:
         line += f" (before training: {format_score(summary[f'start_{metric}'])})"
     console.print(f"{line} after {summary['rounds']} rounds in {summary['seconds']:.0f} s")

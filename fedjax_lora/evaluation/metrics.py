@@ -17,11 +17,13 @@ __all__ = [
     "f1",
     "final_number",
     "language_scores",
+    "macro_f1",
     "matthews",
     "mean_loss",
     "need_rouge",
     "pearson",
     "perplexity_by",
+    "recorded_names",
     "rouge_l",
 ]
 
@@ -37,15 +39,36 @@ def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
 
 
 def f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
-    """F1 score of class 1 (GLUE's second metric of MRPC and QQP); 0 without a true positive.
+    """F1 score: of two classes that of the second, of three or more `macro_f1`.
+
+    The second class is the positive one in GLUE, whose second metric of MRPC and QQP this is. Which
+    class it is follows from the order of the class names.
+
+    Args:
+      label: class of each example.
+      output: logits.
+    """
+    if output.shape[1] > 2:
+        return macro_f1(label, output)
+    return _f1_of(1, label, output.argmax(axis=1))
+
+
+def macro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+    """Unweighted mean of the F1 scores of the classes that occur or are predicted.
 
     Args:
       label: class of each example.
       output: logits.
     """
     predicted = output.argmax(axis=1)
-    hits = np.sum((predicted == 1) & (label == 1))
-    errors = np.sum((predicted == 1) != (label == 1))
+    present = np.union1d(label, predicted)
+    return float(np.mean([_f1_of(int(c), label, predicted) for c in present]))
+
+
+def _f1_of(positive: int, label: np.ndarray, predicted: np.ndarray) -> float:
+    """F1 score of one class; 0 without a true positive."""
+    hits = np.sum((predicted == positive) & (label == positive))
+    errors = np.sum((predicted == positive) != (label == positive))
     return float(2 * hits / (2 * hits + errors)) if hits else 0.0
 
 
@@ -84,10 +107,22 @@ def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
 }
 """Metrics ``(label, output) -> float`` of classification and regression tasks, by name."""
+
+
+def recorded_names(metric: str, classes: int) -> tuple[str, ...]:
+    """Names under which the metric of a task is recorded.
+
+    F1 of three or more classes is also recorded as what it is.
+
+    >>> recorded_names("f1", 2), recorded_names("f1", 3)
+    (('f1',), ('f1', 'macro_f1'))
+    """
+    return (metric, "macro_f1") if metric == "f1" and classes > 2 else (metric,)
 
 
 def mean_loss(label: np.ndarray, output: np.ndarray, *, regression: bool = False) -> float:

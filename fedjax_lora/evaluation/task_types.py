@@ -80,7 +80,8 @@ def _make_label_eval(context: EvalContext, split: data.Split, tokens: data.Token
     task, tokens_on_device = context.task.task, context.place(tokens)
     # Papers often give the accuracy of tasks that have another metric.
     more = () if task.type == "regression" else ("accuracy",)
-    names = tuple(dict.fromkeys((task.metric, *more)))
+    recorded = metrics.recorded_names(task.metric, len(context.task.classes))
+    names = tuple(dict.fromkeys((*recorded, *more)))
 
     def evaluate(params: AdaptedParams) -> Scores:
         output = context.predict(params, tokens_on_device)

@@ -94,7 +94,10 @@ def scores(
         `local_accuracy`.
     """
     values = {
-        metric: metrics.METRICS[metric](label, output),
+        **{
+            name: metrics.METRICS[name](label, output)
+            for name in metrics.recorded_names(metric, output.shape[1])
+        },
         "loss": metrics.mean_loss(label, output, regression=metric == "pearson"),
     }
     if share is not None:

@@ -273,6 +273,7 @@ def summarise(
             "test_examples": len(assets.test.label),
             "train_test_overlap": assets.task.overlap,
             "skipped_examples": assets.task.skipped,
+            **positive_class(assets.task),
             "up_bytes": sum(r["up_bytes"] for r in history),
             "down_bytes": sum(r["down_bytes"] for r in history),
             **times,
@@ -280,6 +281,12 @@ def summarise(
         }
         | environment()
     )
+
+
+def positive_class(task: data.TaskData) -> dict[str, str]:
+    """Return the class that an F1 score is of, if the task is measured by that of one class."""
+    is_of_one = task.task.metric == "f1" and len(task.classes) == 2
+    return {"positive_class": task.classes[1]} if is_of_one else {}
 
 
 def _write_outputs(folder: RunFolder, run: Run, result: Result, model: TrainedModel) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import matplotlib.colors
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.figure_style import BLUE, ORANGE, reference_line, style_axes
 
 
@@ -61,7 +63,7 @@ def history(
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         style_axes(axes)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title, longest=120), fontsize=10, parse_math=False)
     return figure
 
 
@@ -72,10 +74,19 @@ _HUES = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#F0E442", "#CC7
 _DARK, _OTHER = "#333333", "#BBBBBB"
 
 
+MOST_BARS = 200
+"""Clients that are drawn as bars in their order; more are sorted, and drawn without gaps."""
+
+MOST_COLUMNS = 1600
+"""Columns that the figure has room for; of more clients, evenly spaced ones are drawn."""
+
+
 def draw(counts: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     """Write a PNG of who has how many examples of which class.
 
-    More classes than there are colours to tell apart are folded: the rarest share one grey.
+    More classes than there are colours to tell apart are folded: the rarest share one grey. More
+    clients than `MOST_BARS` are sorted by their most frequent class and then by size, so that
+    clients alike stand together where each is narrower than a pixel.
 
     Args:
       counts: `int[N, C]`, as `class_counts` returns them; clients are drawn in this order.
@@ -88,27 +99,53 @@ def draw(counts: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape[1] != len(classes):
         raise InputError(f"Counts of shape {counts.shape} do not fit {len(classes)} class names.")
-    layers = _layers(counts, classes)
-    clients = np.arange(len(counts))
+    many = len(counts) > MOST_BARS
+    if many:
+        counts = counts[np.lexsort((-counts.sum(1), counts.argmax(1)))]
     # A Figure of its own, not pyplot: no global state, no window, any thread.
     figure = Figure(figsize=(min(14.0, max(7.0, 3.5 + 0.08 * len(counts))), 4.0), dpi=150)
     axes = figure.add_subplot()
-    base = np.zeros(len(counts))
-    for name, colour, height in layers:
-        axes.bar(clients, height, width=0.8, bottom=base, color=colour, label=name, linewidth=0)
-        base = base + height
-    axes.set(xlabel="client", ylabel="examples", xlim=(-0.7, len(counts) - 0.3))
+    drawn = np.linspace(0, len(counts) - 1, min(len(counts), MOST_COLUMNS)).round().astype(int)
+    layers = [(name, colour, of[drawn]) for name, colour, of in _layers(counts, classes)]
+    areas = _draw_layers(axes, drawn, layers, gaps=not many)
+    order = ", by most frequent class, then by size" if many else ""
+    axes.set(xlabel=f"client{order}", ylabel="examples", xlim=(-0.7, len(counts) - 0.3))
+    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(  # from the top down, like the bars
-        handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False
+    legend = axes.legend(  # from the top down, like the bars
+        *zip(*areas[::-1], strict=True), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may be called $x$
     try:
         figure.savefig(path, format="png", bbox_inches="tight")
     except OSError as error:
         raise InputError(f"The figure {path} cannot be written ({error}).") from error
+
+
+def _draw_layers(
+    axes: Axes,
+    clients: np.ndarray,
+    layers: Sequence[tuple[str, str, np.ndarray]],
+    *,
+    gaps: bool,
+) -> list[tuple[Any, str]]:
+    """Draw layers on top of each other, one polygon each; returns the areas and their names."""
+    # Per client the left and right edge of its bar, and with gaps the zero height beside them.
+    edges = (-0.4, -0.4, 0.4, 0.4) if gaps else (-0.5, 0.5)
+    inside = (0, 1, 1, 0) if gaps else (1, 1)
+    spacing = 1 if len(clients) < 2 else (clients[-1] - clients[0]) / (len(clients) - 1)
+    x = (clients[:, None] + spacing * np.array(edges)).ravel()
+    base, areas = np.zeros(len(x)), []
+    for name, colour, height in layers:
+        top = base + (height[:, None] * np.array(inside)).ravel()
+        areas.append(
+            (axes.fill_between(x, base, top, color=colour, linewidth=0, antialiased=gaps), name)
+        )
+        base = top
+    return areas
 
 
 def _layers(counts: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, np.ndarray]]:
@@ -118,7 +155,10 @@ def _layers(counts: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, 
     if len(classes) > len(colours):
         common = np.argsort(-counts.sum(0), kind="stable")[: len(colours)]
         kept = np.sort(common)
-    layers = [(str(classes[int(c)]), colours[i], counts[:, c]) for i, c in enumerate(kept)]
+    layers = [
+        (printable(str(classes[int(c)]), longest=40), colours[i], counts[:, c])
+        for i, c in enumerate(kept)
+    ]
     folded = np.setdiff1d(np.arange(len(classes)), kept)
     if len(folded):
         layers.append((f"{len(folded)} other classes", _OTHER, counts[:, folded].sum(1)))

@@ -15,6 +15,7 @@ Value = str | int | float
 METRICS: dict[str, TaskType] = {
     "accuracy": "classification",
     "f1": "classification",
+    "macro_f1": "classification",
     "matthews": "classification",
     "pearson": "regression",
     "perplexity": "language",

@@ -218,7 +218,9 @@ def file(
       pair: name of the second text's column.
       label: name of the label column; the classes are the labels that occur in `train`.
       group: name of the column with the natural client of each example.
-      metric: `"accuracy"`, `"f1"`, `"matthews"`, or `"pearson"` (labels are scores).
+      metric: `"accuracy"`, `"f1"` (of two classes that of the second one in the order of their
+        names, of more classes `"macro_f1"`), `"macro_f1"` (the mean over the classes),
+        `"matthews"`, or `"pearson"` (labels are scores).
       format: a name in `fedjax_lora.data.datasets.table_readers.FORMATS`; by default it follows
         from the ending of the file name.
 

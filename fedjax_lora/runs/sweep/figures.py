@@ -23,6 +23,7 @@ from fedjax_lora.runs.sweep.statistics import Line, evaluated, scores
 BOUNDS = {
     "accuracy": (0.0, 1.0),
     "f1": (0.0, 1.0),
+    "macro_f1": (0.0, 1.0),
     "exact_match": (0.0, 1.0),
     "choice_accuracy": (0.0, 1.0),
     "rouge_l": (0.0, 1.0),

@@ -5,8 +5,10 @@ import io
 import json
 
 import numpy as np
+import pytest
 
 from fedjax_lora.cli import predict
+from fedjax_lora.core.errors import InputError
 
 CLASSES = ("=1+1", "\x1b[31mred\nline", "plain")
 
@@ -24,3 +26,40 @@ def test_names_and_texts_in_jsonl_are_kept_and_safe_to_show():
     row = json.loads(lines[0])
     assert (row["text"], row["label"]) == ("\x9b2J =1\x7f", "=1+1")
     assert tuple(row["probabilities"]) == CLASSES
+
+
+INSIDE = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        *((f"a{c}b\nc\n", [f"a{c}b", "c"]) for c in INSIDE),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("a\nb", ["a", "b"]),
+        ("a\n\nb\n", ["a", "", "b"]),
+        ("a\n\n", ["a", ""]),
+        ("\ufeffa\nb\n", ["a", "b"]),
+        (" a\t \n", [" a\t "]),
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "standard input"])
+def test_a_text_is_a_line_as_other_programs_count_them(
+    content, texts, source, tmp_path, monkeypatch
+):
+    file = tmp_path / "a.txt"
+    file.write_bytes(content.encode())
+    if source == "standard input":
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        file = None
+    assert predict.read_texts(file, ["text"]) == [texts]
+
+
+def test_no_line_is_no_text_and_a_pair_needs_its_tab(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("")
+    with pytest.raises(InputError, match="holds no texts"):
+        predict.read_texts(file, ["text"])
+    file.write_text("a\tb\u2028\n\nc\td\n")
+    with pytest.raises(InputError, match="line 2 has 1 texts where this model reads 2"):
+        predict.read_texts(file, ["text", "pair"])

@@ -292,6 +292,31 @@ def test_draw(tmp_path, classes):
         draw(counts, names, tmp_path / "none" / "b.png")
 
 
+def test_thousands_of_clients_are_drawn_at_once(tmp_path, monkeypatch):
+    """As few columns as the picture has, sorted so that neighbours are alike; names as they are."""
+    from fedjax_lora.runs import plots
+
+    seen = {}
+    draw_layers = plots._draw_layers
+
+    def spy(axes, clients, layers, *, gaps):
+        seen.update(clients=clients, layers=layers, gaps=gaps)
+        return draw_layers(axes, clients, layers, gaps=gaps)
+
+    monkeypatch.setattr(plots, "_draw_layers", spy)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.dirichlet(np.full(4, 0.3), 5000) * rng.gamma(2, 20, (5000, 1)))
+    names = ["$\\frac{", "_hidden", "two\nlines", "n" * 500]
+    draw(counts, names, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert len(seen["clients"]) == plots.MOST_COLUMNS and seen["clients"][-1] == 4999
+    heights = np.stack([of for *_, of in seen["layers"]], axis=1)
+    assert (np.diff(heights.argmax(1)) >= 0).all() and not seen["gaps"]
+    assert [name for name, *_ in seen["layers"]] == [
+        "$\\frac{", "_hidden", r"two\nlines", "n" * 37 + "...",
+    ]  # fmt: skip
+
+
 def test_drawing_folds_the_rarest_classes():
     from fedjax_lora.runs.plots import _layers
 

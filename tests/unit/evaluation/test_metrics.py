@@ -16,10 +16,11 @@ from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext
 
-CLASSES = {"accuracy": 4, "f1": 2, "matthews": 5}
+CLASSES = {"accuracy": 4, "f1": 4, "macro_f1": 4, "matthews": 5}
 ORACLE = {
     "accuracy": sklearn.metrics.accuracy_score,
     "f1": lambda y, x: sklearn.metrics.f1_score(y, x, zero_division=0.0),
+    "macro_f1": lambda y, x: sklearn.metrics.f1_score(y, x, average="macro", zero_division=0.0),
     "matthews": sklearn.metrics.matthews_corrcoef,
 }
 
@@ -43,7 +44,16 @@ def test_of_classes(name, data):
     label, guess = np.array(pairs, np.int32).T
     got = METRICS[name](label, logits_of(guess, classes))
     assert isinstance(got, float)
-    assert got == pytest.approx(ORACLE[name](label, guess), abs=1e-12)
+    oracle = ORACLE["macro_f1" if name == "f1" and classes > 2 else name]
+    assert got == pytest.approx(oracle(label, guess), abs=1e-12)
+
+
+def test_f1_of_three_classes_is_recorded_as_what_it_is():
+    label, output = np.array([0, 1, 2, 2]), logits_of(np.array([0, 2, 2, 1]), 3)
+    assert metrics.f1(label, output) == metrics.macro_f1(label, output) == pytest.approx(0.5)
+    assert metrics.recorded_names("f1", 3) == ("f1", "macro_f1")
+    assert metrics.recorded_names("f1", 2) == ("f1",)
+    assert metrics.recorded_names("accuracy", 3) == ("accuracy",)
 
 
 @pytest.mark.parametrize("name", ORACLE)
@@ -52,7 +62,12 @@ def test_a_constant_prediction(name, constant):
     """What an untrained model does; no division by zero, no warning."""
     label = np.array([0, 1, 1, 0, 1], np.int32)
     guess = np.full(5, constant)
-    expected = {"accuracy": (0.4, 0.6), "f1": (0.0, 0.75), "matthews": (0.0, 0.0)}
+    expected = {
+        "accuracy": (0.4, 0.6),
+        "f1": (0.0, 0.75),
+        "macro_f1": (2 / 7, 0.375),
+        "matthews": (0.0, 0.0),
+    }
     assert METRICS[name](label, logits_of(guess, 2)) == pytest.approx(expected[name][constant])
 
 
@@ -114,7 +129,7 @@ def test_mean_squared_error():
 
 
 def test_every_metric_is_listed_by_its_name():
-    assert set(METRICS) == {"accuracy", "f1", "matthews", "pearson"}
+    assert set(METRICS) == {"accuracy", "f1", "macro_f1", "matthews", "pearson"}
     assert all(fn.__name__ == name for name, fn in METRICS.items())
 
 
