@@ -1,7 +1,7 @@
 """Tasks, tokens and the partition of examples over clients; needs NumPy and `datasets` only."""
 
 from fedjax_lora.data.datasets.loading import load
-from fedjax_lora.data.datasets.records import Split, Task, TaskData
+from fedjax_lora.data.datasets.records import Prompting, Split, Task, TaskData
 from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.partition import Partition, class_counts, partition
 from fedjax_lora.data.partitioners import PARTITIONERS
@@ -11,6 +11,7 @@ __all__ = [
     "PARTITIONERS",
     "TASKS",
     "Partition",
+    "Prompting",
     "Split",
     "Task",
     "TaskData",

@@ -25,6 +25,7 @@ def encode(
     tokenizer: Any,
     *,
     format: str,
+    date: str = prompts.DATE,
     max_length: int,
     cache_dir: str | Path | None = None,
 ) -> Encoded:
@@ -43,6 +44,7 @@ def encode(
       split: examples of a language task.
       tokenizer: a fast `transformers` tokenizer.
       format: a name in `prompts.FORMATS`, or `"auto"`.
+      date: date that a chat template prints.
       max_length: largest number of tokens in a row.
       cache_dir: folder of cached results.
 
@@ -54,7 +56,7 @@ def encode(
     format = prompts.resolve(format, tokenizer)
     contexts = split.contexts or [""] * len(split.texts)
     examples = [
-        prompts.format_example(format, tokenizer, *example)
+        prompts.format_example(format, tokenizer, *example, date=date)
         for example in zip(split.texts, contexts, split.pairs or [], strict=True)
     ]
     prompted = split._replace(
@@ -86,7 +88,12 @@ def prompt_length(tokens: Tokens) -> np.ndarray:
 
 
 def prompt_ids(
-    instructions: Sequence[str], contexts: Sequence[str], tokenizer: Any, *, format: str
+    instructions: Sequence[str],
+    contexts: Sequence[str],
+    tokenizer: Any,
+    *,
+    format: str,
+    date: str = prompts.DATE,
 ) -> list[list[int]]:
     """Tokenise prompts as `encode` does, for generation to start from.
 
@@ -95,6 +102,7 @@ def prompt_ids(
       contexts: one per prompt, may be empty strings.
       tokenizer: a fast `transformers` tokenizer.
       format: a name in `prompts.FORMATS`, or `"auto"`.
+      date: date that a chat template prints.
 
     Returns:
       Token ids of each prompt.
@@ -105,7 +113,7 @@ def prompt_ids(
     _check(tokenizer)
     format = prompts.resolve(format, tokenizer)
     texts = [
-        prompts.format_example(format, tokenizer, instruction, context, "").prompt
+        prompts.format_example(format, tokenizer, instruction, context, "", date=date).prompt
         for instruction, context in zip(instructions, contexts, strict=True)
     ]
     return _ids(tokenizer, texts, special=format != "chat")

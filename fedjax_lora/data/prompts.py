@@ -2,14 +2,23 @@
 
 A format is a function from an instruction and its context (which may be empty) to the prompt.
 The format `chat` applies the tokenizer's chat template, which also writes the end of the answer.
+
+A template is a program, and may print today's date. Prompts of a run are the same on any day: the
+date that a template prints is an argument.
 """
 
+import datetime
+import json
+import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
 
 Format = Callable[[str, str], str]
+
+DATE = "2024-07-26"
+"""Date that chat templates print by default: the one in Llama's templates."""
 
 _ALPACA = "Below is an instruction that describes a task"
 _REQUEST = "Write a response that appropriately completes the request."
@@ -69,22 +78,25 @@ def resolve(name: str, tokenizer: Any) -> str:
     """Resolve ``"auto"`` to ``"chat"`` if the tokenizer has a chat template, else ``"alpaca"``.
 
     Raises:
-      InputError: an unknown name, or ``"chat"`` for a tokenizer without a chat template.
+      InputError: an unknown name, ``"chat"`` for a tokenizer without a chat template, or a template
+        that draws at random.
     """
     check_format(name)
     templated = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
-        return "chat" if templated else "alpaca"
+        name = "chat" if templated else "alpaca"
     if name == "chat" and not templated:
         raise InputError(
             f"The model's tokenizer ({type(tokenizer).__name__}) has no chat template; choose "
             "format='alpaca' or format='plain'."
         )
+    if name == "chat":
+        check_template(tokenizer)
     return name
 
 
 def format_example(
-    name: str, tokenizer: Any, instruction: str, context: str, answer: str
+    name: str, tokenizer: Any, instruction: str, context: str, answer: str, *, date: str = DATE
 ) -> Prompted:
     """Format an example as prompt and answer.
 
@@ -94,6 +106,7 @@ def format_example(
       instruction: the instruction.
       context: the text that the instruction is about, or an empty string.
       answer: the completion.
+      date: date that a chat template prints, ``YYYY-MM-DD``.
 
     Raises:
       InputError: the chat template fails, or does not continue its own prompt with the answer.
@@ -102,18 +115,128 @@ def format_example(
         return Prompted(_WRITTEN[name](instruction, context), answer, True)
     content = "\n\n".join([instruction, *([context] if context else [])])
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    try:
-        prompt = tokenizer.apply_chat_template(
-            turns[:1], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template is a program and may raise anything
-        raise InputError(
-            f"The tokenizer's chat template fails ({error}); choose format='alpaca'."
-        ) from error
+    prompt = _render(tokenizer, turns[:1], date, add_generation_prompt=True)
+    whole = _render(tokenizer, turns, date)
     if not whole.startswith(prompt):
         raise InputError(
             "The tokenizer's chat template does not put an answer after its own prompt; choose "
             "format='alpaca'."
         )
     return Prompted(prompt, whole.removeprefix(prompt), False)
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: Any) -> str:
+    """Apply a tokenizer's chat template on a given day.
+
+    Raises:
+      InputError: the template fails, or draws at random.
+    """
+    template = _on_day(tokenizer.get_chat_template(), date)
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, chat_template=template, **options
+        )
+    except Exception as error:  # a template is a program and may raise anything
+        raise InputError(
+            f"The tokenizer's chat template fails ({error}); choose format='alpaca'."
+        ) from error
+    return text
+
+
+def _on_day(template: str, date: str) -> str:
+    """Return a template whose ``strftime_now`` is of a given day.
+
+    It is a macro in front of the template: `transformers` passes no functions to one.
+    """
+    if "strftime_now" not in template:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    codes = [f"%{dash}{letter}" for dash in ("-", "") for letter in string.ascii_letters]
+    values = {"%%": "\0"} | {code: day.strftime(code) for code in codes} | {"\0": "%"}
+    filters = "".join(f"|replace({json.dumps(x)},{json.dumps(y)})" for x, y in values.items())
+    # The last expression keeps a line break that begins the template.
+    macro = "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}{{ '' }}"
+    return macro + template
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a chat template that draws at random: no two prompts would be the same.
+
+    Raises:
+      InputError: it does.
+    """
+    import jinja2  # which transformers needs for a chat template, and for nothing else
+    from jinja2 import nodes
+
+    templates = tokenizer.chat_template
+    for text in templates.values() if isinstance(templates, dict) else [templates]:
+        try:
+            tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        except jinja2.TemplateError:
+            continue  # with tags that only transformers has, or it fails when it is applied
+        used = {node.name for node in tree.find_all((nodes.Filter, nodes.Name))}
+        if drawing := sorted(used & {"random", "lipsum"}):
+            raise InputError(
+                f"The tokenizer's chat template draws at random ({drawing[0]}), so training and "
+                "predictions would read different prompts; choose format='alpaca'."
+            )
+
+
+def prints_date(name: str, tokenizer: Any) -> bool:
+    """Whether prompts of a format, as `resolve` returns it, depend on the date."""
+    if name != "chat":
+        return False
+    days = ("2001-02-03", "1999-11-30")  # no part of one is in the other
+    one, other = (format_example(name, tokenizer, "a", "", "b", date=day) for day in days)
+    return one != other
+
+
+class AnswerEnd(NamedTuple):
+    """What stands behind an answer in the training, and so ends one that is generated.
+
+    Attributes:
+      ids: tokens that end an answer.
+      text: text that ends an answer where no such token stands directly behind it; ``""`` if there
+        is none.
+    """
+
+    ids: tuple[int, ...]
+    text: str = ""
+
+    def cut(self, answer: str) -> str:
+        """Return an answer up to the text that ends it, without white space around it."""
+        return (answer.partition(self.text)[0] if self.text else answer).strip()
+
+
+def answer_end(name: str, tokenizer: Any, *, date: str = DATE) -> AnswerEnd:
+    """Find the end of answers in a prompt format.
+
+    In a chat template it is the first special token behind the answer, and the text before that.
+    A template that writes nothing but white space there teaches no end.
+
+    Args:
+      name: a format, as `resolve` returns it.
+      tokenizer: a `transformers` tokenizer.
+      date: date that a chat template prints.
+
+    Raises:
+      InputError: as `format_example`.
+    """
+    end = tokenizer.eos_token_id
+    of_text = () if end is None else (end,)
+    if name != "chat":
+        return AnswerEnd(of_text)
+    written = format_example(name, tokenizer, "a", "", _PROBE, date=date).answer
+    tail = written.rpartition(_PROBE)[2] if _PROBE in written else ""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    special -= {tokenizer.unk_token_id}
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    first = next((n for n, token in enumerate(ids) if token in special), None)
+    if first is None:
+        return AnswerEnd(of_text, tail.strip())
+    before = tail.partition(tokenizer.convert_ids_to_tokens(ids[first]))[0]
+    return AnswerEnd((*of_text, ids[first]), before.strip())
+
+
+_PROBE = "forty-two"
+"""An answer that no template has a reason to change, and that no template holds itself."""

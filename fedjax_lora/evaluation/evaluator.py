@@ -83,9 +83,7 @@ def make_evaluate(
         predict=predict,
         place=place,
         encode=lambda split: task_type.encode(task.task, split, model.tokenizer, max_length, None),
-        answer=functools.partial(
-            make_answer_fn, model, new_tokens=task.task.prompting.answer_tokens, batch=batch
-        ),
+        answer=functools.partial(make_answer_fn, model, prompting=task.task.prompting, batch=batch),
     )
     eval_fns = {
         prefix: task_type.make_eval_fn(context, split, tokens) for prefix, split, tokens in splits

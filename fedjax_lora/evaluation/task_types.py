@@ -109,6 +109,7 @@ def _encode_completions(
         split,
         tokenizer,
         format=task.prompting.format,
+        date=task.prompting.date,
         max_length=max_length,
         cache_dir=cache_dir,
     )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,13 +11,16 @@ from safetensors.numpy import save_file
 
 from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.interop import model_card, torch_names
 from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.interop.peft import save_head
+from fedjax_lora.interop.predict import answer_end
 from fedjax_lora.interop.trained_model import TrainedModel
 
 __all__ = ["save_merged"]
 
+_GENERATION = "generation_config.json"
 # Fields of the base's config that must not be copied: code to run, paths and storage types.
 _DROPPED_FIELDS = (
     "auto_map",
@@ -68,10 +72,13 @@ def save_merged(
     _write_json(path / "config.json", _config(pretrained, model.metadata))
     if pretrained.tokenizer is not None:
         pretrained.tokenizer.save_pretrained(path)
+    end = answer_end(model) if model.metadata.language else None
+    if end is not None:
+        _write_json(path / _GENERATION, _generation_config(pretrained, end.ids))
     if not with_class:
         save_head(path, torch_names.unstored(pretrained, params["head"]))
     model.metadata.write(path)
-    model_card.write(path, model.metadata, model_card.MERGED, mean=not with_class)
+    model_card.write(path, model.metadata, model_card.MERGED, mean=not with_class, end=end)
 
 
 def _plan_shards(tensors: dict[str, np.ndarray], shard_size: int | str) -> StateDictSplit:
@@ -122,6 +129,14 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
     family = type(config).__name__.removesuffix("Config")
     config.architectures = [f"{family}{_class_suffix(pretrained)}"]
     return json.loads(config.to_json_string(use_diff=True))
+
+
+def _generation_config(pretrained: models.Pretrained, stop: Sequence[int]) -> dict[str, Any]:
+    """The base's ``generation_config.json`` with the tokens that end an answer of this model."""
+    file = cast(pathlib.Path, pretrained.folder) / _GENERATION
+    values = read_json(file) if file.is_file() else {}
+    values.pop("_from_model_config", None)  # or transformers would make it anew
+    return values | {"eos_token_id": list(stop)}
 
 
 def _class_suffix(pretrained: models.Pretrained) -> str:

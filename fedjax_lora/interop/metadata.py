@@ -1,6 +1,7 @@
 """Metadata of a trained model: what a folder needs besides tensors to be used without its run."""
 
 import dataclasses
+import datetime
 import json
 import pathlib
 import typing
@@ -10,6 +11,7 @@ from fedjax_lora import models
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.registry import fits
 from fedjax_lora.core.untrusted_files import read_json
+from fedjax_lora.data.prompts import DATE
 
 __all__ = ["FILE", "ModelMetadata", "infer", "read"]
 
@@ -32,6 +34,7 @@ class ModelMetadata:
       language: whether the model is a language model.
       prompt_format: prompt format of a language model, a name of
         `fedjax_lora.data.prompts.FORMATS` or ``"auto"``.
+      chat_date: date that a chat template prints in prompts, ``YYYY-MM-DD``.
       answer_tokens: largest number of tokens of a language model's answer.
       pair: whether an example consists of two texts.
       task: name of the task.
@@ -50,6 +53,7 @@ class ModelMetadata:
     classes: tuple[str, ...] = ()
     language: bool = False
     prompt_format: str = "auto"
+    chat_date: str = DATE
     answer_tokens: int = 128
     pair: bool = False
     task: str = ""
@@ -124,12 +128,22 @@ def infer(
     )
 
 
+def _is_date(value: Any) -> bool:
+    try:
+        datetime.date.fromisoformat(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
 def _is_valid(name: str, value: Any, hint: Any) -> bool:
     """Whether a JSON value fits a field and its type."""
     if typing.get_origin(hint) is dict:
         value_type = typing.get_args(hint)[1]
         return isinstance(value, dict) and all(fits(x, value_type) for x in value.values())
     if name in ("layers", "max_length", "answer_tokens") and isinstance(value, int) and value < 1:
+        return False
+    if name == "chat_date" and not _is_date(value):
         return False
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list) and all(isinstance(x, str) for x in value)

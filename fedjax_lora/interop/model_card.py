@@ -6,6 +6,7 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedjax_lora import models
+from fedjax_lora.data.prompts import AnswerEnd
 from fedjax_lora.interop.metadata import ModelMetadata
 
 __all__ = ["ADAPTER", "MERGED", "CardType", "write"]
@@ -49,7 +50,8 @@ _MEAN = (
 _GENERATE = """
 inputs = tokenizer(["A prompt"], return_tensors="pt")
 with torch.no_grad():
-    text = tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=64))
+    output = model.generate(**inputs, max_new_tokens=64{stops})
+    text = tokenizer.batch_decode(output)
 """
 
 ADAPTER = CardType(
@@ -123,7 +125,12 @@ states, and `transformers` has no class that does. The files are those of an enc
 
 
 def write(
-    folder: pathlib.Path, metadata: ModelMetadata, card_type: CardType, *, mean: bool
+    folder: pathlib.Path,
+    metadata: ModelMetadata,
+    card_type: CardType,
+    *,
+    mean: bool,
+    end: AnswerEnd | None = None,
 ) -> None:
     """Write the model card of a folder.
 
@@ -132,8 +139,12 @@ def write(
       metadata: metadata of the model.
       card_type: `ADAPTER` or `MERGED`.
       mean: whether the model is mean-pooled, with the head in a separate file.
+      end: what ends an answer of a language model.
     """
-    text = f"---\n{_hub_metadata(metadata, card_type)}---\n\n{_body(metadata, card_type, mean)}"
+    code = _code(metadata, card_type, mean, end)
+    text = (
+        f"---\n{_hub_metadata(metadata, card_type)}---\n\n{_body(metadata, card_type, code, mean)}"
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -168,18 +179,18 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
     )
 
 
-def _body(metadata: ModelMetadata, card_type: CardType, mean: bool) -> str:
+def _body(metadata: ModelMetadata, card_type: CardType, code: str, mean: bool) -> str:
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(metadata).items())
     return (
         f"# {_title(metadata)}: {card_type.title}\n{_MEAN_NOTE if mean else ''}\n"
         f"Trained by many clients that keep their data, with fedjax-lora.\n\n"
-        f"```python\n{_code(metadata, card_type, mean)}```\n\n| | |\n|---|---|\n{table}\n\n"
+        f"```python\n{code}```\n\n| | |\n|---|---|\n{table}\n\n"
         "The numbers are those of the run's own test examples. Nothing else was evaluated: bias, "
         "other domains and other languages are unknown.\n"
     )
 
 
-def _code(metadata: ModelMetadata, card_type: CardType, mean: bool) -> str:
+def _code(metadata: ModelMetadata, card_type: CardType, mean: bool, end: AnswerEnd | None) -> str:
     """Python code that uses the model in the folder."""
     layers = f", num_hidden_layers={metadata.layers}" if metadata.layers else ""
     code = card_type.classify_mean_pooled if mean else card_type.classify
@@ -190,8 +201,15 @@ def _code(metadata: ModelMetadata, card_type: CardType, mean: bool) -> str:
         folder=".",
         max_length=metadata.max_length,
         layers=layers,
+        stops="" if end is None else _stops(end),
         options=f"num_labels={len(metadata.classes) or 1}{layers}",
     )
+
+
+def _stops(end: AnswerEnd) -> str:
+    """Arguments of ``generate`` with which it stops where an answer of the training ended."""
+    text = f", stop_strings=[{end.text!r}], tokenizer=tokenizer" if end.text else ""
+    return f", eos_token_id={list(end.ids)}{text}"
 
 
 def _rows(metadata: ModelMetadata) -> dict[str, str]:
@@ -206,6 +224,8 @@ def _rows(metadata: ModelMetadata) -> dict[str, str]:
         "task": metadata.task,
         "outputs": outputs,
     }
+    if metadata.language and metadata.prompt_format in ("auto", "chat"):
+        rows["date that a chat template prints"] = metadata.chat_date
     return rows | metadata.training | {n: _number(x) for n, x in metadata.results.items()}
 
 

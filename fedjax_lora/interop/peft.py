@@ -22,6 +22,7 @@ from fedjax_lora.interop import (
 )
 from fedjax_lora.interop.matrices import LoadedAdapter, MatrixPlace
 from fedjax_lora.interop.metadata import ModelMetadata
+from fedjax_lora.interop.predict import answer_end
 from fedjax_lora.interop.trained_model import TrainedModel
 
 __all__ = [
@@ -74,7 +75,8 @@ def save_adapter(folder: Folder, model: TrainedModel) -> None:
     if not with_class:
         save_head(path, modules)
     model.metadata.write(path)
-    model_card.write(path, model.metadata, model_card.ADAPTER, mean=not with_class)
+    end = answer_end(model) if model.metadata.language else None
+    model_card.write(path, model.metadata, model_card.ADAPTER, mean=not with_class, end=end)
 
 
 def _task_type(pretrained: models.Pretrained) -> str:

@@ -8,13 +8,14 @@ import numpy as np
 
 from fedjax_lora import data, federated, models
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data import instruction_tokens, prompts
 from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation.generation.answers import make_generate_fn
+from fedjax_lora.evaluation.generation.text import stop_token_ids
 from fedjax_lora.evaluation.predict import make_predict
 from fedjax_lora.interop.trained_model import TrainedModel
 
-__all__ = ["answers", "make_logits_fn", "probabilities", "tokenize", "tokenizer_of"]
+__all__ = ["answer_end", "answers", "make_logits_fn", "probabilities", "tokenize", "tokenizer_of"]
 
 
 def probabilities(
@@ -100,19 +101,36 @@ def answers(
             f"There are {len(instructions)} instructions and {len(contexts)} contexts; give one "
             "context for each instruction, or none at all."
         )
+    tokenizer, date = tokenizer_of(model), model.metadata.chat_date
+    format = prompts.resolve(prompt_format or model.metadata.prompt_format, tokenizer)
     ids = instruction_tokens.prompt_ids(
         instructions,
         [""] * len(instructions) if contexts is None else contexts,
-        tokenizer_of(model),
-        format=prompt_format or model.metadata.prompt_format,
+        tokenizer,
+        format=format,
+        date=date,
     )
     generate_answers = make_generate_fn(
         model.pretrained,
         ids,
+        end=prompts.answer_end(format, tokenizer, date=date),
         new_tokens=answer_tokens or model.metadata.answer_tokens,
         batch=batch,
     )
     return generate_answers(model.adapted_params)
+
+
+def answer_end(model: TrainedModel) -> prompts.AnswerEnd:
+    """Return all tokens that end an answer of a language model, and the text that does.
+
+    Args:
+      model: a language model; one without a tokenizer ends where its checkpoint says.
+    """
+    tokenizer, end = model.pretrained.tokenizer, prompts.AnswerEnd(())
+    if tokenizer is not None:
+        format = prompts.resolve(model.metadata.prompt_format, tokenizer)
+        end = prompts.answer_end(format, tokenizer, date=model.metadata.chat_date)
+    return end._replace(ids=stop_token_ids(model.pretrained, end.ids))
 
 
 def make_logits_fn(

@@ -16,7 +16,7 @@ from fedjax_lora.data.batching import length_buckets
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, EvalFn, Scores
-from fedjax_lora.interop import TrainedModel, tokenizer_of
+from fedjax_lora.interop import ModelMetadata, TrainedModel, tokenizer_of
 from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.compilation import InputSpec, build_predict
@@ -253,7 +253,7 @@ def language_evaluator(
       InputError: prompts that leave no room for an answer, or no example that can be used.
     """
     pretrained = model.pretrained
-    task = _with_prompt_format(task_data.task, model.metadata.prompt_format)
+    task = _with_prompts_of(task_data.task, model.metadata)
     max_length = min(model.metadata.max_length, pretrained.config.max_tokens)
 
     def encode(split: data.Split) -> instruction_tokens.Encoded:
@@ -271,16 +271,15 @@ def language_evaluator(
         predict=build_predict(inputs, batch, None),
         place=jax.device_put,
         encode=encode,
-        answer=functools.partial(
-            make_answer_fn, pretrained, new_tokens=task.prompting.answer_tokens, batch=batch
-        ),
+        answer=functools.partial(make_answer_fn, pretrained, prompting=task.prompting, batch=batch),
     )
     eval_fn = _LANGUAGE.make_eval_fn(context, test.split, test.tokens)
     return text_evaluator(eval_fn, task_data.classes, task.metric), len(test.index)
 
 
-def _with_prompt_format(task: data.Task, trained_with: str) -> data.Task:
-    """Return the task with the prompt format of the training, unless it has its own."""
-    if task.prompting.format != "auto":
-        return task
-    return dataclasses.replace(task, prompting=task.prompting._replace(format=trained_with))
+def _with_prompts_of(task: data.Task, trained: ModelMetadata) -> data.Task:
+    """Return the task with the date and, unless it has its own, the format of the training."""
+    prompting = task.prompting._replace(date=trained.chat_date)
+    if prompting.format == "auto":
+        prompting = prompting._replace(format=trained.prompt_format)
+    return dataclasses.replace(task, prompting=prompting)

@@ -15,8 +15,9 @@ from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.folder_names import CONFIG
 
-CONFIG, METRICS, TIMING, SUMMARY = "config.json", "metrics.jsonl", "timing.jsonl", "summary.json"
+METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
 
 
 class RunFolder:
@@ -57,7 +58,9 @@ class RunFolder:
         if "\0" in str(path):
             raise InputError(f"Output folder {str(path)!r} is no name of a folder.")
         if os.path.lexists(path) and not os.path.isdir(path):
-            raise InputError(f"Output {path} is a file; choose a folder with --out.")
+            raise InputError(
+                f"Output {path} is a file or a link to nothing; choose a folder with --out."
+            )
         if os.path.lexists(folder.path / CONFIG):
             folder._lock = atomic_io.lock(folder.path)
         try:

@@ -59,6 +59,7 @@ def load_assets(
         validation_examples=options.validation_examples,
         test_examples=options.test_examples,
         seed=config.seed,
+        date=options.chat_date,
     )
     model = _load_model(config, task, model, weights=weights)
     check_tokenizer(model)

@@ -25,12 +25,11 @@ from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
 from fedjax_lora.runs.folder import SUMMARY, RunFolder
+from fedjax_lora.runs.folder_names import ADAPTER, MERGED
 from fedjax_lora.runs.loading import Assets
 
 if TYPE_CHECKING:
     import pandas
-
-ADAPTER, MERGED = "adapter", "merged"
 
 
 def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> ModelMetadata:
@@ -52,6 +51,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
         classes=() if task.type == "language" else assets.task.classes,
         language=task.type == "language",
         prompt_format=task.prompting.format,
+        chat_date=task.prompting.date,
         answer_tokens=task.prompting.answer_tokens,
         pair=assets.task.test.pairs is not None,
         task=task.name,

@@ -53,7 +53,7 @@ INSIDE: dict[str, set[str]] = {
 """Rows of single modules or inner folders whose independence matters."""
 
 FROM_OUTSIDE: dict[str, set[str]] = {
-    "data": {"numpy", "datasets", "pyarrow"},
+    "data": {"numpy", "datasets", "jinja2", "pyarrow"},
     "runs.config": set(),
     "core.errors": set(),
     "core.safe_text": set(),

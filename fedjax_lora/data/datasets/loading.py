@@ -5,6 +5,7 @@ Test texts that also occur in the training set are kept and counted in `TaskData
 caller to report; AG News contains such texts.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.records import Split, Table, Task, TaskData
 from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.datasets.sources import read_task, read_test
+from fedjax_lora.data.prompts import DATE
 
 
 def load(
@@ -24,6 +26,7 @@ def load(
     validation_examples: int = 0,
     test_examples: int | None = None,
     seed: int = 0,
+    date: str = DATE,
 ) -> TaskData:
     """Load the task that `spec` names.
 
@@ -37,11 +40,13 @@ def load(
       validation_examples: size of the validation set.
       test_examples: size of the test set; all by default.
       seed: chooses the subsets.
+      date: date that a chat template prints in the prompts of a language task.
 
     Raises:
       InputError: unknown task, missing or malformed data, or more examples requested than exist.
     """
     task = find_task(spec)
+    task = dataclasses.replace(task, prompting=task.prompting._replace(date=date))
     _check_sizes(train_examples, validation_examples, test_examples)
     train_table, test_table = _tables(task, data_dir)
     classes, index = _class_index(task, train_table, test_table)

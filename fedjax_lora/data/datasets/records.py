@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_lora.data.prompts import DATE
+
 TaskType = Literal["classification", "regression", "language"]
 
 Value = str | int | float
@@ -118,12 +120,14 @@ class Prompting(NamedTuple):
       answer_tokens: largest number of tokens generated for an answer.
       test: name of another language task whose test set is used.
       clients: ``own``: the data's natural clients; ``category``: its categories as clients.
+      date: date that a chat template prints, ``YYYY-MM-DD``; that of the config.
     """
 
     format: str = "auto"
     answer_tokens: int = 128
     test: str | None = None
     clients: Literal["own", "category"] = "own"
+    date: str = DATE
 
 
 @dataclass(frozen=True)

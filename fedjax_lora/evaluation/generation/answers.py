@@ -6,7 +6,9 @@ import numpy as np
 
 from fedjax_lora import data
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data import prompts as prompt_formats
 from fedjax_lora.data.instruction_tokens import prompt_length
+from fedjax_lora.data.prompts import AnswerEnd
 from fedjax_lora.evaluation import generation
 from fedjax_lora.evaluation.predict import AdaptedParams
 from fedjax_lora.models import DecoderConfig, Pretrained
@@ -15,14 +17,14 @@ __all__ = ["make_answer_fn", "make_generate_fn"]
 
 
 def make_answer_fn(
-    model: Pretrained, tokens: data.Tokens, *, new_tokens: int, batch: int
+    model: Pretrained, tokens: data.Tokens, *, prompting: data.Prompting, batch: int
 ) -> Callable[[AdaptedParams], list[str]]:
     """Build a function ``(params) -> texts`` that answers the prompts of examples.
 
     Args:
       model: the language model whose adapters and heads are evaluated.
       tokens: the examples; only their prompts are used.
-      new_tokens: largest number of tokens of an answer.
+      prompting: prompting options of the task.
       batch: prompts answered at once.
 
     Returns:
@@ -32,20 +34,28 @@ def make_answer_fn(
     Raises:
       InputError: a prompt leaves no room for an answer.
     """
-    lengths = prompt_length(tokens)
+    lengths, new_tokens = prompt_length(tokens), prompting.answer_tokens
     _check_room(lengths, new_tokens, model.config.max_tokens)
     prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, lengths, strict=True)]
-    return make_generate_fn(model, prompts, new_tokens=new_tokens, batch=batch)
+    format = prompt_formats.resolve(prompting.format, model.tokenizer)
+    end = prompt_formats.answer_end(format, model.tokenizer, date=prompting.date)
+    return make_generate_fn(model, prompts, end=end, new_tokens=new_tokens, batch=batch)
 
 
 def make_generate_fn(
-    model: Pretrained, prompts: Sequence[Sequence[int]], *, new_tokens: int, batch: int
+    model: Pretrained,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: AnswerEnd,
+    new_tokens: int,
+    batch: int,
 ) -> Callable[[AdaptedParams], list[str]]:
     """Build a function ``(params) -> texts`` that answers prompts, as `make_answer_fn`.
 
     Args:
       model: the language model whose adapters and heads are evaluated.
       prompts: token ids of each prompt.
+      end: what ends an answer, besides the tokens of `fedjax_lora.evaluation.stop_token_ids`.
       new_tokens: largest number of tokens of an answer.
       batch: prompts answered at once.
 
@@ -55,7 +65,7 @@ def make_generate_fn(
     Raises:
       InputError: the model classifies.
     """
-    config, stop = model.config, generation.stop_token_ids(model)
+    config, stop = model.config, generation.stop_token_ids(model, end.ids)
     if not isinstance(config, DecoderConfig):
         raise InputError("This model classifies and cannot write; load it with num_labels=None.")
 
@@ -72,7 +82,7 @@ def make_generate_fn(
             )  # fmt: skip
             decoded = generation.decode_tokens(model.tokenizer, generated)
             for row, text in zip(rows, decoded, strict=True):
-                texts[row] = text.strip()
+                texts[row] = end.cut(text)
         return texts
 
     return answer

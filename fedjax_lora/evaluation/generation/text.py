@@ -1,6 +1,6 @@
 """Generation from prompts as text: tokenisation, batches and stop tokens, on the host."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,14 @@ def _problems(
             )
 
 
-def stop_token_ids(model: Pretrained) -> tuple[int, ...]:
+def stop_token_ids(model: Pretrained, more: Iterable[int] = ()) -> tuple[int, ...]:
     """Return the token ids that end a text.
 
     They come from the checkpoint's ``generation_config.json`` and from the tokenizer.
+
+    Args:
+      model: a language model.
+      more: further ids, such as the end of a turn in a chat template.
 
     Raises:
       InputError: the generation config is damaged, or one of its ids is not a number.
@@ -173,4 +177,4 @@ def stop_token_ids(model: Pretrained) -> tuple[int, ...]:
     if not all(isinstance(end, int) for end in ids):
         raise InputError(f"{file} must give eos_token_id as a number or a list of numbers.")
     tokenizer_id = getattr(model.tokenizer, "eos_token_id", None)
-    return tuple(sorted({*ids} if tokenizer_id is None else {*ids, tokenizer_id}))
+    return tuple(sorted({*ids, *more} | (set() if tokenizer_id is None else {tokenizer_id})))

@@ -32,6 +32,8 @@ class DataConfig(_Group):
     """Use this many test examples; all by default."""
     max_length: int = 64
     """Cut texts to this many tokens."""
+    chat_date: str = "2024-07-26"
+    """Date that a chat template prints in prompts, as YYYY-MM-DD: a run has the same on any day."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

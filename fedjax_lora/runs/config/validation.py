@@ -1,6 +1,7 @@
 """Check the values of a config that are impossible whatever the data and the model are."""
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,6 +52,7 @@ def problems(config: Any) -> list[str]:
     checks += [_cohort_too_large(config.federation)]
     checks += [_not_positive(config, field) for field in POSITIVE]
     checks += [_no_rate(config, field) for field in RATES]
+    checks += [_no_date(config.data.chat_date)]
     checks += [_no_mesh(config.execution.mesh), *_secrets(dataclasses.asdict(config))]
     return [problem for problem in checks if problem is not None]
 
@@ -87,6 +89,14 @@ def _cohort_too_large(fed: Any) -> str | None:
     if fed.cohort <= fed.clients:
         return None
     return f"a cohort of {fed.cohort} cannot be drawn from {fed.clients} clients"
+
+
+def _no_date(text: str) -> str | None:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return f"chat_date must be a day such as 2024-07-26, got {text!r}"
+    return None
 
 
 def _no_mesh(mesh: tuple[int, ...]) -> str | None:

@@ -13,9 +13,10 @@ import fedjax_lora as fl
 from fedjax_lora import InputError, data
 from fedjax_lora.cli import main
 from fedjax_lora.core.types import ClientParams
-from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data import Prompting, instruction_tokens
 from fedjax_lora.evaluation import evaluator, generation, task_types
 from fedjax_lora.evaluation.generation import answers
+from fedjax_lora.interop import metadata
 from fedjax_lora.runs import build, checkpoints, config, cost
 from fedjax_lora.runs.loading import check_tokenizer
 from tests._helpers import problems
@@ -156,7 +157,7 @@ def test_answers_are_those_of_each_prompt_alone(folder, assets):
     """Sorted, batched and padded: the texts are in the order of the examples."""
     model, tokens = assets.model, assets.test
     current = task_types.AdaptedParams(model.params, ClientParams({}, {}), {})
-    got = answers.make_answer_fn(model, tokens, new_tokens=6, batch=4)(current)
+    got = answers.make_answer_fn(model, tokens, prompting=Prompting("plain", 6), batch=4)(current)
     prompts = [f"{text}\n" for text in assets.task.test.texts]
     alone = [generation.generate_text(model, [prompt], new_tokens=6)[0] for prompt in prompts[:5]]
     assert got[:5] == [text.strip() for text in alone]
@@ -327,3 +328,43 @@ def test_tasks_without_a_tokenizer_are_refused(assets):
     assert isinstance(assets.task, data.TaskData)
     with pytest.raises(InputError, match="no tokenizer"):
         check_tokenizer(dataclasses.replace(assets.model, tokenizer=None))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_ends_where_the_chat_template_ends_it(special, assets, tmp_path):
+    """For `answers`, and for PyTorch with the exported checkpoint and the lines of its card."""
+    import torch
+    import transformers
+
+    def answered(end):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['content'] + (':' if m['role'] == 'user' else END) }}"
+            "{% endfor %}".replace("END", repr(end))
+        )
+        if special:
+            tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+        pretrained = dataclasses.replace(assets.model, tokenizer=tokenizer)
+        model = fl.interop.TrainedModel(
+            pretrained=pretrained,
+            metadata=metadata.infer(pretrained, "base", language=True),
+            targets=(), adapter={}, gain={}, head=pretrained.params["head"],
+        )  # fmt: skip
+        return model, fl.interop.answers(model, ["say it"], answer_tokens=12)[0]
+
+    _, on_and_on = answered("<?>")
+    end = next(c for c in on_and_on[3:] if c != " " and c not in on_and_on[:3])
+    model, answer = answered(end)
+    assert answer == on_and_on.partition(end)[0].strip() and len(answer) < len(on_and_on)
+
+    fl.interop.save_merged(tmp_path, model)
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert (f"stop_strings=[{end!r}], tokenizer=tokenizer" in card) == (not special)
+    if special:
+        ids = torch.tensor([tokenizer("say it:", add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            out = exported.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert text.strip() == answer

@@ -167,6 +167,7 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("data", "train_examples", 0, "train_examples must be at least 1"),
         ("data", "test_examples", 0, "test_examples must be at least 1"),
         ("data", "validation_examples", -1, "validation_examples must be at least 0"),
+        ("data", "chat_date", "today", "chat_date must be a day such as 2024-07-26, got 'today'"),
         ("model", "layers", 0, "layers must be at least 1"),
         ("model", "dropout", 1.0, "dropout must be in [0, 1), got 1.0"),
         ("model", "dropout", -0.1, "dropout must be in [0, 1)"),

@@ -24,6 +24,7 @@ RANGES: dict[str, st.SearchStrategy] = {
     "clients": st.integers(10, 1000),
     "cohort": st.integers(1, 10),
     "max_length": st.integers(4, 512),
+    "chat_date": st.dates().map(str),
     "validation_examples": st.integers(0, 100),
     "prox": st.floats(0, 10),
     "learning_rate": POSITIVE,

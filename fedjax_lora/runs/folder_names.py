@@ -1,0 +1,4 @@
+"""Names in a run folder that are needed where JAX is not loaded."""
+
+CONFIG = "config.json"
+ADAPTER, MERGED = "adapter", "merged"

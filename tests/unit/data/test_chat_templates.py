@@ -1,0 +1,127 @@
+"""Chat templates: prompts are the same on any day, and answers end where the template ends them."""
+
+import datetime
+
+import pytest
+from transformers.utils import chat_template_utils
+
+from fedjax_lora import InputError, data
+from fedjax_lora.data import prompts
+from fedjax_lora.data.prompts import AnswerEnd, answer_end, format_example
+from fedjax_lora.evaluation.task_types import TASK_TYPES
+from fedjax_lora.interop import ModelMetadata
+from fedjax_lora.runs.evaluate import _with_prompts_of
+from tests._helpers.character_tokenizer import END, make_tokenizer
+
+TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + 'TAIL' }}{% endfor %}"
+ASKED = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+TODAY = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}"
+OF_LLAMA = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+    "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "{{ 'Today: ' + date_string + '\n' }}"
+)
+
+
+def tokenizer(template: str, *special: str):
+    made = make_tokenizer()
+    if special:
+        made.add_special_tokens({"additional_special_tokens": list(special)})
+    made.chat_template = template
+    return made
+
+
+class Tomorrow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2031, 5, 6)
+
+
+@pytest.mark.parametrize("template", [TODAY, OF_LLAMA])
+def test_prompts_are_the_same_on_any_day(template, monkeypatch):
+    made = tokenizer(template + TURNS + ASKED)
+    today = format_example("chat", made, "a", "", "b")
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert format_example("chat", made, "a", "", "b") == today
+    assert today.prompt.startswith("Today: 26 Jul 2024\n")
+    other = format_example("chat", made, "a", "", "b", date="2026-11-27")
+    assert other.prompt.startswith("Today: 27 Nov 2026\n")
+
+
+def test_the_date_of_a_config_is_in_the_tokens_of_its_task(tmp_path):
+    """And in those of its adapter's evaluation, whose metadata have it."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"instruction": "a", "completion": "b"}\n{"instruction": "c", "completion": "d"}\n' * 3
+    )
+    spec = "instructions(train='a.jsonl', format='chat')"
+    loaded = data.load(spec, data_dir=str(tmp_path), date="2026-11-27")
+    made = tokenizer(TODAY + TURNS + ASKED)
+    encoded = TASK_TYPES["language"].encode(loaded.task, loaded.train, made, 64, None)
+    text = "".join(made.convert_ids_to_tokens(encoded.tokens.ids[0]))
+    assert text.startswith("Today: 27 Nov 2026")
+
+    trained = ModelMetadata(base="b", base_sha256="c", chat_date="2001-02-03")
+    assert _with_prompts_of(loaded.task, trained).prompting.date == "2001-02-03"
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        ("%d %B %Y", "26 July 2024"),
+        ("%-m/%-d/%y, %A", "7/26/24, Friday"),
+        ("%Y-%m-%dT%H:%M:%S", "2024-07-26T00:00:00"),
+        ("100%% on %j", "100% on 208"),
+    ],
+)
+def test_a_template_may_write_the_date_as_it_likes(code, printed):
+    """Also by a name, in a macro, and behind a line break."""
+    template = "\n{% macro day(f) %}{{ strftime_now(f) + '!' }}{% endmacro %}"
+    template += "{% set f = CODE %}{{ day(f) }}"
+    made = tokenizer(template.replace("CODE", repr(code)) + TURNS + ASKED)
+    prompt = format_example("chat", made, "a", "", "b").prompt
+    assert prompt == f"\n{printed}!user: aTAILassistant: "
+
+
+def test_whether_a_template_prints_a_date_is_known():
+    assert prompts.prints_date("chat", tokenizer(TODAY + TURNS + ASKED))
+    assert not prompts.prints_date("chat", tokenizer(TURNS + ASKED))
+    assert not prompts.prints_date("alpaca", tokenizer(TODAY))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ ['a', 'b'] | random }}", "{% if true %}{{ lipsum(n=1) }}{% endif %}"]
+)
+def test_a_template_that_draws_at_random_is_refused(template):
+    with pytest.raises(InputError, match=r"draws at random .*choose format='alpaca'"):
+        prompts.resolve("auto", tokenizer(template + TURNS))
+    assert prompts.resolve("alpaca", tokenizer(template)) == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("tail", "special", "text"),
+    [
+        ("<|im_end|>\\n", ["<|im_end|>"], ""),
+        ("<|eot_id|>", ["<|start|>", "<|eot_id|>"], ""),
+        (" </s>", [], ""),
+        ("</s>\\n", [], ""),
+        ("\\n### End\\n", [], "### End"),
+        (" #END# <|im_end|>", ["<|im_end|>"], "#END#"),
+        ("\\n", [], ""),
+        ("", [], ""),
+    ],
+)
+def test_an_answer_ends_at_what_stands_behind_it_in_the_template(tail, special, text):
+    made = tokenizer((TURNS + ASKED).replace("TAIL", tail), *special)
+    ends = {made.convert_tokens_to_ids(token) for token in special[-1:]}
+    end = answer_end("chat", made)
+    assert (set(end.ids), end.text) == ({END, *ends}, text)
+
+
+def test_a_format_of_text_ends_with_the_end_of_text():
+    assert answer_end("plain", make_tokenizer()) == AnswerEnd((END,))
+
+
+def test_an_answer_is_cut_at_the_text_that_ends_it():
+    assert AnswerEnd((END,), "### End").cut(" yes\n### End\nmore ### End") == "yes"
+    assert AnswerEnd((END,)).cut(" yes ### End\n") == "yes ### End"
