@@ -9,10 +9,12 @@ import tyro
 from rich.console import Console
 from rich.status import Status
 
+from fedjax_lora.cli.terminal import make_console, plain
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.sweep import comparison_folder
 from fedjax_lora.runs.sweep.grid import Grid, Problem, name, parse_vary, refuse
 from fedjax_lora.runs.sweep.grid import cells as grid_cells
 
@@ -68,6 +70,7 @@ def main(args: Sequence[str], base: RunConfig) -> int:
         vary=parse_vary(options.vary),
     )
     check_grid(grid)
+    comparison_folder.check(options.out)
     return execute(grid, options.out)
 
 
@@ -94,7 +97,7 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
     from fedjax_lora.runs.sweep.statistics import metric_of
 
     enable_compilation_cache()
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = make_console()
     try:
         with console.status("loading data and model ...") as status:
             done = compare(
@@ -114,7 +117,7 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
 def _show_round(status: Status, run: str, record: dict[str, Any]) -> None:
     loss = record["train_loss"]  # None if every update was rejected
     result = "every update was rejected" if loss is None else f"loss {loss:.4f}"
-    status.update(f"{run}: round {record['round']} done, {result}")
+    status.update(plain(f"{run}: round {record['round']} done, {result}"))
 
 
 def _line(finished: "Finished", metric: str) -> str:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from rich.console import Console
 
+from fedjax_lora.cli.folders import check_base, check_output, is_run, need_model, need_run
+from fedjax_lora.cli.terminal import make_console, plain, write_output
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.safe_text import json_text, printable
+from fedjax_lora.runs.choices import check_model, check_task
 
 if TYPE_CHECKING:
     from fedjax_lora import data
@@ -60,16 +63,27 @@ def main(args: Sequence[str]) -> None:
     options = tyro.cli(EvaluateOptions, args=args, prog="fedjax-lora evaluate")
     low = [("batch", options.batch), *(("ranks", rank) for rank in options.ranks)]
     raise_all("Options", [f"{n} must be at least 1, got {x}" for n, x in low if x < 1])
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    _check_words(options)
+    console = make_console()
     with console.status("loading ...") as status:
-        scores = evaluate(options, status.update)
+        scores = evaluate(options, lambda text: status.update(plain(text)))
     _print(console, scores)
     if options.out is not None:
-        try:
-            options.out.write_text(json_text(scores, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror
-            raise InputError(f"Output {options.out} cannot be written: {reason}.") from error
+        write_output(options.out, json_text(scores, indent=2) + "\n")
+
+
+def _check_words(options: EvaluateOptions) -> None:
+    """Check folders and names before JAX is imported.
+
+    Raises:
+      InputError: the first that is wrong.
+    """
+    (need_run if options.clients else need_model)(options.where)
+    check_output(options.out)
+    if options.model is not None:
+        check_model(options.model)
+    if options.task is not None:
+        check_task(options.task)
 
 
 def evaluate(
@@ -116,7 +130,7 @@ def _open(
     options: EvaluateOptions, cache_dir: str
 ) -> tuple["TrainedModel", "RunConfig | None", "Reopened | None"]:
     """Open the model, the config if it is a run's, and with --clients the run itself."""
-    from fedjax_lora.cli.run_or_model import is_run, need_run, open_folder
+    from fedjax_lora.cli.run_or_model import open_folder
     from fedjax_lora.runs.outputs import server_model
     from fedjax_lora.runs.resume import read_config, reopen
 
@@ -129,6 +143,8 @@ def _open(
     config = read_config(where, data_dir=data_dir, model=options.model)
     if not options.clients:
         return open_folder(where, model=options.model, pooling=options.pooling), config, None
+    if options.model is None:
+        check_base(where, config.model.model)
     reopened = reopen(where, config, cache_dir=cache_dir)
     return server_model(reopened.run, reopened.progress.state, {}), config, reopened
 

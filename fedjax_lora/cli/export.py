@@ -2,13 +2,17 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
+from fedjax_lora.cli.folders import check_base, model_folder, need_run
+from fedjax_lora.cli.terminal import make_console
+from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.choices import check_model
 
 if TYPE_CHECKING:
     from fedjax_lora.interop import TrainedModel
@@ -44,17 +48,11 @@ def main(args: Sequence[str]) -> None:
       InputError: no run, no such client, a folder that holds something or cannot be written.
     """
     options = tyro.cli(ExportOptions, args=args, prog="fedjax-lora export")
+    _check_words(options)
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora import interop
-    from fedjax_lora.core import atomic_io
 
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
-    if out.exists() and out.samefile(pathlib.Path.cwd()):
-        # It would be replaced as a whole, and the shell be left in a folder that is gone.
-        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
-    model = _open(options)
+    out, model = options.out, _open(options)
     if options.merged:
         size = options.shard_size
         write = lambda path: interop.save_merged(path, model, shard_size=size)  # noqa: E731
@@ -63,21 +61,42 @@ def main(args: Sequence[str]) -> None:
     with atomic_io.reporting_write_errors(out):
         atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"
-    Console(highlight=False, markup=False, soft_wrap=True).print(f"{what} in {out}")
+    make_console().print(f"{what} in {out}")
+
+
+def _check_words(options: ExportOptions) -> None:
+    """Check folders, names and sizes before JAX is imported.
+
+    Raises:
+      InputError: the first that is wrong.
+    """
+    need_run(options.run)
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
+    if out.exists() and out.samefile(pathlib.Path.cwd()):
+        # It would be replaced as a whole, and the shell be left in a folder that is gone.
+        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
+    if options.model is not None:
+        check_model(options.model)
+    size = options.shard_size
+    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", size, re.IGNORECASE):
+        raise InputError(f"Shard size {size!r} is not a size such as 500MB or 5GB.")
 
 
 def _open(options: ExportOptions) -> "TrainedModel":
     """Open the model: from the run's adapter folder where that suffices, else a checkpoint."""
-    from fedjax_lora.cli.run_or_model import model_folder, need_run, open_folder
+    from fedjax_lora.cli.run_or_model import open_folder
     from fedjax_lora.core.cache import cache_dir
     from fedjax_lora.runs import outputs
     from fedjax_lora.runs.resume import read_config, reopen
 
-    need_run(options.run)
     folder = model_folder(options.run)
     if options.client is None and folder is not None and folder.name == outputs.ADAPTER:
         return open_folder(options.run, model=options.model)
     config = read_config(options.run, data_dir=options.data_dir, model=options.model)
+    if options.model is None:
+        check_base(options.run, config.model.model)
     run, progress, history = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
     if options.client is None:
         return outputs.server_model(run, progress.state, history[-1])

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
-from rich.console import Console
 
+from fedjax_lora.cli.folders import model_folder, need_run
+from fedjax_lora.cli.terminal import make_console
 from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.config import RunConfig, to_dict
 
@@ -30,7 +31,8 @@ def main(args: Sequence[str]) -> None:
       InputError: no run there, or a damaged one.
     """
     options = tyro.cli(InspectOptions, args=args, prog="fedjax-lora inspect")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    need_run(options.run)
+    console = make_console()
     for title, lines in report(options.run):
         console.print(printable(title))
         for line in lines:
@@ -46,12 +48,10 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
       InputError: no run there, or a damaged one.
     """
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import model_folder, need_run
     from fedjax_lora.runs import checkpoints
     from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
     from fedjax_lora.runs.resume import read_config
 
-    need_run(run)
     config = read_config(run)
     yield "config", _changed(config)
     records = read_lines(run / METRICS)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +18,15 @@ from rich.table import Table
 from fedjax_lora import __version__
 from fedjax_lora.cli import compare, evaluate, export, inspect, predict
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
+from fedjax_lora.cli.folders import check_base
 from fedjax_lora.cli.signals import after_this_round
-from fedjax_lora.cli.terminal import print_summary, progress_bar, row_printer
+from fedjax_lora.cli.terminal import (
+    make_console,
+    print_date,
+    print_summary,
+    progress_bar,
+    row_printer,
+)
 from fedjax_lora.core.errors import InputError, Stopped, unknown
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
@@ -85,6 +93,8 @@ def run_command(args: Sequence[str]) -> int:
     default = RunOptions(run=base_config(args))
     options = tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default)
     check_choices(options.run)
+    if options.resume is not None and "--model" not in {word.partition("=")[0] for word in args}:
+        check_base(options.resume, options.run.model.model)
     return execute(options)
 
 
@@ -124,11 +134,11 @@ def _execute(options: RunOptions) -> int:
 
     _check_resume(options)
     enable_compilation_cache()
-    console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_first())
+    console = make_console(quiet=not distributed.is_first())
     if options.explain:
         with distributed.raise_on_all():
             lines = explain(options.run)
-        console.print("\n".join(lines), markup=False)
+        console.print("\n".join(lines))
         return 0
     out = options.resume or options.out or default_out(options.run)
     return _run(options, out, console)
@@ -145,6 +155,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     with distributed.raise_on_all():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+    print_date(console, assets.task.task, assets.model.tokenizer)
     metric = assets.task.task.metric
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)
@@ -187,7 +198,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def compare_command(args: Sequence[str]) -> int:
@@ -289,6 +300,10 @@ def _run_command(name: str, args: Sequence[str]) -> int:
         advice = LESS_MEMORY.get(name, "use one with more")
         print(f"fedjax-lora: {too_small}; {advice}.", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Who read the output has enough, as `head` does; nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("fedjax-lora: stopped", file=sys.stderr)
         return 130

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fedjax_lora.cli.folders import check_input, check_output, need_model
+from fedjax_lora.cli.terminal import write_output
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.safe_text import json_text, spreadsheet_cell
+from fedjax_lora.runs.choices import check_model
 
 if TYPE_CHECKING:
     from fedjax_lora.interop import TrainedModel
@@ -71,6 +74,11 @@ def main(args: Sequence[str]) -> None:
     counts = (("batch", options.batch), ("answer_tokens", options.answer_tokens))
     low = [f"{n} must be at least 1, got {x}" for n, x in counts if x is not None and x < 1]
     raise_all("Options", low)
+    need_model(options.where)
+    check_input(options.input)
+    check_output(options.out)
+    if options.model is not None:
+        check_model(options.model)
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.cli.run_or_model import check_options, open_folder
     from fedjax_lora.core.cache import enable_compilation_cache
@@ -90,10 +98,7 @@ def main(args: Sequence[str]) -> None:
     if options.out is None:
         sys.stdout.writelines(lines)
         return
-    try:
-        options.out.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Output {options.out} cannot be written: {error.strerror}.") from error
+    write_output(options.out, "".join(lines))
 
 
 def _labelled(options: PredictOptions, model: "TrainedModel") -> Iterator[str]:

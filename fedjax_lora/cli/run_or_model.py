@@ -1,44 +1,13 @@
-"""Tell run folders from model folders, and open the model in either."""
+"""Open the model of a run folder or a model folder, and check the options that go with it."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.cli.folders import check_base, is_run, model_folder, need_model
+from fedjax_lora.core.errors import raise_all
 from fedjax_lora.interop import TrainedModel, load_model
-from fedjax_lora.runs.outputs import ADAPTER, MERGED
 from fedjax_lora.runs.resume import read_config
-
-
-def is_run(folder: pathlib.Path) -> bool:
-    """Return whether a folder is a run folder.
-
-    Raises:
-      InputError: no such folder.
-    """
-    if not folder.is_dir():
-        raise InputError(f"Folder {folder} does not exist.")
-    try:
-        return "federation" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def need_run(folder: pathlib.Path) -> None:
-    """Refuse a folder that is no run folder.
-
-    Raises:
-      InputError: the folder does not exist, or holds no run.
-    """
-    if not is_run(folder):
-        raise InputError(f"{folder} holds no run: it has no config.json of one.")
-
-
-def model_folder(run: pathlib.Path) -> pathlib.Path | None:
-    """Return the folder of a run's global model; None if the run is not finished."""
-    folders = [run / name for name in (ADAPTER, MERGED) if (run / name).is_dir()]
-    return folders[0] if folders else None
 
 
 def open_folder(
@@ -52,15 +21,18 @@ def open_folder(
       pooling: pooling of the classifier, for an adapter that PEFT wrote.
 
     Raises:
-      InputError: as `fedjax_lora.interop.load_model`; a run that is not finished.
+      InputError: as `fedjax_lora.interop.load_model`; a run that is not finished, or whose base
+        would have to be downloaded.
     """
-    if not is_run(folder):
-        return load_model(folder, base=model, pooling=pooling)
-    path = model_folder(folder)
+    need_model(folder)
+    path = model_folder(folder) if is_run(folder) else None
     if path is None:
-        raise InputError(f"Run {folder} is not finished and has left no model yet.")
+        return load_model(folder, base=model, pooling=pooling)
     # The user's own run: its config says which base, also where that is a folder.
-    return load_model(path, base=model or read_config(folder).model.model)
+    name = read_config(folder).model.model
+    if model is None:
+        check_base(folder, name)
+    return load_model(path, base=model or name)
 
 
 def has_adapter(model: TrainedModel) -> bool:

@@ -2,10 +2,41 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fedjax_lora.core import atomic_io
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.safe_text import printable
+from fedjax_lora.data import prompts
+
+if TYPE_CHECKING:
+    from fedjax_lora import data
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """Return a console that prints text as it is: brackets in paths and names are no markup."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+
+
+def plain(text: str) -> Text:
+    """Return text for a status line, which would read brackets as markup on any console."""
+    return Text(printable(text))
+
+
+def write_output(file: pathlib.Path, text: str) -> None:
+    """Write the output file of a command; it is there as a whole or not at all.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    try:
+        atomic_io.write(file, text)
+    except OSError as error:
+        raise InputError(f"Output {file} cannot be written: {error.strerror}.") from error
 
 from fedjax_lora.core.safe_text import printable
 
@@ -57,6 +88,17 @@ def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], Non
                 console.print(f"       {event}: clients {record[event]}")
 
     return print_row
+
+
+def print_date(console: Console, task: "data.Task", tokenizer: Any) -> None:
+    """Say which date prompts hold, if the tokenizer's chat template prints one."""
+    if task.type == "language":
+        format = prompts.resolve(task.prompting.format, tokenizer)
+        if prompts.prints_date(format, tokenizer):
+            console.print(
+                f"note: the chat template prints a date, {task.prompting.date} in all prompts "
+                "(--chat-date)"
+            )
 
 
 def print_summary(

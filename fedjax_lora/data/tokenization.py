@@ -1,10 +1,8 @@
 """Tokenisation of texts into padded arrays of token ids, cached on disk."""
 
-import contextlib
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.records import Split
 
@@ -181,18 +180,10 @@ def _read_cache(path: Path, examples: int) -> dict[str, np.ndarray] | None:
 
 
 def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write to a temporary file and rename it, so that no process reads half a file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+        atomic_io.write(path, buffer.getvalue())
     except OSError as error:
         raise InputError(
             f"The token cache {path.parent} cannot be written ({error}); set FEDJAX_LORA_CACHE to "

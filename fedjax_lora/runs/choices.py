@@ -55,9 +55,9 @@ def check_choices(config: RunConfig) -> None:
     Raises:
       InputError: an unknown name or option, or an option of the wrong type.
     """
-    _check_model(config.model.model)
+    check_model(config.model.model)
     _check_targets(config.lora.targets)
-    _check_task(config.data.task)
+    check_task(config.data.task)
     for kind, spec in _choices(config):
         given = REGISTRIES[kind].given if kind in REGISTRIES else ()
         registry.check(spec, factories(kind), kind, given)
@@ -93,8 +93,12 @@ def factories(kind: str) -> Factories:
     return getattr(loaded, variable)
 
 
-def _check_model(name: str) -> None:
-    """Check that a model name is known, unless it can be a folder or an id of the hub."""
+def check_model(name: str) -> None:
+    """Check that a model name is known, unless it can be a folder or an id of the hub.
+
+    Raises:
+      InputError: an unknown name.
+    """
     if "/" in name or "\\" in name or os.path.lexists(os.path.expanduser(name)):
         return
     known = read_models()
@@ -111,7 +115,12 @@ def _check_targets(targets: str) -> None:
         raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
 
 
-def _check_task(spec: str) -> None:
+def check_task(spec: str) -> None:
+    """Check that a task exists and has the options that are given.
+
+    Raises:
+      InputError: an unknown task or option.
+    """
     from fedjax_lora.data import find_task  # imports no JAX
 
     find_task(spec)

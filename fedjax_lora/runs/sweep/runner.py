@@ -24,12 +24,11 @@ from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
 from fedjax_lora.runs.sweep import figures, html_report, record_store, statistics
 from fedjax_lora.runs.sweep import grid as grids
+from fedjax_lora.runs.sweep.comparison_folder import BASE, RUNS, claimed
 from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
 from fedjax_lora.runs.sweep.statistics import Line, Run
-
-BASE, RUNS = "base.json", "runs"
 
 
 class Comparison(NamedTuple):
@@ -91,28 +90,30 @@ def compare(
 
     Raises:
       InputError: everything that is wrong with the grid, its configs, methods, data or folder,
-        before anything runs; later, that the folder can no longer be written.
+        before anything runs, or another comparison is writing to the folder; later, that the
+        folder can no longer be written.
     """
-    folder = claim(pathlib.Path(out))
+    folder, cache = pathlib.Path(out), AssetCache(cache_dir)
     cells, problems = grids.cells(grid)
-    records = record_store.finished(folder / RUNS)
-    missing = [cell for cell in cells if cell.config not in records]
-    cache = AssetCache(cache_dir)
-    steps, run_problems = check(missing, cache)
-    grids.refuse(problems + run_problems)
+    with claimed(folder) as start:
+        records = record_store.finished(folder / RUNS)
+        missing = [cell for cell in cells if cell.config not in records]
+        steps, run_problems = check(missing, cache)
+        grids.refuse(problems + run_problems)
 
-    _write_base(folder, grid)
-    shared = programs(least_steps=steps)
+        start()
+        _write_base(folder, grid)
+        shared = programs(least_steps=steps)
 
-    def run_cell(cell: Cell) -> Result:
-        report = functools.partial(on_round, cell)
-        assets = cache.assets(cell.config)
-        return run(cell.config, assets=assets, programs=shared, on_round=report)
+        def run_cell(cell: Cell) -> Result:
+            report = functools.partial(on_round, cell)
+            assets = cache.assets(cell.config)
+            return run(cell.config, assets=assets, programs=shared, on_round=report)
 
-    records, errors = run_missing(cells, records, folder / RUNS, run_cell, on_run)
-    runs = [(cell, records[cell.config]) for cell in cells if cell.config in records]
-    others = len(records.keys() - {cell.config for cell in cells})
-    return Comparison(write_report(folder, grid, runs, errors), errors, others, folder)
+        records, errors = run_missing(cells, records, folder / RUNS, run_cell, on_run)
+        runs = [(cell, records[cell.config]) for cell in cells if cell.config in records]
+        others = len(records.keys() - {cell.config for cell in cells})
+        return Comparison(write_report(folder, grid, runs, errors), errors, others, folder)
 
 
 def run_missing(
@@ -207,23 +208,6 @@ def attempt(
     return record, ""
 
 
-def claim(folder: pathlib.Path) -> pathlib.Path:
-    """Check that a comparison may write to a folder; nothing is written yet.
-
-    Raises:
-      InputError: it is a file, or holds other files than those of a comparison.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"Output {folder} is a file; choose a folder with --out.")
-    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if present and BASE not in present:
-        raise InputError(
-            f"Output folder {folder} holds other files ({', '.join(present[:3])}) and no "
-            "comparison; choose a new or empty folder with --out."
-        )
-    return folder
-
-
 def _write_base(folder: pathlib.Path, grid: Grid) -> None:
     """Write the config that all runs of a grid share."""
     with atomic_io.reporting_write_errors(folder):
@@ -263,9 +247,9 @@ def write_report(
     )
     with atomic_io.reporting_write_errors(folder):
         atomic_io.write(folder / "table.csv", statistics.as_csv(rows))
-        statistics.write_parquet(rows, folder / "table.parquet")
+        atomic_io.write(folder / "table.parquet", statistics.as_parquet(rows))
         atomic_io.write(folder / "table.md", statistics.markdown(lines))
-        (folder / "curves.png").write_bytes(figure)
+        atomic_io.write(folder / "curves.png", figure)
         atomic_io.write(folder / "report.html", text)
     return lines
 

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,9 +96,11 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def write_parquet(table: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """The rows as one Parquet file."""
-    pyarrow.parquet.write_table(pa.Table.from_pylist(list(table)), path)
+def as_parquet(table: Sequence[dict[str, Any]]) -> bytes:
+    """The rows as the contents of a Parquet file."""
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(list(table)), buffer)
+    return buffer.getvalue()
 
 
 def summarise(runs: Sequence[Run]) -> list[Line]:

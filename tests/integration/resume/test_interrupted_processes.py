@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from experiments.robustness.interruptions import harness, trials
+from experiments.robustness.interruptions import commands, harness, trials
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.compilation import programs
@@ -57,22 +57,22 @@ def test_a_run_killed_again_and_again(target):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_asked_to_stop_finishes_its_round_and_says_how_to_go_on(number, status, target):
-    trial = trials.asked(target, number)
-    assert trial["same"] and trial["told"] and trial["status"] == status
+    trial = trials.stopped_by_signal(target, number)
+    assert trial["same"] and trial["reported"] and trial["status"] == status
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", [trials.full_disk, trials.read_only])
 def test_folders_that_cannot_be_written(trial, target):
     found = trial(target)
-    assert found["same"] and found["told"] and found["status"] == 2
+    assert found["same"] and found["reported"] and found["status"] == 2
 
 
 @pytest.mark.slow
 def test_two_runs_in_a_folder(target):
     *refused, after = (trial for _, trial in trials.second_run(target))
     assert len(refused) == 2
-    assert all(trial["told"] and trial["status"] == 2 for trial in refused)
+    assert all(trial["reported"] and trial["status"] == 2 for trial in refused)
     assert after["same"]
 
 
@@ -80,4 +80,19 @@ def test_two_runs_in_a_folder(target):
 def test_damaged_checkpoints(target):
     found = dict(trials.damaged(target, np.random.default_rng(3)))
     assert len(found) > 20
-    assert all(trial["told"] and trial["same"] for trial in found.values())
+    assert all(trial["reported"] and trial["same"] for trial in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_commands_that_are_stopped(name, number, target):
+    trial = commands.stopped(target, name, number, np.random.default_rng(4))
+    assert trial["reported"] and trial["whole_files"] and trial["same"], trial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_commands_on_a_full_disk(name, target):
+    trial = commands.full_disk(target, name)
+    assert trial["reported"] and trial["whole_files"] and trial["same"], trial

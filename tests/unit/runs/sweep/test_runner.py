@@ -25,6 +25,7 @@ from fedjax_lora.runs.config import (
     RunConfig,
 )
 from fedjax_lora.runs.sweep import record_store, runner
+from fedjax_lora.runs.sweep.comparison_folder import claimed
 from fedjax_lora.runs.sweep.grid import Grid
 from fedjax_lora.runs.sweep.runner import compare
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
@@ -86,7 +87,7 @@ def test_the_numbers_are_those_of_single_runs(done):
 
 def test_everything_is_written(done):
     made, _ = done
-    assert {path.name for path in made.out.iterdir()} == {
+    assert {path.name for path in made.out.iterdir() if path.name != ".lock"} == {
         "base.json", "runs", "table.csv", "table.parquet", "table.md", "curves.png", "report.html"
     }  # fmt: skip
     assert configs.load(made.out / "base.json") == BASE
@@ -258,6 +259,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         compare(GRID, out=tmp_path)
     with pytest.raises(InputError, match="is a file"):
         compare(GRID, out=tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_two_comparisons_do_not_share_a_folder(known, tmp_path, monkeypatch):
+    """Whether the second finds a comparison there, or both begin at the same time."""
+    _, run = fake()
+    chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0,)), tmp_path / "out"
+    refused = []
+
+    def refuse(*given, **options):
+        with pytest.raises(InputError, match=f"Another run is writing to {out}; wait for its end"):
+            compare(chosen, out=out)
+        refused.append(True)
+
+    monkeypatch.setattr(runner, "run", lambda *x, **options: refuse() or run(*x, **options))
+    if known:
+        compare(chosen, out=out)
+    else:
+        with claimed(out) as start:  # the other has looked at the folder, and not begun
+            start()
+            refuse()
+    assert refused
+    monkeypatch.setattr(runner, "run", run)
+    compare(chosen, out=out)  # the lock is released
 
 
 def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):

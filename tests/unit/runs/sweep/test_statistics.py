@@ -70,7 +70,7 @@ def test_rows_are_tidy_and_the_same_in_every_format(tmp_path):
         "stragglers": 0, "rejected": 0,
     }  # fmt: skip
     assert [r["rejected"] for r in rows[:2]] == [1, 0]
-    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(statistics.as_parquet(rows))
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
     read = list(csv.DictReader(io.StringIO(statistics.as_csv(rows))))
     assert read == [{key: str(x) for key, x in r.items()} for r in rows]
@@ -82,7 +82,7 @@ def test_lists_and_nothing_as_varied_values(tmp_path):
     rows = statistics.rows([(cell._replace(labels=chosen), record) for chosen in labels])
     assert [r["lora.lora_layers"] for r in rows] == ["[0]", "[0]", "[0, 1]", "[0, 1]"]
     assert [r["local.clip"] for r in rows] == [None, 1.0, None, 1.0]
-    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(statistics.as_parquet(rows))
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
 
 
@@ -106,7 +106,7 @@ def test_a_diverged_run_has_no_score_and_takes_none_from_others(tmp_path):
     for row in rows:
         found[row["method"], row["seed"]].append(row["accuracy"])
     assert found == DIVERGED
-    statistics.write_parquet(rows, tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(statistics.as_parquet(rows))
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == rows
     assert statistics.as_csv(rows).count("\n") == 1 + len(rows)
     alone = statistics.rows(runs({("flora", 0): [None]}))

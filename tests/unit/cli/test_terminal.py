@@ -1,0 +1,31 @@
+"""Brackets in paths and names are printed as they are."""
+
+import io
+import pathlib
+
+import pytest
+from rich.console import Console
+
+from fedjax_lora.cli import terminal
+
+NAMES = ["par[0.01]/r", "runs/[/x]", "[bold]b", "[red", "a[/]", ":smile:", r"\[x]"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_printed_as_it_is(name, capsys):
+    console = terminal.make_console()
+    summary = {"accuracy": 0.5, "rounds": 1, "seconds": 1.0, "train_test_overlap": 0}
+    summary["skipped_examples"] = 0
+    terminal.print_summary(console, summary, "accuracy", pathlib.Path(name))
+    console.print(f"{name}: row")
+    assert capsys.readouterr().out.endswith(f"results in {name}\n{name}: row\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_status_line_shows_a_name_as_it_is(name):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with console.status("loading") as status:
+        status.update(terminal.plain(name))
+        status.refresh = None
+        console.print(status.renderable)
+    assert name in console.file.getvalue()
