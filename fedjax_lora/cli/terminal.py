@@ -38,8 +38,6 @@ def write_output(file: pathlib.Path, text: str) -> None:
     except OSError as error:
         raise InputError(f"Output {file} cannot be written: {error.strerror}.") from error
 
-from fedjax_lora.core.safe_text import printable
-
 
 def progress_bar(console: Console) -> Progress:
     """Return a progress bar over the rounds; disabled without a terminal."""
