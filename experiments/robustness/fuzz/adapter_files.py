@@ -11,7 +11,7 @@ import peft
 import torch
 
 from experiments.robustness.fuzz import adapters, bases
-from experiments.robustness.fuzz.case import Answers, Case, Refused, Subject, Unwritten
+from experiments.robustness.fuzz.case import Answer, Answers, Case, Refused, Subject, Unwritten
 from fedjax_lora import interop
 
 OLD_FIELDS = {
@@ -134,19 +134,22 @@ def _change_age(file: pathlib.Path, age: str) -> None:
     file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _theirs(base: pathlib.Path, task: str, adapter: pathlib.Path) -> np.ndarray:
+def _theirs(base: pathlib.Path, task: str, adapter: pathlib.Path) -> Answer:
     """PEFT's logits on a fresh base.
 
     Raises:
       Refused: they are not determined by the files, or tensors are missing.
     """
-    first, second = (_peft_logits(base, task, adapter, seed) for seed in (0, 1))
+    (first, note), (second, _) = (_peft_logits(base, task, adapter, seed) for seed in (0, 1))
     if not np.allclose(first, second, atol=1e-5):
         raise Refused("loads, but with newly initialised parameters, other ones each time")
-    return first
+    return Answer(first, note)
 
 
-def _peft_logits(base: pathlib.Path, task: str, adapter: pathlib.Path, seed: int) -> np.ndarray:
+def _peft_logits(
+    base: pathlib.Path, task: str, adapter: pathlib.Path, seed: int
+) -> tuple[np.ndarray, str]:
+    """Logits, and whether padding changes them."""
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -154,7 +157,9 @@ def _peft_logits(base: pathlib.Path, task: str, adapter: pathlib.Path, seed: int
     missing = [str(x.message) for x in caught if "missing adapter keys" in str(x.message)]
     if missing:
         raise Refused(missing[0])
-    return bases.torch_logits(model, bases.batch(base))
+    tokens = bases.batch(base)
+    logits = bases.torch_logits(model, tokens)
+    return logits, bases.padding_matters(model, tokens, logits)
 
 
 def _ours(
@@ -165,7 +170,7 @@ def _ours(
     tokens = bases.batch(base)
     yield "load_model", bases.our_logits(model, tokens)
     interop.save_adapter(folder / "export", model)
-    yield "export to peft", _peft_logits(base, task, folder / "export", 0)
+    yield "export to peft", _peft_logits(base, task, folder / "export", 0)[0]
     interop.save_merged(folder / "merged", model)
     merged = bases.CLASSES[task].from_pretrained(folder / "merged", attn_implementation="eager")
     yield "export to transformers", bases.torch_logits(merged, tokens)

@@ -171,41 +171,43 @@ def batch(folder: pathlib.Path, texts: Sequence[str] = TEXTS) -> Tokens:
     return Tokens(dict(inputs), inputs["attention_mask"].bool().numpy())
 
 
-@torch.no_grad()
-def torch_logits(model: Any, tokens: Tokens, *, one_by_one: bool = False) -> np.ndarray:
-    """The model's logits of every text, or of every token that is no padding.
+def torch_logits(model: Any, tokens: Tokens) -> np.ndarray:
+    """The model's logits of every text, or of every token: each text alone, without padding.
+
+    See `padding_matters` for batches with padding. Short texts come first, because a dynamic RoPE
+    keeps the stretch of the longest text so far.
+    """
+    found = {}
+    for row in np.argsort(tokens.mask.sum(axis=1), kind="stable"):
+        kept = torch.tensor(tokens.mask[row])
+        found[row] = _outputs(model, {k: x[row : row + 1, kept] for k, x in tokens.inputs.items()})
+    rows = [found[row] for row in range(len(found))]
+    return np.concatenate(rows if rows[0].ndim == 2 else [x[0] for x in rows])
+
+
+def padding_matters(model: Any, tokens: Tokens, alone: np.ndarray) -> str:
+    """In words, whether the model's logits of a padded batch differ from those of each text alone.
 
     Args:
       model: of `transformers` or PEFT.
-      tokens: a batch of texts.
-      one_by_one: without padding; also done for a classifier that refuses to take a batch because
-        its config has no padding token.
+      tokens: the batch.
+      alone: from `torch_logits`.
     """
-    model = model.eval()
-    if one_by_one:
-        return _one_by_one(model, tokens)
     try:
-        found = _first_output(model(**tokens.inputs))
-    except ValueError as error:
-        if "padding token" not in str(error):
-            raise
-        return _one_by_one(model, tokens)
-    return found if found.ndim == 2 else found[tokens.mask]
+        batch = _outputs(model, tokens.inputs)
+    except Exception as error:
+        return f"a padded batch raises {type(error).__name__}"
+    batch = batch if batch.ndim == 2 else batch[tokens.mask]
+    return "" if np.allclose(batch, alone, atol=1e-3) else "a padded batch changes the numbers"
+
+
+@torch.no_grad()
+def _outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    return _first_output(model.eval()(**inputs))
 
 
 def _first_output(outputs: Any) -> np.ndarray:
     return (outputs["logits"] if "logits" in outputs else outputs[0]).float().numpy()
-
-
-def _one_by_one(model: Any, tokens: Tokens) -> np.ndarray:
-    """Logits of texts without padding; short texts first, since a dynamic RoPE only grows."""
-    found = {}
-    for row in np.argsort(tokens.mask.sum(axis=1), kind="stable"):
-        kept = torch.tensor(tokens.mask[row])
-        one = {name: x[row : row + 1, kept] for name, x in tokens.inputs.items()}
-        found[row] = _first_output(model(**one))
-    rows = [found[row] for row in range(len(found))]
-    return np.concatenate(rows if rows[0].ndim == 2 else [x[0] for x in rows])
 
 
 def our_logits(

@@ -59,12 +59,21 @@ class Outcome(NamedTuple):
       ours: our sentence or exception, if any.
       theirs: their exception, if any.
       difference: largest relative difference of numbers, if there are any.
+      note: on their numbers, if they depend on something.
     """
 
     verdict: str
     ours: str = ""
     theirs: str = ""
     difference: float | None = None
+    note: str = ""
+
+
+class Answer(NamedTuple):
+    """An expected result with a note on it."""
+
+    value: Any
+    note: str = ""
 
 
 Answers = Iterator[tuple[str, Any]]
@@ -79,7 +88,7 @@ class Subject(NamedTuple):
       ours: results that all have to be equal to it, each with the name of its way.
     """
 
-    theirs: Callable[[], Any]
+    theirs: Callable[[], Answer]
     ours: Callable[[], Answers]
 
 
@@ -100,9 +109,9 @@ def judge(case: Case, write: Writer, folder: pathlib.Path) -> Outcome:
     except Unwritten as error:
         return Outcome(UNWRITTEN, theirs=_line(error))
     try:
-        want, theirs = subject.theirs(), ""
+        (want, note), theirs = subject.theirs(), ""
     except Exception as error:  # whatever the other library raises is its refusal
-        want, theirs = None, f"{type(error).__name__}: {_line(error)}"
+        want, note, theirs = None, "", f"{type(error).__name__}: {_line(error)}"
     try:
         # If they cannot read the input, they cannot be asked about what we export.
         answers = dict(itertools.islice(subject.ours(), 1 if theirs else None))
@@ -115,8 +124,8 @@ def judge(case: Case, write: Writer, folder: pathlib.Path) -> Outcome:
     apart = {name: difference(want, answer) for name, answer in answers.items()}
     worst = max(apart, key=lambda name: apart[name])
     if apart[worst] > TOLERANCE:
-        return Outcome(DIFFERENT, _summary(worst, want, answers[worst]), "", apart[worst])
-    return Outcome(EQUAL, difference=apart[worst])
+        return Outcome(DIFFERENT, _summary(worst, want, answers[worst]), "", apart[worst], note)
+    return Outcome(EQUAL, difference=apart[worst], note=note)
 
 
 def difference(want: Any, got: Any) -> float:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from experiments.robustness.fuzz import bases, checkpoints
-from experiments.robustness.fuzz.case import Answers, Case, Refused, Subject, Unwritten
+from experiments.robustness.fuzz.case import Answer, Answers, Case, Refused, Subject, Unwritten
 from fedjax_lora import interop
 
 ABOUT_OUTPUTS = ("problem_type", "id2label", "added")
@@ -175,7 +175,7 @@ def _texts(case: Case) -> tuple[str, ...]:
     return bases.LONG_TEXTS if case.options["family"] in bases.DECODERS else bases.TEXTS
 
 
-def _theirs(case: Case, folder: pathlib.Path) -> dict[str, Any]:
+def _theirs(case: Case, folder: pathlib.Path) -> Answer:
     """The logits of `transformers`, and for a classifier what its pipeline makes of them.
 
     Raises:
@@ -183,21 +183,11 @@ def _theirs(case: Case, folder: pathlib.Path) -> dict[str, Any]:
     """
     first, second = (_loaded(case, folder, seed) for seed in (0, 1))
     tokens = bases.batch(folder, _texts(case))
-    alone = _needs_single_texts(case)
-    logits, again = (bases.torch_logits(x, tokens, one_by_one=alone) for x in (first, second))
+    logits, again = (bases.torch_logits(x, tokens) for x in (first, second))
     if not np.allclose(logits, again, atol=1e-5, equal_nan=True):
         raise Refused("loads, but with newly initialised parameters, other ones each time")
-    return _described(case, first.config, logits)
-
-
-def _needs_single_texts(case: Case) -> bool:
-    """Whether the numbers of `transformers` depend on a batch's padding.
-
-    They do for a dynamic RoPE, which follows the longest text, and where padding on the left moves
-    the absolute positions of the tokens; a text alone is what both compute in the same way.
-    """
-    left = case.options.get("padding_side") == "left" and case.options["family"] in bases.ENCODERS
-    return left or case.options.get("rope_parameters") == "dynamic"
+    note = bases.padding_matters(first, tokens, logits)
+    return Answer(_described(case, first.config, logits), note)
 
 
 def _described(case: Case, config: Any, logits: np.ndarray) -> dict[str, Any]:
@@ -230,8 +220,7 @@ def _ours(case: Case, folder: pathlib.Path, merged: pathlib.Path) -> Answers:
     yield "load_model", {"logits": logits} | _predictions(case, model, texts)
     interop.save_merged(merged, model)
     exported = bases.CLASSES[task_of(case)].from_pretrained(merged, attn_implementation="eager")
-    alone = _needs_single_texts(case)
-    logits = bases.torch_logits(exported, bases.batch(merged, texts), one_by_one=alone)
+    logits = bases.torch_logits(exported, bases.batch(merged, texts))
     yield "export to transformers", _described(case, exported.config, logits)
 
 

@@ -17,7 +17,10 @@ from experiments.robustness.fuzz import (
     adapters,
     checkpoint_files,
     checkpoints,
+    configs,
     grammar,
+    tables,
+    templates,
 )
 from experiments.robustness.fuzz.case import UNWRITTEN, Case, Outcome, Writer, judge
 from experiments.tools import json_lines
@@ -41,7 +44,10 @@ PARTS = {
     adapters.PART: Part(
         adapters.cases, lambda shared: functools.partial(adapter_files.write, shared=shared), 320
     ),
-    checkpoints.PART: Part(checkpoints.cases, lambda shared: checkpoint_files.write, 200),
+    checkpoints.PART: Part(checkpoints.cases, lambda _: checkpoint_files.write, 200),
+    tables.PART: Part(tables.cases, lambda _: tables.write, 300),
+    templates.PART: Part(templates.cases, lambda _: templates.write, 150),
+    configs.PART: Part(configs.cases, lambda _: configs.write, 200),
 }
 
 
@@ -70,7 +76,7 @@ def _judge_quietly(case: Case, writer: Writer, folder: pathlib.Path) -> Outcome:
         shutil.rmtree(place)
     # Paths differ from run to run.
     texts = (text.replace(f"{folder}{os.sep}", "") for text in (outcome.ours, outcome.theirs))
-    return Outcome(outcome.verdict, *texts, outcome.difference)
+    return Outcome(outcome.verdict, *texts, outcome.difference, outcome.note)
 
 
 def run(
