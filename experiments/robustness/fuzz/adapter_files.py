@@ -26,7 +26,7 @@ OLD_FIELDS["old"] = (
 )  # fmt: skip
 """Fields of ``adapter_config.json`` in PEFT 0.2 and in PEFT 0.5."""
 
-FUTURE = {"a_new_option": None, "another_one": {"x": 1}, "peft_version": "9.0.0"}
+FUTURE = {"a_new_option": None, "another_one": False, "peft_version": "9.0.0"}
 
 
 def write(case: Case, folder: pathlib.Path, *, shared: pathlib.Path | None = None) -> Subject:
@@ -162,9 +162,7 @@ def _peft_logits(
     return logits, bases.padding_matters(model, tokens, logits)
 
 
-def _ours(
-    base: pathlib.Path, task: str, adapter: pathlib.Path, folder: pathlib.Path
-) -> Answers:
+def _ours(base: pathlib.Path, task: str, adapter: pathlib.Path, folder: pathlib.Path) -> Answers:
     """Our logits, and those of PEFT and `transformers` with what we export."""
     model = interop.load_model(adapter, base=str(base))
     tokens = bases.batch(base)

@@ -161,18 +161,19 @@ OTHERS: dict[str, list[Any]] = {
 
 MILD = (
     "target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "layers_to_transform", "exclude_modules", "inference_mode",
+    "alpha_pattern", "layers_to_transform", "exclude_modules", "inference_mode", "stated", "dtype",
+    "place", "age", "unpadded", "tied", "base",
 )  # fmt: skip
-"""Fields that are also drawn in cases that are about another one."""
+"""Options that are also drawn in cases that are about another one."""
 
 TASKS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         bases.ENCODERS,
-        ("SEQ_CLS",) * 6 + ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
+        ("SEQ_CLS",) * 12 + ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
     ),
     **dict.fromkeys(
         bases.DECODERS,
-        ("SEQ_CLS", "CAUSAL_LM") * 4 + ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
+        ("SEQ_CLS", "CAUSAL_LM") * 6 + ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
     ),
 }
 """Tasks of PEFT by family, as often as they are drawn."""
@@ -186,7 +187,7 @@ def undrawn() -> set[str]:
 def cases() -> Iterator[Case]:
     """Endlessly many cases: each value of each option in turn, for changing families."""
     focuses = grammar.focuses({**LORA, **OTHERS})
-    mild = {name: LORA[name] for name in MILD} | OTHERS
+    mild = {name: (LORA | OTHERS)[name] for name in MILD}
     number = 0
     while True:
         rng = np.random.default_rng([number, 1])

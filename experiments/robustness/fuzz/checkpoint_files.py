@@ -77,7 +77,8 @@ def _fields(options: Any) -> dict[str, Any]:
         fields["num_labels"] = 1
     if fields.get("rope_parameters"):
         fields["rope_parameters"] = dict(checkpoints.ROPE[fields["rope_parameters"]])
-        fields.setdefault("max_position_embeddings", 8)
+        if fields["rope_parameters"]["rope_type"] == "dynamic":
+            fields["max_position_embeddings"] = 8  # it stretches longer texts only
     return fields
 
 

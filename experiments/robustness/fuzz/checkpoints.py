@@ -114,7 +114,7 @@ _DECODER: dict[str, list[Any]] = _ANY | {
     "num_key_value_heads": [2, 1, 4, None],
     "intermediate_size": [24, 40],
     "hidden_act": ["silu", *(name for name in ACTIVATIONS if name != "silu")],
-    "max_position_embeddings": [32, 8, 64],
+    "max_position_embeddings": [32, 48, 64],
     "rms_norm_eps": [1e-3, 1e-6, 0.1],
     "use_cache": [True, False],
     "pad_token_id": ["usual", None, 31, 2],

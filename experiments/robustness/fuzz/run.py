@@ -42,12 +42,12 @@ class Part(NamedTuple):
 
 PARTS = {
     adapters.PART: Part(
-        adapters.cases, lambda shared: functools.partial(adapter_files.write, shared=shared), 320
+        adapters.cases, lambda shared: functools.partial(adapter_files.write, shared=shared), 300
     ),
-    checkpoints.PART: Part(checkpoints.cases, lambda _: checkpoint_files.write, 200),
-    tables.PART: Part(tables.cases, lambda _: tables.write, 300),
+    checkpoints.PART: Part(checkpoints.cases, lambda _: checkpoint_files.write, 160),
+    tables.PART: Part(tables.cases, lambda _: tables.write, 200),
     templates.PART: Part(templates.cases, lambda _: templates.write, 150),
-    configs.PART: Part(configs.cases, lambda _: configs.write, 200),
+    configs.PART: Part(configs.cases, lambda _: configs.write, 150),
 }
 
 

@@ -25,7 +25,7 @@ _TOKENIZER = frozenset(
     }
 )
 _SAFE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-_PICKLE = "pytorch_model.bin"
+_PICKLED_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json")
 
 
 def download(repo: str, *, weights: bool = True) -> Path:
@@ -76,7 +76,7 @@ def _weights(files: Iterable[str]) -> list[str]:
     """Select the weight files; pickled ones only if there are no others."""
     files = list(files)
     safe = [file for file in files if _SAFE_WEIGHTS.fullmatch(file)]
-    return safe or [file for file in files if file == _PICKLE]
+    return safe or [file for file in files if _PICKLED_WEIGHTS.fullmatch(file)]
 
 
 def _cached(repo: str, weights: bool) -> Path | None:

@@ -15,6 +15,7 @@ from fedjax_lora.core.untrusted_files import first_line, read_json
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
+_PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 class Tensor(NamedTuple):
@@ -40,13 +41,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
       InputError: no weights, or an index that is malformed, points outside the folder or lists
         missing files.
     """
-    if (folder / _SINGLE).is_file():
-        return (folder / _SINGLE,)
-    if (folder / _INDEX).is_file():
-        return tuple(folder / name for name in sorted(set(_weight_map(folder).values())))
-    if (folder / _PICKLE).is_file():
-        return (folder / _PICKLE,)
-    raise InputError(f"{folder} holds no weights: no {_SINGLE}, {_INDEX} or {_PICKLE}.")
+    for single, index in ((_SINGLE, _INDEX), (_PICKLE, _PICKLE_INDEX)):
+        if (folder / single).is_file():
+            return (folder / single,)
+        if (folder / index).is_file():
+            return tuple(folder / name for name in sorted(set(_weight_map(folder, index).values())))
+    raise InputError(
+        f"{folder} holds no weights: no {_SINGLE}, {_INDEX}, {_PICKLE} or {_PICKLE_INDEX}."
+    )
 
 
 def weights_sha256(folder: Path) -> str:
@@ -74,38 +76,40 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
       InputError: as `weight_files`; a damaged file; a ``.bin`` file if PyTorch is not installed.
     """
     files = weight_files(folder)
-    if files[0].name == _PICKLE:
-        return _torch_tensors(files[0])
+    pickled = files[0].suffix == ".bin"
     tensors: dict[str, Tensor] = {}
     for file in files:
-        shard = _safe_tensors(file)
+        shard = _torch_tensors(file) if pickled else _safe_tensors(file)
         raise_all(f"{folder} stores tensors in two shards", sorted(tensors.keys() & shard.keys()))
         tensors |= shard
-    if files[0].name != _SINGLE:
-        missing = sorted(_weight_map(folder).keys() - tensors.keys())
-        raise_all(f"{folder / _INDEX} lists tensors that no shard has", missing)
+    if files[0].name not in (_SINGLE, _PICKLE):
+        index = _PICKLE_INDEX if pickled else _INDEX
+        missing = sorted(_weight_map(folder, index).keys() - tensors.keys())
+        raise_all(f"{folder / index} lists tensors that no shard has", missing)
     return tensors
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Read the index's map from tensors to shard files, and check the file names."""
-    index = folder / _INDEX
+def _weight_map(folder: Path, name: str) -> dict[str, str]:
+    """Read an index's map from tensors to shard files, and check the file names."""
+    index = folder / name
+    kind = "PyTorch" if name == _PICKLE_INDEX else "safetensors"
     try:
         names = dict(read_json(index)["weight_map"])
     except (ValueError, KeyError, TypeError, InputError) as error:
-        raise InputError(f"{index} is not a safetensors index with a weight_map.") from error
+        raise InputError(f"{index} is not a {kind} index with a weight_map.") from error
     if not names:
         raise InputError(f"{index} lists no tensors.")
     files = {str(file) for file in names.values()}
-    raise_all(f"{index} cannot be followed", _bad_shards(folder, files))
+    ending = ".bin" if name == _PICKLE_INDEX else ".safetensors"
+    raise_all(f"{index} cannot be followed", _bad_shards(folder, files, ending))
     return names
 
 
-def _bad_shards(folder: Path, files: Iterable[str]) -> Iterable[str]:
+def _bad_shards(folder: Path, files: Iterable[str], ending: str) -> Iterable[str]:
     for file in sorted(files):
         # An index is an untrusted file: it may only name files of its own folder.
-        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            yield f"{file!r} is not the plain name of a .safetensors file"
+        if "/" in file or "\\" in file or not file.endswith(ending):
+            yield f"{file!r} is not the plain name of a {ending} file"
         elif not os.path.isfile(folder / file):
             yield f"shard {file} is missing"
 

@@ -187,6 +187,28 @@ def test_all_misfits_in_one_message(bert, key):
     assert str(folder) in message and message.count("\n") == 0
 
 
+def test_shards_of_pickles(bert, key):
+    """As large checkpoints were stored before safetensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder, _ = bert
+    whole = load(folder, key)
+    stored = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {}
+    for half, file in enumerate(("pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin")):
+        part = {name: stored[name] for name in [*stored][half::2]}
+        torch.save(part, folder / file)
+        names |= dict.fromkeys(part, file)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert_same(load(folder, key).params, whole.params)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../pytorch_model.bin")}))
+    with pytest.raises(InputError, match=r"is not the plain name of a \.bin file"):
+        load(folder, key)
+
+
 def test_tensor_under_two_names(bert, key):
     folder, _ = bert
     edit(folder, lambda stored: stored.update({QUERY[5:]: stored[QUERY]}))
