@@ -43,9 +43,14 @@ def write_summary(records: Iterable[Mapping[str, Any]]) -> None:
     SUMMARY.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
+def read_summary() -> dict[str, Any]:
+    """Read ``summary.json`` of the last full run."""
+    return json.loads(SUMMARY.read_text(encoding="utf-8"))
+
+
 def table() -> str:
     """Counts of the last full run, by part."""
-    return counts_table(json.loads(SUMMARY.read_text(encoding="utf-8"))["counts"])
+    return counts_table(read_summary()["counts"])
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -190,9 +190,11 @@ def _read_delimited(options: Any, file: pathlib.Path) -> tuple[list[Any], list[A
 
 def _read_json(options: Any, file: pathlib.Path) -> tuple[list[Any], list[Any]]:
     text = file.read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.split("\n") if line] if (
-        options["format"] == "jsonl" or options["library"] == "datasets" and text[:1] == "{"
-    ) else json.loads(text)  # fmt: skip
+    # `datasets` writes one object per line, whatever the name of the file.
+    if options["format"] == "jsonl" or (options["library"] == "datasets" and text[:1] == "{"):
+        rows = [json.loads(line) for line in text.split("\n") if line]
+    else:
+        rows = json.loads(text)
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 

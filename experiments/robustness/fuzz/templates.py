@@ -74,13 +74,14 @@ def template(options: Any) -> str:
         "if given": "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}",
     }[options["system"]]
     check = {
-        "refuses two turns": "{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}",
+        "refuses two turns": "{% if messages | length > 1 %}{{ raise_exception('one') }}"
+        "{% endif %}",
         "refuses system": "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}"
         "{% endif %}",
     }.get(options["roles"], "")
-    role = "{{ 'model' if m.role == 'assistant' else m.role }}" if options["roles"] == "model" else (
-        "{{ m.role }}"
-    )  # fmt: skip
+    role = "{{ m.role }}"
+    if options["roles"] == "model":
+        role = "{{ 'model' if m.role == 'assistant' else m.role }}"
     body = before.format(role=role) + _content(options) + after
     body += "{% if m.role == 'assistant' %}" + options["answer_end"] + "{% endif %}"
     loop = "{% for m in messages %}" + body + "{% endfor %}"

@@ -1,0 +1,147 @@
+"""Generated inputs: a few of each part, and more of them if asked for; none may differ."""
+
+import numpy as np
+import pytest
+
+from experiments.robustness.fuzz import adapters, checkpoints, report, run
+from experiments.robustness.fuzz.case import (
+    BOTH,
+    CRASH,
+    DIFFERENT,
+    EQUAL,
+    OURS,
+    THEIRS,
+    UNWRITTEN,
+    Answer,
+    Case,
+    Outcome,
+    Subject,
+    Unwritten,
+    judge,
+)
+from experiments.tools import json_lines
+from fedjax_lora import InputError
+
+CHEAP = {
+    "adapters": (6, 15),  # one that is computed, one that is refused
+    "checkpoints": (12,),
+    "tables": (0, 3, 11),
+    "templates": (0, 5),
+    "configs": (1, 8, 30),
+}
+"""Numbers of cases in the default suite, of few seconds together."""
+
+MORE = {
+    "adapters": range(40),
+    "checkpoints": range(40),
+    "tables": range(130),
+    "templates": range(100),
+    "configs": range(120),
+}
+
+
+def wrong(part, numbers, folder):
+    """What ended otherwise than it should, in words."""
+    judged = run.sample(part, numbers, folder)
+    assert any(outcome.verdict == EQUAL for outcome in judged.values())
+    return {
+        name: outcome for name, outcome in judged.items() if outcome.verdict in (DIFFERENT, CRASH)
+    }
+
+
+@pytest.mark.parametrize("part", CHEAP)
+def test_a_few_are_equal_or_refused(part, tmp_path):
+    assert wrong(part, CHEAP[part], tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", MORE)
+def test_many_are_equal_or_refused(part, tmp_path):
+    assert wrong(part, MORE[part], tmp_path) == {}
+
+
+def test_no_field_of_the_libraries_configs_is_forgotten():
+    """A new version of either may add one, for which somebody has to decide on values."""
+    assert adapters.undrawn() == set()
+    assert {family for family, fields in checkpoints.undrawn().items() if fields} == set()
+
+
+@pytest.mark.parametrize("part", run.PARTS)
+def test_cases_are_the_same_each_time(part):
+    first, second = (
+        [case for case, _ in zip(run.PARTS[part].cases(), range(30), strict=False)]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len({case.name for case in first}) == 30
+
+
+def raise_(error):
+    raise error
+
+
+SAME = {"x": np.ones(3), "names": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "verdict"),
+    [
+        (lambda: Answer(SAME), lambda: iter([("way", SAME)]), EQUAL),
+        (lambda: Answer(SAME), lambda: iter([("a", SAME), ("b", SAME | {"x": 1})]), DIFFERENT),
+        (lambda: Answer(SAME), lambda: iter([("way", SAME | {"names": ("b", "a")})]), DIFFERENT),
+        (lambda: Answer(SAME), lambda: iter([("way", {"x": np.ones(3)})]), DIFFERENT),
+        (lambda: Answer(np.ones(3)), lambda: iter([("way", np.ones(2))]), DIFFERENT),
+        (lambda: Answer(np.ones(3)), lambda: iter([("way", np.full(3, np.nan))]), DIFFERENT),
+        (lambda: Answer(np.ones(3)), lambda: iter([("way", np.ones(3) + 1e-3)]), DIFFERENT),
+        (lambda: Answer(np.ones(3)), lambda: iter([("way", np.ones(3) + 1e-6)]), EQUAL),
+        (lambda: Answer(SAME), lambda: raise_(InputError("No.")), OURS),
+        (lambda: Answer(SAME), lambda: raise_(KeyError("x")), CRASH),
+        (lambda: raise_(ValueError("x")), lambda: iter([("way", SAME)]), THEIRS),
+        (lambda: raise_(ValueError("x")), lambda: raise_(InputError("No.")), BOTH),
+        (lambda: raise_(ValueError("x")), lambda: raise_(KeyError("x")), CRASH),
+    ],
+)  # fmt: skip
+def test_every_end_has_its_verdict(theirs, ours, verdict, tmp_path):
+    outcome = judge(Case("part", 0, {}), lambda *_: Subject(theirs, ours), tmp_path)
+    assert outcome.verdict == verdict
+
+
+def test_what_the_other_library_cannot_write_is_tried_with_its_one_option(tmp_path):
+    seen = []
+
+    def write(case, folder):
+        seen.append(dict(case.options))
+        raise Unwritten("options exclude each other")
+
+    case = Case("part", 3, {"family": "bert", "about": "r", "r": 2, "bias": "all"})
+    _, outcome = run.compare(case, write, tmp_path)
+    assert outcome.verdict == UNWRITTEN
+    assert seen[1] == {"family": "bert", "about": "r", "r": 2}
+
+
+def test_recorded_cases_are_not_judged_again(tmp_path, monkeypatch):
+    judged = []
+
+    def compare(case, writer, folder):
+        judged.append(case.number)
+        return case, Outcome(UNWRITTEN if case.number == 1 else EQUAL)
+
+    monkeypatch.setattr(run, "compare", compare)
+    file = tmp_path / "cases.jsonl"
+    assert len(run.run("configs", file, size=3)) == 4
+    assert judged == [0, 1, 2, 3]
+    records = run.run("configs", file, size=4)
+    assert judged == [0, 1, 2, 3, 4]
+    assert records == json_lines.read(file)
+    run.run("configs", file, size=1, again=[EQUAL])
+    assert judged == [0, 1, 2, 3, 4, 0]
+    assert report.summarize(records)["configs"][EQUAL] == 4
+
+
+def test_the_last_full_run_found_nothing_wrong():
+    counts = report.read_summary()["counts"]
+    assert {part: size.size for part, size in run.PARTS.items()} == {
+        part: sum(found.values()) for part, found in counts.items()
+    }
+    assert all(found[DIFFERENT] == found[CRASH] == 0 for found in counts.values())
