@@ -182,11 +182,12 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
     paths = torch_names.unstored_paths(pretrained, num_labels or 1)
     expected = {name: shape for name, (_, shape) in paths.items()}
     modules = {name: (target.inputs, target.outputs) for name, (target, _) in places.items()}
-    factors, tensors = peft_reader.load(path, modules=modules, tensors=expected)
-    base, init = (
-        trees.flat(pretrained.params),
-        peft_config.changes_base(peft_config.read_config(path)),
-    )
+    base = trees.flat(pretrained.params)
+    tables = torch_names.vocabulary(pretrained, bare=_is_bare(path, pretrained))
+    shapes = {name: tuple(base[param].shape) for name, param in tables.items()}
+    factors, tensors = peft_reader.load(path, modules=modules, tensors=expected | shapes)
+    tensors = _without_tables(path, tensors, {name: base[param] for name, param in tables.items()})
+    init = peft_config.changes_base(peft_config.read_config(path))
     factors = peft_init.add_change_of_base(init, factors, lambda name: _kernel(base, places[name]))
     if (path / torch_names.HEAD_FILE).is_file():
         tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, expected)
@@ -203,11 +204,38 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
 
 def _places(path: pathlib.Path, pretrained: models.Pretrained) -> dict[str, MatrixPlace]:
     """The places of the base's matrices, named as in the adapter's file."""
+    return torch_names.matrices(pretrained, bare=_is_bare(path, pretrained))
+
+
+def _is_bare(path: pathlib.Path, pretrained: models.Pretrained) -> bool:
+    """Whether an adapter is one of an ``AutoModel``, whose names have no prefix of the base."""
     bare = torch_names.matrices(pretrained, bare=True)
-    stored = {
-        name.partition(".lora_")[0] for name in peft_reader.shapes(path / peft_writer.WEIGHTS)
-    }
-    return bare if stored & bare.keys() else torch_names.matrices(pretrained)
+    stored = peft_reader.shapes(path / peft_writer.WEIGHTS)
+    return not bare.keys().isdisjoint(name.partition(".lora_")[0] for name in stored)
+
+
+def _without_tables(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], tables: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Leave out copies of the base's embeddings, which PEFT stores with ``save_embedding_layers``.
+
+    Raises:
+      InputError: they are other ones than the base's.
+    """
+    changed = [
+        name
+        for name, table in tables.items()
+        if name in tensors
+        and not isinstance(table, jax.ShapeDtypeStruct)
+        # Bit for bit, at the precision in which the base is held.
+        and not np.array_equal(tensors[name].astype(table.dtype), np.asarray(table))
+    ]
+    if changed:
+        raise InputError(
+            f"{path} brings other embeddings than the base has ({', '.join(changed)}), and an "
+            "adapter cannot change them here; merge it with PEFT's merge_and_unload."
+        )
+    return {name: value for name, value in tensors.items() if name not in tables}
 
 
 def _kernel(base: Mapping[str, Any], place: MatrixPlace) -> Any:

@@ -26,6 +26,7 @@ __all__ = [
     "tensors",
     "unstored",
     "unstored_paths",
+    "vocabulary",
 ]
 
 HEAD_FILE = "head.safetensors"
@@ -67,6 +68,25 @@ def matrices(model: models.Pretrained, *, bare: bool = False) -> dict[str, Matri
                 name = models.hf_module(model.config, path, layer)
                 places[_bare(model, name) if bare else name] = target, layer
     return places
+
+
+def vocabulary(model: models.Pretrained, *, bare: bool = False) -> dict[str, str]:
+    """Return the paths of the embedding table and of a language model's vocabulary matrix.
+
+    Args:
+      model: the base model.
+      bare: names as in an ``AutoModel``, without the base's prefix.
+
+    Returns:
+      Path of the parameter by the tensor's name; both names have one path if they are tied.
+    """
+    flat = trees.flat(model.params)
+    candidates = ("encoder/embeddings/word", "decoder/embed_tokens", "vocabulary")
+    paths = [f"{part}/embedding" for part in candidates if f"{part}/embedding" in flat]
+    names = {models.hf_name(model.config, path): path for path in paths}
+    if not model.config.num_labels and "vocabulary/embedding" not in flat:
+        names["lm_head.weight"] = "decoder/embed_tokens/embedding"
+    return {_bare(model, name) if bare else name: path for name, path in names.items()}
 
 
 def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:

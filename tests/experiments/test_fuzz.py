@@ -24,7 +24,7 @@ from fedjax_lora import InputError
 
 CHEAP = {
     "adapters": (6, 15),  # one that is computed, one that is refused
-    "checkpoints": (12,),
+    "checkpoints": (20,),
     "tables": (0, 3, 11),
     "templates": (0, 5),
     "configs": (1, 8, 30),
@@ -40,9 +40,9 @@ MORE = {
 }
 
 
-def wrong(part, numbers, folder):
+def wrong(part, numbers, folder, ways=None):
     """What ended otherwise than it should, in words."""
-    judged = run.sample(part, numbers, folder)
+    judged = run.sample(part, numbers, folder, ways=ways)
     assert any(outcome.verdict == EQUAL for outcome in judged.values())
     return {
         name: outcome for name, outcome in judged.items() if outcome.verdict in (DIFFERENT, CRASH)
@@ -51,7 +51,8 @@ def wrong(part, numbers, folder):
 
 @pytest.mark.parametrize("part", CHEAP)
 def test_a_few_are_equal_or_refused(part, tmp_path):
-    assert wrong(part, CHEAP[part], tmp_path) == {}
+    """Without exports, for the time."""
+    assert wrong(part, CHEAP[part], tmp_path, ways=1) == {}
 
 
 @pytest.mark.slow

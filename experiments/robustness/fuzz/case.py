@@ -96,13 +96,14 @@ Writer = Callable[[Case, pathlib.Path], Subject]
 """Writes the input of a case into a folder."""
 
 
-def judge(case: Case, write: Writer, folder: pathlib.Path) -> Outcome:
+def judge(case: Case, write: Writer, folder: pathlib.Path, *, ways: int | None = None) -> Outcome:
     """Write the input of a case and compare what both sides make of it.
 
     Args:
       case: the case.
       write: of the case's part.
       folder: an empty folder.
+      ways: number of our results that are compared, reading before exports; all by default.
     """
     try:
         subject = write(case, folder)
@@ -114,7 +115,7 @@ def judge(case: Case, write: Writer, folder: pathlib.Path) -> Outcome:
         want, note, theirs = None, "", f"{type(error).__name__}: {_line(error)}"
     try:
         # If they cannot read the input, they cannot be asked about what we export.
-        answers = dict(itertools.islice(subject.ours(), 1 if theirs else None))
+        answers = dict(itertools.islice(subject.ours(), 1 if theirs else ways))
     except InputError as error:
         return Outcome(BOTH if theirs else OURS, str(error), theirs)
     except Exception as error:

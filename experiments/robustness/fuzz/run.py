@@ -51,27 +51,29 @@ PARTS = {
 }
 
 
-def compare(case: Case, writer: Writer, folder: pathlib.Path) -> tuple[Case, Outcome]:
-    """Judge a case in an empty folder.
+def compare(
+    case: Case, writer: Writer, folder: pathlib.Path, *, ways: int | None = None
+) -> tuple[Case, Outcome]:
+    """Judge a case in an empty folder, see `judge`.
 
     Options can exclude each other, so that the other library cannot write the input; the case is
     then judged with only the option that it is about.
     """
-    outcome = _judge_quietly(case, writer, folder)
+    outcome = _judge_quietly(case, writer, folder, ways)
     if outcome.verdict == UNWRITTEN and "about" in case.options:
         case = grammar.simplified(case)
-        outcome = _judge_quietly(case, writer, folder)
+        outcome = _judge_quietly(case, writer, folder, ways)
     return case, outcome
 
 
-def _judge_quietly(case: Case, writer: Writer, folder: pathlib.Path) -> Outcome:
+def _judge_quietly(case: Case, writer: Writer, folder: pathlib.Path, ways: int | None) -> Outcome:
     place = folder / case.name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            outcome = judge(case, writer, place)
+            outcome = judge(case, writer, place, ways=ways)
     finally:
         shutil.rmtree(place)
     # Paths differ from run to run.
@@ -113,11 +115,13 @@ def run(
     raise AssertionError("the cases of a part do not end")
 
 
-def sample(part: str, numbers: Collection[int], folder: pathlib.Path) -> dict[str, Outcome]:
+def sample(
+    part: str, numbers: Collection[int], folder: pathlib.Path, *, ways: int | None = None
+) -> dict[str, Outcome]:
     """Judge some cases of a part, for a test; outcomes by name and options."""
     writer = PARTS[part].writer(folder)
     cases = itertools.islice(PARTS[part].cases(), max(numbers) + 1)
-    judged = (compare(case, writer, folder) for case in cases if case.number in numbers)
+    judged = (compare(case, writer, folder, ways=ways) for case in cases if case.number in numbers)
     return {f"{case.name} {dict(case.options)}": outcome for case, outcome in judged}
 
 
