@@ -123,8 +123,14 @@ def execute(options: RunOptions) -> int:
         return _execute(options)
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
-    with distributed.initialized(*process):
+    with distributed.initialized(*process, advice=_start_again(options)):
         return _execute(dataclasses.replace(options, run=config))
+
+
+def _start_again(options: RunOptions) -> str:
+    """Say how a run of several processes goes on after one of them has died."""
+    out = shlex.quote(str(options.resume or options.out or default_out(options.run)))
+    return f"start all processes again, with --resume {out} if that folder holds a run"
 
 
 def _execute(options: RunOptions) -> int:

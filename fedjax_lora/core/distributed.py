@@ -7,19 +7,22 @@ others waiting in the next round. With a single process these functions do nothi
 """
 
 import contextlib
+import functools
 import json
 import os
-import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from fedjax_lora.core.errors import InputError, Stopped
+from fedjax_lora.core.process_watch import ProcessWatch, exit_now
 
 WAIT = 300.0
 """Seconds that processes wait for each other at start-up, the default of `jax.distributed`."""
@@ -32,11 +35,14 @@ def initialized(
     number: int | None = None,
     *,
     wait: float = WAIT,
+    advice: str = "start all processes again",
 ) -> Iterator[None]:
     """Connect this process to the others inside the context.
 
     Enter the context before any other code asks JAX for devices. At its end the processes wait for
-    each other, because each one disconnects through process 0.
+    each other, because each one disconnects through process 0. If one of them dies meanwhile, the
+    others say which one in a sentence and end with status 1, at once and whatever they are doing:
+    see `fedjax_lora.core.process_watch`.
 
     Args:
       address: ``host:port`` of process 0. On a TPU pod and under Slurm, Open MPI and Kubernetes JAX
@@ -44,34 +50,28 @@ def initialized(
       count: number of processes.
       number: index of this process, from 0.
       wait: seconds to wait for the other processes.
+      advice: how to start the run again if a process dies, the end of a sentence.
 
     Raises:
       InputError: incomplete or invalid arguments, no cluster was detected, or the other processes
         did not connect in time.
     """
     _check_arguments(address, count, number)
-    _connect((address, count, number), wait)
+    watch = ProcessWatch(advice)
+    _connect((address, count, number), wait, watch)
     try:
         yield
     except (InputError, Stopped):  # raised on all processes, see `raise_on_all`
         jax.distributed.shutdown()
+        watch.finish()
         raise
     except KeyboardInterrupt:
-        _exit_now(130, "fedjax-lora: stopped\n")
-    except BaseException:
-        _exit_now(1, traceback.format_exc())
+        watch.fail("fedjax-lora: stopped\n", 130, "was stopped by Ctrl-C")
+    except BaseException as error:
+        line = str(error).partition("\n")[0]
+        watch.fail(traceback.format_exc(), 1, f"failed ({type(error).__name__}: {line})")
     jax.distributed.shutdown()
-
-
-def _exit_now(status: int, message: str) -> NoReturn:
-    """End this process at once, without Python's shutdown.
-
-    Python's shutdown would wait for the other processes, which wait for this one. Once this process
-    is gone JAX ends the others, after the time in which a process has to send a heartbeat.
-    """
-    sys.stderr.write(message)
-    sys.stderr.flush()
-    os._exit(status)
+    watch.finish()
 
 
 def _check_arguments(address: str | None, count: int | None, number: int | None) -> None:
@@ -92,17 +92,27 @@ def _check_arguments(address: str | None, count: int | None, number: int | None)
         raise InputError(f"--process-id is {number}, but it counts from 0 to {count - 1}.")
 
 
-def _connect(arguments: tuple[str | None, int | None, int | None], wait: float) -> None:
-    """Call `jax.distributed.initialize` with a time limit that raises.
+def _connect(
+    arguments: tuple[str | None, int | None, int | None], wait: float, watch: ProcessWatch
+) -> None:
+    """Call `jax.distributed.initialize` with a time limit that raises, and begin to watch.
 
-    JAX's own time limit aborts the process with a stack trace instead of raising an exception.
+    JAX's own time limit aborts the process with a stack trace instead of raising an exception. JAX
+    would also listen on all interfaces of process 0, not on the given address alone.
     """
     address, count, number = arguments
     errors: list[Exception] = []
+    began = time.monotonic()
+    listen = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address
 
     def connect() -> None:
         try:
-            jax.distributed.initialize(*arguments, initialization_timeout=int(2 * wait) + 60)
+            with _errors_of_the_service(watch.coordinator_lost):
+                jax.distributed.initialize(
+                    *arguments,
+                    initialization_timeout=int(2 * wait) + 60,
+                    coordinator_bind_address=listen,
+                )
         except Exception as error:
             errors.append(error)
 
@@ -124,6 +134,26 @@ def _connect(arguments: tuple[str | None, int | None, int | None], wait: float) 
     if errors:
         reason = str(errors[0]).partition("\n")[0]
         raise InputError(f"The processes cannot be connected ({reason}).") from errors[0]
+    try:
+        watch.connect(jax_distributed.global_state, began + wait)
+    except InputError as error:
+        exit_now(2, f"fedjax-lora: {error}\n")
+
+
+@contextlib.contextmanager
+def _errors_of_the_service(tell: Callable[..., Any]) -> Iterator[None]:
+    """Have the coordination service's errors told to a function instead of aborting the process.
+
+    `jax.distributed.initialize` has no argument for it, though the client that it makes does.
+    """
+    extension = jax_distributed._jax
+    plain = extension.get_distributed_runtime_client
+    telling = functools.partial(plain, missed_heartbeat_callback=tell)
+    extension.get_distributed_runtime_client = telling
+    try:
+        yield
+    finally:
+        extension.get_distributed_runtime_client = plain
 
 
 def is_first() -> bool:

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,16 +14,11 @@ import pytest
 from tests._helpers import distributed_worker, problems, tiny_runs
 from tests._helpers.command_line import one_sentence
 from tests._helpers.distributed_worker import SCENES
+from tests._helpers.free_port import free_port
 from tests._helpers.small_options import small
 
 ROOT = pathlib.Path(__file__).parents[3]
 WORKER = str(pathlib.Path(distributed_worker.__file__))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def start(words: list[str], *, devices: int, **options) -> subprocess.Popen:

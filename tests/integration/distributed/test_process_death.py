@@ -1,0 +1,128 @@
+"""One of several processes is killed: the others say which one, and end at once."""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests._helpers import dying_process, tiny_runs
+from tests._helpers.dying_process import PHASES
+from tests._helpers.free_port import free_port
+
+ROOT = pathlib.Path(__file__).parents[3]
+WAIT = 40.0
+SECONDS = 15.0
+"""Until the others have ended, on a machine that does other things too; 0.2 or so of these are
+needed. In phase ``start`` the others cannot know more than that nobody comes."""
+
+
+def play(folder: pathlib.Path, phase: str, victim: int, count: int) -> list[tuple]:
+    """Status, error output and time of the end of every process."""
+    address, script = f"localhost:{free_port()}", dying_process.__file__
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PYTHONPATH": str(ROOT),
+        "FEDJAX_LORA_CACHE": str(folder.parent / "cache"),
+    }
+    files = [folder.parent / f"{folder.name}.{n}" for n in range(count)]
+    started = []
+    for n, file in enumerate(files):
+        words = [address, str(count), str(n), str(folder), phase, str(victim), str(WAIT)]
+        with file.open("w") as errors:
+            started.append(
+                subprocess.Popen([sys.executable, script, *words], env=environment, stderr=errors)
+            )
+    ended: dict[int, float] = {}
+    deadline = time.time() + 400
+    try:
+        while len(ended) < count and time.time() < deadline:
+            ended |= {
+                n: time.time()
+                for n, process in enumerate(started)
+                if n not in ended and process.poll() is not None
+            }
+            time.sleep(0.05)
+        assert len(ended) == count, f"processes {set(range(count)) - ended.keys()} hang"
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, files[n].read_text(), ended[n]) for n, p in enumerate(started)]
+
+
+def said(errors: str) -> list[str]:
+    """Lines of error output, without the report that Gloo's connections exist."""
+    return [line for line in errors.splitlines() if not line.startswith("[Gloo] Rank")]
+
+
+def check(folder: pathlib.Path, phase: str, victim: int, count: int) -> None:
+    """Kill one process and look at the others."""
+    left = play(folder, phase, victim, count)
+    died = float(pathlib.Path(f"{folder}.died").read_text())
+    allowed = WAIT + 30 if phase == "start" else WAIT if phase == "rendezvous" else SECONDS
+    for number, (status, errors, ended) in enumerate(left):
+        if number == victim:
+            assert status == (130 if phase == "interrupted" else -9)
+            continue
+        print(f"{phase}: process {number} ended after {ended - died:.1f} s: {errors}")
+        assert status in (1, 2), errors
+        (line,) = said(errors)
+        assert line.startswith("fedjax-lora: ") and line.endswith("start all processes again.")
+        if phase not in ("start", "rendezvous"):
+            what = "was stopped by Ctrl-C" if phase == "interrupted" else "has died"
+            assert re.search(rf"Process {victim} of {count}, on \S+ \(pid \d+\), {what}", line)
+        assert ended - died < allowed
+
+
+def test_a_process_that_is_killed_is_named_by_the_others(tmp_path):
+    """While they wait for it: the dead one is not the first, which tells the third."""
+    check(tmp_path / "run", "loading", 1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_others_end_in_every_phase_and_the_run_goes_on(phase, victim, tmp_path):
+    if phase == "checkpoint":
+        victim = 0  # which alone writes
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    check(folder, phase, victim, 2)
+    for target in (folder, whole):
+        for status, errors, _ in play(target, "none", -1, 2):
+            assert status == 0, errors
+    assert tiny_runs.left(folder) == tiny_runs.left(whole)
+
+
+ALONE = """
+import sys
+from fedjax_lora.core import distributed
+with distributed.initialized(sys.argv[1], 2, 0, wait=10):
+    pass
+"""
+
+
+def test_the_coordinator_listens_on_the_given_address_alone():
+    """127.0.0.2 is this machine too, and would be served by one that listens on all interfaces."""
+    port = free_port()
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", ALONE, f"127.0.0.1:{port}"]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), 5).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        assert process.poll() is None, "it never listened"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), 5)
+    finally:
+        process.kill()
+        process.wait()
