@@ -91,12 +91,8 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     if not records:
         raise InputError(f"Run {run} has no rounds yet.")
     path = run / "figures" / "accuracy.png"
-    figure = plots.history(
-        records,
-        metric=find_task(config.data.task).metric,
-        title=f"{config.data.task}: {config.federation.method}",
-        beat=plots.to_beat(RunFolder(run).finished() or {}, find_task(config.data.task).metric),
-    )
+    metric = find_task(config.data.task).metric
+    figure = plots.history(config, metric, records, RunFolder(run).finished() or {})
     with atomic_io.reporting_write_errors(run):
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path)

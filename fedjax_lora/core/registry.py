@@ -6,6 +6,7 @@ keyword arguments of its factory.
 """
 
 import ast
+import functools
 import inspect
 import types
 import typing
@@ -65,20 +66,23 @@ def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **a
     Raises:
       InputError: unknown name, unknown or missing option, or a value of the wrong type.
     """
-    factory, options = check(spec, registry, kind, arguments)
-    return factory(**arguments, **options)
+    return bind(spec, registry, kind, arguments)(**arguments)
 
 
-def check(
+def bind(
     spec: str, registry: Mapping[str, Callable[..., T]], kind: str, arguments: Collection[str] = ()
-) -> tuple[Callable[..., T], dict[str, Any]]:
-    """Return the factory that a spec names and the spec's options, without calling the factory.
+) -> Callable[..., T]:
+    """Return the factory that a spec names, with the spec's options; it is not called yet.
+
+    >>> bind("power(base=2)", {"power": lambda *, base, exponent: base**exponent}, "choice",
+    ...      ["exponent"])(exponent=3)
+    8
 
     Args:
       spec: as for `build`.
       registry: as for `build`.
       kind: as for `build`.
-      arguments: names of the arguments that the caller supplies.
+      arguments: names of the arguments that the caller supplies later.
 
     Raises:
       InputError: as for `build`.
@@ -97,7 +101,7 @@ def check(
             if key in hints and not fits(value, hints[key])
         ],
     )
-    return factory, options
+    return functools.partial(factory, **options)
 
 
 def with_defaults(spec: str, registry: Mapping[str, Callable[..., T]], kind: str) -> dict[str, Any]:

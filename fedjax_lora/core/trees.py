@@ -90,20 +90,3 @@ def square_norm(tree: Any) -> Array:
 def size_bytes(tree: Any) -> int:
     """Bytes of all leaves, which may be abstract (`jax.ShapeDtypeStruct`)."""
     return sum(-(-x.size * jax.dtypes.itemsize_bits(x.dtype) // 8) for x in jax.tree.leaves(tree))
-
-
-def differing_fields(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two nested dictionaries differ.
-
-    >>> differing_fields({"seed": 0, "data": {"task": "a"}}, {"seed": 0, "data": {"task": "b"}})
-    ['data.task']
-    """
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else [prefix]
-    return [
-        field
-        for name in sorted(set(one) | set(other))
-        for field in differing_fields(
-            one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name
-        )
-    ]

@@ -5,7 +5,43 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lora.core.types import Batches, BatchShape
-from fedjax_lora.data.batching import length_buckets
+
+
+def length_buckets(
+    length: np.ndarray, *, longest: int, most: int = 2, multiple: int = 8
+) -> tuple[int, ...]:
+    """Choose the lengths to which batches are padded, so that the least padding is computed.
+
+    The choice is optimal if the examples of a batch have about the same length.
+
+    >>> length_buckets(np.array([10, 11, 12, 30, 31, 61]), longest=61, most=3)
+    (16, 32, 61)
+
+    Args:
+      length: ``int[E]``, tokens of each example.
+      longest: the last bucket, as it is; no example is longer.
+      most: largest number of buckets.
+      multiple: the other buckets are multiples of it.
+
+    Returns:
+      Lengths in tokens, ascending.
+    """
+    sizes = np.unique(
+        [*np.minimum(-(-np.asarray(length) // multiple) * multiple, longest), longest]
+    )
+    fits = np.searchsorted(np.sort(length), sizes, side="right")
+    # For each size: the padded tokens of the examples that fit into it, with the best buckets of
+    # which it is the last.
+    cost, best = (fits * sizes).astype(float), [(int(size),) for size in sizes]
+    for _ in range(most - 1):
+        extended = cost[:, None] + (fits - fits[:, None]) * sizes
+        extended[np.tril_indices(len(sizes))] = np.inf  # the previous bucket is smaller
+        previous, lower = extended.argmin(axis=0), extended.min(axis=0) < cost
+        best = [(*best[k], int(size)) if better else buckets
+                for k, size, better, buckets
+                in zip(previous, sizes, lower, best, strict=True)]  # fmt: skip
+        cost = np.minimum(cost, extended.min(axis=0))
+    return best[-1]
 
 
 def row_buckets(batch: int) -> tuple[int, ...]:
@@ -20,6 +56,34 @@ def row_buckets(batch: int) -> tuple[int, ...]:
 def padded_shapes(rows: Sequence[int], lengths: Sequence[int]) -> tuple[BatchShape, ...]:
     """Shapes for every combination of rows and length, with room for padding."""
     return tuple(BatchShape(n, t, n * t) for n in rows for t in lengths)
+
+
+def step_shapes(
+    length: np.ndarray,
+    *,
+    longest: int,
+    buckets: int,
+    batch: int,
+    by_length: bool = False,
+    unpadded: bool = False,
+) -> tuple[tuple[int, ...], tuple[BatchShape, ...]]:
+    """Choose the lengths that batches are padded to, and the shapes of local steps.
+
+    Args:
+      length: ``int[E]``, tokens of each training example.
+      longest: tokens of the longest text of all splits.
+      buckets: largest number of lengths.
+      batch: examples in a batch.
+      by_length: whether batches contain examples of about the same length.
+      unpadded: whether steps compute no padding.
+
+    Returns:
+      Lengths in tokens, ascending, and the shapes to compile.
+    """
+    lengths = length_buckets(length, longest=longest, most=buckets)
+    if unpadded:
+        return lengths, unpadded_shapes(length, lengths, batch=batch, by_length=by_length)
+    return lengths, padded_shapes(row_buckets(batch), lengths)
 
 
 def unpadded_shapes(

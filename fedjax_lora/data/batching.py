@@ -7,43 +7,6 @@ import numpy as np
 from fedjax_lora.core.types import Batches
 
 
-def length_buckets(
-    length: np.ndarray, *, longest: int, most: int = 2, multiple: int = 8
-) -> tuple[int, ...]:
-    """Choose the lengths to which batches are padded, so that the least padding is computed.
-
-    The choice is optimal if the examples of a batch have about the same length.
-
-    >>> length_buckets(np.array([10, 11, 12, 30, 31, 61]), longest=61, most=3)
-    (16, 32, 61)
-
-    Args:
-      length: ``int[E]``, tokens of each example.
-      longest: the last bucket, as it is; no example is longer.
-      most: largest number of buckets.
-      multiple: the other buckets are multiples of it.
-
-    Returns:
-      Lengths in tokens, ascending.
-    """
-    sizes = np.unique(
-        [*np.minimum(-(-np.asarray(length) // multiple) * multiple, longest), longest]
-    )
-    fits = np.searchsorted(np.sort(length), sizes, side="right")
-    # For each size: the padded tokens of the examples that fit into it, with the best buckets of
-    # which it is the last.
-    cost, best = (fits * sizes).astype(float), [(int(size),) for size in sizes]
-    for _ in range(most - 1):
-        extended = cost[:, None] + (fits - fits[:, None]) * sizes
-        extended[np.tril_indices(len(sizes))] = np.inf  # the previous bucket is smaller
-        previous, lower = extended.argmin(axis=0), extended.min(axis=0) < cost
-        best = [(*best[k], int(size)) if better else buckets
-                for k, size, better, buckets
-                in zip(previous, sizes, lower, best, strict=True)]  # fmt: skip
-        cost = np.minimum(cost, extended.min(axis=0))
-    return best[-1]
-
-
 def local_steps(examples: int, *, batch: int, epochs: int = 1, most: int | None = None) -> int:
     """Local steps per round of a client with this many examples, at most ``most``."""
     steps = epochs * -(-examples // batch)

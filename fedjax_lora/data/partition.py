@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.data.partitioners import PARTITIONERS, need_classes
+from fedjax_lora.data.partitioners import PARTITIONERS, Partitioner, need_classes
 
 
 class Partition(NamedTuple):
@@ -27,7 +27,7 @@ class Partition(NamedTuple):
 
 
 def partition(
-    spec: str,
+    partitioner: str | Partitioner,
     labels: np.ndarray,
     *,
     clients: int,
@@ -38,7 +38,7 @@ def partition(
     """Assign examples to clients.
 
     Args:
-      spec: a name in `PARTITIONERS`, with options.
+      partitioner: a name in `PARTITIONERS`, with options, or a function such as `dirichlet` makes.
       labels: `int[E]` class indices, or scores for partitioners that do not use classes.
       clients: number of clients `N`.
       seed: seed of all random choices.
@@ -48,7 +48,8 @@ def partition(
     Raises:
       InputError: unknown partitioner or option, or a request that cannot be met.
     """
-    partitioner = registry.build(spec, PARTITIONERS, "partition")
+    if isinstance(partitioner, str):
+        partitioner = registry.build(partitioner, PARTITIONERS, "partition")
     labels = np.asarray(labels)
     if clients < 1 or min_examples < 0:
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_lora import data, federated, models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import instruction_tokens, prompts
-from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.data.batch_shapes import length_buckets
 from fedjax_lora.evaluation.generation.answers import make_generate_fn
 from fedjax_lora.evaluation.generation.text import stop_token_ids
 from fedjax_lora.evaluation.predict import make_predict

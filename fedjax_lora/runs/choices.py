@@ -1,17 +1,18 @@
-"""Check the choices of a config before JAX, data or models are loaded.
+"""The choices of a config: checked before JAX is loaded, and resolved once for a run.
 
-A choice is a string such as ``"tiers(ranks=[2, 8])"`` that names an entry of a registry. Names,
-options and types are read from the source of the registries while their modules, which import JAX,
-are not imported (see `fedjax_lora.runs.registry_source`), so a typo is answered at once. Values
-that only a factory can judge (``alpha=0``) are checked when the factory is called.
+A choice is a string such as ``"tiers(ranks=[2, 8])"`` that names an entry of a registry.
+`check_choices` reads names, options and types from the source of the registries while their
+modules, which import JAX, are not imported (see `fedjax_lora.runs.registry_source`), so a typo is
+answered at once. `resolve` calls the factories; values that only they can judge (``alpha=0``) are
+checked then, before data and model are loaded.
 """
 
 import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError, unknown
@@ -22,6 +23,15 @@ from fedjax_lora.runs.registry_source import (
     read_models,
     read_optimizers,
 )
+
+if TYPE_CHECKING:
+    import optax
+
+    from fedjax_lora.data.partitioners import Partitioner
+    from fedjax_lora.federated.faults import Fault
+    from fedjax_lora.federated.ranks import Allocation
+    from fedjax_lora.federated.transforms import ServerOptimizer, UpdateTransform
+    from fedjax_lora.methods import Method
 
 
 class Registry(NamedTuple):
@@ -49,18 +59,75 @@ REGISTRIES: Mapping[str, Registry] = {
 }
 
 
+class Choices(NamedTuple):
+    """The choices of a config as functions and values, with their options.
+
+    Attributes:
+      method: ``(spec) -> Method``, given the LoRA spec of the run.
+      ranks: ``(*, population) -> Allocation``.
+      partitioner: assigns the training examples to clients.
+      updates: transforms of the clients' updates, in their order.
+      faults: what goes wrong with drawn clients, in its order.
+      server_optimizer: optimizer that follows the method's change, if there is one.
+      schedule: ``(*, rounds) -> Schedule``, the factor on the learning rate by round.
+    """
+
+    method: "Callable[..., Method]"
+    ranks: "Callable[..., Allocation]"
+    partitioner: "Partitioner"
+    updates: "tuple[UpdateTransform, ...]"
+    faults: "tuple[Fault, ...]"
+    server_optimizer: "ServerOptimizer | None"
+    schedule: "Callable[..., optax.Schedule]"
+
+
+def resolve(config: RunConfig) -> Choices:
+    """Resolve the choices of a config; imports the modules of their registries.
+
+    Raises:
+      InputError: an unknown name or option, or a value that is out of range.
+    """
+    fed = config.federation
+    registry.bind(config.local.optimizer, factories("optimizer"), "optimizer")
+    return Choices(
+        method=registry.bind(fed.method, *_registered("method")),
+        ranks=registry.bind(fed.ranks, *_registered("rank allocation")),
+        partitioner=registry.bind(fed.partition, *_registered("partition"))(),
+        updates=tuple(registry.bind(spec, *_registered("update"))() for spec in fed.updates),
+        faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
+        server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
+        schedule=registry.bind(config.local.schedule, *_registered("schedule")),
+    )
+
+
+def _registered(kind: str) -> tuple[Factories, str, tuple[str, ...]]:
+    """Return the factories of a kind, the kind, and the arguments that a run supplies."""
+    module, variable, given = REGISTRIES[kind]
+    loaded = importlib.import_module(f"fedjax_lora.{module}")
+    return getattr(loaded, variable), kind, given
+
+
 def check_choices(config: RunConfig) -> None:
     """Check that every choice of a config exists and has the options that are given.
 
     Raises:
       InputError: an unknown name or option, or an option of the wrong type.
     """
+    check_names(config)
+    for kind, spec in _choices(config):
+        given = REGISTRIES[kind].given if kind in REGISTRIES else ()
+        registry.bind(spec, factories(kind), kind, given)
+
+
+def check_names(config: RunConfig) -> None:
+    """Check the names of what is loaded: the model, its layers, and the task.
+
+    Raises:
+      InputError: an unknown name, or layers that are no regular expression.
+    """
     check_model(config.model.model)
     _check_targets(config.lora.targets)
     check_task(config.data.task)
-    for kind, spec in _choices(config):
-        given = REGISTRIES[kind].given if kind in REGISTRIES else ()
-        registry.check(spec, factories(kind), kind, given)
 
 
 def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:

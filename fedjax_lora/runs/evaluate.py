@@ -12,15 +12,15 @@ import numpy as np
 
 from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
-from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.data.batch_shapes import length_buckets
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, EvalFn, Scores
 from fedjax_lora.interop import ModelMetadata, TrainedModel, tokenizer_of
-from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.compilation import InputSpec, build_predict
 from fedjax_lora.runs.outputs import client_model
+from fedjax_lora.runs.prepared import Run
 
 _LANGUAGE = TASK_TYPES["language"]
 

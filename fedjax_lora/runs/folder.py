@@ -11,7 +11,6 @@ from filelock import FileLock
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.runs.config import RunConfig
@@ -131,7 +130,7 @@ class RunFolder:
 
     def _occupied_by(self, config: RunConfig) -> str:
         """Say how the run in the folder differs from this one, and what to do."""
-        different = differing_fields(self.read_config(), configs.to_record(config))
+        different = configs.differing_fields(self.read_config(), configs.to_record(config))
         present, go_on = "this run already", "resume it with --resume, "
         if different:
             present, go_on = f"a different run ({', '.join(different[:5])})", ""

@@ -31,6 +31,12 @@ class Assets(NamedTuple):
     validation: data.Tokens | None
     test: data.Tokens
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of all splits."""
+        splits = (self.train, self.validation, self.test)
+        return max(tokens.ids.shape[1] for tokens in splits if tokens is not None)
+
 
 def load_assets(
     config: RunConfig,

@@ -20,13 +20,13 @@ from fedjax_lora.interop import ModelMetadata, TrainedModel
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import per_client
 from fedjax_lora.runs import plots
-from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
 from fedjax_lora.runs.folder import SUMMARY, RunFolder
 from fedjax_lora.runs.folder_names import ADAPTER, MERGED
 from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.prepared import Run
 
 if TYPE_CHECKING:
     import pandas
@@ -179,12 +179,7 @@ class Result:
 
     def plot(self) -> Figure:
         """Draw the test metric and the losses over the rounds."""
-        return plots.history(
-            self.records,
-            metric=self.metric,
-            title=f"{self.config.data.task}: {self.config.federation.method}",
-            beat=plots.to_beat(self.summary, self.metric),
-        )
+        return plots.history(self.config, self.metric, self.records, self.summary)
 
 
 def make_result(
@@ -222,7 +217,7 @@ def finish(
     reference: dict[str, Any],
     times: dict[str, float],
     folder: RunFolder | None,
-) -> Result:
+) -> dict[str, Any]:
     """Summarise a run after its last round and write its outputs.
 
     Args:
@@ -233,17 +228,19 @@ def finish(
       times: seconds of the run.
       folder: the run folder of the first process.
 
+    Returns:
+      The numbers of the whole run, as in ``summary.json``.
+
     Raises:
       InputError: the folder cannot be written.
     """
     summary = summarise(run, history, reference, times)
-    result = make_result(run, progress, history, summary, folder)
     model = server_model(run, progress.state, history[-1])
     with distributed.raise_on_all():
         if folder is not None:
             with atomic_io.reporting_write_errors(folder.path):
-                _write_outputs(folder, run, result, model)
-    return result
+                _write_outputs(folder, run, history, summary, model)
+    return summary
 
 
 def summarise(
@@ -289,16 +286,22 @@ def positive_class(task: data.TaskData) -> dict[str, str]:
     return {"positive_class": task.classes[1]} if is_of_one else {}
 
 
-def _write_outputs(folder: RunFolder, run: Run, result: Result, model: TrainedModel) -> None:
-    """Write the figures, the global model and, last of all, the summary of a finished run."""
-    task = run.inputs.assets.task
-    result.plot().savefig(folder.path / "figures" / "accuracy.png")
+def _write_outputs(
+    folder: RunFolder,
+    run: Run,
+    history: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
+    model: TrainedModel,
+) -> None:
+    """Write the global model, the figures and, last of all, the summary of a finished run."""
+    write_model(folder.path, model)
+    figures, task = folder.path / "figures", run.inputs.assets.task
+    plots.history(run.config, run.task.metric, history, summary).savefig(figures / "accuracy.png")
     if task.classes:
         partition = data.Partition(tuple(run.federation.members), None)
         counts = data.class_counts(partition, task.train.labels, len(task.classes))
-        plots.draw(counts, task.classes, folder.path / "figures" / "partition.png")
-    write_model(folder.path, model)
-    folder.write(SUMMARY, result.summary)
+        plots.draw(counts, task.classes, figures / "partition.png")
+    folder.write(SUMMARY, summary)
 
 
 def write_model(folder: pathlib.Path, model: TrainedModel) -> None:

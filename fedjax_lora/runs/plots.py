@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.safe_text import printable
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.figure_style import BLUE, ORANGE, reference_line, style_axes
 
 
@@ -41,13 +42,20 @@ def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None
 
 
 def history(
-    records: Sequence[Mapping[str, Any]],
-    *,
+    config: RunConfig,
     metric: str,
-    title: str,
-    beat: tuple[str, float] | None = None,
+    records: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
 ) -> Figure:
-    """Draw the test metric (and what it is to beat) and the losses over the rounds."""
+    """Draw the test metric and the losses over the rounds.
+
+    Args:
+      config: the run, whose task and method are the title.
+      metric: metric of the task.
+      records: one per round.
+      summary: numbers of the whole run, with what the metric is to beat; may be empty.
+    """
+    beat = to_beat(summary, metric)
     figure = Picture(figsize=(8, 3.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     tested = [r for r in records if metric in r]
@@ -63,7 +71,8 @@ def history(
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         style_axes(axes)
-    figure.suptitle(printable(title, longest=120), fontsize=10, parse_math=False)
+    title = printable(f"{config.data.task}: {config.federation.method}", longest=120)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 

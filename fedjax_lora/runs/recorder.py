@@ -1,12 +1,12 @@
 """Record the rounds of a run: its history, and the metrics and checkpoints in its folder."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedjax_lora.data import Task
-from fedjax_lora.runs.build import Run
 from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder import METRICS, TIMING, RunFolder
 
 
@@ -87,7 +87,9 @@ class FolderRecorder(Recorder):
 @contextlib.contextmanager
 def recording(
     folder: RunFolder | None,
-    run: Run,
+    config: RunConfig,
+    task: Task,
+    about: Mapping[str, Any],
     history: Sequence[dict[str, Any]],
     checkpoints: Sequence[Checkpoint] = (),
 ) -> Iterator[Recorder]:
@@ -97,7 +99,9 @@ def recording(
 
     Args:
       folder: claimed for the run.
-      run: the run.
+      config: the run.
+      task: its task.
+      about: what its checkpoints say about it, see `fedjax_lora.runs.prepared.Run.about`.
       history: one record for each round done before.
       checkpoints: complete checkpoints of the run.
 
@@ -107,12 +111,12 @@ def recording(
     if folder is None:
         yield Recorder(history)
         return
-    options = run.config.execution
+    options = config.execution
     manager = CheckpointManager(
-        folder.path, run.about(), keep=options.checkpoint_keep, checkpoints=checkpoints
+        folder.path, about, keep=options.checkpoint_keep, checkpoints=checkpoints
     )
-    recorder = FolderRecorder(history, folder, run.task, manager, every=options.checkpoint_every)
-    folder.start(run.config, history)
+    recorder = FolderRecorder(history, folder, task, manager, every=options.checkpoint_every)
+    folder.start(config, history)
     with manager:
         yield recorder
 

@@ -14,25 +14,23 @@ change that numbers depend on, but for these fields:
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.core.trees import differing_fields
 from fedjax_lora.data.partition import differs_from
-from fedjax_lora.federated import optimizers
 from fedjax_lora.runs import checkpoints, older_rules
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.build import Run, build
+from fedjax_lora.runs.build import build
 from fedjax_lora.runs.checkpoints import Checkpoint, Progress
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 from fedjax_lora.runs.folder import CONFIG, RunFolder
 from fedjax_lora.runs.loading import load_assets
+from fedjax_lora.runs.prepared import Run
 
 FREE = ("execution.", "federation.rounds", "data.data_dir", "model.model")
 """Beginnings of the fields that may differ from those of the interrupted run."""
@@ -42,12 +40,15 @@ log = logging.getLogger(__name__)
 History = list[dict[str, Any]]
 
 
-def find_checkpoints(folder: RunFolder, config: RunConfig) -> list[Checkpoint]:
+def find_checkpoints(
+    folder: RunFolder, config: RunConfig, schedule: Callable[..., optax.Schedule]
+) -> list[Checkpoint]:
     """Return the complete checkpoints of the run in a folder, oldest first.
 
     Args:
       folder: the run folder.
       config: the config to continue with.
+      schedule: ``(*, rounds) -> Schedule``, its factor on the learning rate.
 
     Raises:
       InputError: the run is another one, or finished without a checkpoint to continue from.
@@ -56,18 +57,24 @@ def find_checkpoints(folder: RunFolder, config: RunConfig) -> list[Checkpoint]:
     if not complete and folder.finished():
         raise InputError(f"Run {folder.path} is finished and holds no checkpoint to go on from.")
     interrupted = complete[-1].about["config"] if complete else folder.read_config()
-    check_config(interrupted, config, complete[-1].round if complete else 0)
+    check_config(interrupted, config, schedule, complete[-1].round if complete else 0)
     if not complete:
         log.warning("%s holds no whole checkpoint: the run starts from round 0", folder.path)
     return complete
 
 
-def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> None:
+def check_config(
+    interrupted: dict[str, Any],
+    config: RunConfig,
+    schedule: Callable[..., optax.Schedule],
+    done: int,
+) -> None:
     """Refuse to resume a run with another config.
 
     Args:
       interrupted: record of the config of the interrupted run.
       config: config to continue with.
+      schedule: ``(*, rounds) -> Schedule``, its factor on the learning rate.
       done: rounds that the run has done.
 
     Raises:
@@ -78,15 +85,15 @@ def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> N
     before, after = configs.to_dict(previous), configs.to_dict(config)
     problems = [
         f"{name} was {_field(before, name)!r} and cannot become {_field(after, name)!r}"
-        for name in differing_fields(before, after)
+        for name in configs.differing_fields(before, after)
         if not name.startswith(FREE)
     ]
-    rounds = config.federation.rounds
+    planned, rounds = previous.federation.rounds, config.federation.rounds
     if rounds < done:
         problems.append(f"federation.rounds is {rounds}, but {done} rounds are done")
-    elif not problems and _learning_rates(previous, done) != _learning_rates(config, done):
+    elif not problems and _factors(schedule, planned, done) != _factors(schedule, rounds, done):
         problems.append(
-            f"federation.rounds was {previous.federation.rounds} and cannot become {rounds} with "
+            f"federation.rounds was {planned} and cannot become {rounds} with "
             f"schedule {config.local.schedule!r}, which would have given the rounds done other "
             "learning rates"
         )
@@ -95,10 +102,10 @@ def check_config(interrupted: dict[str, Any], config: RunConfig, done: int) -> N
         older_rules.refuse_to_continue(previous, interrupted.get(configs.VERSION))
 
 
-def _learning_rates(config: RunConfig, rounds: int) -> list[float]:
-    """Return the factors on the learning rate in the first rounds of a run."""
-    schedule = optimizers.schedule(config.local.schedule, rounds=config.federation.rounds)
-    return [float(jnp.asarray(schedule(t))) for t in range(rounds)]
+def _factors(schedule: Callable[..., optax.Schedule], rounds: int, done: int) -> list[float]:
+    """Return the factors on the learning rate in the rounds done of a run of so many rounds."""
+    factor = schedule(rounds=rounds)
+    return [float(jnp.asarray(factor(t))) for t in range(done)]
 
 
 def _field(values: dict[str, Any], name: str) -> Any:
@@ -108,13 +115,13 @@ def _field(values: dict[str, Any], name: str) -> Any:
 
 
 def restore(
-    run: Run, complete: Sequence[Checkpoint], initial: Progress
+    complete: Sequence[Checkpoint], about: Mapping[str, Any], initial: Progress
 ) -> tuple[Progress, History]:
     """Restore the newest checkpoint of a run, the same on every process.
 
     Args:
-      run: the run.
       complete: its checkpoints as the first process has found them; none on other processes.
+      about: what the run says about itself now, see `fedjax_lora.runs.prepared.Run.about`.
       initial: the progress before the first round.
 
     Returns:
@@ -126,39 +133,34 @@ def restore(
     progress, history = initial, []
     with distributed.raise_on_all():
         if complete:
-            progress = restore_checkpoint(run, complete[-1], initial)
+            progress = restore_checkpoint(complete[-1], about, initial)
             history = list(complete[-1].history)
-    if jax.process_count() == 1:
-        return progress, history
-    round, seconds, history = distributed.gather([progress.round, progress.seconds, history])[0]
-    arrays = jax.tree.map(np.asarray, checkpoints.arrays(progress))
-    arrays = distributed.broadcast_arrays(arrays)
-    return checkpoints.place(arrays, progress, round, seconds), history
+    return checkpoints.share(progress, history)
 
 
-def restore_checkpoint(run: Run, checkpoint: Checkpoint, initial: Progress) -> Progress:
+def restore_checkpoint(
+    checkpoint: Checkpoint, about: Mapping[str, Any], initial: Progress
+) -> Progress:
     """Restore a checkpoint of a run.
 
     Args:
-      run: the run, its config checked by `check_config`.
-      checkpoint: from the run's folder.
+      checkpoint: from the run's folder, its config checked by `check_config`.
+      about: what the run says about itself now, see `fedjax_lora.runs.prepared.Run.about`.
       initial: the progress before the first round.
 
     Raises:
       InputError: base, data or arrays are not those of the checkpoint.
     """
-    saved, present = checkpoint.about, run.about()
-    raise_all(
-        "This run cannot be resumed so",
-        [
-            f"{what} other than when the run began (sha256 {saved[name][:8]}, "
-            f"now {present[name][:8]})"
-            for name, what in (("base", "the base model is"), ("data", "the examples are"))
-            if saved[name] != present[name]
-        ]
-        + (list(_former_partition(saved)) if saved["data"] != present["data"] else []),
-    )
-    if changed := differing_fields(saved["environment"], present["environment"]):
+    saved = checkpoint.about
+    problems = [
+        f"{what} other than when the run began (sha256 {saved[name][:8]}, now {about[name][:8]})"
+        for name, what in (("base", "the base model is"), ("data", "the examples are"))
+        if saved[name] != about[name]
+    ]
+    if saved["data"] != about["data"]:
+        problems += _former_partition(saved)
+    raise_all("This run cannot be resumed so", problems)
+    if changed := configs.differing_fields(saved["environment"], about["environment"]):
         log.warning(
             "the run goes on with another %s than it began with: what follows may differ from an "
             "uninterrupted run by rounding",
@@ -227,5 +229,5 @@ def reopen(folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = N
         raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
     config = dataclasses.replace(config, execution=ExecutionConfig())
     run = build(config, load_assets(config, cache_dir=cache_dir))
-    progress = restore_checkpoint(run, newest, run.begin())
+    progress = restore_checkpoint(newest, run.about, run.begin())
     return Reopened(run, progress, newest.history)

@@ -1,15 +1,41 @@
 """The record of a round: losses, traffic, events, privacy and ranks, as JSON values."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import Params
-from fedjax_lora.federated import FederatedState, Plan, RoundMetrics, transforms
-from fedjax_lora.federated.ranks import ClientScores, reallocation
-from fedjax_lora.runs.build import Run
+from fedjax_lora.federated import FederatedState, Head, Plan, RoundMetrics, transforms
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated.ranks import reallocation
+from fedjax_lora.methods import Method
+
+
+class RecordContext(NamedTuple):
+    """What the records of a run's rounds are computed from.
+
+    Attributes:
+      federation: plans the rounds.
+      method: the method, which counts its traffic.
+      updates: transforms of the clients' updates, which change the bytes that are sent.
+      privacy: privacy spent after a number of rounds.
+      heads: what happens to the task head.
+      head: the head, or its shapes.
+    """
+
+    federation: Federation
+    method: Method
+    updates: Sequence[transforms.UpdateTransform]
+    privacy: Callable[[int], dict[str, float]]
+    heads: Head
+    head: Params
+
+    @property
+    def sent_head(self) -> Params:
+        """The head if it is sent each way; empty unless heads are averaged."""
+        return self.head if self.heads == "average" else {}
 
 
 class RoundRecord:
@@ -22,29 +48,28 @@ class RoundRecord:
 
     def __init__(
         self,
-        run: Run,
+        context: RecordContext,
         plan: Plan,
         state: FederatedState,
-        scores: ClientScores,
+        scored: Sequence[np.ndarray],
         *,
         logged_rank: np.ndarray,
     ) -> None:
         """Collect what is known before training, which donates the state.
 
         Args:
-          run: the run.
+          context: what records are computed from.
           plan: plan of the round.
           state: state before the round.
-          scores: scores of the clients, those for this round included.
+          scored: ranks of the clients that were scored before the round, cohort by cohort.
           logged_rank: the ranks that the history holds last, ``int32[N]``.
         """
         self.values: dict[str, Any] = {}
         self.logged_rank = logged_rank
-        self._run, self._plan = run, plan
-        self._head = _sent_head(run, state)
-        self._drawn = run.federation.drawn(plan)
-        self._scoring = scoring_traffic(run, state, scores, int(plan.round))
-        self._requested = run.method.traffic(state.server, plan.rank[self._drawn], int(plan.round))
+        self._context, self._plan, self._round = context, plan, int(plan.round)
+        self._drawn = context.federation.drawn(plan)
+        self._scoring = self._scoring_traffic(state, scored)
+        self._requested = context.method.traffic(state.server, plan.rank[self._drawn], self._round)
 
     def add_metrics(
         self, metrics: RoundMetrics, state: FederatedState, rank: np.ndarray
@@ -59,13 +84,13 @@ class RoundRecord:
         Returns:
           The ranks of all clients after the round, ``int32[N]``.
         """
-        run, plan = self._run, self._plan
+        context, plan = self._context, self._plan
         present = plan.weight > 0
         rank[plan.id[present]] = np.asarray(metrics.rank)[present]
         up, down = self._traffic(metrics, state)
         self.values = (
             {
-                "round": int(plan.round) + 1,
+                "round": self._round + 1,
                 "train_loss": mean_loss(metrics),
                 "examples": int(np.sum(metrics.examples)),
                 "up_bytes": up + self._scoring.get("score_up_bytes", 0),
@@ -73,8 +98,8 @@ class RoundRecord:
                 "rejected": plan.id[np.asarray(metrics.rejected)].tolist(),
             }
             | self._scoring
-            | run.federation.events(plan)
-            | run.setup.privacy(int(plan.round) + 1)
+            | context.federation.events(plan)
+            | context.privacy(self._round + 1)
             | dict(metrics.measured)
         )
         if not np.array_equal(rank, self.logged_rank):
@@ -84,38 +109,29 @@ class RoundRecord:
 
     def _traffic(self, metrics: RoundMetrics, state: FederatedState) -> tuple[int, int]:
         """Return the bytes that all clients send and receive."""
-        run, plan = self._run, self._plan
+        method, head = self._context.method, self._context.sent_head
         # Clients that have given up rank send less than they received.
-        rank = np.asarray(metrics.rank)[plan.weight > 0]
-        traffic = run.method.traffic(state.server, rank, int(plan.round))
-        sent = transforms.uplink_bytes(run.setup.updates, traffic, run.method.spec, self._head)
+        rank = np.asarray(metrics.rank)[self._plan.weight > 0]
+        traffic = method.traffic(state.server, rank, self._round)
+        sent = transforms.uplink_bytes(self._context.updates, traffic, method.spec, head)
         # All drawn clients receive, but of what clients send no more than there was.
         received = self._requested.down - self._requested.common + traffic.common
-        heads = self._drawn.sum() * trees.size_bytes(self._head)
+        heads = self._drawn.sum() * trees.size_bytes(head)
         return int(sent.sum()), int(received.sum() + heads)
 
-
-def _sent_head(run: Run, state: FederatedState) -> Params:
-    """Return the shapes of the head that is sent each way; empty unless heads are averaged."""
-    if run.config.federation.heads != "average":
-        return {}
-    return jax.eval_shape(lambda: state.head)
-
-
-def scoring_traffic(
-    run: Run, state: FederatedState, scores: ClientScores, round: int
-) -> dict[str, int]:
-    """Return the bytes each way of scoring clients before a round; ``{}`` if none was scored."""
-    cohorts = reallocation.scoring_ranks(run.ranks.schedule, run.federation, scores, round)
-    traffic = [run.method.traffic(state.server, rank, round) for rank in cohorts]
-    if not traffic:
-        return {}
-    heads = run.config.federation.heads
-    head = sum(map(len, cohorts)) * trees.size_bytes(jax.eval_shape(lambda: state.head))
-    # A local head goes up only, to be validated.
-    up = sum(int(t.up.sum()) for t in traffic) + head * (heads != "frozen")
-    down = sum(int(t.down.sum()) for t in traffic) + head * (heads == "average")
-    return {"score_up_bytes": up, "score_down_bytes": down}
+    def _scoring_traffic(
+        self, state: FederatedState, scored: Sequence[np.ndarray]
+    ) -> dict[str, int]:
+        """Return the bytes each way of scoring clients; ``{}`` if none was scored."""
+        context = self._context
+        traffic = [context.method.traffic(state.server, rank, self._round) for rank in scored]
+        if not traffic:
+            return {}
+        head = sum(map(len, scored)) * trees.size_bytes(context.head)
+        # A local head goes up only, to be validated.
+        up = sum(int(t.up.sum()) for t in traffic) + head * (context.heads != "frozen")
+        down = sum(int(t.down.sum()) for t in traffic) + head * (context.heads == "average")
+        return {"score_up_bytes": up, "score_down_bytes": down}
 
 
 def mean_loss(metrics: RoundMetrics) -> float | None:

@@ -10,16 +10,20 @@ import jax
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, Stopped
-from fedjax_lora.runs import resume as resumption
-from fedjax_lora.runs.build import Run, build
+from fedjax_lora.runs.build import assemble
 from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.choices import check_names, resolve
 from fedjax_lora.runs.compilation import CompiledFunctions
+from fedjax_lora.runs.compilation import programs as new_programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder import RunFolder
-from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.loading import Assets, execution_of, load_assets
 from fedjax_lora.runs.outputs import Result, finish, make_result
+from fedjax_lora.runs.prepared import Run
 from fedjax_lora.runs.recorder import Recorder, recording
+from fedjax_lora.runs.resume import find_checkpoints, restore
 from fedjax_lora.runs.round_record import RoundRecord
+from fedjax_lora.runs.setup import set_up
 
 
 class Clock:
@@ -71,33 +75,44 @@ def run(
       InputError: anything wrong with the input, in one sentence.
       Stopped: ``stop`` returned true.
     """
-    clock = Clock()
+    clock, shared = Clock(), programs or new_programs()
     # Bad input leaves no folder behind: look at the folder, build everything, then write.
     with contextlib.ExitStack() as stack:
         with distributed.raise_on_all():
             _check_arguments(config, out, resume=resume)
+            if assets is None:
+                check_names(config)
+            choices = resolve(config)
             folder, checkpoints = None, []  # of the first process, which alone writes
             if out is not None and distributed.is_first():
                 claim = RunFolder.claim(out, config, overwrite=overwrite, resume=resume)
                 folder = stack.enter_context(claim)
-                checkpoints = resumption.find_checkpoints(folder, config) if resume else []
+                if resume:
+                    checkpoints = find_checkpoints(folder, config, choices.schedule)
         with distributed.raise_on_all():
-            built = build(config, assets, programs)
-            progress, history = built.begin(), []
+            assets = load_assets(config) if assets is None else assets
+            execution = execution_of(config)
+            setup = set_up(config, choices, assets, execution)
+            built = assemble(config, setup, assets, shared)
         if jax.process_count() > 1:
-            distributed.check_same("config or input", built.identity())
+            distributed.check_same("config or input", built.identity)
+        with distributed.raise_on_all():
+            progress, history, summary = built.begin(), [], None
         reference = built.reference(progress.state)
         if resume:
-            progress, history = resumption.restore(built, checkpoints, progress)
+            progress, history = restore(checkpoints, built.about, progress)
             summary = distributed.gather(folder.finished() if folder else None)[0]
-            if summary and progress.round == built.rounds:
-                return make_result(built, progress, history, summary, folder)
-        clock.add(progress.seconds)
-        with distributed.raise_on_all(), contextlib.ExitStack() as writing:
-            with distributed.raise_on_all():
-                recorder = writing.enter_context(recording(folder, built, history, checkpoints))
-            progress = play(built, progress, recorder, clock, on_round=on_round, stop=stop)
-        return finish(built, progress, recorder.history, reference, clock.times(), folder)
+        if not summary or progress.round < built.rounds:
+            clock.add(progress.seconds)
+            with distributed.raise_on_all(), contextlib.ExitStack() as writing:
+                with distributed.raise_on_all():
+                    about = built.about if folder else {}
+                    files = recording(folder, config, built.task, about, history, checkpoints)
+                    recorder = writing.enter_context(files)
+                progress = play(built, progress, recorder, clock, on_round=on_round, stop=stop)
+            history = recorder.history
+            summary = finish(built, progress, history, reference, clock.times(), folder)
+        return make_result(built, progress, history, summary, folder)
 
 
 def play(
@@ -151,11 +166,11 @@ def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], 
     """
     t, options, began = progress.round, run.config.execution, time.perf_counter()
     rate = run.learning_rate(t)
-    state, rank, scores = run.ranks.reallocate(
+    state, rank, scores, scored = run.ranks.reallocate(
         t, rate, progress.state, progress.rank.copy(), progress.scores
     )
     plan = run.federation.plan(t, rank, rate)
-    record = RoundRecord(run, plan, state, scores, logged_rank=progress.logged_rank)
+    record = RoundRecord(run.record_context, plan, state, scored, logged_rank=progress.logged_rank)
     state, metrics = run.train(state, plan)
     rank = record.add_metrics(metrics, state, rank)
     times = {"round": t + 1, "train_seconds": time.perf_counter() - began} | dict(metrics.seconds)

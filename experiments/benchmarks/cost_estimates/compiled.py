@@ -7,9 +7,10 @@ import jax
 from fedjax_lora import federated, models
 from fedjax_lora.core import trees
 from fedjax_lora.runs import build, compilation
-from fedjax_lora.runs.build import Assets
+from fedjax_lora.runs.choices import resolve
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.loading import execution_of
+from fedjax_lora.runs.loading import Assets, execution_of
+from fedjax_lora.runs.setup import set_up
 
 
 def compiled_bytes(config: RunConfig, assets: Assets) -> int:
@@ -19,7 +20,7 @@ def compiled_bytes(config: RunConfig, assets: Assets) -> int:
       config: the run; heads are averaged.
       assets: its data and model, whose parameters may be shapes alone.
     """
-    setup = build.set_up(config, assets, execution_of(config))
+    setup = set_up(config, resolve(config), assets, execution_of(config))
     federation = build.make_federation(config, assets, setup)
     round_spec, spec = build.make_round_spec(config, assets, setup), setup.method.spec
     kernels = trees.flat(assets.model.params)

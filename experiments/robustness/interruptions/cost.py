@@ -38,7 +38,7 @@ def measured(config: RunConfig, assets: Assets, folder: pathlib.Path) -> dict[st
     """Measure checkpoints of the initial state; returns medians."""
     run = build(config, assets)
     progress, waits, processor = run.begin(), [], []
-    with checkpoints.CheckpointManager(folder, run.about(), keep=2) as manager:
+    with checkpoints.CheckpointManager(folder, run.about, keep=2) as manager:
         for n in range(1, TIMES + 1):
             progress = progress._replace(round=n)
             history = [{"round": k + 1} for k in range(n)]

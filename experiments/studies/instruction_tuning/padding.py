@@ -15,8 +15,14 @@ import tyro
 from experiments.studies.instruction_tuning import RESULTS
 from fedjax_lora import data
 from fedjax_lora.data import instruction_tokens
-from fedjax_lora.data.batch_shapes import first_fitting, padded_shapes, row_buckets, step_sizes
-from fedjax_lora.data.batching import client_batches, length_buckets
+from fedjax_lora.data.batch_shapes import (
+    first_fitting,
+    length_buckets,
+    padded_shapes,
+    row_buckets,
+    step_sizes,
+)
+from fedjax_lora.data.batching import client_batches
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 
 BATCH = 16

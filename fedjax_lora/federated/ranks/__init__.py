@@ -46,6 +46,19 @@ def allocate(
     """
     population = Population(clients, seed, quality, component_size)
     allocation = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
+    return checked(allocation, spec)
+
+
+def checked(allocation: Allocation, spec: str) -> Allocation:
+    """Return an allocation with ranks as ``int32``.
+
+    Args:
+      allocation: from a function in `ALLOCATIONS`.
+      spec: its name and options, for the message.
+
+    Raises:
+      InputError: a rank below 1 or not an integer.
+    """
     ranks = allocation.possible
     if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1 or ranks.max() >= 2**31:
         raise InputError(
@@ -63,6 +76,7 @@ __all__ = [
     "allocate",
     "budget",
     "by_quality",
+    "checked",
     "fixed",
     "loss_based",
     "random",

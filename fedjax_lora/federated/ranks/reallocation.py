@@ -6,6 +6,7 @@ exactly as an uninterrupted one.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,34 @@ from fedjax_lora.federated.ranks import ClientScores, RankSchedule
 from fedjax_lora.federated.ranks.client_scoring import ValidationResult
 from fedjax_lora.lora import LoraSpec
 
-Reallocate = Callable[
-    [int, float, FederatedState, np.ndarray, ClientScores],
-    tuple[FederatedState, np.ndarray, ClientScores],
-]
+
+class Reallocation(NamedTuple):
+    """What a round begins with, after ranks and scores were updated.
+
+    Attributes:
+      state: state of the federation.
+      rank: ranks of all clients, ``int32[N]``.
+      scores: the latest score of every client.
+      scored: ranks of the clients that have trained to be scored just now, cohort by cohort. Each
+        has received the adapter and head at its rank, as at the start of a round, and has sent its
+        model to the server for validation; see the cost of scoring in `loss_based`.
+    """
+
+    state: FederatedState
+    rank: np.ndarray
+    scores: ClientScores
+    scored: Sequence[np.ndarray] = ()
+
+
+Reallocate = Callable[[int, float, FederatedState, np.ndarray, ClientScores], Reallocation]
+"""``(round, rate, state, rank, scores) -> Reallocation``."""
 
 
 def keep_ranks(
     round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
-) -> tuple[FederatedState, np.ndarray, ClientScores]:
+) -> Reallocation:
     """Keep all ranks."""
-    return state, rank, scores
+    return Reallocation(state, rank, scores)
 
 
 def make_reallocate(
@@ -50,53 +68,44 @@ def make_reallocate(
         is ``fresh``.
 
     Returns:
-      ``reallocate(round, rate, state, rank, scores) -> (state, rank, scores)``. The new ranks
-      follow from the scores of the round before; then the clients due in this round are scored,
-      starting from the state at its beginning.
+      ``reallocate(round, rate, state, rank, scores) -> Reallocation``. The new ranks follow from
+      the scores of the round before; then the clients due in this round are scored, starting from
+      the state at its beginning.
     """
-
-    def score_clients(
-        round: int, rate: float, state: FederatedState, ids: np.ndarray
-    ) -> np.ndarray:
-        if score is None:
-            return schedule.draw(round, ids, len(federation.members))
-        low = np.full(len(federation.members), schedule.low)
-        values = np.full(len(federation.members), np.nan)
-        for part in federation.parts(ids):
-            plan = federation.plan(round, low, rate, ids=part)
-            present = plan.weight > 0
-            loss, accuracy = (np.asarray(x)[present] for x in score(state, plan))
-            values[plan.id[present]] = schedule.value(loss, accuracy)
-        return values[ids]
 
     def reallocate(
         round: int, rate: float, state: FederatedState, rank: np.ndarray, scores: ClientScores
-    ) -> tuple[FederatedState, np.ndarray, ClientScores]:
+    ) -> Reallocation:
         if scores.has_round(round - 1):
             rank = schedule.ranks(scores)
             if schedule.promoted == "fresh" and round == 1:
                 server = state.server
                 state = state._replace(server=server._replace(adapter=renew(server.adapter)))
         ids = schedule.due(round, federation.sample(round), scores)
-        if len(ids):
-            scores = scores.updated(ids, score_clients(round, rate, state, ids), round)
-        return state, rank, scores
+        if not len(ids):
+            return Reallocation(state, rank, scores)
+        if score is None:
+            drawn = schedule.draw(round, ids, len(federation.members))
+            return Reallocation(state, rank, scores.updated(ids, drawn, round))
+        parts = federation.parts(ids)
+        values = score_clients(round, rate, state, parts)
+        scored = [np.full(len(part), schedule.low) for part in parts]
+        return Reallocation(state, rank, scores.updated(ids, values[ids], round), scored)
+
+    def score_clients(
+        round: int, rate: float, state: FederatedState, parts: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        assert score is not None
+        low = np.full(len(federation.members), schedule.low)
+        values = np.full(len(federation.members), np.nan)
+        for part in parts:
+            plan = federation.plan(round, low, rate, ids=part)
+            present = plan.weight > 0
+            loss, accuracy = (np.asarray(x)[present] for x in score(state, plan))
+            values[plan.id[present]] = schedule.value(loss, accuracy)
+        return values
 
     return reallocate
-
-
-def scoring_ranks(
-    schedule: RankSchedule | None, federation: Federation, scores: ClientScores, round: int
-) -> list[np.ndarray]:
-    """Ranks of the clients that trained to be scored before a round, cohort by cohort.
-
-    Each of these clients has received the adapter and head at its rank, as at the start of a round,
-    and has sent its model to the server for validation; see the cost of scoring in `loss_based`.
-    """
-    if schedule is None or not schedule.needs_validation:
-        return []
-    ids = np.flatnonzero(scores.round == round)
-    return [np.full(len(part), schedule.low) for part in federation.parts(ids)]
 
 
 def reinitialize_above(spec: LoraSpec, rank: int, adapter: Adapter, fresh: Adapter) -> Adapter:

@@ -18,7 +18,11 @@ from fedjax_lora.federated.transforms.base import (
 )
 from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8, uplink_bytes
-from fedjax_lora.federated.transforms.registry import TRANSFORMS, make_transforms
+from fedjax_lora.federated.transforms.registry import (
+    TRANSFORMS,
+    check_transforms,
+    make_transforms,
+)
 from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
 from fedjax_lora.federated.transforms.server_optimizers import (
     SERVER_OPTIMIZERS,
@@ -38,6 +42,7 @@ __all__ = [
     "apply_transforms",
     "bfloat16",
     "check_method_averages",
+    "check_transforms",
     "clip",
     "gaussian_noise",
     "int8",

@@ -35,7 +35,24 @@ def make_transforms(specs: Sequence[str], method: Method) -> tuple[UpdateTransfo
         combine with them.
     """
     updates = tuple(registry.build(spec, TRANSFORMS, "update") for spec in specs)
-    _check_combination(list(specs), updates)
+    check_transforms(updates, specs, method)
+    return updates
+
+
+def check_transforms(
+    updates: Sequence[UpdateTransform], specs: Sequence[str], method: Method
+) -> None:
+    """Check that update transforms go with each other and with a method.
+
+    Args:
+      updates: the transforms, in their order.
+      specs: their names and options, for the message.
+      method: the method that aggregates the transformed updates.
+
+    Raises:
+      InputError: as `make_transforms`.
+    """
+    _check_order(list(specs), updates)
     if any(update.is_aggregate for update in updates) and not method.averages:
         raise InputError(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
@@ -46,10 +63,9 @@ def make_transforms(specs: Sequence[str], method: Method) -> tuple[UpdateTransfo
             f"Update 'gaussian_noise' does not cover method {method.name!r}, whose choice of what "
             "to train looks at the clients' data; take a method that does not probe."
         )
-    return updates
 
 
-def _check_combination(specs: list[str], updates: Sequence[UpdateTransform]) -> None:
+def _check_order(specs: list[str], updates: Sequence[UpdateTransform]) -> None:
     stages = [STAGES.index(update.stage) for update in updates]
     if stages != sorted(stages):
         raise InputError(

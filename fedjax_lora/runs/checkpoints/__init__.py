@@ -13,12 +13,11 @@ from fedjax_lora.runs.checkpoints.checkpoint import (
     FOLDER,
     Checkpoint,
     Progress,
-    arrays,
     best,
     latest,
-    place,
     restore,
     save,
+    share,
     whole,
 )
 from fedjax_lora.runs.checkpoints.manager import CheckpointManager
@@ -28,11 +27,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointManager",
     "Progress",
-    "arrays",
     "best",
     "latest",
-    "place",
     "restore",
     "save",
+    "share",
     "whole",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_lora import federated
-from fedjax_lora.core import atomic_io, tree_structure
+from fedjax_lora.core import atomic_io, distributed, tree_structure
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.federated import FederatedState
@@ -236,6 +236,17 @@ def _present_name(path: str) -> str:
     """Return the present path of an array that version 0.1 may have saved under another name."""
     first, slash, rest = path.partition("/")
     return RENAMED.get(first, first) + slash + rest
+
+
+def share(
+    progress: Progress, history: list[dict[str, Any]]
+) -> tuple[Progress, list[dict[str, Any]]]:
+    """Give the progress and the history of the first process to all processes."""
+    if jax.process_count() == 1:
+        return progress, history
+    round, seconds, history = distributed.gather([progress.round, progress.seconds, history])[0]
+    own = jax.tree.map(np.asarray, arrays(progress))
+    return place(distributed.broadcast_arrays(own), progress, round, seconds), history
 
 
 def place(tree: dict[str, Any], like: Progress, round: int, seconds: float) -> Progress:

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ class CheckpointManager:
     def __init__(
         self,
         folder: pathlib.Path,
-        about: dict[str, Any],
+        about: Mapping[str, Any],
         *,
         keep: int,
         checkpoints: Sequence[Checkpoint] = (),
@@ -40,7 +40,7 @@ class CheckpointManager:
           keep: how many of the newest are kept; the best one always is.
           checkpoints: complete checkpoints of this run; all others in the folder are removed.
         """
-        self._folder, self._about, self._keep = folder, about, keep
+        self._folder, self._about, self._keep = folder, dict(about), keep
         self._checkpoints = list(checkpoints)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None

@@ -45,6 +45,23 @@ def from_record(values: Mapping[str, Any]) -> RunConfig:
     return pin_defaults(config) if values.get(VERSION) in BEFORE_0_3 else config
 
 
+def differing_fields(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two nested dictionaries differ.
+
+    >>> differing_fields({"seed": 0, "data": {"task": "a"}}, {"seed": 0, "data": {"task": "b"}})
+    ['data.task']
+    """
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [prefix]
+    return [
+        field
+        for name in sorted(set(one) | set(other))
+        for field in differing_fields(
+            one.get(name), other.get(name), f"{prefix}.{name}" if prefix else name
+        )
+    ]
+
+
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Build a config from nested dictionaries, the inverse of `to_dict`.
 

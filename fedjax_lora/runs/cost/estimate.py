@@ -15,7 +15,8 @@ from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, trans
 from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.methods.base import ServerState
-from fedjax_lora.runs.build import Setup, make_federation, make_round_spec, set_up
+from fedjax_lora.runs.build import make_federation, make_round_spec
+from fedjax_lora.runs.choices import resolve
 from fedjax_lora.runs.compilation import RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.memory import (
@@ -28,6 +29,7 @@ from fedjax_lora.runs.cost.memory import (
 from fedjax_lora.runs.cost.round_flops import cohort_flops
 from fedjax_lora.runs.cost.step_cost import step_flops
 from fedjax_lora.runs.loading import Assets, execution_of
+from fedjax_lora.runs.setup import Setup, set_up
 
 FEW_ROUNDS = 5
 """Rounds whose plans the operations are averaged over."""
@@ -87,7 +89,7 @@ def needs(config: RunConfig, assets: Assets) -> Needs:
     Raises:
       InputError: as for a run.
     """
-    setup = set_up(config, assets, execution_of(config))
+    setup = set_up(config, resolve(config), assets, execution_of(config))
     federation = make_federation(config, assets, setup)
     round_spec = make_round_spec(config, assets, setup)
     devices = _devices(round_spec.execution.mesh)

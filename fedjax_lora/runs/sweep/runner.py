@@ -16,12 +16,13 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.batching import local_steps
 from fedjax_lora.federated import optimizers
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.build import set_up
+from fedjax_lora.runs.choices import resolve
 from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import execution_of
 from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.run import run
+from fedjax_lora.runs.setup import set_up
 from fedjax_lora.runs.sweep import figures, html_report, record_store, statistics
 from fedjax_lora.runs.sweep import grid as grids
 from fedjax_lora.runs.sweep.comparison_folder import BASE, RUNS, claimed
@@ -167,8 +168,9 @@ def check(cells: Iterable[Cell], cache: AssetCache) -> tuple[int, list[Problem]]
         local = cell.config.local
         try:
             optimizers.optimizer(local.optimizer, clip=local.clip)
-            execution = execution_of(cell.config)
-            partition = set_up(cell.config, cache.assets(cell.config), execution).partition
+            choices, execution = resolve(cell.config), execution_of(cell.config)
+            assets = cache.assets(cell.config)
+            partition = set_up(cell.config, choices, assets, execution).partition
         except InputError as error:
             problems.append(Problem(grids.name(cell.labels), str(error)))
         else:

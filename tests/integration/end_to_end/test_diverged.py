@@ -47,7 +47,7 @@ def test_a_perplexity_that_is_not_finite_is_told(start, tmp_path):
     beat = plots.to_beat(summary, "perplexity")
     assert beat == (None if start is None else ("before training", 9.5))
     records = [{"round": n, "train_loss": None, **NEVER} for n in (1, 2)]
-    plots.history(records, metric="perplexity", title="", beat=beat).savefig(tmp_path / "a.png")
+    plots.history(tiny_runs.CONFIG, "perplexity", records, summary).savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").is_file()
 
 

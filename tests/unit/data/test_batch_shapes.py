@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets, unpadded_shapes
-from fedjax_lora.data.batching import length_buckets
+from fedjax_lora.data.batch_shapes import (
+    length_buckets,
+    padded_shapes,
+    row_buckets,
+    step_shapes,
+    unpadded_shapes,
+)
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, (1,)), (3, (3,)), (4, (2, 4)), (16, (8, 16))])
@@ -62,3 +67,15 @@ def test_shapes_do_not_depend_on_the_draw_of_the_examples():
         np.random.default_rng(k).normal(50, 12, 3000).astype(int).clip(5, 64) for k in range(5)
     ]
     assert len({unpadded_shapes(x, (48, 64), batch=16) for x in draws}) == 1
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_step_shapes_are_those_of_the_length_buckets(by_length):
+    length = np.random.default_rng(0).integers(3, 90, 200)
+    options = {"longest": 96, "buckets": 3, "batch": 16, "by_length": by_length}
+    lengths, padded = step_shapes(length, **options)
+    assert lengths == length_buckets(length, longest=96, most=3) and lengths[-1] == 96
+    assert padded == padded_shapes((8, 16), lengths)
+    same, unpadded = step_shapes(length, **options, unpadded=True)
+    assert same == lengths
+    assert unpadded == unpadded_shapes(length, lengths, batch=16, by_length=by_length) != padded

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lora.data.batching import client_batches, length_buckets, local_steps
+from fedjax_lora.data.batch_shapes import length_buckets
+from fedjax_lora.data.batching import client_batches, local_steps
 
 
 @st.composite

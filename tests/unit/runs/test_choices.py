@@ -7,11 +7,15 @@ import subprocess
 import sys
 import typing
 
+import numpy as np
 import optax
 import pytest
 
+import fedjax_lora as fl
 from fedjax_lora import InputError, methods, models
 from fedjax_lora.federated import optimizers
+from fedjax_lora.federated.ranks import Population
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.runs import choices, registry_source
 from fedjax_lora.runs.config import (
     DataConfig,
@@ -104,6 +108,45 @@ def test_a_wrong_choice_is_answered_in_one_sentence(config, sentence):
 
 def test_the_demo_has_no_wrong_choice():
     choices.check_choices(demo())
+
+
+def test_resolved_choices_have_the_options_of_the_config():
+    federation = FederationConfig(
+        method="hlora(sigma='b')",
+        ranks="fixed(rank=3)",
+        updates=("clip(norm=2.0)", "int8"),
+        faults=("dropout(probability=1.0)",),
+        server_optimizer="none",
+    )
+    config = RunConfig(federation=federation, local=LocalConfig(schedule="linear(end=0.5)"))
+    found = choices.resolve(config)
+    assert found.method(spec=LoraSpec(targets=(), rank=2, alpha=2.0)).name == "hlora"
+    assert found.ranks(population=Population(4, 0, None, 1)).ranks.tolist() == [3] * 4
+    owner = found.partitioner(np.zeros(8, int), None, 2, np.random.default_rng(0)).owner
+    assert len(owner) == 8
+    assert [update.stage for update in found.updates] == ["client", "wire"]
+    assert [fault(np.random.default_rng(0), 5) for fault in found.faults] == [0]
+    assert found.server_optimizer is None
+    assert float(found.schedule(rounds=10)(10)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (RunConfig(federation=FederationConfig(partition="dirichlet(alpha=0)")), "alpha must be"),
+        (RunConfig(federation=FederationConfig(faults=("dropout(probability=2.0)",))), "to 1"),
+        (RunConfig(federation=FederationConfig(updates=("clip(norm=0.0)",))), "norm above 0"),
+        (RunConfig(federation=FederationConfig(server_optimizer="adam(b1=1.0)")), r"b1 in \[0, 1"),
+        (RunConfig(federation=FederationConfig(method="nope")), "Unknown method"),
+        (RunConfig(local=LocalConfig(optimizer="adamv")), "Unknown optimizer"),
+        (RunConfig(data=DataConfig(task="agnews")), "Unknown task"),
+    ],
+)
+def test_a_run_refuses_values_before_it_loads_anything(config, sentence, monkeypatch, tmp_path):
+    monkeypatch.setattr("fedjax_lora.runs.run.load_assets", lambda config: 1 / 0)
+    with pytest.raises(InputError, match=sentence):
+        fl.run(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 CHECK = """

@@ -40,7 +40,7 @@ def play(spec: str, rounds: int, score=None):
     rank, scores = np.full(N, 1, np.int32), ClientScores.initial(N)
     for t in range(rounds):
         state = state_of(f"before round {t}")
-        state, rank, scores = reallocate(t, RATE, state, rank, scores)
+        state, rank, scores, _ = reallocate(t, RATE, state, rank, scores)
         history.append((rank.copy(), state.server.adapter))
     return history, calls, fed
 
@@ -59,20 +59,29 @@ def test_all_are_scored_once_and_the_best_are_high_from_the_second_round():
         assert set(plan.rank[plan.weight > 0]) == {1}
 
 
-def test_who_was_asked_is_told_by_the_scores():
+@pytest.mark.parametrize(
+    ("options", "scored"),
+    [
+        ("every=2", [[[2, 2, 2], [2, 2, 2]], [], [[2, 2, 2], [2, 2, 2]], []]),
+        ("order='random', every=2", [[], [], [], []]),
+    ],
+)
+def test_the_ranks_of_who_was_scored_are_told_cohort_by_cohort(options, scored):
     fed = problems.round_federation()
-    review = allocate(
-        "loss_based(low=2, high=4, share=0.5)", clients=N, seed=0, component_size=1
-    ).schedule
-    scores = ClientScores.initial(N).updated(np.array([1, 3, 4, 5]), np.zeros(4), 2)
-    got = reallocation.scoring_ranks(review, fed, scores, 2)
-    assert [ranks.tolist() for ranks in got] == [[2, 2, 2], [2]]
-    assert reallocation.scoring_ranks(review, fed, scores, 3) == []
-    assert reallocation.scoring_ranks(None, fed, scores, 2) == []
-    drawn = allocate(
-        "loss_based(low=2, high=4, share=0.5, order='random')", clients=N, seed=0, component_size=1
-    ).schedule
-    assert reallocation.scoring_ranks(drawn, fed, scores, 2) == []
+    spec = f"loss_based(low=2, high=4, share=0.5, {options})"
+    review = allocate(spec, clients=N, seed=0, component_size=1).schedule
+    assert review is not None
+    score = lambda state, plan: ValidationResult(*np.zeros((2, len(plan.id))))  # noqa: E731
+    if not review.needs_validation:
+        score = None
+    reallocate = reallocation.make_reallocate(review, fed, score, lambda old: old)
+    state, rank, scores = state_of(""), np.full(N, 2), ClientScores.initial(N)
+    told = []
+    for t in range(4):
+        state, rank, scores, trained = reallocate(t, RATE, state, rank, scores)
+        told.append([ranks.tolist() for ranks in trained])
+    assert told == scored
+    assert reallocation.keep_ranks(0, RATE, state, rank, scores).scored == ()
 
 
 def test_scoring_trains_as_the_round_does():
@@ -102,11 +111,11 @@ def test_ranks_a_method_changed_are_kept_between_decisions():
         lambda old: old,
     )
     state, rank, scores = state_of(""), np.full(N, 2), ClientScores.initial(N)
-    state, rank, scores = reallocate(0, RATE, state, rank, scores)
-    state, rank, scores = reallocate(1, RATE, state, rank, scores)
+    state, rank, scores, _ = reallocate(0, RATE, state, rank, scores)
+    state, rank, scores, _ = reallocate(1, RATE, state, rank, scores)
     assert rank.tolist() == [4, 4, 4, 2, 2, 2]
     rank[0] = 3  # pruned
-    _, rank, _ = reallocate(2, RATE, state, rank, scores)
+    rank = reallocate(2, RATE, state, rank, scores).rank
     assert rank.tolist() == [3, 4, 4, 2, 2, 2]
 
 
@@ -166,7 +175,7 @@ def test_a_resumed_run_decides_the_same():
     rank, scores = np.full(N, 1), ClientScores.initial(N)
     for t in range(6):  # a new process in every round
         reallocate = reallocation.make_reallocate(review, fed, measure, lambda old: old)
-        _, rank, scores = reallocate(t, RATE, state_of(""), rank, scores)
+        _, rank, scores, _ = reallocate(t, RATE, state_of(""), rank, scores)
         np.testing.assert_array_equal(rank, whole[t][0])
 
 

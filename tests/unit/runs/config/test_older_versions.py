@@ -8,10 +8,10 @@ from fedjax_lora import InputError, methods
 from fedjax_lora.core import registry
 from fedjax_lora.core.version import __version__
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs import older_rules
+from fedjax_lora.runs import older_rules, resume
+from fedjax_lora.runs.choices import resolve
 from fedjax_lora.runs.config import FederationConfig, LoraConfig, RunConfig
 from fedjax_lora.runs.config.older_versions import FORMER_DEFAULTS
-from fedjax_lora.runs.resume import check_config
 
 OLDER = [{}, {"version": "0.1.0"}, {"version": "0.2.0"}]
 older = pytest.mark.parametrize("version", OLDER, ids=["0.1", "0.1.0", "0.2.0"])
@@ -21,6 +21,10 @@ def config_of(method: str, *, scale="alpha/R", **federation) -> RunConfig:
     return RunConfig(
         federation=FederationConfig(method=method, **federation), lora=LoraConfig(scale=scale)
     )
+
+
+def check_config(saved: dict, config: RunConfig, done: int) -> None:
+    resume.check_config(saved, config, resolve(config).schedule, done)
 
 
 @older

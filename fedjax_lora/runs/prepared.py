@@ -1,0 +1,183 @@
+"""A run that is prepared: what it needs before its first round, and its first state."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lora import data, federated, interop, lora
+from fedjax_lora.core import trees
+from fedjax_lora.core.types import Adapter, Key, Params
+from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
+from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
+from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated.ranks import ClientScores
+from fedjax_lora.methods import Method
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.compilation import RoundSpec
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.environment import environment
+from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.rank_updates import RankUpdates
+from fedjax_lora.runs.round_record import RecordContext
+from fedjax_lora.runs.setup import Setup
+
+
+class Inputs(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+      assets: data and model as they were loaded.
+      base: parameters of the frozen base, on the device(s).
+      train: training tokens, on the device(s).
+    """
+
+    assets: Assets
+    base: Params
+    train: data.Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that a run needs before its first round.
+
+    Attributes:
+      config: the run's config.
+      inputs: data and model.
+      federation: plans the rounds.
+      setup: method, transforms of updates, and what else is decided before compiling.
+      round_spec: everything that the compiled round depends on.
+      step: the compiled round.
+      evaluate: scores of the global model of a state.
+      ranks: the clients' initial ranks, and how ranks change between rounds.
+    """
+
+    config: RunConfig
+    inputs: Inputs
+    federation: Federation
+    setup: Setup
+    round_spec: RoundSpec
+    step: federated.CompiledRound
+    evaluate: Callable[[FederatedState], Scores]
+    ranks: RankUpdates
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the run."""
+        return self.config.federation.rounds
+
+    @property
+    def task(self) -> data.Task:
+        """The task of the run."""
+        return self.inputs.assets.task.task
+
+    @property
+    def key(self) -> Key:
+        """The root key of the run."""
+        return jax.random.key(self.config.seed)
+
+    @property
+    def method(self) -> Method:
+        """The method, on the LoRA spec of the run."""
+        return self.setup.method
+
+    @property
+    def record_context(self) -> RecordContext:
+        """What the records of the rounds are computed from."""
+        setup = self.setup
+        return RecordContext(
+            federation=self.federation,
+            method=setup.method,
+            updates=setup.updates,
+            privacy=setup.privacy,
+            heads=self.config.federation.heads,
+            head=self.inputs.assets.model.params["head"],
+        )
+
+    def learning_rate(self, round: int) -> float:
+        """Return the learning rate of a round, counted from 0."""
+        factor = float(jnp.asarray(self.setup.schedule(round)))
+        return self.config.local.learning_rate * factor
+
+    def begin(self) -> Progress:
+        """Build the progress before the first round.
+
+        Raises:
+          InputError: the method does not go with the shapes of the run.
+        """
+        fed = self.config.federation
+        rank = self.ranks.initial.astype(np.int32)
+        return Progress(_initial_state(self), rank, rank, ClientScores.initial(fed.clients))
+
+    def train(self, state: FederatedState, plan: Plan) -> tuple[FederatedState, RoundMetrics]:
+        """Train and aggregate a round; the memory of ``state`` is given to the result."""
+        return self.step(self.inputs.base, self.inputs.train, state, plan, self.key)
+
+    def reference(self, state: FederatedState) -> Scores:
+        """Return the scores that those of the run are compared with.
+
+        Args:
+          state: the state before the first round.
+        """
+        reference_scores = TASK_TYPES[self.task.type].reference_scores
+        return reference_scores(self.inputs.assets.test.label, lambda: self.evaluate(state))
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Hex sha256 digests of base and data, by what is in a checkpoint."""
+        assets = self.inputs.assets
+        splits = (assets.train, assets.validation, assets.test)
+        arrays = jax.tree.leaves((splits, list(self.federation.members)))
+        return {"base": assets.model.fingerprint, "data": _digest(arrays)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All fields of the config by dotted name, and digests of base and data."""
+        return trees.flat(configs.to_dict(self.config)) | self.digests
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the checkpoints of the run say about it, as JSON values."""
+        config = configs.to_record(self.config)
+        return {"config": config, "environment": environment()} | self.digests
+
+
+def _initial_state(run: Run) -> FederatedState:
+    """Build the state before the first round, on the device(s)."""
+    fed, model, spec = run.config.federation, run.inputs.assets.model, run.method.spec
+    state = federated.init_state(
+        run.method,
+        _initial_adapter(run),
+        lora.kernels_of(model.params, spec),
+        model.params["head"],
+        clients=fed.clients,
+        heads=fed.heads,
+        server_optimizer=run.setup.server_optimizer,
+    )
+    federated.check_method(run.method, state, run.federation.padded)
+    # A copy, because the round donates its input.
+    state = jax.tree.map(jnp.array, state)
+    return federated.place(state, federated.everywhere(run.setup.execution.mesh))
+
+
+def _initial_adapter(run: Run) -> Adapter:
+    """Draw the initial adapter, or continue from the one that the config names."""
+    spec, warm_start = run.method.spec, run.setup.warm_start
+    init = run.config.lora.lora_init
+    adapter = lora.init(spec, jax.random.fold_in(run.key, 1), method=init)
+    return adapter if warm_start is None else interop.warm_start(spec, adapter, warm_start)
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    """Digest arrays with their types and shapes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

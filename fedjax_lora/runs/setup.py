@@ -1,0 +1,139 @@
+"""Set up a run: partition, ranks, method and shapes, before anything is compiled."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+from fedjax_lora import data, federated, interop, lora, models
+from fedjax_lora.core.types import BatchShape
+from fedjax_lora.data.batch_shapes import step_shapes
+from fedjax_lora.evaluation.task_types import TASK_TYPES
+from fedjax_lora.federated import ranks, transforms
+from fedjax_lora.federated.faults import Fault
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods import Method
+from fedjax_lora.runs.choices import Choices
+from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.loading import Assets
+
+
+class Setup(NamedTuple):
+    """The part of a run that is decided before anything is compiled.
+
+    Attributes:
+      execution: how a cohort is executed, and the mesh of devices.
+      partition: the examples of each client.
+      allocation: the rank of each client, and how ranks change.
+      method: the method, on the LoRA spec of the run.
+      schedule: factor on the learning rate by round.
+      faults: what goes wrong with drawn clients.
+      updates: transforms of the clients' updates.
+      server_optimizer: optimizer that follows the method's change, if there is one.
+      privacy: privacy spent after a number of rounds; ``{}`` without noise.
+      warm_start: the adapter that training begins with, unless it is a fresh one.
+      lengths: lengths in tokens that batches are padded to, ascending.
+      shapes: shapes that local steps are compiled for, ascending.
+    """
+
+    execution: federated.Execution
+    partition: data.Partition
+    allocation: ranks.Allocation
+    method: Method
+    schedule: optax.Schedule
+    faults: tuple[Fault, ...]
+    updates: tuple[transforms.UpdateTransform, ...]
+    server_optimizer: transforms.ServerOptimizer | None
+    privacy: Callable[[int], dict[str, float]]
+    warm_start: interop.LoadedAdapter | None
+    lengths: tuple[int, ...]
+    shapes: tuple[BatchShape, ...]
+
+
+def set_up(
+    config: RunConfig, choices: Choices, assets: Assets, execution: federated.Execution
+) -> Setup:
+    """Partition the data, allocate the ranks and build the method; nothing is compiled.
+
+    Args:
+      config: the run.
+      choices: its choices, see `fedjax_lora.runs.choices.resolve`.
+      assets: its data and model.
+      execution: how a cohort is executed.
+
+    Raises:
+      InputError: choices that do not go with the data, the model or each other.
+    """
+    fed = config.federation
+    partition = data.partition(
+        choices.partitioner,
+        assets.task.train.labels,
+        clients=fed.clients,
+        seed=config.seed,
+        min_examples=fed.min_examples,
+        groups=assets.task.train.groups,
+    )
+    warm_start = _load_warm_start(config.lora.adapter, assets.model)
+    allocation, spec = _allocate_ranks(config, choices, assets.model, partition, warm_start)
+    method = choices.method(spec=spec)
+    method.check(allocation.possible)
+    transforms.check_transforms(choices.updates, fed.updates, method)
+    if choices.server_optimizer is not None:
+        transforms.check_method_averages(method, f"Server optimizer {fed.server_optimizer!r}")
+    lengths, shapes = step_shapes(
+        assets.train.length,
+        longest=assets.longest,
+        buckets=TASK_TYPES[assets.task.task.type].num_buckets,
+        batch=config.local.batch,
+        by_length=config.local.group_by_length,
+        unpadded=models.supports_unpadding(assets.model.module),
+    )
+    return Setup(
+        execution=execution,
+        partition=partition,
+        allocation=allocation,
+        method=method,
+        schedule=choices.schedule(rounds=fed.rounds),
+        faults=choices.faults,
+        updates=choices.updates,
+        server_optimizer=choices.server_optimizer,
+        privacy=transforms.make_privacy_report(
+            choices.updates, cohort=fed.cohort, clients=fed.clients
+        ),
+        warm_start=warm_start,
+        lengths=lengths,
+        shapes=shapes,
+    )
+
+
+def _load_warm_start(folder: str | None, model: models.Pretrained) -> interop.LoadedAdapter | None:
+    """Load the adapter that training begins with, if there is one."""
+    return None if folder is None else interop.load_adapter(folder, model)
+
+
+def _allocate_ranks(
+    config: RunConfig,
+    choices: Choices,
+    model: models.Pretrained,
+    partition: data.Partition,
+    warm_start: interop.LoadedAdapter | None,
+) -> tuple[ranks.Allocation, LoraSpec]:
+    """Allocate the clients' ranks, and build the LoRA spec with the largest of them."""
+    options = config.lora
+    make_spec = functools.partial(
+        lora.make_spec,
+        {name: part for name, part in model.params.items() if name != "head"},
+        targets=options.targets,
+        alpha=options.alpha,
+        scale=options.scale,
+        layers=options.lora_layers,
+    )
+    component_size = make_spec(rank=1).component_size
+    clients = config.federation.clients
+    population = ranks.Population(clients, config.seed, partition.quality, component_size)
+    allocation = ranks.checked(choices.ranks(population=population), config.federation.ranks)
+    spec = make_spec(rank=int(allocation.possible.max()))
+    if warm_start is not None:
+        spec = interop.warm_start_spec(spec, warm_start, keep_scale=options.alpha is None)
+    return allocation, spec
