@@ -121,7 +121,9 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
         **{name: value for name, value in base.items() if name not in _DROPPED_FIELDS}
     )
     config.num_hidden_layers = pretrained.config.layers
-    if not metadata.language:
+    if metadata.language:
+        config.tie_word_embeddings = getattr(pretrained.config, "tied", False)
+    else:
         config.id2label = dict(enumerate(metadata.classes or ["score"]))
         config.label2id = {name: n for n, name in config.id2label.items()}
         config.problem_type = "regression" if metadata.regression else "single_label_classification"

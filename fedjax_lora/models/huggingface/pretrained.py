@@ -103,6 +103,8 @@ def load(
         scan_unroll=scan_unroll,
     )
     config = _cut(full, layers)
+    if weights and checkpoint.has_own_vocabulary(source.folder, config):
+        config = dataclasses.replace(config, tied=False)
     pretrained = functools.partial(
         Pretrained,
         module=module_of(config),
