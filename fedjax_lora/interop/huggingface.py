@@ -71,14 +71,14 @@ def save_merged(
     _write_weights(path, tensors, shards)
     _write_json(path / "config.json", _config(pretrained, model.metadata))
     if pretrained.tokenizer is not None:
-        pretrained.tokenizer.save_pretrained(path)
+        model_card.padded_tokenizer(pretrained).save_pretrained(path)
     end = answer_end(model) if model.metadata.language else None
     if end is not None:
         _write_json(path / _GENERATION, _generation_config(pretrained, end.ids))
     if not with_class:
         save_head(path, torch_names.unstored(pretrained, params["head"]))
     model.metadata.write(path)
-    model_card.write(path, model.metadata, model_card.MERGED, mean=not with_class, end=end)
+    model_card.write(path, model.metadata, model_card.MERGED, pretrained=pretrained, end=end)
 
 
 def _plan_shards(tensors: dict[str, np.ndarray], shard_size: int | str) -> StateDictSplit:
@@ -123,7 +123,12 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
     config.num_hidden_layers = pretrained.config.layers
     if metadata.language:
         config.tie_word_embeddings = getattr(pretrained.config, "tied", False)
-    else:
+    elif isinstance(pretrained.config, models.DecoderConfig) and pretrained.tokenizer is not None:
+        # It tells the last token of a text from padding by this id.
+        config.pad_token_id = model_card.padded_tokenizer(pretrained).pad_token_id
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: pretrained.config.layers]
+    if not metadata.language:
         config.id2label = dict(enumerate(metadata.classes or ["score"]))
         config.label2id = {name: n for n, name in config.id2label.items()}
         config.problem_type = "regression" if metadata.regression else "single_label_classification"

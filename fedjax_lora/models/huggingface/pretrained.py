@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fedjax_lora.core import quantization, trees
+from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
@@ -90,6 +91,7 @@ def load(
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
+    check_backend()
     quantization.check(storage)
     source = resolve(name, weights=weights)
     full = _full_config(

