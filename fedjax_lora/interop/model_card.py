@@ -97,8 +97,8 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
         EvalResult(
             task_type=task[0],
             task_name=task[1],
-            dataset_type=metadata.hub or metadata.task,
-            dataset_name=metadata.task,
+            dataset_type=printable(metadata.hub or metadata.task),
+            dataset_name=printable(metadata.task),
             metric_type=metadata.metric,
             metric_value=round(score, 4),
         )
@@ -110,7 +110,7 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
             datasets=[metadata.hub] if metadata.hub else None,
             eval_results=results or None,
             library_name=card_type.library,
-            model_name=f"{_title(metadata)}, {card_type.title}",
+            model_name=f"{printable(_title(metadata))}, {card_type.title}",
             pipeline_tag=task[0],
             tags=["federated-learning", "lora", "fedjax-lora"],
         ).to_yaml()

@@ -45,3 +45,13 @@ def _words(specials: Any) -> Tokenizer:
     )
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return made
+
+
+def byte_tokenizer() -> Any:
+    """A token for each character of the words, as Qwen2's class in `transformers` needs it."""
+    characters = dict.fromkeys([*DECODER_SPECIALS, "Ġ", *"0123456789w", *"unkow"])
+    made = Tokenizer(models.BPE({word: n for n, word in enumerate(characters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -24,7 +24,9 @@ def trained(folder, family, *, language=False, ends=False, pooling="family", lay
     """A model with a random adapter and head on a base that is saved with a tokenizer."""
     decoder = family in small_decoders.FAMILIES
     base = peft_cases.make_base(folder, family, **({"pad_token_id": None} if decoder else {}))
-    if decoder:
+    if family == "qwen2":
+        tokenizer = word_tokenizer.byte_tokenizer()
+    elif decoder:
         tokenizer = word_tokenizer.decoder_tokenizer(ends=ends)
     else:
         tokenizer = word_tokenizer.encoder_tokenizer(pad_id=1 if family == "roberta" else 0)
