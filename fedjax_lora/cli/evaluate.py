@@ -241,16 +241,19 @@ def _check_task(task_data: "data.TaskData", model: "TrainedModel") -> None:
         raise_all(subject, list(_label_problems(task_data, model)))
 
 
+def _is_numbered(classes: Sequence[str]) -> bool:
+    """Whether the names of classes say no more than their numbers."""
+    return [name.removeprefix("LABEL_") for name in classes] == [*map(str, range(len(classes)))]
+
+
 def _label_problems(task_data: "data.TaskData", model: "TrainedModel") -> Iterator[str]:
     """Yield in what a task with labels differs from that of the model."""
     about, classes = model.metadata, task_data.classes
-    names = tuple(name.removeprefix("LABEL_") for name in about.classes)
-    is_numbered = names == tuple(map(str, range(len(names))))
     is_regression = task_data.task.type == "regression"
     if is_regression != about.regression or len(classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
         yield f"it has {len(classes) or 'no'} classes, the model {outputs}"
-    elif about.classes and not is_numbered and classes != about.classes:
+    elif about.classes and not _is_numbered(about.classes) and classes != about.classes:
         yield f"its classes are {classes}, the model's {about.classes}"
     if about.task and (task_data.test.pairs is not None) != about.pair:
         yield "one is of single texts, the other of pairs"

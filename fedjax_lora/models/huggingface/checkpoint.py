@@ -192,11 +192,16 @@ def _unexpected(
 ) -> Iterator[str]:
     expected = {slot.name for slot in slots}
     extra = [name for name in stored if name not in expected and not _OTHER_PARTS.match(name)]
-    if isinstance(config, DecoderConfig) and not config.num_labels:
-        # A part of the head that the module lacks; the matrix itself may be a tied copy.
-        extra += [x for x in stored if x.startswith("lm_head.") and x != "lm_head.weight"]
+    extra += _other_head_parts(config, stored)
     if extra:
         yield f"unexpected {', '.join(_grouped(extra))}"
+
+
+def _other_head_parts(config: Config, stored: Mapping[str, Tensor]) -> list[str]:
+    """Parts of a language model's head besides its matrix, which may be a tied copy."""
+    if not isinstance(config, DecoderConfig) or config.num_labels:
+        return []
+    return [x for x in stored if x.startswith("lm_head.") and x != "lm_head.weight"]
 
 
 def _grouped(tensor_names: Collection[str]) -> list[str]:

@@ -158,8 +158,8 @@ def resolve(name: str, *, weights: bool = True) -> Source:
         return Source(folder)
     if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
-    if owner := _old_owner(name):
-        name = f"{owner}/{name}"
+    owner = _old_owner(name)
+    name = f"{owner}/{name}" if owner else name
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return Source(download(name, weights=weights))
     if "/" in name or "\\" in name:

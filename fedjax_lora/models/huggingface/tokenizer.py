@@ -50,6 +50,11 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
             f"{config.vocab_size}: {some}{' and others' if len(beyond) > 5 else ''} have no "
             "embedding; save the model after resize_token_embeddings, or use its own tokenizer."
         )
+    return _padding_with_end(tokenizer)
+
+
+def _padding_with_end(tokenizer: Any) -> Any:
+    """Return the tokenizer with its end-of-text token as padding token if it has no other."""
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -89,7 +94,7 @@ def _check_sentencepiece(folder: Path) -> None:
     if missing:
         raise InputError(
             f"The tokenizer in {folder} is {files[0]}, which needs {' and '.join(missing)} to be "
-            "converted; install fedjax-lora[sentencepiece], or save a tokenizer.json there."
+            "converted; install it (the extra [sentencepiece]), or save a tokenizer.json there."
         )
 
 

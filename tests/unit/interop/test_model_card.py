@@ -48,9 +48,8 @@ def trained(folder, family, *, language=False, ends=False, pooling="family", lay
     rng = np.random.default_rng(2)
     draw = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
     classes = () if language else small_encoders.LABELS
-    metadata = small_encoders.about(
-        pretrained, classes=classes, language=language, layers=layers, **{"max_length": 9} | about
-    )
+    about = {"max_length": 9, "classes": classes, "language": language, "layers": layers} | about
+    metadata = small_encoders.about(pretrained, **about)
     return interop.TrainedModel(
         pretrained=pretrained,
         metadata=metadata,
