@@ -18,6 +18,7 @@ from fedjax_lora.federated import transforms
 from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
 from fedjax_lora.runs import build
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.compilation import programs
 from tests._helpers import closed_form_rounds, problems
 from tests._helpers.problems import (
     COHORT,
@@ -348,11 +349,19 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
 # ------------------------------------------------------------------------------------------- a run
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """The config of a run on a very small model and two dozen texts, and what such runs share."""
+    folder = tmp_path_factory.mktemp("small") / "good"
+    good.write(folder)
+    config = configs.from_dict(good.settings(folder) | {"lora": {}})
+    return config, {"assets": build.load_assets(config), "programs": programs()}
+
+
 @pytest.fixture
-def run_with(tmp_path):
-    """A run on a very small model and two dozen texts, by clients of one class each."""
-    good.write(tmp_path / "good")
-    config = configs.from_dict(good.settings(tmp_path / "good") | {"lora": {}})
+def run_with(small_run, tmp_path):
+    """A run by clients of one class each."""
+    config, shared = small_run
     federation = {
         "cohort": 3,
         "rounds": 4,
@@ -364,7 +373,7 @@ def run_with(tmp_path):
         fed = dataclasses.replace(config.federation, **federation, method=method, faults=faults)
         own = dataclasses.replace(config.local, **{"batch": 2, "optimizer": "sgd"} | local)
         changed = dataclasses.replace(config, federation=fed, local=own)
-        return fl.run(changed, out=tmp_path / "run", overwrite=True)
+        return fl.run(changed, out=tmp_path / "run", **shared)
 
     return play
 
