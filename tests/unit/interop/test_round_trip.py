@@ -144,7 +144,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     save(out, ours)
     text = (out / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    assert str(model.folder) not in text, "where things are on this machine is nobody's business"
+    assert str(model.folder) not in text, "no path of this machine is published"
     code = code.replace(f'base = "{model.folder.name}"', f'base = "{model.folder}"')
     monkeypatch.chdir(out)
     found: dict = {}

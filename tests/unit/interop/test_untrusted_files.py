@@ -1,4 +1,4 @@
-"""Files from strangers: refused with a sentence, before anything is allocated or followed."""
+"""Untrusted files: refused with a sentence, before anything is allocated or followed."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
         config.write_text(
             json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
         )
-        (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
+        (model.folder / "evil.py").write_text("raise SystemExit('untrusted code')")
         interop.save_merged(tmp_path / "out", small_encoders.fitted(model))
     finally:
         config.write_text(before)

@@ -18,7 +18,7 @@ from fedjax_lora.models.huggingface import download, registry
 
 @pytest.fixture
 def cut_off(monkeypatch, tmp_path):
-    """A hub that nobody answers for, and an empty cache."""
+    """A hub that cannot be reached, and an empty cache."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -185,7 +185,7 @@ def test_download_then_cache(cut_off, monkeypatch):
     assert models.resolve("org/model").folder == folder
 
 
-def test_weights_that_nobody_reads_stay_on_the_hub(saved, cut_off, key, monkeypatch):
+def test_weights_that_are_not_read_stay_on_the_hub(saved, cut_off, key, monkeypatch):
     monkeypatch.setitem(FILES, "config.json", (saved("bert")[0] / "config.json").read_bytes())
     monkeypatch.delitem(FILES, "vocab.txt")
     with answering(monkeypatch):
