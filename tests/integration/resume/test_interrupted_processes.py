@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments.robustness.interruptions import commands, harness, trials
-from fedjax_lora.cli import main
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.compilation import programs
@@ -28,8 +27,8 @@ def quick_processes() -> Iterator[None]:
 def target(tmp_path_factory) -> harness.Workspace:
     """A small run that nothing has happened to."""
     target = harness.prepare(tmp_path_factory.mktemp("site"))
-    command = target.command(f"--out={target.path / 'whole'}")
-    assert main.main(command[command.index("run") :]) == 0
+    done = harness.call(target, target.command(f"--out={target.path / 'whole'}"))
+    assert done.status == 0, done.output
     return target
 
 
