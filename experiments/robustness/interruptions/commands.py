@@ -124,22 +124,23 @@ def full_disk(target: Workspace, name: str) -> Trial:
     """
     whole, _ = uninterrupted(target, name)
     disk, out = target.path / "disk", fresh(target, f"{name}-full")
+    left = fresh(target, f"{name}-left")  # what is on the full disk
     disk.mkdir(exist_ok=True)
     run = shlex.join(command(target, name, disk / "out"))
     script = (
         f"mount -t tmpfs -o {FULL[name]} none {disk}; mkdir {disk}/out; {run}; echo status $?; "
     )
-    script += f"find {disk} -type f; echo left; mount -o remount,size=64m,nr_inodes=1000 {disk}; "
+    script += (
+        f"cp -r {disk}/out/. {left}; echo left; mount -o remount,size=64m,nr_inodes=1000 {disk}; "
+    )
     script += f"{run}; echo status $?; cp -r {disk}/out/. {out}"
     done = harness.call(target, ["unshare", "-rm", "bash", "-c", script])
     full, last = (int(x.split()[1]) for x in done.output.splitlines() if x.startswith("status "))
     before = done.output.partition("left\n")[0]
     sentence = next((x for x in before.splitlines() if x.startswith("fedjax-lora: ")), "")
-    names = [x for x in before.splitlines() if x.startswith(f"{disk}/")]
-    final = [x.removeprefix(f"{disk}/out/") for x in names]
     return {
         "status": full,
         "reported": full == 2 and "cannot be written" in sentence and "Traceback" not in before,
-        "whole_files": not any(path in whole for path in final if not path.startswith("runs/")),
+        "whole_files": all(whole.get(path, x) == x for path, x in outputs(left).items()),
         "same": last == 0 and outputs(out) == whole,
     }
