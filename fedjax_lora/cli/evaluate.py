@@ -189,25 +189,8 @@ def _load_task(
         data_dir = config.data.data_dir if data_dir is None else data_dir
         test_examples = config.data.test_examples if test_examples is None else test_examples
     task_data = data.load(spec, data_dir=data_dir, seed=seed, test_examples=test_examples)
-    task_data = _in_model_order(task_data, model)
     _check_task(task_data, model)
     return task_data
-
-
-def _in_model_order(task_data: "data.TaskData", model: "TrainedModel") -> "data.TaskData":
-    """Renumber the test labels of a task whose classes the model has in another order.
-
-    ``LABEL_3`` of `transformers` is class 3 of data that is labelled with numbers.
-    """
-    import numpy as np
-
-    ours = [name.removeprefix("LABEL_") for name in model.metadata.classes]
-    task_classes = list(task_data.classes)
-    if model.metadata.language or ours == task_classes or sorted(ours) != sorted(task_classes):
-        return task_data
-    number = np.array([ours.index(name) for name in task_classes], np.int32)
-    test = task_data.test._replace(labels=number[task_data.test.labels])
-    return task_data._replace(classes=model.metadata.classes, test=test)
 
 
 def _make_evaluator(
@@ -241,22 +224,25 @@ def _check_task(task_data: "data.TaskData", model: "TrainedModel") -> None:
         raise_all(subject, list(_label_problems(task_data, model)))
 
 
-def _is_numbered(classes: Sequence[str]) -> bool:
-    """Whether the names of classes say no more than their numbers."""
-    return [name.removeprefix("LABEL_") for name in classes] == [*map(str, range(len(classes)))]
-
-
 def _label_problems(task_data: "data.TaskData", model: "TrainedModel") -> Iterator[str]:
     """Yield in what a task with labels differs from that of the model."""
     about, classes = model.metadata, task_data.classes
+    is_numbered = about.classes == tuple(map(str, range(len(about.classes))))
     is_regression = task_data.task.type == "regression"
     if is_regression != about.regression or len(classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
         yield f"it has {len(classes) or 'no'} classes, the model {outputs}"
-    elif about.classes and not _is_numbered(about.classes) and classes != about.classes:
+    elif about.classes and not is_numbered and classes != about.classes:
         yield f"its classes are {classes}, the model's {about.classes}"
     if about.task and (task_data.test.pairs is not None) != about.pair:
         yield "one is of single texts, the other of pairs"
+
+
+def _f1(scores: dict[str, Any]) -> str:
+    """Say what an F1 score is of."""
+    if "positive_class" in scores:
+        return f"; f1 is of the class {printable(scores['positive_class'])}"
+    return "; f1 is macro F1, the mean over the classes" * (scores["metric"] == "f1")
 
 
 def _print(console: Console, scores: dict[str, Any]) -> None:
@@ -267,11 +253,7 @@ def _print(console: Console, scores: dict[str, Any]) -> None:
         for name in dict.fromkeys((scores["metric"], "perplexity", "loss"))
         if name in scores["global"]
     ]
-    console.print(f"{printable(scores['task'])}, {scores['examples']} test examples")
-    if "positive_class" in scores:
-        console.print(f"f1 is of the class {printable(scores['positive_class'])}")
-    elif scores["metric"] == "f1":
-        console.print("f1 is the macro F1, the mean over the classes")
+    console.print(f"{printable(scores['task'])}, {scores['examples']} test examples{_f1(scores)}")
     console.print(f"{'':<24}" + "".join(f"{name:>16}" for name in columns))
 
     def line(title: str, values: dict[str, float]) -> None:

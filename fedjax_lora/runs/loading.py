@@ -1,18 +1,20 @@
 """Load the data and the model of a run, and decide the devices that it runs on."""
 
 import functools
+import logging
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import data, federated, interop, models
-from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Key
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import Execution
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
+
+log = logging.getLogger(__name__)
 
 
 class Assets(NamedTuple):
@@ -58,7 +60,6 @@ def load_assets(
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
     """
-    check_backend()
     options = config.data
     task = data.load(
         options.task,
@@ -124,6 +125,13 @@ def _encode(
     )
     validation = encoded["validation"].tokens if "validation" in encoded else None
     return Assets(task, model, encoded["train"].tokens, validation, encoded["test"].tokens)
+
+
+@functools.cache
+def log_notes(task: str, notes: tuple[str, ...]) -> None:
+    """Warn of labels that are probably not as they were meant, once for the runs of a process."""
+    for note in notes:
+        log.warning("task %s: %s", task, note)
 
 
 def execution_of(config: RunConfig) -> Execution:

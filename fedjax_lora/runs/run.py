@@ -17,7 +17,7 @@ from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.compilation import programs as new_programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder import RunFolder
-from fedjax_lora.runs.loading import Assets, execution_of, load_assets
+from fedjax_lora.runs.loading import Assets, execution_of, load_assets, log_notes
 from fedjax_lora.runs.outputs import Result, finish, make_result
 from fedjax_lora.runs.prepared import Run
 from fedjax_lora.runs.recorder import Recorder, recording
@@ -94,6 +94,7 @@ def run(
             execution = execution_of(config)
             setup = set_up(config, choices, assets, execution)
             built = assemble(config, setup, assets, shared)
+        log_notes(assets.task.task.name, assets.task.notes)
         if jax.process_count() > 1:
             distributed.check_same("config or input", built.identity)
         with distributed.raise_on_all():

@@ -1,4 +1,4 @@
-"""Write the parity table: ``python -m experiments.robustness.huggingface_parity.report``."""
+"""The README's table of parity: ``python -m experiments.robustness.huggingface_parity.report``."""
 
 import json
 import pathlib

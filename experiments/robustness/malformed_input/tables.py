@@ -6,6 +6,10 @@ import gzip
 import lzma
 from collections.abc import Iterator
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
 from experiments.robustness.malformed_input import good
 from experiments.robustness.malformed_input.case import (
     DEEP,
@@ -23,6 +27,11 @@ BOMB = {
     "xz": lzma.compress(bytes(2**28), preset=0),
 }
 """Some kilobytes that unpack to one line of 256 megabytes."""
+ROWS = {
+    "gz": gzip.compress(good.csv() + b"a,yes\n" * 2**22, 1),
+    "xz": lzma.compress(good.csv() + b"a,yes\n" * 2**22, preset=0),
+}
+"""Kilobytes that unpack to four million rows."""
 
 CSV: dict[str, bytes] = {
     "only a header": b"text,label\n",
@@ -42,7 +51,13 @@ CSV: dict[str, bytes] = {
     "half a character": good.csv() + b"\xe2\x82,yes\n",
     "utf-16": good.csv().decode().encode("utf-16"),
     "utf-32": good.csv().decode().encode("utf-32"),
-    "a field of 200,000 characters": good.csv() + b"x" * 200_000 + b",yes\n",
+    "an empty text": good.csv() + b",yes\n",
+    "an empty label": good.csv() + b"a text,\n",
+    "a blank label": good.csv() + b'a text," \t"\n',
+    "a text of 17 million characters over many lines": good.csv()
+    + b'"'
+    + b"x\n" * 2**23
+    + b'"x"\n',
     "a line of 17 million characters": good.csv() + HUGE_LINE + b",yes\n",
     "one row": b"text,label\na,b\n",
     "fewer rows than clients": b"text,label\na,b\nc,d\n",
@@ -81,12 +96,34 @@ JSONL: dict[str, bytes] = {
     "a line of 17 million characters": good.jsonl() + HUGE_LINE,
     "csv": good.csv(),
     "no row": b"\n\n",
+    "an empty text": good.jsonl() + b'{"text": "", "label": "yes"}\n',
+    "a label of spaces": good.jsonl() + b'{"text": "a", "label": "  "}\n',
+    "a conversation": b'{"messages": [{"role": "user", "content": "a"}]}\n',
     "True for true": b'{"text": "a", "label": True}\n',
 }
 
 
 def _columns(**changed: list) -> bytes:
     return good.parquet({"text": good.TEXTS, "label": good.LABELS} | changed)
+
+
+def _class_labels(labels: list[int], names: tuple[str, ...] = ("no", "yes")) -> bytes:
+    """A table whose labels `datasets` has stored as numbers of classes."""
+    feature = {"names": names, "_type": "ClassLabel"}
+    about = {b"huggingface": good.as_json({"info": {"features": {"label": feature}}})}
+    table = pyarrow.table({"text": good.TEXTS, "label": labels}).replace_schema_metadata(about)
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _repeated() -> bytes:
+    """Kilobytes that hold gigabytes: one long text for all rows."""
+    index = pyarrow.array(np.zeros(500_000, np.int32))
+    column = pyarrow.DictionaryArray.from_arrays(index, pyarrow.array(["x" * 10_000]))
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column, "label": column}), sink)
+    return sink.getvalue().to_pybytes()
 
 
 _COUNT = len(good.TEXTS)
@@ -108,6 +145,11 @@ PARQUET: dict[str, bytes] = {
     "a label that is missing": _columns(label=[*good.LABELS[1:], None]),
     "a label that is not a number": _columns(label=[float("nan")] * _COUNT),
     "labels that are lists": _columns(label=[[1]] * _COUNT),
+    "a text that is empty": _columns(text=["", *good.TEXTS[1:]]),
+    "a class label without a name": _class_labels([0, 1, 2] * (_COUNT // 3)),
+    "a class label that is -1": _class_labels([-1, *[0, 1] * (_COUNT // 2)][:_COUNT]),
+    "a class name twice": _class_labels([0, 1] * (_COUNT // 2), names=("yes", "yes")),
+    "a text of 10,000 characters half a million times": _repeated(),
     "only the magic word": b"PAR1",
     "the magic word twice": b"PAR1PAR1",
     "a footer of no bytes": b"PAR1" + bytes(4) + b"PAR1",
@@ -146,6 +188,7 @@ def _packed() -> Iterator[Case]:
             "a byte turned": flipped,
             "empty": b"",
             "a bomb": BOMB[ending],
+            "a bomb of rows": ROWS[ending],
             "packed twice": (gzip.compress if ending == "gz" else lzma.compress)(content),
         }
         for name, spoil in broken.items():
@@ -197,6 +240,13 @@ def _specs() -> Iterator[Case]:
         "a list of files": "file(train=['train.csv'])",
         "a call for a file": "file(train=open('train.csv'))",
         "a number for a column": "file(train='train.csv', text=1)",
+        "a delimiter of two characters": good.task("train.csv", delimiter=";;"),
+        "another delimiter": good.task("train.csv", delimiter=";"),
+        "a delimiter for json": good.task("train.jsonl", delimiter=";"),
+        "an unknown encoding": good.task("train.csv", encoding="utf-9"),
+        "an encoding of no text": good.task("train.csv", encoding="zlib"),
+        "another encoding": good.task("train.csv", encoding="utf-16"),
+        "a folder for a file": "file(train='.')",
         "a test file that is not there": good.task("train.csv", test="none.csv"),
         "a web address": "file(train='https://example.org/train.csv')",
     }.items():

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.delimited import USUAL, Layout
 from fedjax_lora.data.datasets.records import Table
-from fedjax_lora.data.datasets.table_readers import read_columns
+from fedjax_lora.data.datasets.table_readers import check_values, read_columns
 from fedjax_lora.data.datasets.text_files import open_text, read_json
 
 ALL = "all"
@@ -38,9 +39,22 @@ GSM8K = Columns("question", "answer")
 NATURAL_HUB = Columns("definition", "targets", "inputs", group="task_name")
 
 
-def read_instructions(path: Path, columns: Columns, *, format: str | None = None) -> Table:
-    """Read a file with these columns, see `table_readers.read_columns`."""
-    values, rows = read_columns(path, _names(columns), format=format)
+def read_instructions(
+    path: Path, columns: Columns, *, format: str | None = None, layout: Layout = USUAL
+) -> Table:
+    """Read a file with these columns, see `table_readers.read_columns`.
+
+    A context may be null or left out, and is then empty. Instructions and completions may be empty
+    texts: examples without a completion are counted as skipped when they are tokenised.
+    """
+    values, rows, _ = read_columns(
+        path,
+        _names(columns),
+        format=format,
+        layout=layout,
+        blank=_texts(columns),
+        absent=_contexts(columns),
+    )
     return _table(str(path), columns, values, rows)
 
 
@@ -48,12 +62,24 @@ def hub_instructions(columns: Columns, where: str, part: Any) -> Table:
     """Read a split of a hub dataset with these columns."""
     names = _names(columns)
     raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
-    values = {name: list(part[name]) for name in names}
-    return _table(where, columns, values, range(1, len(part) + 1))
+    values, rows = {name: list(part[name]) for name in names}, range(1, len(part) + 1)
+    for name in _contexts(columns):
+        values[name] = ["" if value is None else value for value in values[name]]
+    for name, column in values.items():
+        check_values(where, name, column, rows, blank=name in _texts(columns))
+    return _table(where, columns, values, rows)
 
 
 def _names(columns: Columns) -> list[str]:
     return list(dict.fromkeys(name for name in columns if name is not None))
+
+
+def _texts(columns: Columns) -> list[str]:
+    return [columns.instruction, columns.completion, *_contexts(columns)]
+
+
+def _contexts(columns: Columns) -> list[str]:
+    return [] if columns.context is None else [columns.context]
 
 
 def _table(

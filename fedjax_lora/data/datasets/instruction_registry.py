@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.data import prompts
+from fedjax_lora.data.datasets.delimited import Layout
 from fedjax_lora.data.datasets.instruction_formats import (
     ALPACA,
     DOLLY,
@@ -134,30 +135,40 @@ def instructions(
     metric: str = "perplexity",
     format: str = "auto",
     answer_tokens: int = Prompting().answer_tokens,
+    delimiter: str | None = None,
+    header: bool = True,
+    encoding: str | None = None,
 ) -> Task:
-    """Language task of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
+    """Language task of the user's own files or folders, of the formats of `file(...)`.
 
     Args:
       train: the training file, relative to the data folder if one is given.
       test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test set.
       instruction: name of the instruction column.
       completion: name of the completion column.
-      context: name of the column of texts that instructions are about; fields may be empty.
+      context: name of the column of texts that instructions are about; fields may be empty, null
+        or left out.
       category: name of the category column, which partitioners by label use.
       group: name of the column with the natural client of each example.
       metric: `"perplexity"`, `"rouge_l"` or `"exact_match"`.
       format: the prompt format, see `Prompting`.
       answer_tokens: largest number of tokens generated for an answer.
+      delimiter: one character between the fields of a csv or tsv file, such as `';'`.
+      header: whether the first row of a csv or tsv file names the columns; otherwise they are
+        named `'1'`, `'2'`, ...
+      encoding: encoding of a csv or tsv file, such as `'cp1252'`; UTF-8 by default.
 
     Raises:
       InputError: an unknown metric or format, or one that these tasks cannot have.
     """
+    layout = Layout(delimiter, header, encoding)
+    layout.check()
     columns = Columns(instruction, completion, context, category, group)
     local = Local(
         "",
         (train,),
         (test,) if test else (),
-        partial(read_instructions, columns=columns),
+        partial(read_instructions, columns=columns, layout=layout),
         cut=test is None,
     )
     task = Task("instructions", f"own files: {train}", "", metric="perplexity", local=local)

@@ -6,16 +6,21 @@ caller to report; AG News contains such texts.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.label_notes import are_scores, label_notes
 from fedjax_lora.data.datasets.records import Split, Table, Task, TaskData
 from fedjax_lora.data.datasets.registry import TASKS, find_task
 from fedjax_lora.data.datasets.sources import read_task, read_test
 from fedjax_lora.data.prompts import DATE
+
+MOST_SCORES = 20
+"""Numbers that are not whole and may be classes, such as stars in halves."""
 
 
 def load(
@@ -66,7 +71,8 @@ def load(
     test = all_test.take(np.sort(order[:test_examples]))
     skipped = train_table.skipped + test_table.skipped
     overlap = count_overlap(train, test)
-    return TaskData(task, classes, train, validation, test, overlap, skipped, groups)
+    notes = label_notes(classes, train.labels, test.labels) if task.type == "classification" else []
+    return TaskData(task, classes, train, validation, test, overlap, skipped, groups, tuple(notes))
 
 
 def _class_index(task: Task, train: Table, test: Table) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -76,11 +82,47 @@ def _class_index(task: Task, train: Table, test: Table) -> tuple[tuple[str, ...]
     if task.type == "language":  # the test set may have further categories
         classes = _names(train.labels, test.labels)
     else:
-        classes = task.classes or train.classes or _sorted_names(map(str, train.labels))
+        classes = task.classes or train.classes or _sorted_names(_labels(train, test))
+        if not (task.classes or train.classes):
+            _refuse_scores(train, classes)
+    _refuse_repeated(train, classes)
     index = {name: label for label, name in enumerate(classes)}
     if task.classes or train.classes:  # then a source may also use the number of a class
         index = {str(label): label for label in range(len(classes))} | index
     return classes, index
+
+
+def _refuse_repeated(train: Table, classes: tuple[str, ...]) -> None:
+    """Refuse a class name that the source states twice.
+
+    Raises:
+      InputError: it does.
+    """
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"{train.where} states the class {repeated[0]!r} twice; give each class its own name."
+        )
+
+
+def _refuse_scores(train: Table, classes: tuple[str, ...]) -> None:
+    """Refuse labels that are scores and not classes.
+
+    Raises:
+      InputError: they are numbers, not all of them whole, and there are many or one occurs once.
+    """
+    counts = Counter(map(str, train.labels))
+    if are_scores(classes) and (len(classes) > MOST_SCORES or min(counts.values()) == 1):
+        raise InputError(
+            f"{train.where}: the labels are {len(classes)} different numbers such as "
+            f"{next(name for name in classes if are_scores([name]))}; scores need metric='pearson' "
+            "(classes need names, or whole numbers)."
+        )
+
+
+def _labels(train: Table, test: Table) -> Iterable[str]:
+    """Labels that make the classes: also those of a test set that is drawn from the same file."""
+    return map(str, [*train.labels, *(test.labels if test.where == train.where else ())])
 
 
 def _tables(task: Task, data_dir: str | None) -> tuple[Table, Table]:
@@ -183,8 +225,11 @@ def _classes(table: Table, index: dict[str, int]) -> np.ndarray:
         bad = labels.index(-1)
         names = list(index)[-max(index.values()) - 1 :]  # without the numbers
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        advice = "correct it or remove the row"
+        if are_scores([*names, str(table.labels[bad])]):
+            advice = "labels that are scores need metric='pearson'"
         raise InputError(
             f"{table.where} row {table.rows[bad]}: the label {table.labels[bad]!r} is not one of "
-            f"the {len(names)} classes ({shown}); correct it or remove the row."
+            f"the {len(names)} classes ({shown}); {advice}."
         )
     return np.array(labels, np.int32)

@@ -7,8 +7,8 @@ full official one, a common sample), the reader distinguishes them by the number
 from pathlib import Path
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets.delimited import check_width, read_rows
 from fedjax_lora.data.datasets.records import Table
-from fedjax_lora.data.datasets.table_readers import check_width, read_rows
 
 
 def read_ag_news(path: Path) -> Table:

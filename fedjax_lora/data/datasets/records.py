@@ -212,6 +212,7 @@ class TaskData(NamedTuple):
         `fedjax_lora.data.datasets.official_formats.read_qqp`), and of examples of language tasks
         that cannot be learned from (see `fedjax_lora.data.instruction_tokens.encode`).
       groups: names of the natural clients, in the order of their codes.
+      notes: sentences about labels that are probably not as they were meant.
     """
 
     task: Task
@@ -222,3 +223,4 @@ class TaskData(NamedTuple):
     overlap: int
     skipped: int = 0
     groups: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

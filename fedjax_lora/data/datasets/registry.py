@@ -11,6 +11,7 @@ from functools import partial
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.data.datasets import instruction_registry, official_formats, stdlib_docstrings
+from fedjax_lora.data.datasets.delimited import Layout
 from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
 from fedjax_lora.data.datasets.table_readers import read_named
 
@@ -208,8 +209,16 @@ def file(
     group: str | None = None,
     metric: str = "accuracy",
     format: str | None = None,
+    delimiter: str | None = None,
+    header: bool = True,
+    encoding: str | None = None,
 ) -> Task:
-    """Task of the user's own csv, tsv, jsonl, json or parquet files (.gz and .xz too).
+    """Task of the user's own csv, tsv, jsonl, json, parquet or arrow files (.gz, .xz, .bz2 too).
+
+    A folder of `datasets.Dataset.save_to_disk` or `datasets.DatasetDict.save_to_disk` is read too;
+    the latter holds the training set in its split `train` and the test set in its split `test`. No
+    field may be empty. Labels that a file states as class labels (a feature of `datasets`) have
+    the names and the order stated there.
 
     Args:
       train: the training file, relative to the data folder if one is given.
@@ -223,6 +232,10 @@ def file(
         `"matthews"`, or `"pearson"` (labels are scores).
       format: a name in `fedjax_lora.data.datasets.table_readers.FORMATS`; by default it follows
         from the ending of the file name.
+      delimiter: one character between the fields of a csv or tsv file, such as `';'`.
+      header: whether the first row of a csv or tsv file names the columns; otherwise they are
+        named `'1'`, `'2'`, ...
+      encoding: encoding of a csv or tsv file, such as `'cp1252'`; UTF-8 by default.
 
     Raises:
       InputError: a metric that such a task cannot have, or files that are not named by strings.
@@ -232,7 +245,11 @@ def file(
         raise unknown("metric", metric, metrics)
     if not isinstance(train, str) or not isinstance(test, str | None):
         raise InputError("file(...): train and test are file names in quotes.")
-    reader = partial(read_named, text=text, pair=pair, label=label, group=group, format=format)
+    layout = Layout(delimiter, header, encoding)
+    layout.check()
+    reader = partial(
+        read_named, text=text, pair=pair, label=label, group=group, format=format, layout=layout
+    )
     local = Local("", (train,), (test,) if test else (), reader, cut=test is None)
     return Task("file", f"own files: {train}", "", metric=metric, local=local)
 

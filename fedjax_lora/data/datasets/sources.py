@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.data.datasets.arrow_tables import SAVED, saved_splits
 from fedjax_lora.data.datasets.records import Folder, Hub, Local, Table, Task
+from fedjax_lora.data.datasets.table_readers import check_values
 
 CUT_SEED = 0  # draws the test set of data that has none, whatever the run's seed
 TEST_SHARE = 0.2
@@ -62,11 +64,9 @@ def _read_local(local: Local | Folder, root: Path) -> tuple[Table, Table]:
     train = _first(folder, local.train)
     test = _first(folder, local.test)
     if train is None or (test is None and not local.cut):
-        missing = local.train if train is None else local.test
-        raise InputError(
-            f"{folder} has none of {', '.join(missing)} (also as .gz); put one there "
-            "or check --data-dir."
-        )
+        raise _missing(folder, local.train if train is None else local.test)
+    test = _saved_test(train) if test is None else _of_split(test, "test")
+    train = _of_split(train, "train")
     table = local.read(train)
     if test is None or (local.cut and test == train):
         return _cut(table)
@@ -75,7 +75,58 @@ def _read_local(local: Local | Folder, root: Path) -> tuple[Table, Table]:
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     paths = [folder / (name + ending) for name in names for ending in ("", ".gz")]
-    return next((path for path in paths if os.path.isfile(path)), None)
+    return next((path for path in paths if _is_source(path)), None)
+
+
+def _missing(folder: Path, names: Sequence[str]) -> InputError:
+    """Make the error for files that are not there, or are folders of something else."""
+    other = next((folder / name for name in names if os.path.isdir(folder / name)), None)
+    if other is not None:
+        return InputError(
+            f"{other} is a folder, but none that datasets has saved (it has no {SAVED[0]}); name a "
+            "file."
+        )
+    return InputError(
+        f"{folder} has none of {', '.join(names)} (also as .gz); put one there or check --data-dir."
+    )
+
+
+def _is_source(path: Path) -> bool:
+    """Whether a path is a file, or a folder that `datasets` has saved."""
+    return os.path.isfile(path) or saved_splits(path) is not None
+
+
+def _saved_test(path: Path) -> Path | None:
+    """Return the folder of splits that a training set was named by, if it has a test set.
+
+    Raises:
+      InputError: it has other splits, of which one may be meant for testing.
+    """
+    splits = saved_splits(path) or ()
+    others = [split for split in splits if split != "train"]
+    if "train" in splits and "test" not in splits and others:
+        raise InputError(
+            f"{path} has no split 'test' (splits: {', '.join(splits)}); give "
+            f"test='{path.name}/{others[0]}', or train='{path.name}/train' to draw a test set."
+        )
+    return path / "test" if "test" in splits else None
+
+
+def _of_split(path: Path, split: str) -> Path:
+    """Return the folder of a split, of a folder with splits; any other path as it is.
+
+    Raises:
+      InputError: the folder has no such split.
+    """
+    splits = saved_splits(path)
+    if not splits:
+        return path
+    if split not in splits:
+        raise InputError(
+            f"{path} has no split {split!r} (splits: {', '.join(splits)}); name the folder of one, "
+            f"such as '{path.name}/{splits[0]}'."
+        )
+    return path / split
 
 
 def _cut(table: Table) -> tuple[Table, Table]:
@@ -115,12 +166,15 @@ def _read_hub(name: str, hub: Hub, splits: list[str]) -> list[Table]:
 def _hub_table(hub: Hub, where: str, part: Any) -> Table:
     names = [*hub.columns, hub.label, *([hub.group] if hub.group else [])]
     raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
+    columns, rows = {name: list(part[name]) for name in names}, range(1, len(part) + 1)
+    for name, column in columns.items():
+        check_values(where, name, column, rows, blank=True)
     return Table(
         where,
-        texts=list(part[hub.columns[0]]),
-        labels=list(part[hub.label]),
-        rows=range(1, len(part) + 1),
-        pairs=list(part[hub.columns[1]]) if len(hub.columns) > 1 else None,
-        groups=[str(value) for value in part[hub.group]] if hub.group else None,
+        texts=columns[hub.columns[0]],
+        labels=columns[hub.label],
+        rows=rows,
+        pairs=columns[hub.columns[1]] if len(hub.columns) > 1 else None,
+        groups=[str(value) for value in columns[hub.group]] if hub.group else None,
         classes=tuple(getattr(part.features[hub.label], "names", ())),
     )

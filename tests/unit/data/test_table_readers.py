@@ -1,6 +1,8 @@
 """Readers of users' files and of the official forms, on small messy samples."""
 
+import bz2
 import gzip
+import json
 import lzma
 import re
 
@@ -10,13 +12,15 @@ import pytest
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets import official_formats
-from fedjax_lora.data.datasets.table_readers import read_named
+from fedjax_lora.data.datasets.delimited import Layout
+from fedjax_lora.data.datasets.table_readers import columns_of, read_named
 
 
 def write(path, text, *, bom=False):
     """Write text (or bytes) to a path, compressed if its name says so; return the path."""
     data = text if isinstance(text, bytes) else text.encode("utf-8-sig" if bom else "utf-8")
-    data = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data)
+    packers = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    data = packers.get(path.suffix.lower(), bytes)(data)
     path.write_bytes(data)
     return path
 
@@ -67,7 +71,7 @@ def test_jsonl_and_parquet(tmp_path):
         ("a.csv", "text,label\na,b\na\n", "a.csv row 3 has 1 fields where 2 are expected"),
         ("a.csv", 'text,label\na,b\n"a,b\n', "a.csv row 3 is not well-formed"),
         ("a.csv", "text,x\na,b\n", r"a.csv: no column 'label' \(columns: text, x\)"),
-        ("a.csv", "x,y\na,b\n", "no column 'text' .*; no column 'label'"),
+        ("a.csv", "x,y\na,b\n", "no column 'text'; no column 'label' .columns: x, y."),
         ("a.csv", "text,text,label\na,b,c\n", "column 'text' occurs twice"),
         ("a.csv", "", "no column 'text'"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", "a.csv is not UTF-8 text"),
@@ -132,3 +136,124 @@ def test_qqp_skips_and_counts_only_the_known_defect(tmp_path, header):
     assert list(table.rows) == [2 + bool(header)]
     other = write(tmp_path / "b.tsv", header + "7\t1\t2\tWhy?\twhich\n")
     assert "has 5 fields where 6 are expected" in refusal(official_formats.read_qqp, other)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("column", ["text", "label", "pair", "group"])
+@pytest.mark.parametrize("empty", ["", "  ", "\u3000"])
+def test_an_empty_field_is_refused_with_its_row(ending, column, empty, tmp_path):
+    rows = [{"text": "a", "label": "x", "pair": "b", "group": "c"} for _ in range(3)]
+    rows[1][column] = empty
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending in ("json", "jsonl"):
+        lines = [json.dumps(row) for row in rows]
+        path.write_text(f"[{','.join(lines)}]" if ending == "json" else "\n".join(lines))
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[ending]
+        path.write_text(
+            "\n".join(separator.join(r) for r in [[*rows[0]], *(r.values() for r in rows)])
+        )
+    message = refusal(named, path, pair="pair", group="group")
+    row = 3 if ending in ("csv", "tsv") else 2
+    assert f"row {row}: column {column!r} is {'blank' if empty else 'empty'}; fill" in message
+
+
+def test_predictions_are_for_empty_texts_too(tmp_path):
+    path = write(tmp_path / "A.CSV", 'text\na\n""\nb\n')
+    assert columns_of(path, ["text"]) == {"text": ["a", "", "b"]}
+    assert columns_of(tmp_path / "a.txt", ["text"]) is None
+    assert columns_of(tmp_path / "a", ["text"]) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.ndjson", "a.JSONL", "a.jsonl.gz", "A.NDJSON.GZ", "a.json.bz2"]
+)
+def test_json_lines_of_any_name(name, tmp_path):
+    """`datasets.Dataset.to_json` writes lines into a file that one calls .json."""
+    lines = '\n{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n'
+    table = named(write(tmp_path / name, lines))
+    assert (table.texts, table.labels, list(table.rows)) == (["a", "b"], [1, 0], [2, 3])
+    one = named(write(tmp_path / name, '{"text": "a", "label": 1}'))
+    assert one.texts == ["a"]
+
+
+def test_a_json_array_in_one_long_line(tmp_path):
+    rows = [{"text": "x" * 2**16, "label": n % 2} for n in range(2**8 + 1)]
+    assert len(named(write(tmp_path / "a.json", json.dumps(rows))).texts) == len(rows)
+
+
+@pytest.mark.parametrize("text", ['{"data": [{"text": "a"}]}', '{\n"a": [1]\n}'])
+def test_other_json_objects_are_no_lines(text, tmp_path):
+    assert "is not a JSON array" in refusal(named, write(tmp_path / "a.json", text))
+
+
+def test_conversations_are_refused_by_name(tmp_path):
+    for name in ("conversations", "messages"):
+        lines = f'{{"{name}": [{{"role": "user", "content": "a"}}]}}\n' * 2
+        for ending in ("json", "jsonl"):
+            message = refusal(named, write(tmp_path / f"a.{ending}", lines))
+            assert f"the conversations in '{name}' are not read" in message
+
+
+def test_a_long_field_is_read(tmp_path):
+    path = write(tmp_path / "a.csv", f'text,label\n{"x" * 500_000},a\n"{"y" * 200_000}",b\n')
+    assert [len(text) for text in named(path).texts] == [500_000, 200_000]
+
+
+def test_delimiter_header_and_encoding(tmp_path):
+    path = write(tmp_path / "a.csv", 'text;label\n"a;b";x\n')
+    assert "(columns: text;label); delimiter=';' may be meant" in refusal(named, path)
+    assert named(path, layout=Layout(delimiter=";")).texts == ["a;b"]
+    path = write(tmp_path / "b.csv", "café,x\nb,y\n".encode("cp1252"))
+    assert "give encoding='...'" in refusal(named, path)
+    layout = Layout(header=False, encoding="cp1252")
+    table = read_named(path, text="1", label="2", layout=layout)
+    assert (table.texts, list(table.rows)) == (["café", "b"], [1, 2])
+    path = write(tmp_path / "c.tsv", "text|label\na|x\n".encode("utf-16"))
+    assert named(path, layout=Layout(delimiter="|", encoding="utf-16")).labels == ["x"]
+    assert "is not utf-16 text" in refusal(
+        named, write(tmp_path / "d.csv", b"text"), layout=Layout(encoding="utf-16")
+    )
+    path = write(tmp_path / "a.jsonl", '{"text": "a", "label": 1}')
+    assert "only for csv and tsv" in refusal(named, path, layout=Layout(delimiter=";"))
+    for wrong in (Layout(delimiter=";;"), Layout(delimiter=""), Layout(delimiter="\n")):
+        assert "give one character" in refusal(wrong.check)
+    for name in ("utf-9", "zlib", "hex", "\0"):
+        assert "Unknown encoding" in refusal(Layout(encoding=name).check)
+
+
+BOMBS = {
+    "csv": b"text,label\n" + b"a,b\n" * 2**21,
+    "tsv": b"text\tlabel\n" + b"a\tb\n" * 2**21,
+    "jsonl": b'{"text": "a", "label": 1}\n' * 2**18,
+    "json": b"[" + b'{"text": "a", "label": 1},\n' * 2**18 + b"1]",
+}
+
+
+@pytest.mark.parametrize("ending", BOMBS)
+@pytest.mark.parametrize("packing", ["gz", "xz", "bz2"])
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused_first(ending, packing, tmp_path):
+    packed = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}[packing](BOMBS[ending])
+    path = tmp_path / f"a.{ending}.{packing}"
+    path.write_bytes(packed)
+    message = refusal(named, path)
+    assert "bytes unpacked" in message and "FEDJAX_LORA_MAX_BYTES" in message
+
+
+@pytest.mark.parametrize("ending", BOMBS)
+def test_the_bounds_can_be_changed(ending, tmp_path, monkeypatch):
+    content = {"json": b"[" + b'{"text": "a", "label": 1},\n' * 2 + b'{"text": "a", "label": 1}]'}
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content.get(ending, BOMBS[ending][:91].rpartition(b"\n")[0]))
+    assert len(named(path).texts) > 2
+    monkeypatch.setenv("FEDJAX_LORA_MAX_ROWS", "2")
+    assert "has more than 2 rows; if that is right, set FEDJAX_LORA_MAX_ROWS" in refusal(
+        named, path
+    )
+    monkeypatch.setenv("FEDJAX_LORA_MAX_ROWS", "many")
+    assert "FEDJAX_LORA_MAX_ROWS is 'many'; set it to a whole number" in refusal(named, path)
+    monkeypatch.delenv("FEDJAX_LORA_MAX_ROWS")
+    monkeypatch.setenv("FEDJAX_LORA_MAX_BYTES", "20")
+    assert "holds more than 20 bytes unpacked" in refusal(named, path)

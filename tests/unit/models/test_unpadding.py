@@ -1,7 +1,6 @@
 """A batch computed without its padding: the same texts, the same gradients, fewer products."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +56,10 @@ def configured(family, **changes):
     ("family", "changes"),
     [
         ("bert", {}),
-        ("bert", {"pooling": "mean", "scan_unroll": 1}),
-        ("roberta", {"remat": True, "scan_unroll": 1}),
-        ("distilbert", {"scan_unroll": 1}),
+        ("bert", {"scan_unroll": 1}),
+        ("bert", {"pooling": "mean"}),
+        ("roberta", {"remat": True}),
+        ("distilbert", {}),
         ("albert", {"pooling": "mean", "scan_unroll": 1}),
     ],
 )
@@ -67,16 +67,17 @@ def test_leaving_out_padding_changes_neither_value_nor_gradient(family, changes)
     model = configured(family, **changes)
     ids = np.where(MASK, IDS, model.config.pad_token_id)
 
-    @functools.partial(jax.value_and_grad, has_aux=True)
+    @jax.jit
     def value(params, at):
         z = model.module.apply({"params": params}, ids, MASK, at=at)
         return jnp.sum(z**2), z
 
-    run = jax.jit(value)
+    run = jax.value_and_grad(value, has_aux=True)
     (_, want), wanted = run(model.params, None)
-    (_, got), gradient = run(model.params, places(MASK, 23))
-    np.testing.assert_allclose(got, want, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradient, wanted)
+    for rows in (16, 23):
+        (_, got), gradient = run(model.params, places(MASK, rows))
+        np.testing.assert_allclose(got, want, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradient, wanted)
 
 
 def test_projections_are_of_real_tokens_only():

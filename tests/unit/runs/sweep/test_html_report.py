@@ -1,4 +1,4 @@
-"""The figure and the page, from made-up runs."""
+"""The figure and the page, from runs that nobody ran."""
 
 import base64
 import math
