@@ -162,10 +162,7 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
       config: from `read_config`.
       name: the module's name in the base model.
     """
-    saved = config.get("modules_to_save") or ()
-    if _is_listed(config.get("exclude_modules") or [], name) or any(
-        re.fullmatch(rf"(|.*\.){module}(|\..*)", name) for module in saved
-    ):
+    if _is_excluded(config, name):
         return False
     targets = config.get("target_modules")
     targets = _DEFAULT_TARGETS if targets is None else targets
@@ -174,6 +171,14 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
     if isinstance(targets, str):
         return patterns.is_match(targets, name)
     return name in targets or (_is_listed(targets, name) and _is_in_layers(config, name))
+
+
+def _is_excluded(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a module is left out by name, or trained as a whole."""
+    saved = config.get("modules_to_save") or ()
+    return _is_listed(config.get("exclude_modules") or [], name) or any(
+        re.fullmatch(rf"(|.*\.){module}(|\..*)", name) for module in saved
+    )
 
 
 def _is_listed(modules: str | Sequence[str], name: str) -> bool:
@@ -295,7 +300,10 @@ def _target_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"layers_to_transform is {layers!r}, not layer numbers"
     elif layers is not None and isinstance(config.get("target_modules"), str):
         yield "layers_to_transform is given with a pattern as target_modules, which PEFT refuses"
-    stacks = config.get("layers_pattern") or []
+    yield from _stack_problems(config.get("layers_pattern") or [])
+
+
+def _stack_problems(stacks: Any) -> Iterator[str]:
     names = [stacks] if isinstance(stacks, str) else stacks
     if not _is_names(names) or not all(map(_PLAIN_NAME.fullmatch, names)):
         yield f"layers_pattern is {stacks!r}, not plain names"
