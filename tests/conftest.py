@@ -13,7 +13,7 @@ if "xla_force_host_platform_device_count" not in flags:
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Of this session and all its processes, unless it is given: nobody's own is used or filled.
+# Of this session and all its processes, unless it is given: the user's own cache is not touched.
 if "FEDJAX_LORA_CACHE" not in os.environ:
     session = tempfile.TemporaryDirectory(prefix="fedjax-lora-tests-")
     os.environ["FEDJAX_LORA_CACHE"] = session.name

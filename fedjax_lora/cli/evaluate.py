@@ -189,8 +189,25 @@ def _load_task(
         data_dir = config.data.data_dir if data_dir is None else data_dir
         test_examples = config.data.test_examples if test_examples is None else test_examples
     task_data = data.load(spec, data_dir=data_dir, seed=seed, test_examples=test_examples)
+    task_data = _in_model_order(task_data, model)
     _check_task(task_data, model)
     return task_data
+
+
+def _in_model_order(task_data: "data.TaskData", model: "TrainedModel") -> "data.TaskData":
+    """Renumber the test labels of a task whose classes the model has in another order.
+
+    ``LABEL_3`` of `transformers` is class 3 of data that is labelled with numbers.
+    """
+    import numpy as np
+
+    ours = [name.removeprefix("LABEL_") for name in model.metadata.classes]
+    task_classes = list(task_data.classes)
+    if model.metadata.language or ours == task_classes or sorted(ours) != sorted(task_classes):
+        return task_data
+    number = np.array([ours.index(name) for name in task_classes], np.int32)
+    test = task_data.test._replace(labels=number[task_data.test.labels])
+    return task_data._replace(classes=model.metadata.classes, test=test)
 
 
 def _make_evaluator(
@@ -224,15 +241,19 @@ def _check_task(task_data: "data.TaskData", model: "TrainedModel") -> None:
         raise_all(subject, list(_label_problems(task_data, model)))
 
 
+def _is_numbered(classes: Sequence[str]) -> bool:
+    """Whether the names of classes say no more than their numbers."""
+    return [name.removeprefix("LABEL_") for name in classes] == [*map(str, range(len(classes)))]
+
+
 def _label_problems(task_data: "data.TaskData", model: "TrainedModel") -> Iterator[str]:
     """Yield in what a task with labels differs from that of the model."""
     about, classes = model.metadata, task_data.classes
-    is_numbered = about.classes == tuple(map(str, range(len(about.classes))))
     is_regression = task_data.task.type == "regression"
     if is_regression != about.regression or len(classes) != len(about.classes):
         outputs = len(about.classes) or "one score"
         yield f"it has {len(classes) or 'no'} classes, the model {outputs}"
-    elif about.classes and not is_numbered and classes != about.classes:
+    elif about.classes and not _is_numbered(about.classes) and classes != about.classes:
         yield f"its classes are {classes}, the model's {about.classes}"
     if about.task and (task_data.test.pairs is not None) != about.pair:
         yield "one is of single texts, the other of pairs"

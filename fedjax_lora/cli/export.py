@@ -33,6 +33,9 @@ class ExportOptions:
     """Write the model of this client (from 0) at its own rank, not the global model."""
     merged: bool = False
     """A checkpoint that transformers loads without PEFT: weights, config, tokenizer, model card."""
+    pad_ranks: bool = True
+    """Pad the adapter's layers with zeros to one rank and one scale, as llama.cpp and vLLM read it;
+    --no-pad-ranks keeps the rank of each layer, which only PEFT reads right."""
     shard_size: str = "5GB"
     """Largest size of a file of merged weights."""
     data_dir: str | None = None
@@ -57,7 +60,8 @@ def main(args: Sequence[str]) -> None:
         size = options.shard_size
         write = lambda path: interop.save_merged(path, model, shard_size=size)  # noqa: E731
     else:
-        write = lambda path: interop.save_adapter(path, model)  # noqa: E731
+        pad = options.pad_ranks
+        write = lambda path: interop.save_adapter(path, model, pad_ranks=pad)  # noqa: E731
     with atomic_io.reporting_write_errors(out):
         atomic_io.write_folder(out, write)
     what = "merged model" if options.merged else "adapter"

@@ -115,12 +115,14 @@ def explain(config: RunConfig) -> list[str]:
 
 def execute(options: RunOptions) -> int:
     """Run a config and print its progress; returns the exit status."""
-    # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.core import distributed
-
     process = (options.coordinator_address, options.num_processes, options.process_id)
     if not options.distributed and process == (None, None, None):
         return _execute(options)
+    # Read when JAX is loaded: its service logs a lost process, of which we tell in a sentence.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.core import distributed
+
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
     config = dataclasses.replace(options.run, execution=sharded)
     with distributed.initialized(*process, advice=_start_again(options)):

@@ -7,13 +7,12 @@ others waiting in the next round. With a single process these functions do nothi
 """
 
 import contextlib
-import functools
 import json
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -107,12 +106,11 @@ def _connect(
 
     def connect() -> None:
         try:
-            with _errors_of_the_service(watch.coordinator_lost):
-                jax.distributed.initialize(
-                    *arguments,
-                    initialization_timeout=int(2 * wait) + 60,
-                    coordinator_bind_address=listen,
-                )
+            jax.distributed.initialize(
+                *arguments,
+                initialization_timeout=int(2 * wait) + 60,
+                coordinator_bind_address=listen,
+            )
         except Exception as error:
             errors.append(error)
 
@@ -138,22 +136,6 @@ def _connect(
         watch.connect(jax_distributed.global_state, began + wait)
     except InputError as error:
         exit_now(2, f"fedjax-lora: {error}\n")
-
-
-@contextlib.contextmanager
-def _errors_of_the_service(tell: Callable[..., Any]) -> Iterator[None]:
-    """Have the coordination service's errors told to a function instead of aborting the process.
-
-    `jax.distributed.initialize` has no argument for it, though the client that it makes does.
-    """
-    extension = jax_distributed._jax
-    plain = extension.get_distributed_runtime_client
-    telling = functools.partial(plain, missed_heartbeat_callback=tell)
-    extension.get_distributed_runtime_client = telling
-    try:
-        yield
-    finally:
-        extension.get_distributed_runtime_client = plain
 
 
 def is_first() -> bool:

@@ -138,13 +138,6 @@ class ProcessWatch:
         with self._lock:  # the first thread to come here speaks, and no other follows
             exit_now(status, message)
 
-    def coordinator_lost(self, *reason: Any) -> NoReturn:
-        """End this process because JAX's coordination service is gone or reports an error."""
-        time.sleep(GRACE)  # the connections say meanwhile which process it was
-        line = str(reason[0] if reason else "").partition("\n")[0]
-        text = f"The connection between the processes is lost ({line}); {self.advice}."
-        self._end(f"fedjax-lora: {text}\n", STATUS)
-
     def finish(self) -> None:
         """Tell the others that this process ends as it should."""
         for peer in self._peers.values():

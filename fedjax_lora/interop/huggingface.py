@@ -71,14 +71,14 @@ def save_merged(
     _write_weights(path, tensors, shards)
     _write_json(path / "config.json", _config(pretrained, model.metadata))
     if pretrained.tokenizer is not None:
-        pretrained.tokenizer.save_pretrained(path)
+        model_card.padded_tokenizer(pretrained).save_pretrained(path)
     end = answer_end(model) if model.metadata.language else None
     if end is not None:
         _write_json(path / _GENERATION, _generation_config(pretrained, end.ids))
     if not with_class:
         save_head(path, torch_names.unstored(pretrained, params["head"]))
     model.metadata.write(path)
-    model_card.write(path, model.metadata, model_card.MERGED, mean=not with_class, end=end)
+    model_card.write(path, model.metadata, model_card.MERGED, pretrained=pretrained, end=end)
 
 
 def _plan_shards(tensors: dict[str, np.ndarray], shard_size: int | str) -> StateDictSplit:
@@ -121,6 +121,8 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
         **{name: value for name, value in base.items() if name not in _DROPPED_FIELDS}
     )
     config.num_hidden_layers = pretrained.config.layers
+    if isinstance(pretrained.config, models.DecoderConfig):
+        _set_decoder_fields(config, pretrained)
     if not metadata.language:
         config.id2label = dict(enumerate(metadata.classes or ["score"]))
         config.label2id = {name: n for n, name in config.id2label.items()}
@@ -129,6 +131,17 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
     family = type(config).__name__.removesuffix("Config")
     config.architectures = [f"{family}{_class_suffix(pretrained)}"]
     return json.loads(config.to_json_string(use_diff=True))
+
+
+def _set_decoder_fields(config: Any, pretrained: models.Pretrained) -> None:
+    """Set the fields in which a decoder may differ from the base's ``config.json``."""
+    if not pretrained.config.num_labels:
+        config.tie_word_embeddings = getattr(pretrained.config, "tied", False)
+    elif pretrained.tokenizer is not None:
+        # The class tells the last token of a text from padding by this id.
+        config.pad_token_id = model_card.padded_tokenizer(pretrained).pad_token_id
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: pretrained.config.layers]
 
 
 def _generation_config(pretrained: models.Pretrained, stop: Sequence[int]) -> dict[str, Any]:

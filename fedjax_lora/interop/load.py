@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from fedjax_lora import models
-from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.backend import check_backend
+from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.registry import fits
 from fedjax_lora.interop import metadata, peft_config
 from fedjax_lora.interop.metadata import ModelMetadata
@@ -52,6 +53,7 @@ def load_model(
       InputError: the folder holds no model or damaged files, the adapter of a classifier has no
         head, or the adapter does not fit the base.
     """
+    check_backend()
     path = pathlib.Path(folder)
     if (path / CONFIG).is_file():
         return _load_adapter_folder(path, base, pooling)
@@ -119,6 +121,8 @@ def _outputs(
     task, num_labels = peft_config.task_of(config), read_num_labels(path)
     check_task(path, language=task == "CAUSAL_LM")
     if num_labels is not None:
+        folder = models.resolve(base, weights=False).folder
+        _check_problem_type(models.read_raw(folder), folder / "config.json", num_labels)
         return False, num_labels, _numbered_classes(num_labels)
     if task == "CAUSAL_LM":
         return True, None, ()
@@ -129,6 +133,7 @@ def _outputs(
     raw = models.read_raw(folder)
     if _has_class(raw, "ForSequenceClassification"):
         names = _label_names(raw, folder / "config.json")
+        _check_problem_type(raw, folder / "config.json", len(names))
         return False, len(names), names if len(names) > 1 else ()
     if task is None and raw.get("model_type") in DECODERS:
         return True, None, ()
@@ -162,6 +167,7 @@ def _load_checkpoint(path: pathlib.Path) -> TrainedModel:
             f"{path} is a mean-pooled encoder with its head in a separate file; its README.md "
             "has the lines that use it, and its run's adapter folder can be used here."
         )
+    _check_problem_type(config, path / "config.json", len(names))
     pretrained = models.load(str(path), num_labels=len(names), dropout=0.0, key=jax.random.key(0))
     if any(name.startswith("head/") for name in pretrained.new_params):
         raise InputError(f"{path} is no classifier: its weights have no head for its labels.")
@@ -187,15 +193,37 @@ def _has_class(config: dict[str, Any], end: str) -> bool:
     return isinstance(classes, list) and any(str(name).endswith(end) for name in classes[:1])
 
 
+def _check_problem_type(config: dict[str, Any], file: pathlib.Path, num_labels: int) -> None:
+    """Refuse outputs that are neither one class of several nor one score.
+
+    Raises:
+      InputError: each output has a probability of its own, or there are several scores.
+    """
+    kind = config.get("problem_type")
+    if kind == "multi_label_classification":
+        raise InputError(
+            f"{file} says that problem_type is {kind!r}, a label of its own for each output, and "
+            "only one class for each text can be computed here; use transformers for this model."
+        )
+    if kind == "regression" and num_labels > 1:
+        raise InputError(
+            f"{file} says that problem_type is {kind!r} with {num_labels} outputs, and only one "
+            "score for each text can be computed here; use transformers for this model."
+        )
+
+
 def _label_names(config: dict[str, Any], file: pathlib.Path) -> tuple[str, ...]:
     """The names of a checkpoint's outputs; numbers where ``id2label`` has none.
 
     Raises:
-      InputError: ``num_labels`` is not a number of labels.
+      InputError: ``num_labels`` is not a number of labels, or two outputs have the same name.
     """
     names = config.get("id2label")
     if isinstance(names, dict) and names:
-        return tuple(str(names.get(str(n), n)) for n in range(len(names)))
+        classes = tuple(str(names.get(str(n), n)) for n in range(len(names)))
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        raise_all(f"{file} gives several outputs the same name; change id2label", twice)
+        return classes
     count = config.get("num_labels", 2)
     if not fits(count, int) or not 1 <= count <= MOST_LABELS:
         raise InputError(
@@ -217,7 +245,7 @@ def _known_base(name: str, path: pathlib.Path) -> str:
       InputError: no known base has this name.
     """
     for alias, model in models.MODELS.items():
-        if name in (alias, model.hub):
+        if name in (alias, model.hub, models.old_id(model.hub)):
             return alias
     raise InputError(
         f"The adapter in {path} says that its base is {name!r}, which is none of the models known "

@@ -17,7 +17,16 @@ from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
 
-__all__ = ["LoadedAdapter", "MatrixPlace", "compress", "from_kernels", "join", "split"]
+__all__ = [
+    "LoadedAdapter",
+    "MatrixPlace",
+    "compress",
+    "from_kernels",
+    "join",
+    "pad_ranks",
+    "split",
+    "unpad",
+]
 
 MatrixPlace = tuple[LoraTarget, int | None]
 """A single matrix: its target, and its layer if the target is a stack."""
@@ -120,6 +129,36 @@ def join(places: Mapping[str, MatrixPlace], factors: Mapping[str, Factors]) -> L
         adapter={path: pair for path, (_, pair, _) in stacked.items()},
         gain={path: gain for path, (_, _, gain) in stacked.items()},
     )
+
+
+def pad_ranks(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Return factors of the same products that have one rank and one scale.
+
+    Components of zeros are added up to the largest rank. Where a scale differs from the most
+    frequent one, the second factor is multiplied by the ratio.
+
+    Args:
+      factors: factors by name.
+    """
+    rank = max(pair.rank for pair in factors.values())
+    scale = collections.Counter(pair.scale for pair in factors.values()).most_common(1)[0][0]
+    return {name: _padded(pair, rank, scale) for name, pair in factors.items()}
+
+
+def _padded(pair: Factors, rank: int, scale: float) -> Factors:
+    more = rank - pair.rank
+    b = pair.b if pair.scale == scale else pair.b * np.float32(pair.scale / scale)
+    return Factors(np.pad(pair.a, ((0, 0), (0, more))), np.pad(b, ((0, more), (0, 0))), scale)
+
+
+def unpad(pair: Factors) -> Factors:
+    """Remove components at the end whose two parts are zeros, but not the first component.
+
+    Such a component adds nothing and cannot be trained. The scale stays.
+    """
+    used = np.flatnonzero(np.any(pair.a, axis=0) | np.any(pair.b, axis=1))
+    rank = int(np.max(used, initial=0)) + 1
+    return Factors(pair.a[:, :rank], pair.b[:rank], pair.scale)
 
 
 def compress(pair: Factors) -> Factors:

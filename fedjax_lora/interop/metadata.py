@@ -100,6 +100,8 @@ def read(folder: pathlib.Path) -> ModelMetadata | None:
         ],
     )
     checked: dict[str, Any] = values | {"classes": tuple(values.get("classes", ()))}
+    twice = {name for name in checked["classes"] if checked["classes"].count(name) > 1}
+    raise_all(f"{file} gives several classes the same name", sorted(twice))
     return ModelMetadata(**checked)
 
 

@@ -1,15 +1,22 @@
 """Model cards: ``README.md`` with the metadata of the Hugging Face hub."""
 
+import copy
+import json
 import pathlib
-from typing import NamedTuple
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedjax_lora import models
+from fedjax_lora.core.safe_text import printable
 from fedjax_lora.data.prompts import AnswerEnd
+from fedjax_lora.interop import torch_names
 from fedjax_lora.interop.metadata import ModelMetadata
+from fedjax_lora.models.encoder_config import EncoderConfig
 
-__all__ = ["ADAPTER", "MERGED", "CardType", "write"]
+__all__ = ["ADAPTER", "MERGED", "CardType", "padded_tokenizer", "write"]
 
 
 class CardType(NamedTuple):
@@ -18,108 +25,20 @@ class CardType(NamedTuple):
     Attributes:
       library: the hub's ``library_name``.
       title: name of the format.
-      classify: Python code that computes ``logits`` with a classifier.
-      classify_mean_pooled: the same for a mean-pooled encoder with a separate head.
-      generate: Python code that generates text with a language model.
+      adapter: whether the files are those of an adapter on a base.
     """
 
     library: str
     title: str
-    classify: str
-    classify_mean_pooled: str
-    generate: str
+    adapter: bool
 
 
-_TEXTS = """
-texts = ["a text to classify"]
-inputs = tokenizer(
-    texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt"
-)
-with torch.no_grad():
-"""
-_LOGITS = _TEXTS + "    logits = model(**inputs).logits\n"
-_MEAN = (
-    _TEXTS
-    + """    hidden = model(**inputs).last_hidden_state
-    mask = inputs["attention_mask"][..., None]
-    mean = (hidden * mask).sum(1) / mask.sum(1)
-    logits = mean @ head["classifier.weight"].T + head["classifier.bias"]
-"""
-)
+ADAPTER = CardType("peft", "LoRA adapter", adapter=True)
+MERGED = CardType("transformers", "merged model", adapter=False)
 
-_GENERATE = """
-inputs = tokenizer(["A prompt"], return_tensors="pt")
-with torch.no_grad():
-    output = model.generate(**inputs, max_new_tokens=64{stops})
-    text = tokenizer.batch_decode(output)
-"""
-
-ADAPTER = CardType(
-    "peft",
-    "LoRA adapter",
-    """import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-base = "{base}"
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = AutoModelForSequenceClassification.from_pretrained(base, {options})
-model = PeftModel.from_pretrained(model, "{folder}").eval()
-"""
-    + _LOGITS,
-    """import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-base = "{base}"
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = AutoModel.from_pretrained(base{layers})
-model = PeftModel.from_pretrained(model, "{folder}").eval()
-head = load_file("{folder}/head.safetensors")
-"""
-    + _MEAN,
-    """import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = "{base}"
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = AutoModelForCausalLM.from_pretrained(base{layers})
-model = PeftModel.from_pretrained(model, "{folder}").eval()
-"""
-    + _GENERATE,
-)
-MERGED = CardType(
-    "transformers",
-    "merged model",
-    """import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForSequenceClassification.from_pretrained("{folder}").eval()
-"""
-    + _LOGITS,
-    """import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModel.from_pretrained("{folder}").eval()
-head = load_file("{folder}/head.safetensors")
-"""
-    + _MEAN,
-    """import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}").eval()
-"""
-    + _GENERATE,
-)
 _MEAN_NOTE = """
 **This is not a `...ForSequenceClassification` model.** Its classifier reads the mean of all tokens'
-states, and `transformers` has no class that does. The files are those of an encoder
+states, and `transformers` has no class that does. The files are those of a model without a head
 (`AutoModel`), and `head.safetensors` holds the linear head; the lines below put them together.
 """
 
@@ -129,7 +48,7 @@ def write(
     metadata: ModelMetadata,
     card_type: CardType,
     *,
-    mean: bool,
+    pretrained: models.Pretrained,
     end: AnswerEnd | None = None,
 ) -> None:
     """Write the model card of a folder.
@@ -138,14 +57,34 @@ def write(
       folder: folder of the model.
       metadata: metadata of the model.
       card_type: `ADAPTER` or `MERGED`.
-      mean: whether the model is mean-pooled, with the head in a separate file.
+      pretrained: the model's base.
       end: what ends an answer of a language model.
     """
-    code = _code(metadata, card_type, mean, end)
-    text = (
-        f"---\n{_hub_metadata(metadata, card_type)}---\n\n{_body(metadata, card_type, code, mean)}"
-    )
+    code = "\n".join(_code(metadata, card_type, pretrained, end))
+    note = _MEAN_NOTE if _is_mean(pretrained) else ""
+    body = _body(metadata, card_type, code, note)
+    text = f"---\n{_hub_metadata(metadata, card_type)}---\n\n{body}"
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def padded_tokenizer(pretrained: models.Pretrained) -> Any:
+    """Return the tokenizer with a padding token that the last token of no text is.
+
+    A decoder classifier of `transformers` reads the last token that is not the padding token, so
+    the end-of-text token cannot pad if the tokenizer also ends every text with it.
+
+    Args:
+      pretrained: a base with a tokenizer.
+    """
+    tokenizer = copy.deepcopy(pretrained.tokenizer)
+    if isinstance(pretrained.config, EncoderConfig) or not pretrained.config.num_labels:
+        return tokenizer
+    last = tokenizer("a", return_attention_mask=False)["input_ids"][-1:]
+    if tokenizer.pad_token_id in (None, *last):
+        others = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token)
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in others if token}
+        tokenizer.pad_token = next((x for x, n in ids.items() if n not in last), None)
+    return tokenizer
 
 
 def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
@@ -158,8 +97,8 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
         EvalResult(
             task_type=task[0],
             task_name=task[1],
-            dataset_type=metadata.hub or metadata.task,
-            dataset_name=metadata.task,
+            dataset_type=printable(metadata.hub or metadata.task),
+            dataset_name=printable(metadata.task),
             metric_type=metadata.metric,
             metric_value=round(score, 4),
         )
@@ -171,7 +110,7 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
             datasets=[metadata.hub] if metadata.hub else None,
             eval_results=results or None,
             library_name=card_type.library,
-            model_name=f"{_title(metadata)}, {card_type.title}",
+            model_name=f"{printable(_title(metadata))}, {card_type.title}",
             pipeline_tag=task[0],
             tags=["federated-learning", "lora", "fedjax-lora"],
         ).to_yaml()
@@ -179,31 +118,113 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
     )
 
 
-def _body(metadata: ModelMetadata, card_type: CardType, code: str, mean: bool) -> str:
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(metadata).items())
+def _is_mean(pretrained: models.Pretrained) -> bool:
+    """Whether the model is mean-pooled, with the head in a separate file."""
+    return not torch_names.has_class(pretrained)
+
+
+def _body(metadata: ModelMetadata, card_type: CardType, code: str, note: str) -> str:
+    table = "\n".join(f"| {name} | {value} |" for name, value in _rows(metadata).items())
     return (
-        f"# {_title(metadata)}: {card_type.title}\n{_MEAN_NOTE if mean else ''}\n"
+        f"# {_cell(_title(metadata))}: {card_type.title}\n{note}\n"
         f"Trained by many clients that keep their data, with fedjax-lora.\n\n"
-        f"```python\n{code}```\n\n| | |\n|---|---|\n{table}\n\n"
+        f"```python\n{code}\n```\n\n| | |\n|---|---|\n{table}\n\n"
         "The numbers are those of the run's own test examples. Nothing else was evaluated: bias, "
         "other domains and other languages are unknown.\n"
     )
 
 
-def _code(metadata: ModelMetadata, card_type: CardType, mean: bool, end: AnswerEnd | None) -> str:
-    """Python code that uses the model in the folder."""
-    layers = f", num_hidden_layers={metadata.layers}" if metadata.layers else ""
-    code = card_type.classify_mean_pooled if mean else card_type.classify
+def _code(
+    metadata: ModelMetadata,
+    card_type: CardType,
+    pretrained: models.Pretrained,
+    end: AnswerEnd | None,
+) -> Iterator[str]:
+    """Yield lines of Python that use the model in the folder."""
+    mean = _is_mean(pretrained)
+    name = "AutoModel" if mean else "AutoModelForSequenceClassification"
     if metadata.language:
-        code = card_type.generate
-    return code.format(
-        base=_public_base_name(metadata),
-        folder=".",
-        max_length=metadata.max_length,
-        layers=layers,
-        stops="" if end is None else _stops(end),
-        options=f"num_labels={len(metadata.classes) or 1}{layers}",
+        name = "AutoModelForCausalLM"
+    yield "import torch"
+    if card_type.adapter:
+        yield "from peft import PeftModel"
+    if mean:
+        yield "from safetensors.torch import load_file"
+    yield f"from transformers import {name}, AutoTokenizer"
+    yield ""
+    yield from _loading(metadata, card_type, pretrained, name)
+    if mean:
+        yield 'head = load_file("./head.safetensors")'
+    yield ""
+    yield from _generating(end) if metadata.language else _classifying(metadata, pretrained, mean)
+
+
+def _loading(
+    metadata: ModelMetadata, card_type: CardType, pretrained: models.Pretrained, name: str
+) -> Iterator[str]:
+    """Yield the lines that load tokenizer and model."""
+    if not card_type.adapter:
+        yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+        yield f'model = {name}.from_pretrained(".").eval()'
+        return
+    # The head of the base, if it has one, may be that of another task.
+    options = [f"num_labels={len(metadata.classes) or 1}", "ignore_mismatched_sizes=True"]
+    options = options if name.endswith("SequenceClassification") else []
+    options += [f"num_hidden_layers={metadata.layers}"] if metadata.layers else []
+    options += ["dtype=torch.float32"]
+    yield f"base = {json.dumps(printable(_public_base_name(metadata)), ensure_ascii=False)}"
+    yield "tokenizer = AutoTokenizer.from_pretrained(base)"
+    yield f"model = {name}.from_pretrained("
+    yield f"    base, {', '.join(options)}"
+    yield ")"
+    yield 'model = PeftModel.from_pretrained(model, ".").eval()'
+    if not isinstance(pretrained.config, EncoderConfig) and not metadata.language:
+        tokenizer = padded_tokenizer(pretrained) if pretrained.tokenizer is not None else None
+        if tokenizer is not None and tokenizer.pad_token is not None:
+            yield f"tokenizer.pad_token = {json.dumps(tokenizer.pad_token, ensure_ascii=False)}"
+            yield "model.config.pad_token_id = tokenizer.pad_token_id"
+
+
+def _classifying(
+    metadata: ModelMetadata, pretrained: models.Pretrained, mean: bool
+) -> Iterator[str]:
+    """Yield the lines that compute ``logits``."""
+    config = pretrained.config
+    types = isinstance(config, EncoderConfig) and config.traits.token_types
+    yield 'texts = ["a text to classify", "another one"]'
+    if metadata.pair:
+        yield 'seconds = ["its second text", "the second text of the other"]'
+    yield "inputs = tokenizer("
+    yield f"    texts,{' seconds,' if metadata.pair else ''}"
+    yield (
+        f"    padding=True, truncation=True, "
+        f"max_length={min(metadata.max_length, config.max_tokens)},"
     )
+    yield f'    return_token_type_ids={types}, return_tensors="pt",'
+    yield ")"
+    yield "with torch.no_grad():"
+    if not mean:
+        yield "    logits = model(**inputs).logits"
+        return
+    yield "    hidden = model(**inputs).last_hidden_state"
+    yield 'mask = inputs["attention_mask"][..., None]'
+    yield "mean = (hidden * mask).sum(1) / mask.sum(1)"
+    yield "logits = mean @ " + _head_term(config)
+
+
+def _head_term(config: Any) -> str:
+    if isinstance(config, EncoderConfig):
+        return 'head["classifier.weight"].T + head["classifier.bias"]'
+    return 'head["score.weight"].T'
+
+
+def _generating(end: AnswerEnd | None) -> Iterator[str]:
+    """Yield the lines that generate text."""
+    yield 'inputs = tokenizer(["A prompt"], return_token_type_ids=False, return_tensors="pt")'
+    yield "with torch.no_grad():"
+    stops = "" if end is None else _stops(end)
+    yield f"    ids = model.generate(**inputs, max_new_tokens=64, do_sample=False{stops})"
+    yield "text = tokenizer.batch_decode(ids)"
 
 
 def _stops(end: AnswerEnd) -> str:
@@ -219,14 +240,13 @@ def _rows(metadata: ModelMetadata) -> dict[str, str]:
         outputs = "text"
     elif metadata.regression:
         outputs = "one score"
-    rows = {
-        "base model": f"`{_public_base_name(metadata)}`",
-        "task": metadata.task,
-        "outputs": outputs,
-    }
+    rows = {"task": metadata.task, "outputs": outputs}
     if metadata.language and metadata.prompt_format in ("auto", "chat"):
         rows["date that a chat template prints"] = metadata.chat_date
-    return rows | metadata.training | {n: _number(x) for n, x in metadata.results.items()}
+    rows |= metadata.training
+    rows |= {name: _number(x) for name, x in metadata.results.items()}
+    cells = {_cell(name): _cell(text) for name, text in rows.items()}
+    return {"base model": _cell(_public_base_name(metadata))} | cells
 
 
 def _number(value: float | None) -> str:
@@ -247,4 +267,5 @@ def _public_base_name(metadata: ModelMetadata) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """Text in Markdown as it is: no line breaks, and nothing that Markdown or HTML reads."""
+    return re.sub(r"([\\`*\[\]<>|#~&!])", r"\\\1", printable(str(text)))

@@ -41,7 +41,7 @@ _HEAD_OUTPUTS = ("classifier.out_proj.bias", "classifier.bias", "score.weight")
 """Head parameters whose first axis is the number of outputs, by Hugging Face name."""
 
 
-def save_adapter(folder: Folder, model: TrainedModel) -> None:
+def save_adapter(folder: Folder, model: TrainedModel, *, pad_ranks: bool = True) -> None:
     """Write a model as an adapter for ``peft.PeftModel.from_pretrained``.
 
     The folder also holds the head, ``fedjax_lora.json`` and a model card. A pooler that the base's
@@ -54,20 +54,25 @@ def save_adapter(folder: Folder, model: TrainedModel) -> None:
     Args:
       folder: created if it does not exist.
       model: the model.
+      pad_ranks: store one rank and one scale for all layers, with components of zeros. False
+        stores the rank of each layer in ``rank_pattern`` and ``alpha_pattern``, which is smaller
+        and right in PEFT, but llama.cpp and vLLM read one ``r`` and one ``lora_alpha``, and would
+        scale the layers of other ranks wrongly.
     """
     path = pathlib.Path(folder)
     model = model.fold_kernels()
     pretrained, base = model.pretrained, model.metadata.base
     modules = torch_names.unstored(pretrained, model.head)
     with_class = torch_names.has_class(pretrained)
+    factors = matrices.split(
+        model.targets,
+        model.adapter,
+        model.gain,
+        lambda target, layer: torch_names.module(pretrained, target, layer),
+    )
     peft_writer.save(
         path,
-        matrices.split(
-            model.targets,
-            model.adapter,
-            model.gain,
-            lambda target, layer: torch_names.module(pretrained, target, layer),
-        ),
+        matrices.pad_ranks(factors) if pad_ranks else factors,
         base_model=models.MODELS[base].hub if base in models.MODELS else base,
         task_type=_task_type(pretrained),
         saved_modules=modules if with_class else {},
@@ -76,7 +81,7 @@ def save_adapter(folder: Folder, model: TrainedModel) -> None:
         save_head(path, modules)
     model.metadata.write(path)
     end = answer_end(model) if model.metadata.language else None
-    model_card.write(path, model.metadata, model_card.ADAPTER, mean=not with_class, end=end)
+    model_card.write(path, model.metadata, model_card.ADAPTER, pretrained=pretrained, end=end)
 
 
 def _task_type(pretrained: models.Pretrained) -> str:
@@ -198,7 +203,7 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
             f"{path} has only a part of the model's head: {', '.join(sorted(head - present))} is "
             "missing."
         )
-    factors = {name: matrices.compress(pair) for name, pair in factors.items()}
+    factors = {name: matrices.compress(matrices.unpad(pair)) for name, pair in factors.items()}
     return matrices.join(places, factors)._replace(params=params, num_labels=num_labels)
 
 

@@ -294,6 +294,11 @@ def _target_problems(config: Mapping[str, Any]) -> Iterator[str]:
     modules = config.get("modules_to_save")
     if not _is_names(modules) or not all(map(_PLAIN_NAME.fullmatch, modules or ())):
         yield f"modules_to_save is {modules!r}, not a list of plain names"
+    yield from _layer_problems(config)
+
+
+def _layer_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the options that choose layers by number."""
     layers = config.get("layers_to_transform")
     numbers = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(type(number) is int for number in numbers):

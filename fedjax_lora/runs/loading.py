@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import data, federated, interop, models
+from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Key
 from fedjax_lora.evaluation.task_types import TASK_TYPES
@@ -60,6 +61,7 @@ def load_assets(
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
     """
+    check_backend()
     options = config.data
     task = data.load(
         options.task,

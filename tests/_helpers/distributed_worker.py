@@ -65,7 +65,7 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
 def main(address: str, count: str, number: str, folder: str, *scenes: str) -> None:
     """Play the scenes; what came of them is in a JSON file beside the folder, not in a pipe.
 
-    (A pipe that nobody empties yet would stop this process, and the others with it.)
+    (A pipe that is not read yet would stop this process, and the others with it.)
     """
     several = distributed.initialized(address, int(count), int(number))
     with several if int(count) > 1 else contextlib.nullcontext():

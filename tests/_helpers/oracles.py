@@ -68,7 +68,7 @@ def combination(pairs: list[Pair], weights: list[float]) -> Pair:
 
 
 def rows_kept(new: Pair, old: Pair, empty: str = "keep") -> Pair:
-    """What nobody sent stays as the server had it; or the server had padded everybody to R."""
+    """What no client sent stays as the server had it; or the server had padded all to R."""
     r = rank(new)
     if empty == "zero":
         return padded_with_zeros(new, rank(old))
@@ -170,7 +170,7 @@ def masked_mean(round: Round, *, weights: str = "examples") -> Answer:
 def replication(
     round: Round, *, donors: str = "owners", inner: str = "outer", weights: str = "examples"
 ) -> Answer:
-    """Average the donors, copy what a client lacks from that mean, then average everybody."""
+    """Average the donors, copy what a client lacks from that mean, then average all clients."""
     outer = share(round.clients, weights)
     giving = [1.0] * len(outer) if inner == "uniform" else outer
 

@@ -1,4 +1,4 @@
-"""Finished runs that nobody ran: scores by method, varied value and seed."""
+"""Made-up finished runs: scores by method, varied value and seed."""
 
 from typing import Any
 

@@ -199,7 +199,7 @@ def test_the_modules_have_no_circle():
 
 
 def test_the_rows_allow_nothing_that_is_not_used():
-    """An unused permission would let a dependence grow that nobody decided on."""
+    """An unused permission would let a dependence grow unnoticed."""
     used = {(part_of(x.module), part_of(x.target)) for x in every_import() if inside(x)}
     allowed = {(part, of) for part, row in MAY_IMPORT.items() for of in row}
     assert allowed - used == set()

@@ -135,7 +135,7 @@ def test_a_cache_that_is_code_does_not_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["Remote", "PreTrainedTokenizerFast"])
 def test_a_tokenizers_own_code_does_not_run(name, tmp_path, run_words, monkeypatch, capsys):
-    """And nobody is asked whether it should."""
+    """And without a question whether it should."""
     folder = tmp_path / "run" / "model"
     options = good.tokenizer_config() | {
         "tokenizer_class": name,

@@ -104,7 +104,7 @@ def test_one_thing_grows_at_a_time():
             assert set(problem.ranks) == {problem.rank // 4, problem.rank // 2, problem.rank}
 
 
-def test_clients_are_the_same_for_everybody_and_have_their_own_ranks():
+def test_clients_are_the_same_for_all_methods_and_have_their_own_ranks():
     first, again = (clients(TINY, "layers/value", 1) for _ in range(2))
     assert [x.a.shape for x in first] == [(20, r) for r in TINY.ranks]
     assert [x.b.shape for x in first] == [(r, 12) for r in TINY.ranks]

@@ -24,7 +24,7 @@ def record() -> dict:
     return json.loads(json.dumps(measure(TINY, 2)))
 
 
-def test_everybody_does_the_same_work(record: dict):
+def test_every_way_does_the_same_work(record: dict):
     losses = [record[name]["loss"] for name in ("ours", "loop", "peft")]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
     assert 2 * 2 < record["tokens"] <= 2 * 2 * 8

@@ -1,8 +1,8 @@
-"""Is ``--explain`` honest? What it says of a Llama-3.2-1B, and of smaller ones that really run.
+"""Accuracy of the cost estimates of ``--explain``, for Llama-3.2-1B and for a smaller model.
 
-The large model is shapes alone: nothing is allocated, and XLA is asked what the round would need,
-compiled for this machine's CPU. The smaller model has random weights and trains here, each time in
-a process of its own whose resident memory is watched.
+The large model consists of shapes: nothing is allocated, and the estimate is compared with XLA's
+memory analysis of the round, compiled for this machine's CPU. The small model has random weights
+and is trained, each time in its own process, whose resident memory is measured.
 
     # resumable
     python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir MODELS
@@ -29,7 +29,7 @@ Storage = Literal["float32", "bfloat16", "int8", "nf4"]
 STORAGES: tuple[Storage, ...] = ("bfloat16", "int8", "nf4")
 CLIENTS = 9
 CARDS = (24e9, 80e9, 141e9)
-"""Bytes of devices that are asked how many clients they take."""
+"""Memory of the devices whose number of clients is estimated, in bytes."""
 
 SMALL = {
     "model_type": "llama",
@@ -45,12 +45,12 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-WATCHED: dict[str, dict[str, Any]] = {
+MEASURED: dict[str, dict[str, Any]] = {
     "one client at a time": {"clients_per_step": 1},
     "the same, layers recomputed": {"clients_per_step": 1, "remat": True},
     "two at a time, layers recomputed": {"clients_per_step": 2, "remat": True},
 }
-"""Runs of the small model."""
+"""Measured runs of the small model."""
 
 
 def large(storage: Storage, *, data_dir: str, model: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What XLA says of a compiled round, without a single weight."""
+"""XLA's memory analysis of a compiled round, from shapes only."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedjax_lora.runs.setup import set_up
 
 
 def compiled_bytes(config: RunConfig, assets: Assets) -> int:
-    """Everything that is alive at once in the compiled round of a run.
+    """Peak bytes of the compiled round of a run.
 
     Args:
       config: the run; heads are averaged.

@@ -1,4 +1,4 @@
-"""The tables of what `--explain` says.
+"""Write the tables of estimated and measured costs.
 
 Run it with ``python -m experiments.benchmarks.cost_estimates.report``.
 """
@@ -11,12 +11,12 @@ from experiments.tools.markdown import as_table, put
 
 
 def read() -> dict[str, Any]:
-    """The result file."""
+    """Read the result file."""
     return json.loads((RESULTS / "explain.json").read_text(encoding="utf-8"))
 
 
 def table() -> str:
-    """The large model by storage, and the small one against what a process took."""
+    """The large model by storage format, and the small one against the measured memory."""
     found = read()
     parts = [_large(found["large"]), *([_small(found["small"])] if found["small"] else [])]
     return "\n".join(parts)

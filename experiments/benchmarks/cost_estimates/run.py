@@ -1,4 +1,4 @@
-"""Ask and measure.
+"""Estimate and measure.
 
 Run it with ``python -m experiments.benchmarks.cost_estimates.run --data-dir DATA --models-dir
 MODELS``.
@@ -19,11 +19,11 @@ import tyro
 from experiments.benchmarks.cost_estimates import (
     CARDS,
     LARGE,
+    MEASURED,
     RESULTS,
     SMALL,
     STORAGES,
     TOKENIZER,
-    WATCHED,
     Storage,
     large,
 )
@@ -38,7 +38,7 @@ FILE = RESULTS / "explain.json"
 
 
 def checkpoint(folder: pathlib.Path, config: dict[str, Any], tokenizer: pathlib.Path) -> str:
-    """A checkpoint folder without weights."""
+    """Write a checkpoint folder without weights."""
     folder.mkdir()
     for file in tokenizer.glob("token*"):
         shutil.copyfile(file, folder / file.name)
@@ -46,8 +46,8 @@ def checkpoint(folder: pathlib.Path, config: dict[str, Any], tokenizer: pathlib.
     return str(folder)
 
 
-def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
-    """What `--explain` says of the large model, and what XLA does."""
+def estimated(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
+    """The estimate for the large model and XLA's memory analysis."""
     config = large(storage, data_dir=data_dir, model=model)
     assets = load_assets(config, weights=False)
     found = cost.needs(config, assets)
@@ -65,8 +65,8 @@ def asked(storage: Storage, data_dir: str, model: str) -> dict[str, Any]:
     }
 
 
-def watched(name: str, data_dir: str, model: str) -> dict[str, int]:
-    """What a round of the small model takes of a process's memory, and what was foretold."""
+def measured(name: str, data_dir: str, model: str) -> dict[str, int]:
+    """Estimated and measured memory of a round of the small model."""
     command = [
         sys.executable,
         "-m",
@@ -80,7 +80,7 @@ def watched(name: str, data_dir: str, model: str) -> dict[str, int]:
 
 
 def write_weights(folder: str) -> None:
-    """Random ones, in the shape that the folder's config says."""
+    """Write random weights for the config of a checkpoint folder."""
     from safetensors.numpy import save_file
 
     config = models.read_config(pathlib.Path(folder))
@@ -98,7 +98,7 @@ def write_weights(folder: str) -> None:
 
 
 def main(data_dir: str, models_dir: pathlib.Path) -> None:
-    """Fill what the result file lacks.
+    """Run the measurements that the result file does not have.
 
     Args:
       data_dir: holds dolly_alpaca_fed10/.
@@ -107,9 +107,9 @@ def main(data_dir: str, models_dir: pathlib.Path) -> None:
     """
     found = json.loads(FILE.read_text()) if FILE.exists() else {"large": {}, "small": {}}
 
-    def fill(part: str, name: str, ask: Callable[[], Any]) -> None:
+    def fill(part: str, name: str, run: Callable[[], Any]) -> None:
         if name not in found[part]:
-            found[part][name] = ask()
+            found[part][name] = run()
             atomic_io.write(
                 FILE, json.dumps(found | {"machine": alternate.machine()}, indent=1) + "\n"
             )
@@ -120,11 +120,11 @@ def main(data_dir: str, models_dir: pathlib.Path) -> None:
         config = json.loads((models_dir / LARGE / "config.json").read_text(encoding="utf-8"))
         shapes = checkpoint(place / "large", config, tokenizer)
         for storage in STORAGES:
-            fill("large", storage, lambda s=storage: asked(s, data_dir, shapes))
+            fill("large", storage, lambda s=storage: estimated(s, data_dir, shapes))
         weights = checkpoint(place / "small", SMALL, tokenizer)
         write_weights(weights)
-        for name in WATCHED:
-            fill("small", name, lambda n=name: watched(n, data_dir, weights))
+        for name in MEASURED:
+            fill("small", name, lambda n=name: measured(n, data_dir, weights))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One process whose memory is watched.
+"""Measure the memory of a run in its own process.
 
 Run it with ``python -m experiments.benchmarks.cost_estimates.watch NAME DATA MODEL``.
 """
@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from experiments.benchmarks.cost_estimates import WATCHED, small
+from experiments.benchmarks.cost_estimates import MEASURED, small
 from fedjax_lora.runs import cost
 from fedjax_lora.runs.build import build, load_assets
 from fedjax_lora.runs.compilation import CompiledFunctions, programs
@@ -21,29 +21,29 @@ STATUS = pathlib.Path("/proc/self/status")
 
 
 def resident(field: str) -> int:
-    """Bytes by ``/proc``: ``VmRSS`` now, ``VmHWM`` at most since `forget`."""
+    """Resident bytes: the present size (``VmRSS``) or the peak since `reset_peak` (``VmHWM``)."""
     (line,) = (x for x in STATUS.read_text().splitlines() if x.startswith(field))
     return 1024 * int(line.split()[1])
 
 
-def forget() -> None:
-    """Begin a new high-water mark."""
+def reset_peak() -> None:
+    """Reset the peak of the resident memory."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def one_round(config: RunConfig, shared: CompiledFunctions) -> None:
-    """Load everything and train; the high-water mark is that of the training."""
+    """Load data and model and train one round; the peak covers the training only."""
     ready = build(config, load_assets(config), shared)
     plan = ready.federation.plan(0, ready.ranks.initial, 1e-3)
     state = ready.begin().state
-    forget()
+    reset_peak()
     jax.block_until_ready(ready.train(state, plan))
 
 
 def main(name: str, data_dir: str, model: str) -> None:
-    """Train a round, give all back, and train it again: what the compiler left is not counted."""
-    config = small(**WATCHED[name], data_dir=data_dir, model=model)
-    foretold = cost.needs(config, load_assets(config, weights=False)).memory
+    """Train a round twice and measure the second one: memory of the compiler is not counted."""
+    config = small(**MEASURED[name], data_dir=data_dir, model=model)
+    estimate = cost.needs(config, load_assets(config, weights=False)).memory
     shared = programs()
     one_round(config, shared)
     gc.collect()
@@ -51,7 +51,7 @@ def main(name: str, data_dir: str, model: str) -> None:
     before = resident("VmRSS")
     one_round(config, shared)
     took = resident("VmHWM") - before
-    print(json.dumps({"foretold": foretold.total, "took": took, "parts": foretold._asdict()}))
+    print(json.dumps({"foretold": estimate.total, "took": took, "parts": estimate._asdict()}))
 
 
 if __name__ == "__main__":

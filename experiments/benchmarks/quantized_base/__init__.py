@@ -1,4 +1,4 @@
-"""What a base stored in half, in int8 or in nf4 costs in memory, and what it does to the output."""
+"""Memory and output error of a base model stored in bfloat16, int8 or nf4."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The table of storages: ``python -m experiments.benchmarks.quantized_base.report``."""
+"""Write the table of storages: ``python -m experiments.benchmarks.quantized_base.report``."""
 
 import json
 
@@ -9,7 +9,7 @@ _GB = 1e9
 
 
 def table() -> str:
-    """Everything measured, as a Markdown table."""
+    """All measurements as a Markdown table."""
     columns = ["storage", "base, GB", "beside it in a step, GB", "peak while loading, GB"]
     columns += ["logits' error", "same best token", "perplexity"]
     lines = []

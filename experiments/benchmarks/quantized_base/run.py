@@ -25,7 +25,7 @@ TEXTS, TOKENS = 64, 128
 
 
 def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
-    """Bytes of the base, and of what XLA allocates beside it in a step of one client.
+    """Bytes of the base and of XLA's temporary buffers in a step of one client.
 
     Nothing is computed: the gradient of an adapter of rank 8 on query and value, for one text of
     64 tokens with recomputed layers, is compiled for this machine's backend.
@@ -50,7 +50,7 @@ def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
 
 
 def stories(folder: pathlib.Path) -> np.ndarray:
-    """Texts that the exact model draws itself: the one source that needs no data."""
+    """Sample texts from the exact model, which needs no data set."""
     exact = models.load(str(folder), num_labels=None, key=jax.random.key(0))
     start = np.full((TEXTS, 1), exact.tokenizer.bos_token_id, np.int32)
     out = generation.generate(
@@ -66,14 +66,14 @@ def stories(folder: pathlib.Path) -> np.ndarray:
 
 
 def outputs(folder: pathlib.Path, storage: str, texts: np.ndarray) -> np.ndarray:
-    """Logits ``[n, t - 1, V]`` of the next token."""
+    """Next-token logits ``[n, t - 1, V]``."""
     model = models.load(str(folder), num_labels=None, storage=storage, key=jax.random.key(0))
     out: Any = model.module.apply({"params": model.params}, texts, np.ones_like(texts, bool))
     return np.asarray(models.logits(model.params, out.hidden[:, :-1]), np.float64)
 
 
 def compared(got: np.ndarray, want: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    """Perplexity, and how far the logits are from the exact ones."""
+    """Perplexity, relative error of the logits, and agreement of the predicted tokens."""
     shifted = got - got.max(axis=-1, keepdims=True)
     scores = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     taken = np.take_along_axis(scores, texts[:, 1:, None], axis=-1)
@@ -85,7 +85,7 @@ def compared(got: np.ndarray, want: np.ndarray, texts: np.ndarray) -> dict[str, 
 
 
 def loading(folder: pathlib.Path, storage: str) -> dict[str, int]:
-    """Bytes by which loading raises the peak of a process, on a CPU: the base is among them."""
+    """Increase of a process's peak memory by loading the base on a CPU, base included."""
     command = [
         sys.executable,
         "-m",
@@ -98,7 +98,7 @@ def loading(folder: pathlib.Path, storage: str) -> dict[str, int]:
 
 
 def load_once(folder: str, storage: str) -> None:
-    """The process that `loading` watches."""
+    """Load the base and print its size and the peak memory; run by `loading` in a process."""
     small = models.tiny(family="llama", num_labels=None)  # what loading imports and compiles anyway
     jax.block_until_ready(small.params)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,7 +110,7 @@ def load_once(folder: str, storage: str) -> None:
 
 
 def write_checkpoint(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Random bfloat16 weights of the large shape, in one file for each layer, with an index."""
+    """Write random bfloat16 weights of the large model: one file per layer and an index."""
     from safetensors.numpy import save_file
 
     config = models.read_config(source)
@@ -134,7 +134,7 @@ def write_checkpoint(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def main(models_dir: pathlib.Path) -> None:
-    """Measure every storage, in some minutes on two cores; needs 3 GB of disk for a while.
+    """Measure every storage format; takes minutes on two cores and 3 GB of disk space.
 
     Args:
       models_dir: holds the folders ``llama-3.2-1b`` (its config.json is enough) and

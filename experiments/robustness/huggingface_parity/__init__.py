@@ -1,1 +1,1 @@
-"""Exported models in PyTorch against the same models here, as the README gives it."""
+"""Differences between the logits of exported models in PyTorch and in JAX."""

@@ -1,4 +1,4 @@
-"""The README's table of parity: ``python -m experiments.robustness.huggingface_parity.report``."""
+"""Write the parity table: ``python -m experiments.robustness.huggingface_parity.report``."""
 
 import json
 import pathlib

@@ -1,10 +1,10 @@
-"""How far logits in PyTorch are from logits here.
+"""Measure the differences between the logits of exported models in PyTorch and in JAX.
 
 Run it with ``python -m experiments.robustness.huggingface_parity.run``.
 
-Adapters of another rank in every layer, with a random head, on all-MiniLM-L6-v2 and on random
-checkpoints of every family (3 layers of width 48), leave as PEFT adapters and as merged checkpoints
-and are loaded by `peft` and `transformers`.
+Adapters with a different rank in every layer and a random head, on all-MiniLM-L6-v2 and on random
+checkpoints of every family (3 layers of width 48), are exported as PEFT adapters and as merged
+checkpoints, and loaded by `peft` and `transformers`.
 """
 
 import json
@@ -35,7 +35,7 @@ TEXTS, TOKENS, LABELS = 64, 32, 4
 
 
 def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
-    """A random base model of a family, saved by `transformers`."""
+    """Save a random base model of a family with `transformers`."""
     sizes: dict[str, Any] = SIZES | ({"pad_token_id": 1} if family == "roberta" else {})
     config = transformers.AutoConfig.for_model(family, **sizes)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def checkpoint(folder: pathlib.Path, family: str) -> pathlib.Path:
 
 
 def trained(model: models.Pretrained, metadata: ModelMetadata) -> TrainedModel:
-    """First factors as training draws them, second ones of deviation 0.05, ranks 8, 1, 2, 3, ..."""
+    """An adapter with initial `a`, normal `b` (s.d. 0.05) and ranks 8, 1, 2, 3, ... by layer."""
     base = {"encoder": model.params["encoder"]}
     spec = lora.make_spec(base, targets="attention", rank=8, alpha=16.0)
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def trained(model: models.Pretrained, metadata: ModelMetadata) -> TrainedModel:
 
 
 def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
-    """The largest differences of one base model."""
+    """Measure the largest differences for one base model."""
     model = models.load(str(folder), num_labels=LABELS, key=jax.random.key(0))
     classes = tuple("abcd")
     metadata = ModelMetadata(base=str(folder), base_sha256=model.fingerprint, classes=classes)
@@ -86,7 +86,7 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
     want = np.asarray(apply(params, ours.adapter, ours.gain))
     without = np.asarray(apply(params, ours.adapter, jax.tree.map(jnp.zeros_like, ours.gain)))
 
-    def far(theirs: Any) -> float:
+    def difference(theirs: Any) -> float:
         with torch.no_grad():
             inputs = {"attention_mask": torch.tensor(mask).long()}
             logits = theirs.eval()(torch.tensor(ids).long(), **inputs).logits
@@ -99,14 +99,14 @@ def row(name: str, folder: pathlib.Path) -> dict[str, Any]:
         base = auto.from_pretrained(folder, num_labels=LABELS)
         return {
             "model": name,
-            "adapter": far(peft.PeftModel.from_pretrained(base, f"{out}/adapter")),
-            "merged": far(auto.from_pretrained(f"{out}/merged")),
+            "adapter": difference(peft.PeftModel.from_pretrained(base, f"{out}/adapter")),
+            "merged": difference(auto.from_pretrained(f"{out}/merged")),
             "effect": float(np.abs(want - without).max()),
         }
 
 
 def main() -> dict[str, Any]:
-    """All models; what the result file holds."""
+    """Measure all models; returns the content of the result file."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [row("all-MiniLM-L6-v2", models.resolve("minilm").folder)]
         for family in ("bert", "roberta", "distilbert", "albert"):

@@ -1,4 +1,4 @@
-"""What the README says of broken inputs.
+"""Write the README's sentence on malformed inputs.
 
 Run it with ``python -m experiments.robustness.malformed_input.report``.
 """
@@ -11,7 +11,7 @@ from experiments.tools.markdown import put
 
 
 def sentence() -> str:
-    """How many were refused, the slowest and the largest, from ``summary.json``."""
+    """Number of refused inputs, longest time and largest memory, from ``summary.json``."""
     s = json.loads((RESULTS / "summary.json").read_text())
     refused = s["cases"] - len(s["not refused in one sentence"])
     damaged = s["random damage"]

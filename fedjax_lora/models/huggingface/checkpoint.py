@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.models import init
+from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.huggingface import param_names
 from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
 from fedjax_lora.models.module_types import Config
@@ -92,13 +93,31 @@ def read(
     slots = [slot for slot in slots if slot.path not in new]
     raise_all(
         f"The weights in {folder} do not fit the {config.family} that its config.json describes",
-        [*_misfits(slots, stored), *_unexpected([*slots, *cut], stored)],
+        [*_misfits(slots, stored), *_unexpected(config, [*slots, *cut], stored)],
     )
     place = functools.partial(_place, sharding)
     values = dict(_assembled(slots, stored, shapes, storage, place))
     for path, value in init.draw(config, new, key).items():
         values[path] = place(path, value.astype(quantization.dtype_of(path, storage)))
     return Checkpoint(init.tree(values), tuple(sorted(new)))
+
+
+def has_own_vocabulary(folder: Path, config: Config) -> bool:
+    """Whether a language model that is said to be tied stores a vocabulary matrix of its own.
+
+    `transformers` then uses the stored matrix. A copy of the embedding table changes nothing.
+
+    Args:
+      folder: the checkpoint folder with the weights.
+      config: the model.
+    """
+    if not isinstance(config, DecoderConfig) or config.num_labels or not config.tied:
+        return False
+    stored = _bare_names(open_tensors(folder), config)
+    head, table = (stored.get(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
+    if head is None or table is None:
+        return False
+    return head.shape != table.shape or not np.array_equal(head.read(), table.read())
 
 
 def _bare_names(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -168,11 +187,21 @@ def _problems(slot: _Slot, tensor: Tensor) -> Iterator[str]:
         yield f"stored as {tensor.dtype}, not as floating-point numbers"
 
 
-def _unexpected(slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> Iterator[str]:
+def _unexpected(
+    config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]
+) -> Iterator[str]:
     expected = {slot.name for slot in slots}
     extra = [name for name in stored if name not in expected and not _OTHER_PARTS.match(name)]
+    extra += _other_head_parts(config, stored)
     if extra:
         yield f"unexpected {', '.join(_grouped(extra))}"
+
+
+def _other_head_parts(config: Config, stored: Mapping[str, Tensor]) -> list[str]:
+    """Parts of a language model's head besides its matrix, which may be a tied copy."""
+    if not isinstance(config, DecoderConfig) or config.num_labels:
+        return []
+    return [x for x in stored if x.startswith("lm_head.") and x != "lm_head.weight"]
 
 
 def _grouped(tensor_names: Collection[str]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fedjax_lora.core import quantization, trees
+from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
@@ -90,6 +91,7 @@ def load(
     Raises:
       InputError: a model that cannot be found, read or supported, or an option out of range.
     """
+    check_backend()
     quantization.check(storage)
     source = resolve(name, weights=weights)
     full = _full_config(
@@ -103,6 +105,8 @@ def load(
         scan_unroll=scan_unroll,
     )
     config = _cut(full, layers)
+    if weights and checkpoint.has_own_vocabulary(source.folder, config):
+        config = dataclasses.replace(config, tied=False)
     pretrained = functools.partial(
         Pretrained,
         module=module_of(config),

@@ -115,12 +115,36 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
+# Owners of the models that the hub once listed by name alone.
+_OLD_IDS: tuple[tuple[str, str], ...] = (
+    (r"bert-(base|large)-.+", "google-bert"),
+    (r"distil(bert|roberta)-base.*", "distilbert"),
+    (r"roberta-(base|large)(-.+)?", "FacebookAI"),
+    (r"albert-(base|large|xlarge|xxlarge)-v[12]", "albert"),
+)
+
+
+def old_id(hub: str) -> str:
+    """Return the id by which the hub once listed a model; the id itself if there is no other.
+
+    >>> old_id("google-bert/bert-base-uncased"), old_id("Qwen/Qwen3-0.6B")
+    ('bert-base-uncased', 'Qwen/Qwen3-0.6B')
+    """
+    owner, _, name = hub.partition("/")
+    return name if _old_owner(name) == owner else hub
+
+
+def _old_owner(name: str) -> str | None:
+    return next((owner for pattern, owner in _OLD_IDS if re.fullmatch(pattern, name)), None)
+
+
 def resolve(name: str, *, weights: bool = True) -> Source:
     """Find the checkpoint folder of a model, and download it if necessary.
 
     Args:
-      name: an alias in `MODELS`, a folder, or a hub id such as ``org/name``. An alias takes
-        precedence over a folder of the same name (write ``./name`` for the folder).
+      name: an alias in `MODELS`, a folder, or a hub id such as ``org/name``, or a former one
+        without owner such as ``bert-base-cased``. An alias takes precedence over a folder of the
+        same name (write ``./name`` for the folder).
       weights: False does not download weights from the hub.
 
     Raises:
@@ -134,6 +158,8 @@ def resolve(name: str, *, weights: bool = True) -> Source:
         return Source(folder)
     if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
+    owner = _old_owner(name)
+    name = f"{owner}/{name}" if owner else name
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return Source(download(name, weights=weights))
     if "/" in name or "\\" in name:

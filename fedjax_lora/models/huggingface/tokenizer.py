@@ -1,5 +1,7 @@
 """The tokenizer of a checkpoint folder."""
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
     attention masks distinguish the two.
 
     Raises:
-      InputError: the tokenizer cannot be loaded, or has more tokens than the model.
+      InputError: the tokenizer cannot be loaded, or has tokens that the model does not have; a
+        padding token alone is replaced.
     """
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
+    _check_sentencepiece(folder)
     from transformers import AutoTokenizer
 
     try:
@@ -28,7 +32,7 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        ids = tokenizer.get_vocab().values()
+        tokenizer.get_vocab()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # panics of Rust code are no subclass of `Exception`
@@ -36,12 +40,66 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
         raise InputError(
             f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
         ) from error
-    needed = max(len(tokenizer), max(ids, default=-1) + 1)
-    if needed > config.vocab_size:
+    beyond = {name for name, n in tokenizer.get_vocab().items() if n >= config.vocab_size}
+    if beyond and beyond == {tokenizer.pad_token}:
+        tokenizer = _without_own_padding(tokenizer)
+    elif beyond:
+        some = ", ".join(map(repr, sorted(beyond)[:5]))
         raise InputError(
-            f"The tokenizer in {folder} has {needed} tokens but the model only "
-            f"{config.vocab_size}; they do not belong together."
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
+            f"{config.vocab_size}: {some}{' and others' if len(beyond) > 5 else ''} have no "
+            "embedding; save the model after resize_token_embeddings, or use its own tokenizer."
         )
+    return _padding_with_end(tokenizer)
+
+
+def _padding_with_end(tokenizer: Any) -> Any:
+    """Return the tokenizer with its end-of-text token as padding token if it has no other."""
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _without_own_padding(tokenizer: Any) -> Any:
+    """Return a tokenizer without its padding token, which was added beyond the embedding table.
+
+    Padding is masked, so any token of the table pads as well. The added token itself is removed:
+    a text that holds its name has no embedding for it.
+    """
+    from tokenizers import Tokenizer
+
+    padding, tokenizer.pad_token = tokenizer.pad_token, None
+    if tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.cls_token
+    if getattr(tokenizer, "is_fast", False):
+        stored = json.loads(tokenizer.backend_tokenizer.to_str())
+        stored["added_tokens"] = [x for x in stored["added_tokens"] if x["content"] != padding]
+        stored["padding"] = None
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(stored))
+    return tokenizer
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """Name the package that converts a tokenizer of SentencePiece, if it is not installed.
+
+    Raises:
+      InputError: the folder has no other tokenizer, and the package is missing.
+    """
+    files = [name for name in ("spiece.model", "tokenizer.model") if (folder / name).is_file()]
+    others = ("tokenizer.json", "vocab.txt", "vocab.json")
+    if not files or any((folder / name).is_file() for name in others):
+        return
+    needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+    missing = [name for name, module in needed.items() if not _is_installed(module)]
+    if missing:
+        raise InputError(
+            f"The tokenizer in {folder} is {files[0]}, which needs {' and '.join(missing)} to be "
+            "converted; install it (the extra [sentencepiece]), or save a tokenizer.json there."
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False

@@ -51,6 +51,20 @@ def personal(tmp_path_factory) -> pathlib.Path:
     return run(tmp_path_factory.mktemp("runs") / "personal", *words)
 
 
+@pytest.fixture(scope="module")
+def merged(plain, tmp_path_factory) -> pathlib.Path:
+    """The merged checkpoint of `plain`."""
+    out = tmp_path_factory.mktemp("exports") / "merged"
+    assert main.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def numbers_of_clients(personal) -> list[dict]:
+    """The evaluation of every client of `personal`."""
+    return evaluate(EvaluateOptions(where=personal, clients=True))["clients"]
+
+
 def summary(folder: pathlib.Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
@@ -65,7 +79,7 @@ def test_evaluating_a_run_gives_its_own_numbers(plain, capsys):
     assert "global model" in capsys.readouterr().out
 
 
-def test_clients_are_evaluated_each_with_its_own_model(plain, personal, tmp_path):
+def test_clients_are_evaluated_each_with_its_own_model(plain, numbers_of_clients, tmp_path):
     out = tmp_path / "numbers.json"
     assert main.main(["evaluate", str(plain), "--clients", f"--out={out}"]) == 0
     found = json.loads(out.read_text())
@@ -75,8 +89,8 @@ def test_clients_are_evaluated_each_with_its_own_model(plain, personal, tmp_path
     assert by_rank[4] == pytest.approx(found["global"]["loss"], abs=1e-5)
     assert found["spread"]["loss"]["highest"] == max(row["loss"] for row in found["clients"])
 
-    rows = evaluate(EvaluateOptions(where=personal, clients=True))["clients"]
-    assert len({row["loss"] for row in rows}) == 4, "four clients, four heads"
+    losses = {row["loss"] for row in numbers_of_clients}
+    assert len(losses) == 4, "four clients, four heads"
 
 
 def test_a_client_has_what_its_store_holds(personal):
@@ -108,7 +122,9 @@ def test_a_run_of_a_larger_machine_is_opened_on_one_device(plain):
     }
 
 
-def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path):
+def test_a_clients_adapter_is_exported_at_its_own_rank(
+    plain, personal, numbers_of_clients, tmp_path
+):
     run, progress, _ = reopen(plain, read_config(plain))
     for client, rank in enumerate(progress.rank.tolist()):
         out = tmp_path / str(client)
@@ -122,7 +138,7 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(plain, personal, tmp_path
             np.testing.assert_array_equal(pair.b, ours.adapter[path].b[..., :rank, :])
     out = tmp_path / "merged"
     assert main.main(["export", str(personal), "--client=2", "--merged", f"--out={out}"]) == 0
-    rows = evaluate(EvaluateOptions(where=personal, clients=True))["clients"]
+    rows = numbers_of_clients
     merged = evaluate(EvaluateOptions(where=out, test_examples=30))
     assert merged["examples"] == 30
     assert merged["global"]["loss"] == pytest.approx(rows[2]["loss"], abs=1e-5)
@@ -153,7 +169,7 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
 
 
 def test_a_run_begins_with_the_adapter_of_another(plain, tmp_path):
-    before = evaluate(EvaluateOptions(where=plain))["global"]["loss"]
+    before = summary(plain)["loss"]
     words = ["--ranks=fixed(rank=4)", f"--adapter={plain / 'adapter'}", "--learning-rate=1e-9"]
     folder = run(tmp_path / "run", "--method=flora", *words)
     assert summary(folder)["loss"] == pytest.approx(before, abs=1e-4)
@@ -203,11 +219,9 @@ def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
     assert "not finished" in capsys.readouterr().out
 
 
-def test_no_token_and_no_place_of_this_machine_is_passed_on(plain, tmp_path):
-    out = tmp_path / "merged"
-    assert main.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
+def test_no_token_and_no_place_of_this_machine_is_passed_on(plain, merged):
     home = str(pathlib.Path.home())
-    for folder in (plain, out):
+    for folder in (plain, merged):
         for file in (path for path in folder.rglob("*") if path.is_file()):
             content = file.read_bytes()
             assert SECRET.encode() not in content, file
@@ -293,12 +307,10 @@ def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, plain, tmp_path, capsys):
-    out = tmp_path / "merged"
-    assert main.main(["export", str(plain), "--merged", f"--out={out}"]) == 0
-    assert main.main([command, str(out), "--model=minilm", "--pooling=mean"]) == 2
+def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, merged, capsys):
+    assert main.main([command, str(merged), "--model=minilm", "--pooling=mean"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{out} is a classifier without an adapter" in error
+    assert f"{merged} is a classifier without an adapter" in error
     assert "--model is only for adapters" in error and "--pooling is only for adapters" in error
 
 

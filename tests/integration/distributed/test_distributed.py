@@ -25,6 +25,7 @@ def start(words: list[str], *, devices: int, **options) -> subprocess.Popen:
     path = str(ROOT)
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here: see `conftest`
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
         [sys.executable, *words], env=environment | options.pop("env", {}), **pipes, **options
@@ -48,8 +49,8 @@ def played(tmp_path_factory):
         start([script, address, "2", str(n), str(folders[1 + n]), *SCENES], devices=4)
         for n in range(2)
     ]
-    alone = start([script, "", "1", "0", str(folders[0]), "whole", "base in parts"], devices=8)
-    left = [ended(process) for process in (alone, *both)]
+    distributed_worker.main("", "1", "0", str(folders[0]), "whole", "base in parts")
+    left = [ended(process) for process in both]
     assert all(code == 0 for code, _, _ in left), "\n".join(err[-3000:] for _, _, err in left)
     return [json.loads(pathlib.Path(f"{folder}.json").read_text()) for folder in folders], folders
 
@@ -145,15 +146,16 @@ sys.exit(main.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--distributed"], "No cluster was found"),
+        pytest.param(["--distributed"], "No cluster was found", marks=pytest.mark.slow),
         (
             [f"{ADDRESS}=localhost:1", "--num-processes=2", "--process-id=1"],
             "did not all connect within 2 s (this is process 1 of 2, the first is expected "
             "at localhost:1)",
         ),
-        (
+        pytest.param(
             [f"{ADDRESS}=localhost:PORT", "--num-processes=2", "--process-id=0"],
             "did not all connect within 2 s (this is process 0 of 2",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["no cluster", "no first process", "no second process"],

@@ -34,7 +34,10 @@ def compiled():
     monitoring.unregister_event_duration_listener(note)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] * (way == "on eight devices")) for way in WAYS],
+)
 def test_nothing_is_compiled_after_the_first_round(way, compiled):
     changes = WAYS[way] | {"execution.eval_every": 1, "federation.cohort": 4}
     counts = []

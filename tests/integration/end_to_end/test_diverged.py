@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import fedjax_lora as fl
+from fedjax_lora import models
 from fedjax_lora.cli import main
 from fedjax_lora.cli.terminal import print_summary
 from fedjax_lora.evaluation import metrics
@@ -56,7 +57,8 @@ def test_the_card_of_a_diverged_language_model(tmp_path):
         base="tiny", base_sha256="0", language=True, task="made_up", metric="perplexity",
         results=NEVER,
     )  # fmt: skip
-    model_card.write(tmp_path, said, model_card.ADAPTER, mean=False)
+    base = models.tiny(family="llama", num_labels=None)
+    model_card.write(tmp_path, said, model_card.ADAPTER, pretrained=base)
     text = (tmp_path / "README.md").read_text()
     assert "| perplexity | not finite |" in text and "metric_value" not in text
     said.write(tmp_path)

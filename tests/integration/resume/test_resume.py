@@ -44,10 +44,15 @@ def interrupt(folder: pathlib.Path, copy: pathlib.Path, after: int) -> pathlib.P
 
 
 AROUND = {
-    "updates": {"federation.updates": ("gaussian_noise(multiplier=1.0, norm=0.5)", "int8()")},
-    "server_optimizer": {
+    "updates, dropout": {
+        "federation.updates": ("gaussian_noise(multiplier=1.0, norm=0.5)", "int8()"),
+        "lora.lora_dropout": 0.2,
+        "local.prox": 0.1,
+    },
+    "server_optimizer, measured": {
         "federation.method": "zero_padding",
         "federation.server_optimizer": "adam(learning_rate=0.01)",
+        "execution.measure": True,
     },
     "promoted_fresh": {
         "federation.ranks": "loss_based(low=1, high=4, share=0.4, promoted='fresh')"
@@ -56,16 +61,17 @@ AROUND = {
         "federation.ranks": "loss_based(low=1, high=4, share=0.4, every=1, scored='cohort')",
         "federation.method": "replication",
     },
-    "local_heads": {"federation.heads": "local", "federation.method": "fedsa_lora"}
-    | {"federation.ranks": "fixed(rank=2)"},
-    "dropout": {"lora.lora_dropout": 0.2, "local.prox": 0.1},
-    "measured": {"execution.measure": True},
-    "sharded": {"execution.mode": "sharded"},
+    "local_heads, sharded": {
+        "federation.heads": "local",
+        "federation.method": "fedsa_lora",
+        "federation.ranks": "fixed(rank=2)",
+        "execution.mode": "sharded",
+    },
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
-FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
-ALIKE = CASES.keys() - AROUND.keys() - {*FAMILIES.values()}
-"""Methods of a file of which another one is resumed by default."""
+ALIKE = CASES.keys() - AROUND.keys() - problems.KINDS - {"hetlora", "rolora"}
+"""Methods whose state another one has that is resumed by default: HetLoRA changes ranks, RoLoRA
+looks at the number of the round."""
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Run folders of version 0.1 are read: its config fields, its checkpoints and its adapters."""
 
+import io
 import json
+import logging
 import pathlib
 import shutil
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from fedjax_lora.interop import load_adapter
 from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints.checksums import write_checksums
+from fedjax_lora.runs.outputs import Result
 from fedjax_lora.runs.resume import read_config
 from tests._helpers import tiny_runs
 
@@ -23,16 +27,40 @@ CONFIG = tiny_runs.change(tiny_runs.CONFIG, {"execution.clients_per_step": 2})
 TOLERANCE = 1e-4  # another version of JAX may draw and sum a little differently
 
 
-@pytest.fixture
-def stopped(tmp_path) -> pathlib.Path:
+def copied(to: pathlib.Path) -> pathlib.Path:
     """The run that was stopped after two rounds, on the model as this version of JAX draws it."""
-    folder = shutil.copytree(SAVED / "stopped", tmp_path / "run")
+    folder = shutil.copytree(SAVED / "stopped", to)
     checkpoint = folder / checkpoints.FOLDER / "2"
     about = json.loads((checkpoint / "about.json").read_text())
     about["base"] = tiny_runs.assets().model.fingerprint
     (checkpoint / "about.json").write_text(json.dumps(about))
     write_checksums(checkpoint)
     return folder
+
+
+@pytest.fixture
+def stopped(tmp_path) -> pathlib.Path:
+    return copied(tmp_path / "run")
+
+
+class Resumed(NamedTuple):
+    """A run of version 0.1 that this version has ended: its result, rounds and log."""
+
+    result: Result
+    seen: list[dict[str, Any]]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory) -> Resumed:
+    folder, seen, log = copied(tmp_path_factory.mktemp("runs") / "run"), [], io.StringIO()
+    handler = logging.StreamHandler(log)
+    logging.getLogger("fedjax_lora").addHandler(handler)
+    result = fl.run(
+        CONFIG, out=folder, assets=tiny_runs.assets(), resume=True, on_round=seen.append
+    )
+    logging.getLogger("fedjax_lora").removeHandler(handler)
+    return Resumed(result, seen, log.getvalue())
 
 
 def test_the_saved_files_are_those_of_version_0_1():
@@ -48,13 +76,10 @@ def test_the_config_is_read_with_its_present_names(folder):
     assert read_config(SAVED / folder) == CONFIG
 
 
-def test_a_stopped_run_ends_as_it_would_have(stopped, caplog):
-    seen = []
-    result = fl.run(
-        CONFIG, out=stopped, assets=tiny_runs.assets(), resume=True, on_round=seen.append
-    )
-    assert [record["round"] for record in seen] == [3, 4]
-    assert "another packages.fedjax-lora" in caplog.text
+def test_a_stopped_run_ends_as_it_would_have(resumed):
+    result, stopped = resumed.result, resumed.result.out
+    assert [record["round"] for record in resumed.seen] == [3, 4]
+    assert "another packages.fedjax-lora" in resumed.log
     lines = (SAVED / "finished" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record.keys() for record in result.records] == [record.keys() for record in records]
@@ -81,10 +106,10 @@ def test_a_run_whose_clients_were_divided_otherwise_is_not_resumed(stopped, tmp_
         fl.run(config, out=stopped, assets=tiny_runs.assets(), resume=True)
 
 
-def test_the_adapter_of_the_finished_run_is_read(stopped):
+def test_the_adapter_of_the_finished_run_is_read(resumed):
     model = models.tiny(layers=1, vocab_size=64)
     loaded = load_adapter(SAVED / "finished" / "adapter", model)
-    result = fl.run(CONFIG, out=stopped, assets=tiny_runs.assets(), resume=True)
+    result = resumed.result
     assert loaded.adapter.keys() == result.adapter.keys()
     for path, pair in loaded.adapter.items():
         for ours, theirs in zip(pair, result.adapter[path], strict=True):

@@ -18,6 +18,7 @@ from fedjax_lora.federated import transforms
 from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
 from fedjax_lora.runs import build
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.compilation import programs
 from tests._helpers import closed_form_rounds, problems
 from tests._helpers.problems import (
     COHORT,
@@ -31,7 +32,7 @@ from tests._helpers.problems import (
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 
 RANK = np.array([1, 2, 4, 3, 2, 1])
-NOBODY = ("dropout(probability=1.0)",)
+ALL_DROPPED = ("dropout(probability=1.0)",)
 MIXED = ("dropout(probability=0.4)", "stragglers(share=0.6)")
 
 
@@ -90,7 +91,7 @@ def test_what_happens_to_a_client_does_not_depend_on_the_cohort():
     np.testing.assert_array_equal(part.weight[:COHORT], plan.weight[at])
 
 
-def test_a_straggler_begins_like_everybody():
+def test_a_straggler_begins_with_the_same_batches():
     """Its batches are the first ones it would have had; nothing else of the plan changes."""
     for t in range(6):
         want = plan_of(t, cohort=6, padded=7)
@@ -132,14 +133,14 @@ def test_faults_change_no_shape_and_no_type():
     kinds = {
         tuple((np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(plan_of(t, *faults)))
         for t in range(4)
-        for faults in ((), MIXED, NOBODY)
+        for faults in ((), MIXED, ALL_DROPPED)
     }
     assert len(kinds) == 1
 
 
 def test_nothing_goes_wrong_with_clients_that_are_asked_for():
     """Those who are scored for a rank answer."""
-    plan = federation(*NOBODY).plan(0, RANK, 0.05, ids=np.array([1, 4]))
+    plan = federation(*ALL_DROPPED).plan(0, RANK, 0.05, ids=np.array([1, 4]))
     assert np.all(plan.weight[:2] > 0) and np.all(plan.batches.steps[:2] > 0)
 
 
@@ -166,7 +167,7 @@ def test_bad_faults_get_one_sentence(spec, words):
 
 @every_method
 def test_who_does_not_answer_is_as_good_as_absent(method):
-    """For several rounds in a row, and in the program that everybody else uses."""
+    """For several rounds in a row, and in the program that all other clients use."""
     made = bag_rounds(method, "vmap")
     state, other = made.state(), made.state()
     dropped = 0
@@ -189,18 +190,18 @@ def test_who_does_not_answer_is_as_good_as_absent(method):
 
 
 @every_method
-def test_if_nobody_answers_nothing_changes(method):
+def test_if_no_client_answers_the_state_is_unchanged(method):
     made = bag_rounds(method, "vmap")
     before, _ = made.run(made.state(), plan_of(0, method=method))
     before = problems.copy(before)
-    after, seen = made.run(made.place(before), plan_of(1, *NOBODY, method=method))
+    after, seen = made.run(made.place(before), plan_of(1, *ALL_DROPPED, method=method))
     assert_same_bits(problems.copy(after), before)
     assert not np.any(seen.rejected) and not np.any(seen.examples)
 
 
 @pytest.mark.parametrize("heads", ["average", "local", "frozen"])
 @pytest.mark.parametrize("method", ["zero_padding", "fedsa_lora"])
-def test_if_nobody_answers_neither_heads_nor_memory_change(method, heads):
+def test_if_no_client_answers_heads_and_client_state_are_unchanged(method, heads):
     """The server's momentum, the clients' own heads and what a method keeps for them."""
     lora_spec = problems.STUB
     optimizer = None if method == "fedsa_lora" else optax.sgd(0.7, momentum=0.9)
@@ -210,12 +211,12 @@ def test_if_nobody_answers_neither_heads_nor_memory_change(method, heads):
     rank = np.full(len(SIZES), 2)
     state, _ = made.run(made.state(), federation().plan(0, rank, 0.3))
     before = problems.copy(state)
-    after, _ = made.run(made.place(before), federation(*NOBODY).plan(1, rank, 0.3))
+    after, _ = made.run(made.place(before), federation(*ALL_DROPPED).plan(1, rank, 0.3))
     assert_same_bits(problems.copy(after), before)
 
 
 def careless():
-    """A rule that forgets that nobody may be left, and renames every rank."""
+    """A rule that forgets that no client may be left, and renames every rank."""
     plain = methods.make("zero_padding", problems.STUB)
 
     def aggregate(server, own, cohort, start, result):
@@ -229,9 +230,9 @@ def careless():
 
 def test_a_careless_method_cannot_touch_those_who_sent_nothing():
     made = stub_rounds("quadratic", method=careless())
-    after, seen = made.run(made.state(), stub_plan_of(0, *NOBODY))
+    after, seen = made.run(made.state(), stub_plan_of(0, *ALL_DROPPED))
     assert_same_bits(problems.copy(after), made.begin)
-    np.testing.assert_array_equal(seen.rank, stub_plan_of(0, *NOBODY).rank)
+    np.testing.assert_array_equal(seen.rank, stub_plan_of(0, *ALL_DROPPED).rank)
     t = next(t for t in range(9) if 0 < np.sum(stub_plan_of(t, *MIXED).weight == 0) - 1 < COHORT)
     plan = stub_plan_of(t, *MIXED)
     after, seen = made.run(made.state(), plan)
@@ -348,11 +349,19 @@ def test_an_update_of_wrong_shapes_is_told_the_paths():
 # ------------------------------------------------------------------------------------------- a run
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """The config of a run on a very small model and two dozen texts, and what such runs share."""
+    folder = tmp_path_factory.mktemp("small") / "good"
+    good.write(folder)
+    config = configs.from_dict(good.settings(folder) | {"lora": {}})
+    return config, {"assets": build.load_assets(config), "programs": programs()}
+
+
 @pytest.fixture
-def run_with(tmp_path):
-    """A run on a very small model and two dozen texts, by clients of one class each."""
-    good.write(tmp_path / "good")
-    config = configs.from_dict(good.settings(tmp_path / "good") | {"lora": {}})
+def run_with(small_run, tmp_path):
+    """A run by clients of one class each."""
+    config, shared = small_run
     federation = {
         "cohort": 3,
         "rounds": 4,
@@ -364,7 +373,7 @@ def run_with(tmp_path):
         fed = dataclasses.replace(config.federation, **federation, method=method, faults=faults)
         own = dataclasses.replace(config.local, **{"batch": 2, "optimizer": "sgd"} | local)
         changed = dataclasses.replace(config, federation=fed, local=own)
-        return fl.run(changed, out=tmp_path / "run", overwrite=True)
+        return fl.run(changed, out=tmp_path / "run", **shared)
 
     return play
 
@@ -401,8 +410,8 @@ def test_a_stack_is_of_those_who_answered(run_with):
         assert record["down_bytes"] == 3 * (stack + head)
 
 
-def test_a_run_in_which_nobody_answers(run_with):
-    result = run_with(*NOBODY)
+def test_a_run_in_which_no_client_answers(run_with):
+    result = run_with(*ALL_DROPPED)
     for record in result.records:
         assert record["train_loss"] is None and record["up_bytes"] == record["examples"] == 0
         assert len(record["dropped"]) == 3 and record["down_bytes"] > 0

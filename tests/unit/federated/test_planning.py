@@ -43,13 +43,13 @@ def assert_same(one, other) -> None:
 
 @given(seed=st.integers(0, 50), round=st.integers(0, 1000), cohort=st.integers(1, 7))
 @settings(deadline=None)
-def test_a_cohort_has_everybody_at_most_once(seed, round, cohort):
+def test_a_cohort_has_every_client_at_most_once(seed, round, cohort):
     ids = make(seed=seed, cohort=cohort, padded=cohort).sample(round)
     assert len(ids) == len(set(ids)) == cohort
     assert set(ids) <= set(range(7))
 
 
-def test_every_round_draws_anew_and_everybody_gets_a_turn():
+def test_every_round_draws_anew_and_every_client_is_drawn_sometime():
     drawn = [tuple(make().sample(t)) for t in range(40)]
     assert len(set(drawn)) > 30
     counts = np.bincount(np.concatenate(drawn), minlength=7)

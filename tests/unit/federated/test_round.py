@@ -190,7 +190,7 @@ def test_a_broken_client_is_as_good_as_absent(method):
 
 
 @every_method
-def test_if_everybody_is_broken_nothing_changes(method):
+def test_if_every_update_is_rejected_the_state_is_unchanged(method):
     made, plan = bag_rounds(method, "vmap"), plan_of(method=method)
     state, seen = made.run(made.state(), plan, base=broken_base(made, slice(None)))
     assert_same_bits(problems.copy(state), made.begin)

@@ -94,3 +94,28 @@ def test_kernels_with_several_axes_are_refused():
     adapter, gain = random_adapter(spec), lora.uniform_gain(spec)
     with pytest.raises(InputError, match=r"matrices only: attention/query has a kernel of shape"):
         matrices.split(spec.targets, adapter, gain, name_of)
+
+
+def test_layers_are_padded_to_one_rank_and_one_scale():
+    """What an engine multiplies that reads one ``r`` and one ``lora_alpha`` for all tensors."""
+    rng = np.random.default_rng(0)
+    sizes = {"x": (2, 0.5), "y": (4, 1.5), "z": (1, 1.5)}
+    factors = {
+        name: peft_writer.Factors(
+            rng.normal(size=(6, rank)).astype(np.float32),
+            rng.normal(size=(rank, 5)).astype(np.float32),
+            scale,
+        )
+        for name, (rank, scale) in sizes.items()
+    }
+    padded = matrices.pad_ranks(factors)
+    assert {(pair.rank, pair.scale) for pair in padded.values()} == {(4, 1.5)}
+    for name, (a, b, scale) in factors.items():
+        np.testing.assert_allclose(
+            padded[name].scale * padded[name].a @ padded[name].b, scale * a @ b, atol=1e-6
+        )
+        again = matrices.unpad(padded[name])
+        assert again.rank == sizes[name][0]
+        np.testing.assert_array_equal(again.a, a)
+    fresh = peft_writer.Factors(np.ones((6, 3), np.float32), np.zeros((3, 5), np.float32), 1.0)
+    assert matrices.unpad(fresh).rank == 3, "what can be trained is kept"

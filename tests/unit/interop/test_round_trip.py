@@ -120,7 +120,7 @@ def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
     loaded = interop.load_adapter(tmp_path / "theirs", model)
     ours = interop.assemble(model, loaded, small_encoders.about(model))
     close(small_encoders.logits(ours), small_encoders.torch_logits(theirs))
-    interop.save_adapter(tmp_path / "ours", ours)
+    interop.save_adapter(tmp_path / "ours", ours, pad_ranks=False)
     one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("theirs", "ours"))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -144,7 +144,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     save(out, ours)
     text = (out / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    assert str(model.folder) not in text, "where things are on this machine is nobody's business"
+    assert str(model.folder) not in text, "no path of this machine is published"
     code = code.replace(f'base = "{model.folder.name}"', f'base = "{model.folder}"')
     monkeypatch.chdir(out)
     found: dict = {}
@@ -152,7 +152,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     tokens = model.tokenizer("an odd little text", return_tensors="np")
     inputs = (tokens["input_ids"].astype(np.int32), tokens["attention_mask"] != 0)
     want = jax.jit(lambda p: model.module.apply({"params": p}, *inputs))(ours.merged_params)
-    np.testing.assert_allclose(found["logits"].numpy(), want, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found["logits"].numpy()[:1], want, atol=TOLERANCE, rtol=0)
 
 
 def test_a_shard_size_that_is_none_is_explained(tmp_path):

@@ -1,4 +1,4 @@
-"""Files from strangers: refused with a sentence, before anything is allocated or followed."""
+"""Untrusted files: refused with a sentence, before anything is allocated or followed."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
         config.write_text(
             json.dumps(json.loads(before) | {"auto_map": evil, "_name_or_path": "/x"})
         )
-        (model.folder / "evil.py").write_text("raise SystemExit('code of a stranger')")
+        (model.folder / "evil.py").write_text("raise SystemExit('untrusted code')")
         interop.save_merged(tmp_path / "out", small_encoders.fitted(model))
     finally:
         config.write_text(before)
@@ -196,3 +196,19 @@ def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder
     (folder / "fedjax_lora.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
         interop.load_model(folder, base=str(model.folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"problem_type": "multi_label_classification"}, "a label of its own for each output"),
+        ({"problem_type": "regression"}, "'regression' with 3 outputs, and only one score"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "several outputs the same name.*: a"),
+    ],
+)
+def test_outputs_that_are_not_one_class_of_several_are_refused(values, sentence, model, tmp_path):
+    interop.save_merged(tmp_path, small_encoders.fitted(model))
+    (tmp_path / "fedjax_lora.json").unlink()
+    change(tmp_path, "config.json", **values)
+    with pytest.raises(InputError, match=sentence):
+        interop.load_model(tmp_path)

@@ -135,7 +135,7 @@ def test_zero_padding_is_the_masked_mean_times_the_owners_share(rank: list, weig
     masked = aggregate("masked_mean", cohort, result, old)
     share = np.array(weight) / sum(weight)
     mass = share @ (np.array(rank)[:, None] > np.arange(R))
-    mass[mass == 0] = 1.0  # nobody owns it: the server's value, undiluted, in both
+    mass[mass == 0] = 1.0  # no owner: the server's value, undiluted, in both
     for path in PATHS:
         assert_close(padded[path].a, np.asarray(masked[path].a) * mass, 1e-6)
         assert_close(padded[path].b, np.asarray(masked[path].b) * mass[:, None], 1e-6)
@@ -166,7 +166,7 @@ def test_two_clients_of_ranks_four_and_two():
 @given(high=st.lists(st.booleans(), min_size=6, max_size=6), weight=weights, low=st.integers(1, 3))
 @many
 def test_replication_with_two_levels_is_the_masked_mean(high: list, weight: list, low: int):
-    """Equal inner and outer weights: the mean over everybody, and above it over the high ranks."""
+    """Equal inner and outer weights: the mean over all, and above it over the high ranks."""
     cohort = make_cohort(GLOBAL, np.where(high, R, low), weight)
     result = prefixed(cohort, 6)
     for options in ("", "(weights='uniform')"):
@@ -393,7 +393,7 @@ def test_a_component_that_is_zeroed_never_learns_again(name: str):
 
 
 def test_a_rule_of_ones_own_needs_one_function():
-    """Weights per client, or per client and site; what nobody owns stays."""
+    """Weights per client, or per client and site; components without an owner stay."""
 
     def last_owner(lora_spec: LoraSpec) -> methods.Method:
         def weigh(cohort, start, result):

@@ -160,7 +160,7 @@ def test_broadcast_and_aggregate_agree_on_the_sets():
             noise,
         )
         after = fn(server, (), cohort, start, elsewhere).server.adapter
-        # Nobody changed a module of their own, so the mean over owners is the server's value.
+        # No client changed its own modules, so the mean over owners is the server's value.
         assert_trees_close(after, jax.tree.map(jnp.asarray, server.adapter), 1e-6)
 
 

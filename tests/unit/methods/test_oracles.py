@@ -100,7 +100,7 @@ def test_what_clients_begin_with(spec: str):
                 assert_close(deltas[matrix], sketched)
             elif method_name(spec) == "fedsa_lora":
                 np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
-                np.testing.assert_array_equal(mine[matrix].B[:, :r], B[:, :r])  # nobody has trained
+                np.testing.assert_array_equal(mine[matrix].B[:, :r], B[:, :r])  # not trained
             elif method_name(spec) == "flora":
                 assert not np.any(mine[matrix].B)
                 assert np.all(mine[matrix].A[:r] != 0)

@@ -54,7 +54,7 @@ GAUGE += ["fedex_lora", "fedex_lora(weights='uniform')"]
 
 LOSSLESS = [s for s in SPECS if s == EXACT.get(method_name(s), s)]
 KEEPS_UNOWNED = {"raflora", "rb_lora"}
-"""Factor what clients sent together with the server's own components that nobody has."""
+"""Factor what clients sent together with the server's own components that no client has."""
 
 KEEPS_EMPTY = [s for s in AVERAGES if "empty='zero'" not in s]
 """Components without an owner keep the server's value."""
@@ -205,7 +205,7 @@ def test_absent_clients_have_no_influence(spec: str):
 
 
 @every_spec
-def test_nobody_present_leaves_the_server_as_it_is(spec: str):
+def test_an_empty_cohort_leaves_the_server_unchanged(spec: str):
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, MIXED, [0.0] * CLIENTS)
     played = play(spec, GLOBAL, cohort, server=server)
@@ -226,7 +226,7 @@ def test_weights_are_relative(spec: str):
 
 @pytest.mark.parametrize("spec", KEEPS_EMPTY)
 def test_components_without_an_owner_are_bitwise_unchanged(spec: str):
-    """Methods that average components keep what nobody present in the cohort has."""
+    """Methods that average components keep components that no present client has."""
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, [1, 4, 1, 4, 1, 4], [3, 0, 5, 0, 2, 0])
     played = play(spec, GLOBAL, cohort, server=server)
@@ -412,7 +412,7 @@ ONE_MEAN = {"zero_padding", "masked_mean", "replication", "fed_plora"}
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) in ONE_MEAN])
 def test_with_equal_ranks_all_averages_are_plain_averaging(spec: str):
-    """Parallel modules as well, where everybody trains all of them."""
+    """Parallel modules as well, where every client trains all of them."""
     name, options = registry.parse(spec)
     weights = options.get("weights", "uniform" if name == "fed_plora" else "examples")
     plain = f"fedit(weights={weights!r})" if weights == "uniform" else "fedit"
@@ -601,8 +601,8 @@ def test_traffic_is_the_size_of_what_is_sent(spec: str):
         down = numbers + 4 * sum(min(stack * (d + k), d * k) for d, k in sizes)
     np.testing.assert_array_equal(traffic.up, up)
     np.testing.assert_array_equal(traffic.down, down)
-    everybody_sends = name in {"flora", "fedex_lora"}
-    assert traffic.common == (down[0] - numbers[0] * (name == "fedex_lora")) * everybody_sends
+    all_send = name in {"flora", "fedex_lora"}
+    assert traffic.common == (down[0] - numbers[0] * (name == "fedex_lora")) * all_send
     assert traffic.up.dtype == traffic.down.dtype == np.int64
 
 

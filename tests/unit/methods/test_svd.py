@@ -66,7 +66,7 @@ def test_no_other_matrix_of_that_rank_is_closer():
     for name, M in means.items():
         for r in range(1, R + 1):
             if r == min(M.shape):
-                continue  # nothing is discarded: everybody could be exact
+                continue  # nothing is discarded: every method may be exact
             best = np.linalg.norm(M - SCALE * pairs[name].B[:, :r] @ pairs[name].A[:r])
             for other in others:
                 rival = SCALE * other[name].B[:, :r] @ other[name].A[:r]

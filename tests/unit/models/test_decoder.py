@@ -1,6 +1,7 @@
 """The decoder on its own: the cache, positions, dropout, and what does not change its function."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,14 @@ def small(family="qwen3", **fields):
     )
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def outputs(module, params, *given, **options):
+    """Compiled once for the tests of one model and one shape."""
+    return module.apply({"params": params}, *given, **options)
+
+
 def hidden(model, batch, **options):
-    run = jax.jit(lambda params, *x: model.module.apply({"params": params}, *x, **options).hidden)
-    return np.asarray(run(model.params, *batch))
+    return np.asarray(outputs(model.module, model.params, *batch, **options).hidden)
 
 
 SLIDING = {"sliding_window": 3, "full_layers": (1,), "qk_norm": True}
@@ -38,13 +44,10 @@ def test_texts_in_pieces_are_the_same_texts(steps, left):
     ids, mask = decoders.texts(left=left)
     want = hidden(model, (ids, mask))
     cache = models.init_cache(model.config, rows=4, slots=14)
-    step = jax.jit(
-        lambda params, *x, cache: model.module.apply({"params": params}, *x, cache=cache)
-    )
     parts, at = [], 0
     for tokens in steps:
         piece = slice(at, at + tokens)
-        out = step(model.params, ids[:, piece], mask[:, piece], cache=cache)
+        out = outputs(model.module, model.params, ids[:, piece], mask[:, piece], cache=cache)
         parts.append(out.hidden)
         cache, at = out.cache, at + tokens
     np.testing.assert_allclose(np.concatenate(parts, axis=1)[mask], want[mask], atol=1e-5)

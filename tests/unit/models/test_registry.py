@@ -18,7 +18,7 @@ from fedjax_lora.models.huggingface import download, registry
 
 @pytest.fixture
 def cut_off(monkeypatch, tmp_path):
-    """A hub that nobody answers for, and an empty cache."""
+    """A hub that cannot be reached, and an empty cache."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -28,6 +28,21 @@ def cut_off(monkeypatch, tmp_path):
 
 def load(name, key, **options):
     return models.load(str(name), **{"num_labels": 2, "key": key} | options)
+
+
+def test_former_ids_of_the_hub_are_found_with_their_owner(monkeypatch):
+    asked = []
+    monkeypatch.setattr(registry, "download", lambda repo, weights: asked.append(repo))
+    for name in ("bert-base-uncased", "bert-base-cased", "distilbert-base-uncased",
+                 "albert-large-v2", "roberta-large-mnli", "distilroberta-base"):  # fmt: skip
+        models.resolve(name)
+    assert asked == [
+        "google-bert/bert-base-uncased", "google-bert/bert-base-cased",
+        "distilbert/distilbert-base-uncased", "albert/albert-large-v2",
+        "FacebookAI/roberta-large-mnli", "distilbert/distilroberta-base",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="Unknown model 'gpt2'"):
+        models.resolve("gpt2")
 
 
 def test_minilm_comes_from_its_package_without_importing_it(key):
@@ -170,7 +185,7 @@ def test_download_then_cache(cut_off, monkeypatch):
     assert models.resolve("org/model").folder == folder
 
 
-def test_weights_that_nobody_reads_stay_on_the_hub(saved, cut_off, key, monkeypatch):
+def test_weights_that_are_not_read_stay_on_the_hub(saved, cut_off, key, monkeypatch):
     monkeypatch.setitem(FILES, "config.json", (saved("bert")[0] / "config.json").read_bytes())
     monkeypatch.delitem(FILES, "vocab.txt")
     with answering(monkeypatch):

@@ -1,6 +1,7 @@
 """A batch computed without its padding: the same texts, the same gradients, fewer products."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +57,9 @@ def configured(family, **changes):
     ("family", "changes"),
     [
         ("bert", {}),
-        ("bert", {"scan_unroll": 1}),
-        ("bert", {"pooling": "mean"}),
-        ("roberta", {"remat": True}),
-        ("distilbert", {}),
+        ("bert", {"pooling": "mean", "scan_unroll": 1}),
+        ("roberta", {"remat": True, "scan_unroll": 1}),
+        ("distilbert", {"scan_unroll": 1}),
         ("albert", {"pooling": "mean", "scan_unroll": 1}),
     ],
 )
@@ -67,17 +67,16 @@ def test_leaving_out_padding_changes_neither_value_nor_gradient(family, changes)
     model = configured(family, **changes)
     ids = np.where(MASK, IDS, model.config.pad_token_id)
 
-    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def value(params, at):
         z = model.module.apply({"params": params}, ids, MASK, at=at)
         return jnp.sum(z**2), z
 
-    run = jax.value_and_grad(value, has_aux=True)
+    run = jax.jit(value)
     (_, want), wanted = run(model.params, None)
-    for rows in (16, 23):
-        (_, got), gradient = run(model.params, places(MASK, rows))
-        np.testing.assert_allclose(got, want, atol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradient, wanted)
+    (_, got), gradient = run(model.params, places(MASK, 23))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradient, wanted)
 
 
 def test_projections_are_of_real_tokens_only():

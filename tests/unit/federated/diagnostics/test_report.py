@@ -87,7 +87,7 @@ def test_a_measured_round_keeps_its_input_and_gives_json():
 
 
 def test_broken_clients_are_not_measured():
-    """All texts of a client hold a word whose vector is not a number; then everybody's do."""
+    """All texts of a client hold a word whose vector is not a number; then those of all do."""
     made, plan = measured_rounds("fed_plora"), plan_of()
     table = made.base["words"]["embedding"]
     base = lambda rows: {  # noqa: E731

@@ -54,7 +54,7 @@ def plan_of(t: int = 0, rate: float = 0.05) -> federated.Plan:
 
 
 def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
-    """A round in which nobody else counts leaves the client's adapter and head on the server."""
+    """A round in which no other client counts leaves its adapter and head on the server."""
     made, plan, spec = bag_rounds("zero_padding", "vmap"), plan_of(), problems.bag().spec
     got = seen("zero_padding", "vmap", plan)
     predict = prediction.make_predict(objective(), batch=7)
@@ -98,7 +98,7 @@ def test_it_compiles_once_and_gives_nothing_away(mode):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_a_broken_client_has_no_finite_loss_and_disturbs_nobody():
+def test_a_broken_client_has_no_finite_loss_and_changes_no_other_score():
     made, plan = bag_rounds("zero_padding", "vmap"), plan_of()
     good = seen("zero_padding", "vmap", plan)
     rows = problems.members()[plan.id[1]]
@@ -146,6 +146,6 @@ def test_rows_hold_every_example_once(batch):
     assert [part.size for part in rows] == [8, 12, 20]
 
 
-def test_a_length_that_nobody_has_is_left_out():
+def test_a_length_without_examples_is_left_out():
     rows = client_scoring.bucket_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
     assert [part.size for part in rows] == [8, 20]

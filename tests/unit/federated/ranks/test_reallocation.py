@@ -147,7 +147,7 @@ def test_cohorts_are_scored_when_they_first_take_part():
     assert len(known) == N and len(calls) > 2
 
 
-def test_random_ranks_train_nobody():
+def test_random_ranks_need_no_training():
     history, calls, _ = play("loss_based(low=1, high=4, share=0.5, order='random', every=1)", 9)
     assert calls == []
     assert history[0][0].tolist() == [1] * N

@@ -88,11 +88,11 @@ def test_a_broken_client_is_last_in_any_order(score, order, bad):
 def test_the_random_order_is_fair_and_from_seed_and_round():
     rule = review(clients=10, share=0.3, order="random")
     assert not rule.needs_validation
-    everybody = np.arange(10)
+    clients = np.arange(10)
     counts = np.zeros(10)
     for t in range(600):
-        value = rule.draw(t, everybody, 10)
-        np.testing.assert_array_equal(rule.draw(t, everybody[4:7], 10), value[4:7])
+        value = rule.draw(t, clients, 10)
+        np.testing.assert_array_equal(rule.draw(t, clients[4:7], 10), value[4:7])
         ranks = rule.ranks(scores_of(value))
         assert np.sum(ranks == 20) == 3
         counts += ranks == 20

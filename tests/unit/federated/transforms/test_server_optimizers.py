@@ -20,7 +20,7 @@ def make(spec: str) -> transforms.ServerOptimizer:
 
 
 def tree(seed: int) -> ClientParams:
-    """A global adapter whose second component nobody ever trains, and a head."""
+    """A global adapter whose second component no client ever trains, and a head."""
     rng = np.random.default_rng(seed)
     a, b, head = rng.normal(size=(4, 2)), rng.normal(size=(2, 3)), rng.normal(size=3)
     a[:, 1] = b[1] = 0
@@ -40,14 +40,14 @@ def flat(tree: ClientParams) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
 
-def play(spec: str, *, somebody: bool = True) -> list[np.ndarray]:
+def play(spec: str, *, answered: bool = True) -> list[np.ndarray]:
     """The server after every round in which the method moves it by ``0.1 * tree(t)``."""
     optimizer, now = make(spec), tree(0)
     moments, seen = optimizer.init(now), [flat(now)]
     step = jax.jit(lambda *args: transforms.server_step(optimizer, *args))
     for t in range(1, ROUNDS + 1):
         new = jax.tree.map(lambda x, d: x + 0.1 * d, now, tree(t))
-        now, moments = step(moments, now, new, owned(somebody))
+        now, moments = step(moments, now, new, owned(answered))
         seen.append(flat(now))
     return seen
 
@@ -112,7 +112,7 @@ def test_what_never_changed_stays_bit_for_bit(spec):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_nobody_moves_nothing(spec):
+def test_without_an_answer_the_server_is_unchanged(spec):
     optimizer, old = make(spec), tree(0)
     moments = optimizer.init(old)
     _, moments = transforms.server_step(optimizer, moments, old, tree(1), owned(True))
@@ -122,7 +122,7 @@ def test_nobody_moves_nothing(spec):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_a_head_that_nobody_has_trained_stays_with_its_moments(spec):
+def test_a_head_that_no_client_trained_stays_with_its_moments(spec):
     optimizer, old = make(spec), tree(0)
     _, moments = transforms.server_step(optimizer, optimizer.init(old), old, tree(1), owned(True))
     new = tree(2)._replace(head=old.head)

@@ -102,7 +102,7 @@ def test_local_heads_are_neither_noised_nor_rounded():
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, FED_ADAM], ids=["momentum", "adam"])
-def test_if_everybody_is_broken_nothing_moves(optimizer):
+def test_if_every_update_is_rejected_the_state_is_unchanged(optimizer):
     """The server's momentum neither: it is full of earlier rounds here."""
     made = stub_rounds("quadratic", updates=OUTLIERS, server_optimizer=optimizer)
     before, _ = play(made, 2)

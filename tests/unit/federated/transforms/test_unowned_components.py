@@ -138,7 +138,7 @@ def test_a_zeroed_component_is_owned_by_all_who_pad_it():
     np.testing.assert_allclose(new.b[..., 1:, :], 0.5 * old.b[..., 1:, :], rtol=1e-6)
 
 
-def test_a_tail_that_a_client_cuts_off_is_nobodys():
+def test_a_tail_that_a_client_cuts_off_has_no_owner():
     """It has been trained, but is not sent."""
     method = methods.make("hetlora(gamma=0.5)", SPEC)
     play, state = rounds(method, MOMENTUM)

@@ -100,11 +100,11 @@ def test_the_parts_follow_their_causes(folder):
 def test_every_method_can_be_explained(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
     monkeypatch.setattr(estimate, "activations", lambda *_: 0)  # slow, and the same for all
+    assets = build.load_assets(make(folder, method="flora"), weights=False)
     for name in methods.METHODS:
         made = make(folder, method=name)
         federation = dataclasses.replace(made.federation, ranks="fixed(rank=4)")
-        made = dataclasses.replace(made, federation=federation)
-        found = cost.needs(made, build.load_assets(made, weights=False))
+        found = cost.needs(dataclasses.replace(made, federation=federation), assets)
         assert found.up > 0 and found.down > 0
 
 

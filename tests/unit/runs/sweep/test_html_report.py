@@ -1,4 +1,4 @@
-"""The figure and the page, from runs that nobody ran."""
+"""The figure and the page, from made-up runs."""
 
 import base64
 import math

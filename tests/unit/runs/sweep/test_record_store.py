@@ -14,7 +14,7 @@ CONFIG = RunConfig(seed=3)
 RESULT = types.SimpleNamespace(records=[{"round": 1}], summary={"accuracy": 0.5})
 
 
-def nobody():
+def must_not_run():
     raise AssertionError("this was run already")
 
 
@@ -23,7 +23,7 @@ def test_a_run_is_written_once(tmp_path):
     record = record_store.run_once(path, CONFIG, lambda: RESULT)
     assert record["history"] == RESULT.records and record["summary"] == RESULT.summary
     assert configs.from_dict(record["config"]) == CONFIG
-    assert record_store.run_once(path, CONFIG, nobody) == record
+    assert record_store.run_once(path, CONFIG, must_not_run) == record
     assert record_store.finished(tmp_path / "runs") == {CONFIG: record}
 
 
@@ -56,7 +56,7 @@ def test_another_config_in_the_file_is_refused(tmp_path):
     path = tmp_path / "a.json"
     record_store.run_once(path, CONFIG, lambda: RESULT)
     with pytest.raises(InputError, match="a run of another config"):
-        record_store.run_once(path, RunConfig(seed=4), nobody)
+        record_store.run_once(path, RunConfig(seed=4), must_not_run)
 
 
 def test_a_run_of_a_version_that_divided_the_examples_otherwise_is_not_reused(tmp_path):
@@ -65,9 +65,9 @@ def test_a_run_of_a_version_that_divided_the_examples_otherwise_is_not_reused(tm
     equal = RunConfig(federation=FederationConfig(partition="iid"))
     for name, config in (("a", CONFIG), ("b", equal)):
         record_store.run_once(tmp_path / f"{name}.json", config, lambda: former)
-    assert record_store.run_once(tmp_path / "b.json", equal, nobody)["summary"] == summary
+    assert record_store.run_once(tmp_path / "b.json", equal, must_not_run)["summary"] == summary
     with pytest.raises(InputError, match=r"version 0\.1\.0, which rounded .* dirichlet.*otherwise"):
-        record_store.run_once(tmp_path / "a.json", CONFIG, nobody)
+        record_store.run_once(tmp_path / "a.json", CONFIG, must_not_run)
 
 
 def test_a_file_of_before_a_field_existed_counts(tmp_path):
@@ -75,7 +75,7 @@ def test_a_file_of_before_a_field_existed_counts(tmp_path):
     record = record_store.run_once(path, CONFIG, lambda: RESULT)
     del record["config"]["federation"]["heads"]
     path.write_text(json.dumps(record))
-    assert record_store.run_once(path, CONFIG, nobody) == record
+    assert record_store.run_once(path, CONFIG, must_not_run) == record
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"sed": 1}}',
