@@ -37,5 +37,5 @@ def draw(choices: Choices, rng: np.random.Generator) -> dict[str, Any]:
 
 def simplified(case: Case) -> Case:
     """The case with only the option that it is about, for where options exclude each other."""
-    kept = ("family", "task", "format", "about", case.options["about"])
+    kept = ("family", "task", "format", "library", "about", case.options["about"])
     return case._replace(options={k: x for k, x in case.options.items() if k in kept})

@@ -72,6 +72,10 @@ _QUOTING = {
 }  # fmt: skip
 
 
+_CLASS_LABELS = ("class labels", "unlabelled")
+"""Labels that `datasets` stores as numbers with names in the schema."""
+
+
 def cases() -> Iterator[Case]:
     """Endlessly many cases: each value of each option in turn, in changing formats."""
     focuses = grammar.focuses(CHOICES)
@@ -82,6 +86,8 @@ def cases() -> Iterator[Case]:
         about, value = focuses[number % len(focuses)]
         format = CHOICES["format"][(number + number // len(focuses)) % len(CHOICES["format"])]
         drawn = {"about": about, "format": format, **grammar.draw(others, rng), about: value}
+        if drawn.get("labels") in _CLASS_LABELS:
+            drawn["library"] = "datasets"
         yield Case(PART, number, drawn)
         number += 1
 
@@ -119,7 +125,7 @@ def _frame(options: Any) -> pandas.DataFrame:
 
 def _dataset(options: Any) -> datasets.Dataset:
     table = datasets.Dataset.from_pandas(_frame(options), preserve_index=False)
-    if options["labels"] in ("class labels", "unlabelled"):
+    if options["labels"] in _CLASS_LABELS:
         table = table.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
     return table
 
