@@ -1,5 +1,6 @@
 """Adapters written and read by PEFT, and read and written back by us."""
 
+import copy
 import functools
 import json
 import pathlib
@@ -78,7 +79,8 @@ def _load_base(base: pathlib.Path, task: str) -> Any:
 def save_adapter(case: Case, base: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Make the adapter with random weights by PEFT; returns the folder of its config."""
     options = case.options
-    fields = {name: options[name] for name in adapters.LORA if name in options}
+    # A copy, because PEFT adds the head to the list of modules to save.
+    fields = {name: copy.deepcopy(options[name]) for name in adapters.LORA if name in options}
     if "target_parameters" in fields:
         fields["target_modules"] = []
     fields = {"r": 4, "lora_alpha": 8, "target_modules": _usual_targets(options)} | fields
