@@ -14,6 +14,7 @@ import experiments.benchmarks.cost_estimates.report as cost_estimates
 import experiments.benchmarks.end_to_end.report as end_to_end
 import experiments.benchmarks.quantized_base.report as quantized_base
 import experiments.benchmarks.scaling.report as scaling
+import experiments.robustness.fuzz.report as fuzz
 import experiments.robustness.huggingface_parity.report as huggingface_parity
 import experiments.robustness.interruptions.report as interruptions
 import experiments.robustness.malformed_input.report as malformed_input
@@ -40,6 +41,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": readme_demo.block,
     "cost_estimates": cost_estimates.table,
     "former_partitions": former_partitions.table,
+    "fuzz": fuzz.table,
     "interruptions": interruptions.table,
     "instruction_tuning": instruction_tuning.table,
     "malformed_input": malformed_input.sentence,

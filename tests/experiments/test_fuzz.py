@@ -138,3 +138,11 @@ def test_recorded_cases_are_not_judged_again(tmp_path, monkeypatch):
     run.run("configs", file, size=1, again=[EQUAL])
     assert judged == [0, 1, 2, 3, 4, 0]
     assert report.summarize(records)["configs"][EQUAL] == 4
+
+
+def test_the_last_full_run_found_nothing_wrong():
+    counts = report.read_summary()["counts"]
+    assert {part: size.size for part, size in run.PARTS.items()} == {
+        part: sum(found.values()) for part, found in counts.items()
+    }
+    assert all(found[DIFFERENT] == found[CRASH] == 0 for found in counts.values())
