@@ -41,9 +41,21 @@ def model(state):
 @kinds_of_method
 def test_modes_leave_the_same_server(method):
     """Every method is sharded in `test_sharding`, with a stand-in for training."""
+    in_parts = ["base in parts"] * (method in ON_THE_BASE)
+    assert_modes_agree(method, ("vmap", "sharded", *in_parts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in problems.KINDS if m not in ON_THE_BASE])
+def test_a_base_in_parts_leaves_the_same_server(method):
+    assert_modes_agree(method, ("base in parts",))
+
+
+def assert_modes_agree(method: str, modes) -> None:
+    """Two rounds in each mode report and leave what two rounds of the plain loop do."""
     want, reports, made = play(method, "loop", 2, 0.01)
     assert problems.changed(model(want), model(made.begin))
-    for mode in ("vmap", "sharded", *["base in parts"] * (method in ON_THE_BASE)):
+    for mode in modes:
         got, seen, _ = play(method, mode, 2, 0.01)
         tolerance = TOLERANCE.get(method, problems.MODE_TOLERANCE)
         problems.assert_close(model(got), model(want), tolerance)
