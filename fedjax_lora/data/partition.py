@@ -75,7 +75,7 @@ def partition(
 def differs_from(version: str, spec: str) -> bool:
     """Whether this version of the package assigns examples otherwise than an earlier version.
 
-    Versions 0.1 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of the
+    Versions 0.1 and 0.2 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of the
     clients, so that few examples of a class fell to the same clients in all classes.
 
     Args:
@@ -83,7 +83,7 @@ def differs_from(version: str, spec: str) -> bool:
       spec: a name in `PARTITIONERS`, with options.
     """
     name, _ = registry.parse(spec, "partition")
-    return version.startswith("0.1.") and name in ("dirichlet", "quality", "quantity")
+    return version.startswith(("0.1.", "0.2.")) and name in ("dirichlet", "quality", "quantity")
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
