@@ -193,7 +193,7 @@ def _lines(file: pathlib.Path | None, parts: int) -> list[list[str]]:
     if file is None:
         whole = _standard_input()
     else:
-        from fedjax_lora.data.datasets.table_readers import open_text
+        from fedjax_lora.data.datasets.text_files import open_text
 
         with open_text(file) as stream:
             whole = stream.read()

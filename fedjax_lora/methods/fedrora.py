@@ -71,8 +71,8 @@ def fedrora(
         of the scale that every adapter has (1 with ``alpha`` equal to `R`).
       largest: by magnitude, as the released code selects, which says that this reproduces its
         published numbers; or by signed value, as the paper writes.
-      first: each coefficient before any training is ``first / sqrt(r)``, over directions
-        that are random and common to all. The released code begins at 1, with directions drawn by
+      first: each coefficient of a fresh adapter is ``first / sqrt(r)``, over directions
+        that are random and common to all; a model that is given (a warm start) is kept. The released code begins at 1, with directions drawn by
         each client. At 0 the model begins as it was pretrained, as with any other method.
       coefficient_rate: the learning rate of the coefficients over that of the directions; 100 in
         the released code.
@@ -144,12 +144,18 @@ class _FedRora:
         return ClientInit(lora.keep(adapter, mask), gain, mask, coefficients)
 
     def _global_coefficients(self, server: ServerState, cohort: Cohort) -> Gain:
-        """The global model's coefficients, the first ones where it has none: ``[c, (L,) R]``."""
+        """The global model's coefficients, the first ones before it has any: ``[c, (L,) R]``.
+
+        A model that something was trained into, or that a run begins from, is not moved: what it
+        does not use begins at 0.
+        """
         size = {
             path: jnp.linalg.norm(pair.a, axis=-2) * jnp.linalg.norm(pair.b, axis=-1)
             for path, pair in server.adapter.items()
         }
+        is_trained = jnp.any(jnp.stack([jnp.any(x > 0) for x in size.values()]))
         first = self.first / jnp.sqrt(cohort.rank.astype(jnp.float32))  # [c]
+        first = jnp.where(is_trained, 0.0, first)
         return {
             path: jnp.where(x > 0, self.spec.server_scale * x, trees.expand(first, x))
             for path, x in per_client(size).items()

@@ -202,9 +202,9 @@ WRONG = [
     (["predict", "{run}", "--answer-tokens=0"], "answer_tokens must be at least 1"),
     (["predict", "{run}/adapter"], "give it with --model"),
     (["evaluate", "{llama}"], "give --task"),
-    (["evaluate", "{llama}", "--model=x"], "--model is only for adapters"),
+    (["evaluate", "{llama}", "--model=minilm"], "--model is only for adapters"),
     (["evaluate", "{llama}", "--ranks", "2"], "without an adapter: --ranks is only for adapters"),
-    (["predict", "{llama}", "--model=x", "--pooling=mean"], "--pooling is only for classifiers"),
+    (["predict", "{llama}", "--model=minilm", "--pooling=mean"], "--pooling is only for classifiers"),
 ]
 
 

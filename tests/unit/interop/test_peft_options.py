@@ -98,7 +98,7 @@ REFUSED = {
     "bias": {"bias": "lora_only"},
     "trainable_token_indices": {"trainable_token_indices": {"word_embeddings": [1, 2]}},
     "layer_replication": {"layer_replication": [[0, 2], [1, 3]]},
-    "modules_to_save": {"modules_to_save": ["classifier", "word_embeddings"]},
+    "other embeddings": {"modules_to_save": ["classifier", "word_embeddings"]},
     "word_embeddings": {"target_modules": ["query", "word_embeddings"]},
     "init_lora_weights": {"init_lora_weights": "pissa_niter_4"},
 }

@@ -195,7 +195,7 @@ def test_shard_that_is_missing(llama, key, tmp_path):
         ({"partial_rotary_factor": 0.5}, "a part of each head"),
         ({"num_key_value_heads": 3}, "4 heads are not a multiple of the 3 kv_heads"),
         ({"head_dim": 7}, "head_dim.*7"),
-        ({"hidden_act": "mish"}, "Unknown activation 'mish'"),
+        ({"hidden_act": "prelu"}, "Unknown activation 'prelu'"),
     ],
 )
 def test_configs_that_are_not_supported(values, message, llama, key):

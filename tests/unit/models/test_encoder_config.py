@@ -48,7 +48,7 @@ def test_options_replace_fields():
         ({"model_type": None}, "describes a None model"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' position embeddings"),
         ({"is_decoder": True, "pruned_heads": {"0": [1]}}, "is_decoder .*; pruned attention"),
-        ({"hidden_act": "gelu_10"}, "Unknown activation 'gelu_10'"),
+        ({"hidden_act": "prelu"}, "Unknown activation 'prelu'"),
         ({"hidden_size": 100}, "hidden size 100 is not a multiple of the 12 heads"),
         ({"hidden_size": "wide"}, "not a valid bert configuration"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout is 1.5"),
