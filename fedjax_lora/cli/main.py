@@ -280,6 +280,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 2 for bad input, and 1 if some of its runs failed or memory is too small.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            status = _answer(words)
+        except SystemExit:  # of a parser that has printed its help
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)  # a closed pipe is noticed here, not at exit
+        return status
+    except BrokenPipeError:
+        # Who read the output has enough, as `head` does; nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _answer(words: Sequence[str]) -> int:
+    """Print the version or the usage, or run a command; returns the exit status."""
     if words in (["--version"], ["-V"]):
         print(__version__)
         return 0
@@ -308,10 +324,6 @@ def _run_command(name: str, args: Sequence[str]) -> int:
         advice = LESS_MEMORY.get(name, "use one with more")
         print(f"fedjax-lora: {too_small}; {advice}.", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Who read the output has enough, as `head` does; nothing is left to be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("fedjax-lora: stopped", file=sys.stderr)
         return 130

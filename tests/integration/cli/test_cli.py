@@ -1,7 +1,9 @@
 """The command line as a user meets it, with right and with wrong input."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -66,6 +68,18 @@ def test_python_dash_m_and_the_exit_status(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("fedjax-lora: Unknown method 'nope'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--version"], ["inspect", "--help"], ["run", "--help"]])
+def test_a_reader_that_has_enough_ends_a_command_without_an_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedjax_lora", *words],
+            stdout=closed, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def csv(folder: pathlib.Path, text: str, name: str = "train.csv") -> str:
