@@ -10,7 +10,9 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from re import _constants as ops  # the parser of `re` has no public name
+
+# The parser of `re` has no public name, so that the stubs of `re` leave out both modules.
+from re import _constants as ops  # pyright: ignore[reportAttributeAccessIssue]
 from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
 from types import MappingProxyType
 from typing import Any
@@ -175,7 +177,10 @@ class _Matcher:
         if op in (ops.ASSERT, ops.ASSERT_NOT):
             wanted = op is ops.ASSERT
             return {at for at in starts if bool(self._follow(value[1], {at})) == wanted}
-        return set() if op is ops.FAILURE else self._repeat(*value, starts)
+        if op is ops.FAILURE:
+            return set()
+        least, most, items = value
+        return self._repeat(least, most, items, starts)
 
     def _repeat(self, least: int, most: Any, items: Any, starts: set[int]) -> set[int]:
         for _ in range(least):

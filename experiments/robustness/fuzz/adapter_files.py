@@ -15,7 +15,7 @@ from experiments.robustness.fuzz import adapters, bases
 from experiments.robustness.fuzz.case import Answer, Answers, Case, Refused, Subject, Unwritten
 from fedjax_lora import interop
 
-OLD_FIELDS = {
+OLD_FIELDS: dict[str, tuple[str, ...]] = {
     "oldest": (
         "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha",
         "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type",
@@ -98,7 +98,7 @@ def save_adapter(case: Case, base: pathlib.Path, folder: pathlib.Path) -> pathli
     )
     _randomize(model, case.number, getattr(torch, options.get("dtype", "float32")))
     model.save_pretrained(
-        folder,
+        str(folder),
         safe_serialization=options.get("file", "safetensors") == "safetensors",
         save_embedding_layers=options.get("embeddings", "auto"),
     )

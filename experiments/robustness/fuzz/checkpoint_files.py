@@ -59,7 +59,9 @@ def _save(case: Case, folder: pathlib.Path) -> None:
 def _fields(options: Any) -> dict[str, Any]:
     """Fields of the config, from the options of a case."""
     choices = checkpoints.FIELDS[options["family"]]
-    fields = {name: options[name] for name in choices if name in options and name != "dtype"}
+    fields: dict[str, Any] = {
+        name: options[name] for name in choices if name in options and name != "dtype"
+    }
     fields = {name: value for name, value in fields.items() if value != "usual"}
     if options["family"] == "distilbert":
         fields = {"n_layers": 2, "n_heads": 4, "dim": 16, "hidden_dim": 24} | fields

@@ -77,8 +77,10 @@ def _judge_quietly(case: Case, writer: Writer, folder: pathlib.Path, ways: int |
     finally:
         shutil.rmtree(place)
     # Paths differ from run to run.
-    texts = (text.replace(f"{folder}{os.sep}", "") for text in (outcome.ours, outcome.theirs))
-    return Outcome(outcome.verdict, *texts, outcome.difference, outcome.note)
+    prefix = f"{folder}{os.sep}"
+    return outcome._replace(
+        ours=outcome.ours.replace(prefix, ""), theirs=outcome.theirs.replace(prefix, "")
+    )
 
 
 def run(

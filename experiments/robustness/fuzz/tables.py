@@ -211,7 +211,7 @@ def _read_parquet(options: Any, file: pathlib.Path) -> tuple[list[Any], list[Any
     if isinstance(kind, datasets.ClassLabel):
         if min(labels) < 0:
             raise Refused("-1 is no label")
-        labels = kind.int2str(labels)
+        labels = list(kind.int2str(labels))
     return table["text"][:], labels
 
 

@@ -99,8 +99,8 @@ def read_saved(path: Path, names: Sequence[str]) -> ArrowColumns:
         ) from error
     if isinstance(data, datasets.DatasetDict):
         raise InputError(
-            f"{path} holds several splits ({', '.join(data)}); name the folder of one, such as "
-            f"{path.name}/{next(iter(data), 'train')}."
+            f"{path} holds several splits ({', '.join(map(str, data))}); name the folder of one, "
+            f"such as {path.name}/{next(iter(data), 'train')}."
         )
     check_header(path, names, data.column_names)
     check_rows(path, len(data))

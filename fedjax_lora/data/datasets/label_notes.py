@@ -39,13 +39,13 @@ def _count_notes(classes: Sequence[str], counts: np.ndarray, tested: np.ndarray)
             f"{classes[int(counts.argmax())]!r}, so there is nothing to learn and an accuracy of 1 "
             "says nothing"
         )
-    if unseen := [classes[c] for c in np.flatnonzero((counts == 0) & (tested > 0))]:
+    if unseen := [classes[c] for c in np.flatnonzero((counts == 0) & (tested > 0)).tolist()]:
         notes.append(
             f"the test set has the {_classes(unseen)}, of which there is no training example"
         )
-    if empty := [classes[c] for c in np.flatnonzero((counts == 0) & (tested == 0))]:
+    if empty := [classes[c] for c in np.flatnonzero((counts == 0) & (tested == 0)).tolist()]:
         notes.append(f"there is no example at all of the {_classes(empty)}")
-    if single := [classes[c] for c in np.flatnonzero(counts == 1)]:
+    if single := [classes[c] for c in np.flatnonzero(counts == 1).tolist()]:
         notes.append(f"there is only one training example of the {_classes(single)}")
     return notes
 
