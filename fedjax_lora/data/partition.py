@@ -75,8 +75,8 @@ def partition(
 def differs_from(version: str, spec: str) -> bool:
     """Whether this version of the package assigns examples otherwise than an earlier version.
 
-    Versions 0.1 and 0.2 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of the
-    clients, so that few examples of a class fell to the same clients in all classes.
+    Versions 0.1 and 0.2 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of
+    the clients, so that few examples of a class fell to the same clients in all classes.
 
     Args:
       version: the version of the package that made a partition.

@@ -71,9 +71,10 @@ def fedrora(
         of the scale that every adapter has (1 with ``alpha`` equal to `R`).
       largest: by magnitude, as the released code selects, which says that this reproduces its
         published numbers; or by signed value, as the paper writes.
-      first: each coefficient of a fresh adapter is ``first / sqrt(r)``, over directions
-        that are random and common to all; a model that is given (a warm start) is kept. The released code begins at 1, with directions drawn by
-        each client. At 0 the model begins as it was pretrained, as with any other method.
+      first: each coefficient of a fresh adapter is ``first / sqrt(r)``, over directions that are
+        random and common to all; a model that is given (a warm start) is kept. The released code
+        begins at 1, with directions drawn by each client. At 0 the model begins as it was
+        pretrained, as with any other method.
       coefficient_rate: the learning rate of the coefficients over that of the directions; 100 in
         the released code.
       weights: of the mean.

@@ -204,7 +204,10 @@ WRONG = [
     (["evaluate", "{llama}"], "give --task"),
     (["evaluate", "{llama}", "--model=minilm"], "--model is only for adapters"),
     (["evaluate", "{llama}", "--ranks", "2"], "without an adapter: --ranks is only for adapters"),
-    (["predict", "{llama}", "--model=minilm", "--pooling=mean"], "--pooling is only for classifiers"),
+    (
+        ["predict", "{llama}", "--model=minilm", "--pooling=mean"],
+        "--pooling is only for classifiers",
+    ),
 ]
 
 
