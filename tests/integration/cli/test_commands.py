@@ -316,12 +316,15 @@ def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, merged, caps
 
 @pytest.mark.parametrize(
     "words",
-    [["--method=zero_padding", "--scale=alpha/r", "--epochs=8"], ["--method=flora"]],
+    [
+        ["--method=zero_padding", "--scale=alpha/r", "--epochs=8", "--learning-rate=0.03"],
+        ["--method=flora", "--learning-rate=0.1"],
+    ],
     ids=["the scale depends on the rank", "the base is changed"],
 )
 def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
     """Whether clients are asked for or not; and a rank that it does not have leaves it whole."""
-    folder = run(tmp_path / "run", *words, "--ranks=tiers(ranks=[1,4])", "--learning-rate=0.03")
+    folder = run(tmp_path / "run", *words, "--ranks=tiers(ranks=[1,4])")
     alone = evaluate(EvaluateOptions(where=folder, ranks=(1, 300)))
     both = evaluate(EvaluateOptions(where=folder, clients=True, ranks=(1, 300)))
     assert [row["rank"] for row in alone["ranks"]] == [1, 300]
