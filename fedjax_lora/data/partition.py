@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.version import BEFORE_0_3
 from fedjax_lora.data.partitioners import PARTITIONERS, Partitioner, need_classes
 
 
@@ -83,7 +84,7 @@ def differs_from(version: str, spec: str) -> bool:
       spec: a name in `PARTITIONERS`, with options.
     """
     name, _ = registry.parse(spec, "partition")
-    return version.startswith(("0.1.", "0.2.")) and name in ("dirichlet", "quality", "quantity")
+    return version in BEFORE_0_3 and name in ("dirichlet", "quality", "quantity")
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:

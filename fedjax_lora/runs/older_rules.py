@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from fedjax_lora import methods
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.runs.config import BEFORE_0_3, RunConfig
+from fedjax_lora.core.version import BEFORE_0_3
+from fedjax_lora.runs.config import RunConfig
 
 
 def computed_otherwise(config: RunConfig) -> Iterator[str]:

@@ -15,7 +15,6 @@ from fedjax_lora.runs.config.io import (
     to_dict,
     to_record,
 )
-from fedjax_lora.runs.config.older_versions import BEFORE_0_3
 from fedjax_lora.runs.config.schema import (
     DataConfig,
     ExecutionConfig,
@@ -28,7 +27,6 @@ from fedjax_lora.runs.config.schema import (
 )
 
 __all__ = [
-    "BEFORE_0_3",
     "RENAMED",
     "VERSION",
     "DataConfig",

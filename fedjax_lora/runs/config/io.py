@@ -8,8 +8,8 @@ from typing import Any
 
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.core.untrusted_files import read_json
-from fedjax_lora.core.version import __version__
-from fedjax_lora.runs.config.older_versions import BEFORE_0_3, pin_defaults
+from fedjax_lora.core.version import BEFORE_0_3, __version__
+from fedjax_lora.runs.config.older_versions import pin_defaults
 from fedjax_lora.runs.config.schema import RunConfig
 
 VERSION = "version"

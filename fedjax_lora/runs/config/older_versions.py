@@ -12,9 +12,6 @@ from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs.config.schema import RunConfig
 
-BEFORE_0_3 = (None, "0.1.0", "0.2.0")
-"""Versions in a record; version 0.1 wrote none."""
-
 FORMER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "fedrora": {"largest": "signed", "first": 0.0},
     "fslora": {"indices": "global"},

@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_lora import InputError, methods
 from fedjax_lora.core import registry
-from fedjax_lora.core.version import __version__
+from fedjax_lora.core.version import BEFORE_0_3, __version__
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs import older_rules, resume
 from fedjax_lora.runs.choices import resolve
@@ -61,7 +61,7 @@ def test_the_former_defaults_are_others_than_the_present_ones():
 def test_records_of_this_version_are_read_as_they_are(method):
     config = config_of(method)
     record = configs.to_record(config)
-    assert record["version"] == __version__ not in configs.BEFORE_0_3
+    assert record["version"] == __version__ not in BEFORE_0_3
     assert configs.from_record(json.loads(json.dumps(record))) == config
     assert configs.from_dict(configs.to_dict(config)) == config
 
