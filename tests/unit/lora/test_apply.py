@@ -38,6 +38,12 @@ def gain_of(components, scale: float = SCALE) -> Gain:
     return lora.spread(TEMPLATE, jnp.where(chosen, jnp.float32(scale), 0.0))
 
 
+def assert_same_sums(got, want) -> None:
+    """Two programs round a sum differently: by units in the last place of its largest terms."""
+    unit = np.finfo(np.float32).eps * float(np.max(np.abs(want)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=4 * unit)
+
+
 def rest(components) -> list[int]:
     return [j for j in range(R) if j not in components]
 
@@ -67,7 +73,7 @@ def test_folding_the_other_modules_leaves_the_model_as_it_is(chosen: tuple):
         adapted(folded, adapter, gain_of(chosen), INPUT), want, rtol=1e-5, atol=1e-5
     )
     fixed = drop(0.0, 0, gain_of(chosen), gain_of(rest(chosen)))
-    np.testing.assert_allclose(fixed, want, rtol=1e-6, atol=1e-6)
+    assert_same_sums(fixed, want)
     if len(chosen) < R:
         cut = adapted(PARAMS, adapter, gain_of(chosen), INPUT)
         assert np.max(np.abs(cut - want)) > 1e-2  # truncating instead would not do
@@ -116,7 +122,7 @@ def test_every_client_of_parallel_modules_computes_the_global_model():
     outputs = for_clients(PARAMS, start.adapter, start.gain, INPUT)
     want = adapted(PARAMS, server.adapter, gain_of(range(R)), INPUT)
     for out in outputs:
-        np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-6)
+        assert_same_sums(out, want)
     truncating = jax.jit(methods.make("masked_mean", TEMPLATE).broadcast)(server, (), cohort)
     outputs = for_clients(PARAMS, truncating.adapter, truncating.gain, INPUT)
     apart = [float(np.max(np.abs(out - want))) for out in outputs]
@@ -153,7 +159,7 @@ def test_stacked_factors_merged_into_the_base_give_equal_outputs_to_all():
     again = broadcast(after, (), cohort)
     outputs = for_clients(base, again.adapter, again.gain, INPUT)
     for out in outputs:
-        np.testing.assert_allclose(out, plain(base, INPUT), rtol=1e-6, atol=1e-6)
+        assert_same_sums(out, plain(base, INPUT))
     mean = {
         path: np.average(delta, axis=0, weights=cohort.weight)
         for path, delta in jax.jit(lora.deltas)(result, start.gain).items()
@@ -198,8 +204,8 @@ def test_folded_modules_are_not_dropped():
     """What would be in the frozen weight is never dropped; trained components are."""
     none, everything = gain_of([]), gain_of(range(R))
     want = adapted(PARAMS, random_adapter(TEMPLATE), everything, INPUT)
-    np.testing.assert_allclose(drop(0.5, 0, none, everything), want, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(drop(0.5, 1, none, everything), want, rtol=1e-6, atol=1e-6)
+    assert_same_sums(drop(0.5, 0, none, everything), want)
+    assert_same_sums(drop(0.5, 1, none, everything), want)
     assert np.max(np.abs(drop(0.5, 0, everything) - want)) > 1e-2
     assert np.max(np.abs(drop(0.5, 0, gain_of([0]), gain_of([1, 2, 3])) - want)) > 1e-2
     np.testing.assert_array_equal(drop(0.0, 0, everything), drop(0.0, 5, everything))
@@ -209,7 +215,7 @@ def test_dropout_depends_on_the_key_and_spares_the_base():
     everything = gain_of(range(R))
     np.testing.assert_array_equal(drop(0.5, 0, everything), drop(0.5, 0, everything))
     assert np.any(drop(0.5, 0, everything) != drop(0.5, 1, everything))
-    np.testing.assert_allclose(drop(0.5, 0, gain_of([])), plain(PARAMS, INPUT), atol=1e-6)
+    assert_same_sums(drop(0.5, 0, gain_of([])), plain(PARAMS, INPUT))
 
 
 def test_dropout_keeps_the_mean():
