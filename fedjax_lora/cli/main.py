@@ -58,7 +58,7 @@ class RunOptions:
     """
 
     config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
-    """JSON file with a config (a result folder has one); other options override it."""
+    """JSON, YAML or TOML file with a config (a result folder has one); other options override it."""
     out: pathlib.Path | None = None
     """Result folder; by default runs/TASK-METHOD-seedSEED."""
     overwrite: bool = False
@@ -66,7 +66,7 @@ class RunOptions:
     resume: pathlib.Path | None = None
     """Continue the interrupted run in this result folder with its config; other options override
     the config where that does not change the numbers (--rounds, --mode, ...)."""
-    explain: bool = False
+    explain: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
     """Print the devices, memory, traffic and time that the run would need, and do not run it."""
     distributed: bool = False
     """Run as one of several processes, each with its own devices; implies --mode sharded. On a TPU

@@ -14,6 +14,8 @@ from experiments.tools.markdown import text_of
 from experiments.tools.write_docs import BLOCKS
 from fedjax_lora.cli import evaluate, export, inspect, main, predict
 from fedjax_lora.methods import METHODS
+from fedjax_lora.runs.choices import check_choices
+from fedjax_lora.runs.config import load
 from tests._helpers.pages import DOCS, ROOT, blocks, name, pages
 
 OPTIONS = {
@@ -82,6 +84,16 @@ def test_commands_are_understood(command: str, monkeypatch):
         assert exit_info.value.code == 0
     else:
         assert main.main([verb, *args]) == 0
+
+
+CONFIGS = [block for page in pages() for block in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_config_files_of_the_pages_load(text: str, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    check_choices(load(file))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,4 +1,4 @@
-"""Convert a config to JSON values and back, and read config files of this and older versions."""
+"""Convert a config to JSON values and back, and read configs of this and older versions."""
 
 import dataclasses
 import json
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, unknown
-from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.core.version import BEFORE_0_3, __version__
+from fedjax_lora.runs.config.files import read_config_file
 from fedjax_lora.runs.config.older_versions import pin_defaults
 from fedjax_lora.runs.config.schema import RunConfig
 
@@ -131,20 +131,19 @@ def _group(name: str, record: Any, values: Any) -> Any:
 
 
 def load(path: str | pathlib.Path) -> RunConfig:
-    """Read a config from a JSON file.
+    """Read a config from a file in JSON, YAML or TOML.
 
     A file that has a version, or all groups of options, is taken for the record of a run (see
     `from_record`); one with some of the groups was written by hand.
 
     Args:
-      path: a file with the values of `to_dict`, such as the ``config.json`` of a run folder.
+      path: a file with the values of `to_dict`, such as the ``config.json`` of a run folder; see
+        `fedjax_lora.runs.config.files` for the formats.
 
     Raises:
-      InputError: no such file, not JSON, or not a config.
+      InputError: no such file, not in the format of its ending, or not a config.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"Config file {path} must hold a JSON object.")
+    values = read_config_file(path)
     groups = {field.name for field in dataclasses.fields(RunConfig)}
     recorded = VERSION in values or groups <= values.keys()
     return from_record(values) if recorded else from_dict(values)
