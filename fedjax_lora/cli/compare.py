@@ -42,7 +42,7 @@ class CompareOptions:
     """Another config field and its values, for example local.learning_rate=0.003,0.01 or
     "federation.partition=['iid', 'dirichlet(alpha=0.1)']"; may be repeated."""
     config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
-    """JSON, YAML or TOML file with a config (a result folder has one); other options override it."""
+    """JSON, YAML or TOML file with a config, as a result folder has; other options override it."""
     out: pathlib.Path = pathlib.Path("runs/compare")
     """Folder of the comparison, with any finished runs of earlier calls."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)

@@ -58,7 +58,7 @@ class RunOptions:
     """
 
     config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
-    """JSON, YAML or TOML file with a config (a result folder has one); other options override it."""
+    """JSON, YAML or TOML file with a config, as a result folder has; other options override it."""
     out: pathlib.Path | None = None
     """Result folder; by default runs/TASK-METHOD-seedSEED."""
     overwrite: bool = False

@@ -9,7 +9,7 @@ import pathlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -23,7 +23,7 @@ LARGEST_CONFIG = 2**20
 class _Loader(yaml.SafeLoader):
     """A safe loader with the plain scalars of YAML 1.2, without aliases and repeated keys."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -62,7 +62,7 @@ def _check_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+    return yaml.load(text, Loader=_Loader)
 
 
 def _json(text: str) -> Any:
