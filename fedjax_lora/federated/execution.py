@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import Params
 from fedjax_lora.federated.sharding import AXIS
 from fedjax_lora.federated.training import Clients
@@ -26,7 +27,7 @@ ClientsFn = Callable[[Params, Any, Clients, jax.Array], Any]
 
 def default_clients_per_step(cohort: int) -> int:
     """Clients trained at once: one on a CPU, whose caches hold no more; all on an accelerator."""
-    return 1 if jax.default_backend() == "cpu" else cohort
+    return 1 if current_target().is_cpu else cohort
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.target import current_target
 
 AXIS, MODEL = "clients", "model"
 
@@ -26,7 +27,7 @@ parameters are vectors, and whole on every device."""
 
 
 def client_mesh(devices: int | None = None, shape: Sequence[int] = (-1, 1)) -> Mesh:
-    """The mesh ``clients x model`` over the first ``devices`` (all by default).
+    """The mesh ``clients x model`` over the first ``devices`` of the target (all by default).
 
     Args:
       devices: how many.
@@ -35,13 +36,14 @@ def client_mesh(devices: int | None = None, shape: Sequence[int] = (-1, 1)) -> M
     Raises:
       InputError: sizes that do not multiply to the number of devices, or too few devices.
     """
-    available = jax.devices()
+    target = current_target()
+    available = target.devices
     used = available[:devices]
     if devices is not None and not 1 <= devices <= len(available):
         raise InputError(f"devices is {devices}, but there are 1 to {len(available)}.")
-    if len(used) < len(available) and jax.process_count() > 1:
+    if len(used) < len(available) and target.processes > 1:
         raise InputError(
-            f"devices is {devices}, but a run of {jax.process_count()} processes uses all "
+            f"devices is {devices}, but a run of {target.processes} processes uses all "
             f"{len(available)} devices; leave it out."
         )
     # Auto: the round around the `shard_map` is written without a thought of where its arrays are.
@@ -63,7 +65,9 @@ def _sizes(shape: Sequence[int], devices: int) -> tuple[int, ...]:
 
 def everywhere(mesh: Mesh | None) -> Any:
     """Where shared arrays live: on every device of the mesh, or on the default device."""
-    return jax.local_devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
+    if mesh is None:
+        return current_target().own_device
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def place(tree: Any, where: Any) -> Any:

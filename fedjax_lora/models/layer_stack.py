@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from fedjax_lora.core import trees
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import Params
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -25,11 +26,11 @@ def layers_per_step(count: int, scan_unroll: int | None) -> int:
 
     Args:
       count: number of layers.
-      scan_unroll: the number that the config requests; None chooses by backend.
+      scan_unroll: the number that the config requests; None chooses by the target.
     """
     if scan_unroll is not None:
         return min(scan_unroll, count)
-    return count if jax.default_backend() == "cpu" else 1
+    return count if current_target().is_cpu else 1
 
 
 def is_unrolled(count: int, scan_unroll: int | None) -> bool:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from fedjax_lora import data, federated, interop, models
 from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.target import Target, current_target
 from fedjax_lora.core.types import Key
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import Execution
@@ -142,11 +143,12 @@ def execution_of(config: RunConfig) -> Execution:
     Raises:
       InputError: the devices do not form the mesh, or a mesh is given for a mode without one.
     """
-    return _make_execution(config.execution, config.federation.cohort)
+    return _make_execution(config.execution, config.federation.cohort, current_target())
 
 
 @functools.cache
-def _make_execution(options: ExecutionConfig, cohort: int) -> Execution:
+def _make_execution(options: ExecutionConfig, cohort: int, target: Target) -> Execution:
+    del target  # which devices there are, and what is chosen by their kind
     clients_per_step = options.clients_per_step or federated.default_clients_per_step(cohort)
     return Execution(mode=options.mode, clients_per_step=clients_per_step, mesh=_mesh(options))
 

@@ -135,12 +135,12 @@ def load(
 
 
 def has_split_layers(config: Config) -> bool:
-    """Whether each layer of `frozen_base` has separate arrays on this backend."""
+    """Whether each layer of `frozen_base` has separate arrays on the target."""
     return layer_stack.is_unrolled(config.layers, config.scan_unroll)
 
 
 def frozen_base(model: Pretrained) -> dict[str, Any]:
-    """Parameters without the head, in the form with which this backend computes fastest."""
+    """Parameters without the head, in the form with which the target computes fastest."""
     base = {name: part for name, part in model.params.items() if name != "head"}
     if not has_split_layers(model.config):
         return base

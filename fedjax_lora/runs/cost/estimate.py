@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from fedjax_lora import federated, lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import Adapter, BatchShape, ClientParams, Kernels, Params
 from fedjax_lora.federated import AXIS, MODEL, FederatedState, optimizers, transforms
 from fedjax_lora.federated.client_update import cohort_of
@@ -200,7 +201,8 @@ def _round_flops(
 
 def _devices(mesh: Mesh | None) -> Devices:
     clients, model = (1, 1) if mesh is None else (mesh.shape[AXIS], mesh.shape[MODEL])
-    return Devices(jax.devices()[0].device_kind, clients, model, jax.process_count())
+    target = current_target()
+    return Devices(target.kind, clients, model, target.processes)
 
 
 def _abstract(tree: Any) -> Any:

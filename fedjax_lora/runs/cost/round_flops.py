@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data.batch_shapes import first_fitting, step_sizes
 from fedjax_lora.federated import Plan
@@ -53,7 +54,7 @@ def cohort_flops(
 
 def product_rate(dtype: Any, *, seconds: float = 0.3) -> float:
     """Measure the operations a second of a device in a large matrix product."""
-    size = 1024 if jax.default_backend() == "cpu" else 4096
+    size = 1024 if current_target().is_cpu else 4096
     multiply = jax.jit(jnp.matmul)
     x = jnp.ones((size, size), dtype)
     jax.block_until_ready(multiply(x, x))
