@@ -20,6 +20,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
+from fedjax_lora.core.coordinator_relay import relayed
 from fedjax_lora.core.errors import InputError, Stopped
 from fedjax_lora.core.process_watch import ProcessWatch, exit_now
 
@@ -57,7 +58,15 @@ def initialized(
     """
     _check_arguments(address, count, number)
     watch = ProcessWatch(advice)
-    _connect((address, count, number), wait, watch)
+    with relayed(address) if address and number else contextlib.nullcontext(address) as local:
+        _connect((local, count, number), address, wait, watch)
+        with _ending_together(watch):
+            yield
+
+
+@contextlib.contextmanager
+def _ending_together(watch: ProcessWatch) -> Iterator[None]:
+    """Disconnect at the end, or tell the other processes why this one ends before them."""
     try:
         yield
     except (InputError, Stopped):  # raised on all processes, see `raise_on_all`
@@ -92,12 +101,22 @@ def _check_arguments(address: str | None, count: int | None, number: int | None)
 
 
 def _connect(
-    arguments: tuple[str | None, int | None, int | None], wait: float, watch: ProcessWatch
+    arguments: tuple[str | None, int | None, int | None],
+    first: str | None,
+    wait: float,
+    watch: ProcessWatch,
 ) -> None:
     """Call `jax.distributed.initialize` with a time limit that raises, and begin to watch.
 
     JAX's own time limit aborts the process with a stack trace instead of raising an exception. JAX
     would also listen on all interfaces of process 0, not on the given address alone.
+
+    Args:
+      arguments: of `jax.distributed.initialize`: where to connect, number of processes, and of this
+        process.
+      first: ``host:port`` of process 0.
+      wait: seconds to wait for the other processes.
+      watch: of the other processes.
     """
     address, count, number = arguments
     errors: list[Exception] = []
@@ -119,7 +138,7 @@ def _connect(
     connecting.join(wait)
     if connecting.is_alive():
         process = "on a cluster" if address is None else f"process {number} of {count}"
-        where = "" if address is None else f", the first is expected at {address}"
+        where = "" if first is None else f", the first is expected at {first}"
         raise InputError(
             f"The processes did not all connect within {wait:g} s (this is {process}{where}); "
             "start them all, and check that they can reach the first."
@@ -133,7 +152,8 @@ def _connect(
         reason = str(errors[0]).partition("\n")[0]
         raise InputError(f"The processes cannot be connected ({reason}).") from errors[0]
     try:
-        watch.connect(jax_distributed.global_state, began + wait)
+        state = jax_distributed.global_state
+        watch.connect(state, first or state.coordinator_address, began + wait)
     except InputError as error:
         exit_now(2, f"fedjax-lora: {error}\n")
 

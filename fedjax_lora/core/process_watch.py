@@ -36,23 +36,25 @@ class ProcessWatch:
         self._peers: dict[int, _Peer] = {}
         self._lock = threading.Lock()
 
-    def connect(self, state: Any, deadline: float) -> None:
+    def connect(self, state: Any, address: str, deadline: float) -> None:
         """Connect to the other processes and begin to watch them.
 
         Args:
-          state: of `jax.distributed`: this process's number, the number of processes, where the
-            first one is, and a store through which to tell the port.
+          state: of `jax.distributed`: this process's number, the number of processes, and a store
+            through which to tell the port.
+          address: ``host:port`` of the first process.
           deadline: of `time.monotonic`, for the others to answer.
 
         Raises:
           InputError: a process did not answer in time.
         """
         self.number, self.count, store = state.process_id, state.num_processes, state.client
-        host = state.coordinator_address.rpartition(":")[0].strip("[]")
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
         if self.number == 0:
             self._accept_all(store, host, deadline)
         else:
-            self._join(store, host, deadline)
+            self._join(store, (host, int(port)), deadline)
         for number, peer in self._peers.items():
             threading.Thread(target=self._watch, args=(number, peer), daemon=True).start()
 
@@ -74,11 +76,11 @@ class ProcessWatch:
         for peer in self._peers.values():
             peer.send({"where": _where()})
 
-    def _join(self, store: Any, host: str, deadline: float) -> None:
+    def _join(self, store: Any, address: tuple[str, int], deadline: float) -> None:
         try:
-            wait = max(1, int(1000 * (deadline - time.monotonic())))
-            port, token = json.loads(store.blocking_key_value_get(KEY, wait))
-            found = socket.create_connection((host, port), max(1.0, deadline - time.monotonic()))
+            port, token = _look_up(store, address, deadline)
+            left = max(1.0, deadline - time.monotonic())
+            found = socket.create_connection((address[0], port), left)
             first = _Peer(found)
             first.send({"token": token, "process": self.number, "where": _where()})
             answer = first.receive(deadline)
@@ -142,6 +144,18 @@ class ProcessWatch:
         """Tell the others that this process ends as it should."""
         for peer in self._peers.values():
             peer.send({"finished": True})
+
+
+def _look_up(store: Any, address: tuple[str, int], deadline: float) -> tuple[int, str]:
+    """Return the port and the token that process 0 has put into the store, or will."""
+    while True:
+        wait = min(GRACE, deadline - time.monotonic())
+        try:
+            return json.loads(store.blocking_key_value_get(KEY, max(1, int(1000 * wait))))
+        except RuntimeError:
+            if time.monotonic() >= deadline:
+                raise
+            socket.create_connection(address, GRACE).close()  # an OSError where it has died
 
 
 def exit_now(status: int, message: str) -> NoReturn:

@@ -4,6 +4,7 @@ Whatever happens to such a command, what stands under the name of an output is w
 one sentence, and the same command run again writes what an uninterrupted one does.
 """
 
+import functools
 import json
 import pathlib
 import shlex
@@ -66,8 +67,9 @@ def outputs(out: pathlib.Path) -> dict[str, bytes]:
     return found
 
 
+@functools.cache
 def uninterrupted(target: Workspace, name: str) -> tuple[dict[str, bytes], float]:
-    """Run a command to its end; returns its outputs and its seconds."""
+    """Run a command to its end, once; returns its outputs and its seconds."""
     out, began = fresh(target, f"{name}-whole"), time.monotonic()
     done = harness.call(target, command(target, name, out))
     if done.status:
@@ -96,7 +98,7 @@ def stopped(
     whole, seconds = uninterrupted(target, name)
     out = fresh(target, f"{name}-stopped")
     process = target.start(command(target, name, out))
-    time.sleep(rng.uniform(0.3, 1.0) * seconds)
+    time.sleep(rng.uniform(0.2, 0.7) * seconds)  # the first call, of `seconds`, compiled more
     ended = harness.kill(process, number)
     left = outputs(out)
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]

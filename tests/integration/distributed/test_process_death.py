@@ -1,5 +1,6 @@
 """One of several processes is killed: the others say which one, and end at once."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -16,10 +17,10 @@ from tests._helpers.free_port import free_port
 
 ROOT = pathlib.Path(__file__).parents[3]
 WAIT = 40.0
-LEADER_GONE = "Terminating process because the JAX distributed service detected fatal errors"
 SECONDS = 15.0
 """Until the others have ended, on a machine that does other things too; 0.2 or so of these are
-needed. In phase ``start`` the others cannot know more than that nobody comes."""
+needed. In phase ``start`` the others cannot know more than that nobody comes, and the first none in
+phase ``rendezvous``."""
 
 
 def play(folder: pathlib.Path, phase: str, victim: int, count: int) -> list[tuple]:
@@ -30,7 +31,7 @@ def play(folder: pathlib.Path, phase: str, victim: int, count: int) -> list[tupl
         "TF_CPP_MIN_LOG_LEVEL": "3",  # as the command line sets it
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "PYTHONPATH": str(ROOT),
-        "FEDJAX_LORA_CACHE": str(folder.parent / "cache"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     files = [folder.parent / f"{folder.name}.{n}" for n in range(count)]
     started = []
@@ -66,16 +67,14 @@ def check(folder: pathlib.Path, phase: str, victim: int, count: int) -> None:
     """Kill one process and look at the others."""
     left = play(folder, phase, victim, count)
     died = float(pathlib.Path(f"{folder}.died").read_text())
-    allowed = WAIT + 30 if phase == "start" else WAIT + 5 if phase == "rendezvous" else SECONDS
+    waits = {"start": WAIT + 30, "rendezvous": WAIT + 5 if victim else SECONDS}
+    allowed = waits.get(phase, SECONDS)
     for number, (status, errors, ended) in enumerate(left):
         if number == victim:
             assert status == (130 if phase == "interrupted" else -9)
             continue
         print(f"{phase}: process {number} ended after {ended - died:.1f} s: {errors}")
         assert ended - died < allowed
-        if victim == 0 and LEADER_GONE in errors:  # JAX was first to notice, see docs/howto
-            assert status != 0
-            continue
         assert status in (1, 2), errors
         (line,) = said(errors)
         assert line.startswith("fedjax-lora: ") and line.endswith("start all processes again.")
@@ -89,19 +88,35 @@ def test_a_process_that_is_killed_is_named_by_the_others(tmp_path):
     check(tmp_path / "run", "loading", 1, 3)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run leaves that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    for status, errors, _ in play(folder, "none", -1, 2):
+        assert status == 0, errors
+    return tiny_runs.left(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("victim", [1, 0])
-@pytest.mark.parametrize("phase", PHASES)
-def test_the_others_end_in_every_phase_and_the_run_goes_on(phase, victim, tmp_path):
-    if phase == "checkpoint":
-        victim = 0  # which alone writes
-    whole, folder = tmp_path / "whole", tmp_path / "run"
+@pytest.mark.parametrize(
+    ("phase", "victim"),
+    [
+        (phase, victim)
+        for phase, victim in itertools.product(PHASES, (1, 0))
+        if (phase, victim) != ("checkpoint", 1)  # which the first alone writes
+    ],
+)
+def test_the_others_end_in_every_phase_and_the_run_goes_on(phase, victim, whole, tmp_path):
+    """A run of which nothing has been written is an ordinary one when it is started again."""
+    folder = tmp_path / "run"
     check(folder, phase, victim, 2)
-    for target in (folder, whole):
-        for status, errors, _ in play(target, "none", -1, 2):
-            assert status == 0, errors
-    assert tiny_runs.left(folder) == tiny_runs.left(whole)
+    if not (folder / "config.json").exists():
+        assert phase in PHASES[: PHASES.index("round")] or phase == "interrupted"
+        return
+    for status, errors, _ in play(folder, "none", -1, 2):
+        assert status == 0, errors
+    assert tiny_runs.left(folder) == whole
 
 
 ALONE = """
