@@ -153,7 +153,7 @@ def _connect(
         raise InputError(f"The processes cannot be connected ({reason}).") from errors[0]
     try:
         state = jax_distributed.global_state
-        watch.connect(state, first or state.coordinator_address, began + wait)
+        watch.connect(state, first or str(state.coordinator_address), began + wait)
     except InputError as error:
         exit_now(2, f"fedjax-lora: {error}\n")
 
