@@ -116,7 +116,8 @@ def natural() -> Partitioner:
         if groups is None:
             raise InputError(
                 "The partition 'natural' needs a group column and this task has none; "
-                "choose another partition, or a file(...) task with group='column'."
+                "choose another partition, or a file(...) task with group='column' or "
+                "client_files=True."
             )
         names, code = np.unique(groups, return_inverse=True)
         if clients > len(names):

@@ -10,19 +10,19 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
-from fedjax_lora.data.datasets.delimited import check_header
+from fedjax_lora.data.datasets.delimited import Names, check_header, chosen
 from fedjax_lora.data.datasets.text_files import (
     OPENERS,
     check_rows,
+    check_text_size,
     largest_size,
     open_binary,
-    refuse_size,
 )
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -41,7 +41,7 @@ class ArrowColumns(NamedTuple):
     classes: dict[str, tuple[str, ...]]
 
 
-def read_parquet(path: Path, names: Sequence[str]) -> ArrowColumns:
+def read_parquet(path: Path, names: Names) -> ArrowColumns:
     """Read columns of a parquet file, plain or compressed.
 
     Raises:
@@ -52,15 +52,17 @@ def read_parquet(path: Path, names: Sequence[str]) -> ArrowColumns:
     def read(stream: Any) -> ArrowColumns:
         file = pyarrow.parquet.ParquetFile(stream)
         schema = file.schema_arrow
-        check_header(path, names, schema.names)
+        wanted = list(chosen(names, schema.names))
+        check_header(path, wanted, schema.names)
         check_rows(path, file.metadata.num_rows)
-        shared = pyarrow.parquet.ParquetFile(stream, read_dictionary=list(names))
-        return _collect(path, names, schema, shared.iter_batches(columns=list(names)))
+        flat = [name for name in wanted if not pyarrow.types.is_nested(schema.field(name).type)]
+        shared = pyarrow.parquet.ParquetFile(stream, read_dictionary=flat)
+        return _collect(path, wanted, schema, shared.iter_batches(columns=wanted))
 
     return _reading(path, "a parquet file", read)
 
 
-def read_arrow(path: Path, names: Sequence[str]) -> ArrowColumns:
+def read_arrow(path: Path, names: Names) -> ArrowColumns:
     """Read columns of an arrow file (a stream or a file with a footer) or a feather file.
 
     Raises:
@@ -77,13 +79,14 @@ def read_arrow(path: Path, names: Sequence[str]) -> ArrowColumns:
             stream.seek(0)
             file = reader = pyarrow.ipc.open_file(stream)
             batches = (file.get_batch(n) for n in range(file.num_record_batches))
-        check_header(path, names, reader.schema.names)
-        return _collect(path, names, reader.schema, batches)
+        wanted = chosen(names, reader.schema.names)
+        check_header(path, wanted, reader.schema.names)
+        return _collect(path, wanted, reader.schema, batches)
 
     return _reading(path, "an arrow file", read)
 
 
-def read_saved(path: Path, names: Sequence[str]) -> ArrowColumns:
+def read_saved(path: Path, names: Names) -> ArrowColumns:
     """Read columns of a folder that `datasets` has saved, of one data set without splits.
 
     Raises:
@@ -102,12 +105,27 @@ def read_saved(path: Path, names: Sequence[str]) -> ArrowColumns:
             f"{path} holds several splits ({', '.join(map(str, data))}); name the folder of one, "
             f"such as {path.name}/{next(iter(data), 'train')}."
         )
-    check_header(path, names, data.column_names)
-    check_rows(path, len(data))
-    if data._indices is not None:  # saved after a selection, by early versions
+    return read_data_set(path, data, names)
+
+
+def read_data_set(where: Any, data: Any, names: Names) -> ArrowColumns:
+    """Read columns of a `datasets.Dataset`.
+
+    Args:
+      where: where it is from, for messages.
+      data: the data set.
+      names: the columns.
+
+    Raises:
+      InputError: no such column, too many rows or texts, a label without a name.
+    """
+    wanted = chosen(names, data.column_names)
+    check_header(where, wanted, data.column_names)
+    check_rows(where, len(data))
+    if data._indices is not None:  # a selection, which early versions have saved too
         data = data.flatten_indices()
-    table = data.data.table.select(list(names))
-    return _collect(path, names, data.features.arrow_schema, table.to_batches())
+    table = data.data.table.select(list(wanted))
+    return _collect(where, wanted, data.features.arrow_schema, table.to_batches())
 
 
 def saved_splits(path: Path) -> tuple[str, ...] | None:
@@ -125,7 +143,7 @@ def saved_splits(path: Path) -> tuple[str, ...] | None:
         return ()
 
 
-def _reading(path: Path, kind: str, read: Any) -> ArrowColumns:
+def _reading(path: Path, kind: str, read: Callable[[Any], ArrowColumns]) -> ArrowColumns:
     """Call a reader on a file; what goes wrong in it becomes one sentence."""
     import pyarrow
 
@@ -143,24 +161,34 @@ def _reading(path: Path, kind: str, read: Any) -> ArrowColumns:
         raise InputError(message) from error
 
 
-def _collect(path: Path, names: Sequence[str], schema: Any, batches: Iterator[Any]) -> ArrowColumns:
+def _collect(
+    where: Any, names: Sequence[str], schema: Any, batches: Iterator[Any] | Sequence[Any]
+) -> ArrowColumns:
     """Gather the columns of record batches, with names in the place of class labels."""
     classes = {name: found for name, found in _class_names(schema).items() if name in names}
     values: dict[str, list[Any]] = {name: [] for name in names}
-    size = 0
+    size, most = 0, largest_size(where)
     for batch in batches:
         batch.validate(full=True)
         for name in names:
             part = _values(batch.column(name))
             # Equal texts share their memory here, and no longer once they are tokens.
-            size += sum(len(value) for value in part if isinstance(value, str))
-            if size > largest_size(path):
-                refuse_size(path)
+            size += sum(map(_text_size, part))
+            check_text_size(where, size, most)
             values[name] += part
-        check_rows(path, len(values[names[0]]))
+        check_rows(where, len(values[names[0]]))
     for name, labels in classes.items():
-        values[name] = _named(path, name, values[name], labels)
+        values[name] = _named(where, name, values[name], labels)
     return ArrowColumns(values, classes)
+
+
+def _text_size(value: Any) -> int:
+    """Count the characters of a value, in lists and structures too."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_text_size, value)) if isinstance(value, list) else 0
 
 
 def _values(array: Any) -> list[Any]:
@@ -186,7 +214,7 @@ def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def _named(path: Path, column: str, codes: list[Any], names: tuple[str, ...]) -> list[Any]:
+def _named(path: Any, column: str, codes: list[Any], names: tuple[str, ...]) -> list[Any]:
     """Replace the numbers of classes by their names; a missing value stays.
 
     Raises:

@@ -8,7 +8,7 @@ does not report the row in which a file is malformed.
 import codecs
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,14 @@ from fedjax_lora.data.datasets.text_files import (
 )
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+Names = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
+"""Columns that are read: their names, or a choice among those that a file has."""
+
+
+def chosen(names: Names, header: Sequence[str]) -> Sequence[str]:
+    """Return the names of the columns that are read of a file with these columns."""
+    return names(header) if callable(names) else names
 
 
 class Layout(NamedTuple):
@@ -62,7 +70,7 @@ USUAL = Layout()
 
 
 def read_delimited(
-    path: Path, names: Sequence[str], *, format: str, layout: Layout
+    path: Path, names: Names, *, format: str, layout: Layout
 ) -> tuple[dict[str, list[str]], list[int]]:
     """Read columns of a csv or tsv file, and the number of each row.
 
@@ -80,6 +88,7 @@ def read_delimited(
     quoted = format == "csv"
     rows = read_rows(path, delimiter=delimiter, quoted=quoted, encoding=layout.encoding)
     header, data = _split_header(rows, layout)
+    names = chosen(names, header)
     check_header(path, names, header, hint=_hint(header, delimiter))
     positions = [header.index(name) for name in names]
     numbers: list[int] = []

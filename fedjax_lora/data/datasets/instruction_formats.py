@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.delimited import USUAL, Layout
 from fedjax_lora.data.datasets.records import Table
-from fedjax_lora.data.datasets.table_readers import check_values, read_columns
+from fedjax_lora.data.datasets.table_readers import Source, check_values, read_columns
+from fedjax_lora.data.datasets.tables import concatenate
 from fedjax_lora.data.datasets.text_files import open_text, read_json
 
 ALL = "all"
@@ -40,14 +41,14 @@ NATURAL_HUB = Columns("definition", "targets", "inputs", group="task_name")
 
 
 def read_instructions(
-    path: Path, columns: Columns, *, format: str | None = None, layout: Layout = USUAL
+    path: Source, columns: Columns, *, format: str | None = None, layout: Layout = USUAL
 ) -> Table:
     """Read a file with these columns, see `table_readers.read_columns`.
 
     A context may be null or left out, and is then empty. Instructions and completions may be empty
     texts: examples without a completion are counted as skipped when they are tokenised.
     """
-    values, rows, _ = read_columns(
+    values, rows, _, clients = read_columns(
         path,
         _names(columns),
         format=format,
@@ -55,7 +56,8 @@ def read_instructions(
         blank=_texts(columns),
         absent=_contexts(columns),
     )
-    return _table(str(path), columns, values, rows)
+    table = _table(str(path), columns, values, rows)
+    return table if clients is None or columns.group else table._replace(groups=clients)
 
 
 def hub_instructions(columns: Columns, where: str, part: Any) -> Table:
@@ -126,7 +128,7 @@ def read_dolly_alpaca(folder: Path) -> tuple[Table, Table]:
     for client in sorted(files, key=int):
         table = read_instructions(files[client], columns)
         parts.append(table._replace(groups=[client] * len(table.texts)))
-    return _concatenate(str(folder), parts), read_instructions(tests[0], columns)
+    return concatenate(str(folder), parts), read_instructions(tests[0], columns)
 
 
 def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
@@ -147,9 +149,9 @@ def read_natural_instructions(folder: Path) -> tuple[Table, Table | None]:
     folds = folder / "splits" / "default"
     splits = [_read_names(folds / f"{part}_tasks.txt") for part in ("train", "test")]
     if not all(splits):
-        return _concatenate(str(folder), [_read_natural(name, files[name]) for name in files]), None
+        return concatenate(str(folder), [_read_natural(name, files[name]) for name in files]), None
     train, test = (
-        _concatenate(str(folder), [_read_natural(n, files[n]) for n in names if n in files])
+        concatenate(str(folder), [_read_natural(n, files[n]) for n in names if n in files])
         for names in splits
     )
     return train, test
@@ -221,17 +223,3 @@ def hub_mmlu(where: str, part: Any) -> Table:
         contexts=texts,
         choices=[LETTERS] * len(texts),
     )
-
-
-def _concatenate(where: str, parts: Sequence[Table]) -> Table:
-    """Concatenate tables with the same columns, and renumber the rows."""
-
-    def column(name: str) -> list[Any] | None:
-        columns = [getattr(part, name) for part in parts]
-        return None if None in columns else [value for values in columns for value in values]
-
-    texts = column("texts") or []
-    return Table(
-        where, texts, column("labels") or [], range(1, len(texts) + 1), column("pairs"),
-        column("groups"), contexts=column("contexts"), choices=column("choices"),
-    )  # fmt: skip

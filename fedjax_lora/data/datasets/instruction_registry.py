@@ -6,7 +6,7 @@ A task's options are the keywords of `task_factory`, as in
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -26,6 +26,7 @@ from fedjax_lora.data.datasets.instruction_formats import (
     read_mmlu_1444,
     read_natural_instructions,
 )
+from fedjax_lora.data.datasets.own_data import own_source
 from fedjax_lora.data.datasets.records import METRICS, Folder, Hub, Local, Prompting, Task
 
 _METRICS = [name for name, kind in METRICS.items() if kind == "language"]
@@ -125,8 +126,8 @@ def task_factory(task: Task) -> Callable[..., Task]:
 
 def instructions(
     *,
-    train: str,
-    test: str | None = None,
+    train: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
     instruction: str = "instruction",
     completion: str = "completion",
     context: str | None = None,
@@ -138,12 +139,15 @@ def instructions(
     delimiter: str | None = None,
     header: bool = True,
     encoding: str | None = None,
+    client_files: bool = False,
+    hub: str | None = None,
+    config: str | None = None,
 ) -> Task:
     """Language task of the user's own files or folders, of the formats of `file(...)`.
 
     Args:
-      train: the training file, relative to the data folder if one is given.
-      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test set.
+      train: files, as in `file(...)`.
+      test: files, as in `file(...)`.
       instruction: name of the instruction column.
       completion: name of the completion column.
       context: name of the column of texts that instructions are about; fields may be empty, null
@@ -157,6 +161,9 @@ def instructions(
       header: whether the first row of a csv or tsv file names the columns; otherwise they are
         named `'1'`, `'2'`, ...
       encoding: encoding of a csv or tsv file, such as `'cp1252'`; UTF-8 by default.
+      client_files: as in `file(...)`.
+      hub: as in `file(...)`.
+      config: as in `file(...)`.
 
     Raises:
       InputError: an unknown metric or format, or one that these tasks cannot have.
@@ -164,14 +171,16 @@ def instructions(
     layout = Layout(delimiter, header, encoding)
     layout.check()
     columns = Columns(instruction, completion, context, category, group)
-    local = Local(
-        "",
-        (train,),
-        (test,) if test else (),
+    own = own_source(
+        "instructions",
         partial(read_instructions, columns=columns, layout=layout),
-        cut=test is None,
+        train=train,
+        test=test,
+        client_files=client_files,
+        hub=hub,
+        config=config,
     )
-    task = Task("instructions", f"own files: {train}", "", metric="perplexity", local=local)
+    task = Task("instructions", own.summary, "", metric="perplexity", local=own.local, hub=own.hub)
     if metric == "choice_accuracy":
         raise InputError("instructions(...) has no choices; choose another metric.")
     return _with_options(task, metric, Prompting(format, answer_tokens))

@@ -1,19 +1,32 @@
-"""Readers of JSON: one object per line, or an array of objects."""
+"""Readers of JSON: one object per line, an array of objects, or an object of tables or clients."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import first_line
-from fedjax_lora.data.datasets.delimited import check_header
+from fedjax_lora.data.datasets.delimited import Names, check_header, chosen
+from fedjax_lora.data.datasets.json_objects import Record, records_of
 from fedjax_lora.data.datasets.text_files import check_rows, check_size, lines, open_text, read_json
 
-Rows = tuple[dict[str, list[Any]], Sequence[int]]
+
+class Rows(NamedTuple):
+    """Columns of a JSON file.
+
+    Attributes:
+      values: the values of each column.
+      numbers: the number of each row.
+      clients: the natural client of each row, if the file states them.
+    """
+
+    values: dict[str, list[Any]]
+    numbers: Sequence[int]
+    clients: list[str] | None
 
 
-def read_jsonl(path: Path, names: Sequence[str], absent: Collection[str] = ()) -> Rows:
+def read_jsonl(path: Path, names: Names, absent: Collection[str] = ()) -> Rows:
     """Read columns of a file with one JSON object per line, and the number of each row.
 
     Args:
@@ -28,21 +41,25 @@ def read_jsonl(path: Path, names: Sequence[str], absent: Collection[str] = ()) -
     return _columns(path, names, _records(path), absent)
 
 
-def read_json_rows(path: Path, names: Sequence[str], absent: Collection[str] = ()) -> Rows:
+def read_json_rows(path: Path, names: Names, absent: Collection[str] = ()) -> Rows:
     """Read columns of a JSON file: an array of objects, or one object per line.
 
     `datasets.Dataset.to_json` and pandas write lines into a file that they call .json. The first
-    line tells which it is.
+    line tells which it is. A single object may also hold columns, or the examples of clients: see
+    `fedjax_lora.data.datasets.json_objects`.
 
     Raises:
       InputError: as `read_jsonl`.
     """
     if _has_lines(path):
         return read_jsonl(path, names, absent)
-    records = read_json(path)
-    if not isinstance(records, list):
+    content = read_json(path)
+    if isinstance(content, dict):
+        return _columns(path, names, records_of(path, content, names), absent)
+    if not isinstance(content, list):
         raise InputError(f"{path} is not a JSON array; write one object per example into an array.")
-    return _columns(path, names, enumerate(records, start=1), absent)
+    records = (Record(number, value) for number, value in enumerate(content, start=1))
+    return _columns(path, names, records, absent)
 
 
 def _has_lines(path: Path) -> bool:
@@ -53,7 +70,7 @@ def _has_lines(path: Path) -> bool:
             begin = stream.read(1)
         if begin != "{":  # an array, in one line of any length
             return False
-        filled = (line for line in lines(path, stream) if line.strip())
+        filled = (line for line in lines(path, stream, longest=None) if line.strip())
         try:
             first = json.loads(begin + next(filled, ""))
         except (ValueError, RecursionError):
@@ -65,34 +82,39 @@ def _has_lines(path: Path) -> bool:
         return is_example or next(filled, None) is not None
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
+def _records(path: Path) -> Iterator[Record]:
     with open_text(path) as stream:
         for number, line in enumerate(lines(path, stream), start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield Record(number, json.loads(line))
             except (ValueError, RecursionError) as error:
                 reason = first_line(error)
                 raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
 
 
-def _columns(
-    path: Path, names: Sequence[str], records: Iterable[tuple[int, Any]], absent: Collection[str]
-) -> Rows:
+def _columns(path: Path, names: Names, records: Iterable[Record], absent: Collection[str]) -> Rows:
     numbers: list[int] = []
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    clients: list[str | None] = []
+    columns: dict[str, list[Any]] = {} if callable(names) else {name: [] for name in names}
     lacking = set(absent)
-    for number, record in records:
+    for number, record, client in records:
         if not isinstance(record, dict):
             raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
-        required = [name for name in names if name not in absent]
+        if not columns:
+            columns = {name: [] for name in chosen(names, list(record))}
+        required = [name for name in columns if name not in absent]
         check_header(f"{path} row {number}", required, list(record))
         numbers.append(number)
+        clients.append(client)
         check_rows(path, len(numbers))
         lacking -= record.keys()
         for name, column in columns.items():
             column.append(record.get(name))
-    if numbers and lacking:
-        raise InputError(f"{path}: no row has a column {min(lacking)!r}; check its name.")
-    return columns, numbers
+    if numbers and lacking & columns.keys():
+        raise InputError(
+            f"{path}: no row has a column {min(lacking & columns.keys())!r}; check its name."
+        )
+    stated = [client for client in clients if client is not None]
+    return Rows(columns, numbers, stated or None)

@@ -209,13 +209,13 @@ def _split(table: Table, index: dict[str, int], codes: dict[str, int]) -> Split:
 
 def _scores(table: Table) -> np.ndarray:
     values = []
-    for row, label in zip(table.rows, table.labels, strict=True):
+    for row, label in enumerate(table.labels):
         try:
             values.append(float(label))
         except (TypeError, ValueError, OverflowError):
             values.append(float("nan"))
         if not abs(values[-1]) <= float(np.finfo(np.float32).max):
-            raise InputError(f"{table.where} row {row}: the score is {label!r}, not a number.")
+            raise InputError(f"{table.place(row)}: the score is {label!r}, not a number.")
     return np.array(values, np.float32)
 
 
@@ -229,7 +229,7 @@ def _classes(table: Table, index: dict[str, int]) -> np.ndarray:
         if are_scores([*names, str(table.labels[bad])]):
             advice = "labels that are scores need metric='pearson'"
         raise InputError(
-            f"{table.where} row {table.rows[bad]}: the label {table.labels[bad]!r} is not one of "
+            f"{table.place(bad)}: the label {table.labels[bad]!r} is not one of "
             f"the {len(names)} classes ({shown}); {advice}."
         )
     return np.array(labels, np.int32)

@@ -43,6 +43,7 @@ class Table(NamedTuple):
       skipped: number of rows left out for a documented defect.
       contexts: `E` texts that instructions are about, may be empty; language tasks only.
       choices: `E` tuples of completions, of which the example's completion is the right one.
+      sources: the file of each row, if there are several.
     """
 
     where: str
@@ -55,6 +56,12 @@ class Table(NamedTuple):
     skipped: int = 0
     contexts: list[str] | None = None
     choices: list[tuple[str, ...]] | None = None
+    sources: Sequence[str] | None = None
+
+    def place(self, example: int) -> str:
+        """Return where an example is: its file and row."""
+        source = self.where if self.sources is None else self.sources[example]
+        return f"{source} row {self.rows[example]}"
 
 
 class Hub(NamedTuple):
@@ -69,6 +76,8 @@ class Hub(NamedTuple):
       label: the label column.
       group: the column of natural clients.
       read: ``(where, rows) -> Table``, reads a split instead of the named columns.
+      own: whether it is the user's; then ``test`` may be None, and stands for the split of that
+        name if there is one.
     """
 
     id: str
@@ -79,6 +88,7 @@ class Hub(NamedTuple):
     label: str = "label"
     group: str | None = None
     read: Callable[[str, Any], Table] | None = None
+    own: bool = False
 
 
 class Local(NamedTuple):
@@ -97,6 +107,22 @@ class Local(NamedTuple):
     test: tuple[str, ...]
     read: Callable[[Path], Table]
     cut: bool = False
+
+
+class Files(NamedTuple):
+    """A user's own files, which are read together.
+
+    Attributes:
+      train: file names or patterns with ``*``, relative to the data folder.
+      test: likewise; without any, a fifth of the training examples becomes the test set.
+      read: reads a file.
+      are_clients: whether each file is a natural client, named after it.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    read: Callable[[Path], Table]
+    are_clients: bool = False
 
 
 class Folder(NamedTuple):
@@ -152,7 +178,7 @@ class Task:
     classes: tuple[str, ...] = ()
     metric: str = "accuracy"
     hub: Hub | None = None
-    local: Local | Folder | None = None
+    local: Local | Files | Folder | None = None
     builtin: Callable[[], tuple[Table, Table]] | None = None
     prompting: Prompting = field(default_factory=Prompting)
 

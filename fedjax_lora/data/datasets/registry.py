@@ -6,12 +6,14 @@ their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. 
 publish its test labels, so the official development set of its tasks is their `test`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from fedjax_lora.core import registry
-from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.errors import unknown
 from fedjax_lora.data.datasets import instruction_registry, official_formats, stdlib_docstrings
 from fedjax_lora.data.datasets.delimited import Layout
+from fedjax_lora.data.datasets.own_data import own_source
 from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
 from fedjax_lora.data.datasets.table_readers import read_named
 
@@ -201,8 +203,8 @@ TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *instruction_regis
 
 def file(
     *,
-    train: str,
-    test: str | None = None,
+    train: str | Sequence[str] | None = None,
+    test: str | Sequence[str] | None = None,
     text: str = "text",
     pair: str | None = None,
     label: str = "label",
@@ -212,17 +214,22 @@ def file(
     delimiter: str | None = None,
     header: bool = True,
     encoding: str | None = None,
+    client_files: bool = False,
+    hub: str | None = None,
+    config: str | None = None,
 ) -> Task:
     """Task of the user's own csv, tsv, jsonl, json, parquet or arrow files (.gz, .xz, .bz2 too).
 
     A folder of `datasets.Dataset.save_to_disk` or `datasets.DatasetDict.save_to_disk` is read too;
     the latter holds the training set in its split `train` and the test set in its split `test`. No
     field may be empty. Labels that a file states as class labels (a feature of `datasets`) have
-    the names and the order stated there.
+    the names and the order stated there. A JSON file `{client: [examples]}` or in LEAF's format
+    (columns `x` and `y`) states its natural clients.
 
     Args:
-      train: the training file, relative to the data folder if one is given.
-      test: the test file; without it a fifth of `train`, drawn with a fixed seed, is the test set.
+      train: the training file, relative to the data folder if one is given; a pattern such as
+        `'data/*.jsonl'`; or a list of these, which are read one after another.
+      test: likewise; without it a fifth of `train`, drawn with a fixed seed, is the test set.
       text: name of the text column.
       pair: name of the second text's column.
       label: name of the label column; the classes are the labels that occur in `train`.
@@ -236,22 +243,26 @@ def file(
       header: whether the first row of a csv or tsv file names the columns; otherwise they are
         named `'1'`, `'2'`, ...
       encoding: encoding of a csv or tsv file, such as `'cp1252'`; UTF-8 by default.
+      client_files: whether each file is a natural client, with the name of the file.
+      hub: id of a data set on the Hugging Face hub, in place of files; `train` and `test` are then
+        its splits, by default `'train'` and, if there is one, `'test'`.
+      config: configuration of the data set on the hub.
 
     Raises:
-      InputError: a metric that such a task cannot have, or files that are not named by strings.
+      InputError: a metric that such a task cannot have, or options that do not go together.
     """
     metrics = [name for name, task_type in METRICS.items() if task_type != "language"]
     if metric not in metrics:
         raise unknown("metric", metric, metrics)
-    if not isinstance(train, str) or not isinstance(test, str | None):
-        raise InputError("file(...): train and test are file names in quotes.")
     layout = Layout(delimiter, header, encoding)
     layout.check()
     reader = partial(
         read_named, text=text, pair=pair, label=label, group=group, format=format, layout=layout
     )
-    local = Local("", (train,), (test,) if test else (), reader, cut=test is None)
-    return Task("file", f"own files: {train}", "", metric=metric, local=local)
+    own = own_source(
+        "file", reader, train=train, test=test, client_files=client_files, hub=hub, config=config
+    )
+    return Task("file", own.summary, "", metric=metric, local=own.local, hub=own.hub)
 
 
 def find_task(spec: str) -> Task:

@@ -6,15 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedjax_lora.core.errors import InputError, raise_all
-from fedjax_lora.data.datasets.arrow_tables import SAVED, saved_splits
-from fedjax_lora.data.datasets.records import Folder, Hub, Local, Table, Task
+from fedjax_lora.data.datasets.file_sets import is_source, missing, read_files
+from fedjax_lora.data.datasets.records import Files, Folder, Hub, Local, Table, Task
 from fedjax_lora.data.datasets.table_readers import check_values
-
-CUT_SEED = 0  # draws the test set of data that has none, whatever the run's seed
-TEST_SHARE = 0.2
+from fedjax_lora.data.datasets.tables import cut
 
 
 def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
@@ -29,9 +25,11 @@ def read_task(task: Task, data_dir: str | None) -> tuple[Table, Table]:
         return _read_local(task.local, Path(data_dir or "."))
     if task.hub is None:
         raise InputError(f"Task {task.name!r} has no source; choose another task.")
+    if task.hub.own:
+        return _read_own(task.hub)
     parts = [task.hub.train, *([task.hub.test] if task.hub.test else [])]
     tables = _read_hub(task.name, task.hub, parts)
-    return _cut(tables[0]) if task.hub.test is None else (tables[0], tables[1])
+    return cut(tables[0]) if task.hub.test is None else (tables[0], tables[1])
 
 
 def read_test(task: Task, data_dir: str | None) -> Table:
@@ -56,111 +54,77 @@ def _folder(local: Local | Folder, root: Path) -> Path:
     return folder
 
 
-def _read_local(local: Local | Folder, root: Path) -> tuple[Table, Table]:
+def _read_local(local: Local | Files | Folder, root: Path) -> tuple[Table, Table]:
+    if isinstance(local, Files):
+        return read_files(local, root)
     folder = _folder(local, root)
     if isinstance(local, Folder):
         table, tests = local.read(folder)
-        return _cut(table) if tests is None else (table, tests)
+        return cut(table) if tests is None else (table, tests)
     train = _first(folder, local.train)
     test = _first(folder, local.test)
     if train is None or (test is None and not local.cut):
-        raise _missing(folder, local.train if train is None else local.test)
-    test = _saved_test(train) if test is None else _of_split(test, "test")
-    train = _of_split(train, "train")
+        raise missing(folder, local.train if train is None else local.test)
     table = local.read(train)
     if test is None or (local.cut and test == train):
-        return _cut(table)
+        return cut(table)
     return table, local.read(test)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     paths = [folder / (name + ending) for name in names for ending in ("", ".gz")]
-    return next((path for path in paths if _is_source(path)), None)
-
-
-def _missing(folder: Path, names: Sequence[str]) -> InputError:
-    """Make the error for files that are not there, or are folders of something else."""
-    other = next((folder / name for name in names if os.path.isdir(folder / name)), None)
-    if other is not None:
-        return InputError(
-            f"{other} is a folder, but none that datasets has saved (it has no {SAVED[0]}); name a "
-            "file."
-        )
-    return InputError(
-        f"{folder} has none of {', '.join(names)} (also as .gz); put one there or check --data-dir."
-    )
-
-
-def _is_source(path: Path) -> bool:
-    """Whether a path is a file, or a folder that `datasets` has saved."""
-    return os.path.isfile(path) or saved_splits(path) is not None
-
-
-def _saved_test(path: Path) -> Path | None:
-    """Return the folder of splits that a training set was named by, if it has a test set.
-
-    Raises:
-      InputError: it has other splits, of which one may be meant for testing.
-    """
-    splits = saved_splits(path) or ()
-    others = [split for split in splits if split != "train"]
-    if "train" in splits and "test" not in splits and others:
-        raise InputError(
-            f"{path} has no split 'test' (splits: {', '.join(splits)}); give "
-            f"test='{path.name}/{others[0]}', or train='{path.name}/train' to draw a test set."
-        )
-    return path / "test" if "test" in splits else None
-
-
-def _of_split(path: Path, split: str) -> Path:
-    """Return the folder of a split, of a folder with splits; any other path as it is.
-
-    Raises:
-      InputError: the folder has no such split.
-    """
-    splits = saved_splits(path)
-    if not splits:
-        return path
-    if split not in splits:
-        raise InputError(
-            f"{path} has no split {split!r} (splits: {', '.join(splits)}); name the folder of one, "
-            f"such as '{path.name}/{splits[0]}'."
-        )
-    return path / split
-
-
-def _cut(table: Table) -> tuple[Table, Table]:
-    """Split a table into training and test set, with `CUT_SEED`."""
-    size = len(table.texts)
-    order = np.random.default_rng(CUT_SEED).permutation(size)
-    cut = round(TEST_SHARE * size)
-    test, train = (_take_rows(table, np.sort(part)) for part in (order[:cut], order[cut:]))
-    return train, test._replace(skipped=0)
-
-
-def _take_rows(table: Table, index: np.ndarray) -> Table:
-    columns = {
-        name: [column[i] for i in index]
-        for name in ("texts", "labels", "rows", "pairs", "groups", "contexts", "choices")
-        if (column := getattr(table, name)) is not None
-    }
-    return table._replace(**columns)
+    return next((path for path in paths if is_source(path)), None)
 
 
 def _read_hub(name: str, hub: Hub, splits: list[str]) -> list[Table]:
+    advice = "connect to the network, or pass --data-dir with the files on disk"
+    parts = _load_hub(hub, f"Task {name!r}", advice, split=splits)
+    read = hub.read or partial(_hub_table, hub)
+    return [read(_where(hub), part) for part in parts]
+
+
+def _where(hub: Hub) -> str:
+    return f"hub dataset {hub.id} ({hub.config})" if hub.config else f"hub dataset {hub.id}"
+
+
+def _load_hub(hub: Hub, subject: str, advice: str, **options: Any) -> Any:
+    """Load a data set of the hub.
+
+    Raises:
+      InputError: ``subject`` could not be loaded; ``advice`` says what to do.
+    """
     import datasets  # slow to import; only this path needs it
 
-    where = f"{hub.id} ({hub.config})" if hub.config else hub.id
+    where = _where(hub).removeprefix("hub dataset ")
     try:
-        parts = datasets.load_dataset(hub.id, hub.config, split=splits)
+        return datasets.load_dataset(hub.id, hub.config, **options)
     except Exception as error:  # the hub client raises many unrelated types
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"Task {name!r} could not be loaded from the hub's {where} ({reason}); connect to the "
-            "network, or pass --data-dir with the files on disk."
+            f"{subject} could not be loaded from the hub's {where} ({reason}); {advice}."
         ) from error
-    read = hub.read or partial(_hub_table, hub)
-    return [read(f"hub dataset {where}", part) for part in parts]
+
+
+def _read_own(hub: Hub) -> tuple[Table, Table]:
+    """Read a user's own data set of the hub.
+
+    Raises:
+      InputError: it cannot be loaded, or has no such split.
+    """
+    advice = "check its id, connect to the network, or name a folder that datasets has saved"
+    splits = _load_hub(hub, "Your data set", advice)
+    test = hub.test or ("test" if "test" in splits else None)
+    for name in (hub.train, test):
+        if name is not None and name not in splits:
+            raise InputError(
+                f"{_where(hub)} has no split {name!r} (splits: {', '.join(splits)}); name one as "
+                "train and, to draw no test set, one as test."
+            )
+    assert hub.read is not None
+    table = hub.read(f"{_where(hub)}, split {hub.train}", splits[hub.train])
+    if test is None:
+        return cut(table)
+    return table, hub.read(f"{_where(hub)}, split {test}", splits[test])
 
 
 def _hub_table(hub: Hub, where: str, part: Any) -> Table:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.data.datasets import arrow_tables, json_rows
-from fedjax_lora.data.datasets.delimited import DELIMITERS, USUAL, Layout, read_delimited
+from fedjax_lora.data.datasets.delimited import DELIMITERS, USUAL, Layout, Names, read_delimited
 from fedjax_lora.data.datasets.records import Table, Value
 from fedjax_lora.data.datasets.text_files import plain_name
 
@@ -25,15 +25,35 @@ class FileColumns(NamedTuple):
       values: the values of each column.
       rows: the number of each row in the file, from 1 as in a spreadsheet.
       classes: class names in label order, of the columns that the file states as class labels.
+      clients: the natural client of each row, if the file states them.
     """
 
-    values: dict[str, list[Value]]
+    values: dict[str, list[Any]]
     rows: Sequence[int]
     classes: dict[str, tuple[str, ...]]
+    clients: list[str] | None = None
+
+
+class HubSplit(NamedTuple):
+    """A split of a data set of the Hugging Face hub, which is read as a file is.
+
+    Attributes:
+      where: its name, for messages.
+      data: a `datasets.Dataset`.
+    """
+
+    where: str
+    data: Any
+
+    def __str__(self) -> str:
+        return self.where
+
+
+Source = Path | HubSplit
 
 
 def read_named(
-    path: Path,
+    path: Source,
     *,
     text: str,
     label: str,
@@ -57,77 +77,82 @@ def read_named(
       InputError: no such file, column or format; a malformed row; a missing or empty value.
     """
     names = [name for name in (text, label, pair, group) if name is not None]
-    columns, rows, classes = read_columns(path, names, format=format, layout=layout)
+    columns, rows, classes, clients = read_columns(path, names, format=format, layout=layout)
     return Table(
         where=str(path),
         texts=[str(value) for value in columns[text]],
         labels=columns[label],
         rows=rows,
         pairs=[str(value) for value in columns[pair]] if pair else None,
-        groups=[str(value) for value in columns[group]] if group else None,
+        groups=[str(value) for value in columns[group]] if group else clients,
         classes=classes.get(label, ()),
     )
 
 
 def read_columns(
-    path: Path,
-    names: Sequence[str],
+    path: Source,
+    names: Names,
     *,
     format: str | None = None,
     layout: Layout = USUAL,
     blank: Collection[str] = (),
     absent: Collection[str] = (),
+    checked: bool = True,
 ) -> FileColumns:
     """Read columns of a table: csv, tsv, jsonl, json, parquet, arrow, or a folder of `datasets`.
 
     csv has double-quoted fields; in tsv quotes are text (as in GLUE); jsonl has one object per
-    line, json an array of objects or one object per line. All but folders may be compressed (.gz,
-    .xz, .bz2); endings may be in capitals.
+    line, json an array of objects or one object per line, or one of the forms in `json_objects`.
+    All but folders may be compressed (.gz, .xz, .bz2); endings may be in capitals.
 
     Args:
-      path: the file.
+      path: the file, or a split of a data set on the hub.
       names: the columns; each row must have a text or number in all of them.
       format: one of `FORMATS`; by default it follows from the ending of the file name.
       layout: how a csv or tsv file is written.
       blank: columns whose texts may be empty or white space.
       absent: columns whose value may be null, or not there in some JSON objects; it is then an
         empty text.
+      checked: whether values must be texts or numbers; otherwise the caller checks them.
 
     Raises:
       InputError: no such file, column or format; a malformed row; a missing or empty value; a file
         that is larger than `text_files.MOST_BYTES` or has more than `text_files.MOST_ROWS` rows.
     """
-    format = format or _format_of(path)
-    if format not in FORMATS:
+    format = "hub" if isinstance(path, HubSplit) else format or _format_of(path)
+    if format not in (*FORMATS, "hub"):
         raise unknown(f"file format (of {path})", format, FORMATS)
     if layout != USUAL and format not in DELIMITERS:
         raise InputError(
             f"{path} is read as {format}; delimiter, header and encoding are only for csv and tsv."
         )
-    values, rows, classes = _read(path, names, format, layout, absent)
+    found = _read(path, names, format, layout, absent)
+    values = found.values
     for name in set(absent) & set(values):
         values[name] = ["" if value is None else value for value in values[name]]
-    for name, column in values.items():
-        check_values(str(path), name, column, rows, blank=name in blank or name in absent)
-    return FileColumns(values, rows, classes)
+    for name, column in values.items() if checked else ():
+        check_values(str(path), name, column, found.rows, blank=name in blank or name in absent)
+    return found
 
 
 def _read(
-    path: Path, names: Sequence[str], format: str, layout: Layout, absent: Collection[str]
-) -> tuple[dict[str, list[Any]], Sequence[int], dict[str, tuple[str, ...]]]:
+    path: Any, names: Names, format: str, layout: Layout, absent: Collection[str]
+) -> FileColumns:
     """Read raw columns, in which values may be missing."""
     if format in DELIMITERS:
-        return *read_delimited(path, names, format=format, layout=layout), {}
+        return FileColumns(*read_delimited(path, names, format=format, layout=layout), {})
     if format in ("jsonl", "json"):
         read = {"jsonl": json_rows.read_jsonl, "json": json_rows.read_json_rows}[format]
-        return *read(path, names, absent), {}
+        values, rows, clients = read(path, names, absent)
+        return FileColumns(values, rows, {}, clients)
     readers = {
+        "hub": lambda split, names: arrow_tables.read_data_set(split.where, split.data, names),
         "parquet": arrow_tables.read_parquet,
         "arrow": arrow_tables.read_arrow,
         "saved": arrow_tables.read_saved,
     }
     values, classes = readers[format](path, names)
-    return values, range(1, len(values[names[0]]) + 1), classes
+    return FileColumns(values, range(1, len(next(iter(values.values()))) + 1), classes)
 
 
 def columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Value]] | None:

@@ -79,7 +79,8 @@ class _Bounded(io.BufferedIOBase):
     """A binary file that refuses to give more bytes than `largest_size`."""
 
     def __init__(self, path: Path, stream: Any) -> None:
-        self._path, self._stream, self._left = path, stream, largest_size(path)
+        self._path, self._stream, self._most = path, stream, largest_size(path)
+        self._read = 0
 
     def readable(self) -> bool:
         return True
@@ -96,34 +97,35 @@ class _Bounded(io.BufferedIOBase):
         return self._count(self._stream.read1(size))
 
     def _count(self, data: bytes) -> bytes:
-        self._left -= len(data)
-        if self._left < 0:
-            refuse_size(self._path)
+        self._read += len(data)
+        check_text_size(self._path, self._read, self._most)
         return data
 
 
-def largest_size(path: Path) -> int:
-    """Largest number of bytes that is read of a file, unpacked."""
+def largest_size(path: Any) -> int:
+    """Largest number of bytes that is read of a file, unpacked, or of another source."""
     limit = _limit(MAX_BYTES, MOST_BYTES)
-    if MAX_BYTES in os.environ or path.suffix.lower() not in OPENERS:
+    packed = isinstance(path, Path) and path.suffix.lower() in OPENERS
+    if MAX_BYTES in os.environ or not packed:
         return limit
     return min(limit, max(SMALL, LARGEST_RATIO * os.path.getsize(path)))
 
 
-def refuse_size(path: Path) -> None:
-    """Refuse a file that is larger than `largest_size`.
+def check_text_size(where: Any, size: int, most: int) -> None:
+    """Refuse a source with more text than is read.
 
     Raises:
-      InputError: always.
+      InputError: ``size`` is above ``most``.
     """
-    raise InputError(
-        f"{path} holds more than {largest_size(path)} bytes unpacked; if that is right, set "
-        f"{MAX_BYTES} to the number of bytes that may be read."
-    )
+    if size > most:
+        raise InputError(
+            f"{where} holds more than {most} bytes unpacked; if that is right, set {MAX_BYTES} to "
+            "the number of bytes that may be read."
+        )
 
 
-def check_rows(path: Path, rows: int) -> None:
-    """Refuse a file with more rows than are read.
+def check_rows(path: Any, rows: int) -> None:
+    """Refuse a source with more rows than are read.
 
     Raises:
       InputError: it has more than `MOST_ROWS`, or than the environment allows.
@@ -157,16 +159,21 @@ def _limit(name: str, default: int) -> int:
     return int(text)
 
 
-def lines(path: Path, stream: TextIO) -> Iterator[str]:
+def lines(path: Path, stream: TextIO, *, longest: int | None = LONGEST_LINE) -> Iterator[str]:
     """Iterate over lines with a limit on their length, since a compressed file may expand a lot.
+
+    Args:
+      path: the file, for the message.
+      stream: the file as text.
+      longest: characters of the longest line; None for no limit but that of the file.
 
     Raises:
       InputError: a line of more than `LONGEST_LINE` characters.
     """
     number = 0
-    while line := stream.readline(LONGEST_LINE + 1):
+    while line := stream.readline(-1 if longest is None else longest + 1):
         number += 1
-        if len(line) > LONGEST_LINE:
+        if longest is not None and len(line) > longest:
             raise InputError(
                 f"{path} line {number} has more than {LONGEST_LINE} characters; check the file."
             )

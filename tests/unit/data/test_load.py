@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import TASKS, find_task, load
-from fedjax_lora.data.datasets import sources
+from fedjax_lora.data.datasets import tables
 from fedjax_lora.data.datasets.registry import METRICS
 
 
@@ -109,9 +109,10 @@ def test_scores(tmp_path):
     [
         ("agnews", {}, "Unknown task 'agnews'; did you mean 'ag_news'"),
         ("ag_news(default=1)", {}, "Unknown option of task 'ag_news'"),
-        ("file", {}, "needs the option train"),
+        ("file", {}, "file\\(...\\) needs files, train="),
         ("file(train='train.csv', labels='y')", {}, "Unknown option of task 'file'"),
-        ("file(train=3)", {}, "train is str, got 3"),
+        ("file(train=3)", {}, r"train is str \| .*, got 3"),
+        ("file(train=[''])", {}, "train is a file name or a list of them"),
         ("file(train='train.csv', metric='bleu')", {}, "Unknown metric 'bleu'"),
         ("file(train='none.csv')", {}, "has none of none.csv"),
         ("file(train='train.csv', test='none.csv')", {}, "has none of none.csv"),
@@ -252,7 +253,7 @@ def test_real_files(shared, name):
     sizes = (len(data.train.texts), len(data.test.texts))
     if isinstance(ROWS[name], int):  # cut by us
         assert sum(sizes) == ROWS[name]
-        assert sizes[1] == round(sources.TEST_SHARE * ROWS[name])
+        assert sizes[1] == round(tables.TEST_SHARE * ROWS[name])
     else:
         assert sizes == ROWS[name]
     for split in (data.train, data.test):

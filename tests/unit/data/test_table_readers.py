@@ -184,9 +184,15 @@ def test_a_json_array_in_one_long_line(tmp_path):
     assert len(named(write(tmp_path / "a.json", json.dumps(rows))).texts) == len(rows)
 
 
-@pytest.mark.parametrize("text", ['{"data": [{"text": "a"}]}', '{\n"a": [1]\n}'])
-def test_other_json_objects_are_no_lines(text, tmp_path):
-    assert "is not a JSON array" in refusal(named, write(tmp_path / "a.json", text))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"data": [{"text": "a"}]}', "holds the lists 'data', which are no clients"),
+        ('{\n"a": [1]\n}', "client 'a' holds 1; write one object per example"),
+    ],
+)
+def test_other_json_objects_are_no_lines(text, message, tmp_path):
+    assert message in refusal(named, write(tmp_path / "a.json", text))
 
 
 def test_conversations_are_refused_by_name(tmp_path):
