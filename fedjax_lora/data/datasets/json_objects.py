@@ -12,7 +12,7 @@ LEAF (Caldas et al., https://arxiv.org/abs/1812.01097): the columns are ``x`` an
 ``x`` is a list of fields (as in Sent140) those are ``x.0``, ``x.1``, ...
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,18 +54,22 @@ def records_of(path: Path, content: Mapping[str, Any], names: Names) -> Iterator
     if isinstance(content.get("user_data"), dict) and isinstance(content.get("users"), list):
         return _of_clients(path, _leaf(path, content))
     wanted = chosen(names, list(content))
-    if wanted and all(name in content for name in wanted):
+    if wanted and content.keys() >= set(wanted):
         return _numbered(_table(path, {name: content[name] for name in wanted}, content))
-    values = list(content.values())
-    if values and all(_is_row(value) for value in values):
-        return _numbered(values)
-    if values and all(isinstance(value, list | dict) for value in values):
+    if _all(content, _is_row):
+        return _numbered(content.values())
+    if _all(content, lambda value: isinstance(value, list | dict)):
         _refuse_splits(path, content)
         return _of_clients(path, content)
     raise InputError(
         f"{path} is a JSON object of no form that is read (its fields: {_listed(content)}); write "
         "an array with one object per example, one object per line, or {client: [examples]}."
     )
+
+
+def _all(content: Mapping[str, Any], has: Callable[[Any], bool]) -> bool:
+    """Whether an object has values, and all have a property."""
+    return bool(content) and all(map(has, content.values()))
 
 
 def _is_row(value: Any) -> bool:
@@ -79,16 +83,16 @@ def _numbered(values: Iterable[Any]) -> Iterator[Record]:
 
 def _table(path: Path, columns: Mapping[str, Any], row: Mapping[str, Any]) -> list[Any]:
     """Return the rows of an object that holds columns, or the object if it is an only example."""
-    for name, column in columns.items():
-        if isinstance(column, dict):
-            columns = {**columns, name: list(column.values())}
-    lengths = {len(column) for column in columns.values() if isinstance(column, list)}
-    plain = all(isinstance(column, list) for column in columns.values())
-    if not plain or any(isinstance(x, dict) for column in columns.values() for x in column[:1]):
+    lists = {
+        name: list(column.values()) if isinstance(column, dict) else column
+        for name, column in columns.items()
+    }
+    if not all(isinstance(x, list) and not isinstance(next(iter(x), None), dict)
+               for x in lists.values()):  # fmt: skip
         return [row]
-    if len(lengths) > 1:
+    if len({len(column) for column in lists.values()}) > 1:
         raise InputError(f"{path} holds columns of different lengths; write one value per example.")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _refuse_splits(path: Path, content: Mapping[str, Any]) -> None:

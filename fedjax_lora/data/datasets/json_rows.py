@@ -96,7 +96,7 @@ def _records(path: Path) -> Iterator[Record]:
 
 def _columns(path: Path, names: Names, records: Iterable[Record], absent: Collection[str]) -> Rows:
     numbers: list[int] = []
-    clients: list[str | None] = []
+    clients: list[str] = []
     columns: dict[str, list[Any]] = {} if callable(names) else {name: [] for name in names}
     lacking = set(absent)
     for number, record, client in records:
@@ -104,17 +104,20 @@ def _columns(path: Path, names: Names, records: Iterable[Record], absent: Collec
             raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
         if not columns:
             columns = {name: [] for name in chosen(names, list(record))}
-        required = [name for name in columns if name not in absent]
-        check_header(f"{path} row {number}", required, list(record))
+        check_header(
+            f"{path} row {number}", [name for name in columns if name not in absent], list(record)
+        )
         numbers.append(number)
-        clients.append(client)
+        if client is not None:
+            clients.append(client)
         check_rows(path, len(numbers))
         lacking -= record.keys()
         for name, column in columns.items():
             column.append(record.get(name))
-    if numbers and lacking & columns.keys():
-        raise InputError(
-            f"{path}: no row has a column {min(lacking & columns.keys())!r}; check its name."
-        )
-    stated = [client for client in clients if client is not None]
-    return Rows(columns, numbers, stated or None)
+    _refuse_lacking(path, lacking & columns.keys() if numbers else ())
+    return Rows(columns, numbers, clients or None)
+
+
+def _refuse_lacking(path: Path, lacking: Collection[str]) -> None:
+    if lacking:
+        raise InputError(f"{path}: no row has a column {min(lacking)!r}; check its name.")

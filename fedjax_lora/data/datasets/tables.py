@@ -43,15 +43,12 @@ def concatenate(where: str, parts: Sequence[Table]) -> Table:
       parts: the tables; class names are those of the first.
     """
 
-    def column(name: str) -> list[Any] | None:
-        columns = [getattr(part, name) for part in parts]
-        return None if any(x is None for x in columns) else [x for xs in columns for x in xs]
-
-    values = {name: column(name) for name in COLUMNS}
+    values = {name: _column(name, parts) for name in COLUMNS}
     values["sources"] = [part.where for part in parts for _ in part.texts]
-    return Table(
-        where,
-        **{name: value for name, value in values.items() if value is not None},
-        classes=parts[0].classes,
-        skipped=sum(part.skipped for part in parts),
-    )
+    skipped = sum(part.skipped for part in parts)
+    return parts[0]._replace(where=where, **values, skipped=skipped)
+
+
+def _column(name: str, parts: Sequence[Table]) -> list[Any] | None:
+    columns = [getattr(part, name) for part in parts]
+    return None if any(x is None for x in columns) else [x for xs in columns for x in xs]
