@@ -99,6 +99,7 @@ def evaluate(
     from fedjax_lora.cli.run_or_model import check_options
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.evaluate import evaluate_ranks
+    from fedjax_lora.runs.loading import log_notes
     from fedjax_lora.runs.outputs import positive_class
 
     enable_compilation_cache()
@@ -108,6 +109,7 @@ def evaluate(
         options.where, model, model=options.model, pooling=options.pooling, ranks=options.ranks
     )
     task_data = _load_task(options, model, config)
+    log_notes(task_data.task.name, task_data.notes)
     evaluator, examples = _make_evaluator(model, task_data, batch=options.batch, cache_dir=cache)
     report("computing ...")
     scores: dict[str, Any] = {

@@ -117,6 +117,7 @@ def execute(options: RunOptions) -> int:
     """Run a config and print its progress; returns the exit status."""
     process = (options.coordinator_address, options.num_processes, options.process_id)
     if not options.distributed and process == (None, None, None):
+        _check_folder(options)
         return _execute(options)
     # Read when JAX is loaded: its service logs a lost process, of which we tell in a sentence.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -124,14 +125,40 @@ def execute(options: RunOptions) -> int:
     from fedjax_lora.core import distributed
 
     sharded = dataclasses.replace(options.run.execution, mode="sharded")
-    config = dataclasses.replace(options.run, execution=sharded)
+    options = dataclasses.replace(options, run=dataclasses.replace(options.run, execution=sharded))
     with distributed.initialized(*process, advice=_start_again(options)):
-        return _execute(dataclasses.replace(options, run=config))
+        with distributed.raise_on_all():
+            if distributed.is_first():
+                _check_folder(options)
+        return _execute(options)
+
+
+def _folder(options: RunOptions) -> pathlib.Path:
+    """Return the result folder of a run."""
+    return options.resume or options.out or default_out(options.run)
+
+
+def _check_folder(options: RunOptions) -> None:
+    """Refuse a result folder that the run could not take, before anything is loaded for it.
+
+    Raises:
+      InputError: it holds another run, no run to resume, or other files.
+    """
+    from fedjax_lora.runs.folder import RunFolder
+
+    _check_resume(options)
+    if not options.explain:
+        RunFolder.claim(
+            _folder(options),
+            options.run,
+            overwrite=options.overwrite,
+            resume=options.resume is not None,
+        ).release()
 
 
 def _start_again(options: RunOptions) -> str:
     """Say how a run of several processes goes on after one of them has died."""
-    out = shlex.quote(str(options.resume or options.out or default_out(options.run)))
+    out = shlex.quote(str(_folder(options)))
     return f"start all processes again, with --resume {out} if that folder holds a run"
 
 
@@ -140,7 +167,6 @@ def _execute(options: RunOptions) -> int:
     from fedjax_lora.core import distributed
     from fedjax_lora.core.cache import enable_compilation_cache
 
-    _check_resume(options)
     enable_compilation_cache()
     console = make_console(quiet=not distributed.is_first())
     if options.explain:
@@ -148,8 +174,7 @@ def _execute(options: RunOptions) -> int:
             lines = explain(options.run)
         console.print("\n".join(lines))
         return 0
-    out = options.resume or options.out or default_out(options.run)
-    return _run(options, out, console)
+    return _run(options, _folder(options), console)
 
 
 def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
@@ -206,7 +231,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    make_console(soft_wrap=False).print(table)
 
 
 def compare_command(args: Sequence[str]) -> int:

@@ -17,9 +17,21 @@ if TYPE_CHECKING:
     from fedjax_lora import data
 
 
-def make_console(*, quiet: bool = False) -> Console:
-    """Return a console that prints text as it is: brackets in paths and names are no markup."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+class _Terminal(Console):
+    """A console that raises what `print` raises when the pipe that it writes to is closed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def make_console(*, quiet: bool = False, soft_wrap: bool = True) -> Console:
+    """Return a console that prints text as it is: brackets in paths and names are no markup.
+
+    Args:
+      quiet: print nothing.
+      soft_wrap: leave lines that are too long to the terminal; False fits tables into it.
+    """
+    return _Terminal(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap, quiet=quiet)
 
 
 def plain(text: str) -> Text:

@@ -12,9 +12,8 @@ from filelock import FileLock
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs.checkpoints import FOLDER as CHECKPOINTS
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder_names import CONFIG
+from fedjax_lora.runs.folder_names import CHECKPOINTS, CONFIG
 
 METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
 

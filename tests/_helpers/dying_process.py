@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from fedjax_lora.core import cache, distributed, process_watch
+from fedjax_lora.core.errors import InputError
 
 PHASES = (
     "start", "rendezvous", "loading", "compiling", "round", "evaluation", "checkpoint", "end",
@@ -96,4 +97,8 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:  # the command line's answer
+        print(f"fedjax-lora: {error}", file=sys.stderr)
+        sys.exit(2)

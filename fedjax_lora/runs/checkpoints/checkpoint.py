@@ -24,8 +24,8 @@ from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
 from fedjax_lora.runs.checkpoints.plain_path import plain_path
+from fedjax_lora.runs.folder_names import CHECKPOINTS as FOLDER
 
-FOLDER = "checkpoints"
 ABOUT, ARRAYS = "about.json", "arrays"
 
 RENAMED: Mapping[str, str] = {"told": "logged_rank"}

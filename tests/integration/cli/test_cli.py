@@ -70,7 +70,7 @@ def test_python_dash_m_and_the_exit_status(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--version"], ["inspect", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["--version"], ["methods"], ["run", "--help"]])
 def test_a_reader_that_has_enough_ends_a_command_without_an_error(words):
     reader, writer = os.pipe()
     os.close(reader)
@@ -123,6 +123,25 @@ def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
     rest = [word for word in SMALL if word.split("=")[0] not in given]
     assert one_sentence(["run", *rest, *words, f"--out={tmp_path / 'out'}"], capsys, sentence)
     assert not (tmp_path / "out").exists(), "bad input must not leave a folder behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--out={run}"], "holds this run already; resume it with --resume, choose another"),
+        (["--seed=7", "--out={run}"], "holds a different run (seed)"),
+        (["--out={run}/figures"], "holds other files"),
+        (["--out={run}/config.json"], "is a file or a link to nothing"),
+        (["--resume={run}/figures"], "config.json"),
+    ],
+)
+def test_a_folder_that_a_run_cannot_take_is_refused_first(
+    words, sentence, finished, capsys, monkeypatch
+):
+    """Before the data and the model are loaded."""
+    monkeypatch.setattr("fedjax_lora.runs.loading.load_assets", None)
+    words = [word.replace("{run}", str(finished.out)) for word in words]
+    assert one_sentence(["run", *SMALL, *words], capsys, sentence)
 
 
 @pytest.mark.parametrize(

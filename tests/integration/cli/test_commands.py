@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from fedjax_lora import interop
 from fedjax_lora.cli import main
 from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.cli.predict import read_texts
@@ -77,6 +78,16 @@ def test_evaluating_a_run_gives_its_own_numbers(plain, capsys):
     assert whole["loss"] == found["global"]["loss"] != cut["loss"]
     assert main.main(["evaluate", str(plain / "adapter")]) == 0
     assert "global model" in capsys.readouterr().out
+
+
+def test_evaluate_tells_the_notes_on_labels(plain, tmp_path, caplog):
+    names = interop.load_model(plain / "adapter").metadata.classes
+    lines = [f"some words\t{name}" for name in (*names, *names[:-1])]
+    (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *lines]))
+    task = "file(train='a.tsv', test='a.tsv')"
+    found = evaluate(EvaluateOptions(where=plain, task=task, data_dir=str(tmp_path)))
+    assert found["examples"] == 2 * len(names) - 1
+    assert f"only one training example of the class {names[-1]!r}" in caplog.text
 
 
 def test_clients_are_evaluated_each_with_its_own_model(plain, numbers_of_clients, tmp_path):

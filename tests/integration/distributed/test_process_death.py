@@ -76,8 +76,11 @@ def check(folder: pathlib.Path, phase: str, victim: int, count: int) -> None:
         print(f"{phase}: process {number} ended after {ended - died:.1f} s: {errors}")
         assert ended - died < allowed
         assert status in (1, 2), errors
-        (line,) = said(errors)
-        assert line.startswith("fedjax-lora: ") and line.endswith("start all processes again.")
+        line, *others = said(errors)
+        # XLA's coordinator, which process 0 runs, logs that it is closed before a process came.
+        assert not others or (phase == "start" and number == 0), errors
+        advice = ("start all processes again.", "check that they can reach the first.")
+        assert line.startswith("fedjax-lora: ") and line.endswith(advice)
         if phase not in ("start", "rendezvous"):
             what = "was stopped by Ctrl-C" if phase == "interrupted" else "has died"
             assert re.search(rf"Process {victim} of {count}, on \S+ \(pid \d+\), {what}", line)

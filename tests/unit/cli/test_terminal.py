@@ -29,3 +29,16 @@ def test_a_status_line_shows_a_name_as_it_is(name):
         status.refresh = None
         console.print(status.renderable)
     assert name in console.file.getvalue()
+
+
+def test_a_closed_pipe_is_the_error_that_the_command_line_answers():
+    """Rich would end the program with status 1."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    console = terminal.make_console()
+    console.file = Closed()
+    with pytest.raises(BrokenPipeError):
+        console.print("x")
