@@ -1,5 +1,6 @@
 """The command line ``fedjax-lora``: the commands in `COMMANDS`, errors and exit status."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -31,6 +32,7 @@ from fedjax_lora.core.errors import InputError, Stopped, unknown
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.registry_source import read_methods, read_models
+from fedjax_lora.runs.tracking import Log, check_trackers, track
 
 USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 
@@ -68,6 +70,9 @@ class RunOptions:
     the config where that does not change the numbers (--rounds, --mode, ...)."""
     explain: Annotated[bool, tyro.conf.arg(aliases=["--dry-run"])] = False
     """Print the devices, memory, traffic and time that the run would need, and do not run it."""
+    track: tuple[str, ...] = ()
+    """Send the numbers of each round to these trackers: tensorboard, wandb, mlflow, trackio; with
+    options as calls, "wandb(project='clients')". Each is an extra: fedjax-lora[tensorboard]."""
     distributed: bool = False
     """Run as one of several processes, each with its own devices; implies --mode sharded. On a TPU
     pod, under Slurm, Open MPI and Kubernetes JAX finds the other processes; elsewhere give the
@@ -93,6 +98,7 @@ def run_command(args: Sequence[str]) -> int:
     default = RunOptions(run=base_config(args))
     options = tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default)
     check_choices(options.run)
+    check_trackers(options.track)
     if options.resume is not None and "--model" not in {word.partition("=")[0] for word in args}:
         check_base(options.resume, options.run.model.model)
     return execute(options)
@@ -174,10 +180,16 @@ def _execute(options: RunOptions) -> int:
             lines = explain(options.run)
         console.print("\n".join(lines))
         return 0
-    return _run(options, _folder(options), console)
+    out = _folder(options)
+    trackers = options.track if distributed.is_first() else ()
+    with contextlib.ExitStack() as stack:
+        with distributed.raise_on_all():
+            tracking = track(trackers, options.run, out, resume=options.resume is not None)
+            log = stack.enter_context(tracking)
+        return _run(options, out, console, log)
 
 
-def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
+def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> int:
     """Run a config into a folder, with a row on the terminal for each round."""
     from fedjax_lora.core import distributed
     from fedjax_lora.core.cache import cache_dir
@@ -196,6 +208,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console) -> int:
 
         def on_round(record: dict[str, Any]) -> None:
             print_row(record)
+            log(record)
             progress.update(bar, completed=record["round"])
 
         try:

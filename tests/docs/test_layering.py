@@ -54,7 +54,7 @@ INSIDE: dict[str, set[str]] = {
 
 FROM_OUTSIDE: dict[str, set[str]] = {
     "data": {"numpy", "datasets", "jinja2", "pyarrow"},
-    "runs.config": set(),
+    "runs.config": {"yaml"},
     "core.errors": set(),
     "core.safe_text": set(),
     "core.registry": set(),
