@@ -42,7 +42,6 @@ def concatenate(where: str, parts: Sequence[Table]) -> Table:
       where: name of the whole.
       parts: the tables; class names are those of the first.
     """
-
     values = {name: _column(name, parts) for name in COLUMNS}
     values["sources"] = [part.where for part in parts for _ in part.texts]
     skipped = sum(part.skipped for part in parts)
