@@ -55,7 +55,7 @@ class PredictOptions:
     """Base model of an adapter, if it is not the one that the folder names."""
     pooling: Literal["family", "mean"] | None = None
     """Pooling of the classifier, for an adapter that fedjax-lora has not written."""
-    prompt_format: Literal["auto", "chat", "alpaca", "plain"] | None = None
+    prompt_format: Literal["auto", "chat", "alpaca", "plain", "raw"] | None = None
     """Prompt format of a language model; by default that of its training. If an adapter or a
     checkpoint does not name one, it is the tokenizer's chat template, or else Alpaca's prompts."""
     answer_tokens: int | None = None

@@ -52,7 +52,7 @@ def encode(
       InputError: the tokenizer is slow or has no end-of-text token; a chat template is requested
         and the tokenizer has none; or no example can be learned from.
     """
-    _check(tokenizer)
+    check_tokenizer(tokenizer)
     format = prompts.resolve(format, tokenizer)
     contexts = split.contexts or [""] * len(split.texts)
     examples = [
@@ -83,11 +83,15 @@ def encode(
 
 
 def prompt_length(tokens: Tokens) -> np.ndarray:
-    """Number of prompt tokens of each example, `int32[E]`."""
-    return tokens.length - tokens.types.sum(axis=1, dtype=np.int32)
+    """Number of tokens before the last answer of each example, `int32[E]`."""
+    at = np.arange(tokens.types.shape[1], dtype=np.int32)
+    end = np.where(tokens.types > 0, at, -1).max(axis=1, keepdims=True)  # of the answer
+    before = (tokens.types == 0) & (at < end)
+    start = np.where(before, at, -1).max(axis=1) + 1
+    return np.where(end[:, 0] < 0, tokens.length, start).astype(np.int32)
 
 
-def prompt_ids(
+def prompttoken_ids(
     instructions: Sequence[str],
     contexts: Sequence[str],
     tokenizer: Any,
@@ -110,13 +114,13 @@ def prompt_ids(
     Raises:
       InputError: a tokenizer or format that `encode` refuses.
     """
-    _check(tokenizer)
+    check_tokenizer(tokenizer)
     format = prompts.resolve(format, tokenizer)
     texts = [
         prompts.format_example(format, tokenizer, instruction, context, "", date=date).prompt
         for instruction, context in zip(instructions, contexts, strict=True)
     ]
-    return _ids(tokenizer, texts, special=format != "chat")
+    return token_ids(tokenizer, texts, special=format != "chat")
 
 
 def expand_choices(split: Split) -> tuple[Split, np.ndarray]:
@@ -138,7 +142,12 @@ def expand_choices(split: Split) -> tuple[Split, np.ndarray]:
     return expanded._replace(pairs=choices, labels=np.array(right, np.int32)), question
 
 
-def _check(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that a language task cannot use.
+
+    Raises:
+      InputError: it is slow or has no end-of-text token.
+    """
     problems = []
     if not getattr(tokenizer, "is_fast", False):
         problems.append("it is not a fast tokenizer (save it with a tokenizer.json)")
@@ -155,8 +164,8 @@ def _rows(
     end = [tokenizer.eos_token_id] if special else []
     for start in range(0, len(prompted.texts), CHUNK):
         chunk = slice(start, start + CHUNK)
-        prompt_rows = _ids(tokenizer, prompted.texts[chunk], special=special)
-        answer_rows = _ids(tokenizer, (prompted.pairs or [])[chunk], special=False)
+        prompt_rows = token_ids(tokenizer, prompted.texts[chunk], special=special)
+        answer_rows = token_ids(tokenizer, (prompted.pairs or [])[chunk], special=False)
         for prompt, answer in zip(prompt_rows, answer_rows, strict=True):
             row = [*prompt, *answer, *end][:max_length]
             ids.append(np.array(row, np.int32))
@@ -165,7 +174,8 @@ def _rows(
     return padded(ids, types, max_length, fill)
 
 
-def _ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """Tokenise texts, with the tokenizer's special tokens but no end of text if ``special``."""
     if not texts:
         return []
     batch = tokenizer(

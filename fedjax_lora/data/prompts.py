@@ -10,10 +10,11 @@ date that a template prints is an argument.
 import datetime
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.data.turns import Turn
 
 Format = Callable[[str, str], str]
 
@@ -58,7 +59,12 @@ def plain(instruction: str, context: str) -> str:
     return "\n".join([instruction, *([context] if context else []), ""])
 
 
-_WRITTEN: dict[str, Format] = {"alpaca": alpaca, "plain": plain}
+def raw(instruction: str, context: str) -> str:
+    """Instruction and context as they are, for texts that are whole prompts."""
+    return instruction + context
+
+
+_WRITTEN: dict[str, Format] = {"alpaca": alpaca, "plain": plain, "raw": raw}
 
 FORMATS = ("chat", *_WRITTEN)
 
@@ -115,8 +121,8 @@ def format_example(
         return Prompted(_WRITTEN[name](instruction, context), answer, True)
     content = "\n\n".join([instruction, *([context] if context else [])])
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    prompt = _render(tokenizer, turns[:1], date, add_generation_prompt=True)
-    whole = _render(tokenizer, turns, date)
+    prompt = render(tokenizer, turns[:1], date, add_generation_prompt=True)
+    whole = render(tokenizer, turns, date)
     if not whole.startswith(prompt):
         raise InputError(
             "The tokenizer's chat template does not put an answer after its own prompt; choose "
@@ -125,8 +131,14 @@ def format_example(
     return Prompted(prompt, whole.removeprefix(prompt), False)
 
 
-def _render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: Any) -> str:
+def render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: Any) -> Any:
     """Apply a tokenizer's chat template on a given day.
+
+    Args:
+      tokenizer: a `transformers` tokenizer with a chat template.
+      turns: messages with a role and a content.
+      date: date that the template prints, ``YYYY-MM-DD``.
+      **options: of `apply_chat_template`, which returns a text by default.
 
     Raises:
       InputError: the template fails, or draws at random.
@@ -134,7 +146,7 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: A
     template = _on_day(tokenizer.get_chat_template(), date)
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, chat_template=template, **options
+            turns, **{"tokenize": False, "chat_template": template} | options
         )
     except Exception as error:  # a template is a program and may raise anything
         raise InputError(
@@ -189,6 +201,34 @@ def prints_date(name: str, tokenizer: Any) -> bool:
     days = ("2001-02-03", "1999-11-30")  # no part of one is in the other
     one, other = (format_example(name, tokenizer, "a", "", "b", date=day) for day in days)
     return one != other
+
+
+def turns_prompt(name: str, turns: Sequence[Turn], *, first: bool) -> str:
+    """Write the turns between two answers, in a format that is no chat template.
+
+    ``plain`` ends every turn with a line break. In ``alpaca`` what the system says takes the place
+    of the preamble, which only the first prompt has. A single question is written as an
+    instruction.
+
+    Args:
+      name: a format other than ``"chat"``.
+      turns: turns of the system and the user.
+      first: whether they begin the conversation.
+    """
+    if name == "alpaca":
+        return _alpaca_turns(turns, first=first)
+    line = "" if name == "raw" else "\n"
+    return "".join(turn.text + line for turn in turns)
+
+
+def _alpaca_turns(turns: Sequence[Turn], *, first: bool) -> str:
+    system, question = (
+        "\n\n".join(turn.text for turn in turns if turn.role == role) for role in ("system", "user")
+    )
+    if first and not system:
+        return alpaca(question, "")
+    preamble = f"{system}\n\n" if system else ""
+    return f"{preamble}### Instruction:\n{question}\n\n### Response:\n"
 
 
 class AnswerEnd(NamedTuple):

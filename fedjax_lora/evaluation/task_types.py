@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora import data
-from fedjax_lora.data import instruction_tokens
+from fedjax_lora.data import conversation_tokens, instruction_tokens
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.predict import AdaptedParams, Predict
 
@@ -105,7 +105,10 @@ def _encode_completions(
     max_length: int,
     cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
-    return instruction_tokens.encode(
+    if split.pairs is None:
+        return conversation_tokens.encode_texts(split, tokenizer, max_length=max_length)
+    encode = instruction_tokens.encode if split.turns is None else conversation_tokens.encode
+    return encode(
         split,
         tokenizer,
         format=task.prompting.format,

@@ -120,7 +120,7 @@ def _encode(
         for name, split in splits.items()
         if split is not None
     }
-    lost = sum(len(splits[name].texts) - len(e.index) for name, e in encoded.items())
+    lost = sum(len(splits[name].texts) - len(set(e.index.tolist())) for name, e in encoded.items())
     longest = max(e.tokens.ids.shape[1] for e in encoded.values())
     _check_length(longest, model.config.max_tokens)
     task = task._replace(

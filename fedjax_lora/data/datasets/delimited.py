@@ -8,7 +8,7 @@ does not report the row in which a file is malformed.
 import codecs
 import csv
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,32 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 Names = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]
 """Columns that are read: their names, or a choice among those that a file has."""
+
+
+class Missing(NamedTuple):
+    """Columns that rows may lack.
+
+    Attributes:
+      absent: of those that are asked for; a file in which no row has one is refused.
+      optional: that are read where a file has them.
+    """
+
+    absent: Collection[str] = ()
+    optional: Collection[str] = ()
+
+    def needs(self, name: str) -> bool:
+        """Whether every row must have a column."""
+        return name not in self.absent and name not in self.optional
+
+    def with_optional(self, names: "Names") -> "Names":
+        """Return a choice of columns that also takes those which are optional."""
+        if not self.optional:
+            return names
+
+        def choose(header: Sequence[str]) -> list[str]:
+            return [*chosen(names, header), *(name for name in self.optional if name in header)]
+
+        return choose
 
 
 def chosen(names: Names, header: Sequence[str]) -> Sequence[str]:
@@ -199,7 +225,4 @@ def _conversations(header: Sequence[str]) -> str:
     found = [name for name in CONVERSATIONS if name in header]
     if not found:
         return ""
-    return (
-        f"; the conversations in {found[0]!r} are not read: write an instruction and a completion "
-        "for each turn"
-    )
+    return f"; the conversations in {found[0]!r} are the task conversations(train='...')"

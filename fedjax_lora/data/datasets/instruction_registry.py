@@ -119,7 +119,7 @@ def task_factory(task: Task) -> Callable[..., Task]:
         if test is not None and test not in metrics:
             raise unknown(f"test set of task {task.name!r}:", test, metrics)
         metric = metric or metrics[test or task.name]
-        return _with_options(task, metric, Prompting(format, answer_tokens, test, clients))
+        return with_options(task, metric, Prompting(format, answer_tokens, test, clients))
 
     return choose
 
@@ -183,10 +183,10 @@ def instructions(
     task = Task("instructions", own.summary, "", metric="perplexity", local=own.local, hub=own.hub)
     if metric == "choice_accuracy":
         raise InputError("instructions(...) has no choices; choose another metric.")
-    return _with_options(task, metric, Prompting(format, answer_tokens))
+    return with_options(task, metric, Prompting(format, answer_tokens))
 
 
-def _with_options(task: Task, metric: str, prompting: Prompting) -> Task:
+def with_options(task: Task, metric: str, prompting: Prompting) -> Task:
     """Return the task with other options, once they are checked."""
     if metric not in _METRICS:
         raise unknown(f"metric of task {task.name!r}:", metric, _METRICS)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import first_line
-from fedjax_lora.data.datasets.delimited import Names, check_header, chosen
+from fedjax_lora.data.datasets.delimited import Missing, Names, check_header, chosen
 from fedjax_lora.data.datasets.json_objects import Record, records_of
 from fedjax_lora.data.datasets.text_files import check_rows, check_size, lines, open_text, read_json
+
+REQUIRED = Missing()
 
 
 class Rows(NamedTuple):
@@ -26,22 +28,22 @@ class Rows(NamedTuple):
     clients: list[str] | None
 
 
-def read_jsonl(path: Path, names: Names, absent: Collection[str] = ()) -> Rows:
+def read_jsonl(path: Path, names: Names, missing: Missing = REQUIRED) -> Rows:
     """Read columns of a file with one JSON object per line, and the number of each row.
 
     Args:
       path: the file.
       names: the columns.
-      absent: columns that objects may lack; their value is then None.
+      missing: columns that objects may lack; their value is then None.
 
     Raises:
       InputError: no such file or column; a line that is not a JSON object.
     """
     check_size(path)
-    return _columns(path, names, _records(path), absent)
+    return _columns(path, names, _records(path), missing)
 
 
-def read_json_rows(path: Path, names: Names, absent: Collection[str] = ()) -> Rows:
+def read_json_rows(path: Path, names: Names, missing: Missing = REQUIRED) -> Rows:
     """Read columns of a JSON file: an array of objects, or one object per line.
 
     `datasets.Dataset.to_json` and pandas write lines into a file that they call .json. The first
@@ -52,14 +54,14 @@ def read_json_rows(path: Path, names: Names, absent: Collection[str] = ()) -> Ro
       InputError: as `read_jsonl`.
     """
     if _has_lines(path):
-        return read_jsonl(path, names, absent)
+        return read_jsonl(path, names, missing)
     content = read_json(path)
     if isinstance(content, dict):
-        return _columns(path, names, records_of(path, content, names), absent)
+        return _columns(path, names, records_of(path, content, names), missing)
     if not isinstance(content, list):
         raise InputError(f"{path} is not a JSON array; write one object per example into an array.")
     records = (Record(number, value) for number, value in enumerate(content, start=1))
-    return _columns(path, names, records, absent)
+    return _columns(path, names, records, missing)
 
 
 def _has_lines(path: Path) -> bool:
@@ -94,22 +96,19 @@ def _records(path: Path) -> Iterator[Record]:
                 raise InputError(f"{path} row {number} is not JSON ({reason}); fix it.") from error
 
 
-def _columns(path: Path, names: Names, records: Iterable[Record], absent: Collection[str]) -> Rows:
+def _columns(path: Path, names: Names, records: Iterable[Record], missing: Missing) -> Rows:
     numbers: list[int] = []
     clients: list[str] = []
     columns: dict[str, list[Any]] = {} if callable(names) else {name: [] for name in names}
-    lacking = set(absent)
+    lacking = set(missing.absent)
     for number, record, client in records:
         if not isinstance(record, dict):
             raise InputError(f"{path} row {number} is not a JSON object; write one per example.")
         if not columns:
-            columns = {name: [] for name in chosen(names, list(record))}
-        check_header(
-            f"{path} row {number}", [name for name in columns if name not in absent], list(record)
-        )
+            columns = {name: [] for name in (*chosen(names, list(record)), *missing.optional)}
+        check_header(f"{path} row {number}", [*filter(missing.needs, columns)], list(record))
         numbers.append(number)
-        if client is not None:
-            clients.append(client)
+        clients += [] if client is None else [client]
         check_rows(path, len(numbers))
         lacking -= record.keys()
         for name, column in columns.items():

@@ -71,7 +71,9 @@ def load(
     test = all_test.take(np.sort(order[:test_examples]))
     skipped = train_table.skipped + test_table.skipped
     overlap = count_overlap(train, test)
-    notes = label_notes(classes, train.labels, test.labels) if task.type == "classification" else []
+    notes = [*train_table.notes, *test_table.notes]
+    if task.type == "classification":
+        notes += label_notes(classes, train.labels, test.labels)
     return TaskData(task, classes, train, validation, test, overlap, skipped, groups, tuple(notes))
 
 
@@ -204,7 +206,9 @@ def _split(table: Table, index: dict[str, int], codes: dict[str, int]) -> Split:
     groups = None
     if codes and table.groups is not None:
         groups = np.array([codes[name] for name in table.groups], np.int32)
-    return Split(table.texts, table.pairs, labels, groups, table.contexts, table.choices)
+    return Split(
+        table.texts, table.pairs, labels, groups, table.contexts, table.choices, table.turns
+    )
 
 
 def _scores(table: Table) -> np.ndarray:

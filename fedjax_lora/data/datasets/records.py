@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedjax_lora.data.prompts import DATE
+from fedjax_lora.data.turns import Turn
 
 TaskType = Literal["classification", "regression", "language"]
 
@@ -44,6 +45,8 @@ class Table(NamedTuple):
       contexts: `E` texts that instructions are about, may be empty; language tasks only.
       choices: `E` tuples of completions, of which the example's completion is the right one.
       sources: the file of each row, if there are several.
+      turns: `E` conversations; then `texts` is what stands before their last answer, in `pairs`.
+      notes: sentences about what was left out.
     """
 
     where: str
@@ -57,6 +60,8 @@ class Table(NamedTuple):
     contexts: list[str] | None = None
     choices: list[tuple[str, ...]] | None = None
     sources: Sequence[str] | None = None
+    turns: list[tuple[Turn, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
     def place(self, example: int) -> str:
         """Return where an example is: its file and row."""
@@ -203,6 +208,7 @@ class Split(NamedTuple):
       groups: `int32[E]` codes of the natural clients, the same in all splits; or None.
       contexts: `E` texts that instructions are about, may be empty; None except for language tasks.
       choices: `E` tuples of completions, of which that in `pairs` is the right one; or None.
+      turns: `E` conversations, or None; their last answers are in `pairs`.
     """
 
     texts: list[str]
@@ -211,6 +217,7 @@ class Split(NamedTuple):
     groups: np.ndarray | None
     contexts: list[str] | None = None
     choices: list[tuple[str, ...]] | None = None
+    turns: list[tuple[Turn, ...]] | None = None
 
     def take(self, index: np.ndarray) -> "Split":
         """Select the examples with indices ``int[E']``, in that order."""
@@ -238,7 +245,8 @@ class TaskData(NamedTuple):
         `fedjax_lora.data.datasets.official_formats.read_qqp`), and of examples of language tasks
         that cannot be learned from (see `fedjax_lora.data.instruction_tokens.encode`).
       groups: names of the natural clients, in the order of their codes.
-      notes: sentences about labels that are probably not as they were meant.
+      notes: sentences about labels that are probably not as they were meant, and about what was
+        left out of the examples.
     """
 
     task: Task

@@ -11,7 +11,12 @@ from functools import partial
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import unknown
-from fedjax_lora.data.datasets import instruction_registry, official_formats, stdlib_docstrings
+from fedjax_lora.data.datasets import (
+    conversation_registry,
+    instruction_registry,
+    official_formats,
+    stdlib_docstrings,
+)
 from fedjax_lora.data.datasets.delimited import Layout
 from fedjax_lora.data.datasets.own_data import own_source
 from fedjax_lora.data.datasets.records import METRICS, Hub, Local, Task
@@ -283,5 +288,7 @@ def find_task(spec: str) -> Task:
         },
         "file": file,
         "instructions": instruction_registry.instructions,
+        "conversations": conversation_registry.conversations,
+        "text": conversation_registry.text,
     }
     return registry.build(spec, factories, "task")

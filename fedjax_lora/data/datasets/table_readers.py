@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.data.datasets import arrow_tables, json_rows
-from fedjax_lora.data.datasets.delimited import DELIMITERS, USUAL, Layout, Names, read_delimited
+from fedjax_lora.data.datasets.delimited import (
+    DELIMITERS,
+    USUAL,
+    Layout,
+    Missing,
+    Names,
+    read_delimited,
+)
 from fedjax_lora.data.datasets.records import Table, Value
 from fedjax_lora.data.datasets.text_files import plain_name
 
@@ -97,6 +104,7 @@ def read_columns(
     layout: Layout = USUAL,
     blank: Collection[str] = (),
     absent: Collection[str] = (),
+    optional: Collection[str] = (),
     checked: bool = True,
 ) -> FileColumns:
     """Read columns of a table: csv, tsv, jsonl, json, parquet, arrow, or a folder of `datasets`.
@@ -113,6 +121,7 @@ def read_columns(
       blank: columns whose texts may be empty or white space.
       absent: columns whose value may be null, or not there in some JSON objects; it is then an
         empty text.
+      optional: columns that are read where a file has them, with None where a row has not.
       checked: whether values must be texts or numbers; otherwise the caller checks them.
 
     Raises:
@@ -126,7 +135,7 @@ def read_columns(
         raise InputError(
             f"{path} is read as {format}; delimiter, header and encoding are only for csv and tsv."
         )
-    found = _read(path, names, format, layout, absent)
+    found = _read(path, names, format, layout, Missing(absent, optional))
     values = found.values
     for name in set(absent) & set(values):
         values[name] = ["" if value is None else value for value in values[name]]
@@ -135,15 +144,14 @@ def read_columns(
     return found
 
 
-def _read(
-    path: Any, names: Names, format: str, layout: Layout, absent: Collection[str]
-) -> FileColumns:
+def _read(path: Any, names: Names, format: str, layout: Layout, missing: Missing) -> FileColumns:
     """Read raw columns, in which values may be missing."""
+    names = missing.with_optional(names)
     if format in DELIMITERS:
         return FileColumns(*read_delimited(path, names, format=format, layout=layout), {})
     if format in ("jsonl", "json"):
         read = {"jsonl": json_rows.read_jsonl, "json": json_rows.read_json_rows}[format]
-        values, rows, clients = read(path, names, absent)
+        values, rows, clients = read(path, names, missing)
         return FileColumns(values, rows, {}, clients)
     readers = {
         "hub": lambda split, names: arrow_tables.read_data_set(split.where, split.data, names),

@@ -12,6 +12,7 @@ TEST_SHARE = 0.2
 
 COLUMNS = (
     "texts", "labels", "rows", "pairs", "groups", "contexts", "choices", "sources",
+    "turns",
 )  # fmt: skip
 """Fields of a table with a value for each row."""
 
