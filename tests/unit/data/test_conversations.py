@@ -1,4 +1,4 @@
-"""Conversations and plain texts: the forms in which people have them, and what is learned of them."""
+"""Conversations and plain texts: the forms that people have, and what is learned of them."""
 
 import json
 
