@@ -227,6 +227,11 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
             return 128 + max(distributed.gather(signal()))
         if not progress.tasks[bar].completed:
             console.print(f"{out} is finished; --rounds with a larger number goes on with it")
+        elif len(result.records) < config.federation.rounds:
+            console.print(
+                f"ended after round {len(result.records)} of {config.federation.rounds}: "
+                f"{config.federation.stop}"
+            )
     print_summary(console, result.summary, metric, out)
     return 0
 

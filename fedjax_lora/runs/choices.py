@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedjax_lora.federated.ranks import Allocation
     from fedjax_lora.federated.transforms import ServerOptimizer, UpdateTransform
     from fedjax_lora.methods import Method
+    from fedjax_lora.runs.stopping import StoppingRule
 
 
 class Registry(NamedTuple):
@@ -56,6 +57,7 @@ REGISTRIES: Mapping[str, Registry] = {
     "fault": Registry("federated.faults", "FAULTS"),
     "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
     "schedule": Registry("federated.optimizers", "SCHEDULES", ("rounds",)),
+    "stopping rule": Registry("runs.stopping", "STOPPING_RULES", ("lower_is_better",)),
 }
 
 
@@ -70,6 +72,7 @@ class Choices(NamedTuple):
       faults: what goes wrong with drawn clients, in its order.
       server_optimizer: optimizer that follows the method's change, if there is one.
       schedule: ``(*, rounds) -> Schedule``, the factor on the learning rate by round.
+      stop: ``(*, lower_is_better) -> StoppingRule``, which may end the run early.
     """
 
     method: "Callable[..., Method]"
@@ -79,6 +82,7 @@ class Choices(NamedTuple):
     faults: "tuple[Fault, ...]"
     server_optimizer: "ServerOptimizer | None"
     schedule: "Callable[..., optax.Schedule]"
+    stop: "Callable[..., StoppingRule]"
 
 
 def resolve(config: RunConfig) -> Choices:
@@ -97,6 +101,7 @@ def resolve(config: RunConfig) -> Choices:
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
         server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
         schedule=registry.bind(config.local.schedule, *_registered("schedule")),
+        stop=registry.bind(fed.stop, *_registered("stopping rule")),
     )
 
 
@@ -140,6 +145,7 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield from (("fault", spec) for spec in fed.faults)
     yield "server optimizer", fed.server_optimizer
     yield "schedule", config.local.schedule
+    yield "stopping rule", fed.stop
     yield "optimizer", config.local.optimizer
 
 

@@ -25,6 +25,7 @@ from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.rank_updates import RankUpdates
+from fedjax_lora.runs.recorder import score
 from fedjax_lora.runs.round_record import RecordContext
 from fedjax_lora.runs.setup import Setup
 
@@ -114,6 +115,15 @@ class Run:
         fed = self.config.federation
         rank = self.ranks.initial.astype(np.int32)
         return Progress(_initial_state(self), rank, rank, ClientScores.initial(fed.clients))
+
+    def ends(self, history: Sequence[dict[str, Any]]) -> bool:
+        """Return whether the run ends with the last of these rounds."""
+        if len(history) >= self.rounds:
+            return True
+        evaluated = [record for record in history if self.task.metric in record]
+        if not evaluated or evaluated[-1] is not history[-1]:
+            return False
+        return self.setup.stop([score(record, self.task) for record in evaluated])
 
     def train(self, state: FederatedState, plan: Plan) -> tuple[FederatedState, RoundMetrics]:
         """Train and aggregate a round; the memory of ``state`` is given to the result."""

@@ -8,6 +8,7 @@ change that numbers depend on, but for these fields:
   float32 training.
 * ``federation.rounds``, if the learning rates of the rounds done stay what they were, and not
   below the rounds done. (A last round that was evaluated out of turn stays evaluated.)
+* ``federation.stop``, which decides only how many rounds there are.
 * ``data.data_dir`` and ``model.model``: where data and model are. Their contents must be the same.
 """
 
@@ -32,7 +33,7 @@ from fedjax_lora.runs.folder import CONFIG, RunFolder
 from fedjax_lora.runs.loading import load_assets
 from fedjax_lora.runs.prepared import Run
 
-FREE = ("execution.", "federation.rounds", "data.data_dir", "model.model")
+FREE = ("execution.", "federation.rounds", "federation.stop", "data.data_dir", "model.model")
 """Beginnings of the fields that may differ from those of the interrupted run."""
 
 log = logging.getLogger(__name__)

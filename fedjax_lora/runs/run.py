@@ -1,6 +1,7 @@
 """Run a config: the loop over rounds, with evaluation and everything that is written down."""
 
 import contextlib
+import logging
 import pathlib
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from fedjax_lora.runs.recorder import Recorder, recording
 from fedjax_lora.runs.resume import find_checkpoints, restore
 from fedjax_lora.runs.round_record import RoundRecord
 from fedjax_lora.runs.setup import set_up
+
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -95,6 +98,11 @@ def run(
             setup = set_up(config, choices, assets, execution)
             built = assemble(config, setup, assets, shared)
         log_notes(assets.task.task.name, assets.task.notes)
+        if config.federation.stop != "never" and not config.data.validation_examples:
+            log.warning(
+                "test data decide when this run ends, so its last score is too good; give "
+                "--validation-examples"
+            )
         if jax.process_count() > 1:
             distributed.check_same("config or input", built.identity)
         with distributed.raise_on_all():
@@ -103,7 +111,7 @@ def run(
         if resume:
             progress, history = restore(checkpoints, built.about, progress)
             summary = distributed.gather(folder.finished() if folder else None)[0]
-        if not summary or progress.round < built.rounds:
+        if not summary or not built.ends(history):
             clock.add(progress.seconds)
             with distributed.raise_on_all(), contextlib.ExitStack() as writing:
                 with distributed.raise_on_all():
@@ -125,7 +133,7 @@ def play(
     on_round: Callable[[dict[str, Any]], None],
     stop: Callable[[], Any],
 ) -> Progress:
-    """Play the remaining rounds of a run and record each of them.
+    """Play the remaining rounds of a run and record each of them, until it ends.
 
     Args:
       run: the run.
@@ -142,10 +150,10 @@ def play(
       InputError: the folder cannot be written.
       Stopped: ``stop`` returned true.
     """
-    for _ in range(progress.round, run.rounds):
+    while not run.ends(recorder.history):
         progress, record, times = play_round(run, progress)
         progress = progress._replace(seconds=clock.seconds())
-        is_last = progress.round == run.rounds
+        is_last = run.ends([*recorder.history, record])
         stops = not is_last and any(distributed.gather(bool(stop())))
         with distributed.raise_on_all():
             recorder.record(record, times, progress, last=is_last or stops)

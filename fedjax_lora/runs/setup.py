@@ -17,6 +17,7 @@ from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.stopping import StoppingRule
 
 
 class Setup(NamedTuple):
@@ -28,6 +29,7 @@ class Setup(NamedTuple):
       allocation: the rank of each client, and how ranks change.
       method: the method, on the LoRA spec of the run.
       schedule: factor on the learning rate by round.
+      stop: ends the run before its last round, or never.
       faults: what goes wrong with drawn clients.
       updates: transforms of the clients' updates.
       server_optimizer: optimizer that follows the method's change, if there is one.
@@ -42,6 +44,7 @@ class Setup(NamedTuple):
     allocation: ranks.Allocation
     method: Method
     schedule: optax.Schedule
+    stop: StoppingRule
     faults: tuple[Fault, ...]
     updates: tuple[transforms.UpdateTransform, ...]
     server_optimizer: transforms.ServerOptimizer | None
@@ -95,6 +98,7 @@ def set_up(
         allocation=allocation,
         method=method,
         schedule=choices.schedule(rounds=fed.rounds),
+        stop=choices.stop(lower_is_better=assets.task.task.lower_is_better),
         faults=choices.faults,
         updates=choices.updates,
         server_optimizer=choices.server_optimizer,

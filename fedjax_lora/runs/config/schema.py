@@ -91,6 +91,9 @@ class FederationConfig(_Group):
     """Clients drawn each round."""
     rounds: int = 20
     """Rounds of the run."""
+    stop: str = "never"
+    """End the run before its last round: target(score=0.75), or patience(evaluations=5) without a
+    better score; by validation data if there is (--validation-examples), else by test data."""
     partition: str = "dirichlet(alpha=0.5)"
     """Partition of the training examples: iid, dirichlet, shards, quantity, natural, quality."""
     min_examples: int = 2

@@ -89,8 +89,15 @@ def cells(grid: Grid) -> tuple[list[Cell], list[Problem]]:
         except InputError as error:
             problems.append(Problem(name(labels), str(error)))
         else:
+            problems.extend(Problem(name(labels), reason) for reason in _run_problems(config))
             possible.append(Cell(labels, config))
     return possible, problems
+
+
+def _run_problems(config: RunConfig) -> Iterator[str]:
+    """Yield why a possible run cannot be compared."""
+    if config.federation.stop != "never":
+        yield "runs that are compared have equal numbers of rounds; leave out federation.stop"
 
 
 def refuse(problems: Sequence[Problem]) -> None:
