@@ -24,6 +24,7 @@ import experiments.studies.noise.report as noise
 from experiments.tools import (
     former_partitions,
     methods_table,
+    option_tables,
     readme_demo,
     readme_own_model,
     write_reports,
@@ -56,6 +57,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "quantized_base": quantized_base.table,
     "end_to_end": end_to_end.table,
     "end_to_end_padding": end_to_end.padding,
+    **option_tables.BLOCKS,
 }
 """The text of every block by its name."""
 

@@ -9,15 +9,14 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from fedjax_lora import __version__
-from fedjax_lora.cli import compare, evaluate, export, inspect, predict
+from fedjax_lora.cli import compare, evaluate, export, inspect, predict, tasks
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.folders import check_base
 from fedjax_lora.cli.signals import after_this_round
@@ -25,6 +24,7 @@ from fedjax_lora.cli.terminal import (
     make_console,
     print_date,
     print_summary,
+    print_table,
     progress_bar,
     row_printer,
 )
@@ -47,7 +47,7 @@ commands:
   inspect   show the config, progress and files of a run folder
   methods   list the federated methods, with their papers
   models    list the pretrained models that have a name
-  tasks     list the tasks that have a name
+  tasks     list the tasks that have a name; with a name, its options and three examples
 
 fedjax-lora COMMAND --help lists a command's options."""
 
@@ -245,13 +245,6 @@ def _check_resume(options: RunOptions) -> None:
         )
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    make_console(soft_wrap=False).print(table)
-
-
 def compare_command(args: Sequence[str]) -> int:
     """``fedjax-lora compare``; returns the exit status, 1 if a run failed."""
     refuse_renamed(args)
@@ -261,21 +254,13 @@ def compare_command(args: Sequence[str]) -> int:
 def methods_command(args: Sequence[str]) -> None:
     """``fedjax-lora methods``."""
     rows = [(name, summary, paper) for name, (summary, paper) in read_methods().items()]
-    _print_table("Federated methods", ("name", "what it does", "paper"), rows)
+    print_table("Federated methods", ("name", "what it does", "paper"), rows)
 
 
 def models_command(args: Sequence[str]) -> None:
     """``fedjax-lora models``."""
     rows = [(name, model["summary"], model["url"]) for name, model in read_models().items()]
-    _print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
-
-
-def tasks_command(args: Sequence[str]) -> None:
-    """``fedjax-lora tasks``."""
-    from fedjax_lora.data import TASKS
-
-    rows = [(name, t.summary, t.metric, t.url) for name, t in TASKS.items()]
-    _print_table("Tasks; also file(...)", ("name", "what", "metric", "source"), rows)
+    print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -287,7 +272,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "inspect": inspect.main,
     "methods": methods_command,
     "models": models_command,
-    "tasks": tasks_command,
+    "tasks": tasks.main,
 }
 
 

@@ -1,11 +1,12 @@
 """Progress and results of a run on the terminal."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from fedjax_lora.core import atomic_io
@@ -32,6 +33,14 @@ def make_console(*, quiet: bool = False, soft_wrap: bool = True) -> Console:
       soft_wrap: leave lines that are too long to the terminal; False fits tables into it.
     """
     return _Terminal(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap, quiet=quiet)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of texts as they are."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    make_console(soft_wrap=False).print(table)
 
 
 def plain(text: str) -> Text:

@@ -8,10 +8,11 @@ keyword arguments of its factory.
 import ast
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 
@@ -129,6 +130,63 @@ def with_defaults(spec: str, registry: Mapping[str, Callable[..., T]], kind: str
         and parameter.default is not inspect.Parameter.empty
     }
     return {**{key: options[key] for key in options if key not in defaults}, **defaults, **options}
+
+
+class Option(NamedTuple):
+    """An option of a choice.
+
+    Attributes:
+      name: its name.
+      values: what it may be, in words.
+      default: its default as it is written in a spec; None if it has to be given.
+      meaning: what its factory's docstring says.
+    """
+
+    name: str
+    values: str
+    default: str | None
+    meaning: str
+
+
+def options(factory: Callable[..., Any]) -> list[Option]:
+    """Return the options of a factory, with what its docstring says of them.
+
+    >>> def tiers(*, ranks: Sequence[int], seed: int = 0):
+    ...     '''Ranks.
+    ...
+    ...     Args:
+    ...       ranks: one for each
+    ...         tier.
+    ...       seed: of the draw.
+    ...     '''
+    >>> options(tiers)[0]
+    Option(name='ranks', values='Sequence[int]', default=None, meaning='one for each tier.')
+    """
+    hints = typing.get_type_hints(factory) if inspect.isfunction(factory) else {}
+    meanings = _argument_docs(inspect.getdoc(factory) or "")
+    return [
+        Option(
+            name,
+            describe(hints[name]).replace("collections.abc.", "") if name in hints else "",
+            None if parameter.default is inspect.Parameter.empty else repr(parameter.default),
+            meanings.get(name, ""),
+        )
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+
+
+def _argument_docs(doc: str) -> dict[str, str]:
+    """Return what a docstring says about each argument, each in one line."""
+    found: dict[str, str] = {}
+    section = re.search(r"^Args:\n((?:  .*\n?|\n)*)", doc, re.MULTILINE)
+    for line in section[1].splitlines() if section else ():
+        begins = re.match(r"  (\w+): (.*)", line)
+        if begins:
+            found[begins[1]] = begins[2].strip()
+        elif found and line.strip():
+            found[next(reversed(found))] += f" {line.strip()}"
+    return found
 
 
 def _check_names(

@@ -20,11 +20,13 @@ __all__ = [
     "macro_f1",
     "matthews",
     "mean_loss",
+    "micro_f1",
     "need_rouge",
     "pearson",
     "perplexity_by",
     "recorded_names",
     "rouge_l",
+    "spearman",
 ]
 
 
@@ -63,6 +65,19 @@ def macro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
     predicted = output.argmax(axis=1)
     present = np.union1d(label, predicted)
     return float(np.mean([_f1_of(int(c), label, predicted) for c in present]))
+
+
+def micro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+    """F1 score over the decisions for all classes together.
+
+    With one class for each example every false positive is also a false negative, so this equals
+    `accuracy`.
+
+    Args:
+      label: class of each example.
+      output: logits.
+    """
+    return accuracy(label, output)
 
 
 def _f1_of(positive: int, label: np.ndarray, predicted: np.ndarray) -> float:
@@ -104,12 +119,35 @@ def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> 
     return float(np.corrcoef(x, y)[0, 1])
 
 
+def spearman(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
+    """Spearman correlation of the single output with the label: Pearson's of their ranks.
+
+    Args:
+      label: score of each example.
+      output: predicted scores.
+
+    Returns:
+      The correlation, where equal values have the mean of their ranks; 0 as for `pearson`.
+    """
+    if not np.isfinite(output).all():
+        return 0.0
+    return pearson(_ranks(label), _ranks(output[:, 0])[:, None])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, `float64[E]`; that of equal values is the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
+
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "f1": f1,
     "macro_f1": macro_f1,
+    "micro_f1": micro_f1,
     "matthews": matthews,
     "pearson": pearson,
+    "spearman": spearman,
 }
 """Metrics ``(label, output) -> float`` of classification and regression tasks, by name."""
 
@@ -117,12 +155,19 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def recorded_names(metric: str, classes: int) -> tuple[str, ...]:
     """Names under which the metric of a task is recorded.
 
-    F1 of three or more classes is also recorded as what it is.
+    F1 of three or more classes is also recorded as what it is, and either correlation of a
+    regression task with the other, since STS-B's results are both.
 
-    >>> recorded_names("f1", 2), recorded_names("f1", 3)
-    (('f1',), ('f1', 'macro_f1'))
+    >>> recorded_names("f1", 2), recorded_names("f1", 3), recorded_names("pearson", 1)
+    (('f1',), ('f1', 'macro_f1'), ('pearson', 'spearman'))
     """
+    if metric in CORRELATIONS:
+        return (metric, *(name for name in CORRELATIONS if name != metric))
     return (metric, "macro_f1") if metric == "f1" and classes > 2 else (metric,)
+
+
+CORRELATIONS = ("pearson", "spearman")
+"""Metrics of regression tasks."""
 
 
 def mean_loss(label: np.ndarray, output: np.ndarray, *, regression: bool = False) -> float:

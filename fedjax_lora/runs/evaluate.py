@@ -98,7 +98,7 @@ def scores(
             name: metrics.METRICS[name](label, output)
             for name in metrics.recorded_names(metric, output.shape[1])
         },
-        "loss": metrics.mean_loss(label, output, regression=metric == "pearson"),
+        "loss": metrics.mean_loss(label, output, regression=metric in metrics.CORRELATIONS),
     }
     if share is not None:
         values["local_accuracy"] = local_accuracy(label, output, share)

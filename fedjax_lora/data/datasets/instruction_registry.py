@@ -115,6 +115,16 @@ def task_factory(task: Task) -> Callable[..., Task]:
         test: str | None = None,
         clients: Literal["own", "category"] = task.prompting.clients,
     ) -> Task:
+        """Return the task with other options.
+
+        Args:
+          metric: `"perplexity"`, `"rouge_l"`, `"exact_match"`, or of multiple choice
+            `"choice_accuracy"`; by default that of the test set.
+          format: the prompt format, see `Prompting`.
+          answer_tokens: largest number of tokens generated for an answer.
+          test: name of another language task, whose test set is taken.
+          clients: whether the natural clients are the data's own or its categories.
+        """
         metrics = {other.name: other.metric for other in TASKS}
         if test is not None and test not in metrics:
             raise unknown(f"test set of task {task.name!r}:", test, metrics)

@@ -42,13 +42,18 @@ def read_dbpedia(path: Path) -> Table:
 
 
 def read_cola(path: Path) -> Table:
-    """Read CoLA: source, label, the author's mark, sentence; tab-separated, without header."""
-    rows, labels, texts = [], [], []
+    """Read CoLA, tab-separated and without a header.
+
+    The columns are source, label, the author's mark and sentence (as GLUE has them), or sentence
+    and label (a common sample of the tokenised form).
+    """
+    rows, labels, texts, width = [], [], [], 0
     for row, fields in read_rows(path, delimiter="\t", quoted=False):
-        check_width(path, row, fields, 4)
+        width = width or (2 if len(fields) == 2 else 4)
+        check_width(path, row, fields, width)
         rows.append(row)
         labels.append(fields[1])
-        texts.append(fields[3])
+        texts.append(fields[3] if width == 4 else fields[0])
     return Table(str(path), texts, labels, rows)
 
 

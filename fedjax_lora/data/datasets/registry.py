@@ -6,7 +6,7 @@ their own spec for files, see `fedjax_lora.data.datasets.instruction_registry`. 
 publish its test labels, so the official development set of its tasks is their `test`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from fedjax_lora.core import registry
@@ -241,7 +241,7 @@ def file(
       group: name of the column with the natural client of each example.
       metric: `"accuracy"`, `"f1"` (of two classes that of the second one in the order of their
         names, of more classes `"macro_f1"`), `"macro_f1"` (the mean over the classes),
-        `"matthews"`, or `"pearson"` (labels are scores).
+        `"micro_f1"`, `"matthews"`, or for labels that are scores `"pearson"` or `"spearman"`.
       format: a name in `fedjax_lora.data.datasets.table_readers.FORMATS`; by default it follows
         from the ending of the file name.
       delimiter: one character between the fields of a csv or tsv file, such as `';'`.
@@ -279,9 +279,13 @@ def find_task(spec: str) -> Task:
     Raises:
       InputError: unknown task or option.
     """
-    name, _ = registry.parse(spec, "task")
-    factories = {
-        **dict.fromkeys(TASKS, lambda: TASKS[name]),
+    return registry.build(spec, factories(), "task")
+
+
+def factories() -> dict[str, Callable[..., Task]]:
+    """Return the factories of all tasks by name; their keyword arguments are the options."""
+    return {
+        **{name: partial(_as_it_is, task) for name, task in TASKS.items()},
         **{
             task.name: instruction_registry.task_factory(task)
             for task in instruction_registry.TASKS
@@ -291,4 +295,8 @@ def find_task(spec: str) -> Task:
         "conversations": conversation_registry.conversations,
         "text": conversation_registry.text,
     }
-    return registry.build(spec, factories, "task")
+
+
+def _as_it_is(task: Task, /) -> Task:
+    """Return a task that has no options."""
+    return task

@@ -21,7 +21,10 @@ class DataConfig(_Group):
 
     task: str = "docstrings"
     """Task by name (`fedjax-lora tasks` lists them), or files of your own:
-    file(train='a.csv', test='b.csv', text='text', label='label')."""
+    file(train='a.csv', test='b.csv', text='text', label='label'). Options of file: train, test,
+    text, pair, label, group, metric, format, delimiter, header, encoding, client_files, hub,
+    config; `fedjax-lora tasks file` explains them. For language models there are instructions(...),
+    conversations(...) and text(...), likewise."""
     data_dir: str | None = None
     """Folder with the task's files; without it they come from the Hugging Face hub."""
     train_examples: int | None = None

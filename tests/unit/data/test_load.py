@@ -240,6 +240,7 @@ ROWS = {  # train, test: as ../shared/data/README.md and each SOURCE.txt count t
     "mrpc": (4_076, 1_725),
     "rte": (2_490, 277),
     "sst2": (67_349, 872),
+    "cola": (8_551, 516),
     "dbpedia_14": 14_000,
     "qqp": 23_496,
     "qnli": 5_463,

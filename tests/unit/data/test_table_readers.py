@@ -124,6 +124,11 @@ def test_cola(tmp_path):
         write(tmp_path / "a.tsv", 'gj04\t1\t\tHe "ran.\ngj04\t0\t*\tRan he.\n')
     )
     assert (table.texts, table.labels) == (['He "ran.', "Ran he."], ["1", "0"])
+    sample = write(tmp_path / "b.tsv", 'he "ran\t1\nran he\t0\n')
+    table = official_formats.read_cola(sample)
+    assert (table.texts, table.labels) == (['he "ran', "ran he"], ["1", "0"])
+    mixed = write(tmp_path / "c.tsv", "he ran\t1\ngj04\t0\t*\tRan he.\n")
+    assert "row 2 has 4 fields where 2 are expected" in refusal(official_formats.read_cola, mixed)
 
 
 @pytest.mark.parametrize("header", ["", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"])

@@ -16,11 +16,12 @@ from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext
 
-CLASSES = {"accuracy": 4, "f1": 4, "macro_f1": 4, "matthews": 5}
+CLASSES = {"accuracy": 4, "f1": 4, "macro_f1": 4, "micro_f1": 4, "matthews": 5}
 ORACLE = {
     "accuracy": sklearn.metrics.accuracy_score,
     "f1": lambda y, x: sklearn.metrics.f1_score(y, x, zero_division=0.0),
     "macro_f1": lambda y, x: sklearn.metrics.f1_score(y, x, average="macro", zero_division=0.0),
+    "micro_f1": lambda y, x: sklearn.metrics.f1_score(y, x, average="micro"),
     "matthews": sklearn.metrics.matthews_corrcoef,
 }
 
@@ -66,6 +67,7 @@ def test_a_constant_prediction(name, constant):
         "accuracy": (0.4, 0.6),
         "f1": (0.0, 0.75),
         "macro_f1": (2 / 7, 0.375),
+        "micro_f1": (0.4, 0.6),
         "matthews": (0.0, 0.0),
     }
     assert METRICS[name](label, logits_of(guess, 2)) == pytest.approx(expected[name][constant])
@@ -85,6 +87,30 @@ def test_pearson(sign, size):
     output = (sign * label + rng.normal(size=size)).astype(np.float32)[:, None]
     want = scipy.stats.pearsonr(label.astype(float), output[:, 0].astype(float)).statistic
     assert metrics.pearson(label, output) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+@given(
+    pairs=st.lists(st.tuples(*[st.integers(-3, 3)] * 2), min_size=2, max_size=30),
+    scale=st.sampled_from([1.0, 1e-30, 1e30]),
+)
+@settings(deadline=None)
+def test_spearman_with_ties(pairs, scale):
+    label, output = np.array(pairs, np.float32).T
+    got = metrics.spearman(label, output[:, None] * np.float32(scale))
+    want = scipy.stats.spearmanr(label, output).statistic
+    assert got == pytest.approx(0.0 if np.isnan(want) else want, abs=1e-12)
+
+
+def test_spearman_of_outputs_that_are_not_finite():
+    label = np.array([1.0, 2.0, 3.0], np.float32)
+    assert metrics.spearman(label, np.array([[1.0], [np.inf], [3.0]], np.float32)) == 0.0
+
+
+def test_either_correlation_is_recorded_with_the_other():
+    assert metrics.recorded_names("spearman", 1) == ("spearman", "pearson")
+    assert find_task("stsb").metric == "pearson"
+    assert find_task("file(train='a.csv', metric='spearman')").type == "regression"
 
 
 def test_pearson_is_of_float64():
