@@ -13,6 +13,7 @@ from fedjax_lora.core.safe_text import printable
 
 if TYPE_CHECKING:
     from fedjax_lora import data
+    from fedjax_lora.data.turns import Turn
 
 SHOWN = 3
 """Examples that are shown of a task."""
@@ -123,8 +124,7 @@ def _fields(loaded: "data.TaskData", number: int) -> Iterator[tuple[str, str]]:
     """Yield the fields of a training example by name."""
     split, kind = loaded.train, loaded.task.type
     if split.turns is not None:
-        for turn in split.turns[number]:
-            yield turn.role + (" (learned)" if turn.learned else ""), turn.text
+        yield from map(_spoken, split.turns[number])
         return
     language = kind == "language" and split.pairs is not None
     yield "instruction" if language else "text", split.texts[number]
@@ -135,6 +135,10 @@ def _fields(loaded: "data.TaskData", number: int) -> Iterator[tuple[str, str]]:
     if kind != "language":
         label = split.labels[number]
         yield "label", loaded.classes[label] if loaded.classes else str(label)
+
+
+def _spoken(turn: "Turn") -> tuple[str, str]:
+    return turn.role + (" (learned)" if turn.learned else ""), turn.text
 
 
 def _short(text: str) -> str:
