@@ -22,7 +22,7 @@ from fedjax_lora.cli.folders import check_base
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import (
     make_console,
-    print_date,
+    print_prompt_notes,
     print_summary,
     print_table,
     progress_bar,
@@ -200,7 +200,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
     console.print(f"{config.data.task}: {config.federation.method}, loading ...")
     with distributed.raise_on_all():
         assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
-    print_date(console, assets.task.task, assets.model.tokenizer)
+    print_prompt_notes(console, assets.task.task, assets.model.tokenizer)
     metric = assets.task.task.metric
     with progress_bar(console) as progress, after_this_round() as signal:
         bar = progress.add_task("rounds", total=config.federation.rounds)

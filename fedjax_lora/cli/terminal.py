@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.safe_text import printable
+from fedjax_lora.core.safe_text import json_text, printable
 from fedjax_lora.data import prompts
 
 if TYPE_CHECKING:
@@ -109,15 +109,22 @@ def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], Non
     return print_row
 
 
-def print_date(console: Console, task: "data.Task", tokenizer: Any) -> None:
-    """Say which date prompts hold, if the tokenizer's chat template prints one."""
-    if task.type == "language":
-        format = prompts.resolve(task.prompting.format, tokenizer)
-        if prompts.prints_date(format, tokenizer):
-            console.print(
-                f"note: the chat template prints a date, {task.prompting.date} in all prompts "
-                "(--chat-date)"
-            )
+def print_prompt_notes(console: Console, task: "data.Task", tokenizer: Any) -> None:
+    """Say what the tokenizer's chat template does that other programs may do otherwise."""
+    if task.type != "language":
+        return
+    format = prompts.resolve(task.prompting.format, tokenizer)
+    if prompts.prints_date(format, tokenizer):
+        console.print(
+            f"note: the chat template prints a date, {task.prompting.date} in all prompts "
+            "(--chat-date)"
+        )
+    if beginnings := prompts.other_beginning(format, tokenizer):
+        asked, before = (json_text(text[-30:]) for text in beginnings)
+        console.print(
+            f"note: the chat template asks for an answer with a prompt that ends with {asked}, and "
+            f"writes answers behind {before}; here they are learned behind that prompt"
+        )
 
 
 def print_summary(

@@ -106,6 +106,10 @@ def format_example(
 ) -> Prompted:
     """Format an example as prompt and answer.
 
+    The prompt of a chat template is the one that it asks for an answer with, as other programs do.
+    Where it writes its own answers behind another one (as templates do that ask for a thought
+    first), the answer and what it writes behind it follow the prompt.
+
     Args:
       name: a format, as `resolve` returns it.
       tokenizer: a `transformers` tokenizer, used by the format ``"chat"``.
@@ -115,7 +119,7 @@ def format_example(
       date: date that a chat template prints, ``YYYY-MM-DD``.
 
     Raises:
-      InputError: the chat template fails, or does not continue its own prompt with the answer.
+      InputError: the chat template fails, or writes no answer.
     """
     if name != "chat":
         return Prompted(_WRITTEN[name](instruction, context), answer, True)
@@ -123,12 +127,44 @@ def format_example(
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     prompt = render(tokenizer, turns[:1], date, add_generation_prompt=True)
     whole = render(tokenizer, turns, date)
-    if not whole.startswith(prompt):
+    before = prompt if whole.startswith(prompt) else _before_answer(tokenizer, turns[0], date)
+    if not whole.startswith(before):
         raise InputError(
-            "The tokenizer's chat template does not put an answer after its own prompt; choose "
+            "The tokenizer's chat template puts other text before one answer than before another; "
+            "choose format='alpaca'."
+        )
+    return Prompted(prompt, whole.removeprefix(before), False)
+
+
+def _before_answer(tokenizer: Any, turn: dict[str, str], date: str) -> str:
+    """Return what a chat template writes before an answer.
+
+    Raises:
+      InputError: the template fails, or writes no answer.
+    """
+    answered = render(tokenizer, [turn, {"role": "assistant", "content": _PROBE}], date)
+    before, found, _ = answered.rpartition(_PROBE)
+    if not found:
+        raise InputError(
+            "The tokenizer's chat template does not put an answer after a prompt; choose "
             "format='alpaca'."
         )
-    return Prompted(prompt, whole.removeprefix(prompt), False)
+    return before
+
+
+def other_beginning(name: str, tokenizer: Any) -> tuple[str, str] | None:
+    """Return how a format asks for answers and what it writes before them, if these differ.
+
+    Args:
+      name: a format, as `resolve` returns it.
+      tokenizer: a `transformers` tokenizer.
+    """
+    if name != "chat":
+        return None
+    turn = {"role": "user", "content": "a"}
+    asked = render(tokenizer, [turn], DATE, add_generation_prompt=True)
+    before = _before_answer(tokenizer, turn, DATE)
+    return None if before.startswith(asked) else (asked, before)
 
 
 def render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: Any) -> Any:
@@ -278,5 +314,5 @@ def answer_end(name: str, tokenizer: Any, *, date: str = DATE) -> AnswerEnd:
     return AnswerEnd((*of_text, ids[first]), before.strip())
 
 
-_PROBE = "forty-two"
-"""An answer that no template has a reason to change, and that no template holds itself."""
+_PROBE = "424242"
+"""An answer that no template has a reason to change (not its case either) or holds itself."""

@@ -121,12 +121,19 @@ def _turns(options: Any) -> list[dict[str, str]]:
 
 
 def _theirs(options: Any, folder: pathlib.Path) -> Answer:
-    """Prompt and conversation as texts, and the tokens of the prompt."""
+    """Prompt and conversation as texts, and the tokens of the prompt.
+
+    Where the conversation does not begin with the prompt, what it has from its answer on follows.
+    """
     words: Any = transformers.AutoTokenizer.from_pretrained(folder)
     turns = _turns(options)
     prompt = words.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
     ids = words.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
     whole = words.apply_chat_template(turns, tokenize=False)
+    if not whole.startswith(prompt):
+        known = [turns[0], {"role": "assistant", "content": "77"}]
+        begun = words.apply_chat_template(known, tokenize=False, continue_final_message=True)
+        whole = prompt + whole.removeprefix(begun.removesuffix("77"))
     return Answer({"prompt": prompt, "whole": whole, "ids": tuple(ids)})
 
 

@@ -5,6 +5,7 @@ has to end with status 2 and one sentence, without a traceback, an output folder
 memory. Random damage to the same files (`damage`) may also be accepted.
 
     python -m experiments.robustness.malformed_input.run  # a minute; writes results/summary.json
+    python -m experiments.robustness.malformed_input.run --file verdicts.jsonl  # can go on later
     python -m experiments.robustness.malformed_input.report     # summary
 """
 

@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import tyro
+
 from experiments.robustness.malformed_input import RESULTS, cases, damage
 from experiments.robustness.malformed_input.case import Case, lay_out
 from experiments.robustness.malformed_input.judge import Verdict, judge
+from experiments.tools import json_lines
 
 DAMAGED = 60  # versions of every file
 Judged = tuple[Case, Verdict]
@@ -51,16 +54,36 @@ def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Judge all cases and write the summary."""
+def recorded(chosen: Iterable[Case], place: pathlib.Path, file: pathlib.Path) -> list[Judged]:
+    """Judge the cases that a JSON-lines file does not hold, and append their verdicts to it."""
+    known, judged = json_lines.by_name(file), []
+    for case in chosen:
+        name = f"{case.family}: {case.name}"
+        if name not in known:
+            ((_, verdict),) = verdicts([case], place)
+            known[name] = {"name": name, **verdict._asdict()}
+            json_lines.append(file, known[name])
+        values = {field: known[name][field] for field in Verdict._fields}
+        judged.append((case, Verdict(**values)))
+    return judged
+
+
+def main(file: pathlib.Path | None = None) -> None:
+    """Judge all cases and write the summary.
+
+    Args:
+      file: JSON-lines file of the verdicts; what it holds is not judged again. By default all cases
+        are judged.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
+        file = place / "verdicts.jsonl" if file is None else file
         os.environ["FEDJAX_LORA_CACHE"] = str(place / "cache")
         # The first call imports everything, which must not count as time or memory of a case.
         list(verdicts([Case("well-formed", "everything")], place))
-        malformed = list(verdicts(cases(), place))
-        damaged = list(verdicts(damage.cases(each=DAMAGED), place))
+        malformed = recorded(cases(), place, file)
+        damaged = recorded(damage.cases(each=DAMAGED), place, file)
     summary = summarise(malformed, damaged)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -68,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -2,11 +2,13 @@
 
 import io
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from fedjax_lora.cli import terminal
+from tests._helpers.character_tokenizer import make_tokenizer
 
 NAMES = ["par[0.01]/r", "runs/[/x]", "[bold]b", "[red", "a[/]", ":smile:", r"\[x]"]
 
@@ -29,6 +31,24 @@ def test_a_status_line_shows_a_name_as_it_is(name):
         status.refresh = None
         console.print(status.renderable)
     assert name in console.file.getvalue()
+
+
+def test_notes_on_a_template_that_asks_otherwise_than_it_writes(capsys):
+    made = make_tokenizer()
+    made.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: <think>\\n' }}{% endif %}"
+    )
+    prompting = SimpleNamespace(format="auto", date="2024-07-26")
+    task = SimpleNamespace(type="language", prompting=prompting)
+    terminal.print_prompt_notes(terminal.make_console(), task, made)
+    assert capsys.readouterr().out == (
+        r"note: the chat template asks for an answer with a prompt that ends with "
+        r'"user: a\nassistant: <think>\n", and writes answers behind "user: a\nassistant: "; here '
+        "they are learned behind that prompt\n"
+    )
+    terminal.print_prompt_notes(terminal.make_console(), SimpleNamespace(type="pairs"), made)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_closed_pipe_is_the_error_that_the_command_line_answers():

@@ -89,6 +89,56 @@ def test_whether_a_template_prints_a_date_is_known():
     assert not prompts.prints_date("alpaca", tokenizer(TODAY))
 
 
+OTHER_BEGINNINGS = {
+    "a thought": (
+        TURNS + "{% if add_generation_prompt %}{{ 'assistant: <think>\n' }}{% endif %}",
+        "user: aTAILassistant: <think>\n",
+        " bTAIL",
+    ),
+    "another name": (
+        TURNS + "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}",
+        "user: aTAILAnswer:",
+        " bTAIL",
+    ),
+    "an end behind all turns": (
+        TURNS + "{{ '</s>' }}" + ASKED, "user: aTAIL</s>assistant: ", " bTAIL</s>",
+    ),
+    "an answer that is changed": (
+        (TURNS + "{{ 'END' }}" + ASKED).replace("m['content']", "m['content'] | upper | trim"),
+        "user: ATAILENDassistant: ",
+        "BTAILEND",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_BEGINNINGS)
+def test_answers_follow_the_prompt_that_a_template_asks_with(name):
+    """Although it writes its own answers behind another one."""
+    template, prompt, answer = OTHER_BEGINNINGS[name]
+    made = tokenizer(template)
+    assert format_example("chat", made, "a", "", " b") == (prompt, answer, False)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}]
+    own = made.apply_chat_template(turns, tokenize=False).partition("7")[0]
+    assert prompts.other_beginning("chat", made) == (
+        made.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True),
+        own,
+    )
+    tail = answer.strip()[1:]  # </s> is a token
+    assert answer_end("chat", made).text == tail.removesuffix("</s>")
+
+
+def test_most_templates_ask_as_they_write():
+    assert prompts.other_beginning("chat", tokenizer(TURNS + ASKED)) is None
+    assert prompts.other_beginning("chat", tokenizer(TURNS)) is None
+    assert prompts.other_beginning("plain", make_tokenizer()) is None
+
+
+def test_what_a_template_writes_before_an_answer_may_not_depend_on_it():
+    counted = TURNS.replace("m['content']", "m['content'] | length ~ m['content']")
+    with pytest.raises(InputError, match="other text before one answer than before another"):
+        format_example("chat", tokenizer(counted + "END" + ASKED), "a", "", "b")
+
+
 @pytest.mark.parametrize(
     "template", ["{{ ['a', 'b'] | random }}", "{% if true %}{{ lipsum(n=1) }}{% endif %}"]
 )
