@@ -40,6 +40,17 @@ def dying(function: Any, kill: Any) -> Any:
     return wrapper
 
 
+def evaluating(train: Any, kill: Any) -> Any:
+    """The training of a round, after which this process is killed as it evaluates."""
+
+    @functools.wraps(train)
+    def wrapper(run: Any, *args: Any) -> Any:
+        object.__setattr__(run, "evaluate", kill)  # of a frozen record
+        return train(run, *args)
+
+    return wrapper
+
+
 def arm(phase: str, kill: Any) -> None:
     """Kill this process when it comes to the function of a phase."""
     import jax
@@ -49,7 +60,7 @@ def arm(phase: str, kill: Any) -> None:
     if phase == "rendezvous":
         process_watch.ProcessWatch.connect = dying(process_watch.ProcessWatch.connect, kill)
     elif phase == "evaluation":
-        build.Run.train = dying(build.Run.train, lambda: setattr(build.Run, "evaluate", kill))
+        build.Run.train = evaluating(build.Run.train, kill)
     elif phase == "checkpoint":
         checkpoints.CheckpointManager._write = dying(checkpoints.CheckpointManager._write, kill)
     elif phase == "end":
