@@ -1,5 +1,7 @@
 """Studies as data: runs grouped in parts and stages, at two sizes, and their result files."""
 
+import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -61,7 +63,7 @@ class Part(NamedTuple):
 
     def config(self, arm: str, task: str, seed: int) -> RunConfig:
         """Return the config of one run."""
-        return changed(self.base(task), {**self.arms[arm], "seed": seed})
+        return _changed(self.base(task), json.dumps({**self.arms[arm], "seed": seed}))
 
     def backbone(self) -> str:
         """Describe the model and its maximum text length."""
@@ -80,6 +82,12 @@ class Part(NamedTuple):
             for task in self.tasks
             for arm in self.arms
         ]
+
+
+@functools.cache
+def _changed(base: RunConfig, changes: str) -> RunConfig:
+    """Return a base with changes, given as JSON. A report asks for the config of a run often."""
+    return changed(base, json.loads(changes))
 
 
 Stage = Callable[[Size, Records], list[Part]]
@@ -162,6 +170,7 @@ FEWER: Mapping[str, tuple[int, int]] = {"rte": (2400, 277)}
 """Numbers of training and test examples of tasks that are smaller than `small` needs."""
 
 
+@functools.cache
 def small(task: str) -> RunConfig:
     """Base config of the small runs of all studies.
 
@@ -184,6 +193,7 @@ def small(task: str) -> RunConfig:
     )
 
 
+@functools.cache
 def full(task: str) -> RunConfig:
     """Base config of the full runs on encoders; each study changes at least the model.
 
@@ -203,4 +213,4 @@ def full(task: str) -> RunConfig:
 
 def variant(base: Callable[[str], RunConfig], changes: Changes) -> Callable[[str], RunConfig]:
     """Return a base with the same changes for every task."""
-    return lambda task: changed(base(task), changes)
+    return functools.cache(lambda task: changed(base(task), changes))

@@ -23,13 +23,13 @@ from experiments.robustness.malformed_input.case import (
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 HUGE_LINE = b"x" * (2**24 + 1)
 BOMB = {
-    "gz": gzip.compress(bytes(2**28), 1),
-    "xz": lzma.compress(bytes(2**28), preset=0),
+    "gz": gzip.compress(bytes(2**24), 1) * 16,
+    "xz": lzma.compress(bytes(2**24), preset=0) * 16,
 }
 """Some kilobytes that unpack to one line of 256 megabytes."""
 ROWS = {
-    "gz": gzip.compress(good.csv() + b"a,yes\n" * 2**22, 1),
-    "xz": lzma.compress(good.csv() + b"a,yes\n" * 2**22, preset=0),
+    "gz": gzip.compress(good.csv(), 1) + gzip.compress(b"a,yes\n" * 2**18, 1) * 16,
+    "xz": lzma.compress(good.csv(), preset=0) + lzma.compress(b"a,yes\n" * 2**18, preset=0) * 16,
 }
 """Kilobytes that unpack to four million rows."""
 
