@@ -48,7 +48,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["FEDJAX_LORA_CACHE"] +
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-MOST_MAPPINGS = 20_000  # of the 65,530 that Linux allows
+MOST_MAPPINGS = 40_000  # of the 65,530 that Linux allows
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 

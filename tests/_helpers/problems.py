@@ -1,7 +1,7 @@
 """Small federations to test clients and rounds with: two models, ragged clients, mixed ranks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -461,10 +461,14 @@ KINDS = {"fed_plora", "hlora", "flora", "fedex_lora", "fedsa_lora", "fedrora", "
 keep, coefficients, a probe."""
 
 
-def one_of_each_kind() -> list[Any]:
-    """All methods as parameters of a test; those of which `KINDS` has a like are slow."""
+ON_THE_BASE = {"flora", "fed_plora"}
+"""A method that changes kernels of the base, and one whose clients add to them."""
+
+
+def one_of_each_kind(kinds: Collection[str] = KINDS) -> list[Any]:
+    """All methods as parameters of a test; those of which ``kinds`` has a like are slow."""
     return [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS))
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in kinds))
         for name in methods.METHODS
     ]
 

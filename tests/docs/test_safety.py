@@ -195,6 +195,7 @@ def test_names_of_results_hold_no_path():
 # ------------------------------------------------------------------------------------------ secrets
 
 
+@pytest.mark.slow
 def test_a_hub_token_is_in_nothing_that_a_run_leaves(tmp_path, run_words, monkeypatch, capfd):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, TOKEN)

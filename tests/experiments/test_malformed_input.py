@@ -55,7 +55,7 @@ def test_all_are_refused_in_one_sentence(family, tmp_path):
     assert problems([case for case in CASES if case.family == family], tmp_path) == []
 
 
-@pytest.mark.parametrize("each", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("each", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_random_damage_is_refused_or_does_no_harm(each, tmp_path):
     assert problems(list(damage.cases(each=each)), tmp_path, "accepted") == []
 

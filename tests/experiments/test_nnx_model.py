@@ -1,10 +1,12 @@
 """The example with an NNX model, shortened."""
 
 import jax
+import pytest
 
 from experiments.examples import nnx_model
 
 
+@pytest.mark.slow
 def test_clients_of_three_ranks_adapt_an_nnx_model():
     with jax.numpy_dtype_promotion("standard"):  # NNX's optimizer needs it
         before, after = nnx_model.main(rounds=10, steps=100)

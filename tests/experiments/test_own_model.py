@@ -15,7 +15,7 @@ def as_users_have_it():
         yield
 
 
-@pytest.mark.parametrize("method", ["hlora", "fed_plora"])
+@pytest.mark.parametrize("method", ["hlora", pytest.param("fed_plora", marks=pytest.mark.slow)])
 def test_clients_of_four_ranks_adapt_a_model_of_ones_own(method: str):
     found = own_model.main(rounds=6, steps=100, method=method)
     assert found["base_on_upright"] > 0.9
@@ -29,6 +29,7 @@ def test_the_result_file_is_that_of_the_experiment():
     assert saved["adapted_on_turned"] == saved["history"][-1] > 0.8
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_trains_and_is_not_the_masked_mean():
     losses = own_method.main(rounds=3)
     assert all(after[-1] < after[0] for after in losses.values())

@@ -63,6 +63,7 @@ def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_pat
     assert "Unknown prompt format 'plane'; did you mean 'plain'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_merged_model_has_the_numbers_of_its_run(folder):
     """FLoRA's stack is of nearly full rank in a model as small as this."""
     made = fl.run(make(folder, method="flora", learning_rate=3e-2), out=folder / "merging")

@@ -255,7 +255,7 @@ def test_the_bytes_of_scoring_are_part_of_the_record(scored):
     assert scored.summary["up_bytes"] == sum(record["up_bytes"] for record in scored.records)
 
 
-@pytest.mark.parametrize("heads", ["frozen", "local"])
+@pytest.mark.parametrize("heads", [pytest.param("frozen", marks=pytest.mark.slow), "local"])
 def test_only_heads_that_travel_are_counted(heads, assets):
     """A client sends its own head where it is scored, and no head in a round."""
     config = change(SCORED, federation={"heads": heads, "rounds": 1})
@@ -295,15 +295,12 @@ def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, word
 
 
 FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
-"""One method of each file; `test_method_matrix` has all of them on a small model."""
-DEFAULT = {"fedrora", "lora_a2"}
-"""Trained coefficients, a probe; Fed-PLoRA and FLoRA are compared with PEFT above."""
+"""One method of each file. `test_method_matrix` has all of them on a small model, by default;
+Fed-PLoRA and FLoRA are compared with PEFT above."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x not in DEFAULT)) for x in FAMILIES.values()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES.values())
 def test_one_method_of_each_module_runs_on_the_real_model(name, assets):
     ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
     config = change(
@@ -314,6 +311,7 @@ def test_one_method_of_each_module_runs_on_the_real_model(name, assets):
     assert np.isfinite(run(config, assets).records[-1]["loss"])
 
 
+@pytest.mark.slow
 def test_sharded_over_eight_devices_equals_one(finished, assets):
     config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
     result = run(config, assets)

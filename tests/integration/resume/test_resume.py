@@ -44,14 +44,12 @@ def interrupt(folder: pathlib.Path, copy: pathlib.Path, after: int) -> pathlib.P
 
 
 AROUND = {
-    "updates, dropout": {
+    "updates, dropout, server_optimizer, measured": {
+        "federation.method": "zero_padding",
+        "federation.server_optimizer": "adam(learning_rate=0.01)",
         "federation.updates": ("gaussian_noise(multiplier=1.0, norm=0.5)", "int8()"),
         "lora.lora_dropout": 0.2,
         "local.prox": 0.1,
-    },
-    "server_optimizer, measured": {
-        "federation.method": "zero_padding",
-        "federation.server_optimizer": "adam(learning_rate=0.01)",
         "execution.measure": True,
     },
     "promoted_fresh": {
@@ -69,9 +67,9 @@ AROUND = {
     },
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
-ALIKE = CASES.keys() - AROUND.keys() - problems.KINDS - {"hetlora", "rolora"}
-"""Methods whose state another one has that is resumed by default: HetLoRA changes ranks, RoLoRA
-looks at the number of the round."""
+ALIKE = CASES.keys() - AROUND.keys() - problems.KINDS - {"hetlora", "rolora"} | {"promoted_fresh"}
+"""What has a state like another one that is resumed by default: HetLoRA changes ranks, RoLoRA
+looks at the number of the round, scores of every round decide the ranks."""
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def beside_busy_loops(folder: pathlib.Path, count: int, limit: float) -> list[fl
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_aggregations_do_not_stall_beside_busy_loops(count: int, tmp_path: pathlib.Path):
     """None takes more than ten times the median and two seconds: a stall lasts ten and more."""
     seconds = beside_busy_loops(tmp_path, count, limit=900)

@@ -153,7 +153,15 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     return stats.argument_size_in_bytes, made_here
 
 
-@pytest.mark.parametrize(("shape", "parts"), [(None, 1), ((8, 1), 1), ((4, 2), 2), ((2, 4), 4)])
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        (None, 1),
+        ((4, 2), 2),
+        pytest.param((8, 1), 1, marks=pytest.mark.slow),
+        pytest.param((2, 4), 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_makes_no_copy_of_the_base(shape, parts):
     """What goes in is the base, or a device's part of it; what is made is not even a layer."""
     given, made = round_memory(shape)

@@ -61,7 +61,11 @@ def train(problem: str, count: int, **options):
 @pytest.mark.parametrize(
     ("problem", "mode"),
     [("bag", mode) for mode in MODES]
-    + [("encoder", "vmap of all"), ("encoder", "eight devices"), ("encoder", "base in two parts")],
+    + [("encoder", "base in two parts")]
+    + [
+        pytest.param("encoder", mode, marks=pytest.mark.slow)
+        for mode in ("vmap of all", "eight devices")
+    ],
 )
 def test_modes_compute_what_the_loop_computes(problem, mode):
     want, start = train(problem, COHORT, mode="loop")

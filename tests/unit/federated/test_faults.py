@@ -400,6 +400,7 @@ def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
     assert strict(result.out) == result.records
 
 
+@pytest.mark.slow
 def test_a_stack_is_of_those_who_answered(run_with):
     """FLoRA: each of the three clients that were drawn receives all that was sent, and a head."""
     result = run_with("dropout(probability=0.4)", method="flora")
@@ -429,9 +430,9 @@ def test_a_run_that_diverges_ends_and_says_so(run_with):
         assert np.all(np.isfinite(leaf))
 
 
-def test_a_model_too_large_to_compute_with_has_no_loss(tmp_path):
-    good.write(tmp_path / "good")
-    made = build.build(configs.from_dict(good.settings(tmp_path / "good")))
+def test_a_model_too_large_to_compute_with_has_no_loss(small_run):
+    config, shared = small_run
+    made = build.build(config, shared["assets"], shared["programs"])
     state = made.begin().state
     assert made.evaluate(state)["loss"] > 0
     head = jax.tree.map(lambda x: jnp.full_like(x, 3e38), state.head)

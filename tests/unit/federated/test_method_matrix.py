@@ -5,15 +5,12 @@ import pytest
 
 from fedjax_lora import lora, methods
 from tests._helpers import problems
-from tests._helpers.problems import bag_rounds, ranks_for
+from tests._helpers.problems import ON_THE_BASE, bag_rounds, ranks_for
 from tests._helpers.tolerances import FROM_AN_SVD, TOLERANCE
 
 every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 kinds_of_method = pytest.mark.parametrize("method", problems.one_of_each_kind())
 
-
-ON_THE_BASE = {"flora", "fed_plora"}
-"""A method that changes kernels of the base, and one whose clients add to them."""
 
 CHOICES = {"fedrora": "fedrora(coefficient_rate=1.0)"}
 """Options in place of the defaults. Adam's first step has the size of the learning rate, whatever
@@ -41,14 +38,14 @@ def model(state):
 @kinds_of_method
 def test_modes_leave_the_same_server(method):
     """Every method is sharded in `test_sharding`, with a stand-in for training."""
-    in_parts = ["base in parts"] * (method in ON_THE_BASE)
-    assert_modes_agree(method, ("vmap", "sharded", *in_parts))
+    others = ("sharded", "base in parts") if method in ON_THE_BASE else ()
+    assert_modes_agree(method, ("vmap", *others))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in problems.KINDS if m not in ON_THE_BASE])
-def test_a_base_in_parts_leaves_the_same_server(method):
-    assert_modes_agree(method, ("base in parts",))
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ON_THE_BASE])
+def test_a_mesh_leaves_the_same_server(method):
+    assert_modes_agree(method, ("sharded", "base in parts"))
 
 
 def assert_modes_agree(method: str, modes) -> None:

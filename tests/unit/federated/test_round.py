@@ -36,11 +36,14 @@ def stub_plan_of(t: int = 0, rate: float = 0.05):
 
 # ---------------------------------------------------------------------------------------- compiling
 
+SHARDED = problems.one_of_each_kind({*problems.ON_THE_BASE, "fedsa_lora"})
+"""`test_sharding` has every method on several devices, with an objective that compiles sooner."""
+
 
 @pytest.mark.parametrize(
     ("method", "mode"),
     [(method, "vmap") for method in METHODS]
-    + [pytest.param(*x.values, "sharded", marks=x.marks) for x in problems.one_of_each_kind()],
+    + [pytest.param(*x.values, "sharded", marks=x.marks) for x in SHARDED],
 )
 def test_a_round_compiles_once(method, mode):
     """Whatever changes from round to round is data, and a state goes in as it came out."""
@@ -57,7 +60,7 @@ def test_a_round_compiles_once(method, mode):
     assert made.fn.compiled._cache_size() == 1
 
 
-@pytest.mark.parametrize("method", problems.one_of_each_kind())
+@pytest.mark.parametrize("method", SHARDED)
 def test_a_sharded_state_stays_on_every_device(method):
     made = bag_rounds(method, "sharded")
     state, metrics = made.run(made.state(), plan_of(method=method))

@@ -82,7 +82,7 @@ def unpadded(batches: Any, k: int) -> list[np.ndarray]:
     [
         ("bag", (1, 5, 9), False),
         ("bag", (1, 5, 9), True),
-        ("encoder", (12,), False),
+        pytest.param("encoder", (12,), False, marks=pytest.mark.slow),
         ("encoder", (12,), True),
     ],
 )

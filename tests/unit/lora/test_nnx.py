@@ -103,8 +103,15 @@ def check_equals_merged(module: nnx.Module, x: jax.Array, targets: Any, **option
 EVERYTHING = "attention|up|down|head"
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["stored", "recomputed"])
-@pytest.mark.parametrize("scanned", [False, True], ids=["list", "scan"])
+@pytest.mark.parametrize(
+    ("scanned", "remat"),
+    [
+        pytest.param(False, False, id="list-stored"),
+        pytest.param(False, True, id="list-recomputed", marks=pytest.mark.slow),
+        pytest.param(True, False, id="scan-stored", marks=pytest.mark.slow),
+        pytest.param(True, True, id="scan-recomputed"),
+    ],
+)
 def test_a_transformer(scanned: bool, remat: bool):
     module = Transformer(nnx.Rngs(0), scanned=scanned, remat=remat)
     check_equals_merged(module, IDS, EVERYTHING)
@@ -264,7 +271,7 @@ def test_dropout_of_inputs():
 # ----------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("name", ["hlora", "flora"])
+@pytest.mark.parametrize("name", [pytest.param("hlora", marks=pytest.mark.slow), "flora"])
 def test_federated_rounds_of_clients_of_different_ranks(name: str):
     """The loss falls, and methods that change the base change kernels of any shape."""
     model, params = lora.nnx.split(Transformer(nnx.Rngs(0)))

@@ -39,7 +39,7 @@ def with_config(model, **changes):
     return dataclasses.replace(model, config=config, module=models.SequenceClassifier(config))
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 def test_remat_and_unroll_change_neither_value_nor_gradient(family):
     model = tiny(family=family)
 
@@ -55,7 +55,7 @@ def test_remat_and_unroll_change_neither_value_nor_gradient(family):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), unrolled, looped)
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pooling", ["family", "mean"])
 def test_leaving_out_what_pooling_does_not_read_changes_nothing(family, pooling):
     model = with_config(models.tiny(family=family, pooling=pooling), scan_unroll=99)

@@ -43,8 +43,17 @@ def plan_of(t: int = 0):
     return problems.round_federation().plan(t, problems.RANK, 0.05)
 
 
-@pytest.mark.parametrize("mode", ["vmap", "loop", "sharded"])
-@pytest.mark.parametrize("method", ["fed_plora", "flora"])
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        ("fed_plora", "vmap"),
+        ("flora", "vmap"),
+        ("flora", "sharded"),
+        pytest.param("fed_plora", "loop", marks=pytest.mark.slow),
+        pytest.param("fed_plora", "sharded", marks=pytest.mark.slow),
+        pytest.param("flora", "loop", marks=pytest.mark.slow),
+    ],
+)
 def test_a_measured_round_trains_as_any_other(method: str, mode: str):
     plain, made = bag_rounds(method, mode), measured_rounds(method, mode)
     want, got = plain.state(), made.state()

@@ -72,7 +72,7 @@ def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
     assert np.ptp(losses) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("method", ["zero_padding", "flora"])
+@pytest.mark.parametrize("method", [pytest.param("zero_padding", marks=pytest.mark.slow), "flora"])
 def test_modes_agree(method):
     """Also where the method has changed the base."""
     plan = plan_of(1)

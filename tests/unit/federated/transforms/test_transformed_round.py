@@ -41,7 +41,7 @@ def hostile(plan, place, factor=1e5):
     return points
 
 
-@pytest.mark.parametrize("mode", ["loop", "sharded"])
+@pytest.mark.parametrize("mode", [pytest.param("loop", marks=pytest.mark.slow), "sharded"])
 def test_modes_draw_the_same_noise(mode):
     options = {"updates": NOISY_UPDATES, "server_optimizer": FED_ADAM}
     got, _ = play(stub_rounds("quadratic", mode=mode, **options))

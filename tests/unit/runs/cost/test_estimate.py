@@ -99,7 +99,8 @@ def test_the_parts_follow_their_causes(folder):
 
 def test_every_method_can_be_explained(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
-    monkeypatch.setattr(estimate, "activations", lambda *_: 0)  # slow, and the same for all
+    monkeypatch.setattr(estimate, "activations", lambda *_: 0)  # slow, and the same for all, as is
+    monkeypatch.setattr(estimate, "step_flops", lambda spec, *_: dict.fromkeys(spec.shapes, 1))
     assets = build.load_assets(make(folder, method="flora"), weights=False)
     for name in methods.METHODS:
         made = make(folder, method=name)
@@ -124,7 +125,7 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
     assert (one.flops, one.up, one.down) == (parts.flops, parts.up, parts.down)
 
 
-@pytest.mark.parametrize("mesh", ["1 1", "4 2"])
+@pytest.mark.parametrize("mesh", [pytest.param("1 1", marks=pytest.mark.slow), "4 2"])
 def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_LORA_CACHE", str(tmp_path))
     words = ["run", *small(batch=8), "--explain"]
