@@ -16,9 +16,11 @@ import tyro
 from rich.console import Console
 
 from fedjax_lora import __version__
-from fedjax_lora.cli import compare, evaluate, export, inspect, predict, tasks
+from fedjax_lora.cli import compare, completion, evaluate, export, inspect, predict, tasks
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.folders import check_base
+from fedjax_lora.cli.method_description import describe
+from fedjax_lora.cli.short_help import print_run_help
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import (
     make_console,
@@ -45,11 +47,13 @@ commands:
   predict   predict labels and probabilities of texts, or generate answers
   export    write the model of a run, or of one client, as a PEFT adapter or merged checkpoint
   inspect   show the config, progress and files of a run folder
-  methods   list the federated methods, with their papers
+  methods   list the federated methods, with their papers; methods NAME describes one
   models    list the pretrained models that have a name
   tasks     list the tasks that have a name; with a name, its options and three examples
+  completion  print a script for tab completion: source <(fedjax-lora completion bash)
 
-fedjax-lora COMMAND --help lists a command's options."""
+fedjax-lora COMMAND --help lists a command's options; run --help those of a first day, and
+run --help-all every one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,10 @@ def run_command(args: Sequence[str]) -> int:
     """``fedjax-lora run``; returns the exit status (130 or 143 if stopped)."""
     refuse_renamed(args)
     default = RunOptions(run=base_config(args))
+    if not {"-h", "--help"}.isdisjoint(args):
+        print_run_help(default.run)
+        raise SystemExit(0)
+    args = ["--help" if word == "--help-all" else word for word in args]
     options = tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default)
     check_choices(options.run)
     check_trackers(options.track)
@@ -252,7 +260,11 @@ def compare_command(args: Sequence[str]) -> int:
 
 
 def methods_command(args: Sequence[str]) -> None:
-    """``fedjax-lora methods``."""
+    """``fedjax-lora methods [NAME]``."""
+    names = [word for word in args if not word.startswith("-")]
+    if names:
+        make_console().print("\n\n".join("\n".join(describe(name)) for name in names))
+        return
     rows = [(name, summary, paper) for name, (summary, paper) in read_methods().items()]
     print_table("Federated methods", ("name", "what it does", "paper"), rows)
 
@@ -261,6 +273,24 @@ def models_command(args: Sequence[str]) -> None:
     """``fedjax-lora models``."""
     rows = [(name, model["summary"], model["url"]) for name, model in read_models().items()]
     print_table("Models; also any checkpoint folder or hub id", ("name", "what", "source"), rows)
+
+
+def completion_command(args: Sequence[str]) -> None:
+    """``fedjax-lora completion SHELL``."""
+    from fedjax_lora.data import TASKS
+
+    shell = completion.check_shell(args)
+    methods, models = " ".join(read_methods()), " ".join(read_models())
+    values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": " ".join(TASKS)}
+    options = dict.fromkeys(COMMANDS) | {
+        "run": RunOptions,
+        "compare": compare.CompareOptions,
+        "evaluate": evaluate.EvaluateOptions,
+        "predict": predict.PredictOptions,
+        "export": export.ExportOptions,
+        "inspect": inspect.InspectOptions,
+    }
+    print(completion.script(shell, options, values))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -273,6 +303,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "methods": methods_command,
     "models": models_command,
     "tasks": tasks.main,
+    "completion": completion_command,
 }
 
 
