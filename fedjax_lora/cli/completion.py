@@ -60,7 +60,7 @@ def _options(record: type | None) -> Iterator[str]:
     hints = typing.get_type_hints(record, include_extras=True)
     for field in dataclasses.fields(record):
         inner, markers = _unwrap(hints[field.name])
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from _options(inner)
         elif tyro.conf.Positional not in markers:
             names = [m.name for m in markers if getattr(m, "name", None)]

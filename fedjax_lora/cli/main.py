@@ -281,7 +281,8 @@ def completion_command(args: Sequence[str]) -> None:
 
     shell = completion.check_shell(args)
     methods, models = " ".join(read_methods()), " ".join(read_models())
-    values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": " ".join(TASKS)}
+    tasks = " ".join(TASKS)
+    values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": tasks}
     options = dict.fromkeys(COMMANDS) | {
         "run": RunOptions,
         "compare": compare.CompareOptions,

@@ -4,9 +4,9 @@ import ast
 import inspect
 from collections.abc import Iterator, Mapping
 
-from rich.console import Console
 from rich.table import Table
 
+from fedjax_lora.cli.terminal import make_console
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import schema
 
@@ -68,7 +68,7 @@ def print_run_help(default: configs.RunConfig) -> None:
         group, _, field = name.rpartition(".")
         value = (values[group] if group else values)[field]
         table.add_row(f"  --{field.replace('_', '-')}", f"{docs[name]} (default: {value})")
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = make_console(soft_wrap=False)
     console.print("usage: fedjax-lora run [OPTIONS]\n")
     console.print("Run one config and write a result folder; without options, the demo.\n")
     console.print(table)
