@@ -19,7 +19,6 @@ from fedjax_lora import __version__
 from fedjax_lora.cli import compare, completion, evaluate, export, inspect, predict, tasks
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.folders import check_base
-from fedjax_lora.cli.method_description import describe
 from fedjax_lora.cli.short_help import print_run_help
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import (
@@ -33,6 +32,7 @@ from fedjax_lora.cli.terminal import (
 from fedjax_lora.core.errors import InputError, Stopped, unknown
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.method_description import describe
 from fedjax_lora.runs.registry_source import read_methods, read_models
 from fedjax_lora.runs.tracking import Log, check_trackers, track
 
@@ -281,8 +281,8 @@ def completion_command(args: Sequence[str]) -> None:
 
     shell = completion.check_shell(args)
     methods, models = " ".join(read_methods()), " ".join(read_models())
-    tasks = " ".join(TASKS)
-    values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": tasks}
+    names = " ".join(TASKS)
+    values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": names}
     options = dict.fromkeys(COMMANDS) | {
         "run": RunOptions,
         "compare": compare.CompareOptions,

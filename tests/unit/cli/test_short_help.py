@@ -5,8 +5,8 @@ import subprocess
 import pytest
 
 from fedjax_lora.cli import completion, main, short_help
-from fedjax_lora.cli.method_description import describe
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.method_description import describe
 
 
 def test_every_field_of_a_config_has_a_docstring():
