@@ -91,7 +91,7 @@ def prompt_length(tokens: Tokens) -> np.ndarray:
     return np.where(end[:, 0] < 0, tokens.length, start).astype(np.int32)
 
 
-def prompttoken_ids(
+def prompt_ids(
     instructions: Sequence[str],
     contexts: Sequence[str],
     tokenizer: Any,
