@@ -16,6 +16,7 @@ from fedjax_lora import lora
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.federated import cohort_of
 from fedjax_lora.methods import Method
+from tests._helpers import problems
 from tests._helpers.problems import differences
 
 ROUNDS = 2
@@ -24,7 +25,11 @@ TOLERANCE = 2e-4
 
 OPTIMIZER = optax.adam(own_loop.RATE, eps=1e-4)
 
-every_method = pytest.mark.parametrize("name", list(fl.methods.METHODS))
+some_methods = pytest.mark.parametrize(
+    "name", problems.one_of_each_kind({*problems.KINDS, "hetlora", "rolora", "fslora"})
+)
+"""By default one of each kind, a penalty, factors in turn, and a scale of the method's own. Every
+method has its oracle in `test_oracles`, and its rounds in `test_sharding`."""
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +169,7 @@ def apart(one: Any, other: Any) -> float:
     return max(differences(one, other).values())
 
 
-@every_method
+@some_methods
 def test_the_loop_computes_what_a_loop_over_clients_computes(name: str):
     params, _, losses = loop(name)
     want, _ = plain_loop(method_of(name), name)

@@ -67,9 +67,11 @@ AROUND = {
     },
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
-ALIKE = CASES.keys() - AROUND.keys() - problems.KINDS - {"hetlora", "rolora"} | {"promoted_fresh"}
-"""What has a state like another one that is resumed by default: HetLoRA changes ranks, RoLoRA
-looks at the number of the round, scores of every round decide the ranks."""
+ALONE = {"fed_plora", "flora", "fedsa_lora", "fedrora", "lora_a2", "hetlora", "rolora"}
+"""Methods whose state none of the others has: no more than an adapter, kernels, what clients keep,
+coefficients too, a probe; ranks that change, and a rule that looks at the number of the round."""
+ALIKE = CASES.keys() - AROUND.keys() - ALONE | {"promoted_fresh"}
+"""What has a state like another case; scores decide the ranks of `scored_every_round` as well."""
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,21 @@ def alone(client: dict, batches: list[np.ndarray]) -> dict:
         logits = problem.module.apply({"params": params}, rows["ids"], rows["mask"], rows["ids"])
         return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(len(rows["label"])), rows["label"]])
 
+    @jax.jit
+    def step(client: dict, state: Any, rows: dict) -> tuple[dict, Any]:
+        updates, state = optimizer.update(jax.grad(loss)(client, rows), state, client)
+        client = optax.apply_updates(client, updates)
+        a, b = client["a"], client["b"]
+        unit_a = a / jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
+        unit_b = b / jnp.sqrt(jnp.sum(b * b, axis=2, keepdims=True))
+        return client | {"a": unit_a, "b": unit_b}, state
+
     with jax.numpy_dtype_promotion("standard"):  # optax is written for it
-        state = optimizer.init(client)
+        state = jax.jit(optimizer.init)(client)
         for rows in batches:
             mask = np.arange(problems.WIDTH) < data.length[rows, None]
             given = {"ids": data.ids[rows], "mask": mask, "label": data.label[rows]}
-            updates, state = optimizer.update(jax.grad(loss)(client, given), state, client)
-            client = optax.apply_updates(client, updates)
-            a, b = client["a"], client["b"]
-            client["a"] = a / jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
-            client["b"] = b / jnp.sqrt(jnp.sum(b * b, axis=2, keepdims=True))
+            client, state = step(client, state, given)
     return client
 
 
@@ -91,8 +96,8 @@ def test_a_padded_cohort_is_each_client_on_its_own():
         r = int(plan.rank[k])
         batches = plan.batches
         seen = [batches.index[k, t][batches.valid[k, t]] for t in range(int(batches.steps[k]))]
-        if len(seen) > 2:
-            continue  # one step and two say it all, and are quicker
+        if sum(map(len, seen)) not in (5, 12):
+            continue  # two batches, one of them short, and three of one shape: few to compile
         want = alone(own(start.params, k, r), seen)
         assert problems.changed(want, own(start.params, k, r))
         assert_close(own(result, k, r), want)

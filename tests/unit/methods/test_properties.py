@@ -434,7 +434,11 @@ OTHER_COHORTS = [
 ]
 
 
-@every_spec
+@pytest.mark.parametrize(
+    # An option is read when a method is made; what may compile again is the rule.
+    "spec",
+    [pytest.param(spec, marks=[pytest.mark.slow] * (spec not in NAMES)) for spec in SPECS],
+)
 def test_another_cohort_compiles_nothing(spec: str):
     """Ranks, weights, members, scales, rounds and keys are data."""
     _, fn = cohorts.compiled(spec, GLOBAL)
@@ -504,6 +508,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
         assert_close(client(client_deltas(again, again.adapter), 0)["head/dense"], want)
 
 
+@pytest.mark.slow  # by default whole rounds of every method, in `test_sharding`
 @every_method
 def test_sharding_the_clients_over_devices_changes_nothing(name: str):
     """The client axis spread over eight devices; two of the clients are absent padding."""
