@@ -1,6 +1,7 @@
 """Strict JAX, eight CPU devices, and one helper for the tests that want real data."""
 
 import gc
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -53,11 +54,15 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests of the real data folder, visibly, where it is absent."""
+    """Skip tests that need the real data folder or the TPU compiler, visibly, without them."""
     if not SHARED.is_dir():
         for item in items:
             if item.get_closest_marker("shared"):
                 item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu"):
+                item.add_marker(pytest.mark.skip(reason="needs libtpu: pip install .[aot]"))
 
 
 def pytest_collection_finish() -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from fedjax_lora import __version__
 from fedjax_lora.cli import compare, completion, evaluate, export, inspect, predict, tasks
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
+from fedjax_lora.cli.explain import check_target, explain, prepare_target
 from fedjax_lora.cli.folders import check_base
 from fedjax_lora.cli.short_help import print_run_help
 from fedjax_lora.cli.signals import after_this_round
@@ -77,6 +78,10 @@ class RunOptions:
     track: tuple[str, ...] = ()
     """Send the numbers of each round to these trackers: tensorboard, wandb, mlflow, trackio; with
     options as calls, "wandb(project='clients')". Each is an extra: fedjax-lora[tensorboard]."""
+    target: str | None = None
+    """With --explain: compile the round for this target, which need not be at hand, and print what
+    its compiler says. v5e, v5p or v6e with the topology of a TPU slice (v5e:4x4), h100 or h200 with
+    a number (h100:4). Several chips imply --mode sharded."""
     distributed: bool = False
     """Run as one of several processes, each with its own devices; implies --mode sharded. On a TPU
     pod, under Slurm, Open MPI and Kubernetes JAX finds the other processes; elsewhere give the
@@ -107,28 +112,23 @@ def run_command(args: Sequence[str]) -> int:
     options = tyro.cli(RunOptions, args=args, prog="fedjax-lora run", default=default)
     check_choices(options.run)
     check_trackers(options.track)
+    if options.target is not None:
+        if not options.explain or options.distributed or options.coordinator_address:
+            raise InputError(
+                "--target says what to compile for, not where to run; give it with --explain, in "
+                "one process."
+            )
+        config = check_target(options.run, options.target)
+        options = dataclasses.replace(options, run=config)
     if options.resume is not None and "--model" not in {word.partition("=")[0] for word in args}:
         check_base(options.resume, options.run.model.model)
     return execute(options)
 
 
-def explain(config: RunConfig) -> list[str]:
-    """Return the estimated cost of a run as lines of text.
-
-    Weights are not read, and nothing is written but the cache of tokens.
-    """
-    from fedjax_lora.core.cache import cache_dir
-    from fedjax_lora.runs import cost
-    from fedjax_lora.runs.cost.round_flops import product_rate
-    from fedjax_lora.runs.loading import load_assets
-
-    assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"), weights=False)
-    needs = cost.needs(config, assets)
-    return cost.format(needs, product_rate(needs.dtype))
-
-
 def execute(options: RunOptions) -> int:
     """Run a config and print its progress; returns the exit status."""
+    if options.target is not None:
+        prepare_target(options.target)
     process = (options.coordinator_address, options.num_processes, options.process_id)
     if not options.distributed and process == (None, None, None):
         _check_folder(options)
@@ -185,7 +185,7 @@ def _execute(options: RunOptions) -> int:
     console = make_console(quiet=not distributed.is_first())
     if options.explain:
         with distributed.raise_on_all():
-            lines = explain(options.run)
+            lines = explain(options.run, options.target)
         console.print("\n".join(lines))
         return 0
     out = _folder(options)

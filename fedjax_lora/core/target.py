@@ -58,10 +58,10 @@ def target_of(devices: tuple[Any, ...], memory: int | None = None) -> Target:
       devices: the devices, at least one.
       memory: bytes that a program can use on one of them; by default those of its kind.
     """
-    first = devices[0]
+    first, platform = devices[0], str(devices[0].platform)
     chip = chip_of_kind(first.device_kind)
     return Target(
-        platform=_PLATFORMS.get(first.platform, first.platform),
+        platform=_PLATFORMS.get(platform, platform),
         kind=first.device_kind,
         devices=devices,
         memory=memory or (chip.memory if chip else None),

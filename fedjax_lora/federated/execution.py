@@ -26,7 +26,11 @@ ClientsFn = Callable[[Params, Any, Clients, jax.Array], Any]
 
 
 def default_clients_per_step(cohort: int) -> int:
-    """Clients trained at once: one on a CPU, whose caches hold no more; all on an accelerator."""
+    """Clients trained at once: one on a CPU, whose caches hold no more; all on an accelerator.
+
+    A run chooses by the memory of the accelerator, see
+    `fedjax_lora.runs.cost.clients_per_step.choose_clients_per_step`.
+    """
     return 1 if current_target().is_cpu else cohort
 
 

@@ -83,6 +83,9 @@ class ClientHooks(NamedTuple):
 
 NO_HOOKS = ClientHooks()
 
+STEPS = "local_steps"
+"""Scope of the loop over local steps in programs and profiles."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalTraining:
@@ -147,7 +150,8 @@ class LocalTraining:
             ClientMetrics(jnp.zeros(count), jnp.zeros(count)),
         )
         last = jnp.max(clients.batches.steps)
-        params, _, total = jax.lax.fori_loop(0, last, step, start)
+        with jax.named_scope(STEPS):  # how often it runs is not in the text of the program
+            params, _, total = jax.lax.fori_loop(0, last, step, start)
         mean = trees.safe_divide(total.loss, total.examples, jnp.zeros(()))
         return params, total._replace(loss=mean)
 

@@ -44,7 +44,7 @@ def split_layers(params: Params, stacked: Callable[[str], bool]) -> dict[str, An
     On a CPU the tuples share the memory of the stacked arrays.
 
     Args:
-      params: nested dictionaries of arrays.
+      params: nested dictionaries of arrays, or of `jax.ShapeDtypeStruct` for them.
       stacked: whether the parameter at a path has a leading layer axis.
     """
     leaves = trees.flat(params)
@@ -54,9 +54,17 @@ def split_layers(params: Params, stacked: Callable[[str], bool]) -> dict[str, An
 def _apart(stacked: Any) -> tuple[Any, ...]:
     """Split an array, or the arrays of a quantized kernel, into layers."""
     # Slices of a NumPy array are views; slices of a JAX array would be copies.
-    arrays = jax.tree.map(np.asarray, stacked)
-    layer = lambda n: jax.tree.map(lambda x: x[n], arrays)  # noqa: E731
-    return tuple(map(layer, range(len(jax.tree.leaves(arrays)[0]))))
+    arrays = jax.tree.map(lambda x: x if _is_shape(x) else np.asarray(x), stacked)
+    layer = lambda n: jax.tree.map(lambda x: _layer(x, n), arrays)  # noqa: E731
+    return tuple(map(layer, range(jax.tree.leaves(arrays)[0].shape[0])))
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _layer(x: Any, n: int) -> Any:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if _is_shape(x) else x[n]
 
 
 def run(

@@ -5,21 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from fedjax_lora import federated, models
 from fedjax_lora.core.types import Params
 from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
 from fedjax_lora.evaluation.task_types import Scores
 from fedjax_lora.federated import FederatedState
-from fedjax_lora.federated.planning import Federation
 from fedjax_lora.runs.choices import check_names, resolve
-from fedjax_lora.runs.compilation import CompiledFunctions, InputSpec, RoundSpec, programs
+from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, programs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
 from fedjax_lora.runs.prepared import Inputs, Run
 from fedjax_lora.runs.rank_updates import make_rank_updates
-from fedjax_lora.runs.setup import Setup, set_up
+from fedjax_lora.runs.setup import Setup, make_federation, make_round_spec, set_up
 
 
 def build(
@@ -41,6 +40,7 @@ def build(
     choices = resolve(config)
     assets = load_assets(config) if assets is None else assets
     setup = set_up(config, choices, assets, execution_of(config))
+    config, setup = choose_clients_per_step(config, assets, setup)
     return assemble(config, setup, assets, shared or programs())
 
 
@@ -85,75 +85,6 @@ def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFu
             key=jax.random.key(config.seed),
         ),
     )
-
-
-def make_federation(
-    config: RunConfig, assets: Assets, setup: Setup, *, least_steps: int = 0
-) -> Federation:
-    """Build the plans of a run's rounds.
-
-    Args:
-      config: the run.
-      assets: its data and model.
-      setup: what is decided before anything is compiled.
-      least_steps: see `fedjax_lora.runs.compilation.programs`.
-    """
-    fed, local = config.federation, config.local
-    return Federation(
-        members=setup.partition.indices,
-        length=assets.train.length,
-        cohort=fed.cohort,
-        padded=setup.execution.padded_size(fed.cohort),
-        batch=local.batch,
-        epochs=local.epochs,
-        max_steps=local.max_steps,
-        by_length=local.group_by_length,
-        seed=config.seed,
-        least_steps=least_steps,
-        faults=setup.faults,
-        amount=_tokens_to_learn(assets) if fed.client_weights == "tokens" else None,
-    )
-
-
-def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpec:
-    """Collect everything that the compiled round of a run depends on.
-
-    Args:
-      config: the run.
-      assets: its data and model.
-      setup: what is decided before anything is compiled.
-    """
-    fed, local = config.federation, config.local
-    inputs = InputSpec(
-        module=assets.model.module,
-        lengths=setup.lengths,
-        type=assets.task.task.type,
-        dropout=config.model.dropout != 0,
-        lora_dropout=config.lora.lora_dropout,
-    )
-    return RoundSpec(
-        inputs=inputs,
-        spec=setup.method.spec,
-        method=fed.method,
-        optimizer=local.optimizer,
-        clip=local.clip,
-        batch=local.batch,
-        shapes=setup.shapes,
-        heads=fed.heads,
-        execution=setup.execution,
-        prox=local.prox,
-        updates=fed.updates,
-        server_optimizer=fed.server_optimizer,
-        measure=config.execution.measure,
-    )
-
-
-def _tokens_to_learn(assets: Assets) -> np.ndarray:
-    """Count the tokens that are learned from each training example, ``int32[E]``."""
-    tokens = assets.train
-    if assets.task.task.type == "language":
-        return tokens.types.sum(axis=1)
-    return tokens.length
 
 
 def _make_evaluate(

@@ -266,6 +266,7 @@ def summarise(
         | reference
         | {
             "rounds": len(history),
+            "clients_per_step": run.setup.execution.clients_per_step,
             "train_examples": len(assets.train.label),
             "test_examples": len(assets.test.label),
             "train_test_overlap": assets.task.overlap,

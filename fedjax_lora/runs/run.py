@@ -17,6 +17,7 @@ from fedjax_lora.runs.choices import check_names, resolve
 from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.compilation import programs as new_programs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.folder import RunFolder
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets, log_notes
 from fedjax_lora.runs.outputs import Result, finish, make_result
@@ -96,6 +97,7 @@ def run(
             assets = load_assets(config) if assets is None else assets
             execution = execution_of(config)
             setup = set_up(config, choices, assets, execution)
+            config, setup = choose_clients_per_step(config, assets, setup, tell=log.warning)
             built = assemble(config, setup, assets, shared)
         log_notes(assets.task.task.name, assets.task.notes)
         if config.federation.stop != "never" and not config.data.validation_examples:

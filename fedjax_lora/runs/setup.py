@@ -1,9 +1,10 @@
-"""Set up a run: partition, ranks, method and shapes, before anything is compiled."""
+"""Set up a run: partition, ranks, method, shapes and plans, before anything is compiled."""
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import optax
 
 from fedjax_lora import data, federated, interop, lora, models
@@ -12,9 +13,11 @@ from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
 from fedjax_lora.federated.faults import Fault
+from fedjax_lora.federated.planning import Federation
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
+from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.stopping import StoppingRule
@@ -141,3 +144,72 @@ def _allocate_ranks(
     if warm_start is not None:
         spec = interop.warm_start_spec(spec, warm_start, keep_scale=options.alpha is None)
     return allocation, spec
+
+
+def make_federation(
+    config: RunConfig, assets: Assets, setup: Setup, *, least_steps: int = 0
+) -> Federation:
+    """Build the plans of a run's rounds.
+
+    Args:
+      config: the run.
+      assets: its data and model.
+      setup: what is decided before anything is compiled.
+      least_steps: see `fedjax_lora.runs.compilation.programs`.
+    """
+    fed, local = config.federation, config.local
+    return Federation(
+        members=setup.partition.indices,
+        length=assets.train.length,
+        cohort=fed.cohort,
+        padded=setup.execution.padded_size(fed.cohort),
+        batch=local.batch,
+        epochs=local.epochs,
+        max_steps=local.max_steps,
+        by_length=local.group_by_length,
+        seed=config.seed,
+        least_steps=least_steps,
+        faults=setup.faults,
+        amount=_tokens_to_learn(assets) if fed.client_weights == "tokens" else None,
+    )
+
+
+def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpec:
+    """Collect everything that the compiled round of a run depends on.
+
+    Args:
+      config: the run.
+      assets: its data and model.
+      setup: what is decided before anything is compiled.
+    """
+    fed, local = config.federation, config.local
+    inputs = InputSpec(
+        module=assets.model.module,
+        lengths=setup.lengths,
+        type=assets.task.task.type,
+        dropout=config.model.dropout != 0,
+        lora_dropout=config.lora.lora_dropout,
+    )
+    return RoundSpec(
+        inputs=inputs,
+        spec=setup.method.spec,
+        method=fed.method,
+        optimizer=local.optimizer,
+        clip=local.clip,
+        batch=local.batch,
+        shapes=setup.shapes,
+        heads=fed.heads,
+        execution=setup.execution,
+        prox=local.prox,
+        updates=fed.updates,
+        server_optimizer=fed.server_optimizer,
+        measure=config.execution.measure,
+    )
+
+
+def _tokens_to_learn(assets: Assets) -> np.ndarray:
+    """Count the tokens that are learned from each training example, ``int32[E]``."""
+    tokens = assets.train
+    if assets.task.task.type == "language":
+        return tokens.types.sum(axis=1)
+    return tokens.length

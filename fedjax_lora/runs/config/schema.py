@@ -153,7 +153,8 @@ class ExecutionConfig(_Group):
     mode: Literal["vmap", "loop", "sharded"] = "vmap"
     """Clients vectorised on one device, in a loop, or spread over all devices."""
     clients_per_step: int | None = None
-    """Clients trained at once on a device; by default one on a CPU and all on an accelerator."""
+    """Clients trained at once on a device; by default one on a CPU, and on an accelerator as many
+    as the estimate of --explain lets into its memory. The run's config records the number."""
     devices: int | None = None
     """Devices used by mode sharded; all by default."""
     mesh: tuple[int, int] = (-1, 1)

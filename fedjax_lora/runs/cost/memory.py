@@ -10,14 +10,20 @@ from jax.sharding import Mesh
 
 from fedjax_lora import models
 from fedjax_lora.core import trees
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import ClientParams, Params
 from fedjax_lora.data import Tokens
-from fedjax_lora.federated import base_sharding
+from fedjax_lora.federated import base_sharding, optimizers
 from fedjax_lora.federated.causal_lm import CHUNK_NUMBERS
+from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.models.layer_stack import layers_per_step
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
+from fedjax_lora.runs.cost.outline import Outline, devices_of
 from fedjax_lora.runs.cost.step_cost import trace
+
+LANES = 128
+"""Numbers in a row of a TPU's vector registers."""
 
 
 class Memory(NamedTuple):
@@ -30,10 +36,10 @@ class Memory(NamedTuple):
       data: the training tokens.
       client: what each client of the cohort begins with and returns.
       working: what each client that trains at the same time needs to take a step: a copy of its
-        trained parameters, its gradient and update, and the state of its optimizer.
+        trained parameters, its gradient and update, and the state of its optimizer. Where the base
+        is divided, the compiler divides this and the activations too.
       activations: what each client that trains at the same time keeps between the forward and the
-        backward pass; a bound where the base is divided, since the compiler then divides some of
-        them too.
+        backward pass.
       layers: parameters of the layers that one step of the layer loop takes out of their stack:
         of one layer, of all of them where a loop is unrolled, of none without one.
       cohort: clients on the device.
@@ -51,22 +57,74 @@ class Memory(NamedTuple):
     clients_per_step: int
 
     @property
+    def per_client(self) -> int:
+        """Bytes that each further client that trains at the same time needs."""
+        return self.working + self.activations
+
+    @property
     def total(self) -> int:
         """Sum of all parts, each as often as it is needed."""
         once = self.base + self.server + self.data + self.layers
-        return (
-            once
-            + self.cohort * self.client
-            + self.clients_per_step * (self.working + self.activations)
-        )
+        return once + self.cohort * self.client + self.clients_per_step * self.per_client
+
+
+def memory_of(outline: Outline) -> Memory:
+    """Estimate the bytes on one device while a cohort of a run is trained."""
+    round_spec, shapes = outline.round_spec, outline.shapes
+    execution, trained = round_spec.execution, stored_bytes(shapes.trained)
+    with jax.numpy_dtype_promotion("standard"):  # as optax is written
+        optimizer = optimizers.optimizer(round_spec.optimizer, clip=round_spec.clip)
+        moments = jax.eval_shape(optimizer.init, shapes.trained)
+    devices = devices_of(execution.mesh)
+    clients = outline.federation.padded // devices.clients
+    of_step = activations(round_spec, shapes.base, shapes.trained, shapes.data)
+    return Memory(
+        base=base_bytes(shapes.base, execution.mesh),
+        server=stored_bytes(shapes.state),
+        data=stored_bytes(shapes.data),
+        client=_start_bytes(outline) + stored_bytes(shapes.head) + trained,
+        working=(3 * trained + stored_bytes(moments)) // devices.model,
+        activations=of_step // devices.model,
+        layers=layers_taken_out(outline.assets.model.config) * layer_bytes(shapes.base),
+        cohort=clients,
+        clients_per_step=min(execution.clients_per_step or 1, clients),
+    )
+
+
+def stored_bytes(tree: Any) -> int:
+    """Return the bytes of arrays on the target.
+
+    A TPU fills one axis of an array up to a multiple of 128; the compiler chooses an axis where
+    that costs little. Heads of width 64, and attention over 64 tokens, take twice their size.
+    """
+    if current_target().platform != "tpu":
+        return trees.size_bytes(tree)
+    return sum(map(_on_tpu, jax.tree.leaves(tree)))
+
+
+def _on_tpu(x: Any) -> int:
+    fills = [math.ceil(n / LANES) * LANES / n for n in x.shape if n]
+    return math.ceil(trees.size_bytes(x) * min(fills, default=1.0))
+
+
+def _start_bytes(outline: Outline) -> int:
+    """Return the bytes of what one client of a cohort begins with."""
+    plan, method, state = outline.plan(0), outline.setup.method, outline.shapes.state
+    cohort = cohort_of(method.spec, plan, plan.weight, jax.random.key(0))
+    count = len(plan.id)
+    stored = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), state.clients
+    )
+    start = jax.eval_shape(method.broadcast, state.server, stored.method, cohort)
+    return stored_bytes(start) // count
 
 
 def base_bytes(base: Params, mesh: Mesh | None) -> int:
     """Return the bytes of the base on one device."""
     if mesh is None:
-        return trees.size_bytes(base)
+        return stored_bytes(base)
     part = lambda x, where: jax.ShapeDtypeStruct(where.shard_shape(x.shape), x.dtype)  # noqa: E731
-    return trees.size_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
+    return stored_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
 
 
 def layers_taken_out(config: Any) -> int:
@@ -118,8 +176,6 @@ def _kept(
 
     def size(count: int) -> int:
         kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
-        return trees.size_bytes(
-            [x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-        )
+        return stored_bytes([x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)])
 
     return size(2) - size(1)

@@ -18,32 +18,32 @@ from fedjax_lora.data.batch_shapes import first_fitting, step_sizes
 from fedjax_lora.federated import Plan
 
 
-def cohort_flops(
-    plan: Plan, flops: Mapping[BatchShape, int], *, parts: int, clients_per_step: int
-) -> int:
-    """Count the operations of a cohort's local training, in the part that has the most.
+def cohort_sum(
+    plan: Plan, by_shape: Mapping[BatchShape, float], *, parts: int, clients_per_step: int
+) -> float:
+    """Sum a cost of a cohort's local steps, in the part of the cohort that has the most.
 
     Args:
       plan: plan of the round; `c` is divisible by ``parts``.
-      flops: operations of a client's step by shape, in the order in which a step looks for its
-        shape.
+      by_shape: cost of a client's step (its operations, for example) by shape, in the order in
+        which a step looks for its shape.
       parts: parts that the cohort is divided into, one for each position on the mesh axis
         ``clients``.
       clients_per_step: clients of a part that train at the same time, each padded to the shape of
         the largest.
     """
     work, size = plan.batches, len(plan.id) // parts
-    clients_per_step, shapes = min(clients_per_step, size), list(flops)
+    clients_per_step, shapes = min(clients_per_step, size), list(by_shape)
     sizes = step_sizes(work)
 
-    def of_group(members: slice) -> int:
-        total, steps = 0, work.steps[members]
+    def of_group(members: slice) -> float:
+        total, steps = 0.0, work.steps[members]
         for t in range(int(steps.max())):
             largest = np.where((t < steps)[:, None], sizes[members, t], 0).max(axis=0)
-            total += len(steps) * flops[shapes[int(first_fitting(shapes, largest))]]
+            total += len(steps) * by_shape[shapes[int(first_fitting(shapes, largest))]]
         return total
 
-    def of_part(begin: int) -> int:
+    def of_part(begin: int) -> float:
         return sum(
             of_group(slice(k, k + clients_per_step))
             for k in range(begin, begin + size, clients_per_step)

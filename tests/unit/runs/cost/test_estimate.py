@@ -13,7 +13,7 @@ from fedjax_lora import methods
 from fedjax_lora.cli import main
 from fedjax_lora.core import trees
 from fedjax_lora.runs import build, config, cost
-from fedjax_lora.runs.cost import estimate, flops
+from fedjax_lora.runs.cost import estimate, flops, memory
 from tests._helpers.character_tokenizer import SIZE, make_tokenizer
 from tests._helpers.small_options import small
 
@@ -73,10 +73,22 @@ def make(folder, *, method, remat=False, clients_per_step=1, targets="attention-
 def test_memory_is_what_xla_reports(options, folder):
     made = make(folder, **options)
     assets = build.load_assets(made, weights=False)
-    memory = cost.needs(made, assets).memory
+    found = cost.needs(made, assets).memory
     got = compiled_bytes(made, assets)
-    assert memory.total == pytest.approx(got, rel=TOLERANCE)
-    assert memory.base == trees.size_bytes(assets.model.params) < 0.5 * got
+    assert found.total == pytest.approx(got, rel=TOLERANCE)
+    assert found.base == trees.size_bytes(assets.model.params) < 0.5 * got
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(4, 2), (2, 4)])
+def test_memory_where_the_base_is_divided_is_what_xla_reports(mesh, folder):
+    """Activations and the clients' working copies are divided with it."""
+    made = make(folder, method="hetlora", targets="all-linear", clients_per_step=2)
+    how = dataclasses.replace(made.execution, mode="sharded", mesh=mesh)
+    made = dataclasses.replace(made, execution=how)
+    assets = build.load_assets(made, weights=False)
+    found = cost.needs(made, assets).memory
+    assert found.total == pytest.approx(compiled_bytes(made, assets), rel=TOLERANCE)
 
 
 def test_the_parts_follow_their_causes(folder):
@@ -99,7 +111,7 @@ def test_the_parts_follow_their_causes(folder):
 
 def test_every_method_can_be_explained(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
-    monkeypatch.setattr(estimate, "activations", lambda *_: 0)  # slow, and the same for all, as is
+    monkeypatch.setattr(memory, "activations", lambda *_: 0)  # slow, and the same for all, as is
     monkeypatch.setattr(estimate, "step_flops", lambda spec, *_: dict.fromkeys(spec.shapes, 1))
     assets = build.load_assets(make(folder, method="flora"), weights=False)
     for name in methods.METHODS:

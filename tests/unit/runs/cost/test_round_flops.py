@@ -83,7 +83,7 @@ def test_a_wave_steps_in_the_shape_of_its_largest_batch():
         BatchShape(4, 16, 64),
     )
     each = dict(zip(shapes, (1, 100, 10, 1000), strict=True))
-    count = functools.partial(round_flops.cohort_flops, flops=each)
+    count = functools.partial(round_flops.cohort_sum, by_shape=each)
     plan = plan_with(
         [[0, 1, 2], [3]],  # four rows short, then two rows long
         [[0]],  # two rows long
