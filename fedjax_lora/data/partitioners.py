@@ -39,7 +39,7 @@ def iid() -> Partitioner:
 
 
 @checked_options
-def dirichlet(*, alpha: float = 0.5) -> Partitioner:
+def dirichlet(*, alpha: float = 0.5, balanced: bool = False) -> Partitioner:
     """Label skew: split each class over the clients in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi & Brown, https://arxiv.org/abs/1909.06335; Yurochkin et al.,
@@ -47,11 +47,15 @@ def dirichlet(*, alpha: float = 0.5) -> Partitioner:
 
     Args:
       alpha: above 0; the smaller, the fewer clients share a class.
+      balanced: give all clients equally many examples (to within one), each with a class mix drawn
+        from Dirichlet(alpha), as far as the classes last (Acar et al.,
+        https://arxiv.org/abs/2111.04263).
     """
     _positive("dirichlet", alpha=alpha)
+    skew = _balanced_label_skew if balanced else _label_skew
 
     def assign(labels, groups, clients, rng):
-        return Assignment(_label_skew(need_classes(labels, "dirichlet"), clients, alpha, rng))
+        return Assignment(skew(need_classes(labels, "dirichlet"), clients, alpha, rng))
 
     return assign
 
@@ -181,6 +185,39 @@ def _label_skew(
         examples = rng.permutation(np.flatnonzero(labels == label))
         counts = round_shares(simplex(alpha, clients, rng), len(examples), rng)
         owner[examples] = np.repeat(np.arange(clients), counts)
+    return owner
+
+
+def _balanced_label_skew(
+    labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Give equally many examples to all clients, with class mixes from Dirichlet(alpha).
+
+    The mixes are scaled to the numbers of examples of the classes and clients (Sinkhorn); what is
+    left over by rounding moves from the clients with too many examples to those with too few.
+    """
+    if not len(labels):
+        return np.empty(0, np.int64)
+    _, code, size = np.unique(labels, return_inverse=True, return_counts=True)
+    mix = np.stack([simplex(alpha, len(size), rng) for _ in range(clients)]) + 1e-12
+    for _ in range(200):
+        mix *= size / mix.sum(axis=0)
+        mix *= len(labels) / clients / mix.sum(axis=1, keepdims=True)
+    owner = np.empty(len(labels), np.int64)
+    for label, count in enumerate(size):
+        examples = rng.permutation(np.flatnonzero(code == label))
+        counts = round_shares(mix[:, label] / mix[:, label].sum(), count, rng)
+        owner[examples] = np.repeat(np.arange(clients), counts)
+    room = np.bincount(rng.permutation(np.arange(len(labels)) % clients), minlength=clients)
+    room = room[rng.permutation(clients)]
+    order = rng.permutation(len(labels))
+    place = np.empty(len(labels), np.int64)  # of an example among those of its client, at random
+    by_client = order[np.argsort(owner[order], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=clients))[:-1]])
+    place[by_client] = np.arange(len(labels)) - starts[owner[by_client]]
+    extra = rng.permutation(np.flatnonzero(place >= room[owner]))
+    lacking = np.maximum(room - np.bincount(owner, minlength=clients), 0)
+    owner[extra] = np.repeat(np.arange(clients), lacking)
     return owner
 
 

@@ -5,6 +5,7 @@ can be planned without the ones before it and a resumed run plans what the first
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import batching
 from fedjax_lora.federated import Plan
 from fedjax_lora.federated.faults import Fault, steps_taken
+from fedjax_lora.federated.sampling import Sampler, uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Federation:
     least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
     faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
     amount: np.ndarray | None = None  # float[E], an example's part of its client's weight, or all 1
+    sampler: Sampler = uniform()  # noqa: RUF009  # who takes part in a round
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -53,9 +56,13 @@ class Federation:
         return float(len(own) if self.amount is None else self.amount[own].sum())
 
     def sample(self, round: int) -> np.ndarray:
-        """The ids of a round's cohort, drawn without repetition, ``int64[c]``."""
-        rng = np.random.default_rng([self.seed, 0, round])
-        return rng.choice(len(self.members), size=self.cohort, replace=False)
+        """The ids of a round's cohort, without repetition, ``int64[c]``."""
+        return self.sampler(self.seed, round, self._weights, self.cohort)
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray:
+        """The weights of all clients, ``float[N]``."""
+        return np.array([self._weight(own) for own in self.members])
 
     def parts(self, ids: np.ndarray) -> list[np.ndarray]:
         """Some clients in parts no larger than a cohort, those of about the same size together."""

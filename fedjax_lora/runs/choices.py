@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedjax_lora.data.partitioners import Partitioner
     from fedjax_lora.federated.faults import Fault
     from fedjax_lora.federated.ranks import Allocation
+    from fedjax_lora.federated.sampling import Sampler
     from fedjax_lora.federated.transforms import ServerOptimizer, UpdateTransform
     from fedjax_lora.methods import Method
     from fedjax_lora.runs.stopping import StoppingRule
@@ -53,6 +54,7 @@ REGISTRIES: Mapping[str, Registry] = {
     "method": Registry("methods", "METHODS", ("spec",)),
     "rank allocation": Registry("federated.ranks", "ALLOCATIONS", ("population",)),
     "partition": Registry("data.partitioners", "PARTITIONERS"),
+    "sampling": Registry("federated.sampling", "SAMPLERS"),
     "update": Registry("federated.transforms.registry", "TRANSFORMS"),
     "fault": Registry("federated.faults", "FAULTS"),
     "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
@@ -68,6 +70,7 @@ class Choices(NamedTuple):
       method: ``(spec) -> Method``, given the LoRA spec of the run.
       ranks: ``(*, population) -> Allocation``.
       partitioner: assigns the training examples to clients.
+      sampler: who takes part in a round.
       updates: transforms of the clients' updates, in their order.
       faults: what goes wrong with drawn clients, in its order.
       server_optimizer: optimizer that follows the method's change, if there is one.
@@ -78,6 +81,7 @@ class Choices(NamedTuple):
     method: "Callable[..., Method]"
     ranks: "Callable[..., Allocation]"
     partitioner: "Partitioner"
+    sampler: "Sampler"
     updates: "tuple[UpdateTransform, ...]"
     faults: "tuple[Fault, ...]"
     server_optimizer: "ServerOptimizer | None"
@@ -97,6 +101,7 @@ def resolve(config: RunConfig) -> Choices:
         method=registry.bind(fed.method, *_registered("method")),
         ranks=registry.bind(fed.ranks, *_registered("rank allocation")),
         partitioner=registry.bind(fed.partition, *_registered("partition"))(),
+        sampler=registry.bind(fed.sampling, *_registered("sampling"))(),
         updates=tuple(registry.bind(spec, *_registered("update"))() for spec in fed.updates),
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
         server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
@@ -141,6 +146,7 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "method", fed.method
     yield "rank allocation", fed.ranks
     yield "partition", fed.partition
+    yield "sampling", fed.sampling
     yield from (("update", spec) for spec in fed.updates)
     yield from (("fault", spec) for spec in fed.faults)
     yield "server optimizer", fed.server_optimizer

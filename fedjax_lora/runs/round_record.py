@@ -87,7 +87,8 @@ class RoundRecord:
         context, plan = self._context, self._plan
         present = plan.weight > 0
         rank[plan.id[present]] = np.asarray(metrics.rank)[present]
-        up, down = self._traffic(metrics, state)
+        sent, received = self._traffic(metrics, state)
+        up, down = int(sent.sum()), int(received.sum())
         self.values = (
             {
                 "round": self._round + 1,
@@ -96,6 +97,7 @@ class RoundRecord:
                 "up_bytes": up + self._scoring.get("score_up_bytes", 0),
                 "down_bytes": down + self._scoring.get("score_down_bytes", 0),
                 "rejected": plan.id[np.asarray(metrics.rejected)].tolist(),
+                "clients": self._clients(metrics, sent, received),
             }
             | self._scoring
             | context.federation.events(plan)
@@ -107,8 +109,36 @@ class RoundRecord:
             self.logged_rank = rank.copy()
         return rank
 
-    def _traffic(self, metrics: RoundMetrics, state: FederatedState) -> tuple[int, int]:
-        """Return the bytes that all clients send and receive."""
+    def _clients(
+        self, metrics: RoundMetrics, sent: np.ndarray, received: np.ndarray
+    ) -> dict[str, list[Any]]:
+        """Return what each drawn client did, in the order of their ids.
+
+        A client that does not answer has no loss and sends nothing; bytes of scoring are not here.
+        """
+        plan, drawn = self._plan, self._drawn
+        up = np.zeros(len(plan.id), np.int64)
+        up[plan.weight > 0] = sent
+        loss = [
+            float(value) if count > 0 and np.isfinite(value) else None
+            for value, count in zip(
+                np.asarray(metrics.loss)[drawn], np.asarray(metrics.examples)[drawn], strict=True
+            )
+        ]
+        columns = {
+            "id": plan.id[drawn].tolist(),
+            "loss": loss,
+            "steps": plan.batches.steps[drawn].tolist(),
+            "up_bytes": up[drawn].tolist(),
+            "down_bytes": received.tolist(),
+        }
+        order = np.argsort(plan.id[drawn], kind="stable").tolist()
+        return {name: [values[k] for k in order] for name, values in columns.items()}
+
+    def _traffic(
+        self, metrics: RoundMetrics, state: FederatedState
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the bytes that each client sends, of those that answer, and receives."""
         method, head = self._context.method, self._context.sent_head
         # Clients that have given up rank send less than they received.
         rank = np.asarray(metrics.rank)[self._plan.weight > 0]
@@ -116,8 +146,7 @@ class RoundRecord:
         sent = transforms.uplink_bytes(self._context.updates, traffic, method.spec, head)
         # All drawn clients receive, but of what clients send no more than there was.
         received = self._requested.down - self._requested.common + traffic.common
-        heads = self._drawn.sum() * trees.size_bytes(head)
-        return int(sent.sum()), int(received.sum() + heads)
+        return sent, received + trees.size_bytes(head)
 
     def _scoring_traffic(
         self, state: FederatedState, scored: Sequence[np.ndarray]

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 
 from fedjax_lora import data, federated, interop, lora, models
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
 from fedjax_lora.federated.faults import Fault
 from fedjax_lora.federated.planning import Federation
+from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
@@ -33,6 +35,7 @@ class Setup(NamedTuple):
       method: the method, on the LoRA spec of the run.
       schedule: factor on the learning rate by round.
       stop: ends the run before its last round, or never.
+      sampler: who takes part in a round.
       faults: what goes wrong with drawn clients.
       updates: transforms of the clients' updates.
       server_optimizer: optimizer that follows the method's change, if there is one.
@@ -48,6 +51,7 @@ class Setup(NamedTuple):
     method: Method
     schedule: optax.Schedule
     stop: StoppingRule
+    sampler: Sampler
     faults: tuple[Fault, ...]
     updates: tuple[transforms.UpdateTransform, ...]
     server_optimizer: transforms.ServerOptimizer | None
@@ -76,7 +80,7 @@ def set_up(
         choices.partitioner,
         assets.task.train.labels,
         clients=fed.clients,
-        seed=config.seed,
+        seed=config.seed if fed.partition_seed is None else fed.partition_seed,
         min_examples=fed.min_examples,
         groups=assets.task.train.groups,
     )
@@ -102,16 +106,31 @@ def set_up(
         method=method,
         schedule=choices.schedule(rounds=fed.rounds),
         stop=choices.stop(lower_is_better=assets.task.task.lower_is_better),
+        sampler=choices.sampler,
         faults=choices.faults,
         updates=choices.updates,
         server_optimizer=choices.server_optimizer,
-        privacy=transforms.make_privacy_report(
-            choices.updates, cohort=fed.cohort, clients=fed.clients
-        ),
+        privacy=_privacy(config, choices),
         warm_start=warm_start,
         lengths=lengths,
         shapes=shapes,
     )
+
+
+def _privacy(config: RunConfig, choices: Choices) -> Callable[[int], dict[str, float]]:
+    """Return the report of the privacy spent.
+
+    Raises:
+      InputError: noise with cohorts that are not drawn as the report assumes.
+    """
+    fed = config.federation
+    report = transforms.make_privacy_report(choices.updates, cohort=fed.cohort, clients=fed.clients)
+    if report(1) and fed.sampling != "uniform":
+        raise InputError(
+            f"The privacy of noise is counted for uniform sampling, and this run has "
+            f"sampling={fed.sampling!r}; leave it out, or leave out the noise."
+        )
+    return report
 
 
 def _load_warm_start(folder: str | None, model: models.Pretrained) -> interop.LoadedAdapter | None:
@@ -170,6 +189,7 @@ def make_federation(
         seed=config.seed,
         least_steps=least_steps,
         faults=setup.faults,
+        sampler=setup.sampler,
         amount=_tokens_to_learn(assets) if fed.client_weights == "tokens" else None,
     )
 

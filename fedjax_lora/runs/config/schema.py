@@ -92,13 +92,19 @@ class FederationConfig(_Group):
     """Clients in the federation."""
     cohort: int = 10
     """Clients drawn each round."""
+    sampling: str = "uniform"
+    """Who takes part in a round: uniform, weighted (by the clients' examples or tokens),
+    round_robin, available(low=0.1, high=1.0)."""
     rounds: int = 20
     """Rounds of the run."""
     stop: str = "never"
     """End the run before its last round: target(score=0.75), or patience(evaluations=5) without a
     better score; by validation data if there is (--validation-examples), else by test data."""
     partition: str = "dirichlet(alpha=0.5)"
-    """Partition of the training examples: iid, dirichlet, shards, quantity, natural, quality."""
+    """Partition of the training examples: iid, dirichlet(alpha=0.5, balanced=True), shards,
+    quantity, natural, quality."""
+    partition_seed: int | None = None
+    """Seed of the partition alone; by default that of the run."""
     min_examples: int = 2
     """Smallest number of examples of a client."""
     ranks: str = "tiers(ranks=[2, 4, 8, 16])"

@@ -19,6 +19,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "federation.cohort": (1, math.inf),
     "federation.rounds": (1, 10**9),
     "federation.min_examples": (1, math.inf),
+    "federation.partition_seed": (0, 2**32 - 1),
     "local.batch": (1, LARGEST_BATCH),
     "local.epochs": (1, 10**4),
     "local.max_steps": (1, math.inf),

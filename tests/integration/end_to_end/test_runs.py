@@ -123,6 +123,14 @@ def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
     record = finished.records[0]
     assert record["up_bytes"] == int(rank.sum()) * (component + 4) + 3 * head
     assert record["down_bytes"] == 3 * 4 * component + 3 * head
+    clients = record["clients"]
+    order = np.argsort(plan.id)
+    assert clients["id"] == plan.id[order].tolist()
+    assert clients["steps"] == plan.batches.steps[order].tolist()
+    assert clients["up_bytes"] == [int(r) * (component + 4) + head for r in plan.rank[order]]
+    assert clients["down_bytes"] == [4 * component + head] * 3
+    examples = plan.batches.valid.sum(axis=(1, 2))[order]
+    assert record["train_loss"] == pytest.approx(np.average(clients["loss"], weights=examples))
 
 
 @pytest.mark.slow

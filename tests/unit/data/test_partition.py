@@ -16,8 +16,10 @@ ALPHAS = st.sampled_from([1e-300, 5e-324, 1e-9, 0.01, 0.5, 0.999, 1, 30.0, 1e9, 
 @st.composite
 def specs(draw):
     name = draw(st.sampled_from(sorted(PARTITIONERS)))
-    if name in ("dirichlet", "quantity"):
-        return f"{name}(alpha={draw(ALPHAS)})"
+    if name == "dirichlet":
+        return f"dirichlet(alpha={draw(ALPHAS)}, balanced={draw(st.booleans())})"
+    if name == "quantity":
+        return f"quantity(alpha={draw(ALPHAS)})"
     if name == "quality":
         share = draw(st.floats(0.01, 1))
         return f"quality(share={share}, alpha_high={draw(ALPHAS)}, alpha_low={draw(ALPHAS)})"
@@ -133,6 +135,29 @@ def test_dirichlet_skews_labels_as_alpha_says(seed):
     assert counts.max() <= 11
     counts, _ = counts_of("dirichlet(alpha=1e-6)", seed=seed, min_examples=0)
     assert (np.sort(counts, 0)[:-1] == 0).all()  # each class with one client
+
+
+@seeds
+@pytest.mark.parametrize("alpha", [1e-6, 0.1, 1.0, 1e6])
+def test_balanced_dirichlet_skews_labels_and_not_sizes(seed, alpha):
+    spec = f"dirichlet(alpha={alpha}, balanced=True)"
+    counts, _ = counts_of(spec, seed=seed, min_examples=0)
+    size = counts.sum(1)
+    assert size.max() - size.min() <= 1
+    share = np.sum(np.square(counts / size[:, None]), 1).mean()  # 1 / C if mixed, 1 if one class
+    low, high = {1e-6: (0.5, 1), 0.1: (0.4, 0.95), 1.0: (0.15, 0.5), 1e6: (0.1, 0.15)}[alpha]
+    assert low <= share <= high
+
+
+def test_balanced_dirichlet_treats_all_ids_alike():
+    labels = np.repeat(np.arange(10), 50)
+    own = [
+        class_counts(partition("dirichlet(alpha=0.3, balanced=True)", labels, clients=8, seed=s),
+                     labels, 10)
+        for s in range(30)
+    ]  # fmt: skip
+    mean = np.mean(own, axis=0)  # [clients, classes], 6.25 each
+    assert abs(mean[0] - 6.25).max() < 6 and abs(mean[-1] - 6.25).max() < 6
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 100.0, 1e300])

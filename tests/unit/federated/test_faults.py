@@ -397,6 +397,14 @@ def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
         missing = record["down_bytes"] - record["up_bytes"]
         dropped = record["dropped"]
         assert missing == size * result.rank[dropped].sum() + head * len(dropped)
+        clients = record["clients"]
+        assert clients["id"] == sorted(clients["id"]) and len(clients["id"]) == 3
+        assert sum(clients["up_bytes"]) == record["up_bytes"]
+        assert sum(clients["down_bytes"]) == record["down_bytes"]
+        nothing = [
+            k for k, *rest in zip(*clients.values(), strict=True) if rest[:3] == [None, 0, 0]
+        ]
+        assert nothing == dropped
     assert strict(result.out) == result.records
 
 
