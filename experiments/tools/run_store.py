@@ -2,30 +2,17 @@
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.tools import json_lines
 from experiments.tools.json_lines import Record
 from fedjax_lora import InputError, RunConfig
 from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.sweep.record_store import RunResult
 
 Records = Mapping[RunConfig, Record]
 """Finished runs: each record has ``config``, ``history`` (one entry per round) and ``summary``."""
-
-
-class RunResult(Protocol):
-    """The part of a run's result that is stored."""
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """One entry per round."""
-        ...
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Results of the whole run."""
-        ...
 
 
 def finished(path: pathlib.Path) -> dict[RunConfig, Record]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedjax_lora.cli.folders import check_base, check_output, is_run, need_model, need_run
 from fedjax_lora.cli.terminal import make_console, plain, write_output
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.safe_text import json_text, printable
 from fedjax_lora.runs.choices import check_model, check_task
 
@@ -87,8 +88,8 @@ def _check_words(options: EvaluateOptions) -> None:
 
 
 def evaluate(
-    options: EvaluateOptions, report: Callable[[str], Any] = lambda text: None
-) -> dict[str, Any]:
+    options: EvaluateOptions, report: Callable[[str], object] = lambda text: None
+) -> Record:
     """Compute the scores that the options ask for, as JSON values.
 
     Args:
@@ -155,7 +156,7 @@ def _evaluate_clients(
     options: EvaluateOptions,
     reopened: "Reopened",
     evaluator: "Evaluator",
-    report: Callable[[str], Any],
+    report: Callable[[str], object],
 ) -> dict[str, Any]:
     """Evaluate each client's own model; returns all rows and their spread over the clients."""
     from fedjax_lora.runs.evaluate import evaluate_clients, spread

@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -31,6 +31,7 @@ from fedjax_lora.cli.terminal import (
     row_printer,
 )
 from fedjax_lora.core.errors import InputError, Stopped, unknown
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.method_description import describe
@@ -214,7 +215,7 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
         bar = progress.add_task("rounds", total=config.federation.rounds)
         print_row = row_printer(console, metric)
 
-        def on_round(record: dict[str, Any]) -> None:
+        def on_round(record: Record) -> None:
             print_row(record)
             log(record)
             progress.update(bar, completed=record["round"])

@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 from fedjax_lora.cli.folders import check_base, is_run, model_folder, need_model
 from fedjax_lora.core.errors import raise_all
@@ -57,7 +56,7 @@ _USED_BY: tuple[tuple[str, Callable[[TrainedModel], bool], str], ...] = (
 """Options, the models that each is for, and what those are called."""
 
 
-def check_options(where: pathlib.Path, trained: TrainedModel, **options: Any) -> None:
+def check_options(where: pathlib.Path, trained: TrainedModel, **options: object) -> None:
     """Refuse options that would change nothing, because they are for other models.
 
     Args:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,7 +11,9 @@ from rich.text import Text
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.safe_text import json_text, printable
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import prompts
 
 if TYPE_CHECKING:
@@ -78,19 +80,19 @@ def format_score(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], None]:
+def row_printer(console: Console, metric: str) -> Callable[[Record], None]:
     """Return a function that prints a round's record as a row, with a header before the first."""
     header = (
         f"{'round':>5}  {metric:>9}  {'test loss':>9}  {'train loss':>10}  "
         f"{'seconds':>7}  {'MB up':>8}  {'MB down':>8}"
     )
 
-    def number(record: dict[str, Any], name: str) -> str:
+    def number(record: Record, name: str) -> str:
         return "-" if record.get(name) is None else f"{record[name]:.4f}"
 
     printed = []
 
-    def print_row(record: dict[str, Any]) -> None:
+    def print_row(record: Record) -> None:
         if not printed and record["round"] > 1:
             console.print(f"resumed after round {record['round'] - 1}")
         if not printed:
@@ -109,9 +111,9 @@ def row_printer(console: Console, metric: str) -> Callable[[dict[str, Any]], Non
     return print_row
 
 
-def print_prompt_notes(console: Console, task: "data.Task", tokenizer: Any) -> None:
+def print_prompt_notes(console: Console, task: "data.Task", tokenizer: Tokenizer | None) -> None:
     """Say what the tokenizer's chat template does that other programs may do otherwise."""
-    if task.type != "language":
+    if task.type != "language" or tokenizer is None:
         return
     format = prompts.resolve(task.prompting.format, tokenizer)
     if prompts.prints_date(format, tokenizer):
@@ -127,9 +129,7 @@ def print_prompt_notes(console: Console, task: "data.Task", tokenizer: Any) -> N
         )
 
 
-def print_summary(
-    console: Console, summary: dict[str, Any], metric: str, out: pathlib.Path
-) -> None:
+def print_summary(console: Console, summary: Record, metric: str, out: pathlib.Path) -> None:
     """Print the scores of a finished run, and the folder of its results."""
     line = f"{metric} {format_score(summary[metric])}"
     if "majority_accuracy" in summary:

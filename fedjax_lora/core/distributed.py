@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from fedjax_lora.core.coordinator_relay import relayed
 from fedjax_lora.core.errors import InputError, Stopped
 from fedjax_lora.core.process_watch import ProcessWatch, exit_now
+from fedjax_lora.core.trees import Tree
 
 WAIT = 300.0
 """Seconds that processes wait for each other at start-up, the default of `jax.distributed`."""
@@ -163,7 +164,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: object) -> list[Any]:
     """Gather one JSON value per process, in the order of the processes, on every process."""
     if jax.process_count() == 1:
         return [value]
@@ -174,7 +175,7 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def broadcast_arrays(tree: Any) -> Any:
+def broadcast_arrays(tree: Tree) -> Tree:
     """Broadcast the NumPy arrays of process 0 bit for bit.
 
     Args:
@@ -216,7 +217,7 @@ def raise_on_all() -> Iterator[None]:
             raise InputError(f"Process {number}: {message}")
 
 
-def check_same(subject: str, value: dict[str, Any]) -> None:
+def check_same(subject: str, value: dict[str, object]) -> None:
     """Refuse values that differ between processes.
 
     Args:

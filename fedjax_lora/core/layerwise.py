@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
+from fedjax_lora.core.types import Array, PyTree
 
-def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+
+def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
     """Spread the layers of `map_layers` over a mesh, for functions traced inside the context.
 
     Args:
@@ -25,7 +27,7 @@ def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def map_layers(fn: Callable[..., Any], *arrays: Any, axis: int = 0) -> Any:
+def map_layers(fn: Callable[..., PyTree], *arrays: Array, axis: int = 0) -> PyTree:
     """Map ``fn`` over the layers of stacked arrays.
 
     Under `spread_over` a mesh each device takes ``ceil(L / devices)`` of the layers. Arrays that

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import PyTree
 
 STORAGES = ("float32", "bfloat16", "int8", "nf4")
 _BLOCK = 64  # inputs that share one scale in nf4, as in QLoRA
@@ -53,7 +54,7 @@ def is_encoded(path: str, storage: str) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames="storage")
-def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
+def encode(kernel: Float[Array, "i o"], storage: str) -> PyTree:
     """Quantize a kernel.
 
     ``int8``: one scale per output (absolute maximum). ``nf4``: the 16 quantiles of a normal
@@ -74,7 +75,7 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> Any:
     return qwix.quantize(kernel, "nf4", channelwise_axes=(1,), tiled_axes={0: block})
 
 
-def dequantize(kernel: Any, dtype: DTypeLike = jnp.float32) -> Array:
+def dequantize(kernel: PyTree, dtype: DTypeLike = jnp.float32) -> Array:
     """Decode a kernel, or convert one that is not quantized to ``dtype``."""
     if not _has_codes(kernel):
         return jnp.asarray(kernel).astype(dtype)
@@ -88,7 +89,7 @@ def _has_codes(value: Any) -> bool:
 
 
 def promote(
-    *values: Any, dtype: DTypeLike | None = None, inexact: bool = True
+    *values: PyTree, dtype: DTypeLike | None = None, inexact: bool = True
 ) -> list[Array | None]:
     """Like ``flax.linen.dtypes.promote_dtype``, for a layer whose kernel may be quantized."""
     arrays = [dequantize(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]

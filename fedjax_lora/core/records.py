@@ -20,7 +20,7 @@ from fedjax_lora.core.registry import describe, fits
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Return a scalar of NumPy or JAX as a Python value, a sequence as a tuple, a path as text.
 
     >>> plain([1, 2]), plain("a")
@@ -29,11 +29,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        value = value.tolist()
+        value = cast(Any, value).tolist()
     return tuple(map(plain, value)) if isinstance(value, list | tuple | range) else value
 
 
-def check_fields(record: Any, group: str = "") -> None:
+def check_fields(record: object, group: str = "") -> None:
     """Check the fields of a frozen dataclass that hold options, and store them as plain values.
 
     Fields of other types (functions, arrays) are left alone.
@@ -46,7 +46,8 @@ def check_fields(record: Any, group: str = "") -> None:
       InputError: values of the wrong type, or words that are none of the choices; all are named.
     """
     hints = _hints(type(record))
-    given = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name in hints}
+    fields = dataclasses.fields(cast(Any, record))
+    given = {f.name: getattr(record, f.name) for f in fields if f.name in hints}
     subject = f"Options of {type(record).__name__} of the wrong kind"
     for name, value in _checked(subject, hints, given, f"{group}." if group else "").items():
         object.__setattr__(record, name, value)

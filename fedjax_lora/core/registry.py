@@ -55,7 +55,9 @@ def _options(call: ast.Call, problem: str) -> dict[str, Any]:
         raise InputError(f"{problem}: option values must be literals.") from error
 
 
-def build(spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **arguments: Any) -> T:
+def build(
+    spec: str, registry: Mapping[str, Callable[..., T]], kind: str, /, **arguments: object
+) -> T:
     """Call the factory that ``spec`` names with the spec's options and the caller's arguments.
 
     Args:
@@ -221,7 +223,7 @@ def describe(hint: Any) -> str:
     return inspect.formatannotation(hint)
 
 
-def fits(value: Any, hint: Any) -> bool:
+def fits(value: object, hint: Any) -> bool:
     """Whether a plain value of a config or an option has the type of an annotation.
 
     >>> fits("a", Literal["a", "b"]), fits(1, float), fits(True, int), fits([1, 2], Sequence[int])

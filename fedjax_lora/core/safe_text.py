@@ -8,7 +8,6 @@ formula that a spreadsheet computes.
 import json
 import re
 import unicodedata
-from typing import Any
 
 _JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts and of emoji
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -39,7 +38,7 @@ def printable(text: str, *, keep: str = "", longest: int | None = None) -> str:
     return "".join(c if c in keep or not _is_unsafe(c) else _escape(c) for c in text)
 
 
-def json_text(value: Any, **options: Any) -> str:
+def json_text(value: object, *, indent: int | None = None) -> str:
     r"""Write a value as JSON that is safe to print and is read back as the same value.
 
     >>> print(json_text({"é": "\x9b31m"}))
@@ -47,9 +46,9 @@ def json_text(value: Any, **options: Any) -> str:
 
     Args:
       value: a JSON value.
-      **options: of `json.dumps`.
+      indent: spaces for each level; everything is in one line without it.
     """
-    text = json.dumps(value, ensure_ascii=False, **options)
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     if text.isprintable():
         return text
     # What is unsafe and not escaped yet is inside a string; line breaks are between the values.

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import HasShape, PyTree
 
 
-def check_same_structure(subject: str, tree: Any, expected: Any) -> None:
+def check_same_structure(subject: str, tree: PyTree, expected: PyTree) -> None:
     """Refuse a tree whose paths, shapes or dtypes differ from the expected ones.
 
     The check runs on the host, also while a function is being traced.
@@ -24,7 +25,7 @@ def check_same_structure(subject: str, tree: Any, expected: Any) -> None:
     raise_all(subject, structure_differences(tree, expected))
 
 
-def structure_differences(tree: Any, expected: Any) -> Iterator[str]:
+def structure_differences(tree: PyTree, expected: PyTree) -> Iterator[str]:
     """Yield every path that is missing, not expected, or of another shape or dtype.
 
     >>> import numpy as np
@@ -49,7 +50,7 @@ def compare_descriptions(tree: Mapping[str, str], expected: Mapping[str, str]) -
     yield from (f"{path} is not expected" for path in tree if path not in expected)
 
 
-def describe_leaves(tree: Any, describe: Callable[[Any], str]) -> dict[str, str]:
+def describe_leaves(tree: PyTree, describe: Callable[[HasShape], str]) -> dict[str, str]:
     """Describe every leaf, by its ``/``-joined path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
@@ -58,7 +59,7 @@ def describe_leaves(tree: Any, describe: Callable[[Any], str]) -> dict[str, str]
     }
 
 
-def describe_array(array: Any) -> str:
+def describe_array(array: HasShape) -> str:
     """Dtype and shape of an array, or of any object with both.
 
     >>> import numpy as np

@@ -1,17 +1,17 @@
 """Pytree arithmetic, and nested dictionaries by ``/``-joined paths."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.core.types import Array
+from fedjax_lora.core.types import Array, Params, PyTree
 
 Tree = TypeVar("Tree")
 
 
-def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+def flat(params: Params) -> dict[str, PyTree]:
     """Flatten nested dictionaries into one dictionary with ``/``-joined paths.
 
     >>> flat({"x": {"kernel": 1, "bias": 2}})
@@ -26,13 +26,13 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Build nested dictionaries from ``/``-joined paths, the inverse of `flat`.
 
     >>> nested({"x/kernel": 1, "x/bias": 2})
     {'x': {'kernel': 1, 'bias': 2}}
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
         node = tree
@@ -42,7 +42,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def replace(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+def replace(params: Params, leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Replace the leaves at the given ``/``-joined paths; arrays are shared, not copied."""
     return nested(flat(params) | dict(leaves))
 
@@ -82,11 +82,11 @@ def where(mask: Array, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), new, old)
 
 
-def square_norm(tree: Any) -> Array:
+def square_norm(tree: PyTree) -> Array:
     """Sum of squares of all entries of all leaves."""
     return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
-def size_bytes(tree: Any) -> int:
+def size_bytes(tree: PyTree) -> int:
     """Bytes of all leaves, which may be abstract (`jax.ShapeDtypeStruct`)."""
     return sum(-(-x.size * jax.dtypes.itemsize_bits(x.dtype) // 8) for x in jax.tree.leaves(tree))

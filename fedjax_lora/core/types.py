@@ -18,21 +18,48 @@ and ``gain: [R]``; stacked layers put `L` in front, a cohort puts `c` in front o
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array
-Params = Mapping[str, Any]
-"""Nested dictionary of arrays, as Flax returns it."""
+
+AnyArray: TypeAlias = jax.Array | np.ndarray
+"""An array on a device, or on the host."""
+
+PyTree: TypeAlias = Any
+"""Any pytree of arrays: its structure is that of the caller's data, model or method.
+
+Also used for one leaf of parameters where it may be stored in several ways: a kernel is an array, a
+`jax.ShapeDtypeStruct`, a quantized `qwix.QArray`, or a tuple with one of these per layer.
+"""
+
+Params: TypeAlias = Mapping[str, PyTree]
+"""Nested dictionaries of arrays, as Flax returns parameters."""
+
+
+@runtime_checkable
+class HasShape(Protocol):
+    """Anything with a shape and a dtype: an array, a `jax.ShapeDtypeStruct`, a `qwix.QArray`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its size along each axis."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Its dtype, of NumPy or of JAX."""
+        ...
 
 
 class LoRA(NamedTuple):
-    """The two factors of one adapted layer, or their masks, gradients or moments."""
+    """The two factors of one adapted layer, or a leaf for each: mask, gradient, shape, size."""
 
-    a: Any  # [..., i, R]
-    b: Any  # [..., R, o]
+    a: PyTree  # [..., i, R]
+    b: PyTree  # [..., R, o]
 
 
 class Rates(NamedTuple):
@@ -63,18 +90,18 @@ class ClientParams(NamedTuple):
     """The parameters that a client trains, or their gradients or masks."""
 
     adapter: Adapter
-    head: Any  # parameters of the task head, a nested dictionary
-    coefficients: Any = ()  # see `Coefficients`
+    head: Params  # parameters of the task head
+    coefficients: Coefficients = ()
 
 
 class Batches(NamedTuple):
     """Examples of each client at each local step, as indices."""
 
-    index: Any  # int32[c, s, n], rows of the data set
-    valid: Any  # bool[c, s, n], false where a batch is not full
-    steps: Any  # int32[c], local steps of the client
-    longest: Any  # int32[c, s], tokens of the step's longest example
-    tokens: Any  # int32[c, s], tokens of all examples of the step
+    index: AnyArray  # int32[c, s, n], rows of the data set
+    valid: AnyArray  # bool[c, s, n], false where a batch is not full
+    steps: AnyArray  # int32[c], local steps of the client
+    longest: AnyArray  # int32[c, s], tokens of the step's longest example
+    tokens: AnyArray  # int32[c, s], tokens of all examples of the step
 
 
 class BatchShape(NamedTuple):

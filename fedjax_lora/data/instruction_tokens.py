@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import prompts
 from fedjax_lora.data.datasets.records import Split
 from fedjax_lora.data.tokenization import CHUNK, Tokens, cached, padded
@@ -22,7 +23,7 @@ class Encoded(NamedTuple):
 
 def encode(
     split: Split,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     format: str,
     date: str = prompts.DATE,
@@ -94,7 +95,7 @@ def prompt_length(tokens: Tokens) -> np.ndarray:
 def prompt_ids(
     instructions: Sequence[str],
     contexts: Sequence[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     format: str,
     date: str = prompts.DATE,
@@ -142,7 +143,7 @@ def expand_choices(split: Split) -> tuple[Split, np.ndarray]:
     return expanded._replace(pairs=choices, labels=np.array(right, np.int32)), question
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer that a language task cannot use.
 
     Raises:
@@ -157,7 +158,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def _rows(
-    prompted: Split, tokenizer: Any, *, max_length: int, special: bool
+    prompted: Split, tokenizer: Tokenizer, *, max_length: int, special: bool
 ) -> dict[str, np.ndarray]:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
@@ -171,10 +172,10 @@ def _rows(
             ids.append(np.array(row, np.int32))
             types.append((np.arange(len(row)) >= len(prompt)).astype(np.int32))
     fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return padded(ids, types, max_length, fill)
+    return padded(ids, types, max_length, cast(int, fill))
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     """Tokenise texts, with the tokenizer's special tokens but no end of text if ``special``."""
     if not texts:
         return []
@@ -185,7 +186,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
     return _without_end(batch["input_ids"], tokenizer) if special else batch["input_ids"]
 
 
-def _without_end(rows: list[list[int]], tokenizer: Any) -> list[list[int]]:
+def _without_end(rows: list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
     """Remove the end-of-text token that a tokenizer adds to every text, since prompts continue."""
     end = tokenizer.eos_token_id
     return [row[:-1] if row and row[-1] == end else row for row in rows]

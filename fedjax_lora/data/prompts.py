@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data.turns import Turn
 
 Format = Callable[[str, str], str]
@@ -80,7 +81,7 @@ def check_format(name: str) -> None:
         raise unknown("prompt format", name, names)
 
 
-def resolve(name: str, tokenizer: Any) -> str:
+def resolve(name: str, tokenizer: Tokenizer) -> str:
     """Resolve ``"auto"`` to ``"chat"`` if the tokenizer has a chat template, else ``"alpaca"``.
 
     Raises:
@@ -102,7 +103,13 @@ def resolve(name: str, tokenizer: Any) -> str:
 
 
 def format_example(
-    name: str, tokenizer: Any, instruction: str, context: str, answer: str, *, date: str = DATE
+    name: str,
+    tokenizer: Tokenizer,
+    instruction: str,
+    context: str,
+    answer: str,
+    *,
+    date: str = DATE,
 ) -> Prompted:
     """Format an example as prompt and answer.
 
@@ -167,7 +174,7 @@ def other_beginning(name: str, tokenizer: Any) -> tuple[str, str] | None:
     return None if before.startswith(asked) else (asked, before)
 
 
-def render(tokenizer: Any, turns: list[dict[str, str]], date: str, **options: Any) -> Any:
+def render(tokenizer: Tokenizer, turns: list[dict[str, str]], date: str, **options: Any) -> Any:
     """Apply a tokenizer's chat template on a given day.
 
     Args:
@@ -207,7 +214,7 @@ def _on_day(template: str, date: str) -> str:
     return macro + template
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: Tokenizer) -> None:
     """Refuse a chat template that draws at random: no two prompts would be the same.
 
     Raises:
@@ -216,7 +223,7 @@ def check_template(tokenizer: Any) -> None:
     import jinja2  # which transformers needs for a chat template, and for nothing else
     from jinja2 import nodes
 
-    templates = tokenizer.chat_template
+    templates = tokenizer.chat_template or {}
     for text in templates.values() if isinstance(templates, dict) else [templates]:
         try:
             tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
@@ -230,7 +237,7 @@ def check_template(tokenizer: Any) -> None:
             )
 
 
-def prints_date(name: str, tokenizer: Any) -> bool:
+def prints_date(name: str, tokenizer: Tokenizer) -> bool:
     """Whether prompts of a format, as `resolve` returns it, depend on the date."""
     if name != "chat":
         return False
@@ -284,7 +291,7 @@ class AnswerEnd(NamedTuple):
         return (answer.partition(self.text)[0] if self.text else answer).strip()
 
 
-def answer_end(name: str, tokenizer: Any, *, date: str = DATE) -> AnswerEnd:
+def answer_end(name: str, tokenizer: Tokenizer, *, date: str = DATE) -> AnswerEnd:
     """Find the end of answers in a prompt format.
 
     In a chat template it is the first special token behind the answer, and the text before that.

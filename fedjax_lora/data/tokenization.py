@@ -4,14 +4,15 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data.datasets.records import Split
 
 MULTIPLE = 8  # lengths are rounded up to a multiple, for aligned and fewer shapes
@@ -37,7 +38,7 @@ class Tokens(NamedTuple):
 
 
 def encode(
-    split: Split, tokenizer: Any, *, max_length: int, cache_dir: str | Path | None = None
+    split: Split, tokenizer: Tokenizer, *, max_length: int, cache_dir: str | Path | None = None
 ) -> Tokens:
     """Tokenise the texts of a split.
 
@@ -70,12 +71,12 @@ def encode(
 
 def cached(
     split: Split,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     make: Callable[[], dict[str, np.ndarray]],
     *,
     cache_dir: str | Path | None,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the cached result of ``make``, or call it and cache the result.
 
@@ -97,7 +98,7 @@ def cached(
     return arrays
 
 
-def _check(tokenizer: Any, max_length: int, *, special: int) -> None:
+def _check(tokenizer: Tokenizer, max_length: int, *, special: int) -> None:
     problems = []
     if not getattr(tokenizer, "is_fast", False):
         problems.append("it is not a fast tokenizer (save it with a tokenizer.json)")
@@ -108,7 +109,7 @@ def _check(tokenizer: Any, max_length: int, *, special: int) -> None:
     raise_all(f"Tokenizer {type(tokenizer).__name__}", problems)
 
 
-def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.ndarray]:
+def _tokenise(split: Split, tokenizer: Tokenizer, max_length: int) -> dict[str, np.ndarray]:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     for start in range(0, len(split.texts), CHUNK):
@@ -125,7 +126,7 @@ def _tokenise(split: Split, tokenizer: Any, max_length: int) -> dict[str, np.nda
         # Padding by hand: a tokenizer may be set to pad on the left.
         ids += [np.array(row or [tokenizer.pad_token_id], np.int32) for row in batch["input_ids"]]
         types += [np.array(row or [0], np.int32) for row in batch["token_type_ids"]]
-    return padded(ids, types, max_length, tokenizer.pad_token_id)
+    return padded(ids, types, max_length, cast(int, tokenizer.pad_token_id))
 
 
 def padded(
@@ -145,7 +146,9 @@ def _pad(rows: list[np.ndarray], width: int, value: int) -> np.ndarray:
     return padded
 
 
-def _key(split: Split, tokenizer: Any, max_length: int, settings: dict[str, Any] | None) -> str:
+def _key(
+    split: Split, tokenizer: Tokenizer, max_length: int, settings: Mapping[str, object] | None
+) -> str:
     """Hash everything that the arrays depend on: texts, tokenizer, length and settings."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Every call sets these two, so they are no property of the tokenizer.

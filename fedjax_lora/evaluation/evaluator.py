@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import data, lora, models
-from fedjax_lora.core.types import ClientParams, Gain, Params
+from fedjax_lora.core.types import ClientParams, Gain, Params, PyTree
 from fedjax_lora.evaluation.generation.answers import make_answer_fn
 from fedjax_lora.evaluation.predict import AdaptedParams, Predict
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext, Scores
@@ -57,7 +57,7 @@ def make_evaluate(
     *,
     predict: Predict,
     base: Params,
-    place: Callable[[Any], Any],
+    place: Callable[[PyTree], PyTree],
     max_length: int,
     batch: int,
 ) -> Callable[[FederatedState], Scores]:

@@ -47,7 +47,7 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
     Returns:
       A function ``(params, data) -> float32[E, C]``.
     """
-    shardings = {} if mesh is None else {"out_shardings": everywhere(mesh)}
+    shardings: dict[str, Any] = {} if mesh is None else {"out_shardings": everywhere(mesh)}
 
     @jax.jit(static_argnames="length", **shardings)
     def outputs(params, data, index, *, length):

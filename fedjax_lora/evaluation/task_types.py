@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora import data
+from fedjax_lora.core.types import PyTree
 from fedjax_lora.data import conversation_tokens, instruction_tokens
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.predict import AdaptedParams, Predict
@@ -37,7 +38,7 @@ class EvalContext(NamedTuple):
 
     task: data.TaskData
     predict: Predict
-    place: Callable[[Any], Any]
+    place: Callable[[PyTree], PyTree]
     encode: Callable[[data.Split], instruction_tokens.Encoded]
     answer: Callable[[data.Tokens], Callable[[AdaptedParams], list[str]]]
 

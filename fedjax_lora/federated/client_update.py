@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_lora import lora
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
-from fedjax_lora.core.types import Array, ClientParams, Key, Params
+from fedjax_lora.core.types import AnyArray, Array, ClientParams, Key, Params, PyTree
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
 from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
@@ -29,15 +29,16 @@ class CohortUpdate(NamedTuple):
     metrics: ClientMetrics
 
 
-ClientUpdateFn = Callable[[Params, Any, FederatedState, Plan, Key], CohortUpdate]
+ClientUpdateFn = Callable[[Params, PyTree, FederatedState, Plan, Key], CohortUpdate]
 """``(base, data, state, plan, key) -> CohortUpdate``, where ``key`` is the run's root key."""
 
 
-def cohort_of(spec: LoraSpec, plan: Plan, weight: Array, key: Key) -> Cohort:
+def cohort_of(spec: LoraSpec, plan: Plan, weight: AnyArray, key: Key) -> Cohort:
     """The cohort of a plan as methods see it, with these weights."""
-    scale = jnp.broadcast_to(jnp.asarray(spec.scale(plan.rank), jnp.float32), plan.rank.shape)
-    method_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 0)
-    return Cohort(plan.id, plan.rank, weight, scale, plan.round, method_key)
+    id, rank, amount, round = map(jnp.asarray, (plan.id, plan.rank, weight, plan.round))
+    scale = jnp.broadcast_to(jnp.asarray(spec.scale(rank), jnp.float32), rank.shape)
+    method_key = jax.random.fold_in(jax.random.fold_in(key, round), 0)
+    return Cohort(id, rank, amount, scale, round, method_key)
 
 
 @checked_options
@@ -64,11 +65,11 @@ def make_client_update(
         base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
     ) -> CohortUpdate:
         init, clients, store = broadcast(state, plan, key)
-        full = lora.with_kernels(base, state.server.kernels)
+        full, rate = lora.with_kernels(base, state.server.kernels), jnp.asarray(plan.rate)
         if method.select is not None:
-            probed, _ = train_cohort(full, data, clients, plan.rate)
+            probed, _ = train_cohort(full, data, clients, rate)
             init, clients = select(state, plan, key, init, clients, store, probed)
-        trained, metrics = train_cohort(full, data, clients, plan.rate)
+        trained, metrics = train_cohort(full, data, clients, rate)
         check_same_structure("What local training returns", trained, clients.params)
         return CohortUpdate(init, clients, store, trained, metrics)
 
@@ -91,10 +92,11 @@ class _Parts:
         init = self.method.broadcast(state.server, store.method, cohort)
         check_start(init, self.method.spec, plan.id.shape[0])
         head, learns = self._heads(state, store, plan.id.shape[0])
-        training_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 1)
-        keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(plan.id)
+        training_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 1)
+        keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(jnp.asarray(plan.id))
         params, trainable = trained_from(init, head, learns)
-        return init, Clients(params, init.gain, trainable, plan.rank, plan.batches, keys), store
+        rank = jnp.asarray(plan.rank)
+        return init, Clients(params, init.gain, trainable, rank, plan.batches, keys), store
 
     def _heads(self, state: FederatedState, store: ClientStore, count: int) -> tuple[Any, Any]:
         """The clients' heads ``[c, ...]``, and which of them are trained."""
@@ -136,7 +138,7 @@ def trained_from(
     )
 
 
-def all_finite(tree: Any) -> Array:
+def all_finite(tree: PyTree) -> Array:
     """Which clients have only finite values, over leaves ``[c, ...]``: ``bool[c]``."""
     each = [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(each), axis=0)

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Batches
+from fedjax_lora.core.types import Batches, PyTree
 from fedjax_lora.federated.state import Plan, RoundInput
 
 
@@ -15,11 +16,11 @@ def cohort(
     ids: Sequence[int] | np.ndarray,
     ranks: int | Sequence[int] | np.ndarray,
     weights: float | Sequence[float] | np.ndarray,
-    batches: Any,
+    batches: PyTree,
     *,
     round: int,
-    data: Any = None,
-    valid: Any = None,
+    data: PyTree = None,
+    valid: ArrayLike | None = None,
     rate: float = 1.0,
 ) -> RoundInput:
     """The clients of a round, and the examples of each of their local steps.

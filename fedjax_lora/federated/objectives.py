@@ -1,7 +1,7 @@
 """Objectives: the loss that clients minimise, over one batch of the data on the device."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import optax
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Adapter, Array, ClientParams, Gain, Key, Params
+from fedjax_lora.core.types import Adapter, Array, ClientParams, Gain, Key, Params, PyTree
 
 
 class Score(NamedTuple):
@@ -27,13 +27,13 @@ class AdaptedForward(Protocol):
     """A forward pass with an adapter, for example `fedjax_lora.lora.apply` of a Linen module."""
 
     def __call__(
-        self, params: Params, adapter: Adapter, gain: Gain, /, *inputs: Any, **options: Any
-    ) -> Any:
+        self, params: Params, adapter: Adapter, gain: Gain, /, *inputs: PyTree, **options: Any
+    ) -> PyTree:
         """The outputs of the adapted model for these inputs."""
         ...
 
 
-LossFn = Callable[[Callable[..., Any], Any, Key], Array]
+LossFn = Callable[[Callable[..., PyTree], PyTree, Key], Array]
 """``(apply, batch, key) -> float32[n]``, see `fedjax_lora.federated.local_training`."""
 
 
@@ -41,9 +41,9 @@ class BatchLoss(NamedTuple):
     """The part of an `Objective` that local training needs: a loss, and how a batch is taken."""
 
     loss: Callable[..., Array]
-    take: Callable[[Any, Array, int], Any]
+    take: Callable[[PyTree, Array, int], PyTree]
     lengths: tuple[int, ...] = (0,)
-    unpad: Callable[[Any, Array, int], Any] | None = None
+    unpad: Callable[[PyTree, Array, int], PyTree] | None = None
 
 
 class Objective(NamedTuple):
@@ -63,10 +63,10 @@ class Objective(NamedTuple):
 
     loss: Callable[..., Array]
     outputs: Callable[..., Array]
-    take: Callable[[Any, Array, int], Any]
-    score: Callable[[Array, Any], Score]
+    take: Callable[[PyTree, Array, int], PyTree]
+    score: Callable[[Array, PyTree], Score]
     lengths: tuple[int, ...] = (0,)
-    unpad: Callable[[Any, Array, int], Any] | None = None
+    unpad: Callable[[PyTree, Array, int], PyTree] | None = None
 
 
 TrainingObjective = Objective | BatchLoss
@@ -115,7 +115,7 @@ def mean_of_examples(
     return BatchLoss(loss, _rows)
 
 
-def with_head(params: Params, head: Mapping[str, Any]) -> Params:
+def with_head(params: Params, head: Params) -> Params:
     """The parameters with fully trained ones replaced; arrays are shared, not copied."""
     return trees.replace(params, trees.flat(head)) if head else params
 
@@ -137,7 +137,7 @@ class TokenBatch(NamedTuple):
     at: Array | None = None
 
 
-def take_tokens(data: Any, index: Array, length: int) -> TokenBatch:
+def take_tokens(data: PyTree, index: Array, length: int) -> TokenBatch:
     """Rows of a `fedjax_lora.data.Tokens`, cut to ``length`` tokens if they are wider."""
     length = min(length, data.ids.shape[1])
     position = jnp.arange(length, dtype=data.length.dtype)
@@ -177,7 +177,7 @@ def mean_loss(score: Score, valid: Array) -> Array:
 
 def make_objective(
     forward: Callable[..., Array],
-    score: Callable[[Array, Any], Score],
+    score: Callable[[Array, PyTree], Score],
     lengths: Sequence[int],
     *,
     dropout: bool,

@@ -122,12 +122,12 @@ class Federation:
 
     def drawn(self, plan: Plan) -> np.ndarray:
         """Who of a plan's clients receives the model, ``bool[c]``: all but the absent."""
-        return plan.id < len(self.members)
+        return np.asarray(plan.id) < len(self.members)
 
     def events(self, plan: Plan) -> dict[str, list[int]]:
         """What goes wrong before anything is sent: ids by what happens, ascending."""
         drawn, steps = self.drawn(plan), plan.batches.steps
-        due = np.array([self.due(len(self.members[k])) for k in plan.id[drawn]])
+        due = np.array([self.due(len(self.members[k])) for k in np.asarray(plan.id)[drawn]])
         late = (steps[drawn] > 0) & (steps[drawn] < due)
         dropped = plan.id[drawn & (plan.weight == 0)]
         return {

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from fedjax_lora import lora
 from fedjax_lora.core import layerwise, trees
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
-from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params
+from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params, PyTree
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.client_update import (
     ClientUpdateFn,
@@ -29,6 +30,7 @@ from fedjax_lora.federated.state import (
     ClientStore,
     FederatedState,
     Head,
+    LoopState,
     Plan,
     RoundInput,
     RoundMetrics,
@@ -42,7 +44,7 @@ from fedjax_lora.methods.base import (
     if_any_present,
 )
 
-RoundFn = Callable[[Params, Any, FederatedState, Plan, Key], tuple[FederatedState, RoundMetrics]]
+RoundFn = Callable[[Params, PyTree, FederatedState, Plan, Key], tuple[FederatedState, RoundMetrics]]
 """``(base, data, state, plan, key) -> (state, metrics)``, where ``key`` is the run's root key."""
 
 Measure = Callable[..., dict[str, Any]]
@@ -57,10 +59,12 @@ class CompiledRound:
     """
 
     method: Method
-    compiled: Any  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
+    compiled: (
+        RoundFn | jax.stages.Wrapped
+    )  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
 
     def __call__(
-        self, base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+        self, base: Params, data: PyTree, state: FederatedState, plan: Plan, key: Key
     ) -> tuple[FederatedState, RoundMetrics]:
         """Run the round.
 
@@ -78,7 +82,7 @@ class CompiledRound:
         check_plan(self.method, state, plan)
         return self.compiled(base, data, state, plan, key)
 
-    def lower(self, *args: Any) -> Any:
+    def lower(self, *args: PyTree) -> jax.stages.Lowered:
         """Lower the compiled function for these arguments, see `jax.stages`."""
         return self.compiled.lower(*args)
 
@@ -104,9 +108,12 @@ class Round:
           The new state, and what the round reports.
 
         Raises:
-          InputError: ranks that the method does not take, clients that do not exist.
+          InputError: ranks that the method does not take, clients that do not exist, or a state
+            that is not from `fedjax_lora.federated.init`.
         """
         loop, plan = state.loop, cohort.plan
+        if not isinstance(loop, LoopState):
+            raise InputError("The state has no key; begin a loop of your own with federated.init.")
         check_plan(self.compiled.method, state, plan)
         left = plan._replace(rank=_ranks_left(plan.rank, plan.id, loop.most))
         new, metrics = self.compiled.compiled(
@@ -200,7 +207,9 @@ def compile_round(
         transforms.check_method_averages(method)
     client_update = make_client_update(method, train, heads=heads, execution=execution)
     server = _Server(method, heads, execution.mesh, tuple(updates), server_optimizer)
-    placed = {"out_shardings": everywhere(execution.mesh)} if execution.mode == "sharded" else {}
+    placed: dict[str, Any] = {}
+    if execution.mode == "sharded":
+        placed["out_shardings"] = everywhere(execution.mesh)
     if measure is not None:
         measured = _measured(client_update, server, measure, execution, placed)
         return CompiledRound(method, measured)
@@ -214,7 +223,7 @@ def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> Roun
     """Both halves of a round, one after the other."""
 
     def round_fn(
-        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+        base: Params, data: PyTree, state: FederatedState, plan: Plan, key: Key
     ) -> tuple[FederatedState, RoundMetrics]:
         return finish(state, plan, key, client_update(base, data, state, plan, key))
 
@@ -234,7 +243,7 @@ def _measured(
         client_update = jax.jit(client_update)
 
     def measured_fn(
-        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+        base: Params, data: PyTree, state: FederatedState, plan: Plan, key: Key
     ) -> tuple[FederatedState, RoundMetrics]:
         update = jax.block_until_ready(client_update(base, data, state, plan, key))
         times = [time.perf_counter()]
@@ -300,9 +309,9 @@ class _Server:
         start, after, learns = update.clients.params, update.trained, self._sends(update)
         if self.heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
-        own_key = jax.random.fold_in(jax.random.fold_in(key, plan.round), 2)
+        own_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 2)
         got, weight = transforms.apply_transforms(
-            self.updates, start, after, learns, weight, plan.id, own_key
+            self.updates, start, after, learns, weight, jnp.asarray(plan.id), own_key
         )
         check_same_structure("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.

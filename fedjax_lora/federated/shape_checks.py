@@ -4,8 +4,6 @@ Shapes are known while a round is traced, so every check happens on the host, be
 compiled, and names the paths in which an author's own code went wrong.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from jax.core import Tracer
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.tree_structure import check_same_structure
+from fedjax_lora.core.types import PyTree
 from fedjax_lora.federated.state import FederatedState, Plan
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import AggregateResult, ClientInit, Cohort, Method
@@ -32,7 +31,7 @@ def check_start(start: ClientInit, spec: LoraSpec, count: int) -> None:
 
 
 def check_outcome(
-    outcome: AggregateResult, state: FederatedState, own: Any, cohort: Cohort
+    outcome: AggregateResult, state: FederatedState, own: PyTree, cohort: Cohort
 ) -> None:
     """Refuse an aggregation after which the next round could not go on.
 

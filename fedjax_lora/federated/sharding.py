@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.target import current_target
+from fedjax_lora.core.trees import Tree
+from fedjax_lora.core.types import Params, PyTree
 
 AXIS, MODEL = "clients", "model"
 
@@ -63,14 +65,14 @@ def _sizes(shape: Sequence[int], devices: int) -> tuple[int, ...]:
     return sizes
 
 
-def everywhere(mesh: Mesh | None) -> Any:
-    """Where shared arrays live: on every device of the mesh, or on the default device."""
+def everywhere(mesh: Mesh | None) -> object:
+    """Where shared arrays live: the sharding over the whole mesh, or else the default device."""
     if mesh is None:
         return current_target().own_device
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, where: Any) -> Any:
+def place(tree: Tree, where: PyTree) -> Tree:
     """Arrays at a device or a sharding, or at a tree of them; they are the same on all processes.
 
     (`jax.device_put` would compare them between processes, array by array.)
@@ -91,7 +93,7 @@ def _put(x: Any, where: Sharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, where, lambda part: values[part])
 
 
-def base_sharding(base: Mapping[str, Any], mesh: Mesh | None) -> Any:
+def base_sharding(base: Params, mesh: Mesh | None) -> PyTree:
     """Where each array of a base lives, see `parameter_sharding`.
 
     Args:

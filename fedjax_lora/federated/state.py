@@ -1,17 +1,29 @@
 """The state of a federation, a round's plan and its metrics."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
 
 from fedjax_lora import lora
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.core.types import Adapter, Array, Batches, ClientParams, Kernels, Key, Params
+from fedjax_lora.core.types import (
+    Adapter,
+    AnyArray,
+    Array,
+    Batches,
+    ClientParams,
+    Kernels,
+    Key,
+    Params,
+    PyTree,
+)
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.objectives import with_head
 from fedjax_lora.lora import LoraSpec
@@ -25,8 +37,8 @@ client as its own."""
 class ClientStore(NamedTuple):
     """The state of all clients between rounds; leaves ``[N, ...]``."""
 
-    method: Any  # the method's state of each client
-    head: Any  # each client's head if heads are local, else ()
+    method: PyTree  # the method's state of each client
+    head: PyTree  # each client's head if heads are local, else ()
 
 
 class LoopState(NamedTuple):
@@ -42,8 +54,10 @@ class FederatedState(NamedTuple):
     server: ServerState
     head: Params  # the global head; with local heads the one they began with
     clients: ClientStore
-    optimizer: Any = ()  # state of the server optimizer
-    loop: Any = ()  # `LoopState` in a loop of your own; a run keeps these values itself
+    optimizer: optax.OptState = ()  # state of the server optimizer
+    loop: (
+        LoopState | tuple[()]
+    ) = ()  # `LoopState` in a loop of your own; a run keeps these values itself
 
 
 class Plan(NamedTuple):
@@ -53,19 +67,19 @@ class Plan(NamedTuple):
     weight 0 was drawn but does not answer.
     """
 
-    id: Any  # int32[c]
-    rank: Any  # int32[c]
-    weight: Any  # float32[c], training examples of the client; 0 if nothing comes from it
+    id: AnyArray  # int32[c]
+    rank: AnyArray  # int32[c]
+    weight: AnyArray  # float32[c], training examples of the client; 0 if nothing comes from it
     batches: Batches
-    rate: Any  # float32[], learning rate
-    round: Any  # int32[], from 0
+    rate: ArrayLike  # float32[], learning rate
+    round: ArrayLike  # int32[], from 0
 
 
 class RoundInput(NamedTuple):
     """A round's clients and the examples they train on, see `fedjax_lora.federated.cohort`."""
 
     plan: Plan
-    data: Any  # a pytree, leaves [E, ...], whose rows the plan's batches name
+    data: PyTree  # a pytree, leaves [E, ...], whose rows the plan's batches name
 
 
 class RoundMetrics(NamedTuple):
@@ -75,8 +89,12 @@ class RoundMetrics(NamedTuple):
     examples: Array  # float32[c], examples processed
     rejected: Array  # bool[c], updates left out: not finite, or outliers
     rank: Array  # int32[c], ranks after the round
-    measured: Any = ()  # what was measured besides, a dictionary of JSON values
-    seconds: Any = ()  # how long the parts of a measured round took, by name
+    measured: (
+        Mapping[str, object] | tuple[()]
+    ) = ()  # what was measured besides, a dictionary of JSON values
+    seconds: (
+        Mapping[str, float] | tuple[()]
+    ) = ()  # how long the parts of a measured round took, by name
 
 
 @checked_options

@@ -32,6 +32,7 @@ from fedjax_lora.core.types import (
     Key,
     LoRA,
     Params,
+    PyTree,
     Rates,
 )
 from fedjax_lora.federated.objectives import (
@@ -126,7 +127,7 @@ class LocalTraining:
         return dataclasses.replace(self, hooks=hooks)
 
     def __call__(
-        self, base: Params, data: Any, clients: Clients, rate: Array
+        self, base: Params, data: PyTree, clients: Clients, rate: Array
     ) -> tuple[ClientParams, ClientMetrics]:
         """Train all clients of a group; ``rate`` is the learning rate ``float32[]``."""
         shapes = self._shapes(clients.batches)
@@ -186,8 +187,8 @@ class LocalTraining:
         opt_state: Any,
     ) -> tuple[ClientParams, Any, ClientMetrics]:
         """One step of one client; its values do not change after its last step."""
-        valid = client.batches.valid[step, : shape.rows]
-        index = client.batches.index[step, : shape.rows]
+        valid = jnp.asarray(client.batches.valid)[step, : shape.rows]
+        index = jnp.asarray(client.batches.index)[step, : shape.rows]
         batch = make_batch(self.objective, shape, data, index, valid)
         key = jax.random.fold_in(client.key, step)
         (_, loss), grads = jax.value_and_grad(self._loss, has_aux=True)(
@@ -280,8 +281,8 @@ def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
 
 
 def make_batch(
-    objective: TrainingObjective, shape: BatchShape, data: Any, index: Array, valid: Array
-) -> Any:
+    objective: TrainingObjective, shape: BatchShape, data: PyTree, index: Array, valid: Array
+) -> PyTree:
     """The batch of a step of the given shape."""
     batch = objective.take(data, index, shape.length)
     if objective.unpad is None or shape.padded:

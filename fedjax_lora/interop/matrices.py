@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core.errors import raise_all
-from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA
+from fedjax_lora.core.types import Adapter, Array, Gain, Kernels, LoRA, PyTree
 from fedjax_lora.interop.peft_writer import Factors
 from fedjax_lora.lora.spec import LoraTarget
 
@@ -200,7 +200,7 @@ def _stack(
 
 
 def from_kernels(
-    before: Mapping[str, Any], after: Kernels, adapter: Adapter, gain: Gain
+    before: Mapping[str, PyTree], after: Kernels, adapter: Adapter, gain: Gain
 ) -> tuple[Adapter, Gain]:
     """Express changed kernels and an adapter on top of them as one adapter.
 

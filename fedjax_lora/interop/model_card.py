@@ -5,12 +5,13 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedjax_lora import models
 from fedjax_lora.core.safe_text import printable
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data.prompts import AnswerEnd
 from fedjax_lora.interop import torch_names
 from fedjax_lora.interop.metadata import ModelMetadata
@@ -67,7 +68,7 @@ def write(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def padded_tokenizer(pretrained: models.Pretrained) -> Any:
+def padded_tokenizer(pretrained: models.Pretrained) -> Tokenizer:
     """Return the tokenizer with a padding token that the last token of no text is.
 
     A decoder classifier of `transformers` reads the last token that is not the padding token, so
@@ -76,7 +77,7 @@ def padded_tokenizer(pretrained: models.Pretrained) -> Any:
     Args:
       pretrained: a base with a tokenizer.
     """
-    tokenizer = copy.deepcopy(pretrained.tokenizer)
+    tokenizer = copy.deepcopy(cast(Tokenizer, pretrained.tokenizer))
     if isinstance(pretrained.config, EncoderConfig) or not pretrained.config.num_labels:
         return tokenizer
     last = tokenizer("a", return_attention_mask=False)["input_ids"][-1:]

@@ -49,7 +49,7 @@ _PLACES: Mapping[Any, Callable[[str, int], bool]] = MappingProxyType(
 )
 
 
-def problem(pattern: Any) -> str | None:
+def problem(pattern: object) -> str | None:
     """Say why a pattern cannot be used; None if it can.
 
     >>> problem("layers.[0-3]."), problem("(a")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.interop import patterns
 from fedjax_lora.interop.peft_writer import CONFIG, WEIGHTS
@@ -109,7 +110,7 @@ _DEFAULT_TARGETS = ("query", "value", "q_proj", "v_proj")
 _PLAIN_NAME = re.compile(r"[\w.]+")
 
 
-def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+def read_config(folder: str | pathlib.Path) -> Record:
     """Read and check the ``adapter_config.json`` of a folder.
 
     Raises:
@@ -134,7 +135,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def task_of(config: Mapping[str, Any]) -> str | None:
+def task_of(config: Record) -> str | None:
     """Return PEFT's task type of an adapter; None if the config does not say.
 
     Without a ``task_type`` PEFT stores the class of the model instead; the name of a class that
@@ -149,13 +150,13 @@ def task_of(config: Mapping[str, Any]) -> str | None:
     return next((task for end, task in _TASK_OF_CLASS if name.endswith(end)), name)
 
 
-def changes_base(config: Mapping[str, Any]) -> str | None:
+def changes_base(config: Record) -> str | None:
     """Return how the adapter's initialisation changes the base: ``pissa``, ``olora`` or None."""
     init = str(config.get("init_lora_weights", True)).lower()
     return init if init in _REPEATABLE_INITS else None
 
 
-def is_targeted(config: Mapping[str, Any], name: str) -> bool:
+def is_targeted(config: Record, name: str) -> bool:
     """Whether PEFT puts an adapter on the module of this name, by its own rules.
 
     Args:
@@ -173,7 +174,7 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
     return name in targets or (_is_listed(targets, name) and _is_in_layers(config, name))
 
 
-def _is_excluded(config: Mapping[str, Any], name: str) -> bool:
+def _is_excluded(config: Record, name: str) -> bool:
     """Whether a module is left out by name, or trained as a whole."""
     saved = config.get("modules_to_save") or ()
     return _is_listed(config.get("exclude_modules") or [], name) or any(
@@ -188,7 +189,7 @@ def _is_listed(modules: str | Sequence[str], name: str) -> bool:
     return any(name == module or name.endswith(f".{module}") for module in modules)
 
 
-def _is_in_layers(config: Mapping[str, Any], name: str) -> bool:
+def _is_in_layers(config: Record, name: str) -> bool:
     """Whether the first layer number in a name is one of ``layers_to_transform``, if given."""
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
@@ -201,18 +202,18 @@ def _is_in_layers(config: Mapping[str, Any], name: str) -> bool:
     return False
 
 
-def module_rank(config: Mapping[str, Any], name: str) -> int:
+def module_rank(config: Record, name: str) -> int:
     """Return the rank of a module's adapter."""
     return _module_value(config, name, "rank_pattern", "r")
 
 
-def module_scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def module_scale(config: Record, name: str, rank: int) -> float:
     """Return alpha divided by the rank, or by its square root with rank-stabilised LoRA."""
     alpha = _module_value(config, name, "alpha_pattern", "lora_alpha")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _module_value(config: Mapping[str, Any], name: str, pattern_field: str, default: str) -> Any:
+def _module_value(config: Record, name: str, pattern_field: str, default: str) -> Any:
     """The value of the first pattern that matches the end of the name (PEFT's rule)."""
     for pattern, value in (config.get(pattern_field) or {}).items():
         if patterns.is_match(pattern, name, before=r"(.*\.)?(", after=")"):
@@ -220,7 +221,7 @@ def _module_value(config: Mapping[str, Any], name: str, pattern_field: str, defa
     return config.get(default, _PEFT_DEFAULT)
 
 
-def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+def _problems(config: Record) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
         return
@@ -282,7 +283,7 @@ def _rank_problems(key: str, rank: Any) -> Iterator[str]:
         yield f"rank of {key!r} is {rank!r}, not a whole number above 0"
 
 
-def _target_problems(config: Mapping[str, Any]) -> Iterator[str]:
+def _target_problems(config: Record) -> Iterator[str]:
     """Yield what is wrong with the options that say which modules are adapted."""
     for name in ("target_modules", "exclude_modules"):
         value = config.get(name)
@@ -297,7 +298,7 @@ def _target_problems(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _layer_problems(config)
 
 
-def _layer_problems(config: Mapping[str, Any]) -> Iterator[str]:
+def _layer_problems(config: Record) -> Iterator[str]:
     """Yield what is wrong with the options that choose layers by number."""
     layers = config.get("layers_to_transform")
     numbers = layers if isinstance(layers, list) else [layers]

@@ -15,13 +15,14 @@ import numpy as np
 
 from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.types import PyTree
 from fedjax_lora.interop.peft_writer import Factors
 
 __all__ = ["add_change_of_base"]
 
 
 def add_change_of_base(
-    init: str | None, factors: Mapping[str, Factors], kernel_of: Callable[[str], Any]
+    init: str | None, factors: Mapping[str, Factors], kernel_of: Callable[[str], PyTree]
 ) -> dict[str, Factors]:
     """Add the change of the base by an initialisation to the factors.
 

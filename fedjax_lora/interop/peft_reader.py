@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 from fedjax_lora.interop import peft_config
 from fedjax_lora.interop.peft_names import plain_names
@@ -123,7 +124,7 @@ def _adapter_problems(
     stored: _Shapes,
     modules: Mapping[str, tuple[int, int]],
     tensors: _Shapes,
-    config: Mapping[str, Any],
+    config: Record,
 ) -> Iterator[str]:
     """Differences between the shapes in a file and those of the base and the config."""
     known = {f"{name}.lora_{x}.weight" for name in modules for x in "AB"} | set(tensors)
@@ -138,9 +139,7 @@ def _adapter_problems(
         yield from _target_problems(stored, modules, config)
 
 
-def _target_problems(
-    stored: _Shapes, modules: Iterable[str], config: Mapping[str, Any]
-) -> Iterator[str]:
+def _target_problems(stored: _Shapes, modules: Iterable[str], config: Record) -> Iterator[str]:
     """Yield modules whose factors are stored although PEFT would not load them, and the reverse."""
     adapted = {name for name in modules if f"{name}.lora_A.weight" in stored}
     targeted = {name for name in modules if peft_config.is_targeted(config, name)}
@@ -163,7 +162,7 @@ def _pair_problems(
     name: str,
     pair: list[tuple[int, ...] | None],
     shape: tuple[int, int],
-    config: Mapping[str, Any],
+    config: Record,
 ) -> Iterator[str]:
     """Differences between the shapes of two factors and the shape and rank of their matrix."""
     if None in pair:
@@ -178,7 +177,7 @@ def _pair_problems(
 
 
 def _shape_problems(
-    stored: _Shapes, shapes: _Shapes, known: set[str], config: Mapping[str, Any]
+    stored: _Shapes, shapes: _Shapes, known: set[str], config: Record
 ) -> Iterator[str]:
     """Tensors of a wrong shape, and tensors that are not among the known ones."""
     for name, shape in shapes.items():

@@ -1,13 +1,13 @@
 """Predictions of a trained model: class probabilities, scores and generated answers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_lora import data, federated, models
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import instruction_tokens, prompts
 from fedjax_lora.data.batch_shapes import length_buckets
 from fedjax_lora.evaluation.generation.answers import make_generate_fn
@@ -166,7 +166,7 @@ def tokenize(
     return data.encode(split, tokenizer_of(model), max_length=max_length, cache_dir=cache_dir)
 
 
-def tokenizer_of(model: TrainedModel) -> Any:
+def tokenizer_of(model: TrainedModel) -> Tokenizer:
     """Return the tokenizer of the base model.
 
     Raises:

@@ -7,7 +7,6 @@ With the family's own pooling, names are those of the ``...ForSequenceClassifica
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -150,7 +149,9 @@ def unstored_paths(model: models.Pretrained, labels: int) -> dict[str, tuple[str
     }
 
 
-def parameters(paths: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def parameters(
+    paths: Mapping[str, tuple[str, tuple[int, ...]]], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Convert tensors by PyTorch name to parameters by path.
 
     Args:

@@ -53,7 +53,7 @@ class TrainedModel:
     @property
     def merged_params(self) -> Params:
         """Parameters of a plain model that computes the same function."""
-        return lora.merge(self.base_params, self.adapter, self.gain) | {"head": self.head}
+        return {**lora.merge(self.base_params, self.adapter, self.gain), "head": self.head}
 
     def fold_kernels(self) -> "TrainedModel":
         """Move the change of the base kernels into the adapter.

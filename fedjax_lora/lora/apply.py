@@ -14,7 +14,7 @@ import jax
 from flax.linen import module as linen_module
 
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Adapter, Gain
+from fedjax_lora.core.types import Adapter, Gain, Params, PyTree
 from fedjax_lora.lora import kernels, products
 from fedjax_lora.lora.kernels import AdaptedKernel
 from fedjax_lora.lora.params import merge
@@ -22,15 +22,15 @@ from fedjax_lora.lora.params import merge
 
 def apply(
     module: nn.Module,
-    params: Mapping[str, Any],
+    params: Params,
     adapter: Adapter,
     gain: Gain,
-    *args: Any,
+    *args: PyTree,
     fixed: Gain | None = None,
     dropout: float = 0.0,
     allow_unused: bool = False,
     **kwargs: Any,
-) -> Any:
+) -> PyTree:
     """Return ``module.apply({"params": params}, *args, **kwargs)`` of the adapted model.
 
     The result is that of the merged parameters, see `fedjax_lora.lora.merge`. Layers that run the
@@ -104,8 +104,8 @@ _SIGNS_OF_ARITHMETIC = ("__jax_array__", "key<", "abstract method astype")
 
 
 def check_reached(
-    run: Callable[..., Any], adapter: Adapter, args: Sequence[Any], *, allow_unused: bool
-) -> Any:
+    run: Callable[..., PyTree], adapter: Adapter, args: Sequence[PyTree], *, allow_unused: bool
+) -> PyTree:
     """Return ``run(None, *args)`` and check that it used every adapter.
 
     Args:
@@ -145,13 +145,13 @@ def check_reached(
 
 
 def apply_merged(
-    apply_fn: Callable[..., Any],
-    params: Mapping[str, Any],
+    apply_fn: Callable[..., PyTree],
+    params: Params,
     adapter: Adapter,
     gain: Gain,
-    *args: Any,
+    *args: PyTree,
     **kwargs: Any,
-) -> Any:
+) -> PyTree:
     """Return ``apply_fn`` of the merged parameters: for models of any library.
 
     Slower than `apply`: under `vmap` over clients every client has its own merged kernels, in

@@ -18,11 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Adapter, Gain, LoRA
+from fedjax_lora.core.types import Adapter, Gain, LoRA, Params, PyTree
 from fedjax_lora.lora import params as lora_params
 from fedjax_lora.lora import products
 
@@ -54,13 +55,14 @@ class AdaptedKernel:
       trace: distinguishes traces, see `reached_paths`.
     """
 
-    kernel: Any
-    a: Any
-    b: Any
-    gain: Any
-    fixed: Any
-    key: Any
-    guard: Any
+    # JAX also builds it from other leaves, such as axes of a vmap.
+    kernel: PyTree
+    a: PyTree
+    b: PyTree
+    gain: PyTree
+    fixed: PyTree
+    key: PyTree
+    guard: PyTree
     path: str
     dropout: float = 0.0
     trace: object = None
@@ -79,7 +81,7 @@ class AdaptedKernel:
         return len(self.shape)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the base kernel."""
         return self.kernel.dtype
 
@@ -94,7 +96,7 @@ class AdaptedKernel:
         if reached is not None:
             reached.add(self.path)
 
-    def read(self) -> Any:
+    def read(self) -> PyTree:
         """Return the base kernel inside a linear layer, and the merged array elsewhere.
 
         Raises:
@@ -181,7 +183,7 @@ def reached_paths() -> Iterator[set[str]]:
 
 
 def attach(
-    params: Mapping[str, Any],
+    params: Params,
     adapter: Adapter,
     gain: Gain,
     *,
@@ -189,7 +191,7 @@ def attach(
     dropout: float = 0.0,
     keys: Mapping[str, Array] | None = None,
     trace: object = None,
-) -> dict[str, Any]:
+) -> Params:
     """Return the parameters with an `AdaptedKernel` in place of each adapted kernel.
 
     Args:
@@ -223,7 +225,7 @@ def attach(
     return lora_params.replace_kernels(params, kernels)
 
 
-def detach(variables: Any) -> Any:
+def detach(variables: PyTree) -> PyTree:
     """The tree with base kernels in place of `AdaptedKernel` nodes."""
     is_adapted = lambda x: isinstance(x, AdaptedKernel)  # noqa: E731
     return jax.tree.map(lambda x: x.kernel if is_adapted(x) else x, variables, is_leaf=is_adapted)

@@ -26,11 +26,12 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.typing import PathParts
 from jaxtyping import Array
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import Adapter, Gain
+from fedjax_lora.core.types import Adapter, Gain, Params, PyTree
 from fedjax_lora.lora import kernels, products
 from fedjax_lora.lora.apply import check_reached
 
@@ -47,24 +48,24 @@ class AdaptedModule:
       rest: all other variables (batch statistics, random keys), as they were at `split`.
     """
 
-    graphdef: Any
-    variables: Mapping[tuple[Any, ...], Any]
-    rest: Any
+    graphdef: nnx.GraphDef
+    variables: Mapping[PathParts, nnx.Variable]
+    rest: nnx.State
 
     def __call__(
         self,
-        params: Mapping[str, Any],
+        params: Params,
         adapter: Adapter,
         gain: Gain,
         /,
-        *args: Any,
+        *args: PyTree,
         fixed: Gain | None = None,
         dropout: float = 0.0,
         key: Array | None = None,
         allow_unused: bool = False,
         method: str = "__call__",
         **kwargs: Any,
-    ) -> Any:
+    ) -> PyTree:
         """Return ``module(*args, **kwargs)`` of the adapted model.
 
         The result is that of the merged parameters. Layers that run the ``__call__`` of
@@ -103,7 +104,7 @@ class AdaptedModule:
 
         return check_reached(run, adapter, args, allow_unused=allow_unused)
 
-    def merge(self, params: Mapping[str, Any]) -> Any:
+    def merge(self, params: Params) -> nnx.Module:
         """Return a module with these parameters, for example merged ones.
 
         Args:
@@ -114,7 +115,7 @@ class AdaptedModule:
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat), self.rest)
 
 
-def split(module: nnx.Module) -> tuple[AdaptedModule, dict[str, Any]]:
+def split(module: nnx.Module) -> tuple[AdaptedModule, Params]:
     """Divide a module into a pure function and its parameters.
 
     The module itself is not changed. Paths are attribute names and positions in lists:
@@ -132,7 +133,7 @@ def split(module: nnx.Module) -> tuple[AdaptedModule, dict[str, Any]]:
     return AdaptedModule(graphdef, variables, rest), trees.nested(values)
 
 
-def _join(path: tuple[Any, ...]) -> str:
+def _join(path: PathParts) -> str:
     return "/".join(map(str, path))
 
 

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA
+from fedjax_lora.core.types import Adapter, Coefficients, Gain, Kernels, Key, LoRA, Params, PyTree
 from fedjax_lora.lora.spec import LoraSpec, LoraTarget
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -94,7 +95,9 @@ def spread(spec: LoraSpec, components: Array | Gain) -> dict[str, Array]:
     return {target.path: one(target) for target in spec.targets}
 
 
-def factor_mask(components: Mapping[str, Array], *, a: Any = True, b: Any = True) -> Adapter:
+def factor_mask(
+    components: Mapping[str, Array], *, a: ArrayLike = True, b: ArrayLike = True
+) -> Adapter:
     """Masks of the factors from masks of components.
 
     Args:
@@ -172,13 +175,13 @@ def deltas(adapter: Adapter, gain: Gain) -> Kernels:
     return {path: delta(pair, gain[path]) for path, pair in adapter.items()}
 
 
-def add_product(kernel: Any, pair: LoRA, gain: Array) -> Array:
+def add_product(kernel: PyTree, pair: LoRA, gain: Array) -> Array:
     """``W + delta`` in the shape and dtype of the kernel, added in float32."""
     change = delta(pair, gain).reshape(kernel.shape)
     return (quantization.dequantize(kernel, change.dtype) + change).astype(kernel.dtype)
 
 
-def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> dict[str, Any]:
+def merge(params: Params, adapter: Adapter, gain: Gain) -> Params:
     """Return a copy of the base with ``W + delta`` at the adapted kernels.
 
     Everything else is shared with the base. Kernels that are stored as codes become arrays.
@@ -205,7 +208,7 @@ def merge(params: Mapping[str, Any], adapter: Adapter, gain: Gain) -> dict[str, 
     return replace_kernels(params, merged)
 
 
-def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
+def kernels_of(params: Params, spec: LoraSpec) -> dict[str, PyTree]:
     """The adapted kernels of the base as matrices, ``[(L,) i, o]`` by path.
 
     Kernels with several input or output axes are reshaped; codes are returned as they are.
@@ -221,7 +224,7 @@ def kernels_of(params: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
     return {target.path: matrix(target) for target in spec.targets}
 
 
-def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> Mapping[str, Any]:
+def with_kernels(params: Params, kernels: Kernels) -> Params:
     """The parameters with these kernels, ``[(L,) i, o]`` by path, in place of the base's.
 
     Arrays are shared, not copied. Kernels that the base keeps as a tuple with one array per layer
@@ -241,10 +244,10 @@ def with_kernels(params: Mapping[str, Any], kernels: Kernels) -> Mapping[str, An
     )
 
 
-def replace_kernels(params: Mapping[str, Any], kernels: Mapping[str, Any]) -> dict[str, Any]:
+def replace_kernels(params: Params, kernels: Mapping[str, PyTree]) -> Params:
     """The parameters with other leaves as the kernels of these layers; nothing is copied."""
 
-    def visit(node: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def visit(node: Params, path: str) -> Params:
         return {name: replaced(name, child, path) for name, child in node.items()}
 
     def replaced(name: str, child: Any, path: str) -> Any:
@@ -255,14 +258,14 @@ def replace_kernels(params: Mapping[str, Any], kernels: Mapping[str, Any]) -> di
     return visit(params, "")
 
 
-def shape_of(kernel: Any) -> tuple[int, ...]:
+def shape_of(kernel: PyTree) -> tuple[int, ...]:
     """The shape of a kernel, also of one that is a tuple with one array per layer."""
     if isinstance(kernel, tuple):
         return (len(kernel), *kernel[0].shape)
     return tuple(kernel.shape)
 
 
-def check_fit(params: Mapping[str, Any], adapter: Adapter) -> None:
+def check_fit(params: Params, adapter: Adapter) -> None:
     """Check that the base has a kernel of the adapter's size at every adapted path.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,33 @@ from jaxtyping import Array, Float
 
 from fedjax_lora.core.errors import InputError
 
-Term = Callable[[Array, Any, Array], Array]
+
+@runtime_checkable
+class FactoredKernel(Protocol):
+    """The attributes of an `AdaptedKernel` that a product with its factors needs."""
+
+    @property
+    def path(self) -> str:
+        """The path of the layer."""
+        ...
+
+    @property
+    def a(self) -> Array:
+        """The factor ``[i, R]``."""
+        ...
+
+    @property
+    def b(self) -> Array:
+        """The factor ``[R, o]``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the base kernel."""
+        ...
+
+
+Term = Callable[[Array, FactoredKernel, Array], Array]
 """``(x, kernel, gain) -> term``: a layer's product with the factors of an `AdaptedKernel`."""
 
 _LETTERS = "zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA"
@@ -28,7 +54,7 @@ def low_rank_term(
     return (hidden * gain.reshape((1,) * (hidden.ndim - 1) + gain.shape)) @ b
 
 
-def last_axis(x: Array, kernel: Any, gain: Array) -> Array:
+def last_axis(x: Array, kernel: FactoredKernel, gain: Array) -> Array:
     """The term of a layer that computes ``x @ W``, such as ``Dense``."""
     check_axes(kernel, gain, inputs=1)
     return low_rank_term(x, kernel.a, kernel.b, gain)
@@ -45,7 +71,7 @@ def general(axes: Sequence[int], batch_axes: Sequence[int]) -> Term:
       InputError: there are batch axes, or the adapter has other input and output axes.
     """
 
-    def term(x: Array, kernel: Any, gain: Array) -> Array:
+    def term(x: Array, kernel: FactoredKernel, gain: Array) -> Array:
         if batch_axes:
             raise InputError(
                 f"{kernel.path} has batch axes, one kernel for every entry, which an adapter "
@@ -77,7 +103,7 @@ def einsum(equation: str) -> Term:
     rank = next(letter for letter in _LETTERS if letter not in equation)
     hidden = "".join(c for c in left if c not in inputs) + rank
 
-    def term(x: Array, kernel: Any, gain: Array) -> Array:
+    def term(x: Array, kernel: FactoredKernel, gain: Array) -> Array:
         if not is_matrix:
             raise InputError(
                 f"The einsum {equation!r} of {kernel.path} is no product with a matrix: the axes "
@@ -109,7 +135,7 @@ def convolution_error(path: str) -> InputError:
     )
 
 
-def check_axes(kernel: Any, gain: Array, *, inputs: int) -> None:
+def check_axes(kernel: FactoredKernel, gain: Array, *, inputs: int) -> None:
     """Check that the factors have the input and output axes that the layer has.
 
     Args:

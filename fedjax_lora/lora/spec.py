@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 from fedjax_lora.core.records import check_fields, checked_options
-from fedjax_lora.core.types import Adapter, Array, LoRA
+from fedjax_lora.core.types import Adapter, Array, LoRA, Params
 
 PRESETS: Mapping[str, str] = {
     "attention-qv": r"/(query|value|q_proj|v_proj)$",
@@ -140,7 +140,7 @@ class LoraSpec:
 
 @checked_options
 def make_spec(
-    params: Mapping[str, Any],
+    params: Params,
     *,
     targets: str | Sequence[str] = "attention-qv",
     rank: int,
@@ -200,7 +200,7 @@ class _Kernel(NamedTuple):
 
 
 def _matched_kernels(
-    params: Mapping[str, Any],
+    params: Params,
     targets: str | Sequence[str],
     stacked: str,
     input_axes: Mapping[str, int],

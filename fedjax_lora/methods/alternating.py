@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax_lora import lora
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
@@ -29,7 +29,7 @@ from fedjax_lora.methods.base import (
 
 def one_factor(
     spec: LoraSpec,
-    trains_b: Callable[[Any], Any],
+    trains_b: Callable[[Array | int], Array | bool],
     *,
     name: str,
     paper: str = "",
@@ -43,7 +43,7 @@ def one_factor(
 
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
         start = truncated_start(spec, server, cohort)
-        b = trains_b(cohort.round)
+        b = jnp.asarray(trains_b(cohort.round))
         active = lora.spread(spec, lora.prefix_mask(cohort.rank, spec.rank))
         return start._replace(trainable=lora.factor_mask(active, a=~b, b=b))
 

@@ -10,7 +10,7 @@ server and clients. `fl.federated.make_round` takes the whole method and does al
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,18 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.types import EQUAL_RATES, Adapter, Array, Gain, Kernels, Key, LoRA, Rates
+from fedjax_lora.core.types import (
+    EQUAL_RATES,
+    Adapter,
+    Array,
+    Coefficients,
+    Gain,
+    Kernels,
+    Key,
+    LoRA,
+    PyTree,
+    Rates,
+)
 from fedjax_lora.lora import LoraSpec
 
 BOTH = LoRA(True, True)
@@ -35,7 +46,7 @@ class ServerState(NamedTuple):
 
     adapter: Adapter  # the global adapter, [(L,) i, R] and [(L,) R, o], at the server's scale
     kernels: Kernels  # base kernels that the method has changed; {} for most methods
-    state: Any = ()  # further state of the method
+    state: PyTree = ()  # further state of the method
 
 
 class Cohort(NamedTuple):
@@ -55,18 +66,19 @@ class ClientInit(NamedTuple):
     adapter: Adapter  # [c, (L,) i, R], zero at inactive components
     gain: Gain  # [c, (L,) R], 0 at inactive components
     trainable: Adapter  # booleans that broadcast against the factors
-    coefficients: Any = ()  # [c, (L,) R], trained with their components, multiply the gain; or ()
+    # [c, (L,) R], trained with their components, multiply the gain.
+    coefficients: Coefficients = ()
 
 
 class AggregateResult(NamedTuple):
     """The values after an aggregation."""
 
     server: ServerState
-    clients: Any  # the method's state of each client in the cohort, [c, ...]
+    clients: PyTree  # the method's state of each client in the cohort, [c, ...]
     rank: Array  # int32[c], the clients' ranks from now on
     # Booleans that broadcast against the server's adapter: what this round's clients own of it. A
     # server optimizer leaves the rest alone. (): what a present client has trained and sent.
-    owned: Any = ()
+    owned: Adapter | tuple[()] = ()
 
 
 class Traffic(NamedTuple):
@@ -74,7 +86,9 @@ class Traffic(NamedTuple):
 
     up: np.ndarray  # int64[c]
     down: np.ndarray  # int64[c]
-    exact: Any = 0  # int64[c], the part of ``up`` that is never compressed, such as indices
+    exact: np.ndarray | int = (
+        0  # int64[c], the part of ``up`` that is never compressed, such as indices
+    )
     factors: int = 2  # arrays of a layer that travel up
     common: int = 0  # the part of each client's ``down`` that consists of all clients' messages
 
@@ -116,11 +130,11 @@ class Method:
     paper: str = ""
     spec: LoraSpec
     init: Callable[[Adapter, Kernels], ServerState]
-    broadcast: Callable[[ServerState, Any, Cohort], ClientInit]
-    aggregate: Callable[[ServerState, Any, Cohort, ClientInit, Adapter], AggregateResult]
+    broadcast: Callable[[ServerState, PyTree, Cohort], ClientInit]
+    aggregate: Callable[[ServerState, PyTree, Cohort, ClientInit, Adapter], AggregateResult]
     traffic: Callable[[ServerState, np.ndarray, int], Traffic]
-    init_clients: Callable[[int], Any] = lambda count: ()
-    select: Callable[[ServerState, Any, Cohort, ClientInit, Adapter], ClientInit] | None = None
+    init_clients: Callable[[int], PyTree] = lambda count: ()
+    select: Callable[[ServerState, PyTree, Cohort, ClientInit, Adapter], ClientInit] | None = None
     penalty: Callable[[Adapter, Array], Array] | None = None
     rates: Rates = EQUAL_RATES
     project: Callable[[Adapter], Adapter] | None = None
@@ -149,7 +163,7 @@ def if_any_present(cohort: Cohort, new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda n, o: jnp.where(present, n, o), new, old)
 
 
-def per_client(tree: Any) -> Any:
+def per_client(tree: Tree) -> Tree:
     """Add a leading axis of one, which broadcasts over the cohort."""
     return jax.tree.map(lambda x: x[None], tree)
 

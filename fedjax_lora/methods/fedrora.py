@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -236,7 +237,7 @@ def directions_of(adapter: Adapter, key: Key) -> Adapter:
     return directions({path: either(pair, random[path]) for path, pair in adapter.items()})
 
 
-def reordered(adapter: Adapter, order: dict[str, Any]) -> Adapter:
+def reordered(adapter: Adapter, order: Mapping[str, Array]) -> Adapter:
     """The components of one adapter in each client's order, ``int32[c, (L,) R]`` per path."""
     return {
         path: LoRA(

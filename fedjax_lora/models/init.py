@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core import quantization, trees
+from fedjax_lora.core.types import PyTree
 from fedjax_lora.models.module_types import Config, module_of
 
 
-def random_params(config: Config, key: jax.Array) -> dict[str, Any]:
+def random_params(config: Config, key: jax.Array) -> dict[str, PyTree]:
     """Draw random parameters of the module that a config describes."""
     return tree(draw(config, shapes(config), key))
 
 
-def tree(values: Mapping[str, Any]) -> dict[str, Any]:
+def tree(values: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Nest parameters by path into a tree, with an empty head if there is none."""
     return {"head": {}} | trees.nested(values)
 
 
-def abstract_params(config: Config, storage: str = "float32") -> dict[str, Any]:
+def abstract_params(config: Config, storage: str = "float32") -> dict[str, PyTree]:
     """Parameters as `jax.ShapeDtypeStruct` leaves, for counting bytes or compiling."""
 
     def leaf(path: str, shape: tuple[int, ...]) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjax_lora.core import trees
 from fedjax_lora.core.target import current_target
-from fedjax_lora.core.types import Params
+from fedjax_lora.core.types import Params, PyTree
 
 Module = TypeVar("Module", bound=nn.Module)
 Step = Callable[[Module, Any, bool], Any]
@@ -38,7 +38,7 @@ def is_unrolled(count: int, scan_unroll: int | None) -> bool:
     return layers_per_step(count, scan_unroll) == count
 
 
-def split_layers(params: Params, stacked: Callable[[str], bool]) -> dict[str, Any]:
+def split_layers(params: Params, stacked: Callable[[str], bool]) -> Params:
     """Replace stacked parameters by tuples with one array (or quantized kernel) per layer.
 
     On a CPU the tuples share the memory of the stacked arrays.
@@ -70,13 +70,13 @@ def _layer(x: Any, n: int) -> Any:
 def run(
     layer: Module,
     step: Step[Module],
-    x: Any,
+    x: PyTree,
     *,
     count: int,
     scan_unroll: int | None = None,
     shared: bool = False,
     remat: bool = False,
-) -> Any:
+) -> PyTree:
     """Apply `count` layers to `x`.
 
     Args:

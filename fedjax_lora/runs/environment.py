@@ -2,16 +2,16 @@
 
 import importlib.metadata
 import platform
-from typing import Any
 
 import jax
 
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "datasets", "numpy")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Record:
     """Return the versions of Python and packages, and the devices."""
     versions = {"fedjax-lora": __version__}
     for name in PACKAGES:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from fedjax_lora import data
+from fedjax_lora.core.json_values import History
 from fedjax_lora.data import instruction_tokens
 from fedjax_lora.data.batch_shapes import length_buckets
 from fedjax_lora.evaluation import metrics
@@ -149,9 +150,7 @@ def local_perplexity(
     return math.exp(sum(weight * loss for weight, loss in losses) / total) if total else None
 
 
-def evaluate_ranks(
-    model: TrainedModel, evaluator: Evaluator, ranks: Iterable[int]
-) -> list[dict[str, Any]]:
+def evaluate_ranks(model: TrainedModel, evaluator: Evaluator, ranks: Iterable[int]) -> History:
     """Evaluate a model cut to lower ranks, in ascending order (see `TrainedModel.truncate`).
 
     Args:
@@ -168,8 +167,8 @@ def evaluate_clients(
     evaluator: Evaluator,
     *,
     local_scores: bool,
-    on_client: Callable[[int], None] = lambda client: None,
-) -> list[dict[str, Any]]:
+    on_client: Callable[[int], object] = lambda client: None,
+) -> History:
     """Evaluate each client's own model on the same examples.
 
     Clients with the same model (see `fedjax_lora.runs.outputs.client_model`) are computed once.
@@ -221,7 +220,7 @@ def _digest(model: TrainedModel) -> str:
     return digest.hexdigest()
 
 
-def spread(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+def spread(rows: History, name: str) -> dict[str, float]:
     """Compute mean, lowest, quartiles and highest of a number over the clients that have it.
 
     >>> spread([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}, {"x": None}], "x")["mean"]

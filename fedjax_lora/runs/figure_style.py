@@ -1,12 +1,13 @@
 """Style of all figures: one colour, line and marker per method, intervals over seeds, axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from fedjax_lora import methods
 from fedjax_lora.core import registry
@@ -147,8 +148,8 @@ def _shade(rgb: np.ndarray, amount: float) -> str:
 def draw_seeds(
     axes: Axes,
     x: Sequence[float],
-    values: Any,
-    style: dict[str, Any],
+    values: ArrayLike,
+    style: Mapping[str, Any],
     *,
     label: str,
     bounds: tuple[float, float] = (-np.inf, np.inf),

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Self
 
 from filelock import FileLock
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder_names import CHECKPOINTS, CONFIG
@@ -80,7 +81,7 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def start(self, config: RunConfig, history: Sequence[dict[str, Any]] = ()) -> None:
+    def start(self, config: RunConfig, history: History = ()) -> None:
         """Prepare the folder for a run with this history; without one it becomes empty.
 
         Raises:
@@ -138,7 +139,7 @@ class RunFolder:
             "replace it with --overwrite."
         )
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Record:
         """Return the config of the run in the folder as a record; empty if it is damaged.
 
         Raises:
@@ -150,19 +151,19 @@ class RunFolder:
         except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Record | None:
         """Return the summary of a finished run; None if it is not finished."""
         try:
             return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, values: Any) -> None:
+    def write(self, name: str, values: object) -> None:
         """Write one JSON file."""
         with atomic_io.reporting_write_errors(self.path):
             atomic_io.write(self.path / name, json.dumps(values, indent=2) + "\n")
 
-    def append(self, name: str, values: Any) -> None:
+    def append(self, name: str, values: object) -> None:
         """Append one line to a JSON-lines file."""
         with (
             atomic_io.reporting_write_errors(self.path),
@@ -174,7 +175,7 @@ class RunFolder:
         atomic_io.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(file: pathlib.Path) -> History:
     """Read the records of a JSON-lines file up to the first damaged line.
 
     A run that was stopped while it wrote leaves such a line.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from fedjax_lora import data, interop, lora, methods
 from fedjax_lora.core import atomic_io, distributed
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.core.types import Adapter
 from fedjax_lora.evaluation.evaluator import global_model
 from fedjax_lora.federated import FederatedState, Plan, cohort_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> ModelMetadata:
+def describe(config: RunConfig, assets: Assets, record: Record) -> ModelMetadata:
     """Build the metadata of the models of a run.
 
     Args:
@@ -72,7 +73,7 @@ def describe(config: RunConfig, assets: Assets, record: Mapping[str, Any]) -> Mo
     )
 
 
-def server_model(run: Run, state: FederatedState, record: Mapping[str, Any]) -> TrainedModel:
+def server_model(run: Run, state: FederatedState, record: Record) -> TrainedModel:
     """Return the global model of a state.
 
     Args:
@@ -161,8 +162,8 @@ class Result:
     spec: LoraSpec
     state: FederatedState
     rank: np.ndarray
-    records: list[dict[str, Any]]
-    summary: dict[str, Any]
+    records: History
+    summary: Record
     out: pathlib.Path | None
 
     @property
@@ -185,8 +186,8 @@ class Result:
 def make_result(
     run: Run,
     progress: Progress,
-    history: Sequence[dict[str, Any]],
-    summary: dict[str, Any],
+    history: History,
+    summary: Record,
     folder: RunFolder | None,
 ) -> Result:
     """Collect the results of a finished run.
@@ -213,11 +214,11 @@ def make_result(
 def finish(
     run: Run,
     progress: Progress,
-    history: Sequence[dict[str, Any]],
-    reference: dict[str, Any],
+    history: History,
+    reference: Mapping[str, object],
     times: dict[str, float],
     folder: RunFolder | None,
-) -> dict[str, Any]:
+) -> Record:
     """Summarise a run after its last round and write its outputs.
 
     Args:
@@ -245,10 +246,10 @@ def finish(
 
 def summarise(
     run: Run,
-    history: Sequence[dict[str, Any]],
-    reference: dict[str, Any],
+    history: History,
+    reference: Mapping[str, object],
     times: dict[str, float],
-) -> dict[str, Any]:
+) -> Record:
     """Return the numbers of a whole run.
 
     Args:
@@ -263,7 +264,7 @@ def summarise(
     return (
         {"method": run.config.federation.method, "task": task.name}
         | scores
-        | reference
+        | dict(reference)
         | {
             "rounds": len(history),
             "clients_per_step": run.setup.execution.clients_per_step,
@@ -290,8 +291,8 @@ def positive_class(task: data.TaskData) -> dict[str, str]:
 def _write_outputs(
     folder: RunFolder,
     run: Run,
-    history: Sequence[dict[str, Any]],
-    summary: dict[str, Any],
+    history: History,
+    summary: Record,
     model: TrainedModel,
 ) -> None:
     """Write the global model, the figures and, last of all, the summary of a finished run."""

@@ -1,7 +1,7 @@
 """Figures of a run."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.core.safe_text import printable
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.figure_style import BLUE, ORANGE, reference_line, style_axes
@@ -26,7 +27,7 @@ class Picture(Figure):
         return png.getvalue()
 
 
-def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
+def to_beat(summary: Record, metric: str) -> tuple[str, float] | None:
     """What a run's metric is to be compared with, in words and as a number.
 
     None if it is unknown, or not finite.
@@ -44,8 +45,8 @@ def to_beat(summary: Mapping[str, Any], metric: str) -> tuple[str, float] | None
 def history(
     config: RunConfig,
     metric: str,
-    records: Sequence[Mapping[str, Any]],
-    summary: Mapping[str, Any],
+    records: History,
+    summary: Record,
 ) -> Figure:
     """Draw the test metric and the losses over the rounds.
 

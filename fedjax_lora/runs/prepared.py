@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lora import data, federated, interop, lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
@@ -147,12 +148,12 @@ class Run:
         return {"base": assets.model.fingerprint, "data": _digest(arrays)}
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Record:
         """All fields of the config by dotted name, and digests of base and data."""
         return trees.flat(configs.to_dict(self.config)) | self.digests
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Record:
         """What the checkpoints of the run say about it, as JSON values."""
         config = configs.to_record(self.config)
         return {"config": config, "environment": environment()} | self.digests

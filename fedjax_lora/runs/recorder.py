@@ -2,8 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.data import Task
 from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
 from fedjax_lora.runs.config import RunConfig
@@ -17,12 +17,12 @@ class Recorder:
       history: one record for each round done.
     """
 
-    def __init__(self, history: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, history: History) -> None:
         self.history = list(history)
 
     def record(
         self,
-        record: dict[str, Any],
+        record: Record,
         times: dict[str, float],
         progress: Progress,
         *,
@@ -47,7 +47,7 @@ class FolderRecorder(Recorder):
 
     def __init__(
         self,
-        history: Sequence[dict[str, Any]],
+        history: History,
         folder: RunFolder,
         task: Task,
         checkpoints: CheckpointManager,
@@ -69,7 +69,7 @@ class FolderRecorder(Recorder):
 
     def record(
         self,
-        record: dict[str, Any],
+        record: Record,
         times: dict[str, float],
         progress: Progress,
         *,
@@ -89,8 +89,8 @@ def recording(
     folder: RunFolder | None,
     config: RunConfig,
     task: Task,
-    about: Mapping[str, Any],
-    history: Sequence[dict[str, Any]],
+    about: Mapping[str, object],
+    history: History,
     checkpoints: Sequence[Checkpoint] = (),
 ) -> Iterator[Recorder]:
     """Record the rounds of a run, in its folder if it has one.
@@ -121,7 +121,7 @@ def recording(
         yield recorder
 
 
-def score(record: dict[str, Any], task: Task) -> float | None:
+def score(record: Record, task: Task) -> float | None:
     """Return the score of a checkpoint: the task's metric, on validation data if there is.
 
     Args:

@@ -23,6 +23,7 @@ import optax
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import checkpoints, older_rules
 from fedjax_lora.runs import config as configs
@@ -37,8 +38,6 @@ FREE = ("execution.", "federation.rounds", "federation.stop", "data.data_dir", "
 """Beginnings of the fields that may differ from those of the interrupted run."""
 
 log = logging.getLogger(__name__)
-
-History = list[dict[str, Any]]
 
 
 def find_checkpoints(
@@ -65,7 +64,7 @@ def find_checkpoints(
 
 
 def check_config(
-    interrupted: dict[str, Any],
+    interrupted: Record,
     config: RunConfig,
     schedule: Callable[..., optax.Schedule],
     done: int,
@@ -116,7 +115,7 @@ def _field(values: dict[str, Any], name: str) -> Any:
 
 
 def restore(
-    complete: Sequence[Checkpoint], about: Mapping[str, Any], initial: Progress
+    complete: Sequence[Checkpoint], about: Record, initial: Progress
 ) -> tuple[Progress, History]:
     """Restore the newest checkpoint of a run, the same on every process.
 
@@ -139,9 +138,7 @@ def restore(
     return checkpoints.share(progress, history)
 
 
-def restore_checkpoint(
-    checkpoint: Checkpoint, about: Mapping[str, Any], initial: Progress
-) -> Progress:
+def restore_checkpoint(checkpoint: Checkpoint, about: Record, initial: Progress) -> Progress:
     """Restore a checkpoint of a run.
 
     Args:

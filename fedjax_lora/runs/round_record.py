@@ -66,10 +66,11 @@ class RoundRecord:
         """
         self.values: dict[str, Any] = {}
         self.logged_rank = logged_rank
-        self._context, self._plan, self._round = context, plan, int(plan.round)
+        self._context, self._plan, self._round = context, plan, int(np.asarray(plan.round))
         self._drawn = context.federation.drawn(plan)
         self._scoring = self._scoring_traffic(state, scored)
-        self._requested = context.method.traffic(state.server, plan.rank[self._drawn], self._round)
+        rank = np.asarray(plan.rank)[self._drawn]
+        self._requested = context.method.traffic(state.server, rank, self._round)
 
     def add_metrics(
         self, metrics: RoundMetrics, state: FederatedState, rank: np.ndarray

@@ -5,12 +5,12 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, Stopped
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.runs.build import assemble
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.choices import check_names, resolve
@@ -58,8 +58,8 @@ def run(
     resume: bool = False,
     assets: Assets | None = None,
     programs: CompiledFunctions | None = None,
-    on_round: Callable[[dict[str, Any]], None] = lambda record: None,
-    stop: Callable[[], Any] = lambda: False,
+    on_round: Callable[[Record], object] = lambda record: None,
+    stop: Callable[[], object] = lambda: False,
 ) -> Result:
     """Run a config to its end.
 
@@ -132,8 +132,8 @@ def play(
     recorder: Recorder,
     clock: Clock,
     *,
-    on_round: Callable[[dict[str, Any]], None],
-    stop: Callable[[], Any],
+    on_round: Callable[[Record], object],
+    stop: Callable[[], object],
 ) -> Progress:
     """Play the remaining rounds of a run and record each of them, until it ends.
 
@@ -165,7 +165,7 @@ def play(
     return progress
 
 
-def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], dict[str, float]]:
+def play_round(run: Run, progress: Progress) -> tuple[Progress, Record, dict[str, float]]:
     """Play one round: update ranks, plan, train, aggregate, evaluate.
 
     Args:
@@ -193,7 +193,7 @@ def play_round(run: Run, progress: Progress) -> tuple[Progress, dict[str, Any], 
     return progress, record.values, times
 
 
-def _check_arguments(config: RunConfig, out: Any, *, resume: bool) -> None:
+def _check_arguments(config: RunConfig, out: str | pathlib.Path | None, *, resume: bool) -> None:
     """Check the arguments of `run` that do not go together.
 
     Raises:

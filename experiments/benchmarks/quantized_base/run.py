@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from experiments.benchmarks.quantized_base import RESULTS
 from fedjax_lora import lora, models
 from fedjax_lora.core import trees
 from fedjax_lora.core.quantization import STORAGES
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.evaluation import generation
 
 LARGE, TRAINED = "llama-3.2-1b", "stories260k"
@@ -52,7 +53,8 @@ def memory(folder: pathlib.Path, storage: str) -> dict[str, Any]:
 def stories(folder: pathlib.Path) -> np.ndarray:
     """Sample texts from the exact model, which needs no data set."""
     exact = models.load(str(folder), num_labels=None, key=jax.random.key(0))
-    start = np.full((TEXTS, 1), exact.tokenizer.bos_token_id, np.int32)
+    tokenizer = cast(Tokenizer, exact.tokenizer)
+    start = np.full((TEXTS, 1), tokenizer.bos_token_id, np.int32)
     out = generation.generate(
         exact.module,
         exact.params,

@@ -37,7 +37,7 @@ class ArrowColumns(NamedTuple):
       classes: class names in label order, of the columns that are class labels.
     """
 
-    values: dict[str, list[Any]]
+    values: dict[str, list[object]]
     classes: dict[str, tuple[str, ...]]
 
 
@@ -166,7 +166,7 @@ def _collect(
 ) -> ArrowColumns:
     """Gather the columns of record batches, with names in the place of class labels."""
     classes = {name: found for name, found in _class_names(schema).items() if name in names}
-    values: dict[str, list[Any]] = {name: [] for name in names}
+    values: dict[str, list[object]] = {name: [] for name in names}
     size, most = 0, largest_size(where)
     for batch in batches:
         batch.validate(full=True)

@@ -10,7 +10,7 @@ import csv
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets.text_files import (
@@ -199,7 +199,9 @@ def check_width(path: Path, row: int, fields: Sequence[str], width: int) -> None
 CONVERSATIONS = ("conversations", "messages")
 
 
-def check_header(where: Any, names: Sequence[str], header: Sequence[str], hint: str = "") -> None:
+def check_header(
+    where: object, names: Sequence[str], header: Sequence[str], hint: str = ""
+) -> None:
     """Check that columns exist, once each.
 
     Args:

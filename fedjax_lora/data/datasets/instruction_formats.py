@@ -6,9 +6,9 @@ categories has the single category `ALL`; a label skew is then a quantity skew.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.delimited import USUAL, Layout
@@ -16,6 +16,9 @@ from fedjax_lora.data.datasets.records import Table
 from fedjax_lora.data.datasets.table_readers import Source, check_values, read_columns
 from fedjax_lora.data.datasets.tables import concatenate
 from fedjax_lora.data.datasets.text_files import open_text, read_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ALL = "all"
 PER_TASK = 100
@@ -60,7 +63,7 @@ def read_instructions(
     return table if clients is None or columns.group else table._replace(groups=clients)
 
 
-def hub_instructions(columns: Columns, where: str, part: Any) -> Table:
+def hub_instructions(columns: Columns, where: str, part: "Dataset") -> Table:
     """Read a split of a hub dataset with these columns."""
     names = _names(columns)
     raise_all(where, [f"no column {name!r}" for name in names if name not in part.column_names])
@@ -206,7 +209,7 @@ def read_mmlu_1444(path: Path) -> Table:
     return table._replace(pairs=letters, choices=[LETTERS] * len(letters))
 
 
-def hub_mmlu(where: str, part: Any) -> Table:
+def hub_mmlu(where: str, part: Iterable[Mapping[str, Any]]) -> Table:
     """Read MMLU from the hub: lettered options below the question, the letter as completion."""
     texts = [
         "\n".join([row["question"], *map("{}. {}".format, LETTERS, row["choices"])]) for row in part

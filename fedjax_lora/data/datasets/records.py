@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedjax_lora.data.prompts import DATE
 from fedjax_lora.data.turns import Turn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TaskType = Literal["classification", "regression", "language"]
 
@@ -94,7 +97,7 @@ class Hub(NamedTuple):
     columns: tuple[str, ...] = ("text",)
     label: str = "label"
     group: str | None = None
-    read: Callable[[str, Any], Table] | None = None
+    read: Callable[[str, "Dataset"], Table] | None = None
     own: bool = False
 
 

@@ -185,7 +185,7 @@ def _format_of(path: Path) -> str:
 
 
 def check_values(
-    where: str, name: str, column: Sequence[Any], rows: Sequence[int], *, blank: bool = False
+    where: str, name: str, column: Sequence[object], rows: Sequence[int], *, blank: bool = False
 ) -> None:
     """Check that a column holds texts and numbers.
 

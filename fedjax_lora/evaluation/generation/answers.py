@@ -1,11 +1,13 @@
 """Greedy answers to the prompts of tokenised examples."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
 from fedjax_lora import data
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import prompts as prompt_formats
 from fedjax_lora.data.instruction_tokens import prompt_length
 from fedjax_lora.data.prompts import AnswerEnd
@@ -37,8 +39,9 @@ def make_answer_fn(
     lengths, new_tokens = prompt_length(tokens), prompting.answer_tokens
     _check_room(lengths, new_tokens, model.config.max_tokens)
     prompts = [ids[:end].tolist() for ids, end in zip(tokens.ids, lengths, strict=True)]
-    format = prompt_formats.resolve(prompting.format, model.tokenizer)
-    end = prompt_formats.answer_end(format, model.tokenizer, date=prompting.date)
+    tokenizer = cast(Tokenizer, model.tokenizer)  # which has made the prompts
+    format = prompt_formats.resolve(prompting.format, tokenizer)
+    end = prompt_formats.answer_end(format, tokenizer, date=prompting.date)
     return make_generate_fn(model, prompts, end=end, new_tokens=new_tokens, batch=batch)
 
 
@@ -80,7 +83,7 @@ def make_generate_fn(
                 model.module, model_params, ids, mask, new_tokens=new_tokens,
                 adapter=params.trained.adapter, gain=params.gain, stop=stop,
             )  # fmt: skip
-            decoded = generation.decode_tokens(model.tokenizer, generated)
+            decoded = generation.decode_tokens(cast(Tokenizer, model.tokenizer), generated)
             for row, text in zip(rows, decoded, strict=True):
                 texts[row] = end.cut(text)
         return texts

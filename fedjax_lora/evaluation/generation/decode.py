@@ -1,7 +1,7 @@
 """Decoding with a key-value cache as one compiled program."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_lora import lora, models
-from fedjax_lora.core.types import Adapter, Gain, Key
+from fedjax_lora.core.types import Adapter, Gain, Key, Params
 from fedjax_lora.evaluation.generation.sampling import GREEDY, Sampling, sample_token
 from fedjax_lora.models import Cache, LanguageModel
 
@@ -49,7 +49,7 @@ class _LoopState(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("module", "new_tokens", "sampling", "stop", "per_row"))
 def generate(
     module: LanguageModel,
-    params: Mapping[str, Any],
+    params: Params,
     input_ids: Int[Array, "n t"],
     attention_mask: Bool[Array, "n t"],
     *,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import Adapter, Gain, Key
 from fedjax_lora.core.untrusted_files import read_json
 from fedjax_lora.evaluation.generation.decode import Generated, generate
@@ -82,7 +83,7 @@ def generate_text(
     return texts[: len(prompts)]
 
 
-def decode_tokens(tokenizer: Any, generated: Generated) -> list[str]:
+def decode_tokens(tokenizer: Tokenizer, generated: Generated) -> list[str]:
     """Decode generated tokens to texts without special tokens.
 
     Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Array, Key, Params
+from fedjax_lora.core.types import Array, Key, Params, PyTree
 from fedjax_lora.federated import (
     Clients,
     ClientUpdateFn,
@@ -80,7 +80,7 @@ def bucket_by_length(
 
 def make_validate_fn(
     objective: Objective, buckets: Sequence[LengthBucket]
-) -> Callable[[Params, Any, Clients, Array], ValidationResult]:
+) -> Callable[[Params, PyTree, Clients, Array], ValidationResult]:
     """Make the function that evaluates a step group of clients on the validation examples.
 
     Args:
@@ -120,7 +120,7 @@ def make_validate_fn(
 
 def make_score_fn(
     client_update: ClientUpdateFn,
-    validate: Callable[[Params, Any, Clients, Array], ValidationResult],
+    validate: Callable[[Params, PyTree, Clients, Array], ValidationResult],
     execution: Execution,
 ) -> ScoreFn:
     """Compile the scoring of a cohort.
@@ -142,7 +142,7 @@ def make_score_fn(
         local = client_update(base, data, state, plan, key)
         full = lora.with_kernels(base, state.server.kernels)
         trained = local.clients._replace(params=local.trained)
-        result = validate_cohort(full, validation, trained, plan.rate)
+        result = validate_cohort(full, validation, trained, jnp.asarray(plan.rate))
         finite = all_finite(local.trained)
         return result._replace(loss=jnp.where(finite, result.loss, jnp.inf))
 

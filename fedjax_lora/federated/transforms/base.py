@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
-from fedjax_lora.core.types import ClientParams, Key
+from fedjax_lora.core.types import ClientParams, Key, PyTree
 from fedjax_lora.methods.base import FLOAT_BYTES
 
 Tree = TypeVar("Tree")
@@ -98,12 +98,12 @@ def apply_transforms(
     return trained, weight
 
 
-def changes(start: Tree, trained: Tree, trainable: Any) -> Tree:
+def changes(start: Tree, trained: Tree, trainable: PyTree) -> Tree:
     """Client updates ``trained - start``, exactly 0 in entries that are not trainable."""
     return jax.tree.map(lambda x0, x, m: jnp.where(m, x - x0, 0), start, trained, trainable)
 
 
-def changed_by(start: Tree, trained: Tree, trainable: Any, change: Tree) -> Tree:
+def changed_by(start: Tree, trained: Tree, trainable: PyTree, change: Tree) -> Tree:
     """Return ``start + change`` in trainable entries, ``trained`` elsewhere."""
     return jax.tree.map(
         lambda x0, x, m, d: jnp.where(m, x0 + d, x), start, trained, trainable, change

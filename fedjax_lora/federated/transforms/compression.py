@@ -3,15 +3,14 @@
 The server knows every client's start parameters, so clients quantise and send the difference.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora.core import trees
-from fedjax_lora.core.types import Array, ClientParams, Key
+from fedjax_lora.core.types import Array, ClientParams, Key, Params
 from fedjax_lora.federated.transforms.base import (
     UpdateTransform,
     changed_by,
@@ -92,7 +91,7 @@ def bfloat16() -> UpdateTransform:
 
 
 def uplink_bytes(
-    updates: Sequence[UpdateTransform], traffic: Traffic, spec: LoraSpec, head: Mapping[str, Any]
+    updates: Sequence[UpdateTransform], traffic: Traffic, spec: LoraSpec, head: Params
 ) -> np.ndarray:
     """Bytes that every client sends for adapter and head, computed on the host: ``int64[c]``.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.types import Params
 from fedjax_lora.models import init
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.huggingface import param_names
@@ -40,7 +41,7 @@ class Checkpoint(NamedTuple):
       new_params: ``/``-joined paths of the parameters that the checkpoint does not have.
     """
 
-    params: dict[str, Any]
+    params: Params
     new_params: tuple[str, ...]
 
 

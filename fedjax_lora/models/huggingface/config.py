@@ -16,7 +16,7 @@ MOST_LABELS = 10**6
 _SUPPORTED = (*FAMILIES, *DECODERS)
 
 
-def read_config(folder: Path, **options: Any) -> Config:
+def read_config(folder: Path, **options: object) -> Config:
     """Read the config of a checkpoint folder.
 
     Args:
@@ -50,7 +50,7 @@ def read_raw(folder: Path) -> dict[str, Any]:
 
 
 def from_json(
-    raw: Mapping[str, Any], *, where: str = "config", name: str = "", **options: Any
+    raw: Mapping[str, Any], *, where: str = "config", name: str = "", **options: object
 ) -> Config:
     """Make the config that a Hugging Face ``config.json`` describes.
 

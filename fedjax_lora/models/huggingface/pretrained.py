@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
 from fedjax_lora.models.decoder_config import DECODERS
@@ -47,9 +48,9 @@ class Pretrained:
     """
 
     module: Module
-    params: dict[str, Any]
+    params: Params
     config: Config
-    tokenizer: Any
+    tokenizer: Tokenizer | None
     fingerprint: str
     folder: Path | None
     new_params: tuple[str, ...]
@@ -139,7 +140,7 @@ def has_split_layers(config: Config) -> bool:
     return layer_stack.is_unrolled(config.layers, config.scan_unroll)
 
 
-def frozen_base(model: Pretrained) -> dict[str, Any]:
+def frozen_base(model: Pretrained) -> Params:
     """Parameters without the head, in the form with which the target computes fastest."""
     base = {name: part for name, part in model.params.items() if name != "head"}
     if not has_split_layers(model.config):

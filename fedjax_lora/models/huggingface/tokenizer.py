@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.models.module_types import Config
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
-def load_tokenizer(folder: Path, config: Config) -> Any:
+def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     """Load the tokenizer of a checkpoint folder; None if there are no tokenizer files.
 
     A tokenizer without a padding token pads with its end-of-text token, as is usual for decoders;
@@ -53,7 +54,7 @@ def load_tokenizer(folder: Path, config: Config) -> Any:
     return _padding_with_end(tokenizer)
 
 
-def _padding_with_end(tokenizer: Any) -> Any:
+def _padding_with_end(tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer with its end-of-text token as padding token if it has no other."""
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -19,6 +19,8 @@ import orbax.checkpoint as ocp
 from fedjax_lora import federated
 from fedjax_lora.core import atomic_io, distributed, tree_structure
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.json_values import History, Record
+from fedjax_lora.core.types import PyTree
 from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.ranks import ClientScores
@@ -67,15 +69,15 @@ class Checkpoint(NamedTuple):
     path: pathlib.Path
     round: int
     score: float | None
-    about: dict[str, Any]
+    about: Record
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> History:
         """One record for each round done, as in ``metrics.jsonl``."""
         return self.about["history"]
 
 
-def arrays(progress: Progress) -> dict[str, Any]:
+def arrays(progress: Progress) -> dict[str, PyTree]:
     """Return the part of a progress that consists of arrays."""
     return {
         "state": progress.state,
@@ -85,7 +87,7 @@ def arrays(progress: Progress) -> dict[str, Any]:
     }
 
 
-def specs(tree: Any) -> dict[str, str]:
+def specs(tree: PyTree) -> dict[str, str]:
     """Return dtype and shape of every array by its path in the tree.
 
     >>> specs({"rank": np.zeros(3, np.int32)})
@@ -97,8 +99,8 @@ def specs(tree: Any) -> dict[str, str]:
 def save(
     folder: pathlib.Path,
     progress: Progress,
-    history: Sequence[dict[str, Any]],
-    about: dict[str, Any],
+    history: History,
+    about: Mapping[str, object],
     score: float | None = None,
 ) -> Checkpoint:
     """Write a checkpoint into a run folder; it is there as a whole or not at all.
@@ -116,7 +118,8 @@ def save(
       OSError: it cannot be written, or what is read is not what was written.
     """
     tree = arrays(progress)
-    about = about | {
+    about = {
+        **about,
         "round": progress.round,
         "score": score,
         "seconds": progress.seconds,
@@ -238,9 +241,7 @@ def _present_name(path: str) -> str:
     return RENAMED.get(first, first) + slash + rest
 
 
-def share(
-    progress: Progress, history: list[dict[str, Any]]
-) -> tuple[Progress, list[dict[str, Any]]]:
+def share(progress: Progress, history: History) -> tuple[Progress, History]:
     """Give the progress and the history of the first process to all processes."""
     if jax.process_count() == 1:
         return progress, history
@@ -249,7 +250,7 @@ def share(
     return place(distributed.broadcast_arrays(own), progress, round, seconds), history
 
 
-def place(tree: dict[str, Any], like: Progress, round: int, seconds: float) -> Progress:
+def place(tree: Mapping[str, PyTree], like: Progress, round: int, seconds: float) -> Progress:
     """Build a progress from its arrays.
 
     Args:

@@ -4,13 +4,14 @@ import concurrent.futures
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import History
 from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
 
 
@@ -27,7 +28,7 @@ class CheckpointManager:
     def __init__(
         self,
         folder: pathlib.Path,
-        about: Mapping[str, Any],
+        about: Mapping[str, object],
         *,
         keep: int,
         checkpoints: Sequence[Checkpoint] = (),
@@ -62,7 +63,7 @@ class CheckpointManager:
     def save(
         self,
         progress: Progress,
-        history: Sequence[dict[str, Any]],
+        history: History,
         score: float | None = None,
         *,
         always: bool = True,
@@ -96,9 +97,7 @@ class CheckpointManager:
         if writing is not None:
             writing.result()
 
-    def _write(
-        self, progress: Progress, history: Sequence[dict[str, Any]], score: float | None
-    ) -> None:
+    def _write(self, progress: Progress, history: History, score: float | None) -> None:
         try:
             new = save(self._folder, progress, history, self._about, score)
             others = [c for c in self._checkpoints if c.round != new.round]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.version import BEFORE_0_3, __version__
 from fedjax_lora.runs.config.files import read_config_file
 from fedjax_lora.runs.config.older_versions import pin_defaults
@@ -19,17 +20,17 @@ RENAMED: Mapping[str, str] = {"execution.wave": "execution.clients_per_step"}
 """Fields of version 0.1 that have another name now."""
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> Record:
     """Return the config as nested dictionaries of JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def to_record(config: RunConfig) -> dict[str, Any]:
+def to_record(config: RunConfig) -> Record:
     """Return the config as JSON values with the version, as run folders and results keep it."""
     return {VERSION: __version__} | to_dict(config)
 
 
-def from_record(values: Mapping[str, Any]) -> RunConfig:
+def from_record(values: Mapping[str, object]) -> RunConfig:
     """Build the config of a run that was recorded by this or an older version.
 
     Defaults of the method that have changed since are written out, so that the config says what the
@@ -45,7 +46,7 @@ def from_record(values: Mapping[str, Any]) -> RunConfig:
     return pin_defaults(config) if values.get(VERSION) in BEFORE_0_3 else config
 
 
-def differing_fields(one: Any, other: Any, prefix: str = "") -> list[str]:
+def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
     """Dotted names of the fields in which two nested dictionaries differ.
 
     >>> differing_fields({"seed": 0, "data": {"task": "a"}}, {"seed": 0, "data": {"task": "b"}})
@@ -62,7 +63,7 @@ def differing_fields(one: Any, other: Any, prefix: str = "") -> list[str]:
     ]
 
 
-def from_dict(values: Mapping[str, Any]) -> RunConfig:
+def from_dict(values: Mapping[str, object]) -> RunConfig:
     """Build a config from nested dictionaries, the inverse of `to_dict`.
 
     Fields that are missing take their defaults. Values without a ``version`` may be those of
@@ -108,7 +109,7 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _from_groups(values: Mapping[str, Any]) -> RunConfig:
+def _from_groups(values: Mapping[str, object]) -> RunConfig:
     groups = {field.name: field for field in dataclasses.fields(RunConfig)}
     fields: dict[str, Any] = {}
     for name, value in values.items():

@@ -4,9 +4,12 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedjax_lora.core.errors import SECRET
+
+if TYPE_CHECKING:
+    from fedjax_lora.runs.config.schema import RunConfig
 
 FINITE = 3e38
 """The largest number in float32, roughly."""
@@ -47,7 +50,7 @@ RATES = ("model.dropout", "lora.lora_dropout")
 """Fields that must be in [0, 1)."""
 
 
-def problems(config: Any) -> list[str]:
+def problems(config: "RunConfig") -> list[str]:
     """List what is impossible in a `RunConfig`, each as a part of a sentence."""
     checks = [_out_of_range(config, field) for field in RANGES]
     checks += [_cohort_too_large(config.federation)]

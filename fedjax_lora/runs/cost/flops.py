@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from fedjax_lora.core.types import PyTree
 
-def of(function: Callable[..., Any], *args: Any) -> int:
+
+def of(function: Callable[..., PyTree], *args: PyTree) -> int:
     """Count the floating-point operations of the matrix products in a call.
 
     A product and a sum are two operations. Loops count as often as they run, recomputation as often

@@ -6,11 +6,11 @@ agrees to a few per cent, but counts the body of a loop once, however often it r
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import BatchShape
@@ -52,7 +52,7 @@ def cohort_sum(
     return max(of_part(part * size) for part in range(parts))
 
 
-def product_rate(dtype: Any, *, seconds: float = 0.3) -> float:
+def product_rate(dtype: DTypeLike, *, seconds: float = 0.3) -> float:
     """Measure the operations a second of a device in a large matrix product."""
     size = 1024 if current_target().is_cpu else 4096
     multiply = jax.jit(jnp.matmul)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lora.core.types import BatchShape, ClientParams, Params
+from fedjax_lora.core.types import BatchShape, ClientParams, Params, PyTree
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.training import make_batch
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
@@ -34,7 +34,7 @@ def trace(
     trained: ClientParams,
     data: Tokens,
     shape: BatchShape,
-) -> tuple[Callable[..., Any], Callable[[int], Iterator[Any]]]:
+) -> tuple[Callable[..., PyTree], Callable[[int], Iterator[PyTree]]]:
     """Build the step of some clients on a batch of a shape, for tracing.
 
     Args:

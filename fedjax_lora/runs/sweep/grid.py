@@ -5,9 +5,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.json_values import JsonValue, Record
 from fedjax_lora.core.records import check_fields
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
@@ -30,7 +31,7 @@ class Grid:
     base: RunConfig
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    vary: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    vary: Mapping[str, tuple[JsonValue, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,11 +45,11 @@ class Cell(NamedTuple):
       config: config of the run.
     """
 
-    labels: dict[str, Any]
+    labels: Record
     config: RunConfig
 
 
-def name(labels: Mapping[str, Any]) -> str:
+def name(labels: Record) -> str:
     """Return the name of a run in messages.
 
     >>> name({"method": "hlora", "local.learning_rate": 0.01, "seed": 2})
@@ -139,7 +140,7 @@ def fields() -> list[str]:
     return [field for field in dotted if field not in ELSEWHERE]
 
 
-def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+def changed(base: RunConfig, values: Mapping[str, JsonValue]) -> RunConfig:
     """Return the config with other values of some fields, given by dotted name.
 
     >>> changed(RunConfig(), {"local.batch": 4, "seed": 1}).local.batch
@@ -155,7 +156,7 @@ def changed(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return configs.from_dict(tree)
 
 
-def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def parse_vary(texts: Sequence[str]) -> dict[str, tuple[JsonValue, ...]]:
     """Parse the varied fields of a command line: ``field=value,value`` or ``field=[list]``.
 
     >>> parse_vary(["local.learning_rate=0.003,0.01", "model.pooling=['mean', 'family']"])
@@ -166,7 +167,7 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     Raises:
       InputError: no ``=``, no value, or a field given twice.
     """
-    vary: dict[str, tuple[Any, ...]] = {}
+    vary: dict[str, tuple[JsonValue, ...]] = {}
     for text in texts:
         field, equals, values = (part.strip() for part in text.partition("="))
         if not (field and equals and values):
@@ -180,14 +181,14 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     return vary
 
 
-def _values(text: str) -> tuple[Any, ...]:
+def _values(text: str) -> tuple[JsonValue, ...]:
     value = _literal(text)
     if isinstance(value, list | tuple):
-        return tuple(value)
+        return cast(tuple[JsonValue, ...], tuple(value))
     return tuple(_literal(word.strip()) for word in _split(text))
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> JsonValue:
     """Return the Python or JSON value of a text, or else the text itself."""
     for read in (ast.literal_eval, json.loads):
         try:

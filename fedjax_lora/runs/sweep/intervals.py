@@ -1,9 +1,10 @@
 """Means over seeds with standard deviations and Student's two-sided 95 % confidence intervals."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
@@ -28,7 +29,7 @@ class Estimate(NamedTuple):
         return self.mean + self.half
 
 
-def spread(values: Any) -> tuple[Any, Any, Any]:
+def spread(values: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute mean, sample standard deviation and half the interval's width over the first axis."""
     x = np.asarray(values, np.float64)
     n = len(x)

@@ -3,19 +3,31 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 
-Record = dict[str, Any]
-"""A finished run: its ``config``, its ``history`` (a record per round) and its ``summary``."""
+
+class RunResult(Protocol):
+    """The part of a run's result that is stored."""
+
+    @property
+    def records(self) -> History:
+        """One entry per round."""
+        ...
+
+    @property
+    def summary(self) -> Record:
+        """Numbers of the whole run."""
+        ...
 
 
-def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], Any]) -> Record:
+def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], RunResult]) -> Record:
     """Return the record in a file if there is one; otherwise run, and write the record.
 
     Args:

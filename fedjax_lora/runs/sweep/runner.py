@@ -9,7 +9,7 @@ import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
@@ -73,7 +73,7 @@ def compare(
     *,
     out: str | pathlib.Path,
     cache_dir: str | None = None,
-    on_round: Callable[[Cell, dict[str, Any]], None] = lambda cell, record: None,
+    on_round: Callable[[Cell, Record], object] = lambda cell, record: None,
     on_run: Callable[[Finished], None] = lambda finished: None,
 ) -> Comparison:
     """Run all runs of a grid that a folder does not have yet, then write tables and a report.

@@ -13,13 +13,14 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from fedjax_lora import data
+from fedjax_lora.core.json_values import History, JsonValue
 from fedjax_lora.core.safe_text import markdown_cell
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.intervals import Estimate, estimate
@@ -34,7 +35,7 @@ EVENTS = ("dropped", "stragglers", "rejected")
 class Line(NamedTuple):
     """One method at one choice of the varied fields, over its seeds."""
 
-    labels: dict[str, Any]  # method and varied fields
+    labels: Record  # method and varied fields
     metric: str
     runs: list[Run]
     score: Estimate  # of the metric after the last round; NaN if a seed has diverged
@@ -48,7 +49,7 @@ def metric_of(cell: Cell) -> str:
     return data.find_task(cell.config.data.task).metric
 
 
-def evaluated(run: Run) -> list[dict[str, Any]]:
+def evaluated(run: Run) -> History:
     """The rounds that were evaluated, with the bytes of all clients up to there."""
     cell, record = run
     up = np.cumsum([h["up_bytes"] for h in record["history"]]).tolist()
@@ -60,12 +61,12 @@ def evaluated(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def scores(history: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+def scores(history: History, metric: str) -> list[float]:
     """The metric of every record; NaN where the model had diverged."""
     return [math.nan if h[metric] is None else float(h[metric]) for h in history]
 
 
-def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
+def rows(runs: Iterable[Run]) -> list[Record]:
     """The tidy table: one row per run and evaluated round, all of one set of columns.
 
     Bytes are sums over all rounds so far, `EVENTS` the numbers of clients with whom that happened
@@ -82,12 +83,12 @@ def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [{key: row.get(key) for key in columns} for row in found]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: JsonValue) -> JsonValue:
     """A label as one field of a table."""
     return json.dumps(value) if isinstance(value, list | tuple) else value
 
 
-def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(table: Sequence[Mapping[str, JsonValue]]) -> str:
     """The rows as comma-separated values with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
@@ -96,7 +97,7 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_parquet(table: Sequence[dict[str, Any]]) -> bytes:
+def as_parquet(table: Sequence[Mapping[str, JsonValue]]) -> bytes:
     """The rows as the contents of a Parquet file."""
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pa.Table.from_pylist(list(table)), buffer)
@@ -114,11 +115,11 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
     return [_line(group, groups, runs[0][0].labels["method"]) for group in groups.values()]
 
 
-def _choice(labels: Mapping[str, Any]) -> dict[str, Any]:
+def _choice(labels: Record) -> Record:
     return {key: value for key, value in labels.items() if key != "seed"}
 
 
-def _key(labels: Mapping[str, Any]) -> str:
+def _key(labels: Record) -> str:
     return json.dumps(labels)
 
 
