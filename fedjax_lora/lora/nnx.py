@@ -21,12 +21,11 @@ and an `AdaptedModule`, a pure function of parameters, adapter, gain and inputs:
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
-from flax.typing import PathParts
 from jaxtyping import Array
 
 from fedjax_lora.core import trees
@@ -49,7 +48,7 @@ class AdaptedModule:
     """
 
     graphdef: nnx.GraphDef
-    variables: Mapping[PathParts, nnx.Variable]
+    variables: Mapping[tuple[Hashable, ...], nnx.Variable]
     rest: nnx.State
 
     def __call__(
@@ -128,12 +127,12 @@ def split(module: nnx.Module) -> tuple[AdaptedModule, Params]:
       The function, and all variables of type ``nnx.Param`` as nested dictionaries of arrays.
     """
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    variables = dict(nnx.to_flat_state(params))
+    variables: dict[tuple[Hashable, ...], nnx.Variable] = dict(nnx.to_flat_state(params))
     values = {_join(path): variable.get_value() for path, variable in variables.items()}
     return AdaptedModule(graphdef, variables, rest), trees.nested(values)
 
 
-def _join(path: PathParts) -> str:
+def _join(path: tuple[Hashable, ...]) -> str:
     return "/".join(map(str, path))
 
 

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
@@ -24,6 +24,9 @@ from fedjax_lora.data.datasets.text_files import (
     largest_size,
     open_binary,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
 """Files by which a folder of `datasets.Dataset.save_to_disk` and of `DatasetDict` is known."""
@@ -108,7 +111,7 @@ def read_saved(path: Path, names: Names) -> ArrowColumns:
     return read_data_set(path, data, names)
 
 
-def read_data_set(where: Any, data: Any, names: Names) -> ArrowColumns:
+def read_data_set(where: object, data: "Dataset", names: Names) -> ArrowColumns:
     """Read columns of a `datasets.Dataset`.
 
     Args:

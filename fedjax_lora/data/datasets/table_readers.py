@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.data.datasets import arrow_tables, json_rows
@@ -16,6 +16,9 @@ from fedjax_lora.data.datasets.delimited import (
 )
 from fedjax_lora.data.datasets.records import Table, Value
 from fedjax_lora.data.datasets.text_files import plain_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "saved")
 """Formats of tables; ``saved`` is a folder of `datasets.Dataset.save_to_disk`."""
@@ -50,7 +53,7 @@ class HubSplit(NamedTuple):
     """
 
     where: str
-    data: Any
+    data: "Dataset"
 
     def __str__(self) -> str:
         return self.where

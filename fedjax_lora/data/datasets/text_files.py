@@ -102,7 +102,7 @@ class _Bounded(io.BufferedIOBase):
         return data
 
 
-def largest_size(path: Any) -> int:
+def largest_size(path: object) -> int:
     """Largest number of bytes that is read of a file, unpacked, or of another source."""
     limit = _limit(MAX_BYTES, MOST_BYTES)
     packed = isinstance(path, Path) and path.suffix.lower() in OPENERS
@@ -111,7 +111,7 @@ def largest_size(path: Any) -> int:
     return min(limit, max(SMALL, LARGEST_RATIO * os.path.getsize(path)))
 
 
-def check_text_size(where: Any, size: int, most: int) -> None:
+def check_text_size(where: object, size: int, most: int) -> None:
     """Refuse a source with more text than is read.
 
     Raises:
@@ -124,7 +124,7 @@ def check_text_size(where: Any, size: int, most: int) -> None:
         )
 
 
-def check_rows(path: Any, rows: int) -> None:
+def check_rows(path: object, rows: int) -> None:
     """Refuse a source with more rows than are read.
 
     Raises:
