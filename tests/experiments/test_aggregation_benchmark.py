@@ -29,14 +29,14 @@ def record() -> dict:
     return json.loads(json.dumps(measure(TINY, 2)))
 
 
-def test_all_contenders_find_the_same_product(record: dict):
+def test_all_implementations_compute_the_same_product(record: dict):
     assert record["contenders"].keys() == CONTENDERS.keys()
     for made in record["contenders"].values():
         assert made["errors"].keys() == TINY.targets.keys()
         assert all(0 < error < 1e-5 for error in made["errors"].values())
 
 
-def test_all_contenders_average_alike():
+def test_all_implementations_compute_the_same_average():
     problem = dataclasses.replace(TINY, methods=("zero_padding",))
     for target, (inputs, outputs) in problem.targets.items():
         a, b = np.zeros((inputs, problem.rank)), np.zeros((problem.rank, outputs))
@@ -51,7 +51,7 @@ def test_all_contenders_average_alike():
                 np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_every_turn_is_written_down(record: dict):
+def test_every_measurement_is_recorded(record: dict):
     counted = {
         name: {method: len(turns) for method, turns in made["seconds"].items()}
         for name, made in record["contenders"].items()
@@ -64,7 +64,7 @@ def test_every_turn_is_written_down(record: dict):
     assert [made["layers"] for made in record["contenders"].values()] == [3, 2, 2]
 
 
-def test_the_table_counts_all_layers(record: dict, tmp_path: pathlib.Path):
+def test_table_sums_over_all_layers(record: dict, tmp_path: pathlib.Path):
     for made in record["contenders"].values():
         for method in made["seconds"]:
             made["seconds"][method] = [5.0, 1.0, 2.0]
@@ -76,7 +76,7 @@ def test_the_table_counts_all_layers(record: dict, tmp_path: pathlib.Path):
     assert dense[1:5] == ["hlora", "NumPy, dense SVD", "3", "1.5"]  # two of three layers took 2 s
 
 
-def test_growing_problems_are_told_relative_to_ours(tmp_path: pathlib.Path):
+def test_scaling_table_is_relative_to_this_package(tmp_path: pathlib.Path):
     problem = SWEEPS["clients"][10]
     times = {"ours": (2.0, 0.5), "numpy": (10.0, 1.0), "torch": (5.0, 0.25)}
     record = {
@@ -95,7 +95,7 @@ def test_growing_problems_are_told_relative_to_ours(tmp_path: pathlib.Path):
     assert line == "| 10 | 16 | 1024 | 5 | 2.5 | 2 | 0.5 | 1e-06 |"
 
 
-def test_one_thing_grows_at_a_time():
+def test_scaling_varies_one_dimension_at_a_time():
     for name, cases in SWEEPS.items():
         for size, problem in cases.items():
             (width, _), *_ = problem.targets.values()
@@ -104,7 +104,7 @@ def test_one_thing_grows_at_a_time():
             assert set(problem.ranks) == {problem.rank // 4, problem.rank // 2, problem.rank}
 
 
-def test_clients_are_the_same_for_all_methods_and_have_their_own_ranks():
+def test_all_methods_get_the_same_clients_of_mixed_ranks():
     first, again = (clients(TINY, "layers/value", 1) for _ in range(2))
     assert [x.a.shape for x in first] == [(20, r) for r in TINY.ranks]
     assert [x.b.shape for x in first] == [(r, 12) for r in TINY.ranks]
@@ -116,7 +116,7 @@ def test_clients_are_the_same_for_all_methods_and_have_their_own_ranks():
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
-def test_the_adapter_sets_are_those_of_the_models(problem: Problem):
+def test_adapter_shapes_match_the_models(problem: Problem):
     count, layers, sizes, ranks = {
         "RoBERTa-large": (100, 24, [(1024, 1024)] * 2, {4, 8, 16, 32, 64}),
         "Llama-8B": (20, 32, [(4096, 4096), (4096, 1024)], {16}),

@@ -24,18 +24,18 @@ def record() -> dict:
     return json.loads(json.dumps(measure(TINY, 2)))
 
 
-def test_every_way_does_the_same_work(record: dict):
+def test_all_implementations_train_to_the_same_result(record: dict):
     losses = [record[name]["loss"] for name in ("ours", "loop", "peft")]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
     assert 2 * 2 < record["tokens"] <= 2 * 2 * 8
 
 
-def test_every_turn_is_written_down(record: dict):
+def test_every_measurement_is_recorded(record: dict):
     assert all(len(record[name]["seconds"]) == 2 for name in CONTENDERS)
     assert all(record[name]["peak_megabytes"] > 100 for name in CONTENDERS)
 
 
-def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pathlib.Path):
+def test_table_has_medians_of_adjacent_measurements(record: dict, tmp_path: pathlib.Path):
     case = CASES[0]
     times = {"ours": [1.0, 2.0, 4.0], "peft": [3.0, 4.0, 9.0], "loop": [1.0, 2.0, 4.0]}
     times["products"] = [0.5, 1.0, 2.0]
@@ -47,7 +47,7 @@ def test_the_table_has_medians_of_neighbouring_turns(record: dict, tmp_path: pat
     assert cells[1:5] == ["500", "2.25", "1.00", "50 %"]
 
 
-def test_the_products_are_those_of_a_step():
+def test_counted_matrix_products_match_a_training_step():
     model = models.tiny(layers=3)
     config, (n, t, tokens) = model.config, (2, 8, 13)
     step = jax.jit(products._step(config, n, t, tokens))
@@ -67,7 +67,7 @@ def test_the_products_are_those_of_a_step():
     assert counted == pytest.approx(forward + backward, rel=0.05)
 
 
-def test_a_trace_is_told_by_what_the_program_holds(tmp_path: pathlib.Path):
+def test_profile_groups_operations_by_their_source(tmp_path: pathlib.Path):
     """Operations of a real program, as its text and its trace name them."""
 
     def work(x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -89,13 +89,13 @@ def test_a_trace_is_told_by_what_the_program_holds(tmp_path: pathlib.Path):
     assert 0 < found[profile.PRODUCTS] < 1
 
 
-def test_threads_that_do_different_things_share_the_time():
+def test_concurrent_threads_share_the_profiled_time():
     event = profile.Event
     events = [event("a", 0, 4), event("b", 2, 4), event("a", 6, 8), event("a", 6, 8)]
     assert profile.shares(events) == {"a": 5 / 8, "b": 1 / 8, profile.BETWEEN: 2 / 8}
 
 
-def test_a_round_counts_real_tokens():
+def test_round_counts_tokens_without_padding():
     work = Work(
         ids=np.zeros((3, 4)),
         types=np.zeros((3, 4)),

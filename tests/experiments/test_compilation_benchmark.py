@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
+def test_round_is_compiled_once_and_then_cached(results: pathlib.Path):
     (cold,), (warm,) = report.records(results).values()
     for record in (cold, warm):
         assert record["round_compilations"] == 1
@@ -40,7 +40,7 @@ def test_the_round_is_compiled_once_and_then_read(results: pathlib.Path):
     assert all(min(report.parts(r)) > 0 for r in (cold, warm))
 
 
-def test_the_table_is_told_from_the_files(results: pathlib.Path):
+def test_table_is_generated_from_result_files(results: pathlib.Path):
     cold, warm = (line.strip("| ").split(" | ") for line in report.table(results).splitlines()[2:])
     assert cold[:2] == ["cold", "1"] and cold[2] == cold[3]
     assert cold[4] == "nothing"
@@ -49,7 +49,7 @@ def test_the_table_is_told_from_the_files(results: pathlib.Path):
     assert float(cold[5]) > 1
 
 
-def test_programs_are_heard_by_name_and_branches_counted():
+def test_compiled_programs_are_listed_with_their_branches():
     compiler = Compiler()
 
     @jax.jit

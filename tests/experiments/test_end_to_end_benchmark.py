@@ -26,7 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_both_programs_train_and_test_alike(results: pathlib.Path):
+def test_both_programs_train_and_evaluate_equally(results: pathlib.Path):
     found = report.records(results)
     assert list(found) == ["ours-warm", "ours-cold", "peft"]
     (ours,), (cold,), (peft,) = found.values()
@@ -40,7 +40,7 @@ def test_both_programs_train_and_test_alike(results: pathlib.Path):
     assert abs(first - second) > 1e-3  # the second round begins with another model
 
 
-def test_every_process_is_watched(results: pathlib.Path):
+def test_memory_of_every_process_is_measured(results: pathlib.Path):
     for made in report.records(results).values():
         assert 1 < made[0]["seconds"] < 300
         assert 300 < made[0]["peak_megabytes"] < 5000
@@ -59,7 +59,7 @@ def test_the_table_has_medians(results: pathlib.Path, tmp_path: pathlib.Path):
     assert (peft[1], peft[2], peft[5]) == ("2.50", "5,000", "3")
 
 
-def test_the_servers_mean_is_that_of_padded_factors():
+def test_server_average_is_that_of_zero_padded_factors():
     rng = np.random.default_rng(0)
     most = [np.zeros((4, 3), "f4"), np.zeros((5, 4), "f4"), np.zeros((2,), "f4")]
     sent = [[rng.normal(size=s).astype("f4") for s in ((r, 3), (5, r), (2,))] for r in (1, 4, 2)]
@@ -81,7 +81,7 @@ def test_a_client_receives_the_first_components():
     np.testing.assert_array_equal(cut[2], head)
 
 
-def test_rounds_know_their_batches_and_weigh_losses_by_examples():
+def test_round_loss_is_weighted_by_examples():
     valid = np.array([[[[True, True], [True, False]], [[True, False], [False, False]]]])
     rounds = Rounds(
         id=np.array([[3, 1]]),

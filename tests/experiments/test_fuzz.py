@@ -50,7 +50,7 @@ def wrong(part, numbers, folder, ways=None):
 
 
 @pytest.mark.parametrize("part", CHEAP)
-def test_a_few_are_equal_or_refused(part, tmp_path):
+def test_sampled_configs_are_equal_or_refused(part, tmp_path):
     """Without exports, for the time."""
     assert wrong(part, CHEAP[part], tmp_path, ways=1) == {}
 
@@ -58,18 +58,18 @@ def test_a_few_are_equal_or_refused(part, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", MORE)
-def test_many_are_equal_or_refused(part, tmp_path):
+def test_many_configs_are_equal_or_refused(part, tmp_path):
     assert wrong(part, MORE[part], tmp_path) == {}
 
 
-def test_no_field_of_the_libraries_configs_is_forgotten():
+def test_strategies_cover_every_field_of_the_library_configs():
     """A new version of either may add one, for which somebody has to decide on values."""
     assert adapters.undrawn() == set()
     assert {family for family, fields in checkpoints.undrawn().items() if fields} == set()
 
 
 @pytest.mark.parametrize("part", run.PARTS)
-def test_cases_are_the_same_each_time(part):
+def test_cases_are_deterministic(part):
     first, second = (
         [case for case, _ in zip(run.PARTS[part].cases(), range(30), strict=False)]
         for _ in range(2)
@@ -103,12 +103,12 @@ SAME = {"x": np.ones(3), "names": ("a", "b")}
         (lambda: raise_(ValueError("x")), lambda: raise_(KeyError("x")), CRASH),
     ],
 )  # fmt: skip
-def test_every_end_has_its_verdict(theirs, ours, verdict, tmp_path):
+def test_every_outcome_has_a_verdict(theirs, ours, verdict, tmp_path):
     outcome = judge(Case("part", 0, {}), lambda *_: Subject(theirs, ours), tmp_path)
     assert outcome.verdict == verdict
 
 
-def test_what_the_other_library_cannot_write_is_tried_with_its_one_option(tmp_path):
+def test_case_unsupported_by_the_library_is_reduced_to_one_option(tmp_path):
     seen = []
 
     def write(case, folder):
@@ -121,7 +121,7 @@ def test_what_the_other_library_cannot_write_is_tried_with_its_one_option(tmp_pa
     assert seen[1] == {"family": "bert", "about": "r", "r": 2}
 
 
-def test_recorded_cases_are_not_judged_again(tmp_path, monkeypatch):
+def test_recorded_cases_are_skipped(tmp_path, monkeypatch):
     judged = []
 
     def compare(case, writer, folder):
@@ -140,7 +140,7 @@ def test_recorded_cases_are_not_judged_again(tmp_path, monkeypatch):
     assert report.summarize(records)["configs"][EQUAL] == 4
 
 
-def test_the_last_full_run_found_nothing_wrong():
+def test_committed_results_have_no_failure():
     counts = report.read_summary()["counts"]
     assert {part: size.size for part, size in run.PARTS.items()} == {
         part: sum(found.values()) for part, found in counts.items()

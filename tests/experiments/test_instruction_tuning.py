@@ -38,7 +38,7 @@ def test_every_method_has_the_same_budget():
         assert cell.config.federation.ranks.startswith(ranks)
 
 
-def test_the_rate_is_that_of_the_lowest_perplexity():
+def test_learning_rate_minimises_perplexity():
     low, middle, high = RATES
     scores = {("FLoRA", low): 30.0, ("FLoRA", middle): 20.0, ("FLoRA", high): 900.0}
     records = scored(scores | {("HetLoRA", low): 25.0})
@@ -52,7 +52,7 @@ def test_the_rate_is_that_of_the_lowest_perplexity():
     assert instruction_tuning.best_rate(records, "FLoRA") == low
 
 
-def test_no_record_says_where_files_lay():
+def test_records_hold_no_local_path():
     (part,) = instruction_tuning.reporting("small", {})
     config = part.config("FLoRA", TASK, 0)
     moved = runner.located(config, "here", "there")
@@ -61,5 +61,5 @@ def test_no_record_says_where_files_lay():
 
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity"])
-def test_progress_tells_the_score_that_there_is(name):
+def test_progress_line_shows_the_available_score(name):
     assert runner.score({name: 2.0, "loss": 1.0}) == f"{name} 2.000"

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 NOTEBOOK = nbformat.read(run_notebook.NOTEBOOK, as_version=4)
 
 
-def test_the_outputs_are_of_this_code():
+def test_notebook_outputs_match_its_code():
     assert NOTEBOOK.metadata["executed_sha256"] == run_notebook.digest(NOTEBOOK)
     cells = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -23,7 +23,7 @@ def test_the_outputs_are_of_this_code():
     assert "/tmp/" not in text and str(pathlib.Path.home()) not in text
 
 
-def test_the_code_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_notebook_code_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """Cell by cell, small."""
     monkeypatch.chdir(tmp_path)
     settings = "ROUNDS, LAYERS, EXAMPLES = 12, 6, 5000"

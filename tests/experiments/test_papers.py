@@ -87,7 +87,7 @@ def shrunk_study(chosen: Study, arms: Mapping[str, str], model: str) -> Study:
 
 
 @EACH
-def test_every_choice_of_every_config_is_known(chosen, size):
+def test_every_planned_config_is_valid(chosen, size):
     """Nothing is trained: methods, ranks, partitions, tasks, schedules are built."""
     cells = [cell for part in chosen.parts(size, {}) for cell in part.cells()]
     assert len({json.dumps(cell.labels, sort_keys=True) for cell in cells}) == len(cells)
@@ -136,7 +136,7 @@ REPRESENTATIVES = {
 
 
 @pytest.mark.parametrize(("chosen", "size"), BOTH, ids=[f"{one.name}-{size}" for one, size in BOTH])
-def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
+def test_parts_run_on_tiny_shapes_and_finished_runs_are_skipped(
     chosen, size, tiny_model, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr(study, "ROOT", tmp_path)
@@ -156,7 +156,7 @@ def test_parts_run_on_tiny_shapes_and_are_not_run_twice(
     assert text.startswith(f"{count} of {count} runs are finished")
 
 
-def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
+def test_aggregate_of_one_client_is_that_client(tiny_model, monkeypatch, tmp_path):
     """The diagnostic's three accuracies agree where there is nothing to aggregate with."""
     monkeypatch.setattr(study, "ROOT", tmp_path)
     part = next(p for p in byun_lee.STUDY.parts("small", {}) if p.name == "diagnostic")
@@ -170,7 +170,7 @@ def test_a_lone_client_is_its_own_aggregate(tiny_model, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
-def test_fed_plora_and_flexlora_are_compared_fairly(size):
+def test_fed_plora_and_flexlora_differ_only_in_the_method(size):
     """Methods differ in nothing but themselves and a rate found with other seeds."""
     parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts(size, {})}
     tuning, deep = parts.pop("tuning"), parts.pop("tuning_all_layers", None)
@@ -195,7 +195,7 @@ def test_fed_plora_and_flexlora_are_compared_fairly(size):
     assert judged.federation.rounds == reported.federation.rounds
 
 
-def test_the_rate_is_the_best_on_validation_examples_over_the_tuning_seeds(monkeypatch):
+def test_learning_rate_is_tuned_on_validation_examples(monkeypatch):
     (part, _) = fed_plora_vs_flexlora.tuning("small", {})
     part = part._replace(seeds=(100, 101))
     monkeypatch.setattr(fed_plora_vs_flexlora, "TUNING_SEEDS", part.seeds)
@@ -255,7 +255,7 @@ GOOD, POOR = [0.80, 0.83, 0.81], [0.70, 0.74, 0.70]
         (GOOD, [0.70, 0.74, None], {}, claims.NOT_RUN),
     ],
 )
-def test_verdicts_of_being_higher(first, second, options, verdict):
+def test_verdicts_of_higher_claims(first, second, options, verdict):
     results = made_up({"a": first, "b": second}, **options)
     found = claims.higher("p", "a", "b", tasks=["ag_news"])(results)
     assert found.verdict == verdict
@@ -275,7 +275,7 @@ def test_verdicts_of_being_higher(first, second, options, verdict):
         (POOR, claims.NOT_REPRODUCED),
     ],
 )
-def test_verdicts_of_being_close(second, verdict):
+def test_verdicts_of_closeness_claims(second, verdict):
     results = made_up({"a": GOOD, "b": second})
     assert claims.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
 
@@ -288,11 +288,11 @@ def test_verdicts_of_being_close(second, verdict):
         ([0.05, 0.30, 0.20], claims.UNTESTABLE),
     ],
 )
-def test_verdicts_of_being_as_large_as_published(effects, verdict):
+def test_verdicts_of_published_magnitude_claims(effects, verdict):
     assert claims.is_as_large(estimate(effects), 0.39) == verdict
 
 
-def test_a_comparison_of_runs_that_a_size_does_not_have_cannot_be_tested():
+def test_claim_about_missing_runs_is_not_tested():
     found = claims.higher("other", "a", "b")(made_up({"a": GOOD, "b": POOR}))
     assert found == ("not among the runs of this size", claims.UNTESTABLE)
 
@@ -328,7 +328,7 @@ def test_examples_in_docstrings(module):
     assert failures == 0 < tried
 
 
-def test_the_course_is_judged_over_all_rounds_and_the_best_is_the_highest():
+def test_learning_curve_uses_all_rounds_and_best_is_the_maximum():
     record = {"history": [{"accuracy": 0.9}, {"loss": 1.0}, {"accuracy": 0.5}]}
     assert claims.course(record) == pytest.approx(0.7)
     assert (claims.last(record), claims.best(record)) == (0.5, 0.9)
@@ -369,7 +369,7 @@ def test_every_study_has_a_report():
 
 @EVERY
 @pytest.mark.parametrize("size", ["small", "full"])
-def test_readmes_are_told_from_their_result_files(report, size):
+def test_readmes_are_generated_from_result_files(report, size):
     readme = report.study.home() / "README.md"
     text = readme.read_text(encoding="utf-8")
     begin, end = f"<!-- {size}:begin -->\n", f"<!-- {size}:end -->"
@@ -379,7 +379,7 @@ def test_readmes_are_told_from_their_result_files(report, size):
 
 
 @EVERY
-def test_every_figure_is_there_and_shown(report):
+def test_every_figure_exists_and_is_referenced(report):
     folder = report.study.home()
     text = (folder / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^]]*\]\((results/[^)]*\.png)\)", text))
@@ -390,7 +390,7 @@ def test_every_figure_is_there_and_shown(report):
 
 
 @EVERY
-def test_reports_do_without_results(report, monkeypatch, tmp_path):
+def test_reports_work_without_results(report, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "ROOT", tmp_path)
     text = report_lines.page(report, study.results(report.study, "small"))
     assert text.startswith("Not yet run: 0 of ")
@@ -401,7 +401,7 @@ def test_reports_do_without_results(report, monkeypatch, tmp_path):
         assert decided or verdict == claims.NOT_RUN
 
 
-def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
+def test_conclusion_is_a_paired_interval_over_settings(monkeypatch):
     """Against SciPy, on made-up scores in which one method is 3 points better on average."""
     rng = np.random.default_rng(0)
     parts = {part.name: part for part in fed_plora_vs_flexlora.STUDY.parts("small", {})}
@@ -437,7 +437,7 @@ def test_the_answer_is_a_paired_interval_over_settings(monkeypatch):
     assert bars[differences.MEAN].get_xdata()[0] == pytest.approx(100 * np.mean(mean))
 
 
-def test_the_parameter_counts_are_the_papers():
+def test_parameter_counts_match_the_paper():
     """18 matrices of 768 x 768, by hand; and against the published numbers."""
     for rank, published in counts.PUBLISHED.items():
         assert counts.count(rank) == published == 18 * rank * (768 + 768)
@@ -445,7 +445,7 @@ def test_the_parameter_counts_are_the_papers():
 
 
 @pytest.mark.shared
-def test_the_shape_is_distilberts(shared):
+def test_shapes_match_distilbert(shared):
     config = models.read_config(shared / "models" / "distilbert-base-uncased")
     assert counts.spec(config).targets == counts.spec().targets
 
@@ -459,7 +459,7 @@ def test_the_plan_counts_every_run_once(monkeypatch, tmp_path):
     assert planned["byun_lee"] == len({c.config for c in cells}) < len(cells)  # two are shared
 
 
-def test_wrong_input_is_one_sentence(monkeypatch, tmp_path, capsys):
+def test_invalid_arguments_are_refused_in_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(study, "ROOT", tmp_path)  # no run is finished there
     assert small.small(str(tmp_path), ("nonsense",)) == 2
     assert "nonsense" in capsys.readouterr().out
@@ -468,7 +468,7 @@ def test_wrong_input_is_one_sentence(monkeypatch, tmp_path, capsys):
     assert full.full(only=("nonsense",)) == 2
 
 
-def test_result_files_do_not_say_where_the_data_was():
+def test_result_files_hold_no_data_path():
     config = runner.located(RunConfig(), "somewhere")
     assert config.data.data_dir == "somewhere"
     for one in STUDIES:

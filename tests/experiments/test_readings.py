@@ -16,20 +16,20 @@ from fedjax_lora.runs.figure_style import method_label
     [ag_news.METHODS, fed_plora_vs_flexlora.METHODS],
     ids=["ag_news", "fed_plora_vs_flexlora"],
 )
-def test_the_name_of_an_arm_follows_from_its_method(arms):
+def test_arm_name_follows_from_its_method(arms):
     named = {name: spec for name, spec in arms.items() if "zero padding" in name}
     assert named
     for name, spec in named.items():
         assert name.startswith(method_label(spec))
 
 
-def test_no_arm_is_plain_zero_padding():
+def test_no_arm_is_labelled_plain_zero_padding():
     for part in byun_lee.STUDY.parts("small", {}):
         for arm in part.arms:
             assert not re.search(r"zero padding(?! \(unowned kept\))", arm), arm
 
 
-def test_both_readings_are_planned_and_differ_in_nothing_else():
+def test_both_interpretations_are_planned_and_otherwise_equal():
     """28 runs more: four rates on two tasks, and five seeds on two tasks with two mixes."""
     study = fed_plora_vs_flexlora
     cells = distinct(study.STUDY.parts("small", {}))
@@ -39,7 +39,7 @@ def test_both_readings_are_planned_and_differ_in_nothing_else():
     assert len(new) == len(kept) == 4 * 2 + 5 * 2 * 2
 
 
-def test_measured_methods_are_named_with_the_defaults_that_they_had():
+def test_recorded_methods_are_named_with_their_former_defaults():
     records = report.records()
     assert set(noise.METHODS) == set(records)
     assert "fedrora(largest='signed', first=0.0)" in records

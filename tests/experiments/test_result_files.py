@@ -37,7 +37,7 @@ def test_a_malformed_line_is_refused(tmp_path, line):
         json_lines.read(path)
 
 
-def test_concurrent_writers_lose_nothing(tmp_path):
+def test_concurrent_writers_keep_all_records(tmp_path):
     path = tmp_path / "records.jsonl"
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
@@ -61,7 +61,7 @@ def test_a_config_is_run_once(tmp_path):
     assert list(run_store.finished(path)) == [RunConfig(seed=0), RunConfig(seed=1)]
 
 
-def test_runs_of_two_ways_to_divide_the_examples_are_not_mixed(tmp_path):
+def test_runs_with_former_partitions_are_not_mixed_with_new_ones(tmp_path):
     path = tmp_path / "runs.jsonl"
     former = FakeResult([{"round": 1}], {"packages": {"fedjax-lora": "0.1.0"}})
     run_store.add(path, RunConfig(seed=0), former)
@@ -74,7 +74,7 @@ def test_runs_of_two_ways_to_divide_the_examples_are_not_mixed(tmp_path):
     "broken",
     [{"history": []}, {"config": {"execution": {"no_such_field": 1}}}, {"config": 3}],
 )
-def test_a_record_that_is_no_finished_run_is_refused(tmp_path, broken):
+def test_record_without_results_is_refused(tmp_path, broken):
     path = tmp_path / "runs.jsonl"
     whole = {"config": configs.to_dict(RunConfig()), "history": [{}], "summary": {"seconds": 1}}
     json_lines.append(path, whole | broken)

@@ -28,7 +28,7 @@ def records() -> dict[int | None, dict]:
     }
 
 
-def test_a_point_is_its_rounds(records: dict):
+def test_measurement_holds_all_its_rounds(records: dict):
     for devices, record in records.items():
         assert len(record["seconds"]) == len(record["train_loss"]) == 2
         assert record["compilations"] == 1
@@ -37,7 +37,7 @@ def test_a_point_is_its_rounds(records: dict):
         assert record["mean_rank"] == 8
 
 
-def test_devices_do_not_change_what_is_learned(records: dict):
+def test_number_of_devices_does_not_change_the_result(records: dict):
     np.testing.assert_allclose(records[None]["train_loss"], records[2]["train_loss"], rtol=1e-5)
 
 

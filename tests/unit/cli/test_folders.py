@@ -28,7 +28,7 @@ def make_run(folder, model="minilm", *, finished=True):
     return folder
 
 
-def test_wrong_words_and_folders_are_answered_before_jax_is_imported(tmp_path):
+def test_invalid_options_are_refused_before_jax_is_imported(tmp_path):
     run, new = make_run(tmp_path / "run"), tmp_path / "new"
     unfinished = make_run(tmp_path / "unfinished", finished=False)
     (tmp_path / "empty").mkdir()
@@ -64,9 +64,7 @@ def test_wrong_words_and_folders_are_answered_before_jax_is_imported(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "run"])
-def test_no_base_is_fetched_because_a_run_from_elsewhere_names_it(
-    command, tmp_path, capsys, monkeypatch
-):
+def test_base_named_only_by_the_folder_is_not_downloaded(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedjax_lora.models.huggingface.registry.download", lambda *_, **__: 1 / 0)
     folder = make_run(tmp_path / "run", "some-one/their-model")
     words = {
@@ -84,7 +82,7 @@ def test_no_base_is_fetched_because_a_run_from_elsewhere_names_it(
             main.main([*words, "--model=some-one/their-model"])
 
 
-def test_known_models_folders_and_cached_ids_need_no_question(tmp_path, monkeypatch):
+def test_registered_local_and_cached_models_need_no_confirmation(tmp_path, monkeypatch):
     for name in ("minilm", "google-bert/bert-base-uncased", str(tmp_path), "not/a/hub-id"):
         check_base(tmp_path, name)
     with pytest.raises(InputError, match="not on this machine"):

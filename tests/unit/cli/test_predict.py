@@ -44,9 +44,7 @@ INSIDE = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"
     ],
 )
 @pytest.mark.parametrize("source", ["file", "standard input"])
-def test_a_text_is_a_line_as_other_programs_count_them(
-    content, texts, source, tmp_path, monkeypatch
-):
+def test_text_lines_end_only_at_newlines(content, texts, source, tmp_path, monkeypatch):
     file = tmp_path / "a.txt"
     file.write_bytes(content.encode())
     if source == "standard input":
@@ -55,7 +53,7 @@ def test_a_text_is_a_line_as_other_programs_count_them(
     assert predict.read_texts(file, ["text"]) == [texts]
 
 
-def test_no_line_is_no_text_and_a_pair_needs_its_tab(tmp_path):
+def test_empty_input_and_pair_without_tab_are_refused(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("")
     with pytest.raises(InputError, match="holds no texts"):

@@ -9,7 +9,7 @@ from fedjax_lora.cli.signals import ASKED, after_this_round
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_leaves_a_note_and_the_second_is_the_systems(number, capfd):
+def test_first_signal_requests_a_stop_and_second_has_its_default_effect(number, capfd):
     before = signal.getsignal(number)
     with after_this_round() as seen:
         assert seen() == 0

@@ -14,7 +14,7 @@ NAMES = ["par[0.01]/r", "runs/[/x]", "[bold]b", "[red", "a[/]", ":smile:", r"\[x
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_path_is_printed_as_it_is(name, capsys):
+def test_path_is_printed_without_markup(name, capsys):
     console = terminal.make_console()
     summary = {"accuracy": 0.5, "rounds": 1, "seconds": 1.0, "train_test_overlap": 0}
     summary["skipped_examples"] = 0
@@ -24,7 +24,7 @@ def test_a_path_is_printed_as_it_is(name, capsys):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_status_line_shows_a_name_as_it_is(name):
+def test_status_line_shows_names_without_markup(name):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with console.status("loading") as status:
         status.update(terminal.plain(name))

@@ -31,7 +31,7 @@ def fill(folder: pathlib.Path) -> None:
     (folder / "private").touch(mode=0o600)
 
 
-def test_what_is_written_has_the_permissions_of_the_umask(umask, tmp_path):
+def test_new_file_has_the_permissions_of_the_umask(umask, tmp_path):
     atomic_io.write_folder(tmp_path / "new" / "folder", fill)
     atomic_io.write(tmp_path / "new" / "file", "text")
     for path in (tmp_path / "new").rglob("*"):
@@ -45,7 +45,7 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     assert (mode(file), file.read_bytes()) == (0o600, b"bytes")
 
 
-def test_links_are_followed_and_stay(tmp_path):
+def test_symbolic_links_are_followed_and_kept(tmp_path):
     (tmp_path / "disk" / "real").mkdir(parents=True)
     for name in ("folder", "file", "later"):
         (tmp_path / name).symlink_to(tmp_path / "disk" / {"folder": "real"}.get(name, name))
@@ -61,7 +61,7 @@ def test_links_are_followed_and_stay(tmp_path):
     assert (tmp_path / "folder").is_symlink() and list((disk / "real").iterdir()) == []
 
 
-def test_what_is_no_regular_file_is_written_to(tmp_path):
+def test_special_file_is_written_in_place(tmp_path):
     atomic_io.write(pathlib.Path(os.devnull), "text")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     pipe = tmp_path / "pipe"
@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_written_to(tmp_path):
     assert got == ["text"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_folder_that_cannot_be_filled_leaves_what_was_there(tmp_path):
+def test_failed_folder_write_keeps_the_old_folder(tmp_path):
     atomic_io.write_folder(tmp_path / "folder", fill)
 
     def fails(folder):
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_filled_leaves_what_was_there(tmp_path):
     assert (tmp_path / "folder" / "private").exists()
 
 
-def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_file_write_keeps_the_old_file(tmp_path, monkeypatch):
     atomic_io.write(tmp_path / "file", "before")
 
     def full(descriptor):
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
         (Exception("File too large (os error 27)"), "File too large .os error 27."),
     ],
 )
-def test_errors_of_the_system_are_told_whoever_raises_them(error, reason, tmp_path):
+def test_write_errors_are_reported_whatever_raises_them(error, reason, tmp_path):
     with (
         pytest.raises(InputError, match=f"{tmp_path} cannot be written .{reason}."),
         atomic_io.reporting_write_errors(tmp_path),
@@ -117,7 +117,7 @@ def test_errors_of_the_system_are_told_whoever_raises_them(error, reason, tmp_pa
         raise ZeroDivisionError
 
 
-def test_threads_may_write_one_file(tmp_path):
+def test_concurrent_threads_write_one_file_safely(tmp_path):
     texts = [str(n) * 10_000 for n in range(8)]
     threads = [
         threading.Thread(target=atomic_io.write, args=(tmp_path / "file", text)) for text in texts

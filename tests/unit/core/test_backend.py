@@ -8,7 +8,7 @@ from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 
 
-def test_64_bit_numbers_are_refused_by_their_switch(tmp_path, key):
+def test_x64_mode_is_refused_by_the_name_of_its_switch(tmp_path, key):
     check_backend()
     jax.config.update("jax_enable_x64", True)
     try:
@@ -21,7 +21,7 @@ def test_64_bit_numbers_are_refused_by_their_switch(tmp_path, key):
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unknown backend cuda\nmore")])
-def test_a_platform_that_is_not_there_is_named(error, monkeypatch):
+def test_unavailable_platform_is_named(error, monkeypatch):
     def fail():
         raise error
 

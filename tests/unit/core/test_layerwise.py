@@ -57,7 +57,7 @@ def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
             np.testing.assert_array_equal(found.b[n], want.b)
 
 
-def test_without_a_mesh_nothing_is_spread():
+def test_without_a_mesh_layers_stay_on_one_device():
     with layerwise.spread_over(None):
         assert jax.sharding.get_abstract_mesh().empty
     with layerwise.spread_over(federated.client_mesh(DEVICES)):
@@ -65,7 +65,7 @@ def test_without_a_mesh_nothing_is_spread():
     assert jax.sharding.get_abstract_mesh().empty
 
 
-def test_within_a_device_s_share_nothing_is_spread_again():
+def test_nested_map_stays_on_its_device():
     """A client's own decomposition, inside the `shard_map` that trains the cohort."""
     x = numbers(DEVICES, 3, 4, 4)
     mine = lambda x: map_layers(lambda m: m @ m.mT, x, axis=1)  # noqa: E731
@@ -157,7 +157,7 @@ def test_no_device_ever_holds_all_layers_of_all_clients(size: tuple[int, int]):
     assert max(sizes) < everything // 2
 
 
-def test_the_stacks_of_one_layer_are_there_at_a_time():
+def test_memory_holds_one_layer_at_a_time():
     """The server's step needs the clients' factors and one layer's stack, not a second copy."""
     memory = {n: step(n, WIDE, 1)[0].memory_analysis() for n in (5, 16)}
     stack = 4 * CLIENTS * RANK * sum(WIDE)

@@ -165,7 +165,7 @@ def test_svd_of_zero_is_finite(shape: tuple):
 
 
 @pytest.mark.parametrize("shape", [(20, 3, 15), (3, 9, 20)])
-def test_triplets_that_do_not_exist_are_zero(shape: tuple):
+def test_triplets_beyond_the_rank_are_zero(shape: tuple):
     i, k, o = shape[-3:]
     most = min(i, k, o)
     u, s, vt = svd(random_pair(*shape), most + 3)
@@ -291,7 +291,7 @@ def bound(s: np.ndarray) -> float:
     return float(linalg.gram_error(jnp.asarray(np.square(s[::-1]), jnp.float32), WANTED))
 
 
-def test_the_gram_matrix_is_trusted_where_it_can_be():
+def test_gram_matrix_is_used_only_within_its_error_bound():
     """And not where it is blind; the tests above go both ways."""
     trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.MAX_GRAM_ERROR}
     assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
@@ -301,7 +301,7 @@ def test_the_gram_matrix_is_trusted_where_it_can_be():
 
 
 @pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
-def test_no_more_is_lost_than_the_bound_says(spectrum: str, monkeypatch: pytest.MonkeyPatch):
+def test_truncation_error_is_within_the_bound(spectrum: str, monkeypatch: pytest.MonkeyPatch):
     """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
     monkeypatch.setattr(linalg, "MAX_GRAM_ERROR", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
@@ -327,7 +327,7 @@ def test_squares_neither_overflow_nor_vanish(magnitude: float, spectrum: str):
     )
 
 
-def test_a_large_zero_is_zero():
+def test_cancelling_product_of_large_factors_is_zero():
     u, s, vt = svd(LoRA(jnp.zeros((MANY, MANY)), jnp.eye(MANY)), WANTED)
     assert not np.any(s)
     assert np.all(np.isfinite(u)) and np.all(np.isfinite(vt))
@@ -347,7 +347,7 @@ def cohort_pair(count: int, i: int, rank: int, o: int, seed: int = 0) -> LoRA:
 
 @pytest.mark.parametrize(("i", "o"), [(64, 64), (64, 40), (40, 64)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_thousand_clients(i: int, o: int, dtype: Any):
+def test_svd_of_a_thousand_clients(i: int, o: int, dtype: Any):
     """Stacks of 4,000 components, a hundred times as many as there are dimensions."""
     pair = jax.tree.map(lambda x: x.astype(dtype), cohort_pair(1000, i, 4, o))
     check(linalg.stack(pair), 4)
@@ -365,7 +365,7 @@ def test_the_order_of_clients_changes_nothing_but_rounding(count: int):
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
-def test_tied_directions_are_found_as_a_space(shape: tuple):
+def test_equal_singular_values_span_the_same_space(shape: tuple):
     """The vectors of a tie are arbitrary; the projectors onto both of its spaces are not."""
     i, k, o = shape
     rng = np.random.default_rng(0)

@@ -151,7 +151,7 @@ def test_merging_into_codes_gives_arrays(tmp_path, key):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_storage_that_is_not_there(monkeypatch):
+def test_unavailable_storage_is_refused(monkeypatch):
     with pytest.raises(InputError, match="storage is 'int4' but must be one of float32, bfloat16"):
         quantization.check("int4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

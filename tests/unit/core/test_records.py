@@ -74,7 +74,7 @@ SPEC = spec()
         (lambda: federated.client_mesh(-1), "devices is -1, but there are 1 to"),
     ],
 )
-def test_wrong_words_types_and_ranges_are_refused_in_python(make, sentence):
+def test_invalid_options_are_refused_in_python(make, sentence):
     with pytest.raises(InputError, match=sentence) as error:
         make()
     assert "\n" not in str(error.value)
@@ -97,12 +97,12 @@ def test_wrong_words_types_and_ranges_are_refused_in_python(make, sentence):
         (None, None),
     ],
 )
-def test_scalars_of_numpy_become_values_of_python(given, kept):
+def test_numpy_scalars_become_python_values(given, kept):
     stored = plain(given)
     assert stored == kept and type(stored) is type(kept)
 
 
-def test_a_config_of_numpy_scalars_is_one_of_python_values():
+def test_config_of_numpy_scalars_holds_python_values():
     config = RunConfig(
         seed=np.int64(3),
         data=DataConfig(data_dir=pathlib.Path("there")),

@@ -39,14 +39,14 @@ names = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
 
 
 @given(name=names, options=st.dictionaries(names, literals, max_size=4))
-def test_what_is_written_is_read_back(name: str, options: dict[str, Any]):
+def test_written_spec_is_parsed_back(name: str, options: dict[str, Any]):
     spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
     assert registry.parse(spec) == (name, options)
     assert registry.parse(f"  {spec} ") == (name, options)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text: str):
+def test_any_text_is_parsed_or_refused(text: str):
     """Nothing a user types becomes another exception."""
     try:
         name, options = registry.parse(text)
@@ -110,7 +110,7 @@ def test_any_choice_is_built_as_written_or_refused(name: str, options: dict[str,
         ("f(a={[1]})", "option values must be literals"),
     ],
 )
-def test_bad_specs_say_what_is_wrong(spec: str, why: str):
+def test_malformed_specs_are_explained(spec: str, why: str):
     with pytest.raises(InputError) as caught:
         registry.parse(spec, "partition")
     assert str(caught.value).startswith("partition ")
@@ -151,7 +151,7 @@ def test_build_calls_the_factory_with_its_options():
         ("dirichlet(alpha='x')", "alpha is float, got 'x'."),
     ],
 )
-def test_bad_choices_say_what_to_do(spec: str, sentence: str):
+def test_invalid_choices_are_explained(spec: str, sentence: str):
     given = {"seed": 0} if spec.startswith("dirichlet") else {}
     with pytest.raises(InputError) as caught:
         registry.build(spec, REGISTRY, "partition", **given)

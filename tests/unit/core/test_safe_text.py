@@ -24,7 +24,7 @@ ACTING = {
 
 
 @pytest.mark.parametrize("name", ACTING)
-def test_what_would_act_is_escaped(name):
+def test_control_characters_are_escaped(name):
     text = ACTING[name]
     shown = printable(text)
     assert shown.isprintable() and shown != text
@@ -36,7 +36,7 @@ def test_what_would_act_is_escaped(name):
 @pytest.mark.parametrize(
     "text", ["", "a b", "naïve", "新聞", "می‌روم", "👩‍👧", "a\\nb", "１\u3000２", "a\xa0b"]
 )
-def test_what_is_only_shown_stays(text):
+def test_printable_characters_are_kept(text):
     assert printable(text) == text
 
 
@@ -56,14 +56,14 @@ def test_json_is_safe_and_loses_nothing(text):
     "text",
     ["=1+1", "@SUM(A1)", "+1+cmd|' /C calc'!A0", "-2+3", " =1+1", "\t=1", "＝1+1", "-a", "+A1"],
 )
-def test_a_formula_becomes_text(text):
+def test_formula_is_quoted(text):
     assert spreadsheet_cell(text) == f"'{text}"
 
 
 @pytest.mark.parametrize(
     "text", ["a=1", "-", "-1", "+2.5", "-.5", "-1,000", "-1e-05", "-5%", "1-2"]
 )
-def test_a_number_or_word_is_no_formula(text):
+def test_number_or_word_is_not_quoted(text):
     assert spreadsheet_cell(text) == text
 
 
@@ -75,5 +75,5 @@ def test_a_markdown_cell_stays_in_its_column():
     assert markdown_cell("a|b\n<script>") == r"a\|b\n&lt;script>"
 
 
-def test_a_message_does_not_act_on_the_terminal():
+def test_error_message_holds_no_control_characters():
     assert str(InputError("no class \x1b[2J\n here")) == r"no class \x1b[2J\n here"

@@ -30,7 +30,7 @@ def test_flat_does_not_open_leaves_and_drops_empty_branches():
     assert trees.flat({"x": {"y": pair}, "z": {}}) == {"x/y": pair}
 
 
-def test_replace_exchanges_and_copies_nothing():
+def test_replace_shares_all_other_leaves():
     tree = {"x": {"kernel": np.zeros(2), "bias": np.ones(1)}, "y": np.ones(3)}
     new = np.full(2, 7.0)
     out = trees.replace(tree, {"x/kernel": new})

@@ -133,7 +133,7 @@ def test_a_shuffled_data_set_keeps_its_order(tmp_path):
     assert found.texts == shuffled["text"][:] and found.texts != sorted(found.texts)
 
 
-def test_other_folders_and_damaged_ones_are_refused(tmp_path):
+def test_foreign_and_damaged_folders_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="a folder, but none that datasets has saved"):
         load("file(train='folder')", data_dir=str(tmp_path))
@@ -147,7 +147,7 @@ def test_other_folders_and_damaged_ones_are_refused(tmp_path):
         load("file(train='a.arrow')", data_dir=str(tmp_path))
 
 
-def test_what_an_arrow_file_says_of_its_texts_is_checked(tmp_path):
+def test_lengths_declared_by_an_arrow_file_are_checked(tmp_path):
     """Offsets beyond the texts would read memory of others."""
     path = write(data_set(), tmp_path / "a.feather")
     table = pa.table({"text": pa.array(["abc", "def"]), "label": ["x", "y"]})

@@ -19,7 +19,7 @@ def test_row_buckets(batch, rows):
     assert row_buckets(batch) == rows
 
 
-def test_padded_shapes_have_room_for_every_text():
+def test_padded_shapes_fit_every_text():
     assert padded_shapes((2, 4), (8, 16)) == ((2, 8, 16), (2, 16, 32), (4, 8, 32), (4, 16, 64))
 
 
@@ -33,7 +33,7 @@ def fits(shapes, rows, longest, tokens):
     by_length=st.booleans(),
 )
 @settings(deadline=None)
-def test_there_is_a_shape_for_every_batch(lengths, batch, by_length):
+def test_every_batch_fits_a_shape(lengths, batch, by_length):
     length = np.array(lengths)
     buckets = length_buckets(length, longest=int(length.max()))
     shapes = unpadded_shapes(length, buckets, batch=batch, by_length=by_length)
@@ -48,7 +48,7 @@ def test_there_is_a_shape_for_every_batch(lengths, batch, by_length):
         assert all(s.tokens <= s.rows * s.length for s in own)
 
 
-def test_random_batches_leave_little_room():
+def test_random_batches_have_little_padding():
     """Texts of 20 to 100 tokens: 0.59 of a padded batch is text."""
     rng = np.random.default_rng(3)
     length = rng.integers(20, 101, 4000)

@@ -74,7 +74,7 @@ def test_the_date_of_a_config_is_in_the_tokens_of_its_task(tmp_path):
         ("100%% on %j", "100% on 208"),
     ],
 )
-def test_a_template_may_write_the_date_as_it_likes(code, printed):
+def test_date_format_of_the_template_is_kept(code, printed):
     """Also by a name, in a macro, and behind a line break."""
     template = "\n{% macro day(f) %}{{ strftime_now(f) + '!' }}{% endmacro %}"
     template += "{% set f = CODE %}{{ day(f) }}"
@@ -83,7 +83,7 @@ def test_a_template_may_write_the_date_as_it_likes(code, printed):
     assert prompt == f"\n{printed}!user: aTAILassistant: "
 
 
-def test_whether_a_template_prints_a_date_is_known():
+def test_templates_with_a_date_are_detected():
     assert prompts.prints_date("chat", tokenizer(TODAY + TURNS + ASKED))
     assert not prompts.prints_date("chat", tokenizer(TURNS + ASKED))
     assert not prompts.prints_date("alpaca", tokenizer(TODAY))
@@ -161,7 +161,7 @@ def test_a_template_that_draws_at_random_is_refused(template):
         ("", [], ""),
     ],
 )
-def test_an_answer_ends_at_what_stands_behind_it_in_the_template(tail, special, text):
+def test_answer_ends_at_the_template_text_behind_it(tail, special, text):
     made = tokenizer((TURNS + ASKED).replace("TAIL", tail), *special)
     ends = {made.convert_tokens_to_ids(token) for token in special[-1:]}
     end = answer_end("chat", made)

@@ -78,7 +78,7 @@ def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
 # ------------------------------------------------------------------------------------------- tokens
 
 
-def test_completion_and_end_are_learned_and_nothing_else(tokenizer):
+def test_loss_covers_completion_and_end_token_only(tokenizer):
     data = split([("ab", "", "xyz"), ("ab", "c", "x")])
     made = instruction_tokens.encode(data, tokenizer, format="plain", max_length=32)
     assert text(tokenizer, made.tokens, 0, False) == "<s>ab\n"
@@ -111,7 +111,7 @@ def test_a_chat_has_its_own_special_tokens(tokenizer):
     ),
     max_length=st.integers(4, 24),
 )
-def test_what_is_kept_is_what_can_be_learned_from(rows, max_length):
+def test_examples_without_learnable_tokens_are_left_out(rows, max_length):
     tokenizer = make_tokenizer()
     fits = [
         bool(answer.strip()) and 1 + len(prompts.plain(told, context)) < max_length
@@ -133,7 +133,7 @@ def test_what_is_kept_is_what_can_be_learned_from(rows, max_length):
         assert (made.tokens.types[row, made.tokens.length[row] :] == 0).all()
 
 
-def test_the_cache_tells_formats_apart(tokenizer, tmp_path):
+def test_cache_distinguishes_formats(tokenizer, tmp_path):
     data = split([("ab", "", "xyz")])
     made = [
         instruction_tokens.encode(data, tokenizer, format=name, max_length=400, cache_dir=tmp_path)
@@ -144,7 +144,7 @@ def test_the_cache_tells_formats_apart(tokenizer, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_an_end_token_there_is_one_sentence(tokenizer):
+def test_tokenizer_without_end_token_is_refused_in_one_sentence(tokenizer):
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-text token"):
         instruction_tokens.encode(split([("a", "", "b")]), tokenizer, format="plain", max_length=9)
@@ -287,7 +287,7 @@ def test_own_files(tmp_path):
         ("natural_instructions", "no folder"),
     ],
 )
-def test_bad_choices_get_a_sentence(spec, sentence, tmp_path):
+def test_invalid_options_are_refused_in_one_sentence(spec, sentence, tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match=sentence):
         load(spec, data_dir=str(tmp_path))
@@ -345,7 +345,7 @@ def test_from_the_hub(monkeypatch):
     ]
 
 
-def test_options_do_not_touch_the_registry():
+def test_options_do_not_change_the_registry():
     assert find_task("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
     assert TASKS["gsm8k"].prompting.answer_tokens == 256
     assert find_task("gsm8k") == TASKS["gsm8k"]

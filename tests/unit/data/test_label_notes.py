@@ -32,7 +32,7 @@ def test_one_class_is_named():
         ("pos", "pos\xa0"), ("1", "1.0"), ("1", "01"), ("ﬁne", "fine"), ("é", "e\u0301"),
     ],
 )  # fmt: skip
-def test_names_that_are_taken_for_each_other(names):
+def test_similar_class_names_are_noted(names):
     assert alike([*names, "other"]) == [list(names)]
     assert any("differ only in" in note for note in notes_of([*names, "other"] * 2))
 
@@ -40,7 +40,7 @@ def test_names_that_are_taken_for_each_other(names):
 @pytest.mark.parametrize(
     "names", [("pos", "neg"), ("1", "2"), ("1", "-1"), ("a b", "ab"), ("C", "C#")]
 )
-def test_names_that_are_not(names):
+def test_distinct_class_names_are_not_noted(names):
     assert alike(names) == []
 
 
@@ -71,14 +71,14 @@ def test_half_stars_may_be_classes_and_scores_may_not(tmp_path):
             write(values)
 
 
-def test_a_score_only_in_the_test_file_asks_for_a_metric(tmp_path):
+def test_scores_only_in_the_test_file_need_a_metric(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "a,0.5\nb,1.5\n" * 3)
     (tmp_path / "b.csv").write_text("text,label\na,2.6\n")
     with pytest.raises(InputError, match=r"'2.6' is not one of .*need metric='pearson'"):
         load("file(train='a.csv', test='b.csv')", data_dir=str(tmp_path))
 
 
-def test_notes_are_told_once_when_a_task_is_run(tmp_path, caplog):
+def test_notes_are_logged_once_per_run(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("text,label\na,pos\nb,pos \nc,pos\nd,pos \n")
     data = load("file(train='a.csv', test='a.csv')", data_dir=str(tmp_path))
     assert len(data.notes) == 1 and "'pos', 'pos '" in data.notes[0]
@@ -87,7 +87,7 @@ def test_notes_are_told_once_when_a_task_is_run(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [f"task file: {data.notes[0]}"]
 
 
-def test_a_class_that_is_only_in_the_fifth_drawn_as_test_set_is_a_class(tmp_path):
+def test_class_only_in_the_held_out_fifth_is_known(tmp_path):
     rows = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40))
     for rare in range(40):  # one of them is drawn
         lines = rows.splitlines(keepends=True)

@@ -73,7 +73,7 @@ def test_sizes_are_drawn_from_the_seed_alone(files):
     assert len(whole.train.texts) == 7
 
 
-def test_without_a_test_file_a_fifth_is_cut_off_always_the_same(files):
+def test_without_a_test_file_a_deterministic_fifth_is_held_out(files):
     spec = "file(train='train.csv')"
     first, other = (load(spec, data_dir=files, seed=seed) for seed in (0, 1))
     assert (len(first.train.texts), len(first.test.texts)) == (8, 2)
@@ -135,7 +135,7 @@ def test_refusals(files, spec, options, message):
         load(spec, data_dir=files, **options)
 
 
-def test_a_test_label_that_training_lacks(files, tmp_path):
+def test_test_label_absent_from_training_is_refused(files, tmp_path):
     (tmp_path / "test.csv").write_text("text,label,who\nx,a,g\ny,d,g\n")
     with pytest.raises(InputError, match=r"test.csv row 3: the label 'd' is not one of the 3 cla"):
         load(SPEC, data_dir=files)
@@ -156,7 +156,7 @@ def test_the_training_file_may_be_the_test_file(tmp_path):
     assert data.overlap == 2
 
 
-def test_an_official_test_file_is_never_replaced_by_a_cut(tmp_path):
+def test_official_test_file_is_not_replaced_by_a_held_out_part(tmp_path):
     (tmp_path / "rte").mkdir()
     (tmp_path / "rte" / "train.jsonl").write_text(
         '{"premise": "a", "hypothesis": "b", "label": "entailment"}\n'
@@ -165,7 +165,7 @@ def test_an_official_test_file_is_never_replaced_by_a_cut(tmp_path):
         load("rte", data_dir=str(tmp_path))
 
 
-def test_docstrings_need_no_folder():
+def test_docstrings_task_needs_no_folder():
     data = load("docstrings", train_examples=50, validation_examples=20, test_examples=30)
     assert len(data.classes) == 8
     assert data.train.groups is not None

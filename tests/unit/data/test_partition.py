@@ -80,7 +80,7 @@ def requests_of_any_kind(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(requests_of_any_kind())
-def test_any_request_is_met_or_refused(request):
+def test_any_partition_is_valid_or_refused(request):
     spec, labels, options = request
     clients, minimum = options["clients"], options["min_examples"]
     try:
@@ -161,7 +161,7 @@ def test_balanced_dirichlet_treats_all_ids_alike():
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 100.0, 1e300])
-def test_many_small_classes_leave_no_client_out(alpha):
+def test_many_small_classes_leave_no_client_empty(alpha):
     """1,000 classes of 20 examples over 100 clients: sizes spread as independent draws would."""
     labels = np.repeat(np.arange(1000), 20)
     sizes = np.stack([sizes_of(f"dirichlet(alpha={alpha})", labels, 100, s) for s in range(3)])
@@ -249,12 +249,12 @@ def test_quality_has_balanced_and_skewed_clients(seed):
     assert counts[parts.quality].sum() == 400  # in proportion to their number
 
 
-def test_a_seed_is_a_partition():
+def test_partition_is_determined_by_the_seed():
     first, second = (counts_of("dirichlet", seed=seed)[0] for seed in (0, 1))
     assert not np.array_equal(first, second)
 
 
-def test_levelling_moves_no_more_than_it_must():
+def test_minimum_size_moves_as_few_examples_as_possible():
     skewed = "dirichlet(alpha=1e-6)"
     free, _ = counts_of(skewed, min_examples=0)
     level, _ = counts_of(skewed, min_examples=7)
@@ -304,7 +304,7 @@ def test_scores_have_no_classes_to_skew(spec):
 
 
 @pytest.mark.parametrize("classes", [1, 8, 40])
-def test_draw(tmp_path, classes):
+def test_partition_figure_is_written(tmp_path, classes):
     labels = np.arange(400) % classes
     parts = partition("dirichlet", labels, clients=5, seed=0)
     names = [f"class {n}" for n in range(classes)]

@@ -22,7 +22,7 @@ def everything():
     return {name for packages in FAMILIES.values() for name in packages.split()}
 
 
-def test_no_package_is_in_two_families():
+def test_every_package_is_in_one_family():
     assert len(everything()) == sum(len(packages.split()) for packages in FAMILIES.values())
 
 
@@ -37,7 +37,7 @@ def test_sizes_and_balance(tables):
         assert max(counts) < 3.5 * min(counts)
 
 
-def test_modules_and_texts_are_on_one_side_only(tables):
+def test_modules_and_texts_are_in_one_split_only(tables):
     train, test = tables
     assert not set(train.groups) & set(test.groups)
     texts = [text.casefold() for text in train.texts + test.texts]
@@ -67,7 +67,7 @@ def library(root, *, families=tuple(FAMILIES)):
     return root
 
 
-def test_what_is_read_of_a_module(tmp_path):
+def test_docstrings_read_from_a_module(tmp_path):
     root = library(tmp_path)
     (root / "string.py").write_text(
         'if True:\n    class A:\n        "A class inside a condition."\n'
@@ -90,7 +90,7 @@ def test_what_is_read_of_a_module(tmp_path):
     assert not {"Too short a text", "f(x) -> y"} & set(texts)
 
 
-def test_unreadable_files_are_passed_over(tmp_path):
+def test_unreadable_files_are_skipped(tmp_path):
     root = library(tmp_path)
     (root / "re.py").write_text("def f(:\n")
     (root / "copy.py").write_bytes(b"\0\0")
@@ -100,7 +100,7 @@ def test_unreadable_files_are_passed_over(tmp_path):
     assert len(train.texts) + len(test.texts) == 5 * len(FAMILIES)
 
 
-def test_the_split_is_the_same_each_time(tmp_path):
+def test_split_is_deterministic(tmp_path):
     root = library(tmp_path)
     assert read.__wrapped__(root) == read.__wrapped__(root)
 

@@ -35,7 +35,7 @@ def named(path, **options):
     return read_named(path, **{"text": "text", "label": "label", **options})
 
 
-def test_csv_quotes_line_ends_and_words_that_look_missing(tmp_path):
+def test_csv_quotes_line_ends_and_na_like_words(tmp_path):
     text = 'label,text,who\r\na,"one, ""two""\r\nthree",x\r\n\r\nnull,NA,y\r\n'
     table = named(write(tmp_path / "a.csv", text, bom=True), group="who")
     assert table.texts == ['one, "two"\r\nthree', "NA"]
@@ -196,7 +196,7 @@ def test_a_json_array_in_one_long_line(tmp_path):
         ('{\n"a": [1]\n}', "client 'a' holds 1; write one object per example"),
     ],
 )
-def test_other_json_objects_are_no_lines(text, message, tmp_path):
+def test_json_object_that_is_not_lines_is_refused(text, message, tmp_path):
     assert message in refusal(named, write(tmp_path / "a.json", text))
 
 
@@ -245,7 +245,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("ending", BOMBS)
 @pytest.mark.parametrize("packing", ["gz", "xz", "bz2"])
-def test_a_small_file_that_unpacks_to_a_large_one_is_refused_first(ending, packing, tmp_path):
+def test_decompression_bomb_is_refused(ending, packing, tmp_path):
     packed = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}[packing](BOMBS[ending])
     path = tmp_path / f"a.{ending}.{packing}"
     path.write_bytes(packed)

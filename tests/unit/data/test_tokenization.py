@@ -44,7 +44,7 @@ def test_pairs_are_cut_where_they_are_long(tokenizer):
 
 
 @pytest.mark.parametrize(("words", "max_length", "width"), [(6, 64, 8), (7, 64, 16), (90, 12, 12)])
-def test_width(tokenizer, words, max_length, width):
+def test_width_is_the_longest_example_rounded_up(tokenizer, words, max_length, width):
     got = encode(split(["a " * words]), tokenizer, max_length=max_length)
     assert got.ids.shape == (1, width)
     assert got.length.tolist() == [min(words + 2, max_length)]
@@ -55,7 +55,7 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(tokenizer, monkeypa
     assert encode(split(["a"]), tokenizer, max_length=8).ids[0, :3].tolist() == [CLS, A, SEP]
 
 
-def test_no_text_and_no_examples(tokenizer):
+def test_empty_text_and_empty_split(tokenizer):
     assert encode(split([]), tokenizer, max_length=16).ids.shape == (0, 8)
 
 
@@ -125,7 +125,7 @@ def test_cache(tokenizer, tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_cache_knows_the_tokenizer(tokenizer, tmp_path):
+def test_cache_key_includes_the_tokenizer(tokenizer, tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*WORDS[:5], *reversed(WORDS[5:])]) + "\n")
     data, folder = split(["a b"]), tmp_path / "cache"

@@ -37,7 +37,7 @@ def logits_of(guess: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", ORACLE)
 @given(data=st.data())
 @settings(deadline=None)
-def test_of_classes(name, data):
+def test_classification_metrics_equal_scikit_learn(name, data):
     classes = data.draw(st.integers(2, CLASSES[name]))
     pairs = data.draw(
         st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=1, max_size=40)
@@ -49,7 +49,7 @@ def test_of_classes(name, data):
     assert got == pytest.approx(oracle(label, guess), abs=1e-12)
 
 
-def test_f1_of_three_classes_is_recorded_as_what_it_is():
+def test_f1_of_three_classes_is_recorded_as_macro_f1():
     label, output = np.array([0, 1, 2, 2]), logits_of(np.array([0, 2, 2, 1]), 3)
     assert metrics.f1(label, output) == metrics.macro_f1(label, output) == pytest.approx(0.5)
     assert metrics.recorded_names("f1", 3) == ("f1", "macro_f1")
@@ -216,7 +216,7 @@ def test_rouge_l_without_its_package(monkeypatch):
         metrics.rouge_l(["a"], ["a"])
 
 
-def test_the_package_of_rouge_l_is_asked_for_before_anything_is_generated(monkeypatch):
+def test_missing_rouge_package_is_reported_before_generation(monkeypatch):
     """When a run, or `evaluate`, makes its judge."""
     none = np.zeros((0, 8), np.int32)
     split = Split([], [], none[:, 0], None)

@@ -26,7 +26,7 @@ def test_an_adapter_without_metadata_can_be_saved_and_loaded_again(model, tmp_pa
     small_encoders.same(again, ours)
 
 
-def test_predictions_refuse_missing_texts_and_contexts(model):
+def test_missing_texts_and_contexts_are_refused(model):
     trained = small_encoders.fitted(model)
     with pytest.raises(InputError, match="no texts to predict"):
         interop.probabilities(trained, [])

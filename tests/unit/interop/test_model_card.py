@@ -101,7 +101,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("kind", SAVE)
 @pytest.mark.parametrize(("family", "options"), CHEAP)
-def test_the_lines_compute_the_logits(family, options, kind, tmp_path, monkeypatch):
+def test_card_code_computes_the_logits(family, options, kind, tmp_path, monkeypatch):
     model = trained(tmp_path, family, **options)
     SAVE[kind](tmp_path / kind, model)
     check_logits(model, tmp_path / kind, monkeypatch)
@@ -110,8 +110,10 @@ def test_the_lines_compute_the_logits(family, options, kind, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SAVE)
 @pytest.mark.parametrize(("family", "options"), OTHERS)
-def test_the_lines_compute_the_logits_of_every_family(family, options, kind, tmp_path, monkeypatch):
-    test_the_lines_compute_the_logits(family, options, kind, tmp_path, monkeypatch)
+def test_card_code_computes_the_logits_of_every_family(
+    family, options, kind, tmp_path, monkeypatch
+):
+    test_card_code_computes_the_logits(family, options, kind, tmp_path, monkeypatch)
 
 
 def check_text(family, kind, folder, monkeypatch, **options):
@@ -126,7 +128,7 @@ def check_text(family, kind, folder, monkeypatch, **options):
 
 
 @pytest.mark.parametrize("kind", SAVE)
-def test_the_lines_generate_text(kind, tmp_path, monkeypatch):
+def test_card_code_generates_text(kind, tmp_path, monkeypatch):
     check_text("llama", kind, tmp_path, monkeypatch)
 
 
@@ -134,14 +136,14 @@ def test_the_lines_generate_text(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("layers", [None, 2])
 @pytest.mark.parametrize("kind", SAVE)
 @pytest.mark.parametrize("family", small_decoders.FAMILIES)
-def test_the_lines_generate_text_in_every_family(family, kind, layers, tmp_path, monkeypatch):
+def test_card_code_generates_text_in_every_family(family, kind, layers, tmp_path, monkeypatch):
     check_text(family, kind, tmp_path, monkeypatch, layers=layers)
 
 
 STRANGE = ("a\nb", "\x1b[31mred", "<img src=x onerror=y>", "=1+1", "x | y", "`*_[l](http://x)")
 
 
-def test_names_of_others_stay_text(tmp_path):
+def test_untrusted_names_are_escaped_in_the_card(tmp_path):
     model = trained(
         tmp_path, "bert", task='mood: "x"\n---\n# y', classes=STRANGE[:3], training={"a|b": "c\nd"}
     )

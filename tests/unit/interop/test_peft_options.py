@@ -67,7 +67,7 @@ HONOURED = {
 
 
 @pytest.mark.parametrize("name", HONOURED)
-def test_an_option_is_computed_as_peft_computes_it(name, bert, tmp_path):
+def test_option_gives_the_logits_of_peft(name, bert, tmp_path):
     compare(tmp_path, base=bert, **HONOURED[name]).check()
 
 
@@ -93,7 +93,7 @@ UNWRITTEN = [
         if case[0] != "bert" and case not in UNWRITTEN
     ],
 )
-def test_an_option_is_computed_in_every_family(family, name, bases, tmp_path):
+def test_option_gives_the_logits_of_peft_in_every_family(family, name, bases, tmp_path):
     compare(tmp_path, base=bases(family), **HONOURED[name]).check()
 
 
@@ -104,7 +104,7 @@ def test_an_option_is_computed_in_every_family(family, name, bases, tmp_path):
         ("qwen2", {"rank_pattern": {r"layers\.(0|1)\.self_attn\.q_proj": 2}}),
     ],
 )
-def test_language_models_too(family, options, bases, tmp_path):
+def test_option_gives_the_logits_of_peft_in_language_models(family, options, bases, tmp_path):
     compare(tmp_path, base=bases(family), task="CausalLM", task_type="CAUSAL_LM", **options).check()
 
 
@@ -121,7 +121,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_option_that_two_factors_cannot_express_is_refused(name, bert, tmp_path):
+def test_option_beyond_two_factors_is_refused(name, bert, tmp_path):
     compare(tmp_path, base=bert, **REFUSED[name]).check_refused(name)
 
 
@@ -167,7 +167,7 @@ def edited(files, folder, edit):
 
 
 @pytest.mark.parametrize("name", EDITED)
-def test_a_config_that_says_what_is_not_computed_is_refused(name, plain, bert, tmp_path):
+def test_unsupported_config_value_is_refused(name, plain, bert, tmp_path):
     values, sentence = EDITED[name]
     folder = edited(plain[0], tmp_path / "adapter", edit_config(**values))
     with pytest.raises(InputError) as error:
@@ -195,7 +195,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_traces_of_wrappers_in_names_are_removed(spelling, plain, bert, tmp_path):
+def test_wrapper_prefixes_are_removed_from_names(spelling, plain, bert, tmp_path):
     """PEFT itself loads nothing from some of these, with a warning."""
     files, logits = plain
     folder = edited(files, tmp_path / "adapter", edit_names(SPELLINGS[spelling]))
@@ -203,7 +203,7 @@ def test_traces_of_wrappers_in_names_are_removed(spelling, plain, bert, tmp_path
     np.testing.assert_allclose(ours, logits, atol=peft_cases.TOLERANCE * np.abs(logits).max())
 
 
-def test_names_that_remain_unknown_are_listed(plain, bert, tmp_path):
+def test_unknown_tensor_names_are_listed(plain, bert, tmp_path):
     strange = edit_names(lambda name: name.replace("classifier", "my_head"))
     folder = edited(plain[0], tmp_path / "adapter", strange)
     with pytest.raises(InputError, match=r"no head .*its other tensors are my_head\.bias"):
@@ -230,7 +230,7 @@ OTHER_TASKS = [
 
 
 @pytest.mark.parametrize(("task", "task_type"), OTHER_TASKS)
-def test_an_adapter_of_another_task_is_no_classifier(task, task_type, bert, tmp_path):
+def test_adapter_of_another_task_is_refused_as_classifier(task, task_type, bert, tmp_path):
     outcome = compare(tmp_path, base=bert, task=task, task_type=task_type)
     stored = json.loads((outcome.folder / "adapter_config.json").read_text())
     assert stored["task_type"] == task_type
@@ -238,7 +238,7 @@ def test_an_adapter_of_another_task_is_no_classifier(task, task_type, bert, tmp_
     outcome.check_refused(task_type or names.get(task, "BertForMaskedLM"))
 
 
-def test_a_run_begins_with_an_adapter_of_its_own_kind_only(bert, bases, tmp_path):
+def test_warm_start_needs_an_adapter_of_the_same_task_type(bert, bases, tmp_path):
     """Before a model is loaded; an encoder's own adapter fits a classifier."""
     make = peft_cases.make_adapter
     llama = bases("llama")
@@ -257,7 +257,7 @@ def test_a_run_begins_with_an_adapter_of_its_own_kind_only(bert, bases, tmp_path
                 interop.check_task(folder, language=language)
 
 
-def test_an_adapter_that_names_no_task_is_what_its_base_is(bases, tmp_path):
+def test_adapter_without_task_type_takes_that_of_its_base(bases, tmp_path):
     """PEFT puts it on the base as it is, whose head then is the model's."""
     outcome = compare(
         tmp_path / "language", base=bases("llama"), task="CausalLM", task_type=None,

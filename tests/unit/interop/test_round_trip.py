@@ -29,7 +29,7 @@ def in_peft(folder, base):
 
 
 @pytest.mark.parametrize("family", small_encoders.FAMILIES)
-def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path):
+def test_every_family_round_trips_through_peft(family, tmp_path):
     """Ranks that differ between layers, layers left out, a head and a pooler that was drawn."""
     base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small_encoders.load(base)
@@ -53,7 +53,7 @@ def test_every_family_computes_the_same_in_peft_and_comes_back(family, tmp_path)
 
 @pytest.mark.parametrize("pooling", ["family", "mean"])
 @pytest.mark.parametrize("family", small_encoders.FAMILIES)
-def test_a_merged_model_needs_neither_peft_nor_this_library(family, pooling, tmp_path):
+def test_merged_model_loads_with_transformers_alone(family, pooling, tmp_path):
     base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small_encoders.load(base, pooling=pooling)
     ours, out = small_encoders.fitted(model), tmp_path / "merged"
@@ -84,7 +84,7 @@ def mean_logits(encoder, head) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_path):
+def test_mean_pooled_adapter_is_saved_for_the_encoder(family, tmp_path):
     base = small_encoders.checkpoint(tmp_path, family)
     model = small_encoders.load(base, pooling="mean")
     ours, out = small_encoders.fitted(model), tmp_path / "adapter"
@@ -98,7 +98,7 @@ def test_an_adapter_of_a_mean_pooled_model_is_one_of_the_encoder(family, tmp_pat
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
+def test_peft_adapter_round_trips_unchanged(rslora, tmp_path):
     """PEFT's own file, with alpha and rank patterns, in and out again: the same tensors."""
     base = small_encoders.checkpoint(tmp_path, "roberta")
     torch.manual_seed(3)
@@ -132,7 +132,7 @@ def test_what_peft_made_comes_back_as_it_was(rslora, tmp_path):
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize("pooling", ["family", "mean"])
-def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp_path, monkeypatch):
+def test_model_card_code_gives_the_same_logits(kind, pooling, tmp_path, monkeypatch):
     """On the real encoder, with its tokenizer."""
     model = models.load(
         "minilm", num_labels=3, layers=2, pooling=pooling, scan_unroll=1, key=jax.random.key(0)
@@ -155,7 +155,7 @@ def test_the_lines_in_the_model_card_run_and_compute_the_same(kind, pooling, tmp
     np.testing.assert_allclose(found["logits"].numpy()[:1], want, atol=TOLERANCE, rtol=0)
 
 
-def test_a_shard_size_that_is_none_is_explained(tmp_path):
+def test_invalid_shard_size_is_refused(tmp_path):
     model = small_encoders.load(small_encoders.checkpoint(tmp_path, "bert"))
     with pytest.raises(InputError, match="500MB"):
         interop.save_merged(tmp_path / "out", small_encoders.fitted(model), shard_size="x")

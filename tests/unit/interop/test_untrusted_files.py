@@ -111,7 +111,7 @@ class Headers:
         raise AssertionError(f"{name} was read")
 
 
-def test_a_header_that_promises_more_than_the_file_holds(model, folder):
+def test_truncated_safetensors_file_is_refused(model, folder):
     header = {"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
     text = json.dumps(header).encode()
     data = struct.pack("<Q", len(text)) + text
@@ -124,7 +124,7 @@ def test_a_header_that_promises_more_than_the_file_holds(model, folder):
 @pytest.mark.parametrize(
     "named", ["/etc", "../../secrets", "someone/else", "https://hf.co/x", "", None, ["a"]]
 )
-def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
+def test_base_named_only_by_the_folder_is_not_loaded(named, model, folder):
     (folder / "fedjax_lora.json").unlink()
     change(folder, "adapter_config.json", base_model_name_or_path=named)
     with pytest.raises(InputError, match="if you trust it, give it with --model"):
@@ -146,14 +146,14 @@ def test_a_base_that_only_the_folder_names_is_not_loaded(named, model, folder):
         ({"training": {"method": ["x"]}}, "training cannot be"),
     ],
 )
-def test_what_a_folder_says_of_itself_is_checked(values, sentence, model, folder):
+def test_metadata_of_a_folder_is_checked(values, sentence, model, folder):
     change(folder, "fedjax_lora.json", **values)
     with pytest.raises(InputError, match=sentence):
         interop.load_model(folder, base=str(model.folder))
 
 
 @pytest.mark.parametrize("count", ["x", None, 10**9, 0, -1, True, [2]])
-def test_a_number_of_labels_that_is_none_is_explained(count, model, tmp_path):
+def test_invalid_number_of_labels_is_refused(count, model, tmp_path):
     values = json.loads((model.folder / "config.json").read_text()) | {"num_labels": count}
     values.pop("id2label", None)
     (tmp_path / "config.json").write_text(json.dumps(values))
@@ -161,7 +161,7 @@ def test_a_number_of_labels_that_is_none_is_explained(count, model, tmp_path):
         interop.load_model(tmp_path)
 
 
-def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model, tmp_path):
+def test_remote_code_of_a_checkpoint_is_neither_run_nor_exported(model, tmp_path):
     """``auto_map`` asks transformers to import Python files of the repository."""
     config = model.folder / "config.json"
     before = config.read_text()
@@ -179,7 +179,7 @@ def test_code_that_a_checkpoint_brings_along_is_neither_run_nor_passed_on(model,
     assert not (tmp_path / "out" / "evil.py").exists()
 
 
-def test_a_half_head_and_a_lone_factor_are_refused(model, folder):
+def test_incomplete_head_and_unpaired_factor_are_refused(model, folder):
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({k: x for k, x in tensors.items() if k != "base_model.model.classifier.weight"}, file)
@@ -192,7 +192,7 @@ def test_a_half_head_and_a_lone_factor_are_refused(model, folder):
 @pytest.mark.parametrize(
     ("text", "sentence"), [("{", "json is not JSON"), ("[]", "json must hold one JSON object")]
 )
-def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder):
+def test_metadata_that_is_not_an_object_is_refused(text, sentence, model, folder):
     (folder / "fedjax_lora.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
         interop.load_model(folder, base=str(model.folder))
@@ -206,7 +206,7 @@ def test_what_a_folder_says_of_itself_is_an_object(text, sentence, model, folder
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "several outputs the same name.*: a"),
     ],
 )
-def test_outputs_that_are_not_one_class_of_several_are_refused(values, sentence, model, tmp_path):
+def test_multi_label_outputs_are_refused(values, sentence, model, tmp_path):
     interop.save_merged(tmp_path, small_encoders.fitted(model))
     (tmp_path / "fedjax_lora.json").unlink()
     change(tmp_path, "config.json", **values)

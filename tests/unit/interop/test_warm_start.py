@@ -44,7 +44,9 @@ def products(spec, adapter):
 
 @pytest.mark.parametrize("rule", list(lora.SCALES))
 @pytest.mark.parametrize("keep_scale", [True, False])
-def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, model, folder):
+def test_warm_start_keeps_the_function_and_fills_with_fresh_components(
+    rule, keep_scale, model, folder
+):
     spec = template_for(model, scale=rule, alpha=9.0)
     spec, fresh, adapter = begun(model, folder, spec, keep_scale=keep_scale)
     ours = small_encoders.fitted(model)
@@ -63,7 +65,7 @@ def test_the_function_is_the_adapters_and_the_rest_is_fresh(rule, keep_scale, mo
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_begins_with_the_model_it_is_given(name, model, folder):
+def test_every_method_starts_from_the_given_adapter(name, model, folder):
     """Its client of the highest rank computes what the adapter computes."""
     spec, _, adapter = begun(model, folder, template_for(model))
     method = methods.make(name, spec)
@@ -93,7 +95,7 @@ def model_kernel(model, path):
     return node["kernel"]
 
 
-def test_the_head_is_taken_over_and_another_tasks_is_not(model, folder):
+def test_head_is_reused_only_for_the_same_task(model, folder):
     ours = small_encoders.fitted(model)
     taken = interop.with_saved_modules(model, folder).params["head"]
     jax.tree.map(np.testing.assert_array_equal, taken, ours.head)

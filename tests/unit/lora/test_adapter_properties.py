@@ -70,7 +70,7 @@ def drawn(spec: LoraSpec, seed: int) -> dict[str, LoRA]:
 
 @given(models(), st.integers(-1, 12))
 @settings(deadline=None, max_examples=60)
-def test_a_template_has_exactly_the_kernels_or_says_why_not(params, rank):
+def test_spec_targets_exactly_the_matching_kernels_or_is_refused(params, rank):
     paths = {n for n, part in params.items() if "kernel" in part}
     paths |= {f"layers/{name}" for name in params["layers"]}
     smallest = min(
@@ -93,7 +93,7 @@ def test_a_template_has_exactly_the_kernels_or_says_why_not(params, rank):
 
 @given(places(), st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
-def test_the_peft_form_is_the_same_function(place, seed):
+def test_peft_factors_give_the_same_function(place, seed):
     """``alpha / r * B A`` of every adapted layer, read from the files, is ours transposed."""
     spec = spec_of(place)
     adapter = drawn(spec, seed)

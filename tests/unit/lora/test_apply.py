@@ -329,7 +329,7 @@ def test_ranks_and_gains_do_not_retrace():
 # ------------------------------------------------------------------------------------------ details
 
 
-def test_only_the_layers_named_are_touched():
+def test_only_targeted_layers_are_changed():
     """An adapter on one layer of the stack acts there and nowhere else."""
     where = small_model.spec(layers=[1], targets="query$")
     adapter = random_adapter(where)
@@ -342,7 +342,7 @@ def test_only_the_layers_named_are_touched():
     assert np.any(changed[1]) and not np.any(changed[0]) and not np.any(changed[2])
 
 
-def test_activations_keep_their_type():
+def test_activations_keep_their_dtype():
     """A bfloat16 model with float32 adapters computes and returns bfloat16."""
     net = small_model.Net(dtype=jnp.bfloat16)
     adapter, gain = random_adapter(TEMPLATE), gain_of(range(R))
@@ -377,7 +377,7 @@ def test_an_adapter_of_another_model_is_refused(key):
         lora.apply(layer, params, {"danse": pair}, {"danse": jnp.ones(1)}, x)
 
 
-def test_an_interceptor_that_flax_leaves_behind_is_taken_away(monkeypatch):
+def test_leftover_flax_interceptor_is_removed(monkeypatch):
     """As under ``python -O``, where Flax's own removal, an assertion, is not executed."""
 
     @contextlib.contextmanager

@@ -258,14 +258,14 @@ class Low(nn.Module):
         return jax.lax.dot(x, kernel)
 
 
-def test_functions_that_take_only_arrays_are_named():
+def test_functions_that_take_only_arrays_are_refused_by_path():
     module = nn.Sequential([nn.Dense(IN), Low()])
     params, adapter, gain = adapt(module, X, targets="layers")
     with pytest.raises(InputError, match=r"kernel of layers_1 in a way .* jnp.asarray\(kernel\)"):
         lora.apply(module, params, adapter, gain, X)
 
 
-def test_their_inputs_cannot_be_dropped():
+def test_dropout_of_merged_kernels_is_refused():
     params, adapter, gain = adapt(Tied(), X, targets="encoder")
     rngs = {"dropout": jax.random.key(0)}
     with pytest.raises(InputError, match="kernel of encoder is read outside of a Flax linear"):
@@ -327,7 +327,7 @@ def test_an_adapter_without_an_effect_is_refused():
     run(adapter)
 
 
-def test_parts_of_a_model_need_permission():
+def test_calling_a_part_of_the_model_needs_allow_unused():
     params, adapter, gain = adapt(Unused(), X, targets="body|head")
     with pytest.raises(InputError, match="The adapter of head has no effect"):
         lora.apply(Unused(), params, adapter, gain, X, method="encode")
@@ -351,7 +351,7 @@ def _compiled(x: jax.Array, kernel: Any) -> jax.Array:
 
 
 @pytest.mark.parametrize("module", [Lifted(nn.jit), nn.Sequential([Helper(), nn.Dense(OUT)])])
-def test_traces_from_a_cache_count(module: nn.Module):
+def test_cached_traces_count_as_uses(module: nn.Module):
     """A function inside the model that JAX has traced before is not run by Python again."""
     params, adapter, gain = adapt(module, X, targets="up|down|layers_0")
     first = lora.apply(module, params, adapter, gain, X)
@@ -532,7 +532,7 @@ def test_convolutions_by_their_name():
 # ---------------------------------------------------------------------------- other libraries
 
 
-def test_merged_weights_of_any_function():
+def test_apply_merged_works_for_any_function():
     params, adapter, gain = adapt(Tied(), X, targets="encoder")
     apply_fn = lambda params, x: Tied().apply({"params": params}, x)  # noqa: E731
     ours = lora.apply_merged(apply_fn, params, adapter, gain, X)

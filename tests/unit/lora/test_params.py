@@ -70,7 +70,7 @@ def test_prefix_masks():
     np.testing.assert_array_equal(lora.prefix_mask(jnp.array(3), R), [1, 1, 1, 0])
 
 
-def test_spread_reaches_every_site_and_leaves_out_layers():
+def test_spread_covers_every_target_and_leaves_out_layers():
     everywhere = lora.spread(PARTLY, jnp.array([True, False, True, False]))
     assert {p: m.shape for p, m in everywhere.items()} == {
         "head": (4,),

@@ -41,7 +41,7 @@ DECODER = {
 }
 
 
-def test_the_tree_of_a_template():
+def test_shapes_of_a_spec():
     """Paths, shapes and types of a scanned model's adapter, written out."""
     assert TEMPLATE.targets == (
         LoraTarget("head", 12, 7, None),
@@ -149,7 +149,7 @@ def test_layers_of_a_stack():
         ({"alpha": float("nan")}, "LoRA alpha must be above 0 and finite, got nan."),
     ],
 )
-def test_bad_templates_say_what_is_wrong(options: dict, sentence: str):
+def test_invalid_specs_are_explained(options: dict, sentence: str):
     with pytest.raises(InputError) as caught:
         small_model.spec(**options)
     assert sentence in str(caught.value)
@@ -223,7 +223,7 @@ def test_default_alpha_is_the_rank():
     assert (spec.alpha, spec.server_scale) == (3.0, 1.0)
 
 
-def test_templates_are_values():
+def test_specs_are_hashable_values():
     """Hashable and comparable, so they can be static arguments and cache keys."""
     again = small_model.spec()
     assert again == TEMPLATE and hash(again) == hash(TEMPLATE)

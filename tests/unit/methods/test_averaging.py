@@ -223,7 +223,7 @@ def test_high_components_follow_the_high_rank_clients_only():
         assert np.max(np.abs(diluted[path].b)) < 0.5 * np.max(np.abs(original[path].b))
 
 
-def test_without_a_high_rank_client_the_high_components_wait():
+def test_without_a_high_rank_client_high_components_are_unchanged():
     """The server keeps what earlier rounds learned, instead of erasing it with zeros."""
     cohort = make_cohort(GLOBAL, [2, 1, 2, 2, 4, 4], [1, 2, 3, 4, 0, 0])
     old = server()
@@ -309,7 +309,7 @@ def shrinking(factor: float) -> tuple:
         ("gamma=1.0", 0.0, [4, 4, 2, 4, 4, 4]),  # never prunes
     ],
 )
-def test_hetlora_gives_up_a_tail_that_shrinks(options: str, factor: float, want: list[int]):
+def test_hetlora_prunes_a_shrinking_tail(options: str, factor: float, want: list[int]):
     """Property 34; an absent client (the fourth) keeps its rank."""
     cohort, old, start, result = shrinking(factor)
     method = methods.make(f"hetlora({options})", GLOBAL)
@@ -328,7 +328,7 @@ def test_hetlora_gives_up_a_tail_that_shrinks(options: str, factor: float, want:
         (1.0, 64, 64),
     ],
 )
-def test_hetlora_cuts_at_the_exact_fraction(gamma: float, rank: int, left: int):
+def test_hetlora_tail_begins_at_the_exact_fraction(gamma: float, rank: int, left: int):
     """Where the product of floating-point numbers falls just below a whole number."""
     one = LoraSpec(targets=(LoraTarget("x", 2, 3, None),), rank=rank, alpha=1.0)
     method = methods.make(f"hetlora(gamma={gamma!r}, penalty=1.0)", one)
@@ -392,7 +392,7 @@ def test_a_component_that_is_zeroed_never_learns_again(name: str):
 # ----------------------------------------------------------------------------------- own methods
 
 
-def test_a_rule_of_ones_own_needs_one_function():
+def test_custom_averaging_rule_needs_one_function():
     """Weights per client, or per client and site; components without an owner stay."""
 
     def last_owner(lora_spec: LoraSpec) -> methods.Method:

@@ -83,7 +83,7 @@ def test_random_modules_are_chosen_equally_often():
     expect(np.mean(chosen[:, 1] & chosen[:, 2], axis=0), 2 / 6 * 4 / 6)
 
 
-def test_random_sets_belong_to_the_client_and_the_key():
+def test_random_modules_depend_only_on_client_and_key():
     """Neither the place in the cohort nor the company changes what a client trains."""
     rank = [2] * 6
     chosen = sets("random", rank, 8, ids=[10, 11, 12, 13, 14, 15])
@@ -254,7 +254,7 @@ def test_client_scales_are_not_used():
         assert set(gains) == {0.0, scale}
 
 
-def test_gain_of_everything_is_the_servers():
+def test_gain_of_all_components_is_the_server_scale():
     start = methods.make("fed_plora", GLOBAL).broadcast(
         methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {}), (), make_cohort(GLOBAL, MIXED)
     )

@@ -100,7 +100,7 @@ def after_a_round(rank: list[int]) -> tuple[methods.Method, ServerState, object,
     return method, outcome.server, outcome.clients, cohort
 
 
-def test_what_a_client_keeps_is_not_touched_by_later_servers():
+def test_client_state_is_not_changed_by_later_servers():
     """It is the client's own; the global model moves on."""
     method, server, own, cohort = after_a_round(RANK)
     other = cohorts.on_device(cohorts.make_server(method, GLOBAL, seed=8))
@@ -124,7 +124,7 @@ def test_a_raised_rank_brings_the_next_directions():
                 np.testing.assert_array_equal(part, other)
 
 
-def test_a_newcomer_begins_at_the_global_model():
+def test_new_client_starts_from_the_global_model():
     method, server, own, cohort = after_a_round([R] * 6)
     unknown = own._replace(known=jnp.zeros_like(own.known))
     start = cohorts.in_two_factors(method).broadcast(server, unknown, cohort)

@@ -31,7 +31,7 @@ PATHS = [s.path for s in GLOBAL.targets]
 
 @pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @pytest.mark.parametrize("weights", ["examples", "uniform"])
-def test_the_base_takes_up_the_exact_mean_of_products(weights: str, lora_spec: LoraSpec):
+def test_base_absorbs_the_exact_mean_of_products(weights: str, lora_spec: LoraSpec):
     """Any ranks, no aggregation noise; the rank of the change is the sum of ranks."""
     spec = "flora" if weights == "examples" else "flora(weights='uniform')"
     server = cohorts.make_server(methods.make(spec, GLOBAL), GLOBAL)
@@ -54,7 +54,7 @@ def test_the_base_takes_up_the_exact_mean_of_products(weights: str, lora_spec: L
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_round_begins_with_an_adapter_that_does_nothing(spec: str):
+def test_every_round_starts_with_a_zero_adapter(spec: str):
     """``b = 0`` exactly, ``a`` random: outputs and effective weights of all clients are equal."""
     method, _ = cohorts.compiled(spec, GLOBAL)
     server = cohorts.make_server(method, GLOBAL)

@@ -77,7 +77,7 @@ def test_no_client_is_dropped(name: str):
 
 
 @every_method
-def test_no_axis_is_guessed_from_its_length(name: str):
+def test_axes_are_not_inferred_from_their_length(name: str):
     """The rank axis was looked for by its size. Here clients, layers, inputs, outputs and R agree.
 
     The same comparison finds absent components that are averaged as zeros.
@@ -87,7 +87,7 @@ def test_no_axis_is_guessed_from_its_length(name: str):
 
 
 @every_method
-def test_no_product_is_the_transpose(name: str):
+def test_products_are_not_transposed(name: str):
     """The transpose was decomposed, with the right shape for a square layer."""
     a, b = np.zeros((2, SIZE, R)), np.zeros((2, R, SIZE))
     a[:, 0, 0], b[:, 0, 3] = 2.0, 5.0
@@ -127,7 +127,7 @@ def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float
 
 
 @every_method
-def test_no_constants_in_the_code(name: str):
+def test_method_source_has_no_hard_coded_constants(name: str):
     """Rank 360 and alpha 16 were: here another rank, another alpha, another number of clients."""
     lora_spec = LoraSpec(targets=(LoraTarget("x", 9, 14, None),), rank=7, alpha=2.5)
     compare(name, lora_spec, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
@@ -169,7 +169,7 @@ INVARIANTS = {
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS)
-def test_every_invariant_has_its_test(invariant: str):
+def test_every_known_error_has_a_test(invariant: str):
     """By the name given above, and with an assertion of its own."""
     module, name = INVARIANTS[invariant]
     tree = ast.parse((pathlib.Path(__file__).parent / f"{module}.py").read_text("utf-8"))
@@ -205,13 +205,15 @@ def weights_on_a_only(aggregate, server, clients, cohort, start, result):
     ("error", "test", "options"),
     [
         (first_client_only, test_no_client_is_dropped, ()),
-        (transposed, test_no_product_is_the_transpose, ()),
+        (transposed, test_products_are_not_transposed, ()),
         (unweighted, test_clients_are_weighed_once_in_the_product, ("a",)),
         (weights_on_a_only, test_clients_are_weighed_once_in_the_product, ("b",)),
         (weights_on_a_only, test_alpha_is_neither_lost_nor_doubled, (3.0, 1.5)),
     ],
 )
-def test_a_method_with_the_error_fails(error, test, options, monkeypatch: pytest.MonkeyPatch):
+def test_method_with_the_known_error_is_detected(
+    error, test, options, monkeypatch: pytest.MonkeyPatch
+):
     method = methods.make("zero_padding", SQUARE)
     broken = functools.partial(error, method.aggregate)
     monkeypatch.setattr(cohorts, "compiled", lambda *_: (method, broken))

@@ -56,7 +56,7 @@ def test_every_registered_method_has_an_oracle_with_the_same_options():
         assert keywords(factory) == keywords(oracles.ORACLES[name]), name
 
 
-def test_the_cohorts_take_both_paths_of_the_svd():
+def test_test_cohorts_cover_both_svd_paths():
     shapes = [(CLIENTS * R, min(s.inputs, s.outputs)) for s in cohorts.SITES]
     assert any(stacked < side for stacked, side in shapes)
     assert any(stacked >= side for stacked, side in shapes)
@@ -76,7 +76,7 @@ def test_a_round_with_a_scale_per_client_agrees_with_the_oracle(spec: str):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_what_clients_begin_with(spec: str):
+def test_initial_client_parameters_agree_with_the_oracle(spec: str):
     """The first r components, or all of them (parallel modules), or a fresh adapter."""
     lora_spec = cohorts.PER_CLIENT
     rank = [1, 2, 3, 4, 2, 1]
@@ -262,7 +262,9 @@ ERRORS: dict[str, tuple[str, Rule, str]] = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_errors_that_others_shipped_would_be_noticed(error: str, monkeypatch: pytest.MonkeyPatch):
+def test_oracles_detect_known_errors_of_other_implementations(
+    error: str, monkeypatch: pytest.MonkeyPatch
+):
     name, rule, case = ERRORS[error]
     lora_spec = cohorts.GLOBAL
     compare(name, lora_spec, *CASES[case])  # the true rule passes
@@ -272,7 +274,7 @@ def test_errors_that_others_shipped_would_be_noticed(error: str, monkeypatch: py
         compare(name, lora_spec, *CASES[case])
 
 
-def test_a_round_without_an_owner_of_the_high_components_is_frequent():
+def test_rounds_without_an_owner_of_high_components_are_frequent():
     """The rule for that case matters: ten of a hundred clients, ten of them of high rank."""
     rng = np.random.default_rng(0)
     draws = np.array([rng.choice(100, 10, replace=False) for _ in range(20_000)])

@@ -124,7 +124,7 @@ def test_order_of_clients_does_not_matter(spec: str):
 
 @pytest.mark.parametrize("spec", LOSSLESS)
 @pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
-def test_one_client_gets_its_own_model_back(spec: str, lora_spec: LoraSpec):
+def test_aggregate_of_one_client_is_its_own_model(spec: str, lora_spec: LoraSpec):
     """Exact for a client of full rank, whatever the rule; the other five are absent."""
     server = server_for(spec, GLOBAL)
     weight = [0, 0, 0, 7, 0, 0]
@@ -146,7 +146,7 @@ def test_one_client_gets_its_own_model_back(spec: str, lora_spec: LoraSpec):
         if method_name(s) not in KEEPS_UNOWNED | {"fslora"} and "empty='zero'" not in s
     ],
 )
-def test_one_client_of_low_rank_gets_its_components_back(spec: str):
+def test_aggregate_of_one_low_rank_client_keeps_its_components(spec: str):
     """Its first components (all it has) are its own; what it does not have stays as it was."""
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, [4, 2, 4, 4, 4, 4], [0, 9, 0, 0, 0, 0])
@@ -245,7 +245,7 @@ def test_components_without_an_owner_are_bitwise_unchanged(spec: str):
 
 
 @every_spec
-def test_gauge_change_of_one_client(spec: str):
+def test_gauge_change_of_one_client_changes_only_factor_averages(spec: str):
     """``(a Q, Q^-1 b)`` is the same model; only methods that average factors see a difference."""
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, [R, 2, 3, R, 2, 1], WEIGHT)
@@ -342,7 +342,7 @@ def test_inactive_components_are_exactly_zero(spec: str):
 
 
 @every_method
-def test_only_methods_that_say_so_touch_the_base(name: str):
+def test_only_documented_methods_change_the_base(name: str):
     """The others leave the base alone bit for bit by never holding it."""
     server = server_for(name)
     after = play(name, GLOBAL, make_cohort(GLOBAL, MIXED, WEIGHT), server=server).outcome.server
@@ -362,7 +362,7 @@ CHANGED_OR_KEPT = {"fslora", "lora_a2", "ffa_lora", "rolora", "fedsa_lora", "lor
 @pytest.mark.parametrize(
     "spec", [s for s in LOSSLESS if method_name(s) not in CHANGED_OR_KEPT | {"fedex_lora"}]
 )
-def test_weights_sum_to_one_where_claimed(spec: str):
+def test_averaging_weights_sum_to_one(spec: str):
     """If every client sends ones, the mean of any owned component is one; zero padding's is less.
 
     Methods that average products return the mean of the all-one products.

@@ -153,7 +153,7 @@ def test_where_sigma_goes_does_not_change_the_product():
 
 
 @pytest.mark.parametrize("spec", ["hlora", "hlora(sigma='both')", "flexlora"])
-def test_the_product_is_not_decomposed_as_its_transpose(spec: str):
+def test_product_is_not_decomposed_as_its_transpose(spec: str):
     """On a square layer: what reads input 0 and writes output 2 keeps doing that."""
     path = GLOBAL.targets[0].path
     method, fn = cohorts.compiled(spec, GLOBAL)
@@ -173,7 +173,7 @@ def test_the_product_is_not_decomposed_as_its_transpose(spec: str):
 
 
 @pytest.mark.parametrize(("spec", "kept"), [("hlora", 0.25), ("flexlora", 0.25), ("raflora", 1.0)])
-def test_repeated_rounds_without_training_wear_down_high_components(spec: str, kept: float):
+def test_repeated_rounds_without_training_shrink_high_components(spec: str, kept: float):
     """Rank collapse: the owners' share per round. One client of rank 8 among four of rank 2.
 
     Spectrum 8, 7, 6, ..., 1: after a round 8, 7, 6/4, ..., after two 8, 7, 6/16, ...; raFLoRA
@@ -196,7 +196,7 @@ def test_repeated_rounds_without_training_wear_down_high_components(spec: str, k
         np.testing.assert_allclose(size, s, rtol=1e-4)
 
 
-def test_more_clients_of_low_rank_do_not_shrink_what_they_do_not_have():
+def test_low_rank_clients_do_not_shrink_components_they_lack():
     """raFLoRA's high partition; FlexLoRA's shrinks by the share of its owners."""
     lora_spec = LoraSpec(targets=(LoraTarget("square", 12, 10, None),), rank=8, alpha=8.0)
     rng = np.random.default_rng(0)

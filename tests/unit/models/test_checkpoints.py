@@ -70,7 +70,7 @@ def test_names_cover_the_state_dict_exactly(family, saved, key):
         np.testing.assert_array_equal(written[name], state[name], err_msg=name)
 
 
-def test_names_refuse_what_is_not_there():
+def test_unknown_parameter_names_are_refused():
     config = models.tiny(layers=1).config
     query = "encoder/layers/attention/query"
     assert models.hf_module(config, query, 2) == "bert.encoder.layer.2.attention.self.query"
@@ -147,7 +147,7 @@ def test_missing_pooler_is_new_and_counts_in_the_fingerprint(bert, key):
     assert loaded.fingerprint != load(folder, key, layers=2).fingerprint
 
 
-def test_cut_reads_only_the_first_layers(bert, key, monkeypatch):
+def test_layers_option_reads_only_the_first_layers(bert, key, monkeypatch):
     folder, _ = bert
     read = []
     original = tensors._safe_tensor
@@ -166,7 +166,7 @@ def test_cut_reads_only_the_first_layers(bert, key, monkeypatch):
     assert_same(cut.params["encoder"]["layers"], firsts)
 
 
-def test_all_misfits_in_one_message(bert, key):
+def test_all_mismatches_are_in_one_message(bert, key):
     folder, _ = bert
 
     def damage(stored):
@@ -216,14 +216,14 @@ def test_tensor_under_two_names(bert, key):
         load(folder, key)
 
 
-def test_no_weights(bert, key):
+def test_checkpoint_without_weights_is_refused(bert, key):
     folder, _ = bert
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no weights: no model\.safetensors"):
         load(folder, key)
 
 
-def test_damaged_file(bert, key):
+def test_damaged_file_is_refused(bert, key):
     folder, _ = bert
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -234,7 +234,7 @@ def test_damaged_file(bert, key):
 @pytest.mark.parametrize(
     "shard", ["../model.safetensors", "/tmp/model.safetensors", "a\\b.safetensors", "x.bin", ".."]
 )
-def test_index_may_not_point_elsewhere(shard, bert, key):
+def test_index_pointing_outside_the_folder_is_refused(shard, bert, key):
     folder, _ = bert
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     index = {"weight_map": {QUERY: shard}}
@@ -243,7 +243,7 @@ def test_index_may_not_point_elsewhere(shard, bert, key):
         load(folder, key)
 
 
-def test_index_with_lost_shard_lost_tensor_or_nonsense(bert, key):
+def test_inconsistent_shard_index_is_refused(bert, key):
     folder, _ = bert
     index = folder / "model.safetensors.index.json"
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
@@ -278,7 +278,7 @@ def test_pickle_with_code_does_not_run(bert, key, capsys):
         load(folder, key)
 
 
-def test_pickle_without_pytorch(bert, key, monkeypatch):
+def test_pickle_without_pytorch_is_refused(bert, key, monkeypatch):
     folder, _ = bert
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setattr(tensors.importlib.util, "find_spec", lambda name: None)

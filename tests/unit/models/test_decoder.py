@@ -39,7 +39,7 @@ SLIDING = {"sliding_window": 3, "full_layers": (1,), "qk_norm": True}
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("steps", [(11,), (4, 7), (5, 1, 1, 1, 3)])
-def test_texts_in_pieces_are_the_same_texts(steps, left):
+def test_cached_decoding_in_chunks_equals_one_pass(steps, left):
     model = small(**SLIDING)
     ids, mask = decoders.texts(left=left)
     want = hidden(model, (ids, mask))
@@ -66,7 +66,7 @@ def test_a_token_sees_those_before_it_in_its_window_and_no_others():
     assert (moved[0, :at] == 0).all() and (moved[0, at + 3 :] == 0).all() and (moved[1:] == 0).all()
 
 
-def test_padding_is_not_seen():
+def test_padding_is_not_attended():
     model = small()
     ids, mask = decoders.texts()
     noise = np.where(mask, ids, 17).astype(np.int32)
@@ -151,7 +151,7 @@ def test_mean_pooling_is_the_mean_of_real_tokens(key):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_in_parts_are_the_same(tied):
+def test_chunked_logits_are_equal(tied):
     model = small(tied=tied)
     assert ("vocabulary" in model.params) != tied
     states = hidden(model, decoders.texts())
@@ -164,7 +164,7 @@ def test_logits_in_parts_are_the_same(tied):
     assert half.dtype == jnp.float32
 
 
-def test_texts_that_do_not_fit_and_masks_that_are_none():
+def test_too_long_texts_and_invalid_masks_are_refused():
     model = small(max_positions=8, rope=Rope(type="linear", factor=1.25))
     assert model.config.max_tokens == 10
     ids, mask = decoders.texts()

@@ -85,7 +85,7 @@ def test_a_bfloat16_checkpoint_is_kept_bit_for_bit(llama, key, tmp_path):
     np.testing.assert_array_equal(np.asarray(kernel[2]).T, stored[name])
 
 
-def test_parameters_go_where_they_are_sent(llama, key):
+def test_parameters_are_placed_by_the_sharding(llama, key):
     """Straight to many devices, codes too; the values are the same."""
     folder, _ = llama
     mesh = jax.make_mesh((4,), ("model",), devices=jax.devices()[:4])
@@ -117,7 +117,7 @@ def test_classifier_on_a_language_model_gets_a_new_head(llama, key):
     assert other.params["decoder"]["norm"]["scale"] is loaded.params["decoder"]["norm"]["scale"]
 
 
-def test_language_models_read_base_and_classifier_checkpoints_only_if_whole(tmp_path, key):
+def test_language_model_needs_a_vocabulary_matrix_in_the_checkpoint(tmp_path, key):
     folder, _ = decoders.saved(tmp_path, "llama", "SequenceClassification")
     with pytest.raises(InputError, match=r"do not fit the llama .*: missing lm_head\.weight\."):
         load(folder, key)
@@ -125,7 +125,7 @@ def test_language_models_read_base_and_classifier_checkpoints_only_if_whole(tmp_
     assert load(folder, key).new_params == ()
 
 
-def test_old_buffers_and_tied_copies_are_passed_over(tmp_path, key):
+def test_old_buffers_and_tied_copies_are_ignored(tmp_path, key):
     folder, _ = decoders.saved(tmp_path, "qwen2")
     whole = load(folder, key)
 
@@ -137,7 +137,7 @@ def test_old_buffers_and_tied_copies_are_passed_over(tmp_path, key):
     jax.tree.map(np.testing.assert_array_equal, load(folder, key).params, whole.params)
 
 
-def test_all_misfits_in_one_message(llama, key):
+def test_all_mismatches_are_in_one_message(llama, key):
     folder, _ = llama
 
     def damage(stored):
@@ -158,7 +158,7 @@ def test_all_misfits_in_one_message(llama, key):
     assert message.count("\n") == 0
 
 
-def test_shard_that_is_missing(llama, key, tmp_path):
+def test_missing_shard_is_named(llama, key, tmp_path):
     _, model = llama
     model.save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     lost = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[1]
@@ -198,7 +198,7 @@ def test_shard_that_is_missing(llama, key, tmp_path):
         ({"hidden_act": "prelu"}, "Unknown activation 'prelu'"),
     ],
 )
-def test_configs_that_are_not_supported(values, message, llama, key):
+def test_unsupported_configs_are_refused(values, message, llama, key):
     folder, _ = llama
     configure(folder, **values)
     with pytest.raises(InputError, match=message) as error:
@@ -222,7 +222,7 @@ def test_options_out_of_range(options, message, llama, key):
         load(folder, key, **options)
 
 
-def test_an_encoder_is_no_language_model(key):
+def test_encoder_is_refused_as_language_model(key):
     with pytest.raises(InputError, match="bert model is an encoder and cannot write text"):
         load("minilm", key)
 

@@ -118,7 +118,7 @@ def test_bfloat16_compute_is_close(tmp_path, key):
 
 
 @pytest.mark.shared
-def test_a_trained_checkpoint_knows_its_story(shared, key):
+def test_trained_checkpoint_has_the_logits_of_transformers(shared, key):
     """Next-token predictions along the known text are the text itself."""
     loaded = models.load(str(shared / "models" / "stories260k"), num_labels=None, key=key)
     story = (

@@ -57,7 +57,7 @@ def test_remat_and_unroll_change_neither_value_nor_gradient(family):
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pooling", ["family", "mean"])
-def test_leaving_out_what_pooling_does_not_read_changes_nothing(family, pooling):
+def test_omitting_positions_not_pooled_keeps_the_result(family, pooling):
     model = with_config(models.tiny(family=family, pooling=pooling), scan_unroll=99)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -86,7 +86,7 @@ def test_the_last_layer_computes_only_what_the_first_token_needs():
     assert products < saved < 1.5 * products, "what is not a product is little"
 
 
-def test_attention_with_spelled_out_weights_is_the_fused_one():
+def test_explicit_attention_equals_fused_attention():
     model = with_config(tiny(), attention_dropout=1e-9)
     spelled = logits(model, key=jax.random.key(0))
     np.testing.assert_allclose(spelled, logits(model), atol=1e-5)
@@ -168,7 +168,7 @@ def test_extra_collections_are_scanned_and_found_by_path():
     np.testing.assert_allclose(out, logits(model), atol=1e-6)
 
 
-def test_too_long_and_wrong_mask():
+def test_too_long_texts_and_wrong_masks_are_refused():
     for family in ("bert", "roberta"):
         model = tiny(family=family)
         assert model.config.max_tokens == 64

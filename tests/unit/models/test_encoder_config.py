@@ -57,13 +57,13 @@ def test_options_replace_fields():
         ({"model_type": "albert", "inner_group_num": 3}, r"inner_group_num=3 \(only 1\)"),
     ],
 )
-def test_unsupported(change, message):
+def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(InputError, match=message) as error:
         models.from_json(BERT | change)
     assert "\n" not in str(error.value)
 
 
-def test_wrong_options_are_all_named():
+def test_all_invalid_options_are_named():
     wrong = {"num_labels": 0, "dtype": "float16", "pooling": "max", "scan_unroll": 0}
     with pytest.raises(InputError) as error:
         models.from_json(BERT, **wrong)
@@ -71,7 +71,7 @@ def test_wrong_options_are_all_named():
         assert f"{name} is" in str(error.value)
 
 
-def test_files(tmp_path):
+def test_unreadable_config_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no readable config\.json"):
         models.read_config(tmp_path)
     for text, message in (

@@ -40,7 +40,7 @@ def test_dropout_is_the_checkpoints_own_or_one_number(saved, key):
     assert rates(dropout=0.0) == (0.0, 0.0, 0.0)
 
 
-def test_tokenizer_missing_broken_or_of_another_model(saved, key):
+def test_missing_broken_and_foreign_tokenizers(saved, key):
     folder, _ = saved("bert")
     assert load(folder, key).tokenizer is None
     (folder / "tokenizer.json").write_text("{")
@@ -51,7 +51,7 @@ def test_tokenizer_missing_broken_or_of_another_model(saved, key):
         load(folder, key)
 
 
-def test_fingerprint_is_of_the_encoder(saved, key):
+def test_fingerprint_identifies_the_encoder(saved, key):
     folder, _ = saved("bert")
     whole = load(folder, key)
     assert len(whole.fingerprint) == 64 and whole.folder == folder

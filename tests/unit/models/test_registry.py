@@ -70,7 +70,7 @@ def test_registry_is_complete():
         assert model.summary and "\n" not in model.summary
 
 
-def test_names_that_mean_nothing(tmp_path, key):
+def test_unknown_model_names_are_refused(tmp_path, key):
     with pytest.raises(InputError, match="Unknown model 'minlm'; did you mean 'minilm'"):
         load("minlm", key)
     with pytest.raises(InputError, match="does not exist, and it is not a hub id"):
@@ -80,13 +80,13 @@ def test_names_that_mean_nothing(tmp_path, key):
         load(tmp_path / "file", key)
 
 
-def test_hub_that_cannot_be_reached(cut_off, key):
+def test_unreachable_hub_is_explained(cut_off, key):
     with pytest.raises(InputError, match=r"could not provide it .*check the network") as error:
         load("some-org/some-model", key)
     assert "\n" not in str(error.value)
 
 
-def test_hub_that_never_answers(cut_off, key, monkeypatch):
+def test_hub_timeout_is_explained(cut_off, key, monkeypatch):
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 0.2)
@@ -185,7 +185,7 @@ def test_download_then_cache(cut_off, monkeypatch):
     assert models.resolve("org/model").folder == folder
 
 
-def test_weights_that_are_not_read_stay_on_the_hub(saved, cut_off, key, monkeypatch):
+def test_unused_weight_files_are_not_downloaded(saved, cut_off, key, monkeypatch):
     monkeypatch.setitem(FILES, "config.json", (saved("bert")[0] / "config.json").read_bytes())
     monkeypatch.delitem(FILES, "vocab.txt")
     with answering(monkeypatch):
@@ -195,7 +195,7 @@ def test_weights_that_are_not_read_stay_on_the_hub(saved, cut_off, key, monkeypa
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_a_cache_without_weights_is_for_those_who_need_none(weights, cut_off, monkeypatch):
+def test_cache_without_weights_serves_only_config_requests(weights, cut_off, monkeypatch):
     with answering(monkeypatch):
         folder, _ = models.resolve("org/model", weights=False)
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "vocab.txt"]

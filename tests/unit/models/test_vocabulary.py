@@ -11,7 +11,7 @@ PARTS = ("core", "models")
 ALLOWED = tuple(f"fedjax_lora.{part}" for part in PARTS)
 
 
-def test_no_word_of_what_is_built_on_top():
+def test_models_do_not_mention_higher_layers():
     # The package's own name contains one of the words.
     for file in FILES:
         text = file.read_text(encoding="utf-8").replace("fedjax_lora", "")
@@ -19,7 +19,7 @@ def test_no_word_of_what_is_built_on_top():
         assert not found, f"{file.name} mentions {sorted(set(found))}"
 
 
-def test_imports_point_down():
+def test_imports_point_downward():
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if (

@@ -69,7 +69,7 @@ def test_the_methods_are_described_as_the_registry_does():
     assert all(summary and paper for summary, paper in described.values())
 
 
-def test_a_registered_method_of_the_user_is_known(monkeypatch):
+def test_method_registered_by_the_user_is_accepted(monkeypatch):
     entry = methods.METHODS["hlora"]
     monkeypatch.setitem(methods.METHODS, "own_rule", entry)
     choices.check_choices(RunConfig(federation=FederationConfig(method="own_rule")))
@@ -100,13 +100,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("config", "sentence"), WRONG, ids=[words for _, words in WRONG])
-def test_a_wrong_choice_is_answered_in_one_sentence(config, sentence):
+def test_unknown_choice_is_refused_in_one_sentence(config, sentence):
     with pytest.raises(InputError) as raised:
         choices.check_choices(config)
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_demo_has_no_wrong_choice():
+def test_demo_config_is_valid():
     choices.check_choices(demo())
 
 
@@ -142,7 +142,7 @@ def test_resolved_choices_have_the_options_of_the_config():
         (RunConfig(data=DataConfig(task="agnews")), "Unknown task"),
     ],
 )
-def test_a_run_refuses_values_before_it_loads_anything(config, sentence, monkeypatch, tmp_path):
+def test_invalid_values_are_refused_before_loading(config, sentence, monkeypatch, tmp_path):
     monkeypatch.setattr("fedjax_lora.runs.run.load_assets", lambda config: 1 / 0)
     with pytest.raises(InputError, match=sentence):
         fl.run(config, out=tmp_path / "run")
@@ -160,7 +160,7 @@ assert statuses == [2] * len(statuses), statuses
 """
 
 
-def test_wrong_words_on_the_command_line_are_answered_without_jax():
+def test_unknown_choices_are_refused_without_importing_jax():
     run = ["--method=nope", "--optimizer=adamv", "--schedule=no", "--ranks=fixed(rnk=1)"]
     run += ["--updates=no", "--faults=no", "--server-optimizer=no", "--partition=no"]
     run += ["--task=no", "--model=no", "--targets=((", "--wave=4", "--rounds=0"]

@@ -22,7 +22,7 @@ def test_validation_decides_where_there_is_some():
 
 
 @pytest.mark.parametrize("task", [CLASSES, WRITING])
-def test_no_evaluation_and_a_diverged_model_are_no_score(task):
+def test_unevaluated_and_diverged_rounds_have_no_score(task):
     assert score({"train_loss": 1.0}, task) is None
     assert score({task.metric: None}, task) is None
     assert score({task.metric: 1.0, f"validation_{task.metric}": None}, task) is None

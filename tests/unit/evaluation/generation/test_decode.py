@@ -53,7 +53,7 @@ def tiny():
     return dataclasses.replace(model, config=config, module=models.LanguageModel(config))
 
 
-def test_greedy_equals_the_loop_without_a_cache(tiny):
+def test_greedy_decoding_equals_decoding_without_a_cache(tiny):
     out = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW)
     want = np.stack([slowly(tiny, prompt, NEW) for prompt in PROMPTS])
     assert len(np.unique(want)) > 5, "a vacuous comparison"
@@ -79,7 +79,7 @@ def test_greedy_equals_transformers(family, tmp_path, key):
     np.testing.assert_array_equal(out.tokens, want.numpy())
 
 
-def test_every_row_its_own_adapter(tiny, key):
+def test_every_row_uses_its_own_adapter(tiny, key):
     spec = lora.make_spec(tiny.params, targets="attention", rank=3)
     many = random_adapters(spec, key, 3)
     gain = jax.tree.map(
@@ -101,7 +101,7 @@ def test_every_row_its_own_adapter(tiny, key):
         assert not np.array_equal(together.tokens[row], base.tokens[row])
 
 
-def test_one_adapter_for_all_rows(tiny, key):
+def test_all_rows_share_one_adapter(tiny, key):
     spec = lora.make_spec(tiny.params, targets="all-linear", rank=2)
     one = random_adapters(spec, key)
     gain = lora.uniform_gain(spec)
@@ -113,7 +113,7 @@ def test_one_adapter_for_all_rows(tiny, key):
     np.testing.assert_array_equal(out.tokens, want.tokens)
 
 
-def test_rows_end_at_a_stop_token_and_the_rest_goes_on(tiny):
+def test_rows_stop_independently_at_stop_tokens(tiny):
     free = generation.generate(tiny.module, tiny.params, *batch(), new_tokens=NEW)
     stop = int(free.tokens[0, 2])
     assert stop not in free.tokens[0, :2]
@@ -177,7 +177,7 @@ def test_batches_have_one_shape_and_pad_on_the_left():
     np.testing.assert_array_equal(mask.sum(axis=1), [1, 1])
 
 
-def test_prompts_that_cannot_be_continued():
+def test_prompts_without_room_are_refused():
     config = models.tiny(family="llama", num_labels=None).config
     assert list(generation.prompt_batches([], config, new_tokens=5, batch=2)) == []
     with pytest.raises(InputError, match=r"new_tokens is 0 .*; batch is 0 but must be at least 1"):
@@ -190,7 +190,7 @@ def test_prompts_that_cannot_be_continued():
     )
 
 
-def test_models_that_cannot_write():
+def test_models_without_a_vocabulary_head_are_refused():
     for model, message in (
         (models.tiny(), "classifies and cannot write"),
         (models.tiny(family="llama"), "classifies and cannot write"),
@@ -201,7 +201,7 @@ def test_models_that_cannot_write():
 
 
 @pytest.mark.shared
-def test_a_trained_checkpoint_tells_its_story(shared, key):
+def test_trained_checkpoint_generates_the_expected_text(shared, key):
     loaded = models.load(str(shared / "models" / "stories260k"), num_labels=None, key=key)
     told = generation.generate_text(
         loaded, ["Once upon a time", "One day, a boy"], new_tokens=40, batch=1
@@ -223,7 +223,7 @@ def test_a_trained_checkpoint_tells_its_story(shared, key):
         ('{"eos_token_id": "</s>"}', "must give eos_token_id as a number or a list"),
     ],
 )
-def test_what_ends_a_text_must_be_readable(text, sentence, tiny, tmp_path):
+def test_unreadable_generation_config_is_refused(text, sentence, tiny, tmp_path):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
         generation.stop_token_ids(dataclasses.replace(tiny, folder=tmp_path))

@@ -24,7 +24,7 @@ def scores(rows=6, vocabulary=30):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_scores_left_are_those_transformers_leaves(rule):
+def test_filtered_logits_equal_transformers(rule):
     import torch
     from transformers import (
         TemperatureLogitsWarper,
@@ -43,7 +43,7 @@ def test_scores_left_are_those_transformers_leaves(rule):
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
 
 
-def test_tokens_are_drawn_with_their_probabilities():
+def test_samples_follow_the_token_probabilities():
     rule = Sampling(temperature=0.5, top_k=4)
     row = jnp.asarray(scores(1, 8) / 3)
     draws = 4000
@@ -55,7 +55,7 @@ def test_tokens_are_drawn_with_their_probabilities():
     np.testing.assert_allclose(share, want, atol=4 * (0.25 / draws) ** 0.5)  # 4 deviations
 
 
-def test_temperature_zero_is_the_maximum():
+def test_temperature_zero_is_greedy():
     keys = jax.random.split(jax.random.key(0), 6)
     np.testing.assert_array_equal(
         sample_token(jnp.asarray(scores()), GREEDY, keys), scores().argmax(-1)
@@ -72,6 +72,6 @@ def test_temperature_zero_is_the_maximum():
         ({"top_p": 1.5, "top_k": -1}, r"top_k is -1 .*; top_p is 1\.5"),
     ],
 )
-def test_impossible_rules(options, message):
+def test_invalid_sampling_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Sampling(**options)

@@ -60,7 +60,7 @@ def folder(saved, tmp_path) -> pathlib.Path:
     return shutil.copytree(saved, tmp_path / "run")
 
 
-def test_what_was_saved_comes_back_bit_for_bit(saved):
+def test_checkpoint_restores_bitwise(saved):
     want = progress(2)
     newest = checkpoints.latest(saved)
     got = checkpoints.restore(newest, progress(0, seed=1))
@@ -69,7 +69,7 @@ def test_what_was_saved_comes_back_bit_for_bit(saved):
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(got.state))
 
 
-def test_a_checkpoint_says_what_it_is_of(saved):
+def test_checkpoint_describes_its_run(saved):
     newest = checkpoints.latest(saved)
     assert (newest.round, newest.score, newest.path.name) == (2, 0.25, "2")
     assert newest.about | ABOUT == newest.about
@@ -77,7 +77,7 @@ def test_a_checkpoint_says_what_it_is_of(saved):
     assert newest.about["arrays"]["scores/value"] == "float64[7]"
 
 
-def test_arrays_come_back_where_those_of_the_run_are(saved):
+def test_arrays_are_restored_with_the_sharding_of_the_run(saved):
     mesh = jax.make_mesh((8,), ("clients",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     like = progress(0)
@@ -105,7 +105,7 @@ def every_file(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_every_file_of_a_checkpoint_is_watched(folder, caplog):
+def test_every_file_of_a_checkpoint_has_a_checksum(folder, caplog):
     """Truncated, flipped, gone, or one too many: the checkpoint before it is the newest."""
     newest = folder / checkpoints.FOLDER / "2"
     rng = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_every_file_of_a_checkpoint_is_watched(folder, caplog):
     assert caplog.text.count("arrays/more is not in SHA256SUMS") == 1
 
 
-def test_no_bit_of_the_list_of_digests_may_change(tmp_path):
+def test_changed_checksum_list_is_detected(tmp_path):
     (tmp_path / "a").write_text("a")
     write_checksums(tmp_path)
     assert verify(tmp_path) is None
@@ -142,14 +142,14 @@ def test_no_bit_of_the_list_of_digests_may_change(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs the command sha256sum")
-def test_the_list_of_digests_is_that_of_sha256sum(folder):
+def test_checksum_list_has_the_format_of_sha256sum(folder):
     newest = folder / checkpoints.FOLDER / "2"
     command = ["sha256sum", "--check", "--strict", SUMS]
     done = subprocess.run(command, cwd=newest, check=True, capture_output=True, text=True)
     assert done.stdout.count(": OK\n") == len(every_file(newest)) - 1
 
 
-def test_a_checkpoint_that_was_being_written_is_none(folder, monkeypatch):
+def test_partial_checkpoint_is_ignored(folder, monkeypatch):
     """Whatever part of it was there when the process ended."""
     newest = folder / checkpoints.FOLDER / "2"
     newest.rename(newest.with_name(".2.partial"))
@@ -188,7 +188,7 @@ def test_a_round_may_be_saved_again(folder):
     problems.assert_same_bits(arrays(got), arrays(other))
 
 
-def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path, monkeypatch):
+def test_background_save_holds_the_state_at_its_start(tmp_path, monkeypatch):
     """The run goes on while the thread waits, and gives the saved arrays' memory back."""
     may_write, real = threading.Event(), checkpoints.manager.save
 
@@ -212,7 +212,7 @@ def test_saving_does_not_stop_the_run_and_sees_nothing_of_what_follows(tmp_path,
     problems.assert_same_bits(arrays(got), arrays(want))
 
 
-def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
+def test_write_error_is_raised_at_the_next_save(tmp_path):
     (tmp_path / checkpoints.FOLDER).write_text("a file where the folder should be")
     sentence = r"Checkpoint .*/1 cannot be written \(.*Error.*\); make room"
     with (
@@ -226,7 +226,7 @@ def test_what_cannot_be_written_is_told_at_the_next_opportunity(tmp_path):
         manager.save(progress(2), history(2))
 
 
-def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
+def test_files_are_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "values.json"
     atomic_io.write(path, "old")
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
@@ -236,7 +236,7 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_a_folder_takes_its_place_when_all_of_it_is_written(tmp_path):
+def test_folders_are_written_atomically(tmp_path):
     def half(partial: pathlib.Path) -> None:
         (partial / "one").write_text("new")
         raise OSError(28, "full")
@@ -270,7 +270,7 @@ def test_a_checkpoint_can_be_read_below_any_path(name, descriptors, tmp_path, mo
     assert [path.name for path in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
 
 
-def test_a_checkpoint_that_cannot_be_read_back_gets_no_name(tmp_path, monkeypatch):
+def test_checkpoint_that_fails_verification_is_not_kept(tmp_path, monkeypatch):
     """Nor does it replace another: what Orbax wrote without an error may still be wrong."""
     checkpoints.save(tmp_path, progress(1), history(1), ABOUT)
     save = ocp.StandardCheckpointer.save
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_read_back_gets_no_name(tmp_path, monkeypatc
     assert [checkpoint.round for checkpoint in checkpoints.whole(tmp_path)] == [1]
 
 
-def test_a_checkpoint_that_orbax_cannot_read_is_told_in_one_sentence(folder):
+def test_unreadable_orbax_checkpoint_is_refused_in_one_sentence(folder):
     """One that was written below a path with brackets by an earlier version, for example."""
     newest = checkpoints.latest(folder)
     (newest.path / "arrays" / "manifest.ocdbt").unlink()

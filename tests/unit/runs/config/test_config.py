@@ -37,7 +37,7 @@ OTHER = RunConfig(
 
 
 @pytest.mark.parametrize("config", [RunConfig(), OTHER, configs.demo()])
-def test_what_is_written_is_read_back(config):
+def test_config_is_read_back_as_written(config):
     values = json.loads(json.dumps(to_dict(config)))
     assert from_dict(values) == config
     assert to_dict(from_dict(values)) == values
@@ -139,7 +139,7 @@ def refused(values: dict) -> str:
         ({"execution": {"mode": "pmap"}}, "execution.mode cannot be 'pmap'"),
     ],
 )
-def test_what_is_no_config_is_refused(values, words):
+def test_invalid_config_is_refused(values, words):
     assert words in refused(values)
 
 
@@ -182,7 +182,7 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("execution", "eval_batch", 0, "eval_batch must be at least 1"),
     ],
 )
-def test_what_cannot_be_run_is_refused(group, option, value, words):
+def test_impossible_values_are_refused(group, option, value, words):
     message = refused({group: {option: value}})
     assert message.startswith("This run is impossible: ") and words in message
     with pytest.raises(InputError, match="This run is impossible"):
@@ -201,7 +201,7 @@ def test_what_cannot_be_run_is_refused(group, option, value, words):
         ("execution", "clients_per_step", 1),
     ],
 )
-def test_the_last_possible_value_is_accepted(group, option, value):
+def test_limits_of_ranges_are_accepted(group, option, value):
     assert getattr(getattr(from_dict({group: {option: value}}), group), option) == value
 
 
@@ -235,7 +235,7 @@ def test_a_config_is_loaded_from_a_file(tmp_path):
     assert load(path) == load(str(path)) == OTHER
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_config_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.json cannot be read \(no such file\)"):
         load(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"cannot be read \(not a file\)"):
@@ -255,7 +255,7 @@ def test_a_missing_file(tmp_path):
         (b'{"local": {"learning_rate": NaN}}', "learning_rate must be above 0"),
     ],
 )
-def test_a_file_that_is_no_config(tmp_path, content, words):
+def test_file_that_is_not_a_config_is_refused(tmp_path, content, words):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(InputError) as error:

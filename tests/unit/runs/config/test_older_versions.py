@@ -41,7 +41,7 @@ def check_config(saved: dict, config: RunConfig, done: int) -> None:
         ("own_method(x=1)", "own_method(x=1)"),
     ],
 )
-def test_a_record_of_an_older_version_names_its_defaults(version, method, meant):
+def test_older_record_pins_its_former_defaults(version, method, meant):
     read = configs.from_record(version | configs.to_dict(config_of(method)))
     assert read == config_of(meant)
     if method in methods.METHODS:  # every option is now the former one
@@ -51,7 +51,7 @@ def test_a_record_of_an_older_version_names_its_defaults(version, method, meant)
         )
 
 
-def test_the_former_defaults_are_others_than_the_present_ones():
+def test_former_defaults_differ_from_present_ones():
     for name, former in FORMER_DEFAULTS.items():
         present = registry.with_defaults(name, methods.METHODS, "method")
         assert all(present[option] != value for option, value in former.items())
@@ -75,7 +75,7 @@ def test_a_file_with_some_of_the_groups_was_written_by_hand(tmp_path):
 
 
 @older
-def test_a_run_of_an_older_version_does_not_go_on_by_the_new_defaults(version):
+def test_older_run_resumes_with_its_former_defaults(version):
     saved = version | configs.to_dict(config_of("fedrora"))
     with pytest.raises(InputError, match=r"federation.method was .*first=0.0.* cannot become"):
         check_config(saved, config_of("fedrora"), 2)
@@ -103,7 +103,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_a_run_whose_rule_has_changed_is_refused(case):
+def test_older_run_with_a_changed_rule_is_refused(case):
     config, words = CHANGED[case]
     with pytest.raises(InputError) as error:
         check_config(configs.to_dict(config), config, 3)
@@ -113,6 +113,6 @@ def test_a_run_whose_rule_has_changed_is_refused(case):
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_other_runs_of_older_versions_go_on(case):
+def test_other_older_runs_resume(case):
     assert not list(older_rules.computed_otherwise(SAME[case]))
     check_config({"version": "0.2.0"} | configs.to_dict(SAME[case]), SAME[case], 3)

@@ -101,7 +101,7 @@ def test_a_wave_steps_in_the_shape_of_its_largest_batch():
     )
 
 
-def test_a_rate_is_measured():
+def test_product_rate_is_measured():
     rate = round_flops.product_rate("float32", seconds=0.05)
     assert 1e8 < rate < 1e15
 

@@ -52,7 +52,7 @@ def test_an_impossible_grid_is_explained(options, sentence):
     assert str(error.value).startswith("This comparison is impossible: ")
 
 
-def test_everything_wrong_is_said_at_once_and_once():
+def test_all_problems_are_reported_once():
     vary = {"local.bach": (1,), "federation.cohort": (10, 60), "model.layers": (0,)}
     made, problems = cells(vary=vary)
     assert made == []  # no layers, anywhere
@@ -66,7 +66,7 @@ def test_everything_wrong_is_said_at_once_and_once():
     assert text.count("layers must be at least 1, got 0") == 2
 
 
-def test_nothing_wrong_is_not_refused():
+def test_grid_without_problems_is_accepted():
     grid.refuse([])
     with pytest.raises(InputError, match=r"impossible: \[a\] bad; worse\.$"):
         grid.refuse([Problem("a", "bad."), Problem("", "worse")])
@@ -92,12 +92,12 @@ def test_nothing_wrong_is_not_refused():
         (" local.batch = 8 ", "local.batch", (8,)),
     ],
 )  # fmt: skip
-def test_varied_fields_are_read(text, field, values):
+def test_varied_fields_are_parsed(text, field, values):
     assert parse_vary([text]) == {field: values}
 
 
 @pytest.mark.parametrize("text", ["local.batch", "local.batch=", "=8", ""])
-def test_what_is_no_varied_field_is_refused(text):
+def test_malformed_varied_field_is_refused(text):
     with pytest.raises(InputError, match="not written as field=value"):
         parse_vary([text])
 

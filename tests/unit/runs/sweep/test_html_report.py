@@ -28,7 +28,7 @@ def page(lines, figure=b"\x89PNG...", **options):
     return html_report.page(lines, figure, **(given | options))
 
 
-def test_the_page_needs_no_network_and_holds_the_figure(lines):
+def test_page_is_self_contained(lines):
     figure = figures.curves(lines)
     assert figure.startswith(b"\x89PNG")
     text = page(lines, figure)
@@ -39,7 +39,7 @@ def test_the_page_needs_no_network_and_holds_the_figure(lines):
     assert not re.search(r"https?:|//|<script|<link|@import|url\(", without)
 
 
-def test_the_page_tells_everything(lines):
+def test_page_holds_table_command_and_errors(lines):
     text = page(lines, errors={"hlora, seed=2": "ValueError: a<b"})
     header, rows = statistics.shown(lines)
     for word in [*header, *(cell for row in rows for cell in row)]:

@@ -27,7 +27,7 @@ def test_a_run_is_written_once(tmp_path):
     assert record_store.finished(tmp_path / "runs") == {CONFIG: record}
 
 
-def test_a_run_that_stops_leaves_nothing(tmp_path):
+def test_failed_run_leaves_no_record(tmp_path):
     def stopped():
         raise KeyboardInterrupt
 
@@ -37,7 +37,7 @@ def test_a_run_that_stops_leaves_nothing(tmp_path):
     assert record_store.run_once(tmp_path / "a.json", CONFIG, lambda: RESULT)["history"]
 
 
-def test_half_a_file_is_never_seen(tmp_path, monkeypatch):
+def test_records_are_written_atomically(tmp_path, monkeypatch):
     """Stopped between writing and naming the file: there is no run, and it can be repeated."""
 
     def stopped(self, target):
@@ -59,7 +59,7 @@ def test_another_config_in_the_file_is_refused(tmp_path):
         record_store.run_once(path, RunConfig(seed=4), must_not_run)
 
 
-def test_a_run_of_a_version_that_divided_the_examples_otherwise_is_not_reused(tmp_path):
+def test_record_with_a_former_partition_is_not_reused(tmp_path):
     summary = {"accuracy": 0.5, "packages": {"fedjax-lora": "0.1.0"}}
     former = types.SimpleNamespace(records=[{"round": 1}], summary=summary)
     equal = RunConfig(federation=FederationConfig(partition="iid"))
@@ -70,7 +70,7 @@ def test_a_run_of_a_version_that_divided_the_examples_otherwise_is_not_reused(tm
         record_store.run_once(tmp_path / "a.json", CONFIG, must_not_run)
 
 
-def test_a_file_of_before_a_field_existed_counts(tmp_path):
+def test_record_without_newer_fields_is_read(tmp_path):
     path = tmp_path / "a.json"
     record = record_store.run_once(path, CONFIG, lambda: RESULT)
     del record["config"]["federation"]["heads"]
@@ -80,7 +80,7 @@ def test_a_file_of_before_a_field_existed_counts(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"sed": 1}}',
                                   '{"config": {}, "history": [], "summary": {}}'])  # fmt: skip
-def test_a_file_that_is_no_run_is_named(text, tmp_path):
+def test_file_without_a_finished_run_is_refused_by_name(text, tmp_path):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=r"x.json is not a finished run"):
         record_store.finished(tmp_path)

@@ -62,7 +62,7 @@ def done(tmp_path_factory):
     return made, compiled
 
 
-def test_runs_of_one_recipe_compile_once(done):
+def test_runs_with_equal_round_specs_compile_once(done):
     """Two seeds with other clients, sizes and subsets, and two rates: one round, one evaluation."""
     _, compiled = done
     for program in ("round_fn", "outputs"):
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_single_runs(done):
     assert record["summary"]["base_sha256"] == alone.summary["base_sha256"]
 
 
-def test_everything_is_written(done):
+def test_all_outputs_are_written(done):
     made, _ = done
     assert {path.name for path in made.out.iterdir() if path.name != ".lock"} == {
         "base.json", "runs", "table.csv", "table.parquet", "table.md", "curves.png", "report.html"
@@ -133,7 +133,7 @@ def test_a_second_call_loads_and_runs_nothing(done, monkeypatch):
     assert made.others == 0
 
 
-def test_a_larger_grid_runs_what_is_new_and_a_smaller_one_leaves_out(done, monkeypatch):
+def test_changed_grid_runs_only_missing_cells(done, monkeypatch):
     larger = Grid(base=BASE, methods=("fed_plora",), seeds=(0, 1, 5), vary=GRID.vary)
     made, asked, ended = again(done, monkeypatch, larger)
     assert asked == [("fed_plora", 0.01, 5), ("fed_plora", 0.02, 5)]
@@ -189,7 +189,7 @@ def full(monkeypatch, names):
 
 
 @pytest.mark.parametrize("names", [(".json", ".error.txt"), ("report.html",), ("base.json",)])
-def test_a_full_disk_is_told_in_one_sentence(names, tmp_path, monkeypatch, capsys):
+def test_full_disk_is_reported_in_one_sentence(names, tmp_path, monkeypatch, capsys):
     """While runs are kept, while the report is written, and before anything runs."""
     asked, run = fake()
     monkeypatch.setattr(runner, "run", run)
@@ -235,7 +235,7 @@ def test_nothing_finished_leaves_no_tables(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_all_that_is_wrong_is_said_before_anything_runs(tmp_path, monkeypatch):
+def test_all_problems_are_reported_before_any_run(tmp_path, monkeypatch):
     asked, run = fake()
     monkeypatch.setattr(runner, "run", run)
     chosen = Grid(
@@ -253,7 +253,7 @@ def test_all_that_is_wrong_is_said_before_anything_runs(tmp_path, monkeypatch):
     assert asked == [] and not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"holds other files \(config.json\) and no comparison"):
         compare(GRID, out=tmp_path)
