@@ -6,10 +6,11 @@ Run ``python -m experiments.tools.write_docs`` to write the table.
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table
-from fedjax_lora.data.partition import differs_from
+from fedjax_lora.runs.older_versions import former_partition
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1]
 
@@ -19,7 +20,9 @@ def table() -> str:
     lines = []
     for path in sorted(EXPERIMENTS.rglob("results/**/*")):
         runs = [
-            (spec, seconds) for version, spec, seconds in _runs(path) if differs_from(version, spec)
+            (spec, summary["seconds"])
+            for spec, summary in _runs(path)
+            if former_partition(summary, spec)
         ]
         if runs:
             specs = ", ".join(f"`{spec}`" for spec in sorted({spec for spec, _ in runs}))
@@ -29,8 +32,8 @@ def table() -> str:
     return as_table(("result file", "runs", "partition", "recorded minutes"), lines)
 
 
-def _runs(path: pathlib.Path) -> Iterator[tuple[str, str, float]]:
-    """Yield version, partition and seconds of the runs in a result file."""
+def _runs(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield partition and summary of the runs in a result file."""
     if path.suffix == ".jsonl":
         found = [(record.get("config"), record.get("summary")) for record in json_lines.read(path)]
     elif path.name == "summary.json" and (path.parent / "config.json").is_file():
@@ -40,5 +43,4 @@ def _runs(path: pathlib.Path) -> Iterator[tuple[str, str, float]]:
         return
     for config, summary in found:
         if isinstance(config, dict) and "federation" in config and summary:
-            version = summary.get("packages", {}).get("fedjax-lora", "")
-            yield version, config["federation"]["partition"], summary["seconds"]
+            yield config["federation"]["partition"], summary

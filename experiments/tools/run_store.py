@@ -7,8 +7,8 @@ from typing import Any
 from experiments.tools import json_lines
 from experiments.tools.json_lines import Record
 from fedjax_lora import InputError, RunConfig
-from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.older_versions import former_partition
 from fedjax_lora.runs.sweep.record_store import RunResult
 
 Records = Mapping[RunConfig, Record]
@@ -65,10 +65,8 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], RunResult]
     if config in stored:
         return stored[config]
     for other, record in stored.items():
-        version = record["summary"].get("packages", {}).get("fedjax-lora", "")
-        if differs_from(version, other.federation.partition):
+        if former := former_partition(record["summary"], other.federation.partition):
             raise InputError(
-                f"{path} has runs of version {version}, which rounded the shares of the partition "
-                f"{other.federation.partition} otherwise; move it away and run all of them again."
+                f"{path} has runs of {former}; move it away and run all of them again."
             )
     return add(path, config, run())

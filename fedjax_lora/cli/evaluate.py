@@ -204,7 +204,7 @@ def _in_model_order(task_data: "data.TaskData", model: "TrainedModel") -> "data.
     """
     import numpy as np
 
-    ours = [name.removeprefix("LABEL_") for name in model.metadata.classes]
+    ours = _without_prefix(model.metadata.classes)
     task_classes = list(task_data.classes)
     if model.metadata.language or ours == task_classes or sorted(ours) != sorted(task_classes):
         return task_data
@@ -244,9 +244,14 @@ def _check_task(task_data: "data.TaskData", model: "TrainedModel") -> None:
         raise_all(subject, list(_label_problems(task_data, model)))
 
 
+def _without_prefix(classes: Sequence[str]) -> list[str]:
+    """Return class names without the prefix of `transformers`: ``3`` for ``LABEL_3``."""
+    return [name.removeprefix("LABEL_") for name in classes]
+
+
 def _is_numbered(classes: Sequence[str]) -> bool:
     """Whether the names of classes say no more than their numbers."""
-    return [name.removeprefix("LABEL_") for name in classes] == [*map(str, range(len(classes)))]
+    return _without_prefix(classes) == [*map(str, range(len(classes)))]
 
 
 def _label_problems(task_data: "data.TaskData", model: "TrainedModel") -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fedjax_lora.core.safe_text import printable
 
@@ -43,6 +43,16 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return InputError(f"Unknown {kind} {name!r}{hint} Known: {', '.join(choices)}.")
+
+
+def first_names(names: Sequence[str], most: int = 5) -> str:
+    """List the first names, and the number of the others, for a message.
+
+    >>> first_names(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def raise_all(subject: str, problems: Iterable[str]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.version import BEFORE_0_3
 from fedjax_lora.data.partitioners import PARTITIONERS, Partitioner, need_classes
 
 
@@ -71,20 +70,6 @@ def partition(
     members = [np.flatnonzero(assign.owner == client) for client in range(clients)]
     _level(members, min_examples, rng)
     return Partition(tuple(np.sort(part) for part in members), assign.quality)
-
-
-def differs_from(version: str, spec: str) -> bool:
-    """Whether this version of the package assigns examples otherwise than an earlier version.
-
-    Versions 0.1 and 0.2 rounded the shares of `dirichlet`, `quality` and `quantity` in the order of
-    the clients, so that few examples of a class fell to the same clients in all classes.
-
-    Args:
-      version: the version of the package that made a partition.
-      spec: a name in `PARTITIONERS`, with options.
-    """
-    name, _ = registry.parse(spec, "partition")
-    return version in BEFORE_0_3 and name in ("dirichlet", "quality", "quantity")
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:

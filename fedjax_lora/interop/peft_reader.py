@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.errors import InputError, first_names, raise_all
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 from fedjax_lora.interop import peft_config
@@ -145,17 +145,11 @@ def _target_problems(stored: _Shapes, modules: Iterable[str], config: Record) ->
     targeted = {name for name in modules if peft_config.is_targeted(config, name)}
     if unused := sorted(adapted - targeted):
         yield (
-            f"it adapts {_some(unused)}, which {CONFIG} leaves out (target_modules, "
+            f"it adapts {first_names(unused)}, which {CONFIG} leaves out (target_modules, "
             "layers_to_transform, exclude_modules, modules_to_save)"
         )
     if missing := sorted(targeted - adapted):
-        yield f"it lacks the factors of {_some(missing)}, which {CONFIG} asks for"
-
-
-def _some(names: list[str]) -> str:
-    """The first names, and the number of the others."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"
+        yield f"it lacks the factors of {first_names(missing)}, which {CONFIG} asks for"
 
 
 def _pair_problems(
@@ -187,9 +181,9 @@ def _shape_problems(
     modules = [f".{module}." for module in config.get("modules_to_save") or ()]
     saved = [name for name in unknown if any(module in f".{name}" for module in modules)]
     if others := sorted({*unknown} - {*saved}):
-        yield f"the model has no {_some(others)}"
+        yield f"the model has no {first_names(others)}"
     if saved:
         yield (
-            f"modules_to_save brings {_some(saved)}, but only a head, and a pooler that the base "
-            "lacks, can come with an adapter"
+            f"modules_to_save brings {first_names(saved)}, but only a head, and a pooler that the "
+            "base lacks, can come with an adapter"
         )

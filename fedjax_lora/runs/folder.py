@@ -14,7 +14,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder_names import CHECKPOINTS, CONFIG
+from fedjax_lora.runs.folder_names import CHECKPOINTS, CONFIG, refuse_other_files, visible_files
 
 METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
 
@@ -109,24 +109,14 @@ class RunFolder:
         Raises:
           InputError: it cannot.
         """
-        files = self._files()
+        files = visible_files(self.path)
         if CONFIG in files and (overwrite or resume):
             return
         if resume:
             raise InputError(f"Folder {self.path} holds no run to resume: it has no {CONFIG}.")
         if CONFIG in files:
             raise InputError(self._occupied_by(config))
-        if files:
-            raise InputError(
-                f"Output folder {self.path} holds other files ({', '.join(files[:3])}) and no "
-                "run; choose a new or empty folder with --out."
-            )
-
-    def _files(self) -> list[str]:
-        """Names in the folder; hidden files are locks and what was being written."""
-        if not os.path.isdir(self.path):
-            return []
-        return sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+        refuse_other_files(self.path, "run")
 
     def _occupied_by(self, config: RunConfig) -> str:
         """Say how the run in the folder differs from this one, and what to do."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedjax_lora import data, interop, lora, methods
+from fedjax_lora import data, interop, lora
 from fedjax_lora.core import atomic_io, distributed
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import History, Record
@@ -26,21 +26,20 @@ from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
 from fedjax_lora.runs.folder import SUMMARY, RunFolder
 from fedjax_lora.runs.folder_names import ADAPTER, MERGED
-from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.prepared import Run
 
 if TYPE_CHECKING:
     import pandas
 
 
-def describe(config: RunConfig, assets: Assets, record: Record) -> ModelMetadata:
+def describe(run: Run, record: Record) -> ModelMetadata:
     """Build the metadata of the models of a run.
 
     Args:
-      config: the run.
-      assets: data and model of the run.
+      run: the run.
       record: record of a round, whose scores the metadata state.
     """
+    config, assets = run.config, run.inputs.assets
     task, fed, local = assets.task.task, config.federation, config.local
     return ModelMetadata(
         base=config.model.model,
@@ -59,7 +58,7 @@ def describe(config: RunConfig, assets: Assets, record: Record) -> ModelMetadata
         metric=task.metric,
         hub=task.hub.id if task.hub else "",
         training={
-            "method": f"{fed.method} ({methods.paper(fed.method)})",
+            "method": f"{fed.method} ({run.method.paper})",
             "clients": f"{fed.clients}, {fed.cohort} in a round, {fed.rounds} rounds",
             "ranks": fed.ranks,
             "training examples": f"{len(assets.train.label)}, divided by {fed.partition}",
@@ -84,7 +83,7 @@ def server_model(run: Run, state: FederatedState, record: Record) -> TrainedMode
     trained, gain = global_model(state, run.method.spec)
     return _trained_model(
         run,
-        describe(run.config, run.inputs.assets, record),
+        describe(run, record),
         (trained.adapter, gain, trained.head, state.server.kernels),
     )
 
@@ -121,7 +120,7 @@ def client_model(run: Run, progress: Progress, client: int) -> TrainedModel:
     adapter = lora.fold(start.adapter, start.coefficients)
     head = stored.head if heads == "local" else per_client(state.head)
     params = jax.tree.map(lambda x: x[0], (adapter, start.gain, head))
-    metadata = describe(run.config, run.inputs.assets, {})
+    metadata = describe(run, {})
     training = metadata.training | {"client": f"{client}, of rank {progress.rank[client]}"}
     metadata = dataclasses.replace(metadata, training=training)
     return _trained_model(run, metadata, (*params, state.server.kernels))

@@ -15,7 +15,7 @@ change that numbers depend on, but for these fields:
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ import optax
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.json_values import History, Record
-from fedjax_lora.data.partition import differs_from
-from fedjax_lora.runs import checkpoints, older_rules
+from fedjax_lora.runs import checkpoints, older_versions
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import build
 from fedjax_lora.runs.checkpoints import Checkpoint, Progress
@@ -99,7 +98,7 @@ def check_config(
         )
     raise_all("This run cannot be resumed so", problems)
     if done:
-        older_rules.refuse_to_continue(previous, interrupted.get(configs.VERSION))
+        older_versions.refuse_to_continue(previous, interrupted.get(configs.VERSION))
 
 
 def _factors(schedule: Callable[..., optax.Schedule], rounds: int, done: int) -> list[float]:
@@ -156,7 +155,9 @@ def restore_checkpoint(checkpoint: Checkpoint, about: Record, initial: Progress)
         if saved[name] != about[name]
     ]
     if saved["data"] != about["data"]:
-        problems += _former_partition(saved)
+        partition = saved["config"]["federation"]["partition"]
+        if former := older_versions.former_partition(saved["environment"], partition):
+            problems.append(f"it began with {former}; finish it with that version")
     raise_all("This run cannot be resumed so", problems)
     if changed := configs.differing_fields(saved["environment"], about["environment"]):
         log.warning(
@@ -165,17 +166,6 @@ def restore_checkpoint(checkpoint: Checkpoint, about: Record, initial: Progress)
             ", ".join(changed),
         )
     return checkpoints.restore(checkpoint, initial)
-
-
-def _former_partition(saved: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why the clients of an earlier version's run cannot be rebuilt, if that is so."""
-    version = saved["environment"].get("packages", {}).get("fedjax-lora", "")
-    spec = saved["config"]["federation"]["partition"]
-    if differs_from(version, spec):
-        yield (
-            f"it began with version {version}, which rounded the shares of the partition {spec} "
-            "otherwise; finish it with that version"
-        )
 
 
 def read_config(

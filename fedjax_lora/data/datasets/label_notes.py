@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fedjax_lora.core.errors import first_names
 from fedjax_lora.core.safe_text import printable
 
 SHOWN = 3
@@ -109,7 +110,5 @@ def _classes(names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(
-        ascii(name) if not name.isprintable() else repr(name) for name in names[:SHOWN]
-    )
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    quoted = [repr(name) if name.isprintable() else ascii(name) for name in names]
+    return first_names(quoted, SHOWN)

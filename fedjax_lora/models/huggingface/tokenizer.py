@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.errors import InputError, first_names
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.models.module_types import Config
@@ -45,10 +45,10 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     if beyond and beyond == {tokenizer.pad_token}:
         tokenizer = _without_own_padding(tokenizer)
     elif beyond:
-        some = ", ".join(map(repr, sorted(beyond)[:5]))
+        names = first_names([*map(repr, sorted(beyond))])
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
-            f"{config.vocab_size}: {some}{' and others' if len(beyond) > 5 else ''} have no "
+            f"{config.vocab_size}: {names} have no "
             "embedding; save the model after resize_token_embeddings, or use its own tokenizer."
         )
     return _padding_with_end(tokenizer)

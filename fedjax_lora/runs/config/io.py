@@ -10,7 +10,7 @@ from fedjax_lora.core.errors import InputError, unknown
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.version import BEFORE_0_3, __version__
 from fedjax_lora.runs.config.files import read_config_file
-from fedjax_lora.runs.config.older_versions import pin_defaults
+from fedjax_lora.runs.config.former_defaults import pin_defaults
 from fedjax_lora.runs.config.schema import RunConfig
 
 VERSION = "version"
@@ -34,7 +34,7 @@ def from_record(values: Mapping[str, object]) -> RunConfig:
     """Build the config of a run that was recorded by this or an older version.
 
     Defaults of the method that have changed since are written out, so that the config says what the
-    run was: see `fedjax_lora.runs.config.older_versions`.
+    run was: see `fedjax_lora.runs.config.former_defaults`.
 
     Args:
       values: of `to_record`, of this or an older version.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.runs.folder_names import refuse_other_files
 
 BASE, RUNS = "base.json", "runs"
 
@@ -18,13 +19,8 @@ def check(folder: pathlib.Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"Output {folder} is a file; choose a folder with --out.")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    present = sorted(name for name in names if name != atomic_io.LOCK)
-    if present and BASE not in present:
-        raise InputError(
-            f"Output folder {folder} holds other files ({', '.join(present[:3])}) and no "
-            "comparison; choose a new or empty folder with --out."
-        )
+    if not (folder / BASE).exists():
+        refuse_other_files(folder, "comparison")
 
 
 @contextlib.contextmanager

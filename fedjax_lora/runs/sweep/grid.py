@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
-from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.errors import InputError, first_names, raise_all, unknown
 from fedjax_lora.core.json_values import JsonValue, Record
 from fedjax_lora.core.records import check_fields
 from fedjax_lora.runs import config as configs
@@ -106,10 +106,12 @@ def refuse(problems: Sequence[Problem]) -> None:
     runs_of: dict[str, list[str]] = {}
     for problem in problems:
         runs_of.setdefault(problem.reason.rstrip("."), []).append(problem.run)
-    names = lambda runs: f"{runs[0]} and {len(runs) - 1} more" if runs[1:] else runs[0]  # noqa: E731
     raise_all(
         "This comparison is impossible",
-        [f"[{names(runs)}] {reason}" if runs[0] else reason for reason, runs in runs_of.items()],
+        [
+            f"[{first_names(runs, 1)}] {reason}" if runs[0] else reason
+            for reason, runs in runs_of.items()
+        ],
     )
 
 

@@ -8,9 +8,9 @@ from typing import Protocol
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import History, Record
-from fedjax_lora.data.partition import differs_from
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.older_versions import former_partition
 
 
 class RunResult(Protocol):
@@ -43,12 +43,8 @@ def run_once(path: pathlib.Path, config: RunConfig, run: Callable[[], RunResult]
         record = read(path)
         if configs.from_record(record["config"]) != config:
             raise InputError(f"{path} holds a run of another config; move it away to run this one.")
-        version = record["summary"].get("packages", {}).get("fedjax-lora", "")
-        if differs_from(version, config.federation.partition):
-            raise InputError(
-                f"{path} was made by version {version}, which rounded the shares of the partition "
-                f"{config.federation.partition} otherwise; move it away to run this one again."
-            )
+        if former := former_partition(record["summary"], config.federation.partition):
+            raise InputError(f"{path} was made by {former}; move it away to run this one again.")
         return record
     result = run()
     record = {

@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from fedjax_lora import data
 from fedjax_lora.core.json_values import History, JsonValue
-from fedjax_lora.core.safe_text import markdown_cell
+from fedjax_lora.core.safe_text import markdown_cell, spreadsheet_cell
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 from fedjax_lora.runs.sweep.record_store import Record
@@ -89,11 +89,13 @@ def _plain(value: JsonValue) -> JsonValue:
 
 
 def as_csv(table: Sequence[Mapping[str, JsonValue]]) -> str:
-    """The rows as comma-separated values with a header."""
+    """The rows as comma-separated values with a header; texts are safe in a spreadsheet."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    for row in table:
+        safe = {k: spreadsheet_cell(x) if isinstance(x, str) else x for k, x in row.items()}
+        writer.writerow(safe)
     return text.getvalue()
 
 

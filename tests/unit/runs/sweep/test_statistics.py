@@ -132,3 +132,11 @@ def test_markdown():
     assert "(1 of 2 seeds)" in statistics.markdown(statistics.summarise(runs(scores)))
     alone = statistics.markdown(statistics.summarise(runs({("hlora", 0): [0.1]})))
     assert "difference" not in alone
+
+
+def test_formula_in_a_config_value_is_quoted_in_csv():
+    cell, record = runs({("hlora", 0): [0.5]})[0]
+    labels = {"data.data_dir": '=HYPERLINK("x")', "local.clip": -1.5}
+    rows = statistics.rows([(cell._replace(labels=labels), record)])
+    read = next(csv.DictReader(io.StringIO(statistics.as_csv(rows))))
+    assert read["data.data_dir"] == '\'=HYPERLINK("x")' and read["local.clip"] == "-1.5"

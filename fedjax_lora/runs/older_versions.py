@@ -1,19 +1,44 @@
-"""Runs that an older version began: rules that have changed without an option that says so.
+"""Runs of older versions: rules that have changed without an option that says so.
 
 (Where a default has changed, the config names what the run has: see
-`fedjax_lora.runs.config.older_versions`.)
+`fedjax_lora.runs.config.former_defaults`.)
 """
 
 import fractions
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fedjax_lora import methods
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.version import BEFORE_0_3
 from fedjax_lora.runs.config import RunConfig
+
+PARTITIONS = ("dirichlet", "quality", "quantity")
+"""Partitions whose shares versions before 0.3 rounded in the order of the clients, so that few
+examples of a class fell to the same clients in all classes."""
+
+
+def former_partition(environment: Mapping[str, Any], partition: str) -> str | None:
+    """Name the version of a record whose clients would have other examples now.
+
+    >>> former_partition({"packages": {"fedjax-lora": "0.2.0"}}, "quantity(alpha=1.0)")
+    'version 0.2.0, which rounded the shares of the partition quantity(alpha=1.0) otherwise'
+
+    Args:
+      environment: of the record, see `fedjax_lora.runs.environment`; a summary holds it too.
+      partition: the config's ``federation.partition``.
+
+    Returns:
+      A part of a sentence; None if this version divides the examples in the same way.
+    """
+    version = environment.get("packages", {}).get("fedjax-lora", "")
+    name, _ = registry.parse(partition, "partition")
+    if version not in BEFORE_0_3 or name not in PARTITIONS:
+        return None
+    return f"version {version}, which rounded the shares of the partition {partition} otherwise"
 
 
 def computed_otherwise(config: RunConfig) -> Iterator[str]:

@@ -8,10 +8,10 @@ from fedjax_lora import InputError, methods
 from fedjax_lora.core import registry
 from fedjax_lora.core.version import BEFORE_0_3, __version__
 from fedjax_lora.runs import config as configs
-from fedjax_lora.runs import older_rules, resume
+from fedjax_lora.runs import older_versions, resume
 from fedjax_lora.runs.choices import resolve
 from fedjax_lora.runs.config import FederationConfig, LoraConfig, RunConfig
-from fedjax_lora.runs.config.older_versions import FORMER_DEFAULTS
+from fedjax_lora.runs.config.former_defaults import FORMER_DEFAULTS
 
 OLDER = [{}, {"version": "0.1.0"}, {"version": "0.2.0"}]
 older = pytest.mark.parametrize("version", OLDER, ids=["0.1", "0.1.0", "0.2.0"])
@@ -114,5 +114,5 @@ def test_older_run_with_a_changed_rule_is_refused(case):
 
 @pytest.mark.parametrize("case", SAME)
 def test_other_older_runs_resume(case):
-    assert not list(older_rules.computed_otherwise(SAME[case]))
+    assert not list(older_versions.computed_otherwise(SAME[case]))
     check_config({"version": "0.2.0"} | configs.to_dict(SAME[case]), SAME[case], 3)
