@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import prompts
 from fedjax_lora.data.datasets.records import Split
 from fedjax_lora.data.instruction_tokens import Encoded, check_tokenizer, token_ids
@@ -35,7 +36,7 @@ class Segment(NamedTuple):
 
 def encode(
     split: Split,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     format: str,
     date: str = prompts.DATE,
@@ -87,7 +88,9 @@ def encode(
     return Encoded(split.take(index), Tokens(**arrays, label=split.labels[index]), index)
 
 
-def segments(format: str, tokenizer: Any, turns: Sequence[Turn], *, date: str) -> list[Segment]:
+def segments(
+    format: str, tokenizer: Tokenizer, turns: Sequence[Turn], *, date: str
+) -> list[Segment]:
     """Divide a conversation into prompts and answers, up to the last learned answer.
 
     Args:
@@ -106,7 +109,7 @@ def segments(format: str, tokenizer: Any, turns: Sequence[Turn], *, date: str) -
     return _written(format, turns[: last + 1])
 
 
-def _of_template(tokenizer: Any, turns: Sequence[Turn], date: str) -> list[Segment]:
+def _of_template(tokenizer: Tokenizer, turns: Sequence[Turn], date: str) -> list[Segment]:
     found: list[Segment] = []
     before = ""
     for n, turn in enumerate(turns):
@@ -126,7 +129,7 @@ def _of_template(tokenizer: Any, turns: Sequence[Turn], date: str) -> list[Segme
     return found
 
 
-def _render(tokenizer: Any, turns: Sequence[Turn], date: str, **options: Any) -> str:
+def _render(tokenizer: Tokenizer, turns: Sequence[Turn], date: str, **options: Any) -> str:
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     try:
         return prompts.render(tokenizer, messages, date, **options)
@@ -155,7 +158,7 @@ def _written(format: str, turns: Sequence[Turn]) -> list[Segment]:
 
 def _rows(
     conversations: Sequence[Sequence[Turn]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     format: str,
     date: str,
     max_length: int,
@@ -173,7 +176,7 @@ def _rows(
     return padded(ids, types, max_length, _fill(tokenizer))
 
 
-def _marked(tokenizer: Any, turns: Sequence[Turn], date: str) -> tuple[list[int], list[int]]:
+def _marked(tokenizer: Tokenizer, turns: Sequence[Turn], date: str) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and which its template marks as generated."""
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     if not messages:
@@ -185,7 +188,9 @@ def _marked(tokenizer: Any, turns: Sequence[Turn], date: str) -> tuple[list[int]
     return made["input_ids"], made["assistant_masks"]
 
 
-def _joined(tokenizer: Any, parts: Sequence[Segment], format: str) -> tuple[list[int], list[int]]:
+def _joined(
+    tokenizer: Tokenizer, parts: Sequence[Segment], format: str
+) -> tuple[list[int], list[int]]:
     """Tokens of segments one after another, and which are learned.
 
     Only the first one has the tokenizer's special tokens, and each answer its end, unless a chat
@@ -202,11 +207,11 @@ def _joined(tokenizer: Any, parts: Sequence[Segment], format: str) -> tuple[list
     return row, learned
 
 
-def _fill(tokenizer: Any) -> int:
+def _fill(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def encode_texts(split: Split, tokenizer: Any, *, max_length: int) -> Encoded:
+def encode_texts(split: Split, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
     """Tokenise plain texts: all tokens are learned, but the first, which nothing predicts.
 
     The end-of-text token ends a text. A text of more than `max_length` tokens goes on in further

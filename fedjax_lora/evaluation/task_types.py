@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora import data
+from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import PyTree
 from fedjax_lora.data import conversation_tokens, instruction_tokens
 from fedjax_lora.evaluation import metrics
@@ -69,7 +70,7 @@ class TaskType(NamedTuple):
 def _encode_texts(
     task: data.Task,
     split: data.Split,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
@@ -102,7 +103,7 @@ def _majority_accuracy(labels: np.ndarray, initial_scores: Callable[[], Scores])
 def _encode_completions(
     task: data.Task,
     split: data.Split,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     cache_dir: str | Path | None,
 ) -> instruction_tokens.Encoded:
