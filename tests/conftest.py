@@ -1,4 +1,4 @@
-"""Strict JAX, eight CPU devices, and one helper for the tests that want real data."""
+"""Strict JAX settings, eight CPU devices, and the fixture of real data."""
 
 import gc
 import importlib.util

@@ -1,1 +1,1 @@
-"""What several tests share: small problems, oracles and models."""
+"""Helpers shared by tests: small problems, oracles and models."""

@@ -1,4 +1,4 @@
-"""A tokenizer of one token a character, for tests that read what they tokenise."""
+"""A tokenizer with one token per character, for tests that read tokens back as text."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast

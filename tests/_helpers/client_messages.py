@@ -1,4 +1,4 @@
-"""A small cohort on its way to the server, and its numbers as NumPy sees them."""
+"""The updates of a small cohort, and their values as NumPy arrays."""
 
 import functools
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Local work in closed form, and an update that adds noise, for the tests of faults."""
+"""Local training in closed form, and an update transform that adds noise, to test faults."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Random federations in the shapes of the library, and the way from there to the oracles."""
+"""Random federations in the shapes of the library, and their conversion for the oracles."""
 
 import dataclasses
 import functools
@@ -161,7 +161,7 @@ def on_device(tree: Any) -> Any:
 
 
 class Played(NamedTuple):
-    """Everything that can be looked at after a round."""
+    """The inputs and results of a round."""
 
     start: ClientInit
     result: Adapter
@@ -197,7 +197,7 @@ def begin(
     lora_spec: LoraSpec,
     seed: int = 3,
 ) -> ClientInit:
-    """What clients train from, after a probe if the method makes one."""
+    """The initial parameters of the clients, after a probe if the method has one."""
     start = method.broadcast(server, state, cohort)
     if method.select is not None:
         probed = train(start, random_adapter(lora_spec, seed + 1, len(cohort.rank)))

@@ -1,4 +1,4 @@
-"""Commands run in this process, and what they print on wrong input."""
+"""Run commands in this process and check their output on invalid input."""
 
 from fedjax_lora.cli import main
 from tests._helpers.small_options import small

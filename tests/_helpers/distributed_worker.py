@@ -1,4 +1,4 @@
-"""One process of a distributed run of a tiny model: plays scenes, and writes what came of each.
+"""One process of a distributed run of a tiny model: runs test scenarios and writes their results.
 
 ``python distributed_worker.py ADDRESS COUNT NUMBER FOLDER SCENE...``; a COUNT of 1
 starts no others.
@@ -32,7 +32,7 @@ SCENES: dict[str, dict[str, Any]] = {
 
 
 def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str, Any]:
-    """A scene; those of the first process write to ``folder``."""
+    """Run a scenario; the first process writes to ``folder``."""
     import dataclasses
 
     import jax
@@ -63,7 +63,7 @@ def play(scene: str, folder: pathlib.Path, assets: Any, shared: Any) -> dict[str
 
 
 def main(address: str, count: str, number: str, folder: str, *scenes: str) -> None:
-    """Play the scenes; what came of them is in a JSON file beside the folder, not in a pipe.
+    """Run the scenarios; the results are in a JSON file beside the folder, not in a pipe.
 
     (A pipe that is not read yet would stop this process, and the others with it.)
     """

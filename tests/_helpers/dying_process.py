@@ -2,7 +2,7 @@
 
 ``python dying_process.py ADDRESS COUNT NUMBER FOLDER PHASE VICTIM WAIT``; the process with the
 number VICTIM writes the time to ``FOLDER.died`` when it reaches the phase, and is killed there. A
-VICTIM of -1 kills nobody.
+A VICTIM of -1 kills no process.
 """
 
 import functools

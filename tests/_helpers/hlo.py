@@ -1,4 +1,4 @@
-"""What devices tell each other in a compiled program, read from its text."""
+"""The collective operations of a compiled program, read from its text."""
 
 import re
 from typing import Any, NamedTuple

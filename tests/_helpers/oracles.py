@@ -1,4 +1,4 @@
-"""Every method once more: NumPy, float64, true ranks, the papers' own notation.
+"""Reference implementations of every method: NumPy, float64, true ranks, the papers' notation.
 
 Nothing here knows of padding, masks or maximum ranks as data: a client is a list of ragged
 matrices ``B: [d, r]`` and ``A: [r, k]`` whose product ``s B A`` it adds to ``W: [d, k]``. Rules are
@@ -68,7 +68,7 @@ def combination(pairs: list[Pair], weights: list[float]) -> Pair:
 
 
 def rows_kept(new: Pair, old: Pair, empty: str = "keep") -> Pair:
-    """What no client sent stays as the server had it; or the server had padded all to R."""
+    """What no client sent keeps the server's value, or counts as zero with padding to R."""
     r = rank(new)
     if empty == "zero":
         return padded_with_zeros(new, rank(old))

@@ -1,4 +1,4 @@
-"""The README and the pages of the documentation, and what stands in them."""
+"""The README and the pages of the documentation, and their code blocks."""
 
 import pathlib
 import re

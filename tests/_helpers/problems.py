@@ -67,7 +67,7 @@ class Bag(nn.Module):
 
 
 def texts(seed: int = 0) -> Tokens:
-    """Texts of 2 to 16 words that say, modulo 4, what class they are of."""
+    """Texts of 2 to 16 words whose sum modulo 4 is the class."""
     rng = np.random.default_rng(seed)
     count = sum(SIZES)
     label = rng.integers(0, 4, count).astype(np.int32)

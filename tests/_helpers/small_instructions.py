@@ -1,4 +1,4 @@
-"""A random decoder that writes letters, and instructions of three people, for runs in tests."""
+"""A random decoder that generates letters, and instructions of three clients, for runs in tests."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def fill(folder: pathlib.Path) -> pathlib.Path:
 def make(
     folder, *, method="flora", task=SPEC + ")", weights="examples", storage="float32", **local
 ):
-    """A run of two rounds with the three people as clients, of ranks 1, 2 and 3."""
+    """A run of two rounds with three clients of ranks 1, 2 and 3."""
     return config.RunConfig(
         data=config.DataConfig(
             task=task, data_dir=str(folder), validation_examples=8, max_length=18

@@ -1,4 +1,4 @@
-"""A scanned Linen model that knows nothing of adapters."""
+"""A scanned Linen model without any code for adapters."""
 
 from typing import Any
 

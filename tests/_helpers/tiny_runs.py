@@ -55,7 +55,7 @@ def with_method(name: str) -> dict[str, Any]:
 
 
 def assets() -> Assets:
-    """Texts of one length that say what class they are of; the first 12 also validate and test."""
+    """Texts of one length that determine the class; the first 12 also validate and test."""
     tokens = Tokens(*map(np.asarray, problems.texts()))
     length = np.full_like(tokens.length, problems.WIDTH)  # one bucket: compiles in half the time
     tokens = tokens._replace(ids=np.maximum(tokens.ids, 1), length=length)
@@ -67,5 +67,5 @@ def assets() -> Assets:
 
 
 def left(folder: pathlib.Path) -> dict[str, bytes]:
-    """What a finished run must have left, whatever happened to it."""
+    """The outputs of a finished run, for comparison with those of another."""
     return {name: (folder / name).read_bytes() for name in LEFT}

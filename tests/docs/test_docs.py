@@ -1,4 +1,4 @@
-"""What the README and the documentation say is what the project does."""
+"""The code, commands, links and generated blocks of the README and the documentation are valid."""
 
 import importlib
 import importlib.util
@@ -51,7 +51,7 @@ SLOW = {"README.md", "docs/getting_started.md"}  # they train a pretrained model
         for page in EXECUTED
     ],
 )
-def test_python_of_a_page_runs(page: pathlib.Path):
+def test_code_blocks_run(page: pathlib.Path):
     """The blocks of a page share one namespace, as the reader's session does."""
     registered = dict(METHODS)
     namespace = {}
@@ -64,7 +64,7 @@ def test_python_of_a_page_runs(page: pathlib.Path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_understood(command: str, monkeypatch):
+def test_documented_commands_parse(command: str, monkeypatch):
     """Options parse and the config is possible; the run itself is replaced."""
     _, verb, *args = shlex.split(command, comments=True)
     execute = {"run": "cli.main.execute", "compare": "cli.compare.execute"}
@@ -121,7 +121,7 @@ def test_every_marker_has_a_generator():
 
 
 @pytest.mark.parametrize("page", pages(), ids=name)
-def test_relative_links_lead_somewhere(page: pathlib.Path):
+def test_relative_links_resolve(page: pathlib.Path):
     text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)#\s]+)[^)\s]*\)", text)
     written_by_the_build = [DOCS / "methods" / "pages", DOCS / "papers" / "pages"]

@@ -23,7 +23,7 @@ def test_examples_in_docstrings(name: str):
 
 
 def test_there_are_examples():
-    """The finder sees them: this test is not about nothing."""
+    """The finder finds docstrings with examples."""
     modules = map(importlib.import_module, MODULES)
     with_examples = [
         m.__name__ for m in modules if any(t.examples for t in doctest.DocTestFinder().find(m))

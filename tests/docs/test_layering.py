@@ -1,4 +1,4 @@
-"""The direction of dependence: who may import whom, read from the source.
+"""The allowed imports between folders, checked in the source.
 
 A row says what the modules of a part may import from the rest of the package. A module that is in
 no row makes a test fail: decide where it belongs.
@@ -155,7 +155,7 @@ def offences(found: list[Import]) -> list[str]:
     return [f"{one.where} imports {one.target}" for one in found if not is_allowed(one)]
 
 
-def test_dependences_point_one_way():
+def test_imports_follow_the_layers():
     assert offences(every_import()) == []
 
 
@@ -174,14 +174,14 @@ def levels() -> dict[str, int]:
     return level
 
 
-def test_the_house_is_small():
+def test_top_level_has_at_most_twelve_entries():
     """At most twelve entries at the top, on at most eight levels (and `python -m` above)."""
     entries = [x for x in PACKAGE.iterdir() if x.name not in ("__pycache__", "py.typed")]
     assert len(entries) <= 12
     assert max(n for part, n in levels().items() if part != "__main__") <= 8
 
 
-def test_the_modules_have_no_circle():
+def test_modules_have_no_import_cycle():
     """Imports at the top of modules, function-level ones left out, form no circle."""
     edges: dict[str, set[str]] = {module_of(file): set() for file in files()}
     for file in files():
@@ -198,7 +198,7 @@ def test_the_modules_have_no_circle():
         left = {module: of for module, of in left.items() if module not in free}
 
 
-def test_the_rows_allow_nothing_that_is_not_used():
+def test_allowed_imports_are_all_used():
     """An unused permission would let a dependence grow unnoticed."""
     used = {(part_of(x.module), part_of(x.target)) for x in every_import() if inside(x)}
     allowed = {(part, of) for part, row in MAY_IMPORT.items() for of in row}
@@ -206,7 +206,7 @@ def test_the_rows_allow_nothing_that_is_not_used():
 
 
 @pytest.mark.parametrize("folder", ["methods", "models"])
-def test_no_vocabulary_of_others(folder):
+def test_folders_do_not_use_vocabulary_of_higher_layers(folder):
     """A method names no model, no data set and no client code; a model knows nothing federated."""
     words = {
         "methods": r"fedjax_lora\.(models|data|federated)|datasets|transformers|tokeni[sz]er|"
@@ -262,7 +262,7 @@ def test_nothing_but_methods_branches_on_a_methods_name():
         ("cli", "import tests._helpers", "imports tests._helpers"),
     ],
 )
-def test_an_offence_is_found_and_shown_with_its_line(module, text, wrong):
+def test_violation_is_reported_with_its_line(module, text, wrong):
     found = imports_in(f"import os\n{text}\n", f"fedjax_lora.{module}", "a.py")
     shown = offences(found)
     assert len(shown) == 1
@@ -270,7 +270,7 @@ def test_an_offence_is_found_and_shown_with_its_line(module, text, wrong):
     assert int(shown[0].split(":")[1].split()[0]) == 1 + len(text.splitlines())
 
 
-def test_what_is_allowed_passes():
+def test_allowed_import_passes():
     text = "from . import base\nfrom .base import Method\nimport json\n"
     text += "from fedjax_lora.core import trees"
     assert offences(imports_in(text, "fedjax_lora.methods.x", "a.py")) == []

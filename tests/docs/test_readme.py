@@ -5,7 +5,7 @@ import re
 from tests._helpers.pages import DOCS, README, blocks
 
 
-def test_readme_has_one_page():
+def test_readme_is_at_most_200_lines():
     assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
@@ -29,5 +29,5 @@ def test_loop_learns(capsys):
     assert len(losses) == 10 and losses[-1] < losses[0]
 
 
-def test_loop_is_the_one_of_the_first_page():
+def test_loop_matches_the_first_page_of_the_docs():
     assert blocks(README, "python")[1] in blocks(DOCS / "getting_started.md", "python")

@@ -1,4 +1,4 @@
-"""What committed result files must show, and the tables that lie beside them."""
+"""Properties of committed result files, and the tables generated from them."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_growing_server_steps_are_up_to_date():
     assert (aggregation.RESULTS / "sweep.md").read_text("utf-8") == aggregation.sweep_table()
 
 
-def test_every_interruption_ended_well():
+def test_committed_interruptions_all_recovered():
     trials = [
         t for name in ("kills", "others", "methods") for t in interruptions.read(name).values()
     ]
@@ -55,7 +55,7 @@ def test_every_interruption_ended_well():
     assert methods.read_text("utf-8") == interruptions.methods_table()
 
 
-def test_logits_are_the_same_in_pytorch():
+def test_committed_parity_results_are_within_tolerance():
     found = json.loads((huggingface_parity.RESULTS / "parity.json").read_text("utf-8"))
     assert all(max(row["adapter"], row["merged"]) < 1e-4 < row["effect"] for row in found["rows"])
     assert len(found["rows"]) == 5

@@ -1,4 +1,4 @@
-"""Generated inputs: a few of each part, and more of them if asked for; none may differ."""
+"""Generated inputs give equal results in both libraries: a sample, and many in the slow test."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_many_configs_are_equal_or_refused(part, tmp_path):
 
 
 def test_strategies_cover_every_field_of_the_library_configs():
-    """A new version of either may add one, for which somebody has to decide on values."""
+    """A field of a new version of either library needs values, or a reason to leave it out."""
     assert adapters.undrawn() == set()
     assert {family for family, fields in checkpoints.undrawn().items() if fields} == set()
 

@@ -1,4 +1,4 @@
-"""Broken inputs: every one ends in one clear sentence. A part of them, and all if asked for."""
+"""Malformed inputs are refused in one sentence: a sample by default, all in the slow test."""
 
 import pathlib
 import subprocess

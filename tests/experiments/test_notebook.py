@@ -1,4 +1,4 @@
-"""The example notebook's code runs, and what it shows is of the code that it has."""
+"""The code of the example notebook runs, and its committed outputs match the code."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The examples with a model and a rule of one's own, shortened; the result file is of this code."""
+"""The examples with a custom model and method, shortened; the committed result matches the code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reruns of papers: every config builds, every part runs on tiny shapes, reports tell the files."""
+"""Reproductions of papers: configs build, parts run on tiny shapes, reports match the files."""
 
 import dataclasses
 import doctest

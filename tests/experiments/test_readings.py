@@ -1,4 +1,4 @@
-"""Zero padding is named with its reading wherever results are shown."""
+"""Results of zero padding are labelled with the treatment of components without an owner."""
 
 import re
 

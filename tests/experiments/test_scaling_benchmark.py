@@ -1,4 +1,4 @@
-"""The benchmark of growing rounds, in its smallest form."""
+"""The scaling benchmark, in its smallest form."""
 
 import dataclasses
 import json

@@ -180,7 +180,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 
 
 def undrawn() -> set[str]:
-    """Fields of `LoraConfig` that nobody has decided on: neither drawn nor left out."""
+    """Fields of `LoraConfig` that are neither drawn nor left out."""
     return {field.name for field in dataclasses.fields(peft.LoraConfig)} - {*LORA, *NOT_DRAWN}
 
 

@@ -202,7 +202,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 
 
 def undrawn() -> dict[str, set[str]]:
-    """Fields of the config classes that nobody has decided on, by family."""
+    """Fields of the config classes that are neither drawn nor left out, by family."""
     return {
         family: {
             field.name

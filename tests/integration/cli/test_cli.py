@@ -1,4 +1,4 @@
-"""The command line as a user meets it, with right and with wrong input."""
+"""The command line with valid and invalid input."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_python_dash_m_and_the_exit_status(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--version"], ["methods"], ["run", "--help"]])
-def test_a_reader_that_has_enough_ends_a_command_without_an_error(words):
+def test_closed_pipe_ends_the_command_without_an_error(words):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:
@@ -118,7 +118,7 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), BAD_OPTIONS, ids=lambda x: str(x)[:40])
-def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
+def test_invalid_options_are_refused_in_one_sentence(words, sentence, tmp_path, capsys):
     given = {word.split("=")[0] for word in words}
     rest = [word for word in SMALL if word.split("=")[0] not in given]
     assert one_sentence(["run", *rest, *words, f"--out={tmp_path / 'out'}"], capsys, sentence)
@@ -154,13 +154,13 @@ def test_a_folder_that_a_run_cannot_take_is_refused_first(
     ],
     ids=["missing column", "extra field", "missing field", "empty file"],
 )
-def test_bad_files_get_one_sentence(text, sentence, tmp_path, capsys):
+def test_invalid_files_are_refused_in_one_sentence(text, sentence, tmp_path, capsys):
     task = csv(tmp_path, text)
     words = [w for w in SMALL if "examples" not in w]
     assert one_sentence(["run", *words, task, f"--data-dir={tmp_path}"], capsys, sentence)
 
 
-def test_a_good_file_runs(tmp_path):
+def test_valid_file_runs(tmp_path):
     task = csv(tmp_path, GOOD)
     words = [w for w in SMALL if "examples" not in w]
     out = f"--out={tmp_path / 'out'}"
@@ -248,7 +248,7 @@ RAN_OUT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n
     ],
     ids=["device", "array", "python"],
 )
-def test_too_little_memory_is_told_in_one_sentence(
+def test_out_of_memory_is_reported_in_one_sentence(
     error, begins, command, told, not_told, capsys, monkeypatch
 ):
     for option in (word for word in told if word.startswith("--")):

@@ -1,4 +1,4 @@
-"""What a run has left behind, used from the command line: right and wrong."""
+"""Commands on the outputs of a run, with valid and invalid input."""
 
 import dataclasses
 import errno
@@ -70,7 +70,7 @@ def summary(folder: pathlib.Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_evaluating_a_run_gives_its_own_numbers(plain, capsys):
+def test_evaluate_reproduces_the_recorded_scores(plain, capsys):
     found = evaluate(EvaluateOptions(where=plain, ranks=(1, 4)))
     assert found["global"]["accuracy"] == summary(plain)["accuracy"]
     assert found["global"]["loss"] == pytest.approx(summary(plain)["loss"], abs=1e-6)
@@ -104,7 +104,7 @@ def test_clients_are_evaluated_each_with_its_own_model(plain, numbers_of_clients
     assert len(losses) == 4, "four clients, four heads"
 
 
-def test_a_client_has_what_its_store_holds(personal):
+def test_client_model_uses_its_stored_state(personal):
     run, progress, _ = reopen(personal, read_config(personal))
     store = progress.state.clients
     trained = np.asarray(store.method.trained)
@@ -123,7 +123,7 @@ def test_a_client_has_what_its_store_holds(personal):
             assert bool(np.any(own)) == bool(trained[client])
 
 
-def test_a_run_of_a_larger_machine_is_opened_on_one_device(plain):
+def test_sharded_run_opens_on_one_device(plain):
     larger = ExecutionConfig(mode="sharded", devices=64, mesh=(32, 2))
     config = dataclasses.replace(read_config(plain), execution=larger)
     run, progress, _ = reopen(plain, config)
@@ -155,7 +155,7 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(
     assert merged["global"]["loss"] == pytest.approx(rows[2]["loss"], abs=1e-5)
 
 
-def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
+def test_large_change_is_exported_merged(plain, tmp_path):
     """A base that was changed everywhere: the adapter for it would be larger than the change."""
     folder = shutil.copytree(plain, tmp_path / "run")
     opened = open_folder(folder)
@@ -179,7 +179,7 @@ def test_what_is_too_large_for_an_adapter_is_left_merged(plain, tmp_path):
     assert found["global"]["loss"] == pytest.approx(summary(plain)["loss"], abs=1e-5)
 
 
-def test_a_run_begins_with_the_adapter_of_another(plain, tmp_path):
+def test_run_starts_from_the_adapter_of_another(plain, tmp_path):
     before = summary(plain)["loss"]
     words = ["--ranks=fixed(rank=4)", f"--adapter={plain / 'adapter'}", "--learning-rate=1e-9"]
     folder = run(tmp_path / "run", "--method=flora", *words)
@@ -206,7 +206,7 @@ def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize("given", [b"caf\xe9\n", b"half a character: \xed\xa0\x80\n"])
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
-def test_standard_input_that_is_no_text_is_explained(given, errors, monkeypatch):
+def test_undecodable_standard_input_is_refused(given, errors, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(given), encoding="utf-8", errors=errors)
     monkeypatch.setattr("sys.stdin", stream)
     with pytest.raises(InputError, match=r"standard input is not UTF-8 text .*; convert it"):
@@ -230,7 +230,7 @@ def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
     assert "not finished" in capsys.readouterr().out
 
 
-def test_no_token_and_no_place_of_this_machine_is_passed_on(plain, merged):
+def test_exports_hold_no_token_and_no_local_path(plain, merged):
     home = str(pathlib.Path.home())
     for folder in (plain, merged):
         for file in (path for path in folder.rglob("*") if path.is_file()):
@@ -266,7 +266,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG, ids=lambda x: str(x)[:50])
-def test_wrong_input_gets_one_sentence_and_leaves_nothing(
+def test_invalid_input_is_refused_and_writes_nothing(
     words, sentence, plain, shared, tmp_path, capsys
 ):
     if "--task=ag_news" in words:
@@ -281,7 +281,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_folder_one_is_in_is_not_replaced(plain, tmp_path, capsys, monkeypatch):
+def test_current_folder_is_not_replaced(plain, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in (".", str(tmp_path)):
         assert main.main(["export", str(plain), f"--out={out}"]) == 2
@@ -289,7 +289,7 @@ def test_the_folder_one_is_in_is_not_replaced(plain, tmp_path, capsys, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys, monkeypatch):
+def test_write_error_is_reported_in_one_sentence(plain, tmp_path, capsys, monkeypatch):
     """A folder without permission, a full disk in the middle of the weights, a file in the way."""
     (tmp_path / "file").write_text("")
     assert main.main(["export", str(plain), f"--out={tmp_path / 'file' / 'new'}"]) == 2
@@ -318,7 +318,7 @@ def test_what_cannot_be_written_is_told_in_one_sentence(plain, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, merged, capsys):
+def test_options_without_effect_are_refused(command, merged, capsys):
     assert main.main([command, str(merged), "--model=minilm", "--pooling=mean"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{merged} is a classifier without an adapter" in error
@@ -333,7 +333,7 @@ def test_a_checkpoint_takes_no_option_that_it_would_ignore(command, merged, caps
     ],
     ids=["the scale depends on the rank", "the base is changed"],
 )
-def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
+def test_rank_cut_is_equal_for_run_and_adapter(words, tmp_path):
     """Whether clients are asked for or not; and a rank that it does not have leaves it whole."""
     folder = run(tmp_path / "run", *words, "--ranks=tiers(ranks=[1,4])")
     alone = evaluate(EvaluateOptions(where=folder, ranks=(1, 300)))
@@ -348,7 +348,7 @@ def test_the_model_cut_to_a_rank_is_one_model(words, tmp_path):
     assert both["ranks"][2]["loss"] == pytest.approx(whole, abs=1e-5)
 
 
-def test_a_run_without_checkpoints_cannot_tell_its_clients(plain, tmp_path, capsys):
+def test_clients_of_a_run_without_checkpoints_are_refused(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     assert main.main(["evaluate", str(folder), "--clients"]) == 2

@@ -33,7 +33,7 @@ def test_options_become_a_grid(asked, tmp_path):
     assert grid.base.local == demo().local, "without a task, the demo's options"
 
 
-def test_by_default_the_configs_own_method_and_seed(asked):
+def test_default_grid_is_the_method_and_seed_of_the_config(asked):
     assert main.main(["compare", "--task=ag_news"]) == 0
     assert (asked[0][0].methods, asked[0][0].seeds) == (("fed_plora",), (0,))
 
@@ -46,7 +46,7 @@ def test_by_default_the_configs_own_method_and_seed(asked):
         (["--vary=local.batch"], "field=value"),
     ],
 )
-def test_wrong_options_get_one_sentence(words, sentence, asked, capsys):
+def test_invalid_options_are_refused_in_one_sentence(words, sentence, asked, capsys):
     assert main.main(["compare", *words]) == 2
     assert sentence in capsys.readouterr().err
     assert asked == []
@@ -61,7 +61,7 @@ def test_help_needs_no_jax():
         assert word in done.stdout
 
 
-def test_a_comparison_is_told_and_its_failures_counted(tmp_path, capsys, monkeypatch):
+def test_comparison_prints_summary_and_failures(tmp_path, capsys, monkeypatch):
     """One method fails, and would lose the other if it could; then it does not."""
     real = runner.run
 

@@ -1,4 +1,4 @@
-"""``fedjax-lora run --resume`` as a user meets it, in this process."""
+"""The command ``fedjax-lora run --resume``, in this process."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from fedjax_lora.runs import checkpoints
 from tests._helpers.command_line import SMALL, one_sentence
 
 
-def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys):
+def test_finished_run_is_reported_and_can_be_extended(finished, tmp_path, capsys):
     out = shutil.copytree(finished.out, tmp_path / "a run")
     capsys.readouterr()
     assert main.main(["run", "--resume", str(out)]) == 0
@@ -33,14 +33,14 @@ def test_a_finished_run_says_so_and_may_become_longer(finished, tmp_path, capsys
         (["--config=a.json"], "--resume takes the folder and its config; leave out --config."),
     ],
 )
-def test_what_does_not_go_with_resume(words, sentence, finished, capsys):
+def test_options_incompatible_with_resume_are_refused(words, sentence, finished, capsys):
     before = sorted(path.stat().st_mtime_ns for path in finished.out.rglob("*"))
     assert one_sentence(["run", "--resume", str(finished.out), *words], capsys, sentence)
     assert sorted(path.stat().st_mtime_ns for path in finished.out.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["nothing", "file", "folder"])
-def test_what_is_no_run_cannot_be_resumed(name, tmp_path, capsys):
+def test_folder_without_a_run_cannot_be_resumed(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     sentence = f"Folder {tmp_path / name} holds no run to resume: it has no config.json."
@@ -48,6 +48,6 @@ def test_what_is_no_run_cannot_be_resumed(name, tmp_path, capsys):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_folder_with_the_same_run_points_at_resume(finished, capsys):
+def test_folder_with_the_same_run_suggests_resume(finished, capsys):
     words = ["run", *SMALL, f"--out={finished.out}"]
     assert one_sentence(words, capsys, "holds this run already; resume it with --resume")

@@ -1,4 +1,4 @@
-"""What goes around a method, from the command line to the metrics, on the real encoder."""
+"""Update transforms, faults and server optimizers from the command line to the metrics."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests._helpers.small_options import small
 SMALL = small(rounds=2, max_steps=2, method="fed_plora")
 
 
-def test_a_run_with_everything(tmp_path, monkeypatch):
+def test_run_with_all_transform_options(tmp_path, monkeypatch):
     handed = {}
 
     def watch(module, name):
@@ -59,7 +59,7 @@ def test_a_run_with_everything(tmp_path, monkeypatch):
         (["--prox=-1"], "prox must be at least 0"),
     ],
 )
-def test_bad_options_get_one_sentence(words, sentence, tmp_path, capsys):
+def test_invalid_options_are_refused_in_one_sentence(words, sentence, tmp_path, capsys):
     assert main.main(["run", *SMALL, *words, f"--out={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error

@@ -85,7 +85,7 @@ def test_the_first_process_alone_writes(played):
     assert alone["whole"]["history"][-1].keys() == json.loads(lines[-1]).keys()
 
 
-def test_all_stop_when_one_is_asked_to_and_go_on_to_the_same_bytes(played):
+def test_stop_request_reaches_all_processes_and_resume_is_bitwise_equal(played):
     (_, first, second), (_, folder, _) = played
     assert first["stopped"] == second["stopped"] == {"error": "stopped after round 2 of 4"}
     assert tiny_runs.left(folder / "parted") == tiny_runs.left(folder / "whole")
@@ -103,7 +103,7 @@ def test_all_stop_when_one_is_asked_to_and_go_on_to_the_same_bytes(played):
         ("unwritable", "cannot be written"),
     ],
 )
-def test_what_is_wrong_is_said_on_all(played, scene, said):
+def test_errors_are_raised_on_all_processes(played, scene, said):
     (_, first, second), _ = played
     for made in (first, second):
         assert said in made[scene]["error"]
@@ -160,7 +160,7 @@ sys.exit(main.main(sys.argv[1:]))
     ],
     ids=["no cluster", "no first process", "no second process"],
 )
-def test_a_process_that_finds_no_others_ends_with_one_sentence(words, sentence):
+def test_connection_timeout_is_reported_in_one_sentence(words, sentence):
     words = [word.replace("PORT", str(free_port())) for word in words]
     code, out, err = ended(start(["-c", JOIN, "run", *words], devices=4), seconds=60)
     assert (code, out) == (2, "")
@@ -172,7 +172,7 @@ def test_a_process_that_finds_no_others_ends_with_one_sentence(words, sentence):
 
 
 @pytest.mark.slow
-def test_one_that_fails_takes_the_others_with_it(tmp_path):
+def test_failure_of_one_process_ends_the_others(tmp_path):
     """Within JAX's heartbeat, 100 s, and not never."""
     script, address = WORKER, f"localhost:{free_port()}"
     words = [[script, address, "2", str(n), str(tmp_path)] for n in range(2)]
@@ -183,7 +183,7 @@ def test_one_that_fails_takes_the_others_with_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_is_interrupted_and_goes_on(tmp_path):
+def test_interrupted_command_resumes(tmp_path):
     """Real signals: SIGINT to the second process alone; a base that no device has all of."""
     out, port = tmp_path / "out", free_port()
     cache = {"FEDJAX_LORA_CACHE": str(tmp_path / "cache")}

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 WAIT = 40.0
 SECONDS = 15.0
 """Until the others have ended, on a machine that does other things too; 0.2 or so of these are
-needed. In phase ``start`` the others cannot know more than that nobody comes, and the first none in
+needed. In phase ``start`` the others only know that no process comes, and the first none in
 phase ``rendezvous``."""
 
 
@@ -86,7 +86,7 @@ def check(folder: pathlib.Path, phase: str, victim: int, count: int) -> None:
             assert re.search(rf"Process {victim} of {count}, on \S+ \(pid \d+\), {what}", line)
 
 
-def test_a_process_that_is_killed_is_named_by_the_others(tmp_path):
+def test_killed_process_is_named_by_the_others(tmp_path):
     """While they wait for it: the dead one is not the first, which tells the third."""
     check(tmp_path / "run", "loading", 1, 3)
 
@@ -110,7 +110,9 @@ def whole(tmp_path_factory):
         if (phase, victim) != ("checkpoint", 1)  # which the first alone writes
     ],
 )
-def test_the_others_end_in_every_phase_and_the_run_goes_on(phase, victim, whole, tmp_path):
+def test_process_death_in_every_phase_ends_the_others_and_the_run_resumes(
+    phase, victim, whole, tmp_path
+):
     """A run of which nothing has been written is an ordinary one when it is started again."""
     folder = tmp_path / "run"
     check(folder, phase, victim, 2)
@@ -130,7 +132,7 @@ with distributed.initialized(sys.argv[1], 2, 0, wait=10):
 """
 
 
-def test_the_coordinator_listens_on_the_given_address_alone():
+def test_coordinator_listens_only_on_the_given_address():
     """127.0.0.2 is this machine too, and would be served by one that listens on all interfaces."""
     port = free_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""What a run compiles, and when: everything in its first round, whatever it is spread over."""
+"""A run compiles everything in its first round, in every execution mode."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_few_texts_are_no_full_batch(devices, compiled):
+def test_few_texts_do_not_compute_a_full_batch(devices, compiled):
     """However large a batch may be; and as often compiled as before."""
     made = problems.bag()
     objective = federated.text_classification(made.module, (problems.WIDTH,))

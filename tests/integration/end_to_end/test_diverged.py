@@ -1,4 +1,4 @@
-"""A model that has diverged has no scores: its run ends like any other and says so."""
+"""The run of a diverged model ends normally and reports missing scores."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from tests._helpers import tiny_runs
 NEVER = {"perplexity": None, "loss": None}
 
 
-def test_a_run_leaves_all_its_files(tmp_path, monkeypatch, capsys):
+def test_diverged_run_writes_all_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics, "mean_loss", lambda *given, **options: math.nan)
     made = fl.run(tiny_runs.CONFIG, assets=tiny_runs.assets(), out=tmp_path / "run")
     assert made.summary["loss"] is None and made.summary["accuracy"] >= 0
@@ -35,7 +35,7 @@ def test_a_run_leaves_all_its_files(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("start", [None, 9.5])
-def test_a_perplexity_that_is_not_finite_is_told(start, tmp_path):
+def test_non_finite_perplexity_is_reported(start, tmp_path):
     summary = NEVER | {
         "start_perplexity": start, "rounds": 3, "seconds": 1.0, "train_test_overlap": 0,
         "skipped_examples": 0,
@@ -52,7 +52,7 @@ def test_a_perplexity_that_is_not_finite_is_told(start, tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
-def test_the_card_of_a_diverged_language_model(tmp_path):
+def test_model_card_of_a_diverged_language_model(tmp_path):
     said = ModelMetadata(
         base="tiny", base_sha256="0", language=True, task="made_up", metric="perplexity",
         results=NEVER,

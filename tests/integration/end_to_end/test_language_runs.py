@@ -1,4 +1,4 @@
-"""Federated runs of a language task, small: scores, answers, weights and what is left behind."""
+"""Small federated runs of a language task: scores, answers, weights and outputs."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def torch_losses(folder, left, split):
     return np.array(found)
 
 
-def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
+def test_sharded_decoder_trains_equally(folder, finished, assets):
     """On eight devices, the base in two parts: kernels that FLoRA changes, scores and all."""
     how = config.ExecutionConfig(mode="sharded", mesh=(4, 2))
     made = dataclasses.replace(make(folder, learning_rate=3e-2), execution=how)
@@ -81,7 +81,9 @@ def test_a_decoder_in_parts_learns_the_same(folder, finished, assets):
 
 
 @pytest.mark.parametrize(("method", "leaves"), [("flora", "merged"), ("fed_plora", "adapter")])
-def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder, finished, assets):
+def test_exported_model_has_the_recorded_perplexity_in_pytorch(
+    method, leaves, folder, finished, assets
+):
     """Everything at once: prompts, tokens, loss, names, scale, and the base that FLoRA changed.
 
     FLoRA's stack is of nearly full rank in a model as small as this.
@@ -105,7 +107,7 @@ def test_what_a_run_leaves_has_its_perplexity_in_pytorch(method, leaves, folder,
     assert abs(summary["perplexity"] / summary["start_perplexity"] - 1) > 0.01, "nothing learned"
 
 
-def test_the_record_has_the_groups(finished):
+def test_record_holds_perplexity_by_group(finished):
     last = finished.records[-1]
     assert set(last["perplexity_by_client"]) == {"p0", "p1", "p2"}
     assert set(last["validation_perplexity_by_category"]) == {"a", "b"}
@@ -116,7 +118,7 @@ def test_the_record_has_the_groups(finished):
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
-    """And what is told of it is the perplexity itself."""
+    """The record holds the perplexity itself."""
     told = [record["validation_perplexity"] for record in finished.records]
     assert told[0] != told[1]
     best = checkpoints.best(checkpoints.whole(finished.out))
@@ -128,7 +130,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
     assert f"checkpoints/{best.round}:" in marked
 
 
-def test_the_traffic_was_foretold(folder, finished, assets):
+def test_traffic_equals_its_estimate(folder, finished, assets):
     found = cost.needs(make(folder, learning_rate=3e-2), assets)
     assert found.up == np.mean([h["up_bytes"] for h in finished.records])
     assert found.down == np.mean([h["down_bytes"] for h in finished.records])
@@ -153,7 +155,7 @@ def test_clients_may_count_by_their_tokens(folder, assets):
     assert plan.weight.tolist() == [len(made.federation.members[k]) for k in plan.id]
 
 
-def test_answers_are_those_of_each_prompt_alone(folder, assets):
+def test_batched_answers_equal_single_answers(folder, assets):
     """Sorted, batched and padded: the texts are in the order of the examples."""
     model, tokens = assets.model, assets.test
     current = task_types.AdaptedParams(model.params, ClientParams({}, {}), {})
@@ -232,7 +234,7 @@ def test_modes_agree(folder, assets):
         ([f"--task={SPEC}, metric='rougel')"], "did you mean 'rouge_l'"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_leaves_no_folder(
+def test_invalid_input_is_refused_without_creating_a_folder(
     options, sentence, folder, tmp_path, capsys
 ):
     long = {"say": "s" * 20, "said": "t" * 30, "kind": "a", "who": "p0"}
@@ -292,7 +294,7 @@ def without_completions(llama):
         (None, "--storage=int4", "int4"),
     ],
 )
-def test_models_and_texts_that_cannot_be_used_get_one_sentence(
+def test_unusable_models_and_texts_are_refused_in_one_sentence(
     damage, option, sentence, folder, tmp_path, capsys
 ):
     """And one without a padding token can, which the checkpoint of all these tests has not."""
@@ -311,7 +313,7 @@ def test_models_and_texts_that_cannot_be_used_get_one_sentence(
     assert make_tokenizer().pad_token is None
 
 
-def test_a_run_tells_what_it_left_out(folder, tmp_path, capsys):
+def test_run_reports_skipped_examples(folder, tmp_path, capsys):
     rows = (folder / "train.jsonl").read_text().splitlines()
     blank = json.dumps({"say": "x", "said": " ", "kind": "a", "who": "p1"})
     (tmp_path / "train.jsonl").write_text("\n".join([*rows, blank, blank]))

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-def test_a_run_of_python_o_has_the_numbers_and_the_adapter_of_any_other(tmp_path):
+def test_run_under_python_O_gives_the_same_adapter(tmp_path):
     quick = jax.config.values["jax_disable_most_optimizations"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

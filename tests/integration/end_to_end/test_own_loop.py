@@ -1,4 +1,4 @@
-"""The loop of one's own: every method against a plain loop over clients with merged weights."""
+"""A custom training loop: every method against a plain loop over clients with merged weights."""
 
 import dataclasses
 import functools
@@ -187,7 +187,7 @@ def test_the_loop_computes_what_a_loop_over_clients_computes(name: str):
         ("fedrora", {"project": None}),
     ],
 )
-def test_a_forgotten_hook_would_be_noticed(name: str, forgotten: dict[str, Any]):
+def test_missing_method_hook_is_detected(name: str, forgotten: dict[str, Any]):
     """The comparison above tells a loop that leaves out one hook of a method."""
     without, _ = plain_loop(dataclasses.replace(method_of(name), **forgotten), name)
     assert apart(loop(name)[0], without) > 2 * TOLERANCE

@@ -11,7 +11,7 @@ ASSETS = tiny_runs.assets()
 METHODS = ("hlora", "flora")
 
 
-def test_runs_in_threads_leave_what_they_leave_one_after_another(tmp_path):
+def test_concurrent_runs_in_threads_write_the_same_outputs(tmp_path):
     """The same bytes: nothing of a run is global to the process, not even while it compiles."""
 
     def run(method, folder, shared):

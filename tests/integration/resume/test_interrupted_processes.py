@@ -37,7 +37,7 @@ def assets(target) -> Assets:
     return load_assets(configs.load(target.path / "whole" / "config.json"))
 
 
-def test_a_kill_while_a_checkpoint_is_written(target, assets):
+def test_run_killed_during_a_checkpoint_resumes(target, assets):
     trial = trials.killed(target, "a checkpoint", np.random.default_rng(0), assets, programs())
     assert trial["same"] and trial["status"] == -signal.SIGKILL
     assert 0 < trial["resumed"] <= trial["rounds"]
@@ -45,31 +45,31 @@ def test_a_kill_while_a_checkpoint_is_written(target, assets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", trials.MOMENTS)
-def test_kills(aim, target, assets):
+def test_killed_run_resumes(aim, target, assets):
     assert trials.killed(target, aim, np.random.default_rng(1), assets, programs())["same"]
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again(target):
+def test_repeatedly_killed_run_resumes(target):
     assert trials.again_and_again(target, np.random.default_rng(2))["same"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_asked_to_stop_finishes_its_round_and_says_how_to_go_on(number, status, target):
+def test_stopped_run_finishes_its_round_and_prints_the_resume_command(number, status, target):
     trial = trials.stopped_by_signal(target, number)
     assert trial["same"] and trial["reported"] and trial["status"] == status
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", [trials.full_disk, trials.read_only])
-def test_folders_that_cannot_be_written(trial, target):
+def test_unwritable_folders_are_reported(trial, target):
     found = trial(target)
     assert found["same"] and found["reported"] and found["status"] == 2
 
 
 @pytest.mark.slow
-def test_two_runs_in_a_folder(target):
+def test_second_run_in_a_folder_is_refused(target):
     *refused, after = (trial for _, trial in trials.second_run(target))
     assert len(refused) == 2
     assert all(trial["reported"] and trial["status"] == 2 for trial in refused)
@@ -77,7 +77,7 @@ def test_two_runs_in_a_folder(target):
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints(target):
+def test_damaged_checkpoints_are_skipped(target):
     found = dict(trials.damaged(target, np.random.default_rng(3)))
     assert len(found) > 20
     assert all(trial["reported"] and trial["same"] for trial in found.values())
@@ -86,13 +86,13 @@ def test_damaged_checkpoints(target):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", commands.COMMANDS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_commands_that_are_stopped(name, number, target):
+def test_stopped_commands_leave_no_partial_output(name, number, target):
     trial = commands.stopped(target, name, number, np.random.default_rng(4))
     assert trial["reported"] and trial["whole_files"] and trial["same"], trial
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", commands.COMMANDS)
-def test_commands_on_a_full_disk(name, target):
+def test_full_disk_is_reported_by_commands(name, target):
     trial = commands.full_disk(target, name)
     assert trial["reported"] and trial["whole_files"] and trial["same"], trial

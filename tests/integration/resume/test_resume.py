@@ -1,4 +1,4 @@
-"""A run that was interrupted ends as if it had not been: the same bytes, for every method."""
+"""A resumed run writes the same bytes as an uninterrupted one, for every method."""
 
 import errno
 import json
@@ -78,7 +78,7 @@ ALIKE = CASES.keys() - AROUND.keys() - ALONE | {"promoted_fresh"}
     "case",
     [pytest.param(case, marks=[pytest.mark.slow] * (case in ALIKE)) for case in CASES],
 )
-def test_a_resumed_run_leaves_the_same_bytes(case, tmp_path):
+def test_resumed_run_writes_identical_bytes(case, tmp_path):
     config = change(CONFIG, CASES[case])
     whole = run(config, tmp_path / "whole")
     copy = interrupt(whole.out, tmp_path / "copy", after=2)
@@ -127,7 +127,7 @@ def test_a_run_asked_to_stop_in_its_last_round_ends(tmp_path):
     assert run(config, tmp_path / "run", stop=lambda: True).summary["rounds"] == 1
 
 
-def test_without_a_checkpoint_a_run_starts_from_the_beginning_and_says_so(whole, copy, caplog):
+def test_resume_without_a_checkpoint_restarts_with_a_warning(whole, copy, caplog):
     shutil.rmtree(copy / checkpoints.FOLDER)
     (copy / "adapter").mkdir()  # what a kill in the middle of an earlier attempt left
     (copy / "adapter" / "adapter_config.json").write_text("{")
@@ -153,7 +153,7 @@ def test_a_finished_run_without_checkpoints_is_kept(whole, tmp_path):
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_killed_while_it_wrote_its_results_writes_them_again(whole, tmp_path):
+def test_run_killed_while_writing_results_rewrites_them(whole, tmp_path):
     shutil.copytree(whole.out, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
@@ -183,14 +183,14 @@ def test_another_config_is_refused_and_the_field_named(name, copy):
     assert contents(copy) == before
 
 
-def test_every_wrong_field_is_named_and_so_without_a_checkpoint(copy):
+def test_all_changed_fields_are_named_with_and_without_a_checkpoint(copy):
     shutil.rmtree(copy / checkpoints.FOLDER)
     wrong = change(CONFIG, {"federation.method": "hlora", "local.batch": 4})
     with pytest.raises(InputError, match=r"federation\.method was .*; local\.batch was 2"):
         run(wrong, copy, resume=True)
 
 
-def test_another_number_of_rounds_must_leave_the_learning_rates_alone(copy, tmp_path):
+def test_extending_a_run_must_keep_past_learning_rates(copy, tmp_path):
     with pytest.raises(InputError, match=r"rounds was 4 and cannot become 6 with schedule 'linear"):
         run(change(CONFIG, {"federation.rounds": 6}), copy, resume=True)
     with pytest.raises(InputError, match=r"rounds is 1, but 2 rounds are done"):
@@ -198,7 +198,7 @@ def test_another_number_of_rounds_must_leave_the_learning_rates_alone(copy, tmp_
 
 
 @pytest.mark.parametrize("begun", [2, 3])
-def test_a_run_at_a_constant_rate_may_become_longer(begun, tmp_path):
+def test_run_with_constant_rate_can_be_extended(begun, tmp_path):
     steady = {"local.schedule": "constant", "federation.rounds": 3}
     whole = run(change(CONFIG, steady), tmp_path / "whole")
     run(change(CONFIG, steady | {"federation.rounds": begun}), tmp_path / "run")
@@ -214,7 +214,7 @@ def test_a_run_at_a_constant_rate_may_become_longer(begun, tmp_path):
     assert configs.load(tmp_path / "run" / "config.json") == change(CONFIG, steady)
 
 
-def test_a_run_may_go_on_in_another_mode_to_the_tolerance_of_training(whole, copy):
+def test_run_resumes_in_another_mode_within_tolerance(whole, copy):
     """And be evaluated and saved otherwise, and find its data elsewhere."""
     free = {"execution.mode": "sharded", "execution.devices": 2, "execution.eval_every": 1}
     free |= {"execution.checkpoint_every": 1, "execution.checkpoint_keep": 1}
@@ -236,7 +236,7 @@ def test_another_base_and_other_data_are_refused(copy):
     assert contents(copy) == before
 
 
-def test_other_versions_are_told(copy, caplog):
+def test_changed_package_versions_are_logged(copy, caplog):
     (newest,) = (copy / checkpoints.FOLDER).iterdir()
     about = json.loads((newest / "about.json").read_text())
     about["environment"]["packages"]["jax"] = "0.0.1"
@@ -246,7 +246,7 @@ def test_other_versions_are_told(copy, caplog):
     assert "another packages.jax than it began with" in caplog.text
 
 
-def test_a_damaged_checkpoint_makes_way_for_the_one_before(whole, tmp_path, caplog):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(whole, tmp_path, caplog):
     config = change(CONFIG, {"execution.checkpoint_keep": 9})
     run(config, tmp_path / "run")
     newest = tmp_path / "run" / checkpoints.FOLDER / "4"
@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(whole, tmp_path, capl
     assert tiny_runs.left(tmp_path / "run") == tiny_runs.left(whole.out)
 
 
-def test_a_folder_is_one_runs_at_a_time(whole, copy):
+def test_folder_is_locked_by_its_run(whole, copy):
     with RunFolder.claim(copy, CONFIG, resume=True):
         for options in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(InputError, match="Another run is writing to"):
@@ -279,7 +279,7 @@ def test_two_runs_that_begin_at_once_do_not_share_a_folder(tmp_path):
         other.start(CONFIG)
 
 
-def test_a_run_to_resume_must_be_there(tmp_path):
+def test_resume_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="holds no run to resume"):
             run(CONFIG, path, resume=True)
@@ -288,7 +288,7 @@ def test_a_run_to_resume_must_be_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_ends_the_run_with_a_sentence(whole, tmp_path, monkeypatch):
+def test_full_disk_ends_the_run_with_one_sentence(whole, tmp_path, monkeypatch):
     written = checkpoints.manager.save
 
     def full(folder, progress, *given):

@@ -76,7 +76,7 @@ def test_the_config_is_read_with_its_present_names(folder):
     assert read_config(SAVED / folder) == CONFIG
 
 
-def test_a_stopped_run_ends_as_it_would_have(resumed):
+def test_stopped_run_of_0_1_resumes_to_the_same_result(resumed):
     result, stopped = resumed.result, resumed.result.out
     assert [record["round"] for record in resumed.seen] == [3, 4]
     assert "another packages.fedjax-lora" in resumed.log
@@ -92,7 +92,7 @@ def test_a_stopped_run_ends_as_it_would_have(resumed):
     assert "logged_rank" in newest.about["arrays"] and "told" not in newest.about["arrays"]
 
 
-def test_a_run_whose_clients_were_divided_otherwise_is_not_resumed(stopped, tmp_path):
+def test_run_with_a_former_partition_is_not_resumed(stopped, tmp_path):
     config = tiny_runs.change(CONFIG, {"federation.partition": "dirichlet(alpha=1.0)"})
     checkpoint = stopped / checkpoints.FOLDER / "2"
     about = json.loads((checkpoint / "about.json").read_text())
@@ -117,7 +117,7 @@ def test_the_adapter_of_the_finished_run_is_read(resumed):
 
 
 @pytest.mark.parametrize(("folder", "state"), [("stopped", "not finished"), ("finished", "finish")])
-def test_its_folders_are_inspected(folder, state, capsys):
+def test_folders_of_0_1_are_inspected(folder, state, capsys):
     assert main.main(["inspect", str(SAVED / folder)]) == 0
     printed = capsys.readouterr().out
     assert "execution.clients_per_step = 2" in printed and f"of 4, {state}" in printed

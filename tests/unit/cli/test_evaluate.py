@@ -1,4 +1,4 @@
-"""Which data go with which model, and in what order of the classes."""
+"""Compatibility of data and model in ``evaluate``, and the order of classes."""
 
 from types import SimpleNamespace
 

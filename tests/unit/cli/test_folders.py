@@ -1,4 +1,4 @@
-"""What a command line names is checked before JAX is imported, and nothing is fetched unasked."""
+"""Command-line arguments are checked before JAX is imported, and nothing is downloaded unasked."""
 
 import json
 import os

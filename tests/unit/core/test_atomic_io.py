@@ -1,4 +1,4 @@
-"""Files and folders are there as a whole or not at all, with the user's links and permissions."""
+"""Files and folders are written atomically, with the user's links and permissions."""
 
 import os
 import pathlib

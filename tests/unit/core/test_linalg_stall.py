@@ -1,4 +1,4 @@
-"""The server's step comes back, many times in a row, beside loops that keep all cores busy.
+"""The server's step does not deadlock while busy loops occupy all cores.
 
 Batched LAPACK calls of some CPU backends wait for the thread pool that they occupy, and single
 calls in several BLAS threads wait for each other. In a process of its own, as users start it.

@@ -1,4 +1,4 @@
-"""Bases stored in half or as codes: what the codes are, what they cost, and that all else works."""
+"""Bases in bfloat16, int8 and nf4: values of the codes, memory, and the operations on them."""
 
 import importlib.util
 

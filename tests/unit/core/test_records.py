@@ -1,4 +1,4 @@
-"""Options that are checked wherever they are given, and stored as plain values."""
+"""Options of records and functions are checked and stored as plain values."""
 
 import dataclasses
 import json

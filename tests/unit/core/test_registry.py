@@ -1,4 +1,4 @@
-"""Choices written as calls."""
+"""Specs: choices written as calls."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Labels that are probably not as they were meant are named."""
+"""Notes on labels that are probably mistaken."""
 
 import numpy as np
 import pytest

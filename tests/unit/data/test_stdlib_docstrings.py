@@ -1,4 +1,4 @@
-"""The built-in task."""
+"""The built-in task on docstrings of the standard library."""
 
 import sys
 

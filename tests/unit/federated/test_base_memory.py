@@ -64,7 +64,7 @@ def test_a_client_costs_its_adapter_and_its_activations():
     assert 40 * kernel < trees.size_bytes(base)
 
 
-def test_the_base_is_there_once():
+def test_base_is_in_memory_once():
     base = trees.size_bytes(base_and_head()[0])
     assert memory(2) - 2 * per_client() == pytest.approx(base, rel=0.01)
 
@@ -102,7 +102,7 @@ def test_no_array_is_the_base_with_a_client_axis():
     assert copies(program, count) == set()
 
 
-def test_nor_when_clients_are_scored():
+def test_no_array_is_the_base_with_a_client_axis_when_scoring():
     count, tokens, number = 3, struct(16, WIDTH, dtype=jnp.int32), struct(16, dtype=jnp.int32)
     objective = federated.text_classification(SequenceClassifier(CONFIG), (WIDTH,))
     rows = client_scoring.bucket_by_length(np.full(15, WIDTH), (WIDTH,), batch=5)
@@ -114,7 +114,7 @@ def test_nor_when_clients_are_scored():
     assert copies(program, count) == set()
 
 
-def test_the_search_finds_a_base_merged_for_each_client():
+def test_search_detects_a_base_merged_per_client():
     """The way this library does not take."""
     count, (base, _), made = 3, base_and_head(), cohort(3)
     merged = jax.vmap(lora.merge, in_axes=(None, 0, 0))

@@ -116,7 +116,7 @@ def test_hits_are_tokens_that_are_the_likeliest():
     assert out[0, 1:].tolist() == [6, 7]
 
 
-def test_parts_have_the_gradients_of_the_whole():
+def test_chunked_loss_has_the_gradients_of_the_full_loss():
     rng = np.random.default_rng(3)
     hidden = jnp.asarray(rng.normal(size=(3, 7, WIDTH)), jnp.float32)
     target = jnp.asarray(rng.integers(0, WORDS, (3, 7)), jnp.int32)
@@ -134,7 +134,7 @@ def test_parts_have_the_gradients_of_the_whole():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_the_logits_of_all_tokens_are_never_there_at_once():
+def test_full_logits_are_never_materialised():
     """Neither forward nor backward, for two clients: no array is as large as all logits of one."""
     rows, width, vocabulary = 4, 64, 4096
     hidden = jax.ShapeDtypeStruct((2, rows, width, WIDTH), jnp.float32)

@@ -79,7 +79,7 @@ def own(params: ClientParams, k: int, r: int) -> dict:
     }
 
 
-def test_a_padded_cohort_is_each_client_on_its_own():
+def test_padded_cohort_equals_clients_trained_separately():
     """Both factors, coefficients at a rate of their own, and the head; padding stays zero."""
     problem = problems.bag()
     plan = plan_for(problem, rate=RATE)
@@ -108,7 +108,7 @@ def test_a_padded_cohort_is_each_client_on_its_own():
         assert not result.coefficients[PATH][k][..., r:].any()
 
 
-def test_what_is_not_trained_is_not_projected():
+def test_frozen_parameters_are_not_projected():
     """Components of other lengths that act but are frozen keep their bits."""
     problem = problems.bag()
     plan = plan_for(problem, rate=RATE)
@@ -157,7 +157,7 @@ def play(method: str, *updates: str) -> tuple[Any, Any, Any]:
     return problems.copy(state), first, plan
 
 
-def test_a_client_that_was_not_drawn_keeps_what_it_had():
+def test_clients_outside_the_cohort_keep_their_state():
     state, first, plan = play("fedrora")
     drawn = np.isin(np.arange(len(problems.SIZES)), plan.id)
     assert drawn.any() and not drawn.all()
@@ -166,7 +166,7 @@ def test_a_client_that_was_not_drawn_keeps_what_it_had():
     assert_same_bits(at(state.clients), at(first.clients))
 
 
-def test_noise_on_messages_leaves_what_is_not_sent():
+def test_noise_is_added_only_to_sent_parameters():
     """FedSA-LoRA's clients keep the `b` that they trained, whatever is done to their `a`."""
     plain, first, _ = play("fedsa_lora")
     noisy, _, _ = play("fedsa_lora", "gaussian_noise(multiplier=1.0, norm=100.0)")

@@ -96,7 +96,7 @@ def test_parameters_are_fully_trained_where_they_match(heads: fl.federated.Head)
         assert moved.tolist() == [n in (2, 5) for n in range(6)]
 
 
-def test_the_caller_keeps_the_parameters():
+def test_parameters_of_the_caller_are_not_donated():
     """A round donates its state, not what the state was made from."""
     method, own, key = method_of("flora"), params(), jax.random.key(3)
     state = fl.federated.init(method, own, key, num_clients=6, fully_trained="bias")
@@ -135,7 +135,7 @@ def test_any_forward_pass_can_be_adapted():
         ({"valid": np.ones((2, 3), bool)}, "valid has shape (2, 3)"),
     ],
 )
-def test_a_cohort_of_other_shapes_is_refused(changes: dict[str, Any], words: str):
+def test_cohort_of_inconsistent_shapes_is_refused(changes: dict[str, Any], words: str):
     with pytest.raises(InputError) as caught:
         cohort(**changes)
     assert words in str(caught.value)
@@ -150,7 +150,7 @@ def test_a_cohort_of_other_shapes_is_refused(changes: dict[str, Any], words: str
         ("fedsa_lora", {"ranks": 4, "ids": [5, 6]}, "Clients [6] do not exist"),
     ],
 )
-def test_a_round_refuses_what_its_method_does_not_take(
+def test_ranks_unsupported_by_the_method_are_refused(
     name: str, changes: dict[str, Any], words: str
 ):
     method = method_of(name)
@@ -176,7 +176,7 @@ def test_a_loss_that_is_already_a_mean_is_refused():
     ("patterns", "words"),
     [("layers_9", "matches no parameter"), (["layers"], "layers_0 are both adapted and fully")],
 )
-def test_what_cannot_be_fully_trained_is_refused(patterns: Any, words: str):
+def test_invalid_fully_trained_patterns_are_refused(patterns: Any, words: str):
     with pytest.raises(InputError) as caught:
         fl.federated.init(method_of(), params(), KEY, num_clients=6, fully_trained=patterns)
     assert words in str(caught.value)

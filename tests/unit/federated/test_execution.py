@@ -76,14 +76,14 @@ def test_modes_compute_what_the_loop_computes(problem, mode):
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if padded(MODES[m]) > COHORT])
-def test_absent_clients_come_back_as_they_went(mode):
+def test_absent_clients_are_unchanged(mode):
     (params, report), start = train("bag", padded(MODES[mode]), **MODES[mode])
     absent = lambda tree: jax.tree.map(lambda x: x[COHORT:], tree)  # noqa: E731
     assert_same_bits(absent(params), absent(start.params))
     assert np.all(np.asarray(absent(report)) == 0)
 
 
-def test_some_cohorts_here_do_not_divide():
+def test_tested_cohorts_include_indivisible_sizes():
     sizes = {mode: padded(options) for mode, options in MODES.items()}
     assert sizes == {
         "vmap of one": 6,
@@ -105,7 +105,7 @@ def test_the_clients_are_spread_over_the_devices():
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
-def test_padding_is_the_least_that_waves_and_devices_divide(mode, devices):
+def test_cohort_is_padded_to_the_smallest_divisible_size(mode, devices):
     mesh = federated.client_mesh(devices) if mode == "sharded" else None
     parts = devices if mode == "sharded" else 1
     for cohort in range(1, 20):
@@ -150,7 +150,7 @@ def test_a_mesh_uses_all_devices(shape):
         federated.client_mesh(8, shape)
 
 
-def test_there_must_be_as_many_devices():
+def test_too_few_devices_are_refused():
     with pytest.raises(InputError, match="devices is 9, but there are 1 to 8"):
         federated.client_mesh(9)
 

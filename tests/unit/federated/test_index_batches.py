@@ -1,4 +1,4 @@
-"""Index batches: every epoch every example once, and nothing that depends on anything else."""
+"""Index batches: every epoch has every example once, independent of all other clients."""
 
 import itertools
 from collections import Counter
@@ -90,7 +90,7 @@ def test_max_steps_cuts_the_same_sequence_short(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_nothing_happens_after_the_last_step(cohort):
+def test_steps_after_the_last_are_empty(cohort):
     made = make(*cohort, extra=2)
     after = np.arange(made.index.shape[1]) >= made.steps[:, None]
     for name in ("valid", "longest", "tokens"):
@@ -103,7 +103,7 @@ def test_nothing_happens_after_the_last_step(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_a_step_knows_its_longest_text_and_all_its_tokens(cohort):
+def test_steps_record_longest_text_and_token_count(cohort):
     members, length, _, _ = cohort
     made = make(*cohort)
     for k in range(len(members)):
@@ -129,7 +129,7 @@ def test_grouping_by_length_cuts_the_sorted_examples(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_batches_come_from_the_generators_alone(cohort):
+def test_batches_depend_only_on_the_generators(cohort):
     members, length, options, seed = cohort
     one, two = make(*cohort), make(*cohort)
     for x, y in zip(one, two, strict=True):
@@ -146,7 +146,7 @@ def test_batches_come_from_the_generators_alone(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_whatever_fills_a_batch_up_is_the_clients_own(cohort):
+def test_batch_padding_uses_rows_of_the_same_client(cohort):
     members, _, _, _ = cohort
     made = make(*cohort, extra=1)
     for k, own in enumerate(members):
@@ -176,7 +176,7 @@ def test_one_generator_per_client():
         )  # fmt: skip
 
 
-def test_dtypes_are_what_the_device_gets():
+def test_dtypes_match_those_on_the_device():
     options = {"batch": 2, "epochs": 1, "max_steps": None, "by_length": False}
     made = make([np.arange(3)], np.ones(3, int), options, 0)
     assert [x.dtype for x in made] == [np.int32, np.bool_, np.int32, np.int32, np.int32]

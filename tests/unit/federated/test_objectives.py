@@ -1,4 +1,4 @@
-"""What a client minimises, against NumPy."""
+"""Objectives against NumPy."""
 
 from typing import Any
 

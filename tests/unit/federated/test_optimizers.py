@@ -43,7 +43,7 @@ def test_optax_by_name_at_learning_rate_one(spec, same):
 
 
 @pytest.mark.parametrize("name", ["adabelief", "adafactor", "lamb", "radam", "yogi", "sign_sgd"])
-def test_others_work_too(name):
+def test_other_optax_optimizers_work(name):
     for update in two_updates(optimizer(name)):
         assert np.all(np.isfinite(update)) and np.any(update != 0)
 
@@ -70,7 +70,7 @@ def test_gradients_are_clipped_before_the_optimizer(clip, length):
         ("lbfgs", "missing 3 required keyword-only arguments"),
     ],
 )
-def test_every_mistake_is_a_sentence(spec, words):
+def test_invalid_optimizers_are_refused_in_one_sentence(spec, words):
     with pytest.raises(InputError) as error:
         optimizer(spec)
     assert words in str(error.value)
@@ -117,7 +117,7 @@ def test_every_schedule_has_a_default_that_stays_between_zero_and_one(name):
         ("exponential(per_round=0)", "per_round above 0, got 0"),
     ],
 )
-def test_a_mistaken_schedule_is_a_sentence(spec, words):
+def test_invalid_schedule_is_refused_in_one_sentence(spec, words):
     with pytest.raises(InputError) as error:
         schedule(spec, rounds=10)
     assert words in str(error.value)

@@ -1,4 +1,4 @@
-"""The host's plans: from (seed, round, client), never from what was planned before."""
+"""Round plans depend on (seed, round, client) and not on earlier plans."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def test_a_plan_does_not_depend_on_the_plans_before():
 
 
 @pytest.mark.parametrize("by_length", [False, True])
-def test_seeds_and_rounds_shuffle_anew(by_length):
+def test_seeds_and_rounds_change_the_shuffle(by_length):
     plans = [
         make(seed=seed, cohort=7, padded=7, by_length=by_length).plan(t, RANK, 0.1)
         for seed in (0, 1)
@@ -90,7 +90,7 @@ def test_clients_of_one_size_are_shuffled_differently():
     assert len({tuple(row % 20) for row in plan.batches.index[:, 0]}) == 3
 
 
-def test_a_plan_says_who_has_what():
+def test_plan_holds_ranks_weights_and_batches():
     fed = make(max_steps=3)
     for t in range(5):
         plan = fed.plan(t, RANK, 0.25)
@@ -141,7 +141,7 @@ def test_clients_of_a_wave_have_about_as_many_steps():
         np.testing.assert_array_equal(plan.weight, sorted(SIZES, reverse=True))
 
 
-def test_ranks_are_those_of_the_moment():
+def test_plan_uses_the_current_ranks():
     fed = make()
     one, other = fed.plan(1, RANK, 0.1), fed.plan(1, RANK[::-1], 0.1)
     np.testing.assert_array_equal(other.rank[:4], RANK[::-1][other.id[:4]])
@@ -180,7 +180,7 @@ def test_a_federation_is_frozen():
         make().seed = 1
 
 
-def test_the_test_problem_is_what_its_comments_say():
+def test_test_problem_matches_its_description():
     """Other tests rely on it: ragged clients, one with one example, several ranks."""
     plan = problems.plan_for(problems.bag())
     assert sorted(plan.batches.steps) == [1, 1, 2, 2, 3, 3]

@@ -16,7 +16,7 @@ WORK = batches_of([[4, 5], [6, 7], [8]], [[0, 1], [2]])
 
 
 @pytest.mark.parametrize("mu", [0.5, 3.0])
-def test_the_pull_is_towards_the_start_of_the_round(mu):
+def test_proximal_term_pulls_towards_the_round_start(mu):
     """And the loss that is reported is the task's alone."""
     train = jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0), prox=mu))
     adapter = jax.tree.map(lambda s: jnp.ones((2, *s.shape)), problems.STUB.shapes())

@@ -1,4 +1,4 @@
-"""A round: what is compiled, what is rejected, what becomes of heads, states and random keys."""
+"""A round: compilation, rejection of updates, heads, client state and random keys."""
 
 import dataclasses
 import functools
@@ -82,7 +82,7 @@ def test_the_state_is_donated(mode):
 
 
 @pytest.mark.parametrize("method", ["fed_plora", "flora", "hlora"])
-def test_the_seed_decides_every_bit(method):
+def test_result_is_determined_bitwise_by_the_seed(method):
     made = bag_rounds(method, "vmap")
 
     def two_rounds(seed):
@@ -138,7 +138,7 @@ def test_training_keys_belong_to_client_and_round():
     assert np.all(first[np.setdiff1d(np.arange(len(SIZES)), present)] == 0)
 
 
-def test_a_methods_keys_are_not_the_clients():
+def test_method_keys_differ_from_client_keys():
     """One key for both would make a method's choices and dropout depend on each other."""
     seen = {}
 
@@ -178,7 +178,7 @@ def break_client(made, client):
 
 
 @every_method
-def test_a_broken_client_is_as_good_as_absent(method):
+def test_non_finite_client_equals_an_absent_client(method):
     """Weights of the others are renormalised: the same bits as without it."""
     made, plan = bag_rounds(method, "vmap"), plan_of(method=method)
     for place in range(COHORT):
@@ -215,7 +215,7 @@ def counting():
 
 
 @pytest.mark.parametrize("heads", ["average", "local"])
-def test_what_belongs_to_clients_is_kept_for_them(heads):
+def test_client_state_is_kept_between_rounds(heads):
     made = stub_rounds("quadratic", heads=heads, method=counting())
     state, visits = made.state(), np.zeros(len(SIZES), int)
     for t in range(5):
@@ -228,7 +228,7 @@ def test_what_belongs_to_clients_is_kept_for_them(heads):
 
 
 @pytest.mark.parametrize("heads", ["average", "local"])
-def test_a_broken_client_keeps_what_it_had(heads):
+def test_non_finite_client_keeps_its_state(heads):
     made = stub_rounds("quadratic", heads=heads, method=counting())
     plan = stub_plan_of()
     before, _ = made.run(made.state(), plan)
@@ -273,7 +273,7 @@ def test_average_heads_are_weighted_by_examples():
     np.testing.assert_array_equal(seen.examples, plan.weight)
 
 
-def test_frozen_heads_stay():
+def test_frozen_heads_are_unchanged():
     """In the clients too: every step's loss is that of the head they began with."""
     made, plan = stub_rounds("quadratic", heads="frozen"), stub_plan_of()
     state, seen = made.run(made.state(), plan)
@@ -332,7 +332,7 @@ def test_changed_kernels_are_used_and_nothing_is_copied():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_finite_is_asked_of_every_leaf_of_every_client(bad):
+def test_finiteness_is_checked_in_every_leaf_of_every_client(bad):
     tree = {"x": np.zeros((4, 2, 3), np.float32), "y": np.zeros((4, 5), np.float32)}
     assert federated.all_finite(tree).tolist() == [True] * 4
     tree["x"][1, 1, 2] = tree["y"][3, 0] = bad

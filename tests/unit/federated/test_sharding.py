@@ -1,4 +1,4 @@
-"""A sharded round, method by method: what devices tell each other, and clients that are absent.
+"""A sharded round of every method: communication between devices, and absent clients.
 
 Local training is a stand-in that costs nothing to compile: every step moves both factors along a
 fixed direction. What it returns has the shapes of the real one.
@@ -102,7 +102,7 @@ def play(method: str, plan: federated.Plan, mode: str = "sharded") -> tuple[Any,
 
 
 LEFT = 1000
-"""Bytes that may be told besides: ids, weights, ranks, losses, norms, the head."""
+"""Bytes that may be exchanged besides: ids, weights, ranks, losses, norms, the head."""
 
 FACTORS = COHORT * ADAPTER // DEVICES  # of all clients, a device's layers
 OWN = COHORT * ADAPTER * OUT // (IN + OUT)  # of all clients, the second factor
@@ -125,7 +125,7 @@ EXCHANGED: dict[str, dict[str, int]] = {
 
 
 @every_method
-def test_what_devices_tell_each_other(method):
+def test_communication_between_devices_is_as_documented(method):
     """A sum over clients is a sum of one adapter; products are never sent for each client."""
     told = collectives(made(method).compiled)
     one_adapter = {"all-reduce": ADAPTER}
@@ -138,7 +138,7 @@ def test_what_devices_tell_each_other(method):
     assert dense == [(LAYERS, IN, OUT)] * (want.get("all-reduce", 0) >= KERNEL)
 
 
-def test_a_gather_of_what_clients_return_would_be_seen():
+def test_gather_of_client_results_is_detected():
     mesh = federated.client_mesh(DEVICES)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(federated.AXIS))
     x = jax.ShapeDtypeStruct((COHORT, LAYERS, IN, RANK), jnp.float32, sharding=split)
@@ -157,7 +157,7 @@ def product(state: Any) -> Any:
 
 
 @every_method
-def test_absent_clients_leave_no_trace(method):
+def test_absent_clients_have_no_influence(method):
     """Three of eight places are filled up: as if there were five, whatever rank the others have."""
     plan = plan_of(COHORT, method)
     state, seen = play(method, plan)

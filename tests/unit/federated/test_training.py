@@ -1,4 +1,4 @@
-"""Local training: what a step does, to whom, and with which numbers, mostly in closed form."""
+"""Local training: the effect of each step on each client, mostly in closed form."""
 
 import functools
 
@@ -51,7 +51,7 @@ def by_hand(begin, batches, rate):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.7])
-def test_every_client_takes_its_own_steps(rate):
+def test_every_client_takes_its_own_number_of_steps(rate):
     got, report = descend()((), POINTS, stub_clients(BEGIN, WORK), jnp.float32(rate))
     for k in range(4):
         w, loss, count = by_hand(BEGIN[k], jax.tree.map(lambda x, k=k: x[k], WORK), rate)
@@ -61,7 +61,7 @@ def test_every_client_takes_its_own_steps(rate):
     assert report.examples.tolist() == [1, 3, 5, 0]
 
 
-def test_a_client_that_is_done_keeps_its_values():
+def test_finished_client_keeps_its_parameters():
     """Even if there are batches left that the others go on with."""
     fewer = WORK._replace(steps=np.array([0, 1, 3, 0], np.int32))
     got, report = descend()((), POINTS, stub_clients(BEGIN, fewer), jnp.float32(0.3))
@@ -73,7 +73,7 @@ def test_a_client_that_is_done_keeps_its_values():
     np.testing.assert_array_equal(np.asarray(got.head["w"])[[0, 3]], BEGIN[[0, 3]])
 
 
-def test_the_optimizer_of_a_client_that_is_done_stands_still():
+def test_finished_client_keeps_its_optimizer_state():
     """Momentum would carry a client on after its last step."""
     train = jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0, momentum=0.9)))
     got, _ = train((), POINTS, stub_clients(BEGIN, WORK), jnp.float32(0.5))
@@ -81,7 +81,7 @@ def test_the_optimizer_of_a_client_that_is_done_stands_still():
     np.testing.assert_allclose(got.head["w"][0], want, rtol=2e-6)
 
 
-def test_the_learning_rate_is_data():
+def test_learning_rate_change_does_not_recompile():
     descend.cache_clear()
     fn, start = descend(), stub_clients(BEGIN, WORK)
     moved = []
@@ -93,7 +93,7 @@ def test_the_learning_rate_is_data():
     assert fn._cache_size() == 1
 
 
-def test_a_broken_example_breaks_only_the_client_that_has_it():
+def test_non_finite_example_affects_only_its_client():
     """Rows that fill up a batch are never those of another client."""
     fed = problems.federation(problems.texts(), cohort=len(problems.SIZES))
     plan = fed.plan(0, problems.RANK, 0.1)
@@ -168,7 +168,7 @@ def test_a_penalty_is_trained_but_not_reported():
 
 
 @pytest.mark.parametrize("spec", ["adamw(weight_decay=0.5)", "sgd(momentum=0.9)", "lion"])
-def test_what_is_not_trainable_stays_bit_for_bit(spec):
+def test_frozen_parameters_are_bitwise_unchanged(spec):
     """Even if its gradient is not zero and the optimizer would decay it."""
     train = jax.jit(LocalTraining(problems.linear(), optimizers.optimizer(spec)))
     start = stub_clients(BEGIN[:2], batches_of([[0], [1]], [[2], [3]]), adapter=FACTORS)
@@ -252,7 +252,7 @@ def test_a_step_is_cut_to_the_smallest_shape_that_fits_the_wave():
     np.testing.assert_allclose(shapes_seen(work, 2), rows * np.array(shape), rtol=1e-5)
 
 
-def test_what_is_longer_than_all_shapes_is_cut_to_the_last():
+def test_texts_beyond_all_shapes_are_truncated_to_the_last():
     work = batches_of([[0, 1]], size=4, steps=1, longest=40)
     want = 2 * problems.shape_number(SHAPES[-1])
     np.testing.assert_allclose(shapes_seen(work, 1), [[want]], rtol=1e-5)
@@ -271,7 +271,7 @@ UNPADDED = (
         ("bag", {"shapes": padded_shapes(row_buckets(problems.BATCH), (problems.WIDTH,))}),
     ],
 )
-def test_shapes_change_nothing(problem, options):
+def test_batch_shapes_do_not_change_the_result(problem, options):
     made = getattr(problems, problem)()
     plan = plan_for(made)
     start, count = make_clients(made, plan), len(plan.id)
@@ -315,12 +315,12 @@ def bag_with_dropout(rate, trains, mode="vmap"):
     return fn(made.base, made.data, start, plan.rate)
 
 
-def test_dropout_spares_what_is_folded():
+def test_dropout_does_not_affect_folded_components():
     nothing = np.zeros((len(problems.SIZES), problems.R), bool)
     problems.assert_close(bag_with_dropout(0.5, nothing), bag_with_dropout(0, nothing))
 
 
-def test_dropout_hits_what_is_trained():
+def test_dropout_affects_trained_components():
     everything = np.ones((len(problems.SIZES), problems.R), bool)
     dropped, whole = bag_with_dropout(0.5, everything), bag_with_dropout(0, everything)
     assert np.all(np.abs(np.asarray(dropped[1].loss - whole[1].loss)) > 1e-3)

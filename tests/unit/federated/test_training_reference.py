@@ -86,7 +86,7 @@ def unpadded(batches: Any, k: int) -> list[np.ndarray]:
         ("encoder", (12,), True),
     ],
 )
-def test_a_padded_cohort_is_each_client_on_its_own(problem, sizes, folded):
+def test_padded_cohort_equals_clients_trained_separately(problem, sizes, folded):
     made = getattr(problems, problem)()
     plan = plan_for(made, rate=RATE)
     count = len(plan.id)

@@ -1,4 +1,4 @@
-"""What is written for PEFT multiplies out to what we had: alpha is neither lost nor doubled."""
+"""Exported PEFT factors have the same product: alpha is applied exactly once."""
 
 import json
 import pathlib

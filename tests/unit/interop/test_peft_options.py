@@ -1,4 +1,4 @@
-"""What PEFT's config can say: computed as PEFT computes it, or refused by name."""
+"""Options of PEFT's config give PEFT's logits or are refused by name."""
 
 import itertools
 import json

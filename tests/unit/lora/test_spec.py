@@ -1,4 +1,4 @@
-"""Where adapters go: sites, presets, scales, counts, and what is refused."""
+"""LoRA specs: targets, presets, scales, parameter counts, and refusals."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Averages of factors: what each rule promises, on examples that can be done by hand."""
+"""Averages of factors: the properties of each rule, on examples computed by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FedRoRA: whose directions a client gets, with which coefficients, and what it keeps."""
+"""FedRoRA: directions and coefficients of each client, and its state."""
 
 import jax
 import jax.numpy as jnp

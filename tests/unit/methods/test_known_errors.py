@@ -1,4 +1,4 @@
-"""Aggregation errors that other code bases shipped, looked for in every registered method.
+"""Known aggregation errors of other code bases, tested in every registered method.
 
 Each error has a test here that a method with it fails, whatever else the method does; that the
 comparison with the oracles would notice them too is shown in `test_oracles`, with rules that are

@@ -1,4 +1,4 @@
-"""What every registered method has to do, whatever its rule."""
+"""Properties that every registered method has."""
 
 import dataclasses
 from typing import Any

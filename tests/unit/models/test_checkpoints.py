@@ -21,7 +21,7 @@ def load(folder, key, **options):
 
 
 def edit(folder, change):
-    """Rewrite the weights after `change` had its way with the dictionary of tensors."""
+    """Rewrite the weights after `change` has edited the dictionary of tensors."""
     stored = load_file(folder / "model.safetensors")
     change(stored)
     save_file(stored, folder / "model.safetensors")

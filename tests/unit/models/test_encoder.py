@@ -1,4 +1,4 @@
-"""What the modules promise beyond parity: options that do not change the function, dropout."""
+"""Encoder modules beyond parity: options that keep the function, and dropout."""
 
 import collections
 import dataclasses

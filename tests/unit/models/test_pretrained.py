@@ -1,4 +1,4 @@
-"""Loading as a user meets it: tokenizers, options out of range, what identifies a model."""
+"""Loading of pretrained models: tokenizers, options out of range, fingerprints."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Tokenizers beside checkpoints: what they lack is replaced or named."""
+"""Tokenizers of checkpoints: missing parts are replaced or named."""
 
 import json
 

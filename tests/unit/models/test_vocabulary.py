@@ -1,4 +1,4 @@
-"""Models are a leaf: their source does not even mention what is built on them."""
+"""The source of models does not mention the layers built on them."""
 
 import ast
 import pathlib

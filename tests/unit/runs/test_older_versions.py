@@ -1,4 +1,4 @@
-"""Records of older versions say what their methods were, and stay what they were."""
+"""Records of older versions keep their former defaults."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What makes one checkpoint better than another."""
+"""The score by which the best checkpoint is chosen."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, read back with their own readers."""
+"""Trackers: logged values are read back with the trackers' own readers."""
 
 import contextlib
 import glob

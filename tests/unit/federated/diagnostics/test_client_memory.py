@@ -1,4 +1,4 @@
-"""Bytes: what a client sends, and what it has to hold."""
+"""Bytes that a client sends and holds in memory."""
 
 import math
 
@@ -39,7 +39,7 @@ def sent(start, client: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_what_is_trained_is_counted(name: str):
+def test_trained_parameters_are_counted(name: str):
     """What of it is sent, in bytes: `test_properties.test_traffic_is_the_size_of_what_is_sent`."""
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
@@ -59,7 +59,9 @@ def test_what_is_trained_is_counted(name: str):
     ],
 )
 @pytest.mark.parametrize("train_head", [True, False])
-def test_the_parts_of_a_footprint(optimizer: str, per_number: int, scalars: int, train_head: bool):
+def test_memory_estimate_is_the_sum_of_its_parts(
+    optimizer: str, per_number: int, scalars: int, train_head: bool
+):
     cohort = cohort_for("zero_padding")
     _, start = start_of("zero_padding", cohort)
     got = estimate_client_memory(
@@ -80,7 +82,7 @@ def test_the_parts_of_a_footprint(optimizer: str, per_number: int, scalars: int,
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_what_is_trained_is_held(name: str):
+def test_trained_parameters_are_in_memory(name: str):
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
     got = estimate_client_memory(

@@ -1,4 +1,4 @@
-"""Noises against dense float64 products, and what the papers say about them."""
+"""Initialization and aggregation noise against dense float64 products and the papers."""
 
 import functools
 
@@ -82,7 +82,7 @@ def mean_model(models: dict, weight) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @every_method
-def test_both_noises_are_those_of_dense_products(name: str, lora_spec: LoraSpec):
+def test_noise_equals_that_of_dense_products(name: str, lora_spec: LoraSpec):
     cohort = cohort_for(name, lora_spec)
     server = server_of(name, lora_spec)
     played = play(name, lora_spec, cohort, server=server)
@@ -115,7 +115,7 @@ def test_equal_weights_are_an_option():
 # --------------------------------------------------------------------------- initialization noise
 
 
-def test_trained_coefficients_are_part_of_what_clients_begin_with():
+def test_trained_coefficients_count_towards_initialization_noise():
     """Beside a factor or in it."""
     server, cohort = server_of("fedrora"), cohort_for("fedrora")
     method = methods.make("fedrora", GLOBAL)
@@ -132,7 +132,7 @@ def test_trained_coefficients_are_part_of_what_clients_begin_with():
 
 
 @pytest.mark.parametrize("spec", [s for s in cohorts.SPECS if s.startswith(("fed_plora", "flora"))])
-def test_nothing_is_lost_by_folding_or_by_merging(spec: str):
+def test_folding_and_merging_have_no_initialization_noise(spec: str):
     """Property 25: every client starts at the global model, exactly."""
     cohort = cohort_for(spec)
     server = server_of(spec)
@@ -244,7 +244,7 @@ def test_without_participants_there_is_no_noise(name: str):
     assert measured(cohort, server, played) == AggregationNoise(0.0, 0.0)
 
 
-def test_the_sites_have_both_kinds_of_layers():
+def test_test_targets_have_stacked_and_single_layers():
     """What the tests above rest on: thin and dense stacks, a layer left out, no stack."""
     assert any(s.layers is None for s in SITES) and any(not all(s.layers or ()) for s in SITES)
     thin = functools.partial(lambda k, s: k < min(s.inputs, s.outputs), 2 * R)

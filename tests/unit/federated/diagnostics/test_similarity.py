@@ -51,7 +51,7 @@ def test_cosines_are_those_of_dense_modules(spec: str):
     assert abs(np.mean(same) - np.mean(cross)) > 1e-4
 
 
-def test_clients_that_did_not_move_agree():
+def test_unchanged_clients_have_cosine_one():
     """Modules of one index are the same; sign and length of a factor do not matter in pairs."""
     cohort = make_cohort(GLOBAL, [R, R, 2])
     played = play("zero_padding", GLOBAL, cohort)
@@ -65,7 +65,7 @@ def test_clients_that_did_not_move_agree():
 
 
 @pytest.mark.parametrize("rank", [[2], [1, 1]])
-def test_without_a_pair_there_is_no_cosine(rank: list[int]):
+def test_single_client_has_no_cosine(rank: list[int]):
     cohort = make_cohort(GLOBAL, rank)
     start = play("zero_padding", GLOBAL, cohort).start
     got = _cosines(cohort, start, start.adapter)

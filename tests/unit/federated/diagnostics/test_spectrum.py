@@ -59,7 +59,7 @@ def test_ranks_of_known_spectra():
     assert float(layer_mean({"x": values}, {"x": stable_rank(values)})) == pytest.approx(2)
 
 
-def test_no_energy_is_nowhere():
+def test_zero_delta_has_no_effective_rank():
     zero = {"x": jnp.zeros((2, 4))}
     np.testing.assert_array_equal(energy_beyond(zero, [0, 1, 4]), np.zeros(3))
 
@@ -90,7 +90,7 @@ def test_energy_that_few_clients_hold_decays_geometrically_under_flexlora():
         server = again(server)
 
 
-def test_a_product_of_factors_is_not_taken_for_another():
+def test_equal_factor_shapes_do_not_confuse_products():
     """Both factors and the scale matter."""
     rng = np.random.default_rng(1)
     spec = LoraSpec(targets=(LoraTarget("x", 9, 7, None),), rank=2, alpha=6.0)

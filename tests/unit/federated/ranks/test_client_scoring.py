@@ -1,4 +1,4 @@
-"""Scores: each client's own model, as the round would train it, on the validation examples."""
+"""Scores of each client's model after local training, on the validation examples."""
 
 import functools
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ def test_modes_agree(method):
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
-def test_it_compiles_once_and_gives_nothing_away(mode):
+def test_scoring_compiles_once_and_donates_nothing(mode):
     state = bag_rounds("zero_padding", mode).state()
     for t in range(3):
         plan = plan_of(t, 0.01 * (t + 1))
@@ -98,7 +98,7 @@ def test_it_compiles_once_and_gives_nothing_away(mode):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_a_broken_client_has_no_finite_loss_and_changes_no_other_score():
+def test_non_finite_client_has_infinite_loss_and_changes_no_other_score():
     made, plan = bag_rounds("zero_padding", "vmap"), plan_of()
     good = seen("zero_padding", "vmap", plan)
     rows = problems.members()[plan.id[1]]
@@ -133,7 +133,7 @@ def test_regression_is_scored_by_squared_error():
 
 
 @pytest.mark.parametrize("batch", [1, 4, 50])
-def test_rows_hold_every_example_once(batch):
+def test_length_buckets_hold_every_example_once(batch):
     length = np.array([8, 1, 16, 9, 3, 8, 2])
     rows = client_scoring.bucket_by_length(length, (8, 12, 20), batch=batch)
     used = np.concatenate([part.index[part.valid] for part in rows])

@@ -66,7 +66,7 @@ def test_all_are_scored_once_and_the_best_are_high_from_the_second_round():
         ("order='random', every=2", [[], [], [], []]),
     ],
 )
-def test_the_ranks_of_who_was_scored_are_told_cohort_by_cohort(options, scored):
+def test_scored_ranks_are_reported_per_cohort(options, scored):
     fed = problems.round_federation()
     spec = f"loss_based(low=2, high=4, share=0.5, {options})"
     review = allocate(spec, clients=N, seed=0, component_size=1).schedule
@@ -119,7 +119,7 @@ def test_ranks_a_method_changed_are_kept_between_decisions():
     assert rank.tolist() == [3, 4, 4, 2, 2, 2]
 
 
-def test_every_so_many_rounds_all_are_scored_at_the_low_rank_again():
+def test_all_clients_are_rescored_periodically_at_the_low_rank():
     order = {0: LOSS, 2: LOSS[::-1], 4: LOSS}
 
     def score(plan):
@@ -165,7 +165,7 @@ def test_new_components_are_drawn_once(promoted):
     assert [adapter for _, adapter in history] == want
 
 
-def test_a_resumed_run_decides_the_same():
+def test_resumed_run_reallocates_identically():
     """All there is to remember are ranks and scores."""
     spec = "loss_based(low=1, high=4, share=0.5, scored='cohort')"
     whole, _, fed = play(spec, 6)
@@ -179,7 +179,7 @@ def test_a_resumed_run_decides_the_same():
         np.testing.assert_array_equal(rank, whole[t][0])
 
 
-def test_renewing_keeps_low_components_and_where_arrays_are():
+def test_renewed_components_keep_low_ranks_and_sharding():
     lora_spec = problems.bag().spec
     old, new = (problems.random_adapter(lora_spec, seed) for seed in (0, 1))
     mesh = federated.client_mesh(2)

@@ -68,7 +68,7 @@ ACCURACY = np.array([0.5, 0.6, 0.25, 0.75], np.float32)
         ({"score": "accuracy", "order": "worst"}, 2),
     ],
 )
-def test_orders(options, winner):
+def test_sort_orders(options, winner):
     rule = review(clients=4, share=0.25, **options)
     ranks = rule.ranks(scores_of(rule.value(LOSS, ACCURACY)))
     assert np.flatnonzero(ranks == 20).tolist() == [winner]
@@ -77,7 +77,7 @@ def test_orders(options, winner):
 @pytest.mark.parametrize("score", ["loss", "accuracy"])
 @pytest.mark.parametrize("order", ["best", "worst"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_broken_client_is_last_in_any_order(score, order, bad):
+def test_non_finite_score_is_last_in_any_order(score, order, bad):
     rule = review(clients=4, share=0.75, score=score, order=order)
     loss = LOSS.copy()
     loss[1] = bad
@@ -119,7 +119,7 @@ COHORT = np.array([7, 2, 5])
         ({"scored": "cohort", "every": 3}, [3, 0, 0, 3, 0]),
     ],
 )
-def test_who_is_scored_when(options, due):
+def test_clients_scored_per_round(options, due):
     rule, scores = review(**options), ClientScores.initial(10)
     for t, count in enumerate(due):
         ids = rule.due(t, COHORT, scores)

@@ -1,4 +1,4 @@
-"""Who gets which rank at the start."""
+"""Initial allocation of ranks to clients."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def largest_fitting(budget: float, cost: int, high: int) -> int:
     high=st.integers(1, 40),
 )
 @settings(deadline=None)
-def test_a_budget_is_used_up_to_the_last_component_that_fits(budgets, high):
+def test_budget_is_filled_with_whole_components(budgets, high):
     for of, numbers in (("message", 1), ("memory", 4)):  # value, gradient, two moments
         cost = 4 * numbers * SIZE
         spec = f"budget(bytes={budgets}, high={high}, of='{of}')"
@@ -142,7 +142,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_the_seed_decides(spec):
+def test_ranks_are_determined_by_the_seed(spec):
     one, two = (allocate(spec, clients=4, seed=3, quality=QUALITY) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert one.dtype == np.int32 and one.shape == (4,)
@@ -207,7 +207,7 @@ def test_every_rule_is_tested():
         ("loss_based(low=1, high=4, share=0.5, order='first')", "one of 'best', 'worst'"),
     ],
 )
-def test_every_mistake_is_a_sentence(spec, words):
+def test_invalid_options_are_refused_in_one_sentence(spec, words):
     with pytest.raises(InputError) as error:
         allocate(spec, clients=4, seed=0)
     assert words in str(error.value)

@@ -1,4 +1,4 @@
-"""Epsilon: a closed form, the exact value below it, and how it moves."""
+"""Epsilon of differential privacy: closed form, exact value, and its dependence on the options."""
 
 import sys
 
@@ -49,7 +49,7 @@ def test_full_participation_is_one_gaussian(multiplier, rounds):
     assert exact(sigma, 1e-3) <= got["epsilon"] <= 1.35 * exact(sigma, 1e-3)
 
 
-def test_rounds_cost_and_drawing_few_clients_saves():
+def test_epsilon_grows_with_rounds_and_shrinks_with_sampling():
     one, ten = (report(4.0, t, cohort=5, clients=100) for t in (1, 10))
     assert 0 < one["epsilon_sampled"] < one["epsilon"]
     assert 0 < ten["epsilon_sampled"] < ten["epsilon"]
@@ -65,11 +65,11 @@ def test_delta_is_one_over_the_clients_by_default():
     assert got["epsilon"] < report(3.0, 2, cohort=5, clients=50, delta=1e-6)["epsilon"]
 
 
-def test_no_noise_no_epsilon():
+def test_without_noise_there_is_no_epsilon():
     assert transforms.make_privacy_report([spec("clip(norm=1.0)")], cohort=1, clients=2)(5) == {}
 
 
-def test_a_missing_accountant_gets_one_sentence(monkeypatch):
+def test_missing_accountant_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[privacy\]"):
         report(1.0)

@@ -1,4 +1,4 @@
-"""What becomes of a coordinate-wise median in methods that divide by different clients."""
+"""The coordinate-wise median in methods that normalise over different clients."""
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ def test_zero_padding_dilutes_the_median_as_it_dilutes_a_mean(spec: str):
     assert_close(new, share[:, None] * medians, 1e-6)
 
 
-def test_fslora_moves_by_the_share_of_those_who_trained():
+def test_fslora_step_scales_with_the_share_of_training_clients():
     old, new, medians, trains = aggregated("fslora")
     share = (PRESENT / PRESENT.sum()) @ trains
     assert_close(new, old + share[:, None] * (medians - old), 1e-6)

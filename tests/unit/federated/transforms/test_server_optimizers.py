@@ -95,7 +95,7 @@ def fed_adam(rate, b1, b2, tau, *, yogi=False):
         ("yogi", lambda: fed_adam(0.01, 0.9, 0.99, 1e-3, yogi=True)),
     ],
 )
-def test_three_rounds(spec, rule):
+def test_three_rounds_equal_optax_by_hand(spec, rule):
     got, want = play(spec), by_hand(rule())
     for one, two in zip(got, want, strict=True):
         np.testing.assert_allclose(one, two, rtol=2e-6, atol=2e-6)
@@ -103,7 +103,7 @@ def test_three_rounds(spec, rule):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_what_never_changed_stays_bit_for_bit(spec):
+def test_unchanged_parameters_stay_bitwise_equal(spec):
     """Components beyond every rank and layers left out are exactly zero, and have to stay so."""
     never = flat(tree(0)) == 0
     assert never.sum() == 4 + 3
@@ -112,7 +112,7 @@ def test_what_never_changed_stays_bit_for_bit(spec):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_without_an_answer_the_server_is_unchanged(spec):
+def test_without_present_clients_the_server_is_unchanged(spec):
     optimizer, old = make(spec), tree(0)
     moments = optimizer.init(old)
     _, moments = transforms.server_step(optimizer, moments, old, tree(1), owned(True))
@@ -122,7 +122,7 @@ def test_without_an_answer_the_server_is_unchanged(spec):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_a_head_that_no_client_trained_stays_with_its_moments(spec):
+def test_untrained_head_keeps_value_and_moments(spec):
     optimizer, old = make(spec), tree(0)
     _, moments = transforms.server_step(optimizer, optimizer.init(old), old, tree(1), owned(True))
     new = tree(2)._replace(head=old.head)
@@ -143,7 +143,7 @@ def moments_of(state) -> list[ClientParams]:
     return found
 
 
-def test_none_is_no_optimizer():
+def test_none_disables_the_server_optimizer():
     assert transforms.make_server_optimizer("none", methods.make("flora", TEMPLATE)) is None
 
 
@@ -160,7 +160,7 @@ def test_none_is_no_optimizer():
         ("sgd", "hlora", "'hlora' does not"),
     ],
 )
-def test_bad_server_optimizers_get_one_sentence(spec, method, words):
+def test_invalid_server_optimizers_are_refused_in_one_sentence(spec, method, words):
     with pytest.raises(InputError) as error:
         transforms.make_server_optimizer(spec, methods.make(method, TEMPLATE))
     assert words in str(error.value)

@@ -1,4 +1,4 @@
-"""Around a method in whole rounds: modes, heads, hostile and broken clients, server memory."""
+"""Update transforms in whole rounds: modes, heads, adversarial and non-finite clients."""
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ def test_rounds_draw_different_noise():
 
 
 @pytest.mark.parametrize("place", range(COHORT))
-def test_a_median_holds_where_a_mean_does_not(place):
+def test_median_resists_an_outlier_that_moves_the_mean(place):
     plan = plan_of()
     distance = {}
     for name, chosen in (("mean", ()), ("median", MEDIAN)):
@@ -76,7 +76,7 @@ def test_a_median_holds_where_a_mean_does_not(place):
 
 
 @pytest.mark.parametrize("heads", ["average", "local"])
-def test_an_outlier_is_as_good_as_absent(heads):
+def test_rejected_outlier_equals_an_absent_client(heads):
     """With local heads nothing of a head is sent, so a head can be no outlier."""
     made, plan = stub_rounds("quadratic", heads=heads, updates=OUTLIERS), plan_of()
     got, seen = made.run(made.state(), plan, data=hostile(plan, 1))
@@ -114,7 +114,7 @@ def test_if_every_update_is_rejected_the_state_is_unchanged(optimizer):
     assert problems.changed(problems.copy(healthy).optimizer, before.optimizer)
 
 
-def test_gradient_descent_with_rate_one_is_no_optimizer():
+def test_server_sgd_with_rate_one_equals_no_optimizer():
     got, _ = play(stub_rounds("quadratic", server_optimizer=optax.sgd(1.0)))
     want, _ = play(stub_rounds("quadratic"))
     assert_close((got.server, got.head), (want.server, want.head), 1e-6)
@@ -145,7 +145,7 @@ def test_a_round_still_compiles_once_and_donates(mode):
     assert made.fn.compiled._cache_size() == 1
 
 
-def test_an_update_that_breaks_leaves_its_client_out():
+def test_non_finite_transform_rejects_its_client():
     """Such as the difference of two numbers that are finite and far apart."""
 
     def apply(start, trained, trainable, weight, key):

@@ -72,7 +72,7 @@ def test_absent_clients_have_no_influence(text):
 
 
 @every_update
-def test_a_client_is_treated_alike_wherever_it_stands(text):
+def test_transform_does_not_depend_on_cohort_position(text):
     """Its random draws are its own; sums over the cohort add up in another order."""
     sent, order = cohort(), np.array([3, 5, 0, 4, 2, 1])
     got, weight = send(sent, text)
@@ -133,7 +133,7 @@ def test_gaussian_noise():
 # -------------------------------------------------------------------------------------- on the wire
 
 
-def test_int8_sends_whole_numbers_below_the_next_level():
+def test_int8_rounds_to_neighbouring_levels():
     sent = cohort()
     got, _ = send(sent, "int8")
     checked = 0
@@ -149,7 +149,7 @@ def test_int8_sends_whole_numbers_below_the_next_level():
     assert checked == PRESENT * (2 * 2 + 2 + 2)
 
 
-def test_int8_is_right_on_average():
+def test_int8_is_unbiased():
     sent, count = cohort(), 400
     totals = [0.0] * PRESENT
     for key in range(count):
@@ -225,7 +225,7 @@ def test_reject_outliers(factor):
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_factors_above_reject_some_and_then_none():
+def test_test_factors_cover_rejection_and_acceptance():
     size = lengths(cohort())
     counts = [int(np.sum(size > f * np.median(size))) for f in (1.0, 1.2, 1.8, 50.0)]
     assert counts[0] == 2 and counts[1] > 0 and counts[-1] == 0
@@ -275,7 +275,7 @@ def test_a_trimmed_share_is_counted_exactly():
 # --------------------------------------------------------------------------------------- one by one
 
 
-def test_updates_happen_in_their_order():
+def test_updates_are_applied_in_order():
     sent, norm = cohort(), 3.0
     clip, noise = f"clip(norm={norm})", "gaussian_noise(multiplier=0.5, norm=20.0)"
     after, _ = send(sent, noise, clip)
@@ -285,7 +285,7 @@ def test_updates_happen_in_their_order():
         assert np.linalg.norm(change(sent, before, k)) > 2 * norm
 
 
-def test_noise_and_rounding_draw_apart():
+def test_noise_and_rounding_use_independent_keys():
     """The same draw in two places of a chain would make the second depend on the first."""
     sent = cohort()
     first, _ = send(sent, "gaussian_noise(multiplier=0.5, norm=20.0)")
@@ -293,7 +293,7 @@ def test_noise_and_rounding_draw_apart():
     assert np.abs(change(sent, first, 2) - change(sent, second, 2)).max() > 1
 
 
-def test_rejection_reaches_what_follows():
+def test_rejected_clients_are_excluded_from_later_updates():
     """The median of those who are left."""
     sent = cohort()
     _, weight = send(sent, "reject_outliers(factor=1.2)")
@@ -326,14 +326,14 @@ def test_rejection_reaches_what_follows():
         (["gaussian_noise(multiplier=1.0, norm=1.0)"] * 2, "fedit", "noise twice"),
     ],
 )
-def test_bad_updates_get_one_sentence(given, method, words):
+def test_invalid_updates_are_refused_in_one_sentence(given, method, words):
     with pytest.raises(InputError) as error:
         transforms.make_transforms(given, methods.make(method, TEMPLATE))
     assert words in str(error.value)
     assert str(error.value).endswith(".")
 
 
-def test_noise_does_not_cover_a_method_that_probes():
+def test_noise_is_refused_for_methods_with_a_probe():
     plain = methods.make("fedit", TEMPLATE)
     probing = dataclasses.replace(plain, name="probing", select=lambda *args: args[3])
     with pytest.raises(InputError, match="does not cover method 'probing'"):

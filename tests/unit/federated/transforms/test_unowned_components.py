@@ -90,7 +90,7 @@ def moments(state) -> list[ClientParams]:
 @pytest.mark.parametrize(
     "spec", [pytest.param(s, marks=[pytest.mark.slow] * (s not in OF_EACH_KIND)) for s in AVERAGING]
 )
-def test_what_a_method_leaves_alone_an_optimizer_does_too(spec: str):
+def test_optimizer_leaves_unowned_components_unchanged(spec: str):
     """Bit for bit, with its moments; what the method changes moves."""
     method = methods.make(spec, SPEC)
     play, state = rounds(method, ADAM)
@@ -116,7 +116,7 @@ def test_what_a_method_leaves_alone_an_optimizer_does_too(spec: str):
 
 
 @pytest.mark.parametrize("optimizer", [YOGI, MOMENTUM], ids=["yogi", "momentum"])
-def test_the_other_optimizers(optimizer):
+def test_other_optimizers_leave_unowned_components_unchanged(optimizer):
     play, state = rounds(methods.make("zero_padding", SPEC), optimizer)
     state = play(state, HIGH, 0)
     after = play(state, 0, 1)
@@ -159,13 +159,13 @@ def test_a_tail_that_a_client_cuts_off_has_no_owner():
 @pytest.mark.parametrize(
     "name", sorted(set(methods.METHODS) - {m.split("(")[0] for m in AVERAGING})
 )
-def test_a_loop_of_ones_own_refuses_methods_without_a_direction(name: str):
+def test_custom_loop_refuses_methods_without_an_update_direction(name: str):
     """As the command line does: singular vectors turn, and their signs are arbitrary."""
     with pytest.raises(InputError, match=rf"server optimizer .*'{name}' does not; take"):
         federated.make_round(methods.make(name, SPEC), Bound(moved), server_optimizer=ADAM)
 
 
-def test_what_a_method_says_is_owned_has_the_shapes_of_the_adapter():
+def test_ownership_masks_broadcast_against_the_adapter():
     plain = methods.make("masked_mean", SPEC)
 
     def aggregate(*given):

@@ -1,4 +1,4 @@
-"""Checkpoints: exactly what was saved comes back, or nothing; the newest and the best are kept."""
+"""Checkpoints restore bitwise or are refused; the newest and the best are kept."""
 
 import pathlib
 import shutil

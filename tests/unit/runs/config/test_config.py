@@ -1,4 +1,4 @@
-"""A run as plain data."""
+"""The config of a run as plain data."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Any possible config survives being written down, and nothing else is taken for one."""
+"""Any valid config is read back as written, and nothing else is accepted."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a run will need, against what XLA says of the compiled round."""
+"""Cost estimates of a run against XLA's memory analysis of the compiled round."""
 
 import dataclasses
 import json

@@ -108,7 +108,7 @@ def test_product_rate_is_measured():
 
 @pytest.mark.parametrize(("lengths", "rows"), [((16,), (4,)), ((8, 16), (2, 4))])
 def test_a_program_has_one_step_for_each_shape(lengths, rows):
-    """As many as are told by --explain: one for each length and batch size."""
+    """As many as --explain reports: one for each length and batch size."""
     made = problems.bag()
     start = problems.make_clients(made, problems.plan_for(made))
     train = problems.training("bag", shapes=padded_shapes(rows, lengths))

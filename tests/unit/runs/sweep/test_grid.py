@@ -1,4 +1,4 @@
-"""Which runs a grid has, and what is said about impossible ones."""
+"""The runs of a grid, and the messages about impossible ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One file per finished run, whole or absent."""
+"""One file per finished run, written atomically."""
 
 import json
 import types
