@@ -108,7 +108,7 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
                 on_run=lambda finished: console.print(_line(finished, metric_of(finished.cell))),
             )
     except KeyboardInterrupt:
-        console.print("finished runs are kept; the same command runs the others")
+        console.print("finished runs are kept; run the same command to continue")
         raise
     _print_end(console, done)
     return 1 if done.errors else 0

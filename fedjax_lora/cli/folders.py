@@ -46,7 +46,7 @@ def need_model(folder: pathlib.Path) -> None:
     """
     if is_run(folder):
         if model_folder(folder) is None:
-            raise InputError(f"Run {folder} is not finished and has left no model yet.")
+            raise InputError(f"Run {folder} is not finished and has no model yet.")
     elif not any((folder / name).is_file() for name in (_ADAPTER_CONFIG, CONFIG)):
         raise InputError(f"{folder} holds no model: no {_ADAPTER_CONFIG} and no {CONFIG}.")
 

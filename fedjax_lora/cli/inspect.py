@@ -38,7 +38,7 @@ def main(args: Sequence[str]) -> None:
         for line in lines:
             console.print(f"  {printable(line)}")
     if options.redraw:
-        console.print(f"drawn again: {redraw(options.run)}")
+        console.print(f"redrawn: {redraw(options.run)}")
 
 
 def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:

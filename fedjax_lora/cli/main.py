@@ -232,10 +232,10 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
             )
         except Stopped as stopped:
             command = f"fedjax-lora run --resume {shlex.quote(str(out))}"
-            console.print(f"{stopped}; go on with: {command}")
+            console.print(f"{stopped}; resume with: {command}")
             return 128 + max(distributed.gather(signal()))
         if not progress.tasks[bar].completed:
-            console.print(f"{out} is finished; --rounds with a larger number goes on with it")
+            console.print(f"{out} is finished; give a larger --rounds to extend it")
         elif len(result.records) < config.federation.rounds:
             console.print(
                 f"ended after round {len(result.records)} of {config.federation.rounds}: "

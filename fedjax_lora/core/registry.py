@@ -97,7 +97,7 @@ def bind(
     _check_names(f"{kind} {name!r}", name, factory, options, arguments)
     hints = typing.get_type_hints(factory) if inspect.isfunction(factory) else {}
     raise_all(
-        f"Bad options of {kind} {name!r}",
+        f"Invalid options of {kind} {name!r}",
         [
             f"{key} is {describe(hints[key])}, got {value!r}"
             for key, value in options.items()

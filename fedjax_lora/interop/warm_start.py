@@ -95,7 +95,7 @@ def _check_fit(spec: LoraSpec, loaded: LoadedAdapter) -> None:
             problems.append(f"layers {extra} of {target.path} are not adapted (lora_layers)")
     if rank > spec.rank:
         problems.append(f"it has rank {rank}, and the largest rank is {spec.rank} (ranks)")
-    raise_all("The adapter to begin with does not fit this run", problems)
+    raise_all("The initial adapter does not fit this run", problems)
 
 
 def _layers_beyond(loaded: LoraTarget, run: LoraTarget) -> list[int]:

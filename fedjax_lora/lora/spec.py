@@ -232,7 +232,9 @@ def _patterns(targets: str | Sequence[str]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(PRESETS.get(text, text)) for text in texts]
     except re.error as error:
-        raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
+        raise InputError(
+            f"Targets {targets!r} hold an invalid regular expression: {error}."
+        ) from error
 
 
 def _given_axes(path: str, input_axes: Mapping[str, int]) -> int | None:

@@ -191,7 +191,9 @@ def _check_targets(targets: str) -> None:
     try:
         re.compile(targets)
     except re.error as error:
-        raise InputError(f"Targets {targets!r} hold a bad regular expression: {error}.") from error
+        raise InputError(
+            f"Targets {targets!r} hold an invalid regular expression: {error}."
+        ) from error
 
 
 def check_task(spec: str) -> None:

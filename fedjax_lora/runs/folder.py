@@ -55,7 +55,7 @@ class RunFolder:
         """
         folder = cls(path)
         if "\0" in str(path):
-            raise InputError(f"Output folder {str(path)!r} is no name of a folder.")
+            raise InputError(f"Output folder {str(path)!r} is not a valid folder name.")
         if os.path.lexists(path) and not os.path.isdir(path):
             raise InputError(
                 f"Output {path} is a file or a link to nothing; choose a folder with --out."

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax_lora import data, federated, interop, lora
 from fedjax_lora.core import trees
-from fedjax_lora.core.json_values import Record
+from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
@@ -117,7 +117,7 @@ class Run:
         rank = self.ranks.initial.astype(np.int32)
         return Progress(_initial_state(self), rank, rank, ClientScores.initial(fed.clients))
 
-    def ends(self, history: Sequence[dict[str, Any]]) -> bool:
+    def ends(self, history: History) -> bool:
         """Return whether the run ends with the last of these rounds."""
         if len(history) >= self.rounds:
             return True

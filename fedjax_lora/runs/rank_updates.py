@@ -102,7 +102,7 @@ def _checked(schedule: RankSchedule, round_spec: RoundSpec, validation: Tokens |
         )
     if round_spec.inputs.type == "regression" and schedule.score == "accuracy":
         raise InputError(
-            "This task has no classes to be accurate about; choose score='loss' in the rank "
+            "This task has no classes, hence no accuracy; choose score='loss' in the rank "
             "allocation 'loss_based'."
         )
     return validation

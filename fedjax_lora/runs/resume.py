@@ -54,11 +54,11 @@ def find_checkpoints(
     """
     complete = checkpoints.whole(folder.path)
     if not complete and folder.finished():
-        raise InputError(f"Run {folder.path} is finished and holds no checkpoint to go on from.")
+        raise InputError(f"Run {folder.path} is finished and holds no checkpoint to resume from.")
     interrupted = complete[-1].about["config"] if complete else folder.read_config()
     check_config(interrupted, config, schedule, complete[-1].round if complete else 0)
     if not complete:
-        log.warning("%s holds no whole checkpoint: the run starts from round 0", folder.path)
+        log.warning("%s holds no complete checkpoint: the run starts from round 0", folder.path)
     return complete
 
 
@@ -96,7 +96,7 @@ def check_config(
             f"schedule {config.local.schedule!r}, which would have given the rounds done other "
             "learning rates"
         )
-    raise_all("This run cannot be resumed so", problems)
+    raise_all("This run cannot be resumed with these options", problems)
     if done:
         older_versions.refuse_to_continue(previous, interrupted.get(configs.VERSION))
 
@@ -158,10 +158,10 @@ def restore_checkpoint(checkpoint: Checkpoint, about: Record, initial: Progress)
         partition = saved["config"]["federation"]["partition"]
         if former := older_versions.former_partition(saved["environment"], partition):
             problems.append(f"it began with {former}; finish it with that version")
-    raise_all("This run cannot be resumed so", problems)
+    raise_all("This run cannot be resumed with these options", problems)
     if changed := configs.differing_fields(saved["environment"], about["environment"]):
         log.warning(
-            "the run goes on with another %s than it began with: what follows may differ from an "
+            "the run resumes with another %s than it began with: later rounds may differ from an "
             "uninterrupted run by rounding",
             ", ".join(changed),
         )
@@ -214,7 +214,9 @@ def reopen(folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = N
     """
     newest = checkpoints.latest(folder)
     if newest is None:
-        raise InputError(f"Run {folder} holds no whole checkpoint, so its clients are not known.")
+        raise InputError(
+            f"Run {folder} holds no complete checkpoint, so its clients are not known."
+        )
     config = dataclasses.replace(config, execution=ExecutionConfig())
     run = build(config, load_assets(config, cache_dir=cache_dir))
     progress = restore_checkpoint(newest, run.about, run.begin())

@@ -327,4 +327,4 @@ def _end(
         context.__exit__(type(error) if error else None, error, None)
     except Exception as failure:
         if failure is not error:
-            log.warning("tracker %s did not end well (%s)", spec, first_line(failure))
+            log.warning("tracker %s could not be closed (%s)", spec, first_line(failure))

@@ -116,7 +116,7 @@ def stopped_by_signal(target: Workspace, number: signal.Signals) -> Trial:
     stopped = harness.kill(process, number)
     done = harness.rounds_done(out)
     saved = int(harness.newest_checkpoint(out).name) == done
-    message = f"stopped after round {done} of {ROUNDS}; go on with: fedjax-lora run --resume {out}"
+    message = f"stopped after round {done} of {ROUNDS}; resume with: fedjax-lora run --resume {out}"
     return after(target, out) | {
         "status": stopped.status,
         "reported": message in stopped.output and saved,

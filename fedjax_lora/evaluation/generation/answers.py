@@ -70,7 +70,9 @@ def make_generate_fn(
     """
     config, stop = model.config, generation.stop_token_ids(model, end.ids)
     if not isinstance(config, DecoderConfig):
-        raise InputError("This model classifies and cannot write; load it with num_labels=None.")
+        raise InputError(
+            "This model classifies and cannot generate text; load it with num_labels=None."
+        )
 
     def answer(params: AdaptedParams) -> list[str]:
         texts = [""] * len(prompts)

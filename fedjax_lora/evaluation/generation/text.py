@@ -53,7 +53,9 @@ def generate_text(
         fit the model's window.
     """
     if not isinstance(model.config, DecoderConfig) or model.config.num_labels:
-        raise InputError("This model classifies and cannot write; load it with num_labels=None.")
+        raise InputError(
+            "This model classifies and cannot generate text; load it with num_labels=None."
+        )
     if model.tokenizer is None:
         raise InputError("This model has no tokenizer, so it cannot read prompts as text.")
     ids = [model.tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -189,7 +189,7 @@ def replace_params(model: Pretrained, values: Mapping[str, ArrayLike]) -> Pretra
       InputError: the model is not from a checkpoint.
     """
     if model.folder is None:
-        raise InputError("This model was not loaded from a checkpoint; make it anew instead.")
+        raise InputError("This model was not loaded from a checkpoint; create it again instead.")
     new = {
         path: jnp.asarray(value).astype(quantization.dtype_of(path, model.storage))
         for path, value in values.items()
@@ -212,7 +212,7 @@ def _with_labels(config: Config, num_labels: int | None) -> Config:
         raise InputError(f"num_labels is {num_labels} but must be at least 1 (1 means regression).")
     if num_labels is None and isinstance(config, EncoderConfig):
         raise InputError(
-            f"A {config.family} model is an encoder and cannot write text; choose a decoder "
+            f"A {config.family} model is an encoder and cannot generate text; choose a decoder "
             f"({', '.join(DECODERS)})."
         )
     return dataclasses.replace(config, num_labels=num_labels or 0)

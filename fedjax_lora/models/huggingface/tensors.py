@@ -101,7 +101,7 @@ def _weight_map(folder: Path, name: str) -> dict[str, str]:
         raise InputError(f"{index} lists no tensors.")
     files = {str(file) for file in names.values()}
     ending = ".bin" if name == _PICKLE_INDEX else ".safetensors"
-    raise_all(f"{index} cannot be followed", _bad_shards(folder, files, ending))
+    raise_all(f"{index} cannot be used", _bad_shards(folder, files, ending))
     return names
 
 

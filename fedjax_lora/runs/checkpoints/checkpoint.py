@@ -209,7 +209,7 @@ def restore(checkpoint: Checkpoint, like: Progress) -> Progress:
     except Exception as error:  # Orbax raises many types
         raise InputError(
             f"Checkpoint {checkpoint.path} cannot be read ({first_line(error)}); move it away, and "
-            "the run goes on from the one before."
+            "the run resumes from the previous one."
         ) from error
     leaves = {_present_name(path): leaf for path, leaf in read.items()}
     structure = jax.tree.structure(arrays(like))

@@ -352,7 +352,7 @@ def test_clients_of_a_run_without_checkpoints_are_refused(plain, tmp_path, capsy
     folder = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     assert main.main(["evaluate", str(folder), "--clients"]) == 2
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no complete checkpoint" in capsys.readouterr().err
     assert main.main(["evaluate", str(folder)]) == 0
     shutil.rmtree(folder / "adapter")
     assert main.main(["evaluate", str(folder)]) == 2

@@ -15,7 +15,7 @@ def test_finished_run_is_reported_and_can_be_extended(finished, tmp_path, capsys
     capsys.readouterr()
     assert main.main(["run", "--resume", str(out)]) == 0
     told = capsys.readouterr().out
-    assert f"{out} is finished; --rounds with a larger number goes on with it" in told
+    assert f"{out} is finished; give a larger --rounds to extend it" in told
     assert "after 1 rounds" in told
     assert main.main(["run", f"--resume={out}", "--rounds=2"]) == 0
     told = capsys.readouterr().out

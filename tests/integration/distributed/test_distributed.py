@@ -207,7 +207,7 @@ def test_interrupted_command_resumes(tmp_path):
     both[1].send_signal(signal.SIGINT)
     (code, said, _), (other, silent, _) = (ended(process) for process in both)
     assert code == other == 130
-    assert "go on with: fedjax-lora run --resume" in said
+    assert "resume with: fedjax-lora run --resume" in said
     assert [line for line in silent.splitlines() if not line.startswith("[Gloo]")] == []
     done = len((out / "metrics.jsonl").read_text().splitlines())
     both = run(f"--resume={out}", f"--rounds={done + 2}")

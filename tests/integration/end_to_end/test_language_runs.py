@@ -225,7 +225,7 @@ def test_modes_agree(folder, assets):
     ("options", "sentence"),
     [
         (["--max-length=40"], "The longest text has"),
-        (["--model=minilm"], "is an encoder and cannot write text"),
+        (["--model=minilm"], "is an encoder and cannot generate text"),
         ([f"--task={SPEC.replace('plain', 'chat')})"], "has no chat template"),
         (
             [f"--task={SPEC.replace('6', '60')}, metric='rouge_l')"],

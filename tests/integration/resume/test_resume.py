@@ -132,7 +132,7 @@ def test_resume_without_a_checkpoint_restarts_with_a_warning(whole, copy, caplog
     (copy / "adapter").mkdir()  # what a kill in the middle of an earlier attempt left
     (copy / "adapter" / "adapter_config.json").write_text("{")
     run(CONFIG, copy, resume=True)
-    assert f"{copy} holds no whole checkpoint: the run starts from round 0" in caplog.text
+    assert f"{copy} holds no complete checkpoint: the run starts from round 0" in caplog.text
     assert tiny_runs.left(copy) == tiny_runs.left(whole.out)
 
 
@@ -178,7 +178,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_config_is_refused_and_the_field_named(name, copy):
     before = contents(copy)
-    with pytest.raises(InputError, match=f"cannot be resumed so: {name} was .* cannot become"):
+    with pytest.raises(
+        InputError, match=f"cannot be resumed with these options: {name} was .* cannot become"
+    ):
         run(change(CONFIG, {name: REFUSED[name]}), copy, resume=True)
     assert contents(copy) == before
 

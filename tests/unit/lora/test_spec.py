@@ -130,7 +130,7 @@ def test_layers_of_a_stack():
         ({"targets": "queries"}, "Targets 'queries' match no layer; presets: attention-qv, "),
         ({"targets": []}, "Targets () match no layer"),
         ({"targets": "queries"}, "layers of this model: embed, layers/output, layers/query, "),
-        ({"targets": "(query"}, "Targets '(query' hold a bad regular expression: missing )"),
+        ({"targets": "(query"}, "Targets '(query' hold an invalid regular expression: missing )"),
         ({"rank": 0}, "LoRA rank must be at least 1, got 0."),
         ({"rank": -3}, "LoRA rank must be at least 1, got -3."),
         ({"rank": 8}, "LoRA rank 8 exceeds what a layer can have: head is 12 x 7."),

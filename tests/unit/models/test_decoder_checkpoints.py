@@ -163,7 +163,7 @@ def test_missing_shard_is_named(llama, key, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     lost = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(InputError, match=rf"cannot be followed: shard {lost.name} is missing"):
+    with pytest.raises(InputError, match=rf"cannot be used: shard {lost.name} is missing"):
         load(tmp_path / "sharded", key)
 
 
@@ -223,7 +223,7 @@ def test_options_out_of_range(options, message, llama, key):
 
 
 def test_encoder_is_refused_as_language_model(key):
-    with pytest.raises(InputError, match="bert model is an encoder and cannot write text"):
+    with pytest.raises(InputError, match="bert model is an encoder and cannot generate text"):
         load("minilm", key)
 
 
