@@ -78,7 +78,7 @@ def refuse_to_continue(config: RunConfig, version: str | None) -> None:
     changed = list(computed_otherwise(config)) if version in BEFORE_0_3 else []
     if changed:
         raise InputError(
-            f"This run was begun by version {version or 0.1} of fedjax-lora, and its remaining rounds "
-            f"would follow other rules ({'; '.join(changed)}); finish it with that version, or "
+            f"This run was begun by version {version or 0.1} of fedjax-lora, and its remaining "
+            f"rounds would follow other rules ({'; '.join(changed)}); finish it with that version, or "
             "run it again with --overwrite."
         )

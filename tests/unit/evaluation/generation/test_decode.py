@@ -192,8 +192,8 @@ def test_prompts_without_room_are_refused():
 
 def test_models_without_a_vocabulary_head_are_refused():
     for model, message in (
-        (models.tiny(), "classifies and cannot write"),
-        (models.tiny(family="llama"), "classifies and cannot write"),
+        (models.tiny(), "classifies and cannot generate"),
+        (models.tiny(family="llama"), "classifies and cannot generate"),
         (models.tiny(family="llama", num_labels=None), "has no tokenizer"),
     ):
         with pytest.raises(InputError, match=message):
