@@ -79,6 +79,6 @@ def refuse_to_continue(config: RunConfig, version: str | None) -> None:
     if changed:
         raise InputError(
             f"This run was begun by version {version or 0.1} of fedjax-lora, and its remaining "
-            f"rounds would follow other rules ({'; '.join(changed)}); finish it with that version, or "
-            "run it again with --overwrite."
+            f"rounds would follow other rules ({'; '.join(changed)}); finish it with that "
+            "version, or run it again with --overwrite."
         )

@@ -1,4 +1,4 @@
-"""Nothing from outside runs as code, leaves its folder or takes what it likes; secrets stay."""
+"""Untrusted files run no code, write outside no folder and are bounded; secrets are not exposed."""
 
 import ast
 import contextlib
@@ -57,7 +57,7 @@ def offences(source: str) -> list[str]:
     return found
 
 
-def test_the_package_runs_nothing_from_outside():
+def test_package_executes_no_external_code():
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 80
     assert {f.name: offences(f.read_text("utf-8")) for f in files if offences(f.read_text())} == {}
@@ -81,7 +81,7 @@ def test_the_package_runs_nothing_from_outside():
         "os.system(text)",
     ],
 )
-def test_an_offence_would_be_found(source):
+def test_violation_is_detected(source):
     assert len(offences(source)) == 1
 
 
@@ -103,7 +103,7 @@ def run_words(tmp_path):
     return lay_out(Case("well-formed", ""), tmp_path / "run")
 
 
-def test_weights_that_are_code_do_not_run(tmp_path):
+def test_pickled_weights_do_not_run(tmp_path):
     import torch
 
     (tmp_path / "model").mkdir()
@@ -113,7 +113,7 @@ def test_weights_that_are_code_do_not_run(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_cache_that_is_code_does_not_run(tmp_path):
+def test_pickled_cache_does_not_run(tmp_path):
     """It is not read, and replaced."""
     from transformers import PreTrainedTokenizerFast
 
@@ -134,7 +134,7 @@ def test_a_cache_that_is_code_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Remote", "PreTrainedTokenizerFast"])
-def test_a_tokenizers_own_code_does_not_run(name, tmp_path, run_words, monkeypatch, capsys):
+def test_remote_tokenizer_code_does_not_run(name, tmp_path, run_words, monkeypatch, capsys):
     """And without a question whether it should."""
     folder = tmp_path / "run" / "model"
     options = good.tokenizer_config() | {
@@ -177,13 +177,13 @@ def test_only_plain_names_are_downloaded():
 @pytest.mark.parametrize(
     "name", ["../up/model", "a/../b", "a/b/c", "/a/b", "a//b", "a/b?x", "a\\b", "a/b@c", "./a/b"]
 )
-def test_what_is_no_hub_id_is_never_asked_for(name, monkeypatch):
+def test_invalid_hub_ids_are_not_requested(name, monkeypatch):
     monkeypatch.setattr("fedjax_lora.models.huggingface.registry.download", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError):
         models.resolve(name)
 
 
-def test_names_of_results_hold_no_path():
+def test_result_file_names_hold_no_path():
     """Task and method come from configs that others may have written."""
     for text in ("../../x", "/etc/x", "a\\..\\b", "file(train='../x.csv')"):
         config = RunConfig(data=DataConfig(task=text))
@@ -196,7 +196,7 @@ def test_names_of_results_hold_no_path():
 
 
 @pytest.mark.slow
-def test_a_hub_token_is_in_nothing_that_a_run_leaves(tmp_path, run_words, monkeypatch, capfd):
+def test_outputs_of_a_run_hold_no_hub_token(tmp_path, run_words, monkeypatch, capfd):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, TOKEN)
     out = tmp_path / "out"
@@ -220,7 +220,7 @@ def test_a_token_among_the_options_is_refused_and_not_repeated(option, secret, t
     assert not (tmp_path / "out").exists()
 
 
-def test_messages_leave_secrets_out():
+def test_messages_hold_no_secrets():
     for text in (f"no {TOKEN} here", f"see https://me:{TOKEN}@hub/x", "at ftp://me:w0rd@host/x"):
         assert TOKEN not in str(InputError(text)) and "w0rd" not in str(InputError(text))
         assert "***" in str(InputError(text))
@@ -231,6 +231,6 @@ def test_messages_leave_secrets_out():
     )
 
 
-def test_a_message_is_never_a_whole_file():
+def test_messages_are_bounded_in_length():
     text = str(InputError(f"begin {'x' * 10**6} end"))
     assert len(text) < 3000 and text.startswith("begin") and text.endswith("end")

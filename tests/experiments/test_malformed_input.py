@@ -38,30 +38,30 @@ def problems(chosen: list[Case], place: pathlib.Path, *allowed: str) -> list[str
     return found
 
 
-def test_there_are_hundreds_and_no_two_of_one_name():
+def test_cases_are_many_and_uniquely_named():
     assert len(CASES) > 900
     assert len({(case.family, case.name) for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_ninth_is_refused_in_one_sentence(family, tmp_path):
+def test_sampled_cases_are_refused_in_one_sentence(family, tmp_path):
     chosen = [case for case in CASES[::9] if case.family == family]
     assert chosen and problems(chosen, tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_are_refused_in_one_sentence(family, tmp_path):
+def test_all_cases_are_refused_in_one_sentence(family, tmp_path):
     assert problems([case for case in CASES if case.family == family], tmp_path) == []
 
 
 @pytest.mark.parametrize("each", [4, pytest.param(60, marks=pytest.mark.slow)])
-def test_random_damage_is_refused_or_does_no_harm(each, tmp_path):
+def test_random_corruption_is_refused_or_harmless(each, tmp_path):
     assert problems(list(damage.cases(each=each)), tmp_path, "accepted") == []
 
 
 @pytest.mark.parametrize("name", ["nested 200,000 deep", "federation.method of an object"])
-def test_the_program_itself_ends_like_that(name, tmp_path):
+def test_command_line_exits_as_the_library_call_does(name, tmp_path):
     """In a process of its own, as a user meets it."""
     (case,) = (case for case in CASES if case.family == "run configs" and case.name == name)
     words = lay_out(case, tmp_path / "run")
@@ -78,7 +78,7 @@ def test_the_program_itself_ends_like_that(name, tmp_path):
 
 
 @pytest.mark.parametrize("raised", [RecursionError("deep"), MemoryError(), SystemExit(3)])
-def test_an_unclear_end_would_be_noticed(raised, tmp_path, monkeypatch):
+def test_unexplained_failure_is_detected(raised, tmp_path, monkeypatch):
     def fail(words):
         raise raised
 

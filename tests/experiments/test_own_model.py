@@ -16,21 +16,21 @@ def as_users_have_it():
 
 
 @pytest.mark.parametrize("method", ["hlora", pytest.param("fed_plora", marks=pytest.mark.slow)])
-def test_clients_of_four_ranks_adapt_a_model_of_ones_own(method: str):
+def test_custom_model_trains_with_clients_of_four_ranks(method: str):
     found = own_model.main(rounds=6, steps=100, method=method)
     assert found["base_on_upright"] > 0.9
     assert found["base_on_turned"] < 0.3
     assert found["adapted_on_turned"] > found["base_on_turned"] + 0.2
 
 
-def test_the_result_file_is_that_of_the_experiment():
+def test_committed_result_matches_the_experiment():
     saved = json.loads((own_model.RESULTS / "own_model.json").read_text())
     assert saved["rounds"] == len(saved["history"]) - 1 == 30
     assert saved["adapted_on_turned"] == saved["history"][-1] > 0.8
 
 
 @pytest.mark.slow
-def test_a_rule_of_ones_own_trains_and_is_not_the_masked_mean():
+def test_custom_method_trains_and_differs_from_the_masked_mean():
     losses = own_method.main(rounds=3)
     assert all(after[-1] < after[0] for after in losses.values())
     own, mean = losses["movement_weighted"], losses["masked_mean"]

@@ -1,4 +1,4 @@
-"""`evaluate` and `predict` with language models: right and wrong."""
+"""`evaluate` and `predict` with language models, with valid and invalid input."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def run(folder):
     return fl.run(make(folder, method="fedsa_lora", learning_rate=3e-2), out=folder / "run")
 
 
-def test_a_run_has_its_own_numbers(run):
+def test_evaluate_reproduces_the_recorded_scores(run):
     found = evaluate(EvaluateOptions(where=run.out, ranks=(1, 2)))
     last = run.records[-1]
     assert found["metric"] == "perplexity" and found["examples"] == 14
@@ -42,7 +42,7 @@ def test_a_run_has_its_own_numbers(run):
     assert whole["loss"] == found["global"]["loss"] != cut["loss"]
 
 
-def test_an_adapter_folder_has_the_numbers_of_its_run(run, folder):
+def test_adapter_folder_has_the_scores_of_its_run(run, folder):
     """Prompts, tokens of an answer and length are in the folder, its base is not."""
     options = {"model": str(folder / "llama"), "task": SPEC.replace("plain", "auto") + ")"}
     found = evaluate(EvaluateOptions(where=run.out / "adapter", data_dir=str(folder), **options))
@@ -50,7 +50,7 @@ def test_an_adapter_folder_has_the_numbers_of_its_run(run, folder):
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_path, capsys):
+def test_unknown_prompt_format_is_refused(command, run, folder, tmp_path, capsys):
     adapter = shutil.copytree(run.out / "adapter", tmp_path / "adapter")
     about = json.loads((adapter / "fedjax_lora.json").read_text())
     (adapter / "fedjax_lora.json").write_text(json.dumps(about | {"prompt_format": "plane"}))
@@ -64,7 +64,7 @@ def test_a_prompt_format_that_is_none_is_explained(command, run, folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_merged_model_has_the_numbers_of_its_run(folder):
+def test_merged_model_has_the_scores_of_its_run(folder):
     """FLoRA's stack is of nearly full rank in a model as small as this."""
     made = fl.run(make(folder, method="flora", learning_rate=3e-2), out=folder / "merging")
     assert (folder / "merging" / "merged").is_dir()
@@ -92,7 +92,7 @@ def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, 
     assert min(both) < rows[1]["local_perplexity"] < max(both)
 
 
-def test_an_own_mix_counts_what_the_client_has():
+def test_local_perplexity_weighs_categories_of_the_client():
     each = {"a": 2.0, "c": 8.0}
     found = local_perplexity(each, ["a", "b", "c"], np.array([0.2, 0.2, 0.6]))
     assert found == pytest.approx(math.exp((0.2 * math.log(2) + 0.6 * math.log(8)) / 0.8))
@@ -133,7 +133,7 @@ def torch_answers(folder, adapter, prompts, new_tokens):
     return found
 
 
-def test_answers_are_those_of_pytorch(run, folder, tmp_path, capsys):
+def test_answers_equal_those_of_transformers(run, folder, tmp_path, capsys):
     """From a run, and from an adapter that says nothing but what PEFT does."""
     (tmp_path / "a.jsonl").write_text(
         '{"instruction": "abc", "input": "de"}\n{"instruction": "x", "input": ""}\n'
@@ -159,7 +159,7 @@ def test_answers_are_those_of_pytorch(run, folder, tmp_path, capsys):
     assert header == "answer" and rows == wanted
 
 
-def test_a_plain_checkpoint_writes(folder, tmp_path, capsys):
+def test_plain_checkpoint_generates(folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("abc\n")
     words = [f"--input={tmp_path / 'a.txt'}", "--prompt-format=plain", "--answer-tokens=5"]
     assert main.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
@@ -213,7 +213,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG, ids=lambda x: str(x)[:50])
-def test_wrong_input_gets_one_sentence(words, sentence, run, folder, tmp_path, capsys):
+def test_invalid_input_is_refused_in_one_sentence(words, sentence, run, folder, tmp_path, capsys):
     texts = {"one": "abc\n", "long": f"{'x' * 40}\nabc\n", "empty": "", "rows": ""}
     places = {name: tmp_path / name for name in ("none", *texts)}
     places |= {"run": run.out, "llama": folder / "llama", "rows": folder / "test.jsonl"}

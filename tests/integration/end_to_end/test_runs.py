@@ -64,7 +64,7 @@ def finished(tmp_path_factory, assets):
     return run(CONFIG, assets, out=out)
 
 
-def test_a_run_leaves_everything_behind(finished):
+def test_run_writes_all_outputs(finished):
     out = finished.out
     assert configs.load(out / "config.json") == CONFIG
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
@@ -90,7 +90,7 @@ def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
         assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
 
 
-def test_a_measured_run_has_the_same_numbers_and_more(finished, assets, tmp_path):
+def test_measured_run_has_the_same_scores_and_measurements(finished, assets, tmp_path):
     measured = change(CONFIG, execution={"measure": True})
     result = run(measured, assets, out=tmp_path / "run")
     read = lambda name: [  # noqa: E731
@@ -161,7 +161,7 @@ def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     assert expected["accuracy"] != scores["f1"]
 
 
-def test_the_top_level_function_is_the_same(assets):
+def test_top_level_run_is_runs_run(assets):
     assert fedjax_lora.run is fl.run
 
 
@@ -211,7 +211,7 @@ def test_a_folder_with_other_files_is_refused(assets, tmp_path):
 
 
 @pytest.mark.parametrize("asked", [{"devices": 4}, {"mesh": (4, 2)}])
-def test_devices_that_a_mode_has_no_use_for_are_not_ignored(asked, assets):
+def test_devices_unused_by_a_mode_are_refused(asked, assets):
     with pytest.raises(
         InputError, match=f"{next(iter(asked))} is given, but mode vmap runs on one"
     ):
@@ -264,7 +264,7 @@ def test_the_bytes_of_scoring_are_part_of_the_record(scored):
 
 
 @pytest.mark.parametrize("heads", [pytest.param("frozen", marks=pytest.mark.slow), "local"])
-def test_only_heads_that_travel_are_counted(heads, assets):
+def test_traffic_counts_only_sent_heads(heads, assets):
     """A client sends its own head where it is scored, and no head in a round."""
     config = change(SCORED, federation={"heads": heads, "rounds": 1})
     (record,) = run(config, assets).records
@@ -275,11 +275,11 @@ def test_only_heads_that_travel_are_counted(heads, assets):
     assert record["score_up_bytes"] == 8 * component + (8 * head if heads == "local" else 0)
 
 
-def test_a_scored_run_repeats(scored, assets):
+def test_run_with_client_scoring_is_reproducible(scored, assets):
     assert run(SCORED, assets).records == scored.records
 
 
-def test_budgets_know_the_components_of_the_model(assets):
+def test_memory_budgets_use_the_component_size_of_the_model(assets):
     component = 4 * 2 * (384 + 384)  # query and value of one layer, float32
     ranks = f"budget(bytes=[{component}, {3 * component + 7}], high=9)"
     made = prepare(change(CONFIG, federation={"ranks": ranks}), assets)
@@ -295,7 +295,7 @@ def test_budgets_know_the_components_of_the_model(assets):
         ({"ranks": "loss_based(low=1, high=400, share=0.5)"}, 40, "LoRA rank 400 exceeds"),
     ],
 )
-def test_a_loss_based_run_that_cannot_be_is_refused(federation, validation, words, assets):
+def test_impossible_loss_based_run_is_refused(federation, validation, words, assets):
     config = change(SCORED, federation=federation, data={"validation_examples": validation})
     given = assets if validation else assets._replace(validation=None)
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""Clients that do not answer or do less than they should: plans, every method, whole runs."""
+"""Dropped clients and stragglers: in plans, in every method and in whole runs."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def test_steps_stay_in_range_and_belong_to_their_draw(share, work, steps, draw):
     assert steps_taken(faults, steps, draw=draw) == steps_taken(faults, steps, draw=draw) <= steps
 
 
-def test_shares_are_those_asked_for():
+def test_fault_rates_match_the_options():
     fault = make_faults(MIXED)
     seen = np.array([steps_taken(fault, 100, draw=(0, t, k)) for t in range(80) for k in range(50)])
     assert np.mean(seen == 0) == pytest.approx(0.4, abs=0.03)
@@ -82,7 +82,7 @@ def test_shares_are_those_asked_for():
     assert steps_taken(exact, 100, draw=(0, 0, 0)) == 7
 
 
-def test_what_happens_to_a_client_does_not_depend_on_the_cohort():
+def test_faults_do_not_depend_on_the_cohort():
     whole = federation(*MIXED, cohort=6, padded=6)
     small = federation(*MIXED)
     plan, part = (fed.plan(3, RANK, 0.05) for fed in (whole, small))
@@ -115,7 +115,7 @@ def test_a_straggler_begins_with_the_same_batches():
         assert np.all(np.diff(got.batches.steps) <= 0)
 
 
-def test_who_does_not_answer_was_drawn_and_has_no_weight():
+def test_dropped_client_is_drawn_with_weight_zero():
     fed, seen = federation(*MIXED, cohort=6, padded=7), set()
     for t in range(12):
         plan = fed.plan(t, RANK, 0.05)
@@ -138,7 +138,7 @@ def test_faults_change_no_shape_and_no_type():
     assert len(kinds) == 1
 
 
-def test_nothing_goes_wrong_with_clients_that_are_asked_for():
+def test_explicitly_chosen_clients_have_no_faults():
     """Those who are scored for a rank answer."""
     plan = federation(*ALL_DROPPED).plan(0, RANK, 0.05, ids=np.array([1, 4]))
     assert np.all(plan.weight[:2] > 0) and np.all(plan.batches.steps[:2] > 0)
@@ -156,7 +156,7 @@ def test_nothing_goes_wrong_with_clients_that_are_asked_for():
         ("stragglers(share=0.5, work=1e999)", "needs work above 0 and at most 1, got inf"),
     ],
 )
-def test_bad_faults_get_one_sentence(spec, words):
+def test_invalid_faults_are_refused_in_one_sentence(spec, words):
     with pytest.raises(InputError) as caught:
         make_faults([spec])
     assert words in str(caught.value)
@@ -166,7 +166,7 @@ def test_bad_faults_get_one_sentence(spec, words):
 
 
 @every_method
-def test_who_does_not_answer_is_as_good_as_absent(method):
+def test_dropped_client_equals_an_absent_client(method):
     """For several rounds in a row, and in the program that all other clients use."""
     made = bag_rounds(method, "vmap")
     state, other = made.state(), made.state()
@@ -228,7 +228,7 @@ def careless():
     )
 
 
-def test_a_careless_method_cannot_touch_those_who_sent_nothing():
+def test_method_cannot_change_state_of_dropped_clients():
     made = stub_rounds("quadratic", method=careless())
     after, seen = made.run(made.state(), stub_plan_of(0, *ALL_DROPPED))
     assert_same_bits(problems.copy(after), made.begin)
@@ -243,7 +243,7 @@ def test_a_careless_method_cannot_touch_those_who_sent_nothing():
     np.testing.assert_array_equal(after.clients.method, visits)
 
 
-def test_weights_are_renormalised_over_those_who_answer():
+def test_weights_are_renormalised_over_present_clients():
     """The mean head is that of partial work, by examples: descent in closed form."""
     made, head = stub_rounds("quadratic"), np.zeros(3)
     state = made.state()
@@ -259,7 +259,7 @@ def test_weights_are_renormalised_over_those_who_answer():
 # ---------------------------------------------------------------------------------- privacy, shapes
 
 
-def test_noise_is_not_shared_by_those_who_answer():
+def test_present_clients_draw_independent_noise():
     """Each message carries its own noise, so the guarantee does not rest on others answering."""
     noisy = (closed_form_rounds.noise(),)
     made = stub_rounds("quadratic", heads="frozen", updates=noisy)
@@ -312,7 +312,7 @@ def _longer(outcome):
         (lambda x: x._replace(clients=jnp.zeros(4)), "clients is not expected"),
     ],
 )
-def test_a_method_of_wrong_shapes_is_told_the_paths(change, words):
+def test_method_with_wrong_shapes_is_refused_with_paths(change, words):
     made = stub_rounds("quadratic", method=wrong(change))
     for attempt in (
         lambda: made.run(made.state(), stub_plan_of(0)),
@@ -323,7 +323,7 @@ def test_a_method_of_wrong_shapes_is_told_the_paths(change, words):
         assert words in str(caught.value)
 
 
-def test_training_of_wrong_shapes_is_told_the_paths():
+def test_training_with_wrong_shapes_is_refused_with_paths():
     def train(base, data, clients, rate):
         adapter = jax.tree.map(lambda x: x[..., :1], clients.params.adapter)
         seen = jnp.zeros(clients.rank.shape)
@@ -336,7 +336,7 @@ def test_training_of_wrong_shapes_is_told_the_paths():
         fn(made.base, made.data, made.state(), stub_plan_of(0), jax.random.key(0))
 
 
-def test_an_update_of_wrong_shapes_is_told_the_paths():
+def test_update_transform_with_wrong_shapes_is_refused_with_paths():
     def apply(start, trained, trainable, weight, key):
         return trained._replace(head={}), weight
 
@@ -385,7 +385,7 @@ def strict(out):
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
-def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
+def test_run_records_dropped_clients_and_traffic(run_with):
     result = run_with("dropout(probability=0.4)", "stragglers(share=0.5, work=0.5)")
     head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
     size = 4 * result.spec.component_size
@@ -409,7 +409,7 @@ def test_a_run_tells_who_was_missing_and_what_was_sent(run_with):
 
 
 @pytest.mark.slow
-def test_a_stack_is_of_those_who_answered(run_with):
+def test_stacked_adapter_holds_present_clients_only(run_with):
     """FLoRA: each of the three clients that were drawn receives all that was sent, and a head."""
     result = run_with("dropout(probability=0.4)", method="flora")
     head = 4 * sum(x.size for x in jax.tree.leaves(result.state.head))
@@ -419,7 +419,7 @@ def test_a_stack_is_of_those_who_answered(run_with):
         assert record["down_bytes"] == 3 * (stack + head)
 
 
-def test_a_run_in_which_no_client_answers(run_with):
+def test_run_without_any_answering_client_completes(run_with):
     result = run_with(*ALL_DROPPED)
     for record in result.records:
         assert record["train_loss"] is None and record["up_bytes"] == record["examples"] == 0
@@ -429,7 +429,7 @@ def test_a_run_in_which_no_client_answers(run_with):
     assert strict(result.out) == result.records
 
 
-def test_a_run_that_diverges_ends_and_says_so(run_with):
+def test_diverging_run_finishes_and_reports_it(run_with):
     """Finite, but too large to compute with: the next updates are no numbers, and left out."""
     result = run_with(learning_rate=1e16)
     assert any(record["rejected"] for record in result.records)
@@ -438,7 +438,7 @@ def test_a_run_that_diverges_ends_and_says_so(run_with):
         assert np.all(np.isfinite(leaf))
 
 
-def test_a_model_too_large_to_compute_with_has_no_loss(small_run):
+def test_overflowing_model_has_no_loss(small_run):
     config, shared = small_run
     made = build.build(config, shared["assets"], shared["programs"])
     state = made.begin().state

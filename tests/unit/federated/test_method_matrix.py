@@ -36,7 +36,7 @@ def model(state):
 
 
 @kinds_of_method
-def test_modes_leave_the_same_server(method):
+def test_execution_modes_give_the_same_server(method):
     """Every method is sharded in `test_sharding`, with a stand-in for training."""
     others = ("sharded", "base in parts") if method in ON_THE_BASE else ()
     assert_modes_agree(method, ("vmap", *others))

@@ -1,4 +1,4 @@
-"""A measured round: the same training, and what it tells besides."""
+"""A measured round: the same training, and its measurements."""
 
 import functools
 import json
@@ -54,7 +54,7 @@ def plan_of(t: int = 0):
         pytest.param("flora", "loop", marks=pytest.mark.slow),
     ],
 )
-def test_a_measured_round_trains_as_any_other(method: str, mode: str):
+def test_measured_round_gives_the_same_state(method: str, mode: str):
     plain, made = bag_rounds(method, mode), measured_rounds(method, mode)
     want, got = plain.state(), made.state()
     for t in range(2):
@@ -95,7 +95,7 @@ def test_a_measured_round_keeps_its_input_and_gives_json():
     assert seen.measured["agg_ratio"] == pytest.approx(ratio, rel=1e-6)
 
 
-def test_broken_clients_are_not_measured():
+def test_clients_with_non_finite_updates_are_not_measured():
     """All texts of a client hold a word whose vector is not a number; then those of all do."""
     made, plan = measured_rounds("fed_plora"), plan_of()
     table = made.base["words"]["embedding"]

@@ -91,7 +91,7 @@ def test_memory_where_the_base_is_divided_is_what_xla_reports(mesh, folder):
     assert found.total == pytest.approx(compiled_bytes(made, assets), rel=TOLERANCE)
 
 
-def test_the_parts_follow_their_causes(folder):
+def test_memory_parts_scale_with_their_causes(folder):
     """Recomputation and smaller batches cost fewer activations; the base and traffic stay."""
     found = {
         remat: cost.needs(made, build.load_assets(made, weights=False))
@@ -109,7 +109,7 @@ def test_the_parts_follow_their_causes(folder):
     assert whole.server - other.server == kernels
 
 
-def test_every_method_can_be_explained(folder, monkeypatch):
+def test_every_method_has_an_estimate(folder, monkeypatch):
     """Also those whose traffic follows from a state of their own."""
     monkeypatch.setattr(memory, "activations", lambda *_: 0)  # slow, and the same for all, as is
     monkeypatch.setattr(estimate, "step_flops", lambda spec, *_: dict.fromkeys(spec.shapes, 1))
@@ -138,7 +138,7 @@ def test_a_mesh_divides_the_cohort_and_the_base(folder):
 
 
 @pytest.mark.parametrize("mesh", [pytest.param("1 1", marks=pytest.mark.slow), "4 2"])
-def test_an_encoder_is_explained_too(mesh, capsys, tmp_path, monkeypatch):
+def test_encoder_has_an_estimate(mesh, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_LORA_CACHE", str(tmp_path))
     words = ["run", *small(batch=8), "--explain"]
     if mesh != "1 1":
