@@ -46,15 +46,15 @@ def _large(rows: dict[str, Any]) -> str:
 
 def _small(rows: dict[str, Any]) -> str:
     says = (
-        "And of a Llama of 40 million random parameters (8 layers of width 512), two clients, 8\n"
-        "texts of 256 tokens; by how much the resident memory of a process exceeds, at most, in a\n"
-        "round, what the same process had before it loaded the model:\n\n"
+        "A Llama of 40 million random parameters (8 layers of width 512) with two clients and 8\n"
+        "texts of 256 tokens: the estimate, and the peak of the resident memory of a process in a\n"
+        "round above that of the same process before it loaded the model.\n\n"
     )
-    columns = ["a smaller Llama, really run", "foretold, MB", "the process took, MB", "ratio"]
+    columns = ["small Llama", "estimated, MB", "measured, MB", "ratio"]
     lines = []
     for name, row in rows.items():
-        foretold, took = (row[key] / 1e6 for key in ("foretold", "took"))
-        lines.append([name, f"{foretold:.0f}", f"{took:.0f}", f"{took / foretold:.2f}"])
+        estimated, took = (row[key] / 1e6 for key in ("estimated", "took"))
+        lines.append([name, f"{estimated:.0f}", f"{took:.0f}", f"{took / estimated:.2f}"])
     return says + as_table(columns, lines)
 
 

@@ -51,7 +51,7 @@ def main(name: str, data_dir: str, model: str) -> None:
     before = resident("VmRSS")
     one_round(config, shared)
     took = resident("VmHWM") - before
-    print(json.dumps({"foretold": estimate.total, "took": took, "parts": estimate._asdict()}))
+    print(json.dumps({"estimated": estimate.total, "took": took, "parts": estimate._asdict()}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Arrays = list[np.ndarray]
 """A message: ``[r, i]`` and ``[o, r]`` of every module in turn, then the head."""
 
 
-class Contestant(NamedTuple):
+class Worker(NamedTuple):
     """State of a process: the model and the tokens of its splits."""
 
     net: Any
@@ -23,11 +23,11 @@ class Contestant(NamedTuple):
     tokens: dict[str, dict[str, Any]]
 
 
-def tools(work: Work, splits: tuple[str, ...]) -> Contestant:
+def tools(work: Work, splits: tuple[str, ...]) -> Worker:
     """Load the model and tokenise the splits."""
     net, parts = peft_client.network(work.model, work.ranks)
     tokenizer = AutoTokenizer.from_pretrained(work.model)
-    return Contestant(net, parts, {name: _tokens(work, name, tokenizer) for name in splits})
+    return Worker(net, parts, {name: _tokens(work, name, tokenizer) for name in splits})
 
 
 def _tokens(work: Work, name: str, tokenizer: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _tokens(work: Work, name: str, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def first(work: Work, tools: Contestant) -> Arrays:
+def first(work: Work, tools: Worker) -> Arrays:
     """The server's initial model; the second factors are zero."""
     own = tools.parts[work.ranks[-1]]
     factors = [
@@ -61,7 +61,7 @@ def cut(model: Arrays, rank: int, modules: int) -> Arrays:
 
 
 def visit(
-    tools: Contestant, received: Arrays, batches: list[np.ndarray], rank: int, rate: float
+    tools: Worker, received: Arrays, batches: list[np.ndarray], rank: int, rate: float
 ) -> tuple[Arrays, float]:
     """Train a client; returns its arrays and its mean loss."""
     values = put(tools, received, rank)
@@ -71,7 +71,7 @@ def visit(
     return [p.detach().numpy().copy() for p in values], loss
 
 
-def put(tools: Contestant, model: Arrays, rank: int) -> list[Any]:
+def put(tools: Worker, model: Arrays, rank: int) -> list[Any]:
     """Activate a model of this rank; returns its parameters in the same order."""
     own = tools.parts[rank]
     tools.net.set_adapter(f"r{rank}")
@@ -91,7 +91,7 @@ def mean(sent: list[Arrays], weight: np.ndarray, most: Arrays) -> Arrays:
     return total
 
 
-def evaluate(tools: Contestant, model: Arrays, rank: int) -> dict[str, float]:
+def evaluate(tools: Worker, model: Arrays, rank: int) -> dict[str, float]:
     """Accuracy and loss on the test examples, in batches of about the same length."""
     put(tools, model, rank)
     data = tools.tokens["test"]

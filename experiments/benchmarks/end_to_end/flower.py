@@ -44,7 +44,7 @@ def run(work: Work, workers: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _loaded(folder: pathlib.Path, threads: int) -> tuple[Work, federated.Contestant]:
+def _loaded(folder: pathlib.Path, threads: int) -> tuple[Work, federated.Worker]:
     """Load the work once per worker."""
     torch.set_num_threads(threads)
     work = files.load(folder)

@@ -25,8 +25,8 @@ def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]
 
 def reasons(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How often each reason is given where only we refuse; quoted values are left out."""
-    told = (record["ours"] for record in records if record["verdict"] == "refused by us")
-    return dict(collections.Counter(map(_kind, told)).most_common())
+    reasons = (record["ours"] for record in records if record["verdict"] == "refused by us")
+    return dict(collections.Counter(map(_kind, reasons)).most_common())
 
 
 def _kind(sentence: str) -> str:

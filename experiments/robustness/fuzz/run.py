@@ -129,7 +129,7 @@ def sample(
 
 def as_record(case: Case, outcome: Outcome) -> dict[str, Any]:
     """A case and its outcome as JSON values, without empty fields."""
-    told = {name: value for name, value in outcome._asdict().items() if value not in ("", None)}
+    fields = {name: value for name, value in outcome._asdict().items() if value not in ("", None)}
     if outcome.difference is not None:
-        told["difference"] = float(f"{outcome.difference:.1e}")
-    return {"name": case.name, "part": case.part, "options": dict(case.options), **told}
+        fields["difference"] = float(f"{outcome.difference:.1e}")
+    return {"name": case.name, "part": case.part, "options": dict(case.options), **fields}

@@ -52,8 +52,8 @@ def torch_losses(folder, left, split):
     model = transformers.AutoModelForCausalLM.from_pretrained(left if merged else folder / "llama")
     model = (model if merged else peft.PeftModel.from_pretrained(model, left)).eval()
     tokenizer, found = make_tokenizer(), []
-    for told, said in zip(split.texts, split.pairs, strict=True):
-        prompt = tokenizer(f"{told}\n")["input_ids"]
+    for prompt_text, said in zip(split.texts, split.pairs, strict=True):
+        prompt = tokenizer(f"{prompt_text}\n")["input_ids"]
         ids = prompt + tokenizer(said, add_special_tokens=False)["input_ids"] + [2]
         labels = [-100] * len(prompt) + ids[len(prompt) :]
         with torch.no_grad():
@@ -119,10 +119,10 @@ def test_record_holds_perplexity_by_group(finished):
 
 def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
     """The record holds the perplexity itself."""
-    told = [record["validation_perplexity"] for record in finished.records]
-    assert told[0] != told[1]
+    perplexities = [record["validation_perplexity"] for record in finished.records]
+    assert perplexities[0] != perplexities[1]
     best = checkpoints.best(checkpoints.whole(finished.out))
-    assert best.round == 1 + int(np.argmin(told))
+    assert best.round == 1 + int(np.argmin(perplexities))
     assert main.main(["inspect", str(finished.out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert f"  perplexity = {finished.records[-1]['perplexity']:.4f}" in printed
@@ -263,8 +263,8 @@ def without_a_shard(llama):
 
 def without_an_end(llama):
     file = llama / "tokenizer_config.json"
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps({name: x for name, x in told.items() if name != "eos_token"}))
+    options = json.loads(file.read_text())
+    file.write_text(json.dumps({name: x for name, x in options.items() if name != "eos_token"}))
 
 
 def in_eight_bits(llama):
