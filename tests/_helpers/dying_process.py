@@ -108,6 +108,8 @@ def main(
 
 
 if __name__ == "__main__":
+    # A shell starts what it runs in the background with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(*sys.argv[1:])
     except InputError as error:  # the command line's answer
