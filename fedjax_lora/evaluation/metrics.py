@@ -12,6 +12,7 @@ from fedjax_lora.core.errors import InputError
 __all__ = [
     "METRICS",
     "accuracy",
+    "by_group",
     "choice_accuracy",
     "exact_match",
     "f1",
@@ -27,6 +28,7 @@ __all__ = [
     "recorded_names",
     "rouge_l",
     "spearman",
+    "spread_over_clients",
 ]
 
 
@@ -214,6 +216,55 @@ def perplexity_by(
     return {
         names[int(group)]: language_scores(sums[code == group])["perplexity"]
         for group in np.unique(code)
+    }
+
+
+def by_group(
+    score: Callable[[np.ndarray, np.ndarray], float],
+    code: Int[np.ndarray, "E"],
+    names: Sequence[str],
+    label: np.ndarray,
+    output: np.ndarray,
+) -> dict[str, float]:
+    """Compute a score of each group of examples by name; empty groups are left out.
+
+    Args:
+      score: ``(label, output) -> float``.
+      code: group of each example.
+      names: names of the groups.
+      label: ``[E]``, classes or scores.
+      output: ``[E, C]``, logits or predicted scores.
+    """
+    return {
+        names[int(group)]: score(label[code == group], output[code == group])
+        for group in np.unique(code)
+    }
+
+
+def spread_over_clients(scores: Sequence[float], *, lower_is_better: bool) -> dict[str, float]:
+    """Compute mean, standard deviation, lowest and highest of the clients' scores.
+
+    >>> spread_over_clients([0.5, 1.0], lower_is_better=False)["worst_tenth"]
+    0.5
+
+    Args:
+      scores: one for each client, at least one.
+      lower_is_better: whether the worst scores are the highest.
+
+    Returns:
+      These numbers, and as ``worst_tenth`` the mean over the tenth of the clients (rounded up) with
+      the worst scores.
+    """
+    ordered = np.sort(np.asarray(scores, np.float64))
+    if lower_is_better:
+        ordered = ordered[::-1]
+    worst = ordered[: -(-len(ordered) // 10)]
+    return {
+        "mean": float(ordered.mean()),
+        "std": float(ordered.std()),
+        "worst_tenth": float(worst.mean()),
+        "lowest": float(ordered.min()),
+        "highest": float(ordered.max()),
     }
 
 

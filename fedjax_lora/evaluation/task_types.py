@@ -4,6 +4,7 @@ The objective that clients minimise depends on the task type too, see
 `fedjax_lora.runs.compilation.OBJECTIVES`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,9 +89,30 @@ def _make_label_eval(context: EvalContext, split: data.Split, tokens: data.Token
     def evaluate(params: AdaptedParams) -> Scores:
         output = context.predict(params, tokens_on_device)
         loss = metrics.mean_loss(tokens.label, output, regression=task.type == "regression")
-        return {n: metrics.METRICS[n](tokens.label, output) for n in names} | {"loss": loss}
+        scores = {n: metrics.METRICS[n](tokens.label, output) for n in names} | {"loss": loss}
+        return scores | _client_scores(context.task, split, tokens.label, output)
 
     return evaluate
+
+
+def _client_scores(
+    task: data.TaskData, split: data.Split, label: np.ndarray, output: np.ndarray
+) -> Scores:
+    """Score the test examples of each natural client: accuracy, or the loss of a regression task.
+
+    Returns:
+      The scores by client and their spread; ``{}`` for data without natural clients.
+    """
+    if split.groups is None or len(task.groups) < 2:
+        return {}
+    regression = task.task.type == "regression"
+    name = "loss" if regression else "accuracy"
+    score = (
+        functools.partial(metrics.mean_loss, regression=True) if regression else metrics.accuracy
+    )
+    of_clients = metrics.by_group(score, split.groups, task.groups, label, output)
+    spread = metrics.spread_over_clients([*of_clients.values()], lower_is_better=regression)
+    return {f"{name}_by_client": of_clients, f"{name}_over_clients": spread}
 
 
 def _majority_accuracy(labels: np.ndarray, initial_scores: Callable[[], Scores]) -> Scores:
@@ -136,6 +158,10 @@ def _make_language_eval(context: EvalContext, split: data.Split, tokens: data.To
         for grouping, (codes, names) in groupings.items():
             if len(names) > 1:
                 scores[f"perplexity_by_{grouping}"] = metrics.perplexity_by(codes, names, sums)
+        if of_clients := scores.get("perplexity_by_client"):
+            scores["perplexity_over_clients"] = metrics.spread_over_clients(
+                [*of_clients.values()], lower_is_better=True
+            )
         return scores if score_metric is None else scores | {metric: score_metric(params)}
 
     return evaluate

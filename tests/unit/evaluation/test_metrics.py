@@ -14,6 +14,7 @@ from fedjax_lora import InputError
 from fedjax_lora.data import Split, TaskData, Tokens, find_task
 from fedjax_lora.evaluation import metrics
 from fedjax_lora.evaluation.metrics import METRICS
+from fedjax_lora.evaluation.predict import AdaptedParams
 from fedjax_lora.evaluation.task_types import TASK_TYPES, EvalContext
 
 CLASSES = {"accuracy": 4, "f1": 4, "macro_f1": 4, "micro_f1": 4, "matthews": 5}
@@ -152,6 +153,46 @@ def test_mean_squared_error():
     label, output = rng.normal(size=9), rng.normal(size=(9, 1))
     want = sklearn.metrics.mean_squared_error(label, output[:, 0])
     assert metrics.mean_loss(label, output, regression=True) == pytest.approx(want, rel=1e-12)
+
+
+def evaluated(task, label, output, groups, names):
+    """The scores of a task type on outputs that are given."""
+    split = Split(["x"] * len(label), None, label, groups)
+    found = TaskData(find_task(task), ("a", "b", "c"), split, None, split, 0, groups=names)
+    tools = EvalContext(found, lambda params, tokens: output, lambda x: x, None, None)
+    tokens = Tokens(*[None] * 3, label)
+    return TASK_TYPES[found.task.type].make_eval_fn(tools, split, tokens)(
+        AdaptedParams(*[None] * 3)
+    )
+
+
+def test_natural_clients_are_scored_on_their_own_examples():
+    rng = np.random.default_rng(0)
+    label, groups = rng.integers(0, 3, 200).astype(np.int32), rng.integers(0, 25, 200)
+    guess = np.where(rng.random(200) < 0.6, label, 0)
+    output, names = logits_of(guess, 3), tuple(f"c{n}" for n in range(26))
+    scores = evaluated("file(train='a.csv')", label, output, groups.astype(np.int32), names)
+    want = {
+        f"c{n}": sklearn.metrics.accuracy_score(label[groups == n], guess[groups == n])
+        for n in range(25)
+    }  # without c25, which has no test example
+    assert scores["accuracy_by_client"] == pytest.approx(want)
+    ordered = sorted(want.values())
+    assert scores["accuracy_over_clients"] == pytest.approx({
+        "mean": np.mean(ordered), "std": np.std(ordered), "worst_tenth": np.mean(ordered[:3]),
+        "lowest": ordered[0], "highest": ordered[-1],
+    })  # fmt: skip
+    alone = evaluated("file(train='a.csv')", label, output, None, ())
+    assert not [name for name in alone if "client" in name]
+
+
+def test_clients_of_a_regression_task_have_their_squared_error():
+    label, output = np.array([0.0, 1.0, 2.0], np.float32), np.array([[0.0], [3.0], [2.5]])
+    groups = np.array([0, 0, 1], np.int32)
+    spec = "file(train='a.csv', metric='spearman')"
+    scores = evaluated(spec, label, output.astype(np.float32), groups, ("x", "y"))
+    assert scores["loss_by_client"] == {"x": 2.0, "y": 0.25}
+    assert scores["loss_over_clients"]["worst_tenth"] == 2.0  # the highest error is the worst
 
 
 def test_every_metric_is_listed_by_its_name():
