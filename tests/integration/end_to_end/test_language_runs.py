@@ -313,6 +313,18 @@ def test_unusable_models_and_texts_are_refused_in_one_sentence(
     assert make_tokenizer().pad_token is None
 
 
+def test_examples_without_a_completion_are_counted(folder, tmp_path):
+    rows = (folder / "train.jsonl").read_text().splitlines()
+    blank = json.dumps({"say": "x", "said": " ", "kind": "a", "who": "p1"})
+    (tmp_path / "train.jsonl").write_text("\n".join([*rows, blank, blank]))
+    (tmp_path / "test.jsonl").write_text((folder / "test.jsonl").read_text())
+    made = make(folder)
+    elsewhere = dataclasses.replace(made.data, data_dir=str(tmp_path))
+    assert build.load_assets(made).task.skipped == 0
+    assert build.load_assets(dataclasses.replace(made, data=elsewhere)).task.skipped == 2
+
+
+@pytest.mark.slow
 def test_run_reports_skipped_examples(folder, tmp_path, capsys):
     rows = (folder / "train.jsonl").read_text().splitlines()
     blank = json.dumps({"say": "x", "said": " ", "kind": "a", "who": "p1"})

@@ -23,6 +23,14 @@ def test_path_is_printed_without_markup(name, capsys):
     assert capsys.readouterr().out.endswith(f"results in {name}\n{name}: row\n")
 
 
+def test_what_was_left_out_and_where_a_run_began_are_told(capsys):
+    summary = {"perplexity": 2.0, "start_perplexity": 3.0, "rounds": 1, "seconds": 1.0}
+    summary |= {"train_test_overlap": 0, "skipped_examples": 2}
+    terminal.print_summary(terminal.make_console(), summary, "perplexity", pathlib.Path("out"))
+    printed = capsys.readouterr().out
+    assert "2 examples could not be used" in printed and "(before training: 3." in printed
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_status_line_shows_names_without_markup(name):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)

@@ -1,6 +1,7 @@
 """Generation from a cache against a loop without one, against `transformers`, and row by row."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,23 @@ def batch(prompts=PROMPTS):
     return ids, mask
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def best(module, params, ids, length, adapter, gain):
+    """The most likely token after the first ``length`` ones."""
+    mask = jnp.arange(ids.shape[1], dtype=length.dtype)[None] < length
+    out = lora.apply(module, params, adapter, gain, ids, mask)
+    return models.logits(params, out.hidden[:, length - 1]).argmax(-1)[0]
+
+
 def slowly(loaded, prompt, new, adapter=None, gain=None):
     """The most likely token, again and again, each time from the whole text."""
-    width = len(prompt) + new
-
-    @jax.jit
-    def best(params, ids, length, adapter, gain):
-        mask = jnp.arange(width, dtype=length.dtype)[None] < length
-        out = lora.apply(loaded.module, params, adapter, gain, ids, mask)
-        return models.logits(params, out.hidden[:, length - 1]).argmax(-1)[0]
-
-    ids = np.zeros((1, width), np.int32)
+    ids = np.zeros((1, max(map(len, PROMPTS)) + new), np.int32)  # one width: compiled once
     ids[0, : len(prompt)] = prompt
-    for length in range(len(prompt), width):
-        ids[0, length] = best(loaded.params, ids, np.int32(length), adapter or {}, gain or {})
-    return ids[0, len(prompt) :]
+    end = len(prompt) + new
+    for length in range(len(prompt), end):
+        given = loaded.params, ids, np.int32(length), adapter or {}, gain or {}
+        ids[0, length] = best(loaded.module, *given)
+    return ids[0, len(prompt) : end]
 
 
 def load(folder, key, **options):
