@@ -61,7 +61,7 @@ def target_of(devices: tuple[Any, ...], memory: int | None = None) -> Target:
     first, platform = devices[0], str(devices[0].platform)
     chip = chip_of_kind(first.device_kind)
     return Target(
-        platform=_PLATFORMS.get(platform, platform),
+        platform=_PLATFORMS.get(platform) or platform,
         kind=first.device_kind,
         devices=devices,
         memory=memory or (chip.memory if chip else None),

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -208,7 +208,8 @@ def _joined(
 
 
 def _fill(tokenizer: Tokenizer) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return cast(int, fill)  # a tokenizer without either is refused before
 
 
 def encode_texts(split: Split, tokenizer: Tokenizer, *, max_length: int) -> Encoded:

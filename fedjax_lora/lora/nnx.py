@@ -22,10 +22,11 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
+from flax.typing import PathParts
 from jaxtyping import Array
 
 from fedjax_lora.core import trees
@@ -111,7 +112,8 @@ class AdaptedModule:
         """
         values = trees.flat(params)
         flat = [(path, v.replace(values[_join(path)])) for path, v in self.variables.items()]
-        return nnx.merge(self.graphdef, nnx.from_flat_state(flat), self.rest)
+        state = nnx.from_flat_state(cast(list[tuple[PathParts, nnx.Variable]], flat))
+        return nnx.merge(self.graphdef, state, self.rest)
 
 
 def split(module: nnx.Module) -> tuple[AdaptedModule, Params]:

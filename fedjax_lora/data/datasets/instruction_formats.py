@@ -8,7 +8,7 @@ categories has the single category `ALL`; a label skew is then a quantity skew.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.data.datasets.delimited import USUAL, Layout
@@ -209,19 +209,20 @@ def read_mmlu_1444(path: Path) -> Table:
     return table._replace(pairs=letters, choices=[LETTERS] * len(letters))
 
 
-def hub_mmlu(where: str, part: Iterable[Mapping[str, Any]]) -> Table:
+def hub_mmlu(where: str, part: "Dataset") -> Table:
     """Read MMLU from the hub: lettered options below the question, the letter as completion."""
+    rows = cast(Iterable[Mapping[str, Any]], part)
     texts = [
-        "\n".join([row["question"], *map("{}. {}".format, LETTERS, row["choices"])]) for row in part
+        "\n".join([row["question"], *map("{}. {}".format, LETTERS, row["choices"])]) for row in rows
     ]
-    subjects = [str(row["subject"]) for row in part]
+    subjects = [str(row["subject"]) for row in rows]
     return Table(
         where,
         texts=["Answer the multiple-choice question with the letter of the right option."]
         * len(texts),
         labels=subjects,
         rows=range(1, len(texts) + 1),
-        pairs=[LETTERS[row["answer"]] for row in part],
+        pairs=[LETTERS[row["answer"]] for row in rows],
         groups=subjects,
         contexts=texts,
         choices=[LETTERS] * len(texts),

@@ -105,8 +105,8 @@ class _Bounded(io.BufferedIOBase):
 def largest_size(path: object) -> int:
     """Largest number of bytes that is read of a file, unpacked, or of another source."""
     limit = _limit(MAX_BYTES, MOST_BYTES)
-    packed = isinstance(path, Path) and path.suffix.lower() in OPENERS
-    if MAX_BYTES in os.environ or not packed:
+    is_file = isinstance(path, Path)
+    if MAX_BYTES in os.environ or not is_file or path.suffix.lower() not in OPENERS:
         return limit
     return min(limit, max(SMALL, LARGEST_RATIO * os.path.getsize(path)))
 
