@@ -1,0 +1,138 @@
+"""The TPU compiler's word on the project's rounds, on a machine without a TPU.
+
+Each program is compiled once and looked at by several tests.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from fedjax_lora.core import trees
+from fedjax_lora.core.chips import CHIPS, parse_target
+from fedjax_lora.core.target import Target, compiling_for, target_of
+from fedjax_lora.core.topology import prepare_environment, topology_devices
+from fedjax_lora.runs import cost
+from fedjax_lora.runs.cost import ahead, hlo
+from tests._helpers import target_rounds as rounds
+
+pytestmark = [pytest.mark.tpu, pytest.mark.optimized, pytest.mark.timeout(1200)]
+
+SLICES = ("v5e:2x2", "v5e:4x4")
+SIDE = 1500  # bytes that are told besides adapter and head: weights, losses, ranks, flags
+CALLS = {
+    "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ZeroCrop",
+    "ConcatBitcast",
+}  # fmt: skip
+"""What the compiler writes for gathers and buffers: nothing goes back to Python."""
+
+
+@functools.cache
+def target(words: str) -> Target:
+    prepare_environment()
+    spec = parse_target(words)
+    return target_of(topology_devices(spec), CHIPS[spec.chip].memory)
+
+
+class Made(NamedTuple):
+    outline: cost.Outline
+    needs: cost.Needs
+    found: cost.Compiled
+    text: str
+
+
+@contextlib.contextmanager
+def compiling(words: str) -> Iterator[None]:
+    """Compile for a target as users do: JAX's own promotion and precision, no cache of programs."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        with (
+            compiling_for(target(words)),
+            jax.numpy_dtype_promotion("standard"),
+            jax.default_matmul_precision(None),
+        ):
+            yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+@functools.cache
+def made(words: str, model: int = 1) -> Made:
+    """The round of 16 clients, compiled for a slice."""
+    with compiling(words):
+        outline = rounds.outline(mode="sharded", mesh=(-1, model))
+        compiled = ahead.lower_round(outline).compile()
+        found = ahead.describe(outline, compiled, 0.0)
+        return Made(outline, cost.needs_of(outline), found, compiled.as_text())
+
+
+@pytest.mark.parametrize("words", SLICES)
+def test_averaging_tells_one_adapter_whatever_the_number_of_chips(words):
+    shapes = made(words).outline.shapes
+    ((kind, (_, size)),) = made(words).found.collectives.items()
+    assert kind == "all-reduce"
+    assert 0 <= size - trees.size_bytes(shapes.trained) < SIDE
+
+
+def test_arguments_are_base_state_data_and_plan_once():
+    """And nothing per client: to one per cent, however many clients there are on a chip."""
+    one = made("v5e:2x2")
+    shapes = one.outline.shapes
+    want = trees.size_bytes((shapes.base, shapes.state, shapes.data))
+    want += sum(x.nbytes for x in jax.tree.leaves(one.outline.plan(0)))
+    assert one.found.usage.arguments == pytest.approx(want, rel=0.01)
+
+
+def test_memory_is_near_to_the_estimate():
+    """Of a round that is much larger than the 128 MiB of vector memory, which keep small arrays."""
+    one = made("v5e:2x2")
+    usage, estimate = one.found.usage, one.needs.memory.total
+    assert 0.9 < (usage.total - usage.code) / estimate < 1.2
+
+
+def test_every_client_trains_at_once_where_there_is_room():
+    assert made("v5e:2x2").needs.memory.clients_per_step == rounds.CLIENTS // 4
+    assert made("v5e:4x4").needs.memory.clients_per_step == rounds.CLIENTS // 16
+
+
+def test_times_are_possible():
+    """A round is two steps and the server's work; nothing is faster than the chip's peak."""
+    one = made("v5e:2x2")
+    step, of_round = one.found.step_seconds, one.found.round_seconds
+    assert step is not None and of_round is not None
+    assert 2 * step < of_round < 4 * step
+    assert one.needs.round_flops / CHIPS["v5e"].flops < of_round < 1.0
+    assert one.found.unknown_loops == 0
+
+
+def test_the_program_is_small_and_calls_nothing_outside():
+    text = made("v5e:2x2").text
+    assert set(re.findall(r'custom_call_target="([^"]*)"', text)) <= CALLS
+    assert made("v5e:2x2").found.usage.code < 10e6
+
+
+def test_a_base_that_is_divided_is_never_gathered():
+    one = made("v5e:2x2", 2)
+    program = hlo.read(one.text)
+    told = [x for part in program.computations.values() for x in part.collectives]
+    whole = {trees.size_bytes(x) for x in jax.tree.leaves(one.outline.shapes.base) if x.ndim > 2}
+    half = {size // 2 for size in whole}  # in bfloat16
+    assert whole and not [x for x in told if x.kind == "all-gather" and x.bytes in whole | half]
+    base = trees.size_bytes(one.outline.shapes.base)
+    assert one.found.usage.arguments < 0.7 * made("v5e:2x2").found.usage.arguments < base
+
+
+def test_what_does_not_fit_is_told_in_numbers():
+    """A feed-forward of 65,536 values for each of 131,072 tokens, on one chip."""
+    with compiling("v5e:1x1"):
+        outline = rounds.outline(clients_per_step=rounds.CLIENTS, intermediate=2**16)
+        found = cost.compile_round(outline)
+        lines = cost.format_compiled(found, cost.needs_of(outline), target("v5e:1x1"))
+    assert isinstance(found, cost.TooLarge)
+    assert found.needed > found.available == pytest.approx(CHIPS["v5e"].memory, rel=0.001)
+    assert lines[0].startswith("does not fit: the compiler needs ") and "try --" in lines[0]
