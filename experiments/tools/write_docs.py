@@ -14,6 +14,7 @@ import experiments.benchmarks.cost_estimates.report as cost_estimates
 import experiments.benchmarks.end_to_end.report as end_to_end
 import experiments.benchmarks.quantized_base.report as quantized_base
 import experiments.benchmarks.scaling.report as scaling
+import experiments.benchmarks.targets.report as targets
 import experiments.robustness.fuzz.report as fuzz
 import experiments.robustness.huggingface_parity.report as huggingface_parity
 import experiments.robustness.interruptions.report as interruptions
@@ -54,6 +55,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "huggingface_parity": huggingface_parity.table,
     "reruns": write_reports.overview,
     "scaling": scaling.table,
+    "targets": targets.block,
     "quantized_base": quantized_base.table,
     "end_to_end": end_to_end.table,
     "end_to_end_padding": end_to_end.padding,

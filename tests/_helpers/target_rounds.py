@@ -24,17 +24,17 @@ from fedjax_lora.runs.config import (
 )
 from fedjax_lora.runs.loading import Assets
 
-VOCABULARY, HIDDEN, LENGTH, RANK, BATCH, CLIENTS = 512, 128, 64, 8, 128, 16
+VOCABULARY, HIDDEN, LENGTH, RANK, BATCH, CLIENTS = 512, 256, 64, 8, 128, 16
 ENCODER = EncoderConfig(
-    family="bert", vocab_size=VOCABULARY, embedding_size=HIDDEN, hidden=HIDDEN, layers=1, heads=2,
+    family="bert", vocab_size=VOCABULARY, embedding_size=HIDDEN, hidden=HIDDEN, layers=2, heads=4,
     intermediate=4 * HIDDEN, max_positions=LENGTH, type_vocab=2, pad_token_id=0, num_labels=4,
     dtype="bfloat16",
 ).with_dropout(0.0)  # fmt: skip
 
 
-def outline(*, intermediate: int = 4 * HIDDEN, **execution: Any) -> cost.Outline:
+def outline(**execution: Any) -> cost.Outline:
     """The round of `config` on the current target, with one shape of a step: the largest."""
-    made = cost.outline_run(config(**execution), assets(intermediate=intermediate))
+    made = cost.outline_run(config(**execution), assets())
     spec = dataclasses.replace(made.round_spec, shapes=made.round_spec.shapes[-1:])
     return made._replace(round_spec=spec)
 
@@ -53,14 +53,13 @@ def config(**execution: Any) -> RunConfig:
     )  # fmt: skip
 
 
-def assets(**encoder: Any) -> Assets:
+def assets() -> Assets:
     """The encoder's shapes, and 256 texts."""
-    made = dataclasses.replace(ENCODER, **encoder)
-    params = jax.eval_shape(functools.partial(random_params, made), jax.random.key(0))
+    params = jax.eval_shape(functools.partial(random_params, ENCODER), jax.random.key(0))
     model = models.Pretrained(
-        module=module_of(made),
+        module=module_of(ENCODER),
         params=params,
-        config=made,
+        config=ENCODER,
         tokenizer=None,
         fingerprint="shapes",
         folder=None,

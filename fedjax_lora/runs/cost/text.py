@@ -1,7 +1,7 @@
 """Format what a run needs as text."""
 
 from fedjax_lora.core.target import Target
-from fedjax_lora.runs.cost.ahead import Compiled, TooLarge
+from fedjax_lora.runs.cost.ahead import Compiled, TooLarge, Usage
 from fedjax_lora.runs.cost.clients_per_step import ROOM, clients_that_fit
 from fedjax_lora.runs.cost.estimate import Needs
 
@@ -107,17 +107,17 @@ def format_compiled(found: Compiled | TooLarge, needs: Needs, target: Target) ->
             }
         ),
         f"{'clients at once that would fit, about':<{WIDTH}}"
-        f"{_fitting(usage.total, available, needs):12d}",
+        f"{_fitting(usage, available, needs):12d}",
         *_collectives(found),
     ]
     return lines + _times(found, needs, target)
 
 
-def _fitting(total: int, available: int, needs: Needs) -> int:
+def _fitting(usage: Usage, available: int, needs: Needs) -> int:
     """Return how many clients fit at once if each needs as much more as its estimate was off."""
     memory = needs.memory
-    each = memory.per_client * total / memory.total
-    return max(int((available - total) // each) + memory.clients_per_step, 0)
+    each = memory.per_client * (usage.total - usage.code) / memory.total
+    return int((available - usage.total) // each) + memory.clients_per_step
 
 
 def _collectives(found: Compiled) -> list[str]:

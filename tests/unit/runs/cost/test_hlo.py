@@ -1,8 +1,11 @@
 """Cycles, loops and collectives, read from small pieces of programs as compilers print them."""
 
+from typing import Any
+
+import jax
 import pytest
 
-from fedjax_lora.runs.cost import hlo
+from fedjax_lora.runs.cost import ahead, hlo
 from fedjax_lora.runs.cost.ahead import read_out_of_memory
 
 TPU = """\
@@ -165,3 +168,23 @@ def test_what_does_not_fit_is_read_as_numbers(message, want):
 
 def test_other_errors_are_not_taken_for_too_little_memory():
     assert read_out_of_memory("INTERNAL: Mosaic failed to compile: vmem 16M") is None
+
+
+class Refused:
+    """A lowered round whose compilation fails with a message."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_round_that_does_not_fit_is_an_answer_and_other_failures_are_errors(monkeypatch):
+    monkeypatch.setattr(ahead, "lower_round", Refused)
+    compile_round: Any = ahead.compile_round
+    found = compile_round("RESOURCE_EXHAUSTED: Used 512.5M of 1G hbm.")
+    assert isinstance(found, ahead.TooLarge)
+    assert (found.needed, found.available) == (int(512.5 * 2**20), 2**30)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Mosaic"):
+        compile_round("INTERNAL: Mosaic failed")
