@@ -51,8 +51,14 @@ def test_every_family_round_trips_through_peft(family, tmp_path):
         assert again == (tmp_path / "adapter" / name).read_bytes()
 
 
-@pytest.mark.parametrize("pooling", ["family", "mean"])
-@pytest.mark.parametrize("family", small_encoders.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [(family, "family") for family in small_encoders.FAMILIES]
+    + [
+        pytest.param(family, "mean", marks=[pytest.mark.slow] * (family != "bert"))
+        for family in small_encoders.FAMILIES
+    ],
+)
 def test_merged_model_loads_with_transformers_alone(family, pooling, tmp_path):
     base = small_encoders.checkpoint(tmp_path, family, base_only=family == "bert")
     model = small_encoders.load(base, pooling=pooling)

@@ -1,5 +1,7 @@
 """A decoder's low-rank factors against PyTorch with PEFT: loss, gradients, and exported files."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,19 @@ from fedjax_lora import interop, lora, models
 from tests._helpers import small_decoders as decoders
 from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
+SLOW = {"mistral"}
+"""Llama's layers with another mask, which `test_decoder_parity` compares."""
 
-@pytest.mark.parametrize("family", decoders.FAMILIES)
+
+def families(slow: set[str]) -> list[Any]:
+    """The families as parameters of a test."""
+    return [
+        pytest.param(family, marks=[pytest.mark.slow] * (family in slow))
+        for family in decoders.FAMILIES
+    ]
+
+
+@pytest.mark.parametrize("family", families(SLOW))
 def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
@@ -60,7 +73,10 @@ def test_presets_know_the_names(preset, names):
 
 @pytest.mark.parametrize(
     ("family", "task"),
-    [*((family, "CausalLM") for family in decoders.FAMILIES), ("qwen3", "SequenceClassification")],
+    [
+        *(pytest.param(*x.values, "CausalLM", marks=x.marks) for x in families({*SLOW, "qwen2"})),
+        ("qwen3", "SequenceClassification"),
+    ],
 )
 def test_exported_adapter_gives_the_same_logits_in_peft(family, task, tmp_path, key):
     import peft

@@ -18,7 +18,11 @@ PATHS = r"attention/(query|value|output)$"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
-@pytest.mark.parametrize("family", ["albert", "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize(
+    # RoBERTa's layers are BERT's.
+    "family",
+    ["albert", "bert", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)],
+)
 def test_gradients_of_factors(family, saved, texts, key):
     folder, model = saved(family)
     loaded = models.load(str(folder), num_labels=3, scan_unroll=1, key=key)
