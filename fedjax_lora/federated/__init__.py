@@ -16,7 +16,14 @@ from fedjax_lora.federated.execution import (
     default_clients_per_step,
     execute,
 )
-from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, text_classification
+from fedjax_lora.federated.objectives import (
+    AdaptedForward,
+    BatchLoss,
+    Objective,
+    Score,
+    TokenBatch,
+    text_classification,
+)
 from fedjax_lora.federated.round import CompiledRound, Round, RoundFn, compile_round, make_round
 from fedjax_lora.federated.shape_checks import check_method
 from fedjax_lora.federated.sharding import (
@@ -32,6 +39,7 @@ from fedjax_lora.federated.state import (
     ClientStore,
     FederatedState,
     Head,
+    LoopState,
     Plan,
     RoundInput,
     RoundMetrics,
@@ -54,6 +62,8 @@ __all__ = [
     "AXIS",
     "DEFAULT_EXECUTION",
     "MODEL",
+    "AdaptedForward",
+    "BatchLoss",
     "ClientHooks",
     "ClientMetrics",
     "ClientStore",
@@ -65,6 +75,7 @@ __all__ = [
     "FederatedState",
     "Head",
     "LocalTraining",
+    "LoopState",
     "Mode",
     "Objective",
     "Plan",

@@ -4,6 +4,10 @@ Python's `re` can take exponential time on a pattern such as ``(a+)+$``. Here th
 positions that a part of the pattern can reach is followed through the text instead, so that
 nothing is tried twice. The syntax is that of `re` without backreferences, lookbehind, atomic
 groups and flags, which need a backtracking search.
+
+PEFT matches with `re`, and no library of linear time has the same language: RE2 has no lookahead
+(which patterns that leave modules out need), ASCII classes and at most 1000 repetitions; `regex`
+reads ``{e}`` and ``{i<=1}`` as approximate matching.
 """
 
 import functools

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedjax_lora.core.types import Adapter, Gain
+from fedjax_lora.core.types import Adapter, Gain, LoRA
 from fedjax_lora.lora.apply import apply, apply_merged
 from fedjax_lora.lora.params import (
     delta,
@@ -32,6 +32,7 @@ __all__ = [
     "SCALES",
     "Adapter",
     "Gain",
+    "LoRA",
     "LoraSpec",
     "LoraTarget",
     "apply",
