@@ -75,11 +75,19 @@ def _find(folder: Path, name: str) -> list[Found]:
         raise missing(folder, [name])
     for ending in ("", ".gz"):
         pattern = os.path.join(glob.escape(str(folder)), name + ending)
-        paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
+        paths = _matches(pattern)
         if paths := [path for path in paths if is_source(path)]:
             start = 0 if os.path.isabs(name) else len(folder.parts)
             return [Found(path, _client(path, Path(pattern), start)) for path in paths]
     raise InputError(f"No file matches {folder / name}; check the pattern or --data-dir.")
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return the paths that match a pattern; none if it cannot be that of a path."""
+    try:
+        return sorted(map(Path, glob.glob(pattern, recursive=True)))
+    except (ValueError, OSError):  # a zero byte, or too long a name
+        return []
 
 
 def _client(path: Path, pattern: Path, start: int) -> str:
@@ -176,11 +184,12 @@ def _shown(names: Sequence[str]) -> str:
 
 def missing(folder: Path, names: Sequence[str]) -> InputError:
     """Make the error for files that are not there, or are folders of something else."""
-    other = next((folder / name for name in names if os.path.isdir(folder / name)), None)
-    if other is not None:
+    named = next((name for name in names if os.path.isdir(folder / name)), None)
+    if named is not None:
+        other = folder / named
         return InputError(
             f"{other} is a folder, but none that datasets has saved (it has no {SAVED[0]}); name a "
-            f"file, or a pattern such as '{other.name}/*{next(_endings(other), '.jsonl')}'."
+            f"file, or a pattern such as '{named}/*{next(_endings(other), '.jsonl')}'."
         )
     return InputError(
         f"{folder} has none of {', '.join(names)} (also as .gz); put one there or check --data-dir."

@@ -123,6 +123,8 @@ def test_a_wrong_value_is_named_with_its_own_file(folder):
     [
         ("file(train='none/*.csv')", "No file matches none/.*; check the pattern or --data-dir"),
         ("file(train='d')", r"d is a folder, but none .* a pattern such as 'd/\*.csv'"),
+        ("file(train='.')", r"is a folder, but none .* a pattern such as '\./\*\.jsonl'"),
+        (r"file(train='a\0*.csv')", "No file matches a"),
         ("file(train='d/*.csv', test='d/b.csv')", "d/b.csv is a file of train=.* and of test="),
         ("file(train=['d/a.csv', 'd/*.csv'])", "d/a.csv is named twice"),
         ("file(train='d/a.*', client_files=True)", "would both be the client 'a'"),
