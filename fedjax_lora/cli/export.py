@@ -31,6 +31,9 @@ class ExportOptions:
     """New or empty folder for the model."""
     client: int | None = None
     """Write the model of this client (from 0) at its own rank, not the global model."""
+    best: bool = False
+    """Write the model of the checkpoint with the best score, not the last one; the score is that on
+    validation data if the run has some, else on test data."""
     merged: bool = False
     """A checkpoint that transformers loads without PEFT: weights, config, tokenizer, model card."""
     pad_ranks: bool = True
@@ -39,7 +42,7 @@ class ExportOptions:
     shard_size: str = "5GB"
     """Largest size of a file of merged weights."""
     data_dir: str | None = None
-    """Present folder of the run's data, if it has moved (for --client and unfinished runs)."""
+    """Present folder of the run's data, if it has moved (for --client, --best, unfinished runs)."""
     model: Annotated[str | None, tyro.conf.arg(name="model")] = None
     """Present folder of the run's base model, if it has moved."""
 
@@ -96,12 +99,14 @@ def _open(options: ExportOptions) -> "TrainedModel":
     from fedjax_lora.runs.resume import read_config, reopen
 
     folder = model_folder(options.run)
-    if options.client is None and folder is not None and folder.name == outputs.ADAPTER:
+    is_last = options.client is None and not options.best
+    if is_last and folder is not None and folder.name == outputs.ADAPTER:
         return open_folder(options.run, model=options.model)
     config = read_config(options.run, data_dir=options.data_dir, model=options.model)
     if options.model is None:
         check_base(options.run, config.model.model)
-    run, progress, history = reopen(options.run, config, cache_dir=str(cache_dir() / "tokens"))
+    cache = str(cache_dir() / "tokens")
+    run, progress, history = reopen(options.run, config, best=options.best, cache_dir=cache)
     if options.client is None:
         return outputs.server_model(run, progress.state, history[-1])
     return outputs.client_model(run, progress, options.client)

@@ -199,7 +199,9 @@ class Reopened(NamedTuple):
     history: History
 
 
-def reopen(folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = None) -> Reopened:
+def reopen(
+    folder: pathlib.Path, config: RunConfig, *, best: bool = False, cache_dir: str | None = None
+) -> Reopened:
     """Open the run in a folder with its newest checkpoint; nothing is compiled or computed.
 
     All arrays are on one device, however many the run had.
@@ -207,17 +209,18 @@ def reopen(folder: pathlib.Path, config: RunConfig, *, cache_dir: str | None = N
     Args:
       folder: the run folder.
       config: from `read_config`.
+      best: open the checkpoint with the best score instead.
       cache_dir: folder of cached tokens.
 
     Raises:
-      InputError: no complete checkpoint; data or model that are not those of the run.
+      InputError: no complete checkpoint, or none with a score; data or model that are not those of
+        the run.
     """
-    newest = checkpoints.latest(folder)
-    if newest is None:
-        raise InputError(
-            f"Run {folder} holds no complete checkpoint, so its clients are not known."
-        )
+    chosen = checkpoints.best(checkpoints.whole(folder)) if best else checkpoints.latest(folder)
+    if chosen is None:
+        what = "checkpoint with a score" if best else "complete checkpoint"
+        raise InputError(f"Run {folder} holds no {what}, so its model then is not known.")
     config = dataclasses.replace(config, execution=ExecutionConfig())
     run = build(config, load_assets(config, cache_dir=cache_dir))
-    progress = restore_checkpoint(newest, run.about, run.begin())
-    return Reopened(run, progress, newest.history)
+    progress = restore_checkpoint(chosen, run.about, run.begin())
+    return Reopened(run, progress, chosen.history)

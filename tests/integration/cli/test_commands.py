@@ -21,7 +21,7 @@ from fedjax_lora.cli.run_or_model import open_folder
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.interop import load_adapter, probabilities
-from fedjax_lora.runs import outputs
+from fedjax_lora.runs import checkpoints, outputs
 from fedjax_lora.runs.config import ExecutionConfig
 from fedjax_lora.runs.resume import read_config, reopen
 from tests._helpers.small_options import small
@@ -153,6 +153,16 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(
     merged = evaluate(EvaluateOptions(where=out, test_examples=30))
     assert merged["examples"] == 30
     assert merged["global"]["loss"] == pytest.approx(rows[2]["loss"], abs=1e-5)
+
+
+def test_the_model_with_the_best_score_is_exported(personal, tmp_path, monkeypatch):
+    """The first checkpoint counts as the best, so that it is not the last."""
+    monkeypatch.setattr(checkpoints, "best", lambda found: found[0])
+    assert main.main(["export", str(personal), "--best", f"--out={tmp_path / 'best'}"]) == 0
+    run, progress, _ = reopen(personal, read_config(personal), best=True)
+    assert progress.round == 1 < reopen(personal, read_config(personal)).progress.round
+    for path, pair in load_adapter(tmp_path / "best", run.inputs.assets.model).adapter.items():
+        np.testing.assert_array_equal(pair.a, progress.state.server.adapter[path].a)
 
 
 def test_large_change_is_exported_merged(plain, tmp_path):
