@@ -23,11 +23,11 @@ from fedjax_lora.cli.folders import check_base
 from fedjax_lora.cli.short_help import print_run_help
 from fedjax_lora.cli.signals import after_this_round
 from fedjax_lora.cli.terminal import (
+    RoundsBar,
     make_console,
     print_prompt_notes,
     print_summary,
     print_table,
-    progress_bar,
     row_printer,
 )
 from fedjax_lora.core.errors import InputError, Stopped, unknown
@@ -206,35 +206,36 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
     from fedjax_lora.runs.run import run
 
     config = options.run
-    console.print(f"{config.data.task}: {config.federation.method}, loading ...")
-    with distributed.raise_on_all():
-        assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
-    print_prompt_notes(console, assets.task.task, assets.model.tokenizer)
-    metric = assets.task.task.metric
-    with progress_bar(console) as progress, after_this_round() as signal:
-        bar = progress.add_task("rounds", total=config.federation.rounds)
+    with RoundsBar(console, config.federation.rounds) as bar:
+        console.print(f"{config.data.task}: {config.federation.method}, loading ...")
+        with distributed.raise_on_all():
+            assets = load_assets(config, cache_dir=str(cache_dir() / "tokens"))
+        print_prompt_notes(console, assets.task.task, assets.model.tokenizer)
+        metric = assets.task.task.metric
         print_row = row_printer(console, metric)
 
         def on_round(record: Record) -> None:
             print_row(record)
             log(record)
-            progress.update(bar, completed=record["round"])
+            bar.count(record)
 
         try:
-            result = run(
-                config,
-                out=out,
-                overwrite=options.overwrite,
-                resume=options.resume is not None,
-                assets=assets,
-                on_round=on_round,
-                stop=signal,
-            )
+            with after_this_round() as signal:
+                result = run(
+                    config,
+                    out=out,
+                    overwrite=options.overwrite,
+                    resume=options.resume is not None,
+                    assets=assets,
+                    on_round=on_round,
+                    on_phase=bar.phase,
+                    stop=signal,
+                )
         except Stopped as stopped:
             command = f"fedjax-lora run --resume {shlex.quote(str(out))}"
             console.print(f"{stopped}; resume with: {command}")
             return 128 + max(distributed.gather(signal()))
-        if not progress.tasks[bar].completed:
+        if not bar.rounds:
             console.print(f"{out} is finished; give a larger --rounds to extend it")
         elif len(result.records) < config.federation.rounds:
             console.print(

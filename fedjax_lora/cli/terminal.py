@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,17 +62,54 @@ def write_output(file: pathlib.Path, text: str) -> None:
         raise InputError(f"Output {file} cannot be written: {error.strerror}.") from error
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar over the rounds; disabled without a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+class RoundsBar:
+    """A progress bar over the rounds; it is shown while it is a context manager.
+
+    It stands below what a console prints on a terminal. If that goes to a file, it is on standard
+    error, if that is a terminal, and else nowhere.
+    """
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        """Prepare a bar over a number of rounds."""
+        if not console.is_terminal:
+            console = Console(stderr=True, quiet=console.quiet, highlight=False, markup=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            redirect_stdout=not console.stderr,
+        )
+        self._task = self._progress.add_task("loading", total=rounds, speed="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that the bar has counted."""
+        return int(self._progress.tasks[self._task].completed)
+
+    def phase(self, name: str) -> None:
+        """Show what is going on."""
+        self._progress.update(self._task, description=name)
+
+    def count(self, record: Record) -> None:
+        """Count a round.
+
+        Args:
+          record: its numbers and times, as ``on_round`` of a run takes them.
+        """
+        speed = record["train_tokens"] / max(record["train_seconds"], 1e-9)
+        self._progress.update(self._task, completed=record["round"], speed=f"{speed:,.0f} tokens/s")
 
 
 def format_score(value: float | None) -> str:

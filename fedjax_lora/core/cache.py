@@ -1,9 +1,7 @@
-"""The folder that caches compiled programs and tokens between runs."""
+"""The folder that caches compiled programs, tokens and parsed sources between runs."""
 
 import os
 import pathlib
-
-import jax
 
 
 def cache_dir() -> pathlib.Path:
@@ -18,5 +16,7 @@ def cache_dir() -> pathlib.Path:
 
 def enable_compilation_cache() -> None:
     """Enable JAX's persistent compilation cache, unless the user has configured one already."""
+    import jax  # here: readers of data use the folder without JAX
+
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -66,6 +66,7 @@ def step_shapes(
     batch: int,
     by_length: bool = False,
     unpadded: bool = False,
+    most: int = 3,
 ) -> tuple[tuple[int, ...], tuple[BatchShape, ...]]:
     """Choose the lengths that batches are padded to, and the shapes of local steps.
 
@@ -76,13 +77,15 @@ def step_shapes(
       batch: examples in a batch.
       by_length: whether batches contain examples of about the same length.
       unpadded: whether steps compute no padding.
+      most: largest number of shapes for each of `row_buckets`; also of lengths.
 
     Returns:
       Lengths in tokens, ascending, and the shapes to compile.
     """
-    lengths = length_buckets(length, longest=longest, most=buckets)
+    lengths = length_buckets(length, longest=longest, most=min(buckets, most))
     if unpadded:
-        return lengths, unpadded_shapes(length, lengths, batch=batch, by_length=by_length)
+        shapes = unpadded_shapes(length, lengths, batch=batch, by_length=by_length, most=most)
+        return lengths, shapes
     return lengths, padded_shapes(row_buckets(batch), lengths)
 
 

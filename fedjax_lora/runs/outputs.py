@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from fedjax_lora import data, interop, lora
 from fedjax_lora.core import atomic_io, distributed
@@ -20,7 +19,6 @@ from fedjax_lora.federated import FederatedState, Plan, cohort_of
 from fedjax_lora.interop import ModelMetadata, TrainedModel
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import per_client
-from fedjax_lora.runs import plots
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
@@ -30,6 +28,7 @@ from fedjax_lora.runs.prepared import Run
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 
 def describe(run: Run, record: Record) -> ModelMetadata:
@@ -177,8 +176,10 @@ class Result:
         """The global adapter (zero for a method that adds to the base instead)."""
         return self.state.server.adapter
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """Draw the test metric and the losses over the rounds."""
+        from fedjax_lora.runs import plots  # imports matplotlib, as below: not before the rounds
+
         return plots.history(self.config, self.metric, self.records, self.summary)
 
 
@@ -295,6 +296,8 @@ def _write_outputs(
     model: TrainedModel,
 ) -> None:
     """Write the global model, the figures and, last of all, the summary of a finished run."""
+    from fedjax_lora.runs import plots
+
     write_model(folder.path, model)
     figures, task = folder.path / "figures", run.inputs.assets.task
     plots.history(run.config, run.task.metric, history, summary).savefig(figures / "accuracy.png")

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -59,6 +60,7 @@ def run(
     assets: Assets | None = None,
     programs: CompiledFunctions | None = None,
     on_round: Callable[[Record], object] = lambda record: None,
+    on_phase: Callable[[str], None] = lambda phase: None,
     stop: Callable[[], object] = lambda: False,
 ) -> Result:
     """Run a config to its end.
@@ -73,6 +75,7 @@ def run(
       assets: data and model loaded before, to share between runs.
       programs: compiled functions to share between runs, see `fedjax_lora.runs.compilation`.
       on_round: called with each round's numbers and times.
+      on_phase: called with what begins, in words: a round, an evaluation.
       stop: called after each round; if true, a checkpoint is saved and `Stopped` raised.
 
     Raises:
@@ -120,21 +123,22 @@ def run(
                     about = built.about if folder else {}
                     files = recording(folder, config, built.task, about, history, checkpoints)
                     recorder = writing.enter_context(files)
-                progress = play(built, progress, recorder, clock, on_round=on_round, stop=stop)
+                hooks = Hooks(on_round, on_phase, stop)
+                progress = play(built, progress, recorder, clock, hooks)
             history = recorder.history
             summary = finish(built, progress, history, reference, clock.times(), folder)
         return make_result(built, progress, history, summary, folder)
 
 
-def play(
-    run: Run,
-    progress: Progress,
-    recorder: Recorder,
-    clock: Clock,
-    *,
-    on_round: Callable[[Record], object],
-    stop: Callable[[], object],
-) -> Progress:
+class Hooks(NamedTuple):
+    """What a run calls as it goes on; see `run`."""
+
+    on_round: Callable[[Record], object]
+    on_phase: Callable[[str], None]
+    stop: Callable[[], object]
+
+
+def play(run: Run, progress: Progress, recorder: Recorder, clock: Clock, hooks: Hooks) -> Progress:
     """Play the remaining rounds of a run and record each of them, until it ends.
 
     Args:
@@ -142,8 +146,7 @@ def play(
       progress: the progress to continue from; its state is donated.
       recorder: records each round.
       clock: time of the run.
-      on_round: called with each round's numbers and times.
-      stop: called after each round; see `run`.
+      hooks: what is called as the run goes on.
 
     Returns:
       The progress after the last round.
@@ -152,25 +155,31 @@ def play(
       InputError: the folder cannot be written.
       Stopped: ``stop`` returned true.
     """
+    first = progress.round
     while not run.ends(recorder.history):
-        progress, record, times = play_round(run, progress)
+        compiles = ", compiling" if progress.round == first else ""
+        hooks.on_phase(f"round {progress.round + 1}{compiles}")
+        progress, record, times = play_round(run, progress, hooks.on_phase)
         progress = progress._replace(seconds=clock.seconds())
         is_last = run.ends([*recorder.history, record])
-        stops = not is_last and any(distributed.gather(bool(stop())))
+        stops = not is_last and any(distributed.gather(bool(hooks.stop())))
         with distributed.raise_on_all():
             recorder.record(record, times, progress, last=is_last or stops)
-        on_round(record | times)
+        hooks.on_round(record | times)
         if stops:
             raise Stopped(f"stopped after round {progress.round} of {run.rounds}")
     return progress
 
 
-def play_round(run: Run, progress: Progress) -> tuple[Progress, Record, dict[str, float]]:
+def play_round(
+    run: Run, progress: Progress, on_phase: Callable[[str], None] = lambda phase: None
+) -> tuple[Progress, Record, dict[str, float]]:
     """Play one round: update ranks, plan, train, aggregate, evaluate.
 
     Args:
       run: the run.
       progress: the progress before the round; its state is donated.
+      on_phase: called before the evaluation.
 
     Returns:
       The progress after the round, the round's record as in ``metrics.jsonl``, and its times.
@@ -185,7 +194,9 @@ def play_round(run: Run, progress: Progress) -> tuple[Progress, Record, dict[str
     state, metrics = run.train(state, plan)
     rank = record.add_metrics(metrics, state, rank)
     times = {"round": t + 1, "train_seconds": time.perf_counter() - began} | dict(metrics.seconds)
+    times["train_tokens"] = int(plan.batches.tokens.sum())
     if (t + 1) % options.eval_every == 0 or t + 1 == run.rounds:
+        on_phase(f"evaluating after round {t + 1}")
         began = time.perf_counter()
         record.values |= run.evaluate(state)
         times["eval_seconds"] = time.perf_counter() - began

@@ -98,6 +98,7 @@ def set_up(
         batch=config.local.batch,
         by_length=config.local.group_by_length,
         unpadded=models.supports_unpadding(assets.model.module),
+        most=config.execution.step_shapes,
     )
     return Setup(
         execution=execution,

@@ -27,6 +27,7 @@ ONLY_WITH = {  # calls that are safe with one keyword only
     "torch.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
     "AutoTokenizer.from_pretrained": ("trust_remote_code", False),
+    "_class_of(folder).from_pretrained": ("trust_remote_code", False),
 }
 NEVER = {"eval", "exec", "compile", "os.system", "os.popen", "__import__"}
 
@@ -74,6 +75,7 @@ def test_package_executes_no_external_code():
         "np.load(file, allow_pickle=True)",
         "numpy.load(file)",
         "AutoTokenizer.from_pretrained(folder)",
+        "_class_of(folder).from_pretrained(folder)",
         "AutoModel.from_pretrained(folder)",
         "load(folder, trust_remote_code=True)",
         "load(folder, trust_remote_code=given)",

@@ -15,6 +15,7 @@ from fedjax_lora.data.datasets import (
     conversation_registry,
     instruction_registry,
     official_formats,
+    stdlib_definitions,
     stdlib_docstrings,
 )
 from fedjax_lora.data.datasets.delimited import Layout
@@ -30,8 +31,15 @@ _GLUE_HUB = partial(Hub, "nyu-mll/glue", test="validation")
 
 _ALL = (
     Task(
+        "definitions",
+        "which package of Python's standard library a definition is from (built in, offline)",
+        "https://docs.python.org/3/library/",
+        tuple(stdlib_definitions.PACKAGES),
+        builtin=stdlib_definitions.read,
+    ),
+    Task(
         "docstrings",
-        "which part of Python's standard library a docstring comes from (built in, offline)",
+        "which part of Python's library a docstring of a held-out module is from (built in, hard)",
         "https://docs.python.org/3/library/",
         tuple(stdlib_docstrings.FAMILIES),
         builtin=stdlib_docstrings.read,

@@ -10,16 +10,16 @@ Left out: tests, `lib2to3` and `distutils` (removed in later versions) and `enco
 modules with identical docstrings).
 """
 
-import ast
 import functools
 import sysconfig
-import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.data.datasets import python_sources
+from fedjax_lora.data.datasets.python_sources import Text
 from fedjax_lora.data.datasets.records import Table
 
 TEST_SHARE = 0.2
@@ -71,12 +71,10 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     names = tuple(FAMILIES)
-    examples = [
-        (names.index(family), module, text)
-        for family, module, path in _modules(root)
-        for text in _docstrings(path)
-    ]
-    examples = _without_duplicates(examples)
+    files = list(_modules(root))
+    examples = python_sources.cached(
+        "docstrings", __file__, (path for _, _, path in files), lambda: _read(files)
+    )
     if len({family for family, *_ in examples}) < len(names):
         raise InputError(
             f"The task 'docstrings' needs the standard library's .py files, and {root} lacks them "
@@ -86,6 +84,17 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
     train = [example for example in examples if example[1] not in test_modules]
     test = [example for example in examples if example[1] in test_modules]
     return _table(train), _table(test)
+
+
+def _read(files: Sequence[tuple[str, str, Path]]) -> list[Text]:
+    label = {name: n for n, name in enumerate(FAMILIES)}
+    return _without_duplicates(
+        [
+            Text(label[family], module, text)
+            for family, module, path in files
+            for text in _docstrings(path)
+        ]
+    )
 
 
 def _modules(root: Path) -> Iterator[tuple[str, str, Path]]:
@@ -100,25 +109,13 @@ def _modules(root: Path) -> Iterator[tuple[str, str, Path]]:
 
 def _docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a module, its classes, functions and methods; none if unreadable."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in strings
-            tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    pending: list[ast.AST] = [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = " ".join((ast.get_docstring(node) or "").split())
-            if len(text) >= MIN_CHARACTERS and len(text.split()) >= MIN_WORDS:
-                yield text
-        # Only statements contain definitions; visiting expressions would take most of the time.
-        nested = [item for item in ast.iter_child_nodes(node) if isinstance(item, ast.stmt)]
-        pending.extend(reversed(nested))
+    for _, node in python_sources.definitions(path):
+        text = python_sources.docstring(node)
+        if len(text) >= MIN_CHARACTERS and len(text.split()) >= MIN_WORDS:
+            yield text
 
 
-def _without_duplicates(examples: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+def _without_duplicates(examples: list[Text]) -> list[Text]:
     """Keep each text once, and drop texts that occur in two families, whose class is ambiguous."""
     families = defaultdict(set)
     first = {}
@@ -129,7 +126,7 @@ def _without_duplicates(examples: list[tuple[int, str, str]]) -> list[tuple[int,
     return [example for key, example in first.items() if len(families[key]) == 1]
 
 
-def _test_modules(examples: list[tuple[int, str, str]]) -> set[str]:
+def _test_modules(examples: list[Text]) -> set[str]:
     """Choose whole modules for the test set until each family's share is near `TEST_SHARE`.
 
     Modules are ordered by a checksum of their names, which is as good as random; a module stays in
@@ -147,7 +144,7 @@ def _test_modules(examples: list[tuple[int, str, str]]) -> set[str]:
     return test
 
 
-def _table(examples: list[tuple[int, str, str]]) -> Table:
+def _table(examples: list[Text]) -> Table:
     families, modules, texts = (list(column) for column in zip(*examples, strict=True))
     rows = range(1, len(texts) + 1)
     return Table("the standard library", texts, families, rows, groups=modules)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, raise_all
@@ -14,6 +15,47 @@ from fedjax_lora.models.module_types import Config
 
 MOST_LABELS = 10**6
 _SUPPORTED = (*FAMILIES, *DECODERS)
+_SHARED_KINDS = {
+    "vocab_size": int,
+    "max_position_embeddings": int,
+    "pad_token_id": int,
+    "initializer_range": float,
+}
+_BERT_KINDS = _SHARED_KINDS | {
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "intermediate_size": int,
+    "hidden_act": str,
+    "hidden_dropout_prob": float,
+    "attention_probs_dropout_prob": float,
+    "layer_norm_eps": float,
+    "type_vocab_size": int,
+}
+_DISTILBERT_KINDS = _SHARED_KINDS | {
+    "dim": int,
+    "n_layers": int,
+    "n_heads": int,
+    "hidden_dim": int,
+    "activation": str,
+    "dropout": float,
+    "attention_dropout": float,
+    "seq_classif_dropout": float,
+}
+_DISTILBERT_NAMES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+}
+_KINDS: Mapping[str, Mapping[str, type]] = MappingProxyType(
+    {
+        "albert": _BERT_KINDS | {"embedding_size": int, "classifier_dropout_prob": float},
+        "bert": _BERT_KINDS,
+        "distilbert": _DISTILBERT_KINDS,
+        "roberta": _BERT_KINDS,
+    }
+)
+"""What is read of the config of each family of encoders."""
 
 
 def read_config(folder: Path, **options: object) -> Config:
@@ -63,11 +105,13 @@ def from_json(
     Raises:
       InputError: lists all unsupported architectures and features.
     """
+    family = _family(raw, where=where, name=name)
+    raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
+    if _is_complete(raw, family):
+        return EncoderConfig(**{**_fields(_stated(raw, family), family), **options})
     from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    family = _family(raw, where=where, name=name)
-    raise_all(f"{where} asks for what is not supported", _unsupported(raw, family))
     try:
         hf = CONFIG_MAPPING[family](**raw)
         if family in DECODERS:
@@ -76,6 +120,29 @@ def from_json(
         reason = " ".join(str(error).split())
         raise InputError(f"{where} is not a valid {family} configuration ({reason}).") from error
     return EncoderConfig(**{**_fields(hf, family), **options})
+
+
+def _is_complete(raw: Mapping[str, Any], family: str) -> bool:
+    """Whether all that is read of an encoder's config is stated, and is of the right type.
+
+    Its defaults are then not needed: the classes of `transformers` that hold them import PyTorch
+    where that is installed, which takes seconds.
+    """
+    kinds = _KINDS.get(family, {})
+    others = {"classifier_dropout", "num_labels", "id2label", *_KINDS["bert"]} - kinds.keys()
+    return (
+        bool(kinds)
+        and all(type(raw.get(name)) is kind for name, kind in kinds.items())
+        and all(raw.get(name) is None for name in others)
+    )
+
+
+def _stated(raw: Mapping[str, Any], family: str) -> SimpleNamespace:
+    """Return a complete config with the attributes that the class of `transformers` would have."""
+    fields = {"architectures": None, **raw, "classifier_dropout": None, "num_labels": 2}
+    if family == "distilbert":
+        fields |= {name: raw[own] for name, own in _DISTILBERT_NAMES.items()}
+    return SimpleNamespace(**fields)
 
 
 def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:

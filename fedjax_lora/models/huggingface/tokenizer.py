@@ -1,16 +1,39 @@
 """The tokenizer of a checkpoint folder."""
 
+import importlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, first_names
 from fedjax_lora.core.tokenizer import Tokenizer
-from fedjax_lora.core.untrusted_files import first_line
+from fedjax_lora.core.untrusted_files import first_line, read_json
 from fedjax_lora.models.module_types import Config
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+_OF_FAMILY: Mapping[str, str] = MappingProxyType(
+    {
+        "albert": "AlbertTokenizer",
+        "bert": "BertTokenizer",
+        "distilbert": "BertTokenizer",
+        "roberta": "RobertaTokenizer",
+    }
+)
+"""The class of a family's tokenizers, unless their files name another."""
+
+_MODULES: Mapping[str, str] = MappingProxyType(
+    {
+        "AlbertTokenizer": "models.albert.tokenization_albert",
+        "BertTokenizer": "models.bert.tokenization_bert",
+        "DistilBertTokenizer": "models.distilbert.tokenization_distilbert",
+        "RobertaTokenizer": "models.roberta.tokenization_roberta",
+        "TokenizersBackend": "tokenization_utils_tokenizers",
+    }
+)
+"""Modules of `transformers` with classes of tokenizers; none of them imports PyTorch."""
 
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
@@ -26,11 +49,9 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     _check_sentencepiece(folder)
-    from transformers import AutoTokenizer
-
     try:
         # Explicitly False: by default `transformers` asks on the terminal whether to run such code.
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = _class_of(folder).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         tokenizer.get_vocab()
@@ -52,6 +73,34 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
             "embedding; save the model after resize_token_embeddings, or use its own tokenizer."
         )
     return _padding_with_end(tokenizer)
+
+
+def _class_of(folder: Path) -> Any:
+    """Return the class that `AutoTokenizer` would choose, or that one itself if it is not plain.
+
+    `AutoTokenizer` imports PyTorch where that is installed, which takes seconds.
+    """
+    config, options = (_json_object(folder / f"{x}config.json") for x in ("", "tokenizer_"))
+    family = _OF_FAMILY.get(str(config.get("model_type")))
+    name = options.get("tokenizer_class") or config.get("tokenizer_class") or family
+    name = str(name).replace("PreTrainedTokenizerFast", "TokenizersBackend").removesuffix("Fast")
+    if family and name in _MODULES and "auto_map" not in options:
+        try:
+            return getattr(importlib.import_module(f"transformers.{_MODULES[name]}"), name)
+        except (ImportError, AttributeError):  # of another version of transformers
+            pass
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is none."""
+    try:
+        values = read_json(file)
+    except InputError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _padding_with_end(tokenizer: Tokenizer) -> Tokenizer:

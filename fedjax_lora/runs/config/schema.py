@@ -167,6 +167,9 @@ class ExecutionConfig(_Group):
     """Mode sharded: sizes of the mesh axes clients and model, -1 for all remaining devices. The
     cohort is divided along clients. With more than one device along model the base is divided too:
     each device stores a part of every matrix."""
+    step_shapes: int = 3
+    """Compile local steps for at most so many sizes of a batch, full or half: with fewer of them a
+    run begins sooner, and computes more padding."""
     eval_every: int = 1
     """Evaluate the global model every so many rounds, and after the last."""
     eval_batch: int = 64

@@ -34,6 +34,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "model.layers": (1, math.inf),
     "execution.clients_per_step": (1, math.inf),
     "execution.devices": (1, math.inf),
+    "execution.step_shapes": (1, 16),
     "execution.eval_every": (1, math.inf),
     "execution.eval_batch": (1, LARGEST_BATCH),
     "execution.checkpoint_every": (1, math.inf),

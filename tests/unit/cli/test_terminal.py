@@ -70,3 +70,41 @@ def test_a_closed_pipe_is_the_error_that_the_command_line_answers():
     console.file = Closed()
     with pytest.raises(BrokenPipeError):
         console.print("x")
+
+
+RECORD = {"round": 3, "train_seconds": 0.5, "train_tokens": 1234}
+
+
+def rounds_bar(monkeypatch, *, terminals):
+    """A console, a bar over five rounds, and what is written to the streams of these names."""
+    streams = {name: io.StringIO() for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        stream.isatty = lambda name=name: name in terminals
+        monkeypatch.setattr(f"sys.{name}", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    console = terminal.make_console()
+    with terminal.RoundsBar(console, 5) as bar:
+        bar.phase("round [3]")
+        bar.count(RECORD)
+        console.print("a row")
+    assert bar.rounds == 3
+    return [stream.getvalue() for stream in streams.values()]
+
+
+SHOWN = ("loading", "round [3]", "3/5", "2,468 tokens/s")
+
+
+def test_a_terminal_shows_phase_rounds_and_speed_below_the_rows(monkeypatch):
+    out, err = rounds_bar(monkeypatch, terminals=("stdout", "stderr"))
+    assert all(text in out for text in (*SHOWN, "a row"))
+    assert err == ""
+
+
+def test_the_bar_of_rows_in_a_file_is_on_standard_error(monkeypatch):
+    out, err = rounds_bar(monkeypatch, terminals=("stderr",))
+    assert out == "a row\n"
+    assert all(text in err for text in SHOWN)
+
+
+def test_without_a_terminal_nothing_but_the_rows_is_written(monkeypatch):
+    assert rounds_bar(monkeypatch, terminals=()) == ["a row\n", ""]

@@ -79,3 +79,13 @@ def test_step_shapes_are_those_of_the_length_buckets(by_length):
     same, unpadded = step_shapes(length, **options, unpadded=True)
     assert same == lengths
     assert unpadded == unpadded_shapes(length, lengths, batch=16, by_length=by_length) != padded
+
+
+@pytest.mark.parametrize("unpadded", [False, True])
+def test_with_one_shape_a_full_and_a_half_batch_are_left(unpadded):
+    length = np.random.default_rng(0).integers(3, 90, 200)
+    lengths, shapes = step_shapes(
+        length, longest=96, buckets=3, batch=16, unpadded=unpadded, most=1
+    )
+    assert lengths == (96,)
+    assert shapes == padded_shapes((8, 16), (96,))

@@ -33,6 +33,48 @@ def test_defaults_are_those_of_transformers():
     assert models.from_json({**BERT, "classifier_dropout": 0.3}).head_dropout == 0.3
 
 
+FAMILIES = ("albert", "bert", "distilbert", "roberta")
+
+
+def complete(family, **changed):
+    """A whole config, as `transformers` saves it, with values that are nobody's defaults."""
+    import transformers
+
+    made = transformers.AutoConfig.for_model(family, vocab_size=77, pad_token_id=3, **changed)
+    raw = made.to_dict()
+    numbers = {name: x * 0.5 for name, x in raw.items() if type(x) is float and x}
+    return raw | numbers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_complete_config_is_read_without_its_class(family, monkeypatch):
+    from fedjax_lora.models.huggingface import config as configs
+
+    raw = complete(family, architectures=["AModel"])
+    raw.pop("id2label", None)
+    assert configs._is_complete(raw, family)
+    got = models.from_json(raw)
+    monkeypatch.setattr(configs, "_is_complete", lambda raw, family: False)
+    assert got == models.from_json(raw)
+    assert got.vocab_size == 77 and got.pad_token_id == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": None}, {"vocab_size": True}, {"initializer_range": 1}, {"num_labels": 5},
+        {"pad_token_id": "0"}, {"id2label": {"0": "a", "1": "b", "2": "c"}},
+    ],
+)  # fmt: skip
+def test_any_other_config_is_read_by_its_class(family, change):
+    from fedjax_lora.models.huggingface import config as configs
+
+    raw = complete(family)
+    raw.pop("id2label", None)
+    assert not configs._is_complete(raw | change, family)
+
+
 def test_options_replace_fields():
     config = models.from_json(BERT, num_labels=7, dtype="bfloat16", pooling="mean")
     assert (config.num_labels, config.dtype, config.has_pooler) == (7, "bfloat16", False)

@@ -21,6 +21,7 @@ POSITIVE = st.floats(1e-6, 1e6) | st.integers(1, 9)
 RANGES: dict[str, st.SearchStrategy] = {
     **dict.fromkeys(("rounds", "min_examples", "batch", "epochs", "eval_every"), COUNT),
     **dict.fromkeys(("eval_batch", "checkpoint_every", "checkpoint_keep"), COUNT),
+    "step_shapes": st.integers(1, 16),
     "clients": st.integers(10, 1000),
     "cohort": st.integers(1, 10),
     "max_length": st.integers(4, 512),
