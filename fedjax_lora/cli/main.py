@@ -43,7 +43,7 @@ USAGE = """usage: fedjax-lora COMMAND [OPTIONS]
 Federated LoRA fine-tuning of one language model with clients of different ranks.
 
 commands:
-  run       run a config; without options the demo on the standard library's docstrings
+  run       run a config; without options the demo on the standard library
   compare   run methods x seeds x any options, and write tables, a figure and a report
   evaluate  evaluate the model of a run, an adapter or a checkpoint; also per client and rank
   predict   predict labels and probabilities of texts, or generate answers

@@ -1,1 +1,1 @@
-"""Results of ``fedjax-lora run --demo``."""
+"""Results of the demo, ``fedjax-lora run``."""
