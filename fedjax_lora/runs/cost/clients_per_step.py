@@ -11,8 +11,8 @@ from fedjax_lora.runs.cost.outline import make_outline
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.setup import Setup
 
-ROOM = 0.85
-"""Share of a device's memory that the estimate may take: compilers need up to 1.2 times as much."""
+ROOM = 0.8
+"""Share of a device's memory that the estimate may take: compilers need up to 1.25 times that."""
 
 
 def choose_clients_per_step(
