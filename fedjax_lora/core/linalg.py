@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_lora.core.layerwise import map_layers
+from fedjax_lora.core.subspace import leading_triplets, matmul
 from fedjax_lora.core.types import LoRA
-
-matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 GRAM_SIZE_RATIO = 8  # smallest ratio of matrix size to requested rank for using the Gram matrix
 GRAM_ROUNDING = 10 * float(jnp.finfo(jnp.float32).eps)  # of eigenvalues, relative to the first
@@ -56,7 +55,15 @@ def norm(pair: LoRA) -> Float[Array, "*batch"]:
     The square root of `square_norm` is cheaper, but its traces subtract squares: for a product that
     is zero the result is the square root of the rounding error.
     """
-    return jnp.sqrt(jnp.sum(jnp.square(core(pair)), axis=(-2, -1)))
+    a, b = (x.astype(jnp.float32) for x in pair)
+    inputs, stacked, outputs = *a.shape[-2:], b.shape[-1]
+    if stacked >= min(inputs, outputs):
+        product = matmul(a, b)
+    elif inputs <= outputs:  # the larger factor is only multiplied
+        product = _each(lambda a, b: matmul(jnp.linalg.qr(a, mode="r"), b), a, b)
+    else:
+        product = _each(lambda a, b: matmul(a, jnp.linalg.qr(b.mT, mode="r").mT), a, b)
+    return jnp.sqrt(jnp.sum(jnp.square(product), axis=(-2, -1)))
 
 
 def singular_values(matrix: Float[Array, "*batch m n"]) -> Float[Array, "*batch k"]:
@@ -83,9 +90,10 @@ def svd(
 ) -> tuple[Float[Array, "*batch i R"], Float[Array, "*batch R"], Float[Array, "*batch R o"]]:
     """Compute the ``rank`` leading singular triplets of ``a @ b``.
 
-    Two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 + k^3)``; the
-    dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes. Leading
-    axes are layers, see `fedjax_lora.core.layerwise`.
+    On a CPU two thin QR factorisations and the SVD of their ``k x k`` core, ``O((i + o) k^2 +
+    k^3)``; the dense product where ``k`` reaches ``min(i, o)``. The choice is made from the shapes.
+    On accelerators subspace iteration, see `fedjax_lora.core.subspace`. Leading axes are layers,
+    see `fedjax_lora.core.layerwise`.
 
     Args:
       pair: ``[..., i, k]`` and ``[..., k, o]``.
@@ -98,7 +106,13 @@ def svd(
     a, b = (x.astype(jnp.float32) for x in pair)
     inputs, stacked = a.shape[-2:]
     thin = stacked < min(inputs, b.shape[-1])
-    u, s, vt = _each(functools.partial(_svd_thin if thin else _svd_dense, rank=rank), a, b)
+    by_lapack = functools.partial(_svd_thin if thin else _svd_dense, rank=rank)
+    by_products = functools.partial(leading_triplets, rank=min(rank, *a.shape[-2:], b.shape[-1]))
+
+    def one(a: Array, b: Array) -> Triplets:
+        return _fix_signs(*jax.lax.platform_dependent(a, b, cpu=by_lapack, default=by_products))
+
+    u, s, vt = _each(one, a, b)
     missing = rank - s.shape[-1]
     if missing > 0:
         pad = lambda x, *axes: jnp.pad(x, [(0, missing * (n in axes)) for n in range(x.ndim)])  # noqa: E731
@@ -145,25 +159,21 @@ def _svd_thin(a: Array, b: Array, *, rank: int) -> Triplets:
     q_a, r_a = jnp.linalg.qr(a)
     q_b, r_b = jnp.linalg.qr(b.mT)
     u, s, vt = _leading(matmul(r_a, r_b.mT), rank)
-    return _fix_signs(matmul(q_a, u), s, matmul(vt, q_b.mT))
+    return matmul(q_a, u), s, matmul(vt, q_b.mT)
 
 
 def _svd_dense(a: Array, b: Array, *, rank: int) -> Triplets:
-    return _fix_signs(*_leading(matmul(a, b), rank))
+    return _leading(matmul(a, b), rank)
 
 
 def _leading(m: Array, rank: int) -> Triplets:
-    """Leading triplets of a matrix; on a CPU a few triplets of a large one use its Gram matrix."""
+    """Leading triplets of a matrix by LAPACK; a few of a large one from its Gram matrix."""
     if m.shape[0] < m.shape[1]:
         u, s, vt = _leading(m.mT, rank)
         return vt.mT, s, u.mT
     if m.shape[1] < GRAM_SIZE_RATIO * rank:
         return _from_svd(m, rank=rank)
-    return jax.lax.platform_dependent(
-        m,
-        cpu=functools.partial(_from_gram, rank=rank),
-        default=functools.partial(_from_svd, rank=rank),
-    )
+    return _from_gram(m, rank=rank)
 
 
 def _from_svd(m: Array, *, rank: int) -> Triplets:

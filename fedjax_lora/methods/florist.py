@@ -121,14 +121,19 @@ class _Florist:
     ) -> tuple[LoRA, Array]:
         """One layer's factors, and how many of their components carry the energy."""
         stacks = weighted_stack(LoRA(a, b), gain, share)
-        widest = min(stacks.a.shape[-2], *stacks.b.shape[-2:])
-        u, s, vt = linalg.svd(stacks, max(widest, self.spec.rank))
-        used = jnp.minimum(components_kept(s, self.threshold), self.spec.rank)
-        u, s, vt = (x[..., : self.spec.rank] for x in (u, s, vt.mT))
-        new = split(u, s / self.spec.server_scale, vt.mT, self.sigma)
+        u, s, vt = linalg.svd(stacks, self.spec.rank)
+        used = components_kept(s, self.threshold, beyond=self._missed(stacks, u * s[None], vt))
+        new = split(u, s / self.spec.server_scale, vt, self.sigma)
         mask = lora.prefix_mask(used, self.spec.rank)
         cut = LoRA(jnp.where(mask[None], new.a, fresh[0]), jnp.where(mask[:, None], new.b, 0.0))
         return cut, used
+
+    def _missed(self, stacks: LoRA, a: Array, b: Array) -> Array:
+        """The energy of the product that is not in its `R` leading triplets ``a @ b``."""
+        if self.spec.rank >= min(stacks.a.shape[-2], *stacks.b.shape[-2:]):
+            return jnp.zeros(())
+        rest = LoRA(jnp.concatenate([stacks.a, -a], -1), jnp.concatenate([stacks.b, b], -2))
+        return jnp.square(linalg.norm(rest))
 
     def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         """Up a client's own components, down those of them that are in use."""
@@ -141,14 +146,14 @@ class _Florist:
         return Traffic(up=rank * self.spec.component_size * FLOAT_BYTES, down=down)
 
 
-def components_kept(s: Array, threshold: float) -> Array:
+def components_kept(s: Array, threshold: float, *, beyond: Array | float = 0.0) -> Array:
     """The smallest number of leading values that keep the share of the energy: ``int32[...]``.
 
     Args:
-      s: singular values, descending, ``[..., k]``.
+      s: the first singular values, descending, ``[..., k]``; not more than `k` are kept.
       threshold: share of ``sum s^2``.
+      beyond: ``sum s^2`` of all further values, ``[...]``.
     """
-    energy = jnp.square(s)
-    beyond = jnp.flip(jnp.cumsum(jnp.flip(energy, -1), -1), -1)  # from component j on
-    total = beyond[..., :1]
-    return jnp.sum(beyond > (1 - threshold) * total, axis=-1).astype(jnp.int32)
+    rest = jnp.flip(jnp.cumsum(jnp.flip(jnp.square(s), -1), -1), -1)  # from component j on
+    rest = rest + jnp.asarray(beyond)[..., None]
+    return jnp.sum(rest > (1 - threshold) * rest[..., :1], axis=-1).astype(jnp.int32)
