@@ -8,6 +8,8 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
+from fedjax_lora.core.target import current_target
+
 _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 
@@ -66,3 +68,32 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "tanh": jnp.tanh,
     }
 )
+
+
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """Apply an activation function.
+
+    On accelerators the backward pass reads its derivative, in the dtype of ``x``; differentiated by
+    JAX it would read several arrays of this size. A CPU gains nothing by that.
+
+    Args:
+      name: a key of `ACTIVATIONS`.
+      x: any array.
+    """
+    return ACTIVATIONS[name](x) if current_target().is_cpu else _keeping_derivative(name, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _keeping_derivative(name: str, x: jax.Array) -> jax.Array:
+    return ACTIVATIONS[name](x)
+
+
+def _forward(name: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(ACTIVATIONS[name], (x,), (jnp.ones_like(x),))
+
+
+def _backward(name: str, derivative: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (gradient * derivative,)
+
+
+_keeping_derivative.defvjp(_forward, _backward)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fedjax_lora.core.target import current_target
+
 
 def attend(
     query: Float[Array, "n t heads d"],
@@ -17,20 +19,30 @@ def attend(
 ) -> Float[Array, "n t heads d"]:
     """Compute masked dot-product attention.
 
+    Without dropout it is computed again in the backward pass on accelerators, where keeping scores
+    and weights costs more time than the two products; a CPU gains nothing by that.
+
     Args:
       query: one per token and head.
       key: with fewer heads than `query`, each is shared by a group of neighbouring query heads.
       value: as `key`.
       mask: True where a token (third axis, or all tokens if its size is 1) may attend.
-      drop: dropout of the attention weights; None applies none and allows fused kernels.
+      drop: dropout of the attention weights; None applies none.
     """
     if drop is None:
-        # JAX's attention promotes bfloat16 to float32, which strict promotion rules refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        if current_target().is_cpu:
+            return _attend(query, key, value, mask)
+        return jax.checkpoint(_attend)(query, key, value, mask)
     group = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
     scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
     weights = drop(jax.nn.softmax(scores).astype(value.dtype))
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+
+def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    # JAX's attention promotes bfloat16 to float32, which strict promotion rules refuse. It is plain
+    # XLA on every platform unless an implementation is asked for.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
-from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.activations import activate
 from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
 from fedjax_lora.models.kv_cache import Cache, View, advance, make_view, update_layer
+from fedjax_lora.models.norms import rms_norm
 from fedjax_lora.models.rope import rotate
 
 
@@ -54,8 +55,7 @@ def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn
 
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
     """RMSNorm computed in float32, with its result in the compute dtype."""
-    norm = nn.RMSNorm(name=name, epsilon=config.norm_eps, dtype=jnp.float32)
-    return norm(x.astype(jnp.float32)).astype(config.dtype)
+    return rms_norm(x, name=name, eps=config.norm_eps, dtype=config.dtype)
 
 
 class Attention(nn.Module):
@@ -106,7 +106,7 @@ class FeedForward(nn.Module):
             _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
             for name in ("gate_proj", "up_proj")
         )
-        y = ACTIVATIONS[config.activation](gate) * up
+        y = activate(config.activation, gate) * up
         return _dense(config, config.hidden, "down_proj", bias=config.mlp_bias)(y)
 
 

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.quantization import promote
 from fedjax_lora.models import layer_stack
-from fedjax_lora.models.activations import ACTIVATIONS
+from fedjax_lora.models.activations import activate
 from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder_config import EncoderConfig
+from fedjax_lora.models.norms import layer_norm
 from fedjax_lora.models.unpadding import Layout, layout
 
 Tokens = Int[Array | np.ndarray, "n t"]
@@ -46,11 +47,7 @@ def dense(config: EncoderConfig, features: int, name: str, dtype: str | None = N
 
 def _normalise(config: EncoderConfig, x: Array) -> Array:
     """LayerNorm computed in float32, with its result in the compute dtype."""
-    # The fast variance E[x^2] - E[x]^2 cancels; PyTorch computes the exact one.
-    norm = nn.LayerNorm(
-        name="norm", epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False
-    )
-    return norm(x.astype(jnp.float32)).astype(config.dtype)
+    return layer_norm(x, name="norm", eps=config.layer_norm_eps, dtype=config.dtype)
 
 
 class Embeddings(nn.Module):
@@ -65,16 +62,18 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "n t {self.config.embedding_size}"]:
         """Compute the embeddings, in the compute dtype."""
         config = self.config
-        x = self._table("word", config.vocab_size)(input_ids)
-        x = x + self._table("position", config.max_positions)(_positions(config, input_ids))
+        x = self._rows("word", config.vocab_size, input_ids)
+        x = x + self._rows("position", config.max_positions, _positions(config, input_ids))
         if config.type_vocab:
             types = jnp.zeros_like(input_ids) if token_types is None else token_types
-            x = x + self._table("token_type", config.type_vocab)(types)
+            x = x + self._rows("token_type", config.type_vocab, types)
         x = _normalise(config, x)
         return nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(x)
 
-    def _table(self, name: str, rows: int) -> nn.Embed:
-        return nn.Embed(rows, self.config.embedding_size, name=name, dtype=jnp.float32)
+    def _rows(self, name: str, rows: int, index: Int[Array, "*n"]) -> Array:
+        # Rows are looked up before the cast, so that the table is not copied.
+        table = nn.Embed(rows, self.config.embedding_size, name=name)
+        return table(jnp.asarray(index)).astype(jnp.float32)
 
 
 def _positions(config: EncoderConfig, input_ids: Tokens) -> Int[Array, "_n t"]:
@@ -131,7 +130,7 @@ class FeedForward(nn.Module):
         """Apply the block."""
         config = self.config
         y = dense(config, config.intermediate, "intermediate")(x)
-        y = dense(config, config.hidden, "output")(ACTIVATIONS[config.activation](y))
+        y = dense(config, config.hidden, "output")(activate(config.activation, y))
         if config.traits.feed_forward_dropout:
             y = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(y)
         return _normalise(config, x + y)
