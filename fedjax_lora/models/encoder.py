@@ -70,7 +70,7 @@ class Embeddings(nn.Module):
         x = _normalise(config, x)
         return nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)(x)
 
-    def _rows(self, name: str, rows: int, index: Int[Array, "*n"]) -> Array:
+    def _rows(self, name: str, rows: int, index: Int[Array | np.ndarray, "*n"]) -> Array:
         # Rows are looked up before the cast, so that the table is not copied.
         table = nn.Embed(rows, self.config.embedding_size, name=name)
         return table(jnp.asarray(index)).astype(jnp.float32)

@@ -4,6 +4,7 @@ On a CPU `linalg.svd` uses LAPACK; here the function that accelerators use is ca
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ SPECTRA = {
 }
 
 
-def leading(a: np.ndarray, b: np.ndarray, rank: int = WANTED) -> tuple[np.ndarray, ...]:
+def leading(a: Any, b: Any, rank: int = WANTED) -> tuple[np.ndarray, ...]:
     a, b = (jnp.asarray(x, jnp.float32) for x in (a, b))
     return tuple(np.asarray(x, np.float64) for x in subspace.leading_triplets(a, b, rank))
 

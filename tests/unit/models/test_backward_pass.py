@@ -37,7 +37,8 @@ def gradients(fn: Any, *arrays: jax.Array) -> Any:
     """Of a loss that weighs every entry of the result differently."""
 
     def loss(*arrays: jax.Array) -> jax.Array:
-        y = fn(*arrays).astype(jnp.promote_types(arrays[0].dtype, jnp.float32))
+        y = fn(*arrays)
+        y = y.astype(jnp.float64 if y.dtype == jnp.float64 else jnp.float32)
         return jnp.sum(y * numbers(*y.shape, seed=9, dtype=y.dtype.name))
 
     return jax.grad(loss, argnums=tuple(range(len(arrays))))(*arrays)
@@ -137,9 +138,11 @@ def test_gradients_of_factors_for_several_clients(family: str, remat: bool, dtyp
 
         return jax.grad(loss)(adapter)
 
-    want = jax.jit(jax.vmap(gradient))(clients, ids)
-    with compiling_for(TPU):
-        got = jax.jit(jax.vmap(gradient))(clients, ids)
+    # JAX's own attention in bfloat16 is lowered by rules that promote.
+    with jax.numpy_dtype_promotion("standard"):
+        want = jax.jit(jax.vmap(gradient))(clients, ids)
+        with compiling_for(TPU):
+            got = jax.jit(jax.vmap(gradient))(clients, ids)
     for path, pair in want.items():
         tolerance = 1e-5 if dtype == "float32" else 0.1
         close(got[path], pair, tolerance)
