@@ -244,6 +244,11 @@ _PACKAGES = {"tensorboard": "tensorboardX"}
 """Modules that trackers need, where they are not named like the tracker."""
 
 
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be imported; it is not."""
+    return importlib.util.find_spec(module) is not None
+
+
 def check_trackers(specs: Sequence[str]) -> list[Tracker]:
     """Return the trackers that specs name, and check that their packages are installed.
 
@@ -253,7 +258,7 @@ def check_trackers(specs: Sequence[str]) -> list[Tracker]:
     trackers = [registry.build(spec, TRACKERS, "tracker") for spec in specs]
     for name in (registry.parse(spec, "tracker")[0] for spec in specs):
         module = _PACKAGES.get(name, name)
-        if importlib.util.find_spec(module) is None:
+        if not is_installed(module):
             raise InputError(
                 f"Tracker {name!r} needs the package {module}; install it with "
                 f"pip install 'fedjax-lora[{name}]'."

@@ -15,7 +15,7 @@ import fedjax_lora
 from experiments.robustness.malformed_input import good
 from experiments.robustness.malformed_input.case import Case, lay_out
 from fedjax_lora import InputError, data, models
-from fedjax_lora.cli import main
+from fedjax_lora.cli import main, run
 from fedjax_lora.models.huggingface import download, tensors
 from fedjax_lora.runs.config import DataConfig, ModelConfig, RunConfig
 from fedjax_lora.runs.sweep.runner import file_name
@@ -189,7 +189,7 @@ def test_result_file_names_hold_no_path():
     """Task and method come from configs that others may have written."""
     for text in ("../../x", "/etc/x", "a\\..\\b", "file(train='../x.csv')"):
         config = RunConfig(data=DataConfig(task=text))
-        out = main.default_out(config)
+        out = run.default_out(config)
         assert out.parts[0] == "runs" and len(out.parts) == 2 and ".." not in out.parts[1]
         assert re.fullmatch(r"[\w.-]+", file_name(config))
 
