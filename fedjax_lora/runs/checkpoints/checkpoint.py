@@ -9,6 +9,7 @@ its fingerprint. The folder takes its name when all of it is written.
 import json
 import logging
 import pathlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,9 @@ ABOUT, ARRAYS = "about.json", "arrays"
 
 RENAMED: Mapping[str, str] = {"told": "logged_rank"}
 """Arrays of version 0.1 that have another name now."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Orbax numbers its operations by a counter of the process: those of two threads would mix."""
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +132,10 @@ def save(
     }
 
     def fill(partial: pathlib.Path) -> None:
-        with plain_path(partial) as place, _checkpointer() as checkpointer:
-            checkpointer.save(place / ARRAYS, tree)
-        _check_readable(partial, tree)
+        with _ONE_AT_A_TIME:
+            with plain_path(partial) as place, _checkpointer() as checkpointer:
+                checkpointer.save(place / ARRAYS, tree)
+            _check_readable(partial, tree)
         atomic_io.write(partial / ABOUT, json.dumps(about) + "\n")
         write_checksums(partial)
 

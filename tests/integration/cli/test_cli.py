@@ -217,7 +217,7 @@ def test_a_bad_config_file_is_explained(tmp_path, capsys):
     path = tmp_path / "config.json"
     for text, sentence in [
         ("{", "not JSON"),
-        ("[]", "JSON object"),
+        ("[]", "must map names"),
         ('{"federation": {"cohrot": 2}}', "did you mean 'cohort'"),
         ('{"federation": {"cohort": "two"}}', "federation.cohort cannot be 'two'"),
     ]:
@@ -253,7 +253,8 @@ def test_out_of_memory_is_reported_in_one_sentence(
 ):
     for option in (word for word in told if word.startswith("--")):
         with pytest.raises(SystemExit):
-            main.main(["run" if option == "--explain" else command, "--help"])
+            shown = "run" if option == "--explain" else command
+            main.main([shown, "--help-all" if shown == "run" else "--help"])
         assert option in capsys.readouterr().out, "what is advised must be there"
 
     def work(args):

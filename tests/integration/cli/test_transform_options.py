@@ -42,7 +42,7 @@ def test_run_with_all_transform_options(tmp_path, monkeypatch):
     first, second = (json.loads(line) for line in lines)
     assert 0 < first["epsilon_sampled"] < first["epsilon"] < second["epsilon"]
     # Two components of query and value of one layer, with an index each, and the head.
-    component, head = 2 * (384 + 384), 384 * 8 + 8
+    component, head = 2 * (384 + 384), 384 * 10 + 10
     matrices = 2 * 2 + 2
     assert first["up_bytes"] == 2 * (2 * component + head + 4 * matrices + 2 * 4)
     assert first["down_bytes"] == 2 * 4 * (2 * component + head)

@@ -82,7 +82,8 @@ def test_stopped_run_of_0_1_resumes_to_the_same_result(resumed):
     assert "another packages.fedjax-lora" in resumed.log
     lines = (SAVED / "finished" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert [record.keys() for record in result.records] == [record.keys() for record in records]
+    names = [record.keys() - {"clients"} for record in result.records]  # 0.1 did not write them
+    assert names == [record.keys() for record in records]
     for record, expected in zip(result.records, records, strict=True):
         for name, value in expected.items():
             assert record[name] == pytest.approx(value, rel=TOLERANCE), name

@@ -205,7 +205,7 @@ def test_conversations_are_refused_by_name(tmp_path):
         lines = f'{{"{name}": [{{"role": "user", "content": "a"}}]}}\n' * 2
         for ending in ("json", "jsonl"):
             message = refusal(named, write(tmp_path / f"a.{ending}", lines))
-            assert f"the conversations in '{name}' are not read" in message
+            assert f"the conversations in '{name}' are the task conversations(" in message
 
 
 def test_a_long_field_is_read(tmp_path):

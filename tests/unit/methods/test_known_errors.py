@@ -142,7 +142,7 @@ INVARIANTS = {
     ),
     "one client gets its own product back": (
         "test_properties",
-        "test_one_client_gets_its_own_model_back",
+        "test_aggregate_of_one_client_is_its_own_model",
     ),
     "the order of clients is irrelevant": (
         "test_properties",
@@ -150,7 +150,7 @@ INVARIANTS = {
     ),
     "the stack is the weighted sum of scaled products": (
         "test_flora",
-        "test_the_base_takes_up_the_exact_mean_of_products",
+        "test_base_absorbs_the_exact_mean_of_products",
     ),
     "the factors are the best of their rank": (
         "test_svd",
@@ -163,7 +163,7 @@ INVARIANTS = {
     "the scale is applied once": ("test_properties", "test_the_scale_is_applied_exactly_once"),
     "weights of every component sum to one": (
         "test_properties",
-        "test_weights_sum_to_one_where_claimed",
+        "test_averaging_weights_sum_to_one",
     ),
 }
 

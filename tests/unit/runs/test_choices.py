@@ -95,7 +95,7 @@ WRONG = [
     (RunConfig(local=LocalConfig(optimizer="adamw(weight=1)")), "did you mean 'weight_decay'"),
     (RunConfig(model=ModelConfig(model="minilmm")), "did you mean 'minilm'"),
     (RunConfig(data=DataConfig(task="agnews")), "did you mean 'ag_news'"),
-    (RunConfig(lora=LoraConfig(targets="((")), "bad regular expression"),
+    (RunConfig(lora=LoraConfig(targets="((")), "invalid regular expression"),
 ]
 
 
