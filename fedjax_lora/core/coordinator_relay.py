@@ -82,6 +82,9 @@ def _connect(near: socket.socket, host: str, port: int) -> None:
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     threading.Thread(target=_pass_on, args=(far, near), daemon=True).start()
     _pass_on(near, far)
+    # Closed alone, the connection would last for as long as the other thread waits on it.
+    with contextlib.suppress(OSError):
+        far.shutdown(socket.SHUT_RDWR)
     near.close()
     far.close()
 
