@@ -18,7 +18,7 @@ test:
 	$(PYTHON) -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 test-all:
-	$(PYTHON) -m pytest -n auto --maxprocesses=4 --dist=worksteal -m 'slow or not slow'
+	$(PYTHON) -m pytest -n auto --maxprocesses=4 --dist=worksteal -m 'not extras'
 
 lint:
 	$(PYTHON) -m ruff check .
