@@ -9,6 +9,7 @@ import ast
 import functools
 import inspect
 import re
+import threading
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from fedjax_lora.core.errors import InputError, raise_all, unknown
 
 T = TypeVar("T")
+
+
+_PARSER = threading.Lock()
+
+
+def parse_python(source: str | bytes, mode: Literal["exec", "eval"] = "exec") -> Any:
+    """Parse Python as `ast.parse` does, in one thread at a time.
+
+    Python 3.11 counts the depth of a tree for the whole process, and fails where threads mix.
+    """
+    with _PARSER:
+        return ast.parse(source, mode=mode)
 
 
 def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
@@ -32,7 +45,7 @@ def parse(spec: str, kind: str = "choice") -> tuple[str, dict[str, Any]]:
     """
     problem = f"{kind} {spec!r} is not written as name or name(option=value, ...)"
     try:
-        node = ast.parse(spec.strip(), mode="eval").body
+        node = parse_python(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{problem}; check the brackets and quotes.") from error
     if isinstance(node, ast.Name):

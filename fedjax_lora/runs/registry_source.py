@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from fedjax_lora.core.registry import parse_python
+
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 Factories = Mapping[str, Callable[..., Any]]
@@ -39,7 +41,7 @@ def read_factories(module: str, variable: str) -> Factories:
 def _parse(module: str) -> ast.Module:
     path = PACKAGE.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return parse_python(file.read_text(encoding="utf-8"))
 
 
 def _value(tree: ast.Module, variable: str) -> ast.expr | None:
@@ -169,7 +171,7 @@ def read_optimizers() -> Factories:
     assert spec is not None and spec.origin is not None
     root = pathlib.Path(spec.origin).parent
     optimizers = {}
-    for node in ast.parse((root / "__init__.py").read_text(encoding="utf-8")).body:
+    for node in parse_python((root / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optax._src."):
             file = root.parent.joinpath(*str(node.module).split(".")).with_suffix(".py")
             functions = _taking_rate(file)
@@ -185,7 +187,7 @@ def _taking_rate(file: pathlib.Path) -> Factories:
     if not file.is_file():
         return {}
     functions = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in parse_python(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             names = [x.arg for x in (*node.args.posonlyargs, *node.args.args)]
             if names[:1] == ["learning_rate"]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.cache import cache_dir
+from fedjax_lora.core.registry import parse_python
 
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -40,7 +41,7 @@ def definitions(path: Path) -> Iterator[tuple[str, Definition]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes in strings
-            tree = ast.parse(path.read_bytes())
+            tree = parse_python(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return
     pending: list[tuple[str, ast.AST]] = [("", tree)]

@@ -1,5 +1,7 @@
 """Specs: choices written as calls."""
 
+import ast
+import concurrent.futures
 from typing import Any, Literal
 
 import pytest
@@ -167,3 +169,11 @@ def test_all_problems_are_raised_together():
     with pytest.raises(InputError, match=r"^Trouble: one; two\.$"):
         raise_all("Trouble", (x for x in ("one", "two")))
     assert not issubclass(InputError, ValueError)  # which libraries catch and wrap
+
+
+def test_threads_parse_at_the_same_time():
+    """Python 3.11 mixes the depths of trees that two threads build."""
+    source = "def f(x):\n    return " + " + ".join(["x"] * 200) + "\n"
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(registry.parse_python, [source * 20] * 40))
+    assert len({ast.dump(tree) for tree in trees}) == 1
