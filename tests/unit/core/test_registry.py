@@ -2,6 +2,8 @@
 
 import ast
 import concurrent.futures
+import gc
+import time
 from typing import Any, Literal
 
 import pytest
@@ -172,8 +174,16 @@ def test_all_problems_are_raised_together():
 
 
 def test_threads_parse_at_the_same_time():
-    """Python 3.11 mixes the depths of trees that two threads build."""
-    source = "def f(x):\n    return " + " + ".join(["x"] * 200) + "\n"
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        trees = list(pool.map(registry.parse_python, [source * 20] * 40))
+    """Python 3.11 mixes the depths of trees where a collection lets another thread go on."""
+    source = ("def f(x):\n    return " + " + ".join(["x"] * 50) + "\n") * 5
+    let_others_run = lambda *_: time.sleep(1e-5)  # noqa: E731
+    threshold = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(500)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            trees = list(pool.map(registry.parse_python, [source] * 20))
+    finally:
+        gc.callbacks.remove(let_others_run)
+        gc.set_threshold(*threshold)
     assert len({ast.dump(tree) for tree in trees}) == 1
