@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from fedjax_lora.cli.terminal import make_console
+from fedjax_lora.core.registry import parse_python
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import schema
 
@@ -30,7 +31,7 @@ FIRST_DAY = (
 
 def field_docs() -> Mapping[str, str]:
     """Read the docstrings of all fields of a config, by dotted name."""
-    tree = ast.parse(inspect.getsource(schema))
+    tree = parse_python(inspect.getsource(schema))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     groups = [("", "RunConfig")] + [
         (f"{field.name}.", field.type.__name__)

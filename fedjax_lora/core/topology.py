@@ -1,10 +1,10 @@
 """Targets that are not at hand: the devices of TPU slices and GPUs, for their compilers alone."""
 
-import importlib.util
 import os
 
 from fedjax_lora.core.chips import CHIPS, Chip, TargetSpec
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.untrusted_files import first_line
 
 TPU_MODULE, GPU_MODULES = "libtpu", ("jax_plugins.xla_cuda13", "jax_cuda13_plugin")
@@ -17,24 +17,17 @@ def check_installed(spec: TargetSpec) -> None:
       InputError: it is not; says what to install.
     """
     if CHIPS[spec.chip].platform == "tpu":
-        if not _is_there(TPU_MODULE):
+        if not is_installed(TPU_MODULE):
             raise InputError(
                 f"Compiling for {spec} needs the TPU compiler, which runs without a TPU; install "
                 "it with: pip install 'fedjax-lora[aot]'"
             )
-    elif not all(map(_is_there, GPU_MODULES)):
+    elif not all(map(is_installed, GPU_MODULES)):
         raise InputError(
             f"Compiling for {spec} needs JAX's plugin for GPUs, which compiles without a GPU and "
             "without CUDA; install it in jax's own version with: pip install --no-deps "
             "jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION"
         )
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False
 
 
 def prepare_environment() -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data import prompts
 from fedjax_lora.data.datasets.records import Split
-from fedjax_lora.data.instruction_tokens import Encoded, check_tokenizer, token_ids
+from fedjax_lora.data.instruction_tokens import Encoded, check_tokenizer, fill_id, token_ids
 from fedjax_lora.data.tokenization import Tokens, cached, padded
 from fedjax_lora.data.turns import Turn
 
@@ -130,11 +130,16 @@ def _of_template(tokenizer: Tokenizer, turns: Sequence[Turn], date: str) -> list
 
 
 def _render(tokenizer: Tokenizer, turns: Sequence[Turn], date: str, **options: Any) -> str:
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    messages = _messages(turns)
     try:
         return prompts.render(tokenizer, messages, date, **options)
     except InputError as error:
         raise InputError(f"{str(error).rstrip('.')} (in {_begin(turns)}).") from error
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns as chat templates read them."""
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 def _begin(turns: Sequence[Turn]) -> str:
@@ -173,12 +178,12 @@ def _rows(
             row, learned = _joined(tokenizer, segments(format, tokenizer, turns, date=date), format)
         ids.append(np.array(row[:max_length], np.int32))
         types.append(np.array(learned[:max_length], np.int32))
-    return padded(ids, types, max_length, _fill(tokenizer))
+    return padded(ids, types, max_length, fill_id(tokenizer))
 
 
 def _marked(tokenizer: Tokenizer, turns: Sequence[Turn], date: str) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and which its template marks as generated."""
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    messages = _messages(turns)
     if not messages:
         return [], []
     made = prompts.render(
@@ -205,11 +210,6 @@ def _joined(
         row += new
         learned += [int(part.learned)] * len(new)
     return row, learned
-
-
-def _fill(tokenizer: Tokenizer) -> int:
-    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return cast(int, fill)  # a tokenizer without either is refused before
 
 
 def encode_texts(split: Split, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
@@ -240,6 +240,6 @@ def encode_texts(split: Split, tokenizer: Tokenizer, *, max_length: int) -> Enco
     if not ids:
         raise InputError(f"Not one of {len(split.texts)} texts has a token to be learned.")
     types = [(np.arange(len(row)) > 0).astype(np.int32) for row in ids]
-    arrays = padded(ids, types, max_length, _fill(tokenizer))
+    arrays = padded(ids, types, max_length, fill_id(tokenizer))
     of = np.array(index)
     return Encoded(split.take(of), Tokens(**arrays, label=split.labels[of]), of)

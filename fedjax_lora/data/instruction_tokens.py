@@ -171,8 +171,13 @@ def _rows(
             row = [*prompt, *answer, *end][:max_length]
             ids.append(np.array(row, np.int32))
             types.append((np.arange(len(row)) >= len(prompt)).astype(np.int32))
+    return padded(ids, types, max_length, fill_id(tokenizer))
+
+
+def fill_id(tokenizer: Tokenizer) -> int:
+    """Return the token that rows are filled with; `check_tokenizer` refuses those without any."""
     fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return padded(ids, types, max_length, cast(int, fill))
+    return cast(int, fill)
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:

@@ -12,7 +12,6 @@ behind with a warning, and the run goes on.
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import logging
 import pathlib
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 from fedjax_lora.core import atomic_io, registry
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
@@ -242,11 +242,6 @@ TRACKERS: dict[str, Callable[..., Tracker]] = {
 
 _PACKAGES = {"tensorboard": "tensorboardX"}
 """Modules that trackers need, where they are not named like the tracker."""
-
-
-def is_installed(module: str) -> bool:
-    """Return whether a top-level module can be imported; it is not."""
-    return importlib.util.find_spec(module) is not None
 
 
 def check_trackers(specs: Sequence[str]) -> list[Tracker]:

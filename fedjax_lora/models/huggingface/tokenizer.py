@@ -1,7 +1,6 @@
 """The tokenizer of a checkpoint folder."""
 
 import importlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedjax_lora.core.errors import InputError, first_names
+from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.untrusted_files import first_line, read_json
 from fedjax_lora.models.module_types import Config
@@ -140,16 +140,9 @@ def _check_sentencepiece(folder: Path) -> None:
     if not files or any((folder / name).is_file() for name in others):
         return
     needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-    missing = [name for name, module in needed.items() if not _is_installed(module)]
+    missing = [name for name, module in needed.items() if not is_installed(module)]
     if missing:
         raise InputError(
             f"The tokenizer in {folder} is {files[0]}, which needs {' and '.join(missing)} to be "
             "converted; install it (the extra [sentencepiece]), or save a tokenizer.json there."
         )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
-        return False

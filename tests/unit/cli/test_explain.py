@@ -38,7 +38,7 @@ FOUND = cost.Compiled(
 @pytest.fixture
 def installed(monkeypatch):
     """All compilers are there, and the environment is left alone."""
-    monkeypatch.setattr(topology, "_is_there", lambda module: True)
+    monkeypatch.setattr(topology, "is_installed", lambda module: True)
     monkeypatch.setattr(explain, "prepare_environment", lambda: None)
 
 
@@ -73,12 +73,12 @@ def test_other_words_are_refused_in_a_sentence(words, says, installed, capsys):
     ],
 )
 def test_a_compiler_that_is_not_installed_is_named(words, says, monkeypatch):
-    monkeypatch.setattr(topology, "_is_there", lambda module: False)
+    monkeypatch.setattr(topology, "is_installed", lambda module: False)
     with pytest.raises(InputError, match=says):
         explain.prepare_target(words)
     assert importlib.util.find_spec("libtpu_that_nobody_has") is None
     monkeypatch.undo()
-    assert not topology._is_there("no_such_package.inside")
+    assert not topology.is_installed("no_such_package.inside")
 
 
 def test_several_chips_imply_a_mesh(installed):

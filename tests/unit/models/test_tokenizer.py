@@ -43,10 +43,10 @@ def test_a_missing_sentencepiece_is_named(file, tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "LlamaTokenizer"})
     )
-    monkeypatch.setattr(tokenizers, "_is_installed", lambda module: module != "sentencepiece")
+    monkeypatch.setattr(tokenizers, "is_installed", lambda module: module != "sentencepiece")
     with pytest.raises(InputError, match=rf"{file}, which needs sentencepiece .*\[sentencepiece\]"):
         tokenizers.load_tokenizer(tmp_path, CONFIG)
-    monkeypatch.setattr(tokenizers, "_is_installed", lambda module: False)
+    monkeypatch.setattr(tokenizers, "is_installed", lambda module: False)
     with pytest.raises(InputError, match="needs sentencepiece and protobuf"):
         tokenizers.load_tokenizer(tmp_path, CONFIG)
 
