@@ -35,7 +35,7 @@ def model(*classes):
         (("good", "bad", "fine"), ("0", "1", "2"), None),
     ],
 )
-def test_labels_are_those_of_the_model(ours, theirs, labels):
+def test_labels_follow_the_class_order_of_the_model(ours, theirs, labels):
     ordered = evaluate._in_model_order(task_data(*theirs), model(*ours))
     if labels is None and ours != ("0", "1", "2"):
         with pytest.raises(InputError, match="its classes are"):

@@ -59,7 +59,7 @@ def on(words: str, memory: int | None):
         (["--explain", "--target", "v5e:2x2", "--measure"], "leave --measure out"),
     ],
 )
-def test_other_words_are_refused_in_a_sentence(words, says, installed, capsys):
+def test_invalid_explain_options_are_refused_in_one_sentence(words, says, installed, capsys):
     assert main.main(["run", *words]) == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.count("\n") == 1
@@ -72,7 +72,7 @@ def test_other_words_are_refused_in_a_sentence(words, says, installed, capsys):
         ("h200:8", r"Compiling for h200:8 needs .* jax-cuda13-plugin==VERSION jax-cuda13-pjrt"),
     ],
 )
-def test_a_compiler_that_is_not_installed_is_named(words, says, monkeypatch):
+def test_missing_tpu_compiler_is_named(words, says, monkeypatch):
     monkeypatch.setattr(topology, "is_installed", lambda module: False)
     with pytest.raises(InputError, match=says):
         explain.prepare_target(words)
@@ -81,12 +81,12 @@ def test_a_compiler_that_is_not_installed_is_named(words, says, monkeypatch):
     assert not topology.is_installed("no_such_package.inside")
 
 
-def test_several_chips_imply_a_mesh(installed):
+def test_target_of_several_chips_implies_a_mesh(installed):
     assert explain.check_target(RunConfig(), "v5e:4x4").execution.mode == "sharded"
     assert explain.check_target(RunConfig(), "v5e").execution == ExecutionConfig()
 
 
-def test_a_wrong_target_is_answered_without_jax():
+def test_unknown_target_is_refused_before_jax_is_imported():
     code = (
         "import sys; from fedjax_lora.cli import main; "
         "status = main.main(['run', '--explain', '--target', 'v9']); "
@@ -96,7 +96,7 @@ def test_a_wrong_target_is_answered_without_jax():
     assert done.returncode == 2
 
 
-def test_a_gpu_is_described_by_its_sheet():
+def test_gpu_target_is_described_by_its_data_sheet():
     from fedjax_lora.core.chips import CHIPS
 
     text = topology.gpu_description(CHIPS["h200"])
@@ -104,7 +104,7 @@ def test_a_gpu_is_described_by_its_sheet():
     assert text.count("{") == text.count("}") and str(parse_target("h200:2")) == "h200:2"
 
 
-def test_the_answer_has_parts_shares_and_what_is_not_in_it():
+def test_compiled_estimate_lists_memory_parts_traffic_time_and_omissions():
     lines = cost.format_compiled(FOUND, NEEDS, on("TPU v5 lite", 16_000 * MB))
     values = {line[:50].strip(): line[50:].split() for line in lines if len(line) > 50}
     assert lines[0] == "compiled for this target in 57 s; never run or timed on one"
@@ -119,7 +119,7 @@ def test_the_answer_has_parts_shares_and_what_is_not_in_it():
     assert lines[-1].endswith("not in these times: gathers, most copies, collectives")
 
 
-def test_a_compiler_without_cycles_gives_no_time():
+def test_without_cycle_counts_no_time_is_estimated():
     found = FOUND._replace(step_seconds=None, round_seconds=None, collectives={})
     lines = cost.format_compiled(found, NEEDS, on("NVIDIA", 16_000 * MB))
     assert "collectives in a round: none" in lines
@@ -131,7 +131,7 @@ def test_a_compiler_without_cycles_gives_no_time():
     [(cost.TooLarge(1600 * MB, 700 * MB, 20.0), 700 * MB), (FOUND, 450 * MB)],
     ids=["the compiler refuses", "it fits into no device of this kind"],
 )
-def test_too_little_memory_is_answered_in_numbers(found, memory):
+def test_insufficient_memory_states_needed_and_available_megabytes(found, memory):
     (line,) = cost.format_compiled(found, NEEDS, on("TPU v5 lite", memory))
     needed = 1600 if isinstance(found, cost.TooLarge) else 900
     assert f"does not fit: the compiler needs {needed}.0 MB of a device for 4 clients" in line
@@ -139,14 +139,14 @@ def test_too_little_memory_is_answered_in_numbers(found, memory):
     assert line.endswith("try --clients-per-step 1")
 
 
-def test_where_one_client_is_too_many_other_options_are_named():
+def test_if_one_client_does_not_fit_remat_and_smaller_batches_are_advised():
     one = NEEDS._replace(memory=MEMORY._replace(clients_per_step=1))
     (line,) = cost.format_compiled(cost.TooLarge(900 * MB, 700 * MB, 2.0), one, on("TPU", None))
     assert "try --remat, a smaller --batch" in line
 
 
 @pytest.mark.parametrize(("memory", "advised"), [(None, True), (10**10, True), (10**9, False)])
-def test_a_base_that_fits_should_not_be_divided(memory, advised):
+def test_sharding_a_base_that_fits_on_one_device_is_advised_against(memory, advised):
     divided = NEEDS._replace(devices=Devices("TPU v5 lite", 4, 4, 1))
     assert bool(cost.advice(divided, memory)) == advised
     assert cost.advice(NEEDS, memory) == []

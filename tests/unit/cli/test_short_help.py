@@ -28,13 +28,13 @@ def test_run_help_is_short_and_help_all_has_every_option(capsys):
 
 
 @pytest.mark.parametrize("name", ["hlora", "flora", "hlora(sigma='b')", "rolora"])
-def test_a_method_is_described(name, capsys):
+def test_method_description_has_its_paper_and_traffic(name, capsys):
     assert main.main(["methods", name]) == 0
     text = capsys.readouterr().out
     assert "arXiv" in text and "bytes up" in text and "Args:\n\n" not in text
 
 
-def test_traffic_of_a_method_is_counted_by_hand():
+def test_traffic_of_a_method_matches_a_hand_count():
     """Two factors of rank 8 on 768 x 768 in float32."""
     assert f"{2 * 8 * 768 * 4:,} bytes up, {2 * 8 * 768 * 4:,} down" in [*describe("hlora")][-1]
 
@@ -76,15 +76,15 @@ def script() -> str:
         (["run", "--config", "a"], []),
     ],
 )
-def test_bash_completes(script, words, offered):
+def test_bash_completion_offers_matching_words(script, words, offered):
     assert complete(script, "fedjax-lora", *words) == offered
 
 
 @pytest.mark.parametrize("words", [[], ["bash", "zsh"], ["tcsh"]])
-def test_other_shells_are_refused(words, capsys):
+def test_completion_for_other_shells_is_refused(words, capsys):
     assert main.main(["completion", *words]) == 2
     assert "bash" in capsys.readouterr().err
 
 
-def test_zsh_loads_the_functions_of_bash():
+def test_zsh_completion_reuses_the_bash_functions():
     assert completion.script("zsh", {}, {}).startswith("autoload")

@@ -17,7 +17,7 @@ def printed(capsys, *args):
     return capsys.readouterr().out
 
 
-def test_every_option_of_every_task_is_explained():
+def test_every_option_of_every_task_has_help():
     for name, factory in factories().items():
         for option in registry.options(factory):
             assert option.meaning.endswith("."), (name, option)
@@ -25,7 +25,7 @@ def test_every_option_of_every_task_is_explained():
 
 
 @pytest.mark.parametrize("name", tasks.OWN)
-def test_own_data(name, capsys, monkeypatch):
+def test_tasks_for_own_data_show_options_and_valid_examples(name, capsys, monkeypatch):
     """All options and three examples of how the task is written, each of them possible."""
     monkeypatch.setenv("COLUMNS", "200")
     text = printed(capsys, name)
@@ -36,7 +36,7 @@ def test_own_data(name, capsys, monkeypatch):
         assert find_task(spec).name == name
 
 
-def test_the_help_of_run_names_all_options_of_files():
+def test_run_help_names_all_options_of_file_tasks():
     with open(schema.__file__) as file:
         text = file.read()
     words = text.partition("Options of file:")[2].partition(";")[0].replace(",", " ").split()
@@ -55,7 +55,7 @@ def test_own_files_are_shown_with_three_examples(capsys, tmp_path, monkeypatch):
     assert "\x1b" not in text
 
 
-def test_conversations_show_what_is_learned(capsys, tmp_path):
+def test_conversation_examples_mark_the_learned_turns(capsys, tmp_path):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}))
     text = printed(
@@ -64,7 +64,7 @@ def test_conversations_show_what_is_learned(capsys, tmp_path):
     assert "user: hi" in text and "assistant (learned): yo" in text
 
 
-def test_a_task_that_cannot_be_loaded_says_why(capsys):
+def test_task_that_cannot_be_loaded_is_described_with_the_reason(capsys):
     text = printed(capsys, "gsm8k", "--data-dir", "/nowhere")
     assert "answer_tokens" in text and "metric: exact_match" in text
     assert "No examples are shown: There is no folder /nowhere" in text

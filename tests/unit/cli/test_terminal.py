@@ -23,7 +23,7 @@ def test_path_is_printed_without_markup(name, capsys):
     assert capsys.readouterr().out.endswith(f"results in {name}\n{name}: row\n")
 
 
-def test_what_was_left_out_and_where_a_run_began_are_told(capsys):
+def test_summary_reports_skipped_examples_and_the_starting_score(capsys):
     summary = {"perplexity": 2.0, "start_perplexity": 3.0, "rounds": 1, "seconds": 1.0}
     summary |= {"train_test_overlap": 0, "skipped_examples": 2}
     terminal.print_summary(terminal.make_console(), summary, "perplexity", pathlib.Path("out"))
@@ -32,7 +32,7 @@ def test_what_was_left_out_and_where_a_run_began_are_told(capsys):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_status_line_shows_names_without_markup(name):
+def test_status_line_prints_names_without_markup(name):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with console.status("loading") as status:
         status.update(terminal.plain(name))
@@ -41,7 +41,7 @@ def test_status_line_shows_names_without_markup(name):
     assert name in console.file.getvalue()
 
 
-def test_notes_on_a_template_that_asks_otherwise_than_it_writes(capsys):
+def test_chat_template_with_a_different_generation_prompt_is_noted(capsys):
     made = make_tokenizer()
     made.chat_template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
@@ -59,7 +59,7 @@ def test_notes_on_a_template_that_asks_otherwise_than_it_writes(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_closed_pipe_is_the_error_that_the_command_line_answers():
+def test_closed_pipe_raises_broken_pipe_error():
     """Rich would end the program with status 1."""
 
     class Closed(io.StringIO):
@@ -94,17 +94,17 @@ def rounds_bar(monkeypatch, *, terminals):
 SHOWN = ("loading", "round [3]", "3/5", "2,468 tokens/s")
 
 
-def test_a_terminal_shows_phase_rounds_and_speed_below_the_rows(monkeypatch):
+def test_terminal_shows_phase_rounds_and_speed_below_the_rows(monkeypatch):
     out, err = rounds_bar(monkeypatch, terminals=("stdout", "stderr"))
     assert all(text in out for text in (*SHOWN, "a row"))
     assert err == ""
 
 
-def test_the_bar_of_rows_in_a_file_is_on_standard_error(monkeypatch):
+def test_if_rows_go_to_a_file_the_progress_bar_is_on_standard_error(monkeypatch):
     out, err = rounds_bar(monkeypatch, terminals=("stderr",))
     assert out == "a row\n"
     assert all(text in err for text in SHOWN)
 
 
-def test_without_a_terminal_nothing_but_the_rows_is_written(monkeypatch):
+def test_without_a_terminal_only_rows_are_written(monkeypatch):
     assert rounds_bar(monkeypatch, terminals=()) == ["a row\n", ""]

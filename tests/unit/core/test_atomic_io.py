@@ -38,7 +38,7 @@ def test_new_file_has_the_permissions_of_the_umask(umask, tmp_path):
         assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
-def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+def test_replaced_file_keeps_its_permissions(tmp_path):
     file = tmp_path / "file"
     file.touch(mode=0o600)
     atomic_io.write(file, b"bytes")

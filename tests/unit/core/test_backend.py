@@ -8,7 +8,7 @@ from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
 
 
-def test_x64_mode_is_refused_by_the_name_of_its_switch(tmp_path, key):
+def test_x64_mode_is_refused_and_its_option_named(tmp_path, key):
     check_backend()
     jax.config.update("jax_enable_x64", True)
     try:

@@ -21,7 +21,7 @@ from fedjax_lora.core.errors import InputError
         ("h200:16", ("h200", "1x2x8", 16), "h200:16"),
     ],
 )
-def test_words_name_a_target(words, spec, shown):
+def test_target_names_are_parsed(words, spec, shown):
     assert tuple(parse_target(words)) == spec and str(parse_target(words)) == shown
 
 
@@ -41,13 +41,13 @@ def test_words_name_a_target(words, spec, shown):
         ("h100:" + 9 * "8", "names no number"),
     ],
 )
-def test_other_words_are_refused_with_those_that_are_known(words, says):
+def test_unknown_target_is_refused_with_the_known_ones(words, says):
     with pytest.raises(InputError, match=says):
         parse_target(words)
 
 
 @pytest.mark.parametrize("name", CHIPS)
-def test_a_chip_is_a_possible_one(name):
+def test_clock_rates_implied_by_the_chip_table_are_plausible(name):
     """Clocks follow from peak and matrix units: between 1 and 2 GHz for every TPU of the sheet."""
     chip = CHIPS[name]
     assert chip_of_kind(chip.kind) is chip
@@ -57,7 +57,7 @@ def test_a_chip_is_a_possible_one(name):
         assert chip.memory < chip.device_memory and chip.cores and chip.bandwidth > 1e12
 
 
-def test_words_are_read_without_jax():
+def test_targets_are_parsed_without_importing_jax():
     code = (
         "import sys; from fedjax_lora.core.chips import parse_target; parse_target('v5e:2x2'); "
         "assert 'jax' not in sys.modules"

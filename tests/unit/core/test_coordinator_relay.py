@@ -28,7 +28,7 @@ def address_of(server):
     return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_the_connection_of_the_client_stays_when_process_0_is_gone(first):
+def test_client_connection_stays_open_after_process_0_has_ended(first):
     with coordinator_relay.relayed(address_of(first)) as local, connect(local) as client:
         there, _ = first.accept()
         much = bytes(range(256)) * 4000
@@ -46,7 +46,7 @@ def test_the_connection_of_the_client_stays_when_process_0_is_gone(first):
         connect(local)
 
 
-def test_the_end_of_the_client_is_passed_on(first):
+def test_end_of_the_client_connection_is_forwarded(first):
     with coordinator_relay.relayed(address_of(first)) as local:
         client = connect(local)
         there, _ = first.accept()
@@ -56,7 +56,7 @@ def test_the_end_of_the_client_is_passed_on(first):
         there.close()
 
 
-def test_a_connection_ends_where_nobody_listens_yet(first):
+def test_connection_is_closed_while_process_0_does_not_listen_yet(first):
     """Then JAX's client tries again, as it does without a relay."""
     address = address_of(first)
     first.close()
@@ -73,7 +73,7 @@ def test_a_connection_ends_where_nobody_listens_yet(first):
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "no_proxy", "JAX_MTLS_CERT_FILE"])
-def test_what_depends_on_the_name_of_the_host_connects_to_it(name, first, monkeypatch):
+def test_platforms_that_need_the_host_name_bypass_the_relay(name, first, monkeypatch):
     monkeypatch.setenv(name, "x")
     monkeypatch.setattr(sys, "executable", "none")
     with coordinator_relay.relayed("worker:1") as local:

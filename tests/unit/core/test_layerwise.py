@@ -41,7 +41,7 @@ def in_both_worlds(fn: Any, *arrays: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("count", [1, 3, 8, 13])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
+def test_results_are_in_layer_order_for_any_number_of_devices(count: int, axis: int):
     """Also if the devices do not divide them: the layers added are not in the result."""
     shape = (count, 5, 4) if axis == 0 else (5, count, 4)
     x, y = numbers(*shape), numbers(*shape, seed=1)
@@ -57,7 +57,7 @@ def test_every_layer_is_computed_once_and_in_its_place(count: int, axis: int):
             np.testing.assert_array_equal(found.b[n], want.b)
 
 
-def test_without_a_mesh_layers_stay_on_one_device():
+def test_without_a_mesh_all_layers_are_computed_on_one_device():
     with layerwise.spread_over(None):
         assert jax.sharding.get_abstract_mesh().empty
     with layerwise.spread_over(federated.client_mesh(DEVICES)):

@@ -104,7 +104,7 @@ def test_norm_and_singular_values_agree_with_numpy(shape: tuple):
 
 
 @pytest.mark.parametrize("shape", [(40, 6, 35), (8, 20, 6)])
-def test_norm_of_a_product_that_cancels_is_rounding(shape: tuple):
+def test_norm_of_a_cancelling_product_is_at_rounding_level(shape: tuple):
     """Where traces of Gram matrices leave the square root of the rounding."""
     a, b = random_pair(*shape)
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(a.shape[1],) * 2))[0]
@@ -117,12 +117,12 @@ def test_norm_of_a_product_that_cancels_is_rounding(shape: tuple):
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
-def test_svd_at_any_scale(shape: tuple, scale: float):
+def test_svd_is_accurate_at_any_scale(shape: tuple, scale: float):
     check(random_pair(*shape, scale=scale), 4)
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
-def test_svd_of_unbalanced_factors(shape: tuple):
+def test_svd_of_unbalanced_factors_agrees_with_numpy(shape: tuple):
     """A tiny ``a`` with a huge ``b``: fresh adapters are like that the other way round."""
     a, b = random_pair(*shape)
     check(LoRA(a * 1e-5, b * 1e5), 4)
@@ -130,7 +130,7 @@ def test_svd_of_unbalanced_factors(shape: tuple):
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
 @pytest.mark.parametrize("true_rank", [1, 3])
-def test_svd_of_rank_deficient_products(shape: tuple, true_rank: int):
+def test_svd_of_rank_deficient_products_agrees_with_numpy(shape: tuple, true_rank: int):
     i, k, o = shape
     rng = np.random.default_rng(0)
     a = rng.normal(size=(i, true_rank)) @ rng.normal(size=(true_rank, k))
@@ -142,7 +142,7 @@ def test_svd_of_rank_deficient_products(shape: tuple, true_rank: int):
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
-def test_svd_of_repeated_singular_values(shape: tuple):
+def test_svd_with_repeated_singular_values_keeps_subspace_and_product(shape: tuple):
     """Singular vectors of a tie are arbitrary; the subspace and the product are not."""
     i, k, o = shape
     n = min(4, i, o)
@@ -197,7 +197,7 @@ def test_svd_takes_bfloat16_and_computes_in_float32():
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6), (3, 20, 6, 15)])
-def test_signs_are_determined(shape: tuple):
+def test_signs_of_singular_vectors_do_not_depend_on_the_factors(shape: tuple):
     """Flipping signs inside the factors changes neither the product nor any triplet."""
     pair = random_pair(*shape)
     k = pair.a.shape[-1]
@@ -214,7 +214,7 @@ def test_signs_are_determined(shape: tuple):
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_negated_product_turns_the_right_vectors_only():
+def test_negated_product_flips_only_the_right_singular_vectors():
     pair = random_pair(20, 6, 15)
     u, s, vt = svd(pair, 4)
     nu, ns, nvt = svd(LoRA(-pair.a, pair.b), 4)
@@ -274,7 +274,7 @@ def product(u: jax.Array, s: jax.Array, vt: jax.Array) -> np.ndarray:
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize(("i", "o"), [(MANY, MANY), (MANY, 200), (200, MANY)])
-def test_a_few_triplets_of_any_spectrum(spectrum: str, i: int, o: int):
+def test_leading_triplets_are_accurate_for_any_spectrum(spectrum: str, i: int, o: int):
     """As accurate as the SVD, whatever the values beyond the wanted ones."""
     s = SPECTRA[spectrum]
     m = with_spectrum(s, i, o).astype(np.float32).astype(np.float64)
@@ -347,14 +347,14 @@ def cohort_pair(count: int, i: int, rank: int, o: int, seed: int = 0) -> LoRA:
 
 @pytest.mark.parametrize(("i", "o"), [(64, 64), (64, 40), (40, 64)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_svd_of_a_thousand_clients(i: int, o: int, dtype: Any):
+def test_svd_of_a_thousand_stacked_clients_agrees_with_numpy(i: int, o: int, dtype: Any):
     """Stacks of 4,000 components, a hundred times as many as there are dimensions."""
     pair = jax.tree.map(lambda x: x.astype(dtype), cohort_pair(1000, i, 4, o))
     check(linalg.stack(pair), 4)
 
 
 @pytest.mark.parametrize("count", [5, 1000])
-def test_the_order_of_clients_changes_nothing_but_rounding(count: int):
+def test_client_order_changes_the_svd_only_by_rounding(count: int):
     """Neither signs nor the order of components: for a thin stack and for a wide one."""
     pair = cohort_pair(count, 64, 4, 40)
     order = np.random.default_rng(1).permutation(count)
@@ -383,7 +383,7 @@ def test_equal_singular_values_span_the_same_space(shape: tuple):
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (4, 30, 5), (3, 9, 2, 7), (2, 3, 5, 4, 6)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_square_norm_is_the_dense_norm(shape: tuple, scale: float):
+def test_square_norm_equals_that_of_the_dense_product(shape: tuple, scale: float):
     """By the trace of two Gram matrices, for any batch."""
     pair = random_pair(*shape, scale=scale)
     want = np.sum(dense(pair) ** 2, axis=(-2, -1))
@@ -414,7 +414,7 @@ def test_square_norm_of_bfloat16_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_stack_is_the_sum_of_products(batch: tuple):
+def test_stacked_factors_multiply_to_the_sum_of_products(batch: tuple):
     pair = random_pair(4, *batch, 7, 2, 5)
     wide = linalg.stack(pair)
     assert wide.a.shape == (*batch, 7, 8) and wide.b.shape == (*batch, 8, 5)
@@ -427,7 +427,7 @@ def test_stack_is_the_sum_of_products(batch: tuple):
 # ---------------------------------------------------------------------------------------- threads
 
 
-def test_blas_runs_in_one_thread_unless_the_user_says_otherwise():
+def test_blas_uses_one_thread_unless_set_by_the_user():
     for given, want in ((None, "1"), ("2", "2")):
         environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
         if given is not None:

@@ -30,7 +30,7 @@ def kernel(inputs=128, outputs=20):
     return value
 
 
-def test_int8_is_rounding_by_each_outputs_largest_weight():
+def test_int8_rounds_relative_to_the_largest_weight_of_each_output():
     value = kernel().astype(np.float64)
     scale = np.abs(value).max(axis=0) / 127.5
     codes = quantization.encode(jnp.asarray(kernel()), "int8")
@@ -42,7 +42,7 @@ def test_int8_is_rounding_by_each_outputs_largest_weight():
 
 
 @pytest.mark.parametrize("inputs", [128, 20])
-def test_nf4_is_the_nearest_of_sixteen_quantiles_per_block(inputs):
+def test_nf4_takes_the_nearest_of_sixteen_quantiles_in_each_block(inputs):
     value = kernel(inputs).astype(np.float64)
     block = 64 if inputs == 128 else 4
     blocks = value.reshape(inputs // block, block, -1)
@@ -64,7 +64,7 @@ def checkpoint(tmp_path, key, **options):
 
 
 @pytest.mark.parametrize(("kind", "share"), [("bfloat16", 0.5), ("int8", 0.25), ("nf4", 0.125)])
-def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
+def test_quantized_bases_use_less_memory_and_have_similar_outputs(kind, share, tmp_path, key):
     exact, small = (checkpoint(tmp_path, key, storage=kept) for kept in ("float32", kind))
     assert small.fingerprint != exact.fingerprint
     jax.tree.map(
@@ -91,7 +91,7 @@ def test_loaded_bases_are_smaller_and_close(kind, share, tmp_path, key):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "nf4"])
-def test_clients_share_a_stored_base_under_vmap(kind, tmp_path, key):
+def test_quantized_base_is_shared_by_clients_under_vmap(kind, tmp_path, key):
     """Values and gradients are those of the decoded base, client by client."""
     small = checkpoint(tmp_path, key, storage=kind)
     decoded = trees.nested(
@@ -140,7 +140,7 @@ def test_methods_that_change_the_base_keep_full_kernels(tmp_path, key):
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_merging_into_codes_gives_arrays(tmp_path, key):
+def test_merging_into_a_quantized_kernel_gives_a_full_array(tmp_path, key):
     small = checkpoint(tmp_path, key, storage="nf4")
     spec = lora.make_spec(small.params, rank=2)
     adapter, gain = decoders.random_adapters(spec, key), lora.uniform_gain(spec)
@@ -151,7 +151,7 @@ def test_merging_into_codes_gives_arrays(tmp_path, key):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_unavailable_storage_is_refused(monkeypatch):
+def test_unavailable_storage_type_is_refused(monkeypatch):
     with pytest.raises(InputError, match="storage is 'int4' but must be one of float32, bfloat16"):
         quantization.check("int4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -56,22 +56,22 @@ def test_json_is_safe_and_loses_nothing(text):
     "text",
     ["=1+1", "@SUM(A1)", "+1+cmd|' /C calc'!A0", "-2+3", " =1+1", "\t=1", "＝1+1", "-a", "+A1"],
 )
-def test_formula_is_quoted(text):
+def test_spreadsheet_formula_is_quoted(text):
     assert spreadsheet_cell(text) == f"'{text}"
 
 
 @pytest.mark.parametrize(
     "text", ["a=1", "-", "-1", "+2.5", "-.5", "-1,000", "-1e-05", "-5%", "1-2"]
 )
-def test_number_or_word_is_not_quoted(text):
+def test_numbers_and_words_are_not_quoted(text):
     assert spreadsheet_cell(text) == text
 
 
-def test_a_cell_keeps_tabs_and_lines_for_its_writer_to_quote():
+def test_table_cell_keeps_tabs_and_line_breaks():
     assert spreadsheet_cell("a\tb\nc\x1b") == "a\tb\nc\\x1b"
 
 
-def test_a_markdown_cell_stays_in_its_column():
+def test_markdown_cell_cannot_break_its_table_row():
     assert markdown_cell("a|b\n<script>") == r"a\|b\n&lt;script>"
 
 

@@ -69,7 +69,7 @@ def test_truncation_is_as_good_as_the_best_one_for_any_spectrum(spectrum: str):
 
 
 @pytest.mark.parametrize("case", ["one entry", "equal columns", "identity"])
-def test_columns_that_are_exactly_dependent_do_not_stop_it(case: str):
+def test_linearly_dependent_columns_do_not_break_the_iteration(case: str):
     m = {
         "one entry": np.eye(SIZE)[:1].T * np.eye(OTHER)[:1],
         "equal columns": np.ones((SIZE, OTHER)),
@@ -88,7 +88,7 @@ def test_columns_that_are_exactly_dependent_do_not_stop_it(case: str):
         ((7, 1, 5), 1),
     ],
 )
-def test_shapes(shape: tuple[int, int, int], rank: int):
+def test_truncation_is_optimal_for_every_shape(shape: tuple[int, int, int], rank: int):
     rng = np.random.default_rng(1)
     i, k, o = shape
     check(rng.normal(size=(i, k)), rng.normal(size=(k, o)), rank)
@@ -101,7 +101,7 @@ def test_squares_neither_overflow_nor_vanish(scale: float):
     np.testing.assert_allclose(s / scale, SPECTRA["slow"][:WANTED], atol=1e-5)
 
 
-def test_layers_together_are_layers_alone():
+def test_batched_layers_equal_separate_layers():
     """Easy layers wait for hard ones without being changed by it."""
     names = ("low rank", "plateau", "zero", "flat")
     m = np.stack([with_spectrum(SPECTRA[name], SIZE, OTHER) for name in names])
@@ -118,7 +118,7 @@ def test_layers_together_are_layers_alone():
 
 
 @pytest.mark.parametrize("spectrum", ["plateau", "flat", "slow", "two clusters"])
-def test_the_excess_is_not_estimated_too_low(spectrum: str):
+def test_remaining_error_is_not_underestimated(spectrum: str):
     """Where it says that little is left; at first, with vectors at random, it only says much."""
     m = with_spectrum(SPECTRA[spectrum], SIZE, OTHER).astype(np.float32)
     s = np.linalg.svd(m.astype(np.float64), compute_uv=False)
@@ -139,7 +139,7 @@ def test_the_excess_is_not_estimated_too_low(spectrum: str):
     assert seen[0] > 0.05 and seen[-1] < 1e-4
 
 
-def test_it_is_what_other_platforms_than_a_cpu_lower_to():
+def test_accelerators_lower_to_subspace_iteration_and_cpus_to_lapack():
     """No singular value decomposition is left in a TPU's program, and LAPACK's stays on a CPU."""
     shapes = LoRA(jnp.zeros((2, 40, 12)), jnp.zeros((2, 12, 30)))
     traced = jax.jit(linalg.svd, static_argnums=1).trace(shapes, 3)

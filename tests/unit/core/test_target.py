@@ -25,7 +25,7 @@ def chips(count: int, name: str = "v5e", platform: str = "tpu", per_process: int
     return tuple(Device(n, platform, kind, n // per_process) for n in range(count))
 
 
-def test_without_another_the_target_is_this_process():
+def test_default_target_is_the_current_process():
     target = current_target()
     assert target.is_cpu and target.devices == tuple(jax.devices()) and target.processes == 1
     assert target.kind == "cpu" and target.memory is None and target.flops is None
@@ -40,7 +40,7 @@ def test_without_another_the_target_is_this_process():
         ("other", "tpu", 1, ("tpu", 1)),
     ],
 )
-def test_devices_are_described_by_their_kind(name, platform, count, want):
+def test_devices_are_described_by_their_device_kind(name, platform, count, want):
     target = target_of(chips(count, name, platform))
     assert (target.platform, target.processes) == want and len(target.devices) == count
     known = CHIPS.get(name)
@@ -49,7 +49,7 @@ def test_devices_are_described_by_their_kind(name, platform, count, want):
     assert target_of(chips(count, name, platform), memory=7).memory == 7
 
 
-def test_layers_and_clients_at_once_follow_the_target():
+def test_layers_and_clients_per_step_depend_on_the_target():
     before = layers_per_step(6, None), federated.default_clients_per_step(10)
     with compiling_for(target_of(chips(1))):
         within = layers_per_step(6, None), federated.default_clients_per_step(10)
@@ -59,7 +59,7 @@ def test_layers_and_clients_at_once_follow_the_target():
     assert before == (6, 1) and within[1] == 10 and current_target().is_cpu
 
 
-def test_a_mesh_has_the_devices_of_the_target():
+def test_mesh_consists_of_the_target_devices():
     """Topologies differ from what `jax.make_mesh` was told: only the number is compared."""
     run = config.RunConfig(execution=config.ExecutionConfig(mode="sharded"))
     here = execution_of(run).mesh

@@ -19,7 +19,7 @@ params = st.recursive(
 
 
 @given(params)
-def test_nested_is_the_inverse_of_flat(tree: dict):
+def test_nested_inverts_flat(tree: dict):
     leaves = trees.flat(tree)
     assert trees.nested(leaves) == tree
     assert sorted(leaves.values()) == sorted(jax.tree.leaves(tree))
@@ -45,7 +45,7 @@ def test_expand_appends_axes():
     assert trees.expand(x, x).shape == (3,)
 
 
-def test_safe_divide():
+def test_safe_divide_gives_the_default_where_the_divisor_is_zero():
     out = trees.safe_divide(jnp.array([6.0, 0.0, jnp.nan]), jnp.array([3.0, 0.0, 0.0]), jnp.ones(3))
     np.testing.assert_array_equal(out, [2.0, 1.0, 1.0])
 
@@ -85,13 +85,13 @@ def test_weighted_mean_ignores_broken_clients_of_weight_zero(broken: float):
     np.testing.assert_array_equal(none["x"], [9.0, 9.0])
 
 
-def test_where_selects_clients():
+def test_where_selects_whole_clients():
     new, old = {"x": jnp.ones((3, 2))}, {"x": jnp.zeros((3, 2))}
     out = trees.where(jnp.array([True, False, True]), new, old)
     np.testing.assert_array_equal(out["x"], [[1, 1], [0, 0], [1, 1]])
 
 
-def test_square_norm_and_size():
+def test_square_norm_and_byte_size_of_trees():
     tree = {"x": jnp.array([3.0, 4.0]), "y": LoRA(jnp.array([[2.0]]), jnp.zeros((1, 2)))}
     assert float(trees.square_norm(tree)) == 29.0
     assert float(trees.square_norm({})) == 0.0

@@ -53,7 +53,7 @@ FORMS = ["saved", "a.parquet", "A.PARQUET", "a.arrow", "a.arrow.gz", "a.feather"
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_class_labels_have_the_names_and_the_order_of_the_file(name, tmp_path):
+def test_class_labels_keep_the_names_and_order_of_the_file(name, tmp_path):
     table = read_named(write(data_set(), tmp_path / name), text="text", label="label")
     assert table.labels == ["pos", "neg", "neg", "pos", "neg"]
     assert table.classes == ("pos", "neg")
@@ -73,7 +73,7 @@ def test_a_label_without_a_name_is_refused_with_its_row(name, label, tmp_path):
         read_named(write(broken, tmp_path / name), text="text", label="label")
 
 
-def test_a_test_file_with_another_order_of_names_is_read_by_names(tmp_path):
+def test_file_with_another_class_order_is_matched_by_name(tmp_path):
     write(data_set(), tmp_path / "a.parquet")
     other = data_set().cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
     write(other, tmp_path / "b.parquet")
@@ -82,7 +82,7 @@ def test_a_test_file_with_another_order_of_names_is_read_by_names(tmp_path):
     assert found.test.labels.tolist() == [1, 0, 0, 1, 0]
 
 
-def test_a_class_without_an_example_keeps_its_place(tmp_path):
+def test_class_without_examples_keeps_its_number(tmp_path):
     write(data_set([1, 1, 1]), tmp_path / "a.parquet")
     found = load("file(train='a.parquet', test='a.parquet')", data_dir=str(tmp_path))
     assert found.classes == ("pos", "neg") and found.train.labels.tolist() == [1, 1, 1]
@@ -91,7 +91,7 @@ def test_a_class_without_an_example_keeps_its_place(tmp_path):
 
 @pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.string_view()])
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
-def test_dictionaries_and_all_kinds_of_strings_are_texts(type_, name, tmp_path):
+def test_dictionary_and_string_columns_are_read_as_texts(type_, name, tmp_path):
     values = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1], pa.int8()), pa.array(["x", "y"]))
     table = pa.table({"text": pa.array(["a", "b", "c"], type_), "label": values})
     if name.endswith("parquet"):
@@ -102,7 +102,7 @@ def test_dictionaries_and_all_kinds_of_strings_are_texts(type_, name, tmp_path):
     assert (found.texts, found.labels) == (["a", "b", "c"], ["y", "x", "y"])
 
 
-def test_saved_splits_are_training_and_test_set(tmp_path):
+def test_saved_dataset_splits_become_training_and_test_set(tmp_path):
     whole = data_set(np.arange(20) % 2)
     datasets.DatasetDict(train=whole, test=whole.select(range(3))).save_to_disk(tmp_path / "both")
     datasets.DatasetDict(train=whole).save_to_disk(tmp_path / "one")
@@ -127,7 +127,7 @@ def test_saved_splits_are_training_and_test_set(tmp_path):
     }
 
 
-def test_a_shuffled_data_set_keeps_its_order(tmp_path):
+def test_shuffled_dataset_keeps_its_order(tmp_path):
     shuffled = data_set().shuffle(seed=1)
     found = read_named(write(shuffled, tmp_path / "saved"), text="text", label="label")
     assert found.texts == shuffled["text"][:] and found.texts != sorted(found.texts)
@@ -160,7 +160,7 @@ def test_lengths_declared_by_an_arrow_file_are_checked(tmp_path):
         read_named(path, text="text", label="label")
 
 
-def test_repeated_texts_of_a_parquet_file_are_counted_as_often_as_they_occur(tmp_path, monkeypatch):
+def test_size_limit_counts_repeated_parquet_texts_every_time(tmp_path, monkeypatch):
     """Few bytes on disk, each text once in memory, and gigabytes for the tokenizer."""
     index = pa.array(np.zeros(50_000, np.int32))
     column = pa.DictionaryArray.from_arrays(index, pa.array(["x" * 1000]))

@@ -15,7 +15,7 @@ from fedjax_lora.data.batch_shapes import (
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, (1,)), (3, (3,)), (4, (2, 4)), (16, (8, 16))])
-def test_row_buckets(batch, rows):
+def test_row_buckets_are_a_half_and_a_full_batch(batch, rows):
     assert row_buckets(batch) == rows
 
 
@@ -33,7 +33,7 @@ def fits(shapes, rows, longest, tokens):
     by_length=st.booleans(),
 )
 @settings(deadline=None)
-def test_every_batch_fits_a_shape(lengths, batch, by_length):
+def test_every_batch_fits_one_of_the_shapes(lengths, batch, by_length):
     length = np.array(lengths)
     buckets = length_buckets(length, longest=int(length.max()))
     shapes = unpadded_shapes(length, buckets, batch=batch, by_length=by_length)
@@ -61,7 +61,7 @@ def test_random_batches_have_little_padding():
     assert text / padded < 0.65 and text / room > 0.88
 
 
-def test_shapes_do_not_depend_on_the_draw_of_the_examples():
+def test_shapes_do_not_depend_on_the_sampled_examples():
     """Or every seed of a comparison would be compiled anew."""
     draws = [
         np.random.default_rng(k).normal(50, 12, 3000).astype(int).clip(5, 64) for k in range(5)
@@ -82,7 +82,7 @@ def test_step_shapes_are_those_of_the_length_buckets(by_length):
 
 
 @pytest.mark.parametrize("unpadded", [False, True])
-def test_with_one_shape_a_full_and_a_half_batch_are_left(unpadded):
+def test_limit_of_one_shape_keeps_full_and_half_batches_of_one_length(unpadded):
     length = np.random.default_rng(0).integers(3, 90, 200)
     lengths, shapes = step_shapes(
         length, longest=96, buckets=3, batch=16, unpadded=unpadded, most=1

@@ -49,7 +49,7 @@ def test_prompts_are_the_same_on_any_day(template, monkeypatch):
     assert other.prompt.startswith("Today: 27 Nov 2026\n")
 
 
-def test_the_date_of_a_config_is_in_the_tokens_of_its_task(tmp_path):
+def test_configured_date_appears_in_the_tokens(tmp_path):
     """And in those of its adapter's evaluation, whose metadata have it."""
     (tmp_path / "a.jsonl").write_text(
         '{"instruction": "a", "completion": "b"}\n{"instruction": "c", "completion": "d"}\n' * 3
@@ -83,7 +83,7 @@ def test_date_format_of_the_template_is_kept(code, printed):
     assert prompt == f"\n{printed}!user: aTAILassistant: "
 
 
-def test_templates_with_a_date_are_detected():
+def test_chat_templates_that_use_the_date_are_detected():
     assert prompts.prints_date("chat", tokenizer(TODAY + TURNS + ASKED))
     assert not prompts.prints_date("chat", tokenizer(TURNS + ASKED))
     assert not prompts.prints_date("alpaca", tokenizer(TODAY))
@@ -112,7 +112,7 @@ OTHER_BEGINNINGS = {
 
 
 @pytest.mark.parametrize("name", OTHER_BEGINNINGS)
-def test_answers_follow_the_prompt_that_a_template_asks_with(name):
+def test_answers_follow_the_generation_prompt_of_the_template(name):
     """Although it writes its own answers behind another one."""
     template, prompt, answer = OTHER_BEGINNINGS[name]
     made = tokenizer(template)
@@ -127,13 +127,13 @@ def test_answers_follow_the_prompt_that_a_template_asks_with(name):
     assert answer_end("chat", made).text == tail.removesuffix("</s>")
 
 
-def test_most_templates_ask_as_they_write():
+def test_consistent_templates_need_no_note():
     assert prompts.other_beginning("chat", tokenizer(TURNS + ASKED)) is None
     assert prompts.other_beginning("chat", tokenizer(TURNS)) is None
     assert prompts.other_beginning("plain", make_tokenizer()) is None
 
 
-def test_what_a_template_writes_before_an_answer_may_not_depend_on_it():
+def test_template_prefix_that_depends_on_the_answer_is_refused():
     counted = TURNS.replace("m['content']", "m['content'] | length ~ m['content']")
     with pytest.raises(InputError, match="other text before one answer than before another"):
         format_example("chat", tokenizer(counted + "END" + ASKED), "a", "", "b")
@@ -142,7 +142,7 @@ def test_what_a_template_writes_before_an_answer_may_not_depend_on_it():
 @pytest.mark.parametrize(
     "template", ["{{ ['a', 'b'] | random }}", "{% if true %}{{ lipsum(n=1) }}{% endif %}"]
 )
-def test_a_template_that_draws_at_random_is_refused(template):
+def test_template_with_random_output_is_refused(template):
     with pytest.raises(InputError, match=r"draws at random .*choose format='alpaca'"):
         prompts.resolve("auto", tokenizer(template + TURNS))
     assert prompts.resolve("alpaca", tokenizer(template)) == "alpaca"
@@ -161,17 +161,17 @@ def test_a_template_that_draws_at_random_is_refused(template):
         ("", [], ""),
     ],
 )
-def test_answer_ends_at_the_template_text_behind_it(tail, special, text):
+def test_answer_ends_at_the_template_text_that_follows_it(tail, special, text):
     made = tokenizer((TURNS + ASKED).replace("TAIL", tail), *special)
     ends = {made.convert_tokens_to_ids(token) for token in special[-1:]}
     end = answer_end("chat", made)
     assert (set(end.ids), end.text) == ({END, *ends}, text)
 
 
-def test_a_format_of_text_ends_with_the_end_of_text():
+def test_plain_format_ends_with_the_end_of_text_token():
     assert answer_end("plain", make_tokenizer()) == AnswerEnd((END,))
 
 
-def test_an_answer_is_cut_at_the_text_that_ends_it():
+def test_generated_answer_is_cut_at_its_end_marker():
     assert AnswerEnd((END,), "### End").cut(" yes\n### End\nmore ### End") == "yes"
     assert AnswerEnd((END,)).cut(" yes ### End\n") == "yes ### End"

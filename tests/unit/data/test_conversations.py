@@ -101,7 +101,7 @@ def learned_texts(encoded, made, row=0):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", WRITERS)
-def test_usual_forms_are_read_from_what_usual_programs_write(folder, form, name):
+def test_common_conversation_formats_are_read_from_common_file_types(folder, form, name):
     WRITERS[name](FORMS[form], folder / name)
     data = load(f"conversations(train='{name}', test='{name}')")
     want = [tuple((m["role"], m["content"]) for m in talk) for talk in (TALK, OTHER)]
@@ -112,7 +112,7 @@ def test_usual_forms_are_read_from_what_usual_programs_write(folder, form, name)
     assert data.notes == ()
 
 
-def test_structs_of_lists_as_older_versions_of_datasets_write_them(folder):
+def test_structs_of_lists_of_older_datasets_versions_are_read(folder):
     rows = {
         "messages": [{key: [m[key] for m in talk] for key in TALK[0]} for talk in (TALK, OTHER)]
     }
@@ -121,7 +121,7 @@ def test_structs_of_lists_as_older_versions_of_datasets_write_them(folder):
     assert [turn.text for turn in data.train.turns[0]] == [m["content"] for m in TALK]
 
 
-def test_clients_and_categories(folder):
+def test_groups_and_categories_are_read_from_columns_and_json_objects(folder):
     rows = [{"messages": OTHER, "who": f"u{n}", "kind": "k"} for n in (2, 1, 2)]
     data = read(rows, group="who", category="kind")
     assert (data.groups, data.classes) == (("u1", "u2"), ("k",))
@@ -131,7 +131,7 @@ def test_clients_and_categories(folder):
     assert data.train.groups.tolist() == [0, 0, 1]
 
 
-def test_only_the_last_answer_or_those_of_weight_one_are_learned():
+def test_loss_covers_the_last_answer_or_answers_of_weight_one():
     data = read([{"messages": TALK}], learn="last")
     assert [turn.learned for turn in data.train.turns[0]] == [False] * 4 + [True]
     first_off = [*TALK[:2], TALK[2] | {"weight": 0}, *TALK[3:]]
@@ -139,14 +139,14 @@ def test_only_the_last_answer_or_those_of_weight_one_are_learned():
     assert [turn.text for turn in data.train.turns[0] if turn.learned] == ["ciao"]
 
 
-def test_answers_before_the_first_question_and_what_follows_the_last_answer_are_left_out():
+def test_turns_before_the_first_question_and_after_the_last_answer_are_dropped():
     talk = [{"role": "assistant", "content": "welcome"}, *OTHER, {"role": "user", "content": "?"}]
     data = read([{"messages": talk}, {"messages": OTHER}])
     assert [[turn.text for turn in turns] for turns in data.train.turns] == [["a", "b"]] * 2
     assert data.notes[0].startswith("1 of 2 conversations begin with an answer, which is left out")
 
 
-def test_conversations_are_the_same_if_all_before_the_last_answer_is():
+def test_overlap_compares_conversations_up_to_the_last_answer():
     again = [*OTHER[:1], {"role": "assistant", "content": "another"}]
     with open("t.jsonl", "w") as file:
         file.write(json.dumps({"messages": again}) + "\n" + json.dumps({"messages": TALK}) + "\n")
@@ -178,13 +178,13 @@ def test_conversations_are_the_same_if_all_before_the_last_answer_is():
         ({"messages": OTHER, "tools": '[{"name": "f"}]'}, "offers tools, which are not read"),
     ],
 )
-def test_other_rows_are_refused_in_one_sentence(row, message):
+def test_malformed_conversations_are_refused_in_one_sentence(row, message):
     with pytest.raises(InputError, match=message) as refused:
         read([row])
     assert "row 1" in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_instructions_say_which_task_reads_conversations(folder):
+def test_instructions_task_points_to_the_conversations_task(folder):
     (folder / "a.jsonl").write_text(json.dumps(FORMS["sharegpt"][0]))
     with pytest.raises(InputError, match=r"'conversations' are the task conversations\(train="):
         load("instructions(train='a.jsonl')")
@@ -197,7 +197,7 @@ def test_instructions_say_which_task_reads_conversations(folder):
 # ------------------------------------------------------------------------------------- chat formats
 
 
-def test_marked_answers_are_those_of_transformers():
+def test_answer_mask_of_a_marked_template_equals_transformers():
     """Turns, and what ends them: the mask of `apply_chat_template`."""
     made = tokenizer(MARKED)
     encoded = encode(read([{"messages": TALK}, {"messages": OTHER}]), made)
@@ -211,7 +211,7 @@ def test_marked_answers_are_those_of_transformers():
     assert learned_texts(encoded, made) == ["hello</s>", "ciao</s>"]
 
 
-def test_unmarked_answers_are_what_the_template_adds_to_the_prompt():
+def test_answer_mask_of_an_unmarked_template_is_what_follows_the_prompt():
     """The prefix difference, independently: rows of the whole text, marked by its positions."""
     made = tokenizer(PLAIN_CHATML)
     encoded = encode(read([{"messages": TALK}]), made)
@@ -232,7 +232,7 @@ def test_unmarked_answers_are_what_the_template_adds_to_the_prompt():
     assert learned_texts(encoded, made) == ["hello</s>\n", "ciao</s>\n"]
 
 
-def test_one_question_is_the_same_as_an_instruction():
+def test_conversation_of_one_question_equals_an_instruction():
     for template, name in ((PLAIN_CHATML, "auto"), (None, "auto"), (None, "plain"), (None, "raw")):
         made = tokenizer(template)
         data = read([{"messages": OTHER}], format=name)
@@ -243,14 +243,14 @@ def test_one_question_is_the_same_as_an_instruction():
         assert all(np.array_equal(x, y) for x, y in zip(one, two, strict=True)), name
 
 
-def test_with_weights_the_marks_of_a_template_are_not_taken():
+def test_message_weights_override_the_marks_of_a_template():
     made = tokenizer(MARKED)
     first_off = [*TALK[:2], TALK[2] | {"weight": 0}, *TALK[3:]]
     encoded = encode(read([{"messages": first_off}]), made)
     assert learned_texts(encoded, made) == ["ciao</s>\n"]
 
 
-def test_a_template_that_rewrites_earlier_turns_needs_the_last_answer_alone():
+def test_template_that_rewrites_earlier_turns_needs_learn_last():
     """As Qwen3's, which removes what was thought in earlier answers."""
     made = tokenizer(
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think>"
@@ -264,7 +264,7 @@ def test_a_template_that_rewrites_earlier_turns_needs_the_last_answer_alone():
     assert learned_texts(encoded, made) == ["<think>ciao"]
 
 
-def test_a_template_without_a_system_turn_says_so_and_where():
+def test_template_without_system_turns_is_refused_with_the_row():
     made = tokenizer("{{ raise_exception('System role not supported') }}")
     with pytest.raises(InputError, match=r"System role not supported.*begins 'be kind'"):
         encode(read([{"messages": TALK}]), made)
@@ -290,7 +290,7 @@ def test_without_a_template_each_answer_is_followed_by_the_end_of_text(format, w
     assert learned_texts(encoded, made) == ["hello</s>", "ciao</s>"]
 
 
-def test_conversations_are_cut_at_the_end_and_left_out_without_an_answer():
+def test_long_conversations_are_truncated_and_skipped_if_no_answer_is_left():
     made = tokenizer()
     blank = [TALK[1], {"role": "assistant", "content": " "}]
     rows = [{"messages": talk} for talk in (TALK, OTHER, [TALK[1]], blank)]
@@ -310,7 +310,7 @@ def test_generation_starts_at_the_last_answer():
     assert prompt == want
 
 
-def test_the_cache_of_tokens_tells_conversations_apart(tmp_path):
+def test_token_cache_distinguishes_learned_turns_and_templates(tmp_path):
     made, data = tokenizer(PLAIN_CHATML), read([{"messages": TALK}])
     options = {"max_length": 400, "cache_dir": tmp_path / "cache"}
     first = conversation_tokens.encode(data.train, made, format="chat", **options)
@@ -326,7 +326,7 @@ def test_the_cache_of_tokens_tells_conversations_apart(tmp_path):
 
 
 @pytest.mark.shared
-def test_a_real_template_and_tokenizer(shared):
+def test_real_chat_template_and_tokenizer_mark_the_answers(shared):
     """Ids are those of the whole conversation; learned are the answers and their ends."""
     made = AutoTokenizer.from_pretrained(shared / "models" / "qwen2.5-0.5b-instruct")
     encoded = encode(read([{"messages": TALK}], format="chat"), made)
@@ -351,7 +351,7 @@ def text_rows(data, made, max_length):
     return encoded, rows
 
 
-def test_long_texts_go_on_in_further_rows_and_every_token_is_predicted_once(folder):
+def test_long_texts_continue_in_further_rows_and_every_token_is_predicted_once(folder):
     (folder / "a.txt").write_text("abcdefgh\n\nxy\n")
     made = tokenizer()
     data = load("text(train='a.txt', test='a.txt')")
@@ -371,12 +371,12 @@ def test_long_texts_go_on_in_further_rows_and_every_token_is_predicted_once(fold
         ("file", ["one\r\ntwo\u2028x\r\n\r\nthree"]),
     ],
 )
-def test_units_of_a_text_file(folder, unit, texts):
+def test_text_file_is_split_by_the_unit_option(folder, unit, texts):
     (folder / "a.txt").write_bytes("one\r\ntwo\u2028x\r\n\r\nthree".encode())
     assert load(f"text(train='a.txt', test='a.txt', unit='{unit}')").train.texts == texts
 
 
-def test_texts_of_a_table_and_of_clients(folder):
+def test_texts_are_read_from_tables_and_one_file_per_client(folder):
     pd.DataFrame({"text": ["a", "b"], "who": ["x", "y"]}).to_csv(folder / "a.csv", index=False)
     data = load("text(train='a.csv', test='a.csv', group='who')")
     assert (data.train.texts, data.groups) == (["a", "b"], ("x", "y"))
@@ -391,7 +391,7 @@ def test_texts_of_a_table_and_of_clients(folder):
         load("text(train='b.csv')")
 
 
-def test_prompts_of_turns():
+def test_turn_prompts_equal_instruction_prompts():
     question = Turn("user", "q", False)
     assert prompts.turns_prompt("alpaca", [question], first=True) == prompts.alpaca("q", "")
     assert prompts.turns_prompt("plain", [question], first=False) == prompts.plain("q", "")

@@ -58,7 +58,7 @@ WANTED = {name: sorted(text for text, _ in rows) for name, rows in ROWS.items()}
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".jsonl.gz", ".parquet", ".arrow", ""])
-def test_one_file_per_client(folder, ending):
+def test_each_file_becomes_one_client(folder, ending):
     for client in ROWS:
         write(client, folder / "data" / f"{client}{ending}")
     data = load("file(train='data/*', client_files=True)")
@@ -70,7 +70,7 @@ def test_one_file_per_client(folder, ending):
     ]
 
 
-def test_a_folder_per_client_is_named_by_the_folder_and_has_its_own_test_rows(folder):
+def test_folder_per_client_names_the_client_and_has_its_own_test_rows(folder):
     for client in ROWS:
         write(client, folder / client / "train.jsonl")
         write(client, folder / client / "test.jsonl")
@@ -88,20 +88,20 @@ def test_a_folder_per_client_is_named_by_the_folder_and_has_its_own_test_rows(fo
         ("d/x/a*.csv", ("alice",)),
     ],
 )
-def test_a_client_is_named_by_the_parts_with_wild_cards(folder, pattern, names):
+def test_client_names_are_the_parts_matched_by_wildcards(folder, pattern, names):
     write("alice", folder / "d" / "x" / "alice.csv")
     write("bob", folder / "d" / "y" / "z" / "bob.csv")
     data = load(f"file(train='{pattern}', client_files=True)", data_dir=str(folder))
     assert data.groups == names
 
 
-def test_brackets_in_the_data_folder_are_no_pattern(folder):
+def test_brackets_in_the_data_folder_name_are_literal(folder):
     write("alice", folder / "runs[1]*" / "alice.csv")
     data = load("file(train='*.csv', client_files=True)", data_dir=str(folder / "runs[1]*"))
     assert data.groups == ("alice",)
 
 
-def test_several_files_are_one_after_another(folder):
+def test_several_files_are_concatenated_in_order(folder):
     write("alice", folder / "a.csv")
     write("bob", folder / "b.jsonl")
     write("bob", folder / "c.csv")
@@ -110,7 +110,7 @@ def test_several_files_are_one_after_another(folder):
     assert data.train.groups is None
 
 
-def test_a_wrong_value_is_named_with_its_own_file(folder):
+def test_invalid_value_is_reported_with_its_file(folder):
     write("alice", folder / "d" / "a.csv")
     for name in ("b", "c"):
         (folder / "d" / f"{name}.csv").write_text("text,label\nx,1.5\ny,2\n")
@@ -135,7 +135,7 @@ def test_a_wrong_value_is_named_with_its_own_file(folder):
         ("file(hub='o/n', train=['a'])", "names of one split each"),
     ],
 )
-def test_refusals(folder, spec, message):
+def test_invalid_file_sets_are_refused_in_one_sentence(folder, spec, message):
     write("alice", folder / "d" / "a.csv")
     write("bob", folder / "d" / "b.csv")
     write("bob", folder / "d" / "a.jsonl")
@@ -157,7 +157,7 @@ def test_files_with_other_class_labels_are_refused(folder):
         load("file(train='*.parquet')")
 
 
-def test_all_files_together_are_bounded(folder, monkeypatch):
+def test_size_limits_apply_to_all_files_together(folder, monkeypatch):
     for client in ROWS:
         write(client, folder / f"{client}.csv")
     monkeypatch.setenv("FEDJAX_LORA_MAX_ROWS", "4")
@@ -184,7 +184,7 @@ CLIENT_FORMS = {
 
 @pytest.mark.parametrize("form", CLIENT_FORMS)
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_file_may_hold_a_list_for_each_client(folder, form, indent):
+def test_json_object_of_lists_has_one_client_per_key(folder, form, indent):
     (folder / "a.json").write_text(json.dumps(CLIENT_FORMS[form], indent=indent))
     data = load("file(train='a.json')")
     assert by_client(data) == WANTED
@@ -200,7 +200,7 @@ LEAF = {
 }
 
 
-def test_leaf(folder):
+def test_leaf_files_are_read(folder):
     (folder / "all_data_niid_0_keep_0_train_9.json").write_text(json.dumps(LEAF))
     data = load("file(train='all_data_niid_0_keep_0_train_9.json', text='x', label='y')")
     assert by_client(data) == WANTED
@@ -219,26 +219,26 @@ def test_leaf(folder):
     assert by_client(data) == WANTED
 
 
-def test_leaf_in_one_long_line(folder, monkeypatch):
+def test_leaf_file_in_one_long_line_is_read(folder, monkeypatch):
     monkeypatch.setattr("fedjax_lora.data.datasets.text_files.LONGEST_LINE", 50)
     (folder / "a.json").write_text(json.dumps(LEAF))
     assert by_client(load("file(train='a.json', text='x', label='y')")) == WANTED
 
 
 @pytest.mark.parametrize("orient", ["columns", "index", "records"])
-def test_what_pandas_writes(folder, orient):
+def test_json_of_pandas_is_read_in_every_orientation(folder, orient):
     frame("alice").to_json(folder / "a.json", orient=orient)
     data = load("file(train='a.json', test='a.json')")
     assert data.train.texts == [text for text, _ in ROWS["alice"]]
     assert [data.classes[n] for n in data.train.labels] == [label for _, label in ROWS["alice"]]
 
 
-def test_columns_as_datasets_gives_them(folder):
+def test_json_object_of_columns_is_read(folder):
     (folder / "a.json").write_text(json.dumps(datasets.Dataset.from_pandas(frame("bob")).to_dict()))
     assert load("file(train='a.json', test='a.json')").train.texts == ["awful", "great"]
 
 
-def test_instructions_of_clients(folder):
+def test_instructions_are_read_from_json_objects_of_clients(folder):
     (folder / "a.json").write_text(
         '{"client_0": [{"instruction": "a", "response": "x"}],'
         ' "client_1": [{"instruction": "b", "response": "y"}]}'
@@ -266,7 +266,7 @@ def test_instructions_of_clients(folder):
         (3, "is not a JSON array"),
     ],
 )
-def test_objects_of_other_forms_are_refused(folder, content, message):
+def test_json_objects_of_other_forms_are_refused(folder, content, message):
     (folder / "a.json").write_text(json.dumps(content, indent=1))
     with pytest.raises(InputError, match=message) as refused:
         load("file(train='a.json')")
@@ -285,7 +285,7 @@ def on_hub(folder):
     return "org/name"
 
 
-def test_an_own_data_set_of_the_hub(on_hub):
+def test_own_hub_dataset_is_read_by_split_and_column(on_hub):
     data = load(f"file(hub='{on_hub}')")
     assert data.train.texts == [text for text, _ in ROWS["alice"]]
     assert data.test.texts == [text for text, _ in ROWS["bob"]]
@@ -299,6 +299,6 @@ def test_an_own_data_set_of_the_hub(on_hub):
         load(f"file(hub='{on_hub}', text='body')")
 
 
-def test_a_data_set_that_cannot_be_reached_is_one_sentence(folder):
+def test_unreachable_hub_dataset_is_refused_in_one_sentence(folder):
     with pytest.raises(InputError, match=r"could not be loaded from the hub's org/name .*network"):
         load("file(hub='org/name')")

@@ -41,7 +41,7 @@ def text(tokenizer, tokens, row, learned):
 # ------------------------------------------------------------------------------------------ prompts
 
 
-def test_alpaca_is_as_published():
+def test_alpaca_prompt_is_as_published():
     """The texts of https://github.com/tatsu-lab/stanford_alpaca, word for word."""
     assert prompts.alpaca("Add.", "1 and 2") == (
         "Below is an instruction that describes a task, paired with an input that provides further "
@@ -55,7 +55,7 @@ def test_alpaca_is_as_published():
     assert (prompts.plain("Add.", "1"), prompts.plain("Add.", "")) == ("Add.\n1\n", "Add.\n")
 
 
-def test_auto_is_the_chat_template_where_there_is_one(tokenizer):
+def test_auto_format_uses_the_chat_template_if_there_is_one(tokenizer):
     assert prompts.resolve("auto", tokenizer) == "alpaca"
     with pytest.raises(InputError, match="no chat template; choose format='alpaca'"):
         prompts.resolve("chat", tokenizer)
@@ -66,7 +66,7 @@ def test_auto_is_the_chat_template_where_there_is_one(tokenizer):
         prompts.resolve("alpacca", tokenizer)
 
 
-def test_a_template_without_an_answer_behind_its_prompt_is_refused(tokenizer):
+def test_template_whose_answer_does_not_follow_its_prompt_is_refused(tokenizer):
     tokenizer.chat_template = "{% if add_generation_prompt %}A{% else %}B{% endif %}"
     with pytest.raises(InputError, match="does not put an answer after"):
         prompts.format_example("chat", tokenizer, "x", "", "y")
@@ -90,7 +90,7 @@ def test_loss_covers_completion_and_end_token_only(tokenizer):
     assert made.tokens.label.tolist() == [0, 1]
 
 
-def test_a_chat_has_its_own_special_tokens(tokenizer):
+def test_chat_format_adds_no_second_special_tokens(tokenizer):
     tokenizer.chat_template = CHAT
     data = split([("ab", "c", "xyz")])
     made = instruction_tokens.encode(data, tokenizer, format="auto", max_length=64)
@@ -150,7 +150,7 @@ def test_tokenizer_without_end_token_is_refused_in_one_sentence(tokenizer):
         instruction_tokens.encode(split([("a", "", "b")]), tokenizer, format="plain", max_length=9)
 
 
-def test_choices_become_examples(tokenizer):
+def test_every_choice_becomes_an_example_of_its_question(tokenizer):
     data = split([("q", "", "B"), ("r", "", "A")], choices=[("A", "B", "C"), ("A", "B")])
     rows, question = instruction_tokens.expand_choices(data)
     assert rows.pairs == ["A", "B", "C", "A", "B"]
@@ -242,7 +242,7 @@ def test_natural_instructions_follow_the_official_split(folder):
         load("natural_instructions", data_dir=str(folder))
 
 
-def test_gsm8k_has_one_category(folder):
+def test_gsm8k_has_one_category_and_no_natural_clients(folder):
     made = load("gsm8k", data_dir=str(folder))
     assert (made.task.metric, made.classes, made.groups) == ("exact_match", ("all",), ())
     assert made.train.texts == ["0+1?", "1+1?", "2+1?"]
@@ -251,7 +251,7 @@ def test_gsm8k_has_one_category(folder):
     assert sum(map(len, dealt.indices)) == 3
 
 
-def test_multiple_choice(folder):
+def test_multiple_choice_tasks_have_choices_and_choice_accuracy(folder):
     made = load("mmlu", data_dir=str(folder))
     assert (len(made.train.texts), len(made.test.texts)) == (4, 1)
     assert made.train.choices[0] == ("A", "B", "C", "D")
@@ -262,7 +262,7 @@ def test_multiple_choice(folder):
     assert len(other.train.texts) == 9
 
 
-def test_own_files(tmp_path):
+def test_instruction_columns_are_read_from_own_files(tmp_path):
     rows = "q,a,about\none,1,\ntwo,2,more\n"
     (tmp_path / "a.csv").write_text(rows)
     spec = "instructions(train='a.csv', test='a.csv', instruction='q', completion='a'"
@@ -301,7 +301,7 @@ def test_missing_files_are_named(tmp_path):
         load("dolly_alpaca")
 
 
-def test_from_the_hub(monkeypatch):
+def test_hub_tasks_request_the_published_columns_and_splits(monkeypatch):
     """Columns and splits asked for are those of the data sets' cards."""
     asked = []
 
@@ -345,7 +345,7 @@ def test_from_the_hub(monkeypatch):
     ]
 
 
-def test_options_do_not_change_the_registry():
+def test_options_do_not_change_the_registered_task():
     assert find_task("gsm8k(format='plain', answer_tokens=9)").prompting.answer_tokens == 9
     assert TASKS["gsm8k"].prompting.answer_tokens == 256
     assert find_task("gsm8k") == TASKS["gsm8k"]
@@ -355,7 +355,7 @@ def test_options_do_not_change_the_registry():
 
 
 @pytest.mark.shared
-def test_the_real_files(shared):
+def test_real_instruction_files_have_their_published_sizes(shared):
     real = {name: load(name, data_dir=str(shared / "data")) for name in ("gsm8k", "dolly_alpaca")}
     assert [len(real["gsm8k"].train.texts), len(real["gsm8k"].test.texts)] == [7473, 1319]
     dolly = real["dolly_alpaca"]
@@ -368,7 +368,7 @@ def test_the_real_files(shared):
 
 
 @pytest.mark.shared
-def test_the_real_chat_template_of_qwen(shared):
+def test_real_chat_template_of_qwen_separates_prompt_and_answer(shared):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "qwen2.5-0.5b-instruct")

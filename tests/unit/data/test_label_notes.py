@@ -20,7 +20,7 @@ def test_common_labels_have_no_notes():
     assert notes_of(["1", "2", "10"] * 2) == []
 
 
-def test_one_class_is_named():
+def test_single_class_is_noted():
     (note,) = notes_of(["same"] * 9)
     assert "all 9 training examples have the label 'same'" in note
 
@@ -44,7 +44,7 @@ def test_distinct_class_names_are_not_noted(names):
     assert alike(names) == []
 
 
-def test_rare_and_unseen_classes_are_named():
+def test_rare_and_unseen_classes_are_noted():
     notes = notes_of("aaab", "aabc")
     assert any("the test set has the class 'c'" in note for note in notes)
     assert any("only one training example of the class 'b'" in note for note in notes)
@@ -57,7 +57,7 @@ def test_names_with_line_breaks_are_made_visible():
     assert r"'a\nb'" in note and "\n" not in note
 
 
-def test_half_stars_may_be_classes_and_scores_may_not(tmp_path):
+def test_half_star_ratings_are_classes_and_continuous_scores_are_refused(tmp_path):
     assert are_scores(["0.5", "1", "1.5"]) and not are_scores(["1", "2.0"])
 
     def write(values):
@@ -71,7 +71,7 @@ def test_half_stars_may_be_classes_and_scores_may_not(tmp_path):
             write(values)
 
 
-def test_scores_only_in_the_test_file_need_a_metric(tmp_path):
+def test_scores_only_in_the_test_file_need_a_regression_metric(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "a,0.5\nb,1.5\n" * 3)
     (tmp_path / "b.csv").write_text("text,label\na,2.6\n")
     with pytest.raises(InputError, match=r"'2.6' is not one of .*need metric='pearson'"):

@@ -29,7 +29,7 @@ def same(a, b):
     return a.texts == b.texts and a.pairs == b.pairs and np.array_equal(a.labels, b.labels)
 
 
-def test_every_task_is_described():
+def test_every_task_has_a_description():
     for name, task in TASKS.items():
         assert task.name == name
         assert task.summary and "\n" not in task.summary
@@ -40,7 +40,7 @@ def test_every_task_is_described():
         assert find_task(name) == task
 
 
-def test_own_files(files):
+def test_own_files_give_classes_groups_and_overlap(files):
     data = load(SPEC, data_dir=files)
     assert data.classes == ("a", "b", "c")
     assert data.train.texts == [f"text {n}" for n in range(10)]
@@ -54,12 +54,12 @@ def test_own_files(files):
     assert data.skipped == 0
 
 
-def test_own_files_default_folder(files, monkeypatch):
+def test_own_files_are_read_from_the_working_directory_by_default(files, monkeypatch):
     monkeypatch.chdir(files)
     assert len(load(SPEC).train.texts) == 10
 
 
-def test_sizes_are_drawn_from_the_seed_alone(files):
+def test_subset_depends_only_on_the_seed(files):
     sizes = {"train_examples": 5, "validation_examples": 3, "test_examples": 2}
     first, again, other = (load(SPEC, data_dir=files, seed=s, **sizes) for s in (1, 1, 2))
     assert [len(x.texts) for x in (first.train, first.validation, first.test)] == [5, 3, 2]
@@ -91,7 +91,7 @@ def test_pairs_overlap_only_if_both_texts_do(tmp_path):
     assert data.train.pairs == ["b", "c"]
 
 
-def test_scores(tmp_path):
+def test_scores_are_read_as_a_regression_task(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,0.5\nb,4\n")
     spec = "file(train='a.csv', test='a.csv', metric='pearson')"
     data = load(spec, data_dir=str(tmp_path))
@@ -130,7 +130,7 @@ def test_scores(tmp_path):
         ("ag_news", {}, "There is no folder"),
     ],
 )
-def test_refusals(files, spec, options, message):
+def test_invalid_tasks_and_files_are_refused(files, spec, options, message):
     with pytest.raises(InputError, match=message):
         load(spec, data_dir=files, **options)
 
@@ -141,7 +141,7 @@ def test_test_label_absent_from_training_is_refused(files, tmp_path):
         load(SPEC, data_dir=files)
 
 
-def test_a_number_is_a_class_only_where_the_names_are_stated(tmp_path):
+def test_numeric_label_is_a_class_index_only_if_class_names_are_given(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,1\nb,2\n")
     (tmp_path / "test.csv").write_text("text,label\na,2\nb,0\n")
     spec = "file(train='train.csv', test='test.csv')"
@@ -201,7 +201,7 @@ def hub(monkeypatch):
     return stand_in
 
 
-def test_hub(hub):
+def test_hub_columns_are_read_as_texts_pairs_and_groups(hub):
     columns = {"premise": ["a"] * 3, "hypothesis": ["b"] * 3, "genre": ["x", "y", "x"]}
     hub.parts = [Part({**columns, "label": [0, 2, 1]}), Part({**columns, "label": [1, 1, 1]})]
     data = load("mnli")
@@ -215,14 +215,14 @@ def test_hub(hub):
     assert data.overlap == 3
 
 
-def test_hub_states_classes_that_the_task_leaves_open(hub):
+def test_class_names_are_taken_from_the_hub_if_the_task_has_none(hub):
     hub.parts = [Part({"text": ["a", "b"], "label": [1, 0]}, ["no", "yes"])] * 2
     data = load("banking77")
     assert data.classes == ("no", "yes")
     assert data.train.labels.tolist() == [1, 0]
 
 
-def test_hub_refusals(hub):
+def test_unreachable_and_malformed_hub_datasets_are_refused(hub):
     hub.parts = ConnectionError("Couldn't reach the Hub.\nmore")
     with pytest.raises(InputError, match=r"mrpc.*\(Couldn't reach the Hub\); connect .*--data-dir"):
         load("mrpc")
@@ -249,7 +249,7 @@ ROWS = {  # train, test: as ../shared/data/README.md and each SOURCE.txt count t
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ROWS)
-def test_real_files(shared, name):
+def test_real_files_have_their_published_sizes_and_classes(shared, name):
     data = load(name, data_dir=str(shared / "data"))
     sizes = (len(data.train.texts), len(data.test.texts))
     if isinstance(ROWS[name], int):  # cut by us
@@ -264,7 +264,7 @@ def test_real_files(shared, name):
 
 
 @pytest.mark.shared
-def test_any_real_file_with_named_columns(shared):
+def test_real_files_are_read_by_named_columns(shared):
     spec = "file(train='sst2/dev.tsv', test='sst2/test-labeled.tsv.gz', text='sentence')"
     data = load(spec, data_dir=str(shared / "data"))  # the second has CR LF line ends
     assert (len(data.train.texts), len(data.test.texts)) == (872, 1_821)
@@ -272,7 +272,7 @@ def test_any_real_file_with_named_columns(shared):
 
 
 @pytest.mark.shared
-def test_real_labels(shared):
+def test_real_files_have_their_published_label_counts(shared):
     counts = {
         "ag_news": ([2630, 2452, 2594, 2753], [1900] * 4),
         "mrpc": ([1323, 2753], [578, 1147]),

@@ -96,7 +96,7 @@ def test_any_partition_is_valid_or_refused(request):
 
 @settings(max_examples=60, deadline=None)
 @given(ALPHAS, st.integers(1, 50), st.integers(0, 99))
-def test_simplex(alpha, size, seed):
+def test_simplex_samples_are_shares_that_sum_to_one(alpha, size, seed):
     share = simplex(alpha, size, np.random.default_rng(seed))
     assert np.isfinite(share).all()
     assert (share >= 0).all()
@@ -122,14 +122,14 @@ def counts_of(spec, *, clients=20, seed=0, labels=LABELS, **options):
 
 
 @seeds
-def test_iid_is_equal_shares(seed):
+def test_iid_partition_has_equal_shares(seed):
     counts, _ = counts_of("iid", clients=30, seed=seed)
     assert set(counts.sum(1)) == {66, 67}
     assert counts.max() < 25
 
 
 @seeds
-def test_dirichlet_skews_labels_as_alpha_says(seed):
+def test_smaller_dirichlet_alpha_skews_labels_more(seed):
     counts, _ = counts_of("dirichlet(alpha=1e6)", seed=seed)
     assert counts.min() >= 9
     assert counts.max() <= 11
@@ -149,7 +149,7 @@ def test_balanced_dirichlet_skews_labels_and_not_sizes(seed, alpha):
     assert low <= share <= high
 
 
-def test_balanced_dirichlet_treats_all_ids_alike():
+def test_balanced_dirichlet_does_not_depend_on_client_ids():
     labels = np.repeat(np.arange(10), 50)
     own = [
         class_counts(partition("dirichlet(alpha=0.3, balanced=True)", labels, clients=8, seed=s),
@@ -177,7 +177,7 @@ def test_many_small_classes_leave_no_client_empty(alpha):
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0, 1e300])
 @pytest.mark.parametrize("minimum", [0, 1])
 @pytest.mark.parametrize("name", ["dirichlet", "quality", "quantity"])
-def test_the_size_of_a_client_does_not_depend_on_its_number(name, minimum, alpha, clients):
+def test_expected_client_size_does_not_depend_on_its_id(name, minimum, alpha, clients):
     options = "alpha_low={0}, alpha_high={0}" if name == "quality" else "alpha={0}"
     spec, labels = f"{name}({options.format(alpha)})", np.arange(320) % 40
     sizes = np.stack([sizes_of(spec, labels, clients, seed, minimum) for seed in range(20)])
@@ -194,7 +194,7 @@ def sizes_of(spec, labels, clients, seed, minimum=0):
 
 @settings(max_examples=60, deadline=None)
 @given(ALPHAS, st.integers(1, 50), st.integers(0, 500), st.integers(0, 99))
-def test_rounded_shares_are_whole_neighbours_of_the_shares(alpha, clients, size, seed):
+def test_rounded_shares_differ_by_less_than_one(alpha, clients, size, seed):
     rng = np.random.default_rng(seed)
     share = simplex(alpha, clients, rng)
     counts = round_shares(share, size, rng)
@@ -203,7 +203,7 @@ def test_rounded_shares_are_whole_neighbours_of_the_shares(alpha, clients, size,
     assert (counts <= np.ceil(share * size + 1e-9)).all()
 
 
-def test_rounded_shares_are_right_on_average():
+def test_rounded_shares_are_unbiased():
     share = np.array([0.02, 0.5, 0.03, 0.45])
     rng = np.random.default_rng(0)
     mean = np.mean([round_shares(share, 10, rng) for _ in range(4000)], axis=0)
@@ -229,7 +229,7 @@ def test_quantity_skews_sizes_only(seed):
     assert largest == pytest.approx([0.1] * 10, abs=0.05)
 
 
-def test_natural_keeps_groups_whole():
+def test_natural_partition_keeps_groups_whole():
     groups = np.array([7, 7, 2, 9, 2, 9, 7])
     labels = np.zeros(7, np.int64)
     parts = partition("natural", labels, clients=3, seed=0, groups=groups)
@@ -239,7 +239,7 @@ def test_natural_keeps_groups_whole():
 
 
 @seeds
-def test_quality_has_balanced_and_skewed_clients(seed):
+def test_quality_partition_has_balanced_and_skewed_clients(seed):
     counts, parts = counts_of("quality(share=0.2)", seed=seed)
     assert parts.quality.sum() == 4
     share = counts / counts.sum(1, keepdims=True)
@@ -289,7 +289,7 @@ def test_minimum_size_moves_as_few_examples_as_possible():
         ("iid", {"min_examples": 11}, "need 110 examples, but there are 100"),
     ],
 )
-def test_refusals(spec, options, message):
+def test_impossible_partitions_are_refused(spec, options, message):
     with pytest.raises(InputError, match=message):
         partition(spec, LABELS[:100], **{"clients": 10, "seed": 0, **options})
 
@@ -317,7 +317,7 @@ def test_partition_figure_is_written(tmp_path, classes):
         draw(counts, names, tmp_path / "none" / "b.png")
 
 
-def test_thousands_of_clients_are_drawn_at_once(tmp_path, monkeypatch):
+def test_partition_figure_of_thousands_of_clients_is_readable(tmp_path, monkeypatch):
     """As few columns as the picture has, sorted so that neighbours are alike; names as they are."""
     from fedjax_lora.runs import plots
 
@@ -342,7 +342,7 @@ def test_thousands_of_clients_are_drawn_at_once(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_drawing_folds_the_rarest_classes():
+def test_partition_figure_merges_the_rarest_classes():
     from fedjax_lora.runs.plots import _layers
 
     counts = np.tile(np.arange(20), (3, 1))

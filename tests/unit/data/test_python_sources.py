@@ -33,13 +33,13 @@ def get(folder):
     return call
 
 
-def test_texts_are_made_once(get):
+def test_texts_are_extracted_once_and_cached(get):
     assert get() == TEXTS and get() == TEXTS
     assert get.made == 1
     assert all(isinstance(text, Text) for text in get())
 
 
-def test_they_are_made_again_for_other_files_and_tasks(get, folder):
+def test_changed_files_and_other_tasks_invalidate_the_cache(get, folder):
     get()
     os.utime(folder / "x.py", (1, 1))
     get()
@@ -52,7 +52,7 @@ def test_they_are_made_again_for_other_files_and_tasks(get, folder):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"[]", None, "cut", "changed"])
-def test_a_damaged_file_is_replaced(get, folder, damage):
+def test_damaged_cache_file_is_replaced(get, folder, damage):
     get()
     (file,) = (folder / "cache" / "sources").iterdir()
     good = file.read_bytes()
@@ -68,13 +68,13 @@ def test_a_damaged_file_is_replaced(get, folder, damage):
         assert file.read_bytes() == good
 
 
-def test_a_folder_that_cannot_be_written_is_left_alone(get, folder):
+def test_unwritable_cache_folder_is_ignored(get, folder):
     (folder / "cache").write_text("a file")
     assert get() == TEXTS and get() == TEXTS
     assert get.made == 2
 
 
-def test_many_write_at_once(get, folder):
+def test_concurrent_threads_write_one_cache_file(get, folder):
     threads = [threading.Thread(target=get) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -85,7 +85,7 @@ def test_many_write_at_once(get, folder):
     assert len([*(folder / "cache" / "sources").iterdir()]) == 1
 
 
-def test_near_duplicates():
+def test_near_duplicates_are_removed():
     words = [
         "a b c d",
         "A, b; c: d e",  # 4 of 5 words

@@ -14,7 +14,7 @@ def tables():
     return stdlib_definitions.read()
 
 
-def test_sizes_and_balance(tables):
+def test_classes_and_test_share_are_balanced(tables):
     train, test = tables
     total = len(train.texts) + len(test.texts)
     assert total > 1800
@@ -51,7 +51,7 @@ def texts_of(root):
     return [text for table in read.__wrapped__(root) for text in table.texts]
 
 
-def test_what_is_read_of_a_file(tmp_path):
+def test_classes_and_functions_are_read_from_a_source_file(tmp_path):
     root = library(tmp_path)
     (root / "email" / "more.py").write_text(
         '"""The docstring of a module is left out."""\n'
@@ -69,7 +69,7 @@ def test_what_is_read_of_a_file(tmp_path):
     assert "A.f(self, x: int=3): A method that does nothing." in texts
 
 
-def test_a_library_without_sources_is_refused(tmp_path):
+def test_standard_library_without_sources_is_refused(tmp_path):
     root = library(tmp_path)
     (root / "xml" / "part.py").unlink()
     with pytest.raises(InputError, match=r"'definitions' needs the standard library's \.py files"):

@@ -22,11 +22,11 @@ def everything():
     return {name for packages in FAMILIES.values() for name in packages.split()}
 
 
-def test_every_package_is_in_one_family():
+def test_no_package_is_in_two_families():
     assert len(everything()) == sum(len(packages.split()) for packages in FAMILIES.values())
 
 
-def test_sizes_and_balance(tables):
+def test_classes_and_test_share_are_balanced(tables):
     train, test = tables
     assert len(train.texts) > 4000
     total = len(train.texts) + len(test.texts)
@@ -37,7 +37,7 @@ def test_sizes_and_balance(tables):
         assert max(counts) < 3.5 * min(counts)
 
 
-def test_modules_and_texts_are_in_one_split_only(tables):
+def test_modules_and_texts_appear_in_one_split_only(tables):
     train, test = tables
     assert not set(train.groups) & set(test.groups)
     texts = [text.casefold() for text in train.texts + test.texts]
@@ -51,7 +51,7 @@ def test_texts_are_clean(tables):
         assert len(text.split()) >= MIN_WORDS
 
 
-def test_no_tests_and_no_packages_that_later_versions_lack(tables):
+def test_modules_and_removed_packages_are_left_out(tables):
     names = {part for table in tables for module in table.groups for part in module.split(".")}
     assert not names & {"test", "tests", "idle_test", "lib2to3", "distutils", "site-packages"}
 
@@ -67,7 +67,7 @@ def library(root, *, families=tuple(FAMILIES)):
     return root
 
 
-def test_docstrings_read_from_a_module(tmp_path):
+def test_docstrings_are_read_from_a_module(tmp_path):
     root = library(tmp_path)
     (root / "string.py").write_text(
         'if True:\n    class A:\n        "A class inside a condition."\n'
@@ -106,7 +106,7 @@ def test_split_is_deterministic(tmp_path):
 
 
 @pytest.mark.parametrize("families", [(), tuple(FAMILIES)[1:]])
-def test_a_library_without_sources_is_refused(tmp_path, families):
+def test_standard_library_without_sources_is_refused(tmp_path, families):
     library(tmp_path, families=families)
     with pytest.raises(InputError, match=r"needs the standard library's \.py files"):
         read(tmp_path)

@@ -35,7 +35,7 @@ def named(path, **options):
     return read_named(path, **{"text": "text", "label": "label", **options})
 
 
-def test_csv_quotes_line_ends_and_na_like_words(tmp_path):
+def test_csv_keeps_quoted_line_ends_and_the_word_na(tmp_path):
     text = 'label,text,who\r\na,"one, ""two""\r\nthree",x\r\n\r\nnull,NA,y\r\n'
     table = named(write(tmp_path / "a.csv", text, bom=True), group="who")
     assert table.texts == ['one, "two"\r\nthree', "NA"]
@@ -45,13 +45,13 @@ def test_csv_quotes_line_ends_and_na_like_words(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
-def test_tsv_leaves_quotes_alone(tmp_path, ending):
+def test_tsv_keeps_quotes_as_text(tmp_path, ending):
     path = write(tmp_path / f"a.tsv{ending}", 'text\tpair\tlabel\n"a" b\tc"\t1\n')
     table = named(path, pair="pair")
     assert (table.texts, table.pairs, table.labels) == (['"a" b'], ['c"'], ["1"])
 
 
-def test_jsonl_and_parquet(tmp_path):
+def test_jsonl_and_parquet_are_read_compressed_or_not(tmp_path):
     lines = '{"text": "a", "label": 1}\n\n{"text": "b", "label": 0, "more": []}\n'
     table = named(write(tmp_path / "a.jsonl.gz", lines))
     assert (table.texts, table.labels, list(table.rows)) == (["a", "b"], [1, 0], [1, 3])
@@ -85,11 +85,11 @@ def test_jsonl_and_parquet(tmp_path):
         ("a.xls", "", "Unknown file format .*'xls'; did you mean|Unknown file format"),
     ],
 )
-def test_refusals_name_file_and_row(tmp_path, name, text, message):
+def test_invalid_values_are_refused_with_file_and_row(tmp_path, name, text, message):
     assert re.search(message, refusal(named, write(tmp_path / name, text)))
 
 
-def test_absent_and_damaged_files(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     for name in ("none.csv", "none.parquet"):
         assert "cannot be read" in refusal(named, tmp_path / name)
     damaged = tmp_path / "a.csv.gz"
@@ -99,7 +99,7 @@ def test_absent_and_damaged_files(tmp_path):
     assert "a.csv.gz cannot be read" in refusal(named, damaged)
 
 
-def test_ag_news(tmp_path):
+def test_ag_news_reader_joins_title_and_text(tmp_path):
     path = write(tmp_path / "a.csv", '"3","T ""N"" p","line\\two, more"\n"1","a","b"\n')
     table = official_formats.read_ag_news(path)
     assert table.texts == ['T "N" p line\\two, more', "a b"]
@@ -119,7 +119,7 @@ def test_dbpedia_counts_classes_from_one_only_in_the_official_form(tmp_path):
     assert "row 2 has 3 fields where 2" in refusal(official_formats.read_dbpedia, mixed)
 
 
-def test_cola(tmp_path):
+def test_cola_reader_accepts_both_published_layouts(tmp_path):
     table = official_formats.read_cola(
         write(tmp_path / "a.tsv", 'gj04\t1\t\tHe "ran.\ngj04\t0\t*\tRan he.\n')
     )
@@ -146,7 +146,7 @@ def test_qqp_skips_and_counts_only_the_known_defect(tmp_path, header):
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
 @pytest.mark.parametrize("column", ["text", "label", "pair", "group"])
 @pytest.mark.parametrize("empty", ["", "  ", "\u3000"])
-def test_an_empty_field_is_refused_with_its_row(ending, column, empty, tmp_path):
+def test_empty_field_is_refused_with_its_row(ending, column, empty, tmp_path):
     rows = [{"text": "a", "label": "x", "pair": "b", "group": "c"} for _ in range(3)]
     rows[1][column] = empty
     path = tmp_path / f"a.{ending}"
@@ -165,7 +165,7 @@ def test_an_empty_field_is_refused_with_its_row(ending, column, empty, tmp_path)
     assert f"row {row}: column {column!r} is {'blank' if empty else 'empty'}; fill" in message
 
 
-def test_predictions_are_for_empty_texts_too(tmp_path):
+def test_prediction_input_keeps_empty_texts(tmp_path):
     path = write(tmp_path / "A.CSV", 'text\na\n""\nb\n')
     assert columns_of(path, ["text"]) == {"text": ["a", "", "b"]}
     assert columns_of(tmp_path / "a.txt", ["text"]) is None
@@ -175,7 +175,7 @@ def test_predictions_are_for_empty_texts_too(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a.json", "a.ndjson", "a.JSONL", "a.jsonl.gz", "A.NDJSON.GZ", "a.json.bz2"]
 )
-def test_json_lines_of_any_name(name, tmp_path):
+def test_json_lines_are_recognised_whatever_the_file_name(name, tmp_path):
     """`datasets.Dataset.to_json` writes lines into a file that one calls .json."""
     lines = '\n{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n'
     table = named(write(tmp_path / name, lines))
@@ -184,7 +184,7 @@ def test_json_lines_of_any_name(name, tmp_path):
     assert one.texts == ["a"]
 
 
-def test_a_json_array_in_one_long_line(tmp_path):
+def test_json_array_in_one_long_line_is_read(tmp_path):
     rows = [{"text": "x" * 2**16, "label": n % 2} for n in range(2**8 + 1)]
     assert len(named(write(tmp_path / "a.json", json.dumps(rows))).texts) == len(rows)
 
@@ -200,7 +200,7 @@ def test_json_object_that_is_not_lines_is_refused(text, message, tmp_path):
     assert message in refusal(named, write(tmp_path / "a.json", text))
 
 
-def test_conversations_are_refused_by_name(tmp_path):
+def test_conversations_in_a_table_are_refused_by_name(tmp_path):
     for name in ("conversations", "messages"):
         lines = f'{{"{name}": [{{"role": "user", "content": "a"}}]}}\n' * 2
         for ending in ("json", "jsonl"):
@@ -208,12 +208,12 @@ def test_conversations_are_refused_by_name(tmp_path):
             assert f"the conversations in '{name}' are the task conversations(" in message
 
 
-def test_a_long_field_is_read(tmp_path):
+def test_very_long_field_is_read(tmp_path):
     path = write(tmp_path / "a.csv", f'text,label\n{"x" * 500_000},a\n"{"y" * 200_000}",b\n')
     assert [len(text) for text in named(path).texts] == [500_000, 200_000]
 
 
-def test_delimiter_header_and_encoding(tmp_path):
+def test_delimiter_header_and_encoding_options_are_used_and_suggested(tmp_path):
     path = write(tmp_path / "a.csv", 'text;label\n"a;b";x\n')
     assert "(columns: text;label); delimiter=';' may be meant" in refusal(named, path)
     assert named(path, layout=Layout(delimiter=";")).texts == ["a;b"]
@@ -254,7 +254,7 @@ def test_decompression_bomb_is_refused(ending, packing, tmp_path):
 
 
 @pytest.mark.parametrize("ending", BOMBS)
-def test_the_bounds_can_be_changed(ending, tmp_path, monkeypatch):
+def test_size_limits_can_be_changed_by_environment_variables(ending, tmp_path, monkeypatch):
     content = {"json": b"[" + b'{"text": "a", "label": 1},\n' * 2 + b'{"text": "a", "label": 1}]'}
     path = tmp_path / f"a.{ending}"
     path.write_bytes(content.get(ending, BOMBS[ending][:91].rpartition(b"\n")[0]))

@@ -23,7 +23,7 @@ def split(texts, pairs=None, labels=None):
     return Split(texts, pairs, labels, None)
 
 
-def test_single_texts(tokenizer):
+def test_single_texts_get_special_tokens_and_padding(tokenizer):
     got = encode(split(["a b", "", "a"]), tokenizer, max_length=16)
     assert got.ids.shape == got.types.shape == (3, 8)
     assert got.ids[0].tolist() == [CLS, A, A + 1, SEP, PAD, PAD, PAD, PAD]
@@ -33,7 +33,7 @@ def test_single_texts(tokenizer):
     assert {part.dtype for part in got} == {np.dtype(np.int32)}
 
 
-def test_pairs_are_cut_where_they_are_long(tokenizer):
+def test_pairs_are_truncated_in_the_longer_text(tokenizer):
     got = encode(split(["a " * 9, "a"], ["b", "b " * 9]), tokenizer, max_length=8)
     assert got.ids.tolist() == [
         [CLS, A, A, A, A, SEP, A + 1, SEP],
@@ -50,16 +50,16 @@ def test_width_is_the_longest_example_rounded_up(tokenizer, words, max_length, w
     assert got.length.tolist() == [min(words + 2, max_length)]
 
 
-def test_padding_is_on_the_right_whatever_the_tokenizer_says(tokenizer, monkeypatch):
+def test_padding_is_on_the_right_for_any_tokenizer(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "padding_side", "left")
     assert encode(split(["a"]), tokenizer, max_length=8).ids[0, :3].tolist() == [CLS, A, SEP]
 
 
-def test_empty_text_and_empty_split(tokenizer):
+def test_empty_split_gives_empty_arrays(tokenizer):
     assert encode(split([]), tokenizer, max_length=16).ids.shape == (0, 8)
 
 
-def test_scores_and_chunks(tokenizer, monkeypatch):
+def test_chunked_tokenization_equals_one_pass_and_keeps_float_labels(tokenizer, monkeypatch):
     texts = ["a " * n for n in range(1, 8)]
     whole = encode(split(texts, labels=np.ones(7, np.float32)), tokenizer, max_length=16)
     assert whole.label.dtype == np.float32
@@ -81,13 +81,13 @@ class Bare:
         return {"input_ids": ids, "token_type_ids": [[0] * len(row) for row in ids]}
 
 
-def test_an_empty_text_is_one_padding_token():
+def test_empty_text_without_special_tokens_is_one_padding_token():
     got = encode(split(["", "a b"]), Bare(), max_length=8)
     assert got.length.tolist() == [1, 2]
     assert got.ids[:, :3].tolist() == [[7, 7, 7], [1, 1, 7]]
 
 
-def test_refusals(tokenizer, monkeypatch):
+def test_unusable_lengths_and_tokenizers_are_refused(tokenizer, monkeypatch):
     with pytest.raises(InputError, match="max_length 3 leaves no room beside 3 special tokens"):
         encode(split(["a"], ["b"]), tokenizer, max_length=3)
     monkeypatch.setattr(Bare, "pad_token_id", None)
@@ -96,7 +96,7 @@ def test_refusals(tokenizer, monkeypatch):
         encode(split(["a"]), Bare(), max_length=8)
 
 
-def test_cache(tokenizer, tmp_path, monkeypatch):
+def test_cached_tokens_are_reused_and_labels_are_not_cached(tokenizer, tmp_path, monkeypatch):
     data, folder = split(["a b", "c"]), tmp_path / "deep" / "cache"
 
     def cached(max_length=8, data=data, tokenizer=tokenizer):
@@ -135,7 +135,7 @@ def test_cache_key_includes_the_tokenizer(tokenizer, tmp_path):
     assert len(list(folder.iterdir())) == 2
 
 
-def test_cache_that_cannot_be_written(tokenizer, tmp_path):
+def test_unwritable_cache_is_refused(tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written .*; set FEDJAX_LORA_CACHE to another"):
         encode(split(["a"]), tokenizer, max_length=8, cache_dir=tmp_path / "file" / "sub")
