@@ -16,13 +16,13 @@ MODULES = ["fedjax_lora"] + [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name: str):
+def test_docstring_examples_run(name: str):
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failures == 0
 
 
-def test_there_are_examples():
+def test_package_has_docstring_examples():
     """The finder finds docstrings with examples."""
     modules = map(importlib.import_module, MODULES)
     with_examples = [

@@ -223,7 +223,7 @@ def test_folders_do_not_use_vocabulary_of_higher_layers(folder):
     assert wrong == []
 
 
-def test_nothing_but_methods_branches_on_a_methods_name():
+def test_only_methods_branch_on_the_name_of_a_method():
     from fedjax_lora.methods import METHODS
 
     names = "|".join(METHODS)
@@ -270,7 +270,7 @@ def test_violation_is_reported_with_its_line(module, text, wrong):
     assert int(shown[0].split(":")[1].split()[0]) == 1 + len(text.splitlines())
 
 
-def test_allowed_import_passes():
+def test_allowed_import_is_not_reported():
     text = "from . import base\nfrom .base import Method\nimport json\n"
     text += "from fedjax_lora.core import trees"
     assert offences(imports_in(text, "fedjax_lora.methods.x", "a.py")) == []

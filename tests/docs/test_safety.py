@@ -83,7 +83,7 @@ def test_package_executes_no_external_code():
         "os.system(text)",
     ],
 )
-def test_violation_is_detected(source):
+def test_execution_of_external_code_is_detected(source):
     assert len(offences(source)) == 1
 
 
@@ -159,7 +159,7 @@ def test_remote_tokenizer_code_does_not_run(name, tmp_path, run_words, monkeypat
 
 
 @pytest.mark.parametrize("name", ["../b.safetensors", "{}/b.safetensors", "c/../../b.safetensors"])
-def test_an_index_cannot_leave_its_folder(name, tmp_path):
+def test_shard_index_cannot_point_outside_its_folder(name, tmp_path):
     """The file that it names is there, and would do."""
     folder = tmp_path / "model"
     (folder / "c").mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_outputs_of_a_run_hold_no_hub_token(tmp_path, run_words, monkeypatch, ca
     "secret", [TOKEN, f"https://someone:{TOKEN}@huggingface.co/a/b", "https://me:word@host.org/b"]
 )
 @pytest.mark.parametrize("option", ["--model", "--data-dir", "--task"])
-def test_a_token_among_the_options_is_refused_and_not_repeated(option, secret, tmp_path, capfd):
+def test_token_among_the_options_is_refused_and_not_printed(option, secret, tmp_path, capfd):
     value = f"file(train='{secret}')" if option == "--task" else secret
     assert main.main(["run", f"{option}={value}", f"--out={tmp_path / 'out'}"]) == 2
     printed = "".join(capfd.readouterr())
@@ -222,7 +222,7 @@ def test_a_token_among_the_options_is_refused_and_not_repeated(option, secret, t
     assert not (tmp_path / "out").exists()
 
 
-def test_messages_hold_no_secrets():
+def test_error_messages_hold_no_secrets():
     for text in (f"no {TOKEN} here", f"see https://me:{TOKEN}@hub/x", "at ftp://me:w0rd@host/x"):
         assert TOKEN not in str(InputError(text)) and "w0rd" not in str(InputError(text))
         assert "***" in str(InputError(text))
@@ -233,6 +233,6 @@ def test_messages_hold_no_secrets():
     )
 
 
-def test_messages_are_bounded_in_length():
+def test_error_messages_are_bounded_in_length():
     text = str(InputError(f"begin {'x' * 10**6} end"))
     assert len(text) < 3000 and text.startswith("begin") and text.endswith("end")

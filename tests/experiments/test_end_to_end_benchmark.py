@@ -47,7 +47,7 @@ def test_memory_of_every_process_is_measured(results: pathlib.Path):
     assert json.loads((results / "machine.json").read_text())["setting"]["rounds"] == 2
 
 
-def test_the_table_has_medians(results: pathlib.Path, tmp_path: pathlib.Path):
+def test_table_has_medians(results: pathlib.Path, tmp_path: pathlib.Path):
     record = json_lines.by_name(results / RECORDS)["peft-0"]
     for name, times in {"ours-warm": [2.0, 1.0, 9.0], "peft": [4.0, 5.0, 6.0]}.items():
         for repetition, seconds in enumerate(times):
@@ -73,7 +73,7 @@ def test_server_average_is_that_of_zero_padded_factors():
         np.testing.assert_allclose(got[at], want, rtol=1e-6, atol=1e-7)
 
 
-def test_a_client_receives_the_first_components():
+def test_client_receives_the_first_components():
     a, b, head = np.arange(12).reshape(4, 3), np.arange(20).reshape(5, 4), np.arange(2)
     cut = federated.cut([a, b, head], 2, 1)
     np.testing.assert_array_equal(cut[0], a[:2])

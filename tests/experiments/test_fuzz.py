@@ -103,7 +103,7 @@ SAME = {"x": np.ones(3), "names": ("a", "b")}
         (lambda: raise_(ValueError("x")), lambda: raise_(KeyError("x")), CRASH),
     ],
 )  # fmt: skip
-def test_every_outcome_has_a_verdict(theirs, ours, verdict, tmp_path):
+def test_every_outcome_is_classified(theirs, ours, verdict, tmp_path):
     outcome = judge(Case("part", 0, {}), lambda *_: Subject(theirs, ours), tmp_path)
     assert outcome.verdict == verdict
 

@@ -113,7 +113,7 @@ def test_every_planned_config_is_valid(chosen, size):
         assert config.data.data_dir is None
 
 
-def test_an_unknown_field_is_refused():
+def test_unknown_config_field_is_refused():
     part = STUDIES[0].parts("small", {})[0]
     wrong = part._replace(arms={"x": {"federation.metod": "hlora"}})
     with pytest.raises(InputError, match="metod"):
@@ -255,7 +255,7 @@ GOOD, POOR = [0.80, 0.83, 0.81], [0.70, 0.74, 0.70]
         (GOOD, [0.70, 0.74, None], {}, claims.NOT_RUN),
     ],
 )
-def test_verdicts_of_higher_claims(first, second, options, verdict):
+def test_claims_of_a_higher_score_are_judged_by_intervals(first, second, options, verdict):
     results = made_up({"a": first, "b": second}, **options)
     found = claims.higher("p", "a", "b", tasks=["ag_news"])(results)
     assert found.verdict == verdict
@@ -275,7 +275,7 @@ def test_verdicts_of_higher_claims(first, second, options, verdict):
         (POOR, claims.NOT_REPRODUCED),
     ],
 )
-def test_verdicts_of_closeness_claims(second, verdict):
+def test_claims_of_closeness_are_judged_by_intervals(second, verdict):
     results = made_up({"a": GOOD, "b": second})
     assert claims.close("p", "a", "b", tasks=["ag_news"])(results).verdict == verdict
 
@@ -288,7 +288,7 @@ def test_verdicts_of_closeness_claims(second, verdict):
         ([0.05, 0.30, 0.20], claims.UNTESTABLE),
     ],
 )
-def test_verdicts_of_published_magnitude_claims(effects, verdict):
+def test_claims_of_a_published_magnitude_are_judged_by_intervals(effects, verdict):
     assert claims.is_as_large(estimate(effects), 0.39) == verdict
 
 
@@ -297,7 +297,7 @@ def test_claim_about_missing_runs_is_not_tested():
     assert found == ("not among the runs of this size", claims.UNTESTABLE)
 
 
-def test_measured_claims_pair_the_arms_by_seed():
+def test_measured_claims_are_paired_by_seed():
     results = made_up({"a": GOOD, "b": POOR})
     ratio = lambda a, b: a[-1]["accuracy"] / b[-1]["accuracy"]  # noqa: E731
     judged = [
@@ -312,7 +312,7 @@ def test_measured_claims_pair_the_arms_by_seed():
     assert judged[0](missing) == ("5 of 6 runs", claims.NOT_RUN)
 
 
-def test_small_cases_of_fed_plora():
+def test_small_cases_of_fed_plora_refute_the_published_bound():
     """Two clients whose factors are 3 and -3: the covariance is 9, the distances add up to 6."""
     assert small_cases.bound(NOTHING).ours.endswith("noise 9, bound 6")
     assert small_cases.bound(NOTHING).verdict == claims.NOT_REPRODUCED
@@ -323,7 +323,7 @@ NOTHING = Results({}, {}, "small", pathlib.Path())
 
 
 @pytest.mark.parametrize("module", [claims, differences])
-def test_examples_in_docstrings(module):
+def test_docstring_examples_run(module):
     failures, tried = doctest.testmod(module)
     assert failures == 0 < tried
 
@@ -334,7 +334,7 @@ def test_learning_curve_uses_all_rounds_and_best_is_the_maximum():
     assert (claims.last(record), claims.best(record)) == (0.5, 0.9)
 
 
-def test_a_table_has_the_means_of_the_finished_runs():
+def test_table_has_the_means_of_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7]})
     text = report_lines.part_table(results, results.parts["p"])
     assert text.startswith("**p**: title; all layers of minilm, ")
@@ -344,7 +344,7 @@ def test_a_table_has_the_means_of_the_finished_runs():
     assert "| 2 of 3 |" in rows[1]
 
 
-def test_a_figure_has_the_means_and_the_finished_runs():
+def test_figure_has_the_means_and_the_finished_runs():
     results = made_up({"a": GOOD, "b": [0.5, None, 0.7], "c": [None] * 3})
     for record in results.records.values():
         record["history"] = [h | {"round": 4 * n} for n, h in enumerate(record["history"])]
@@ -445,12 +445,12 @@ def test_parameter_counts_match_the_paper():
 
 
 @pytest.mark.shared
-def test_shapes_match_distilbert(shared):
+def test_synthetic_shapes_match_distilbert(shared):
     config = models.read_config(shared / "models" / "distilbert-base-uncased")
     assert counts.spec(config).targets == counts.spec().targets
 
 
-def test_the_plan_counts_every_run_once(monkeypatch, tmp_path):
+def test_plan_counts_every_run_once(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "ROOT", tmp_path)
     rows = [line.strip("| ").split(" | ") for line in plan.table().splitlines()[2:]]
     planned = {row[0]: int(row[1]) for row in rows}

@@ -16,7 +16,7 @@ from fedjax_lora.runs.figure_style import method_label
     [ag_news.METHODS, fed_plora_vs_flexlora.METHODS],
     ids=["ag_news", "fed_plora_vs_flexlora"],
 )
-def test_arm_name_follows_from_its_method(arms):
+def test_arm_label_follows_from_its_method(arms):
     named = {name: spec for name, spec in arms.items() if "zero padding" in name}
     assert named
     for name, spec in named.items():

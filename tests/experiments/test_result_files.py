@@ -18,7 +18,7 @@ class FakeResult(NamedTuple):
 RESULT = FakeResult([{"round": 1}], {"seconds": 1.0})
 
 
-def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path):
+def test_incomplete_last_line_is_ignored_and_replaced(tmp_path):
     path = tmp_path / "folder" / "records.jsonl"
     assert json_lines.read(path) == []
     json_lines.append(path, {"name": "a", "é": 1})
@@ -30,7 +30,7 @@ def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["no JSON", "3"])
-def test_a_malformed_line_is_refused(tmp_path, line):
+def test_malformed_line_is_refused(tmp_path, line):
     path = tmp_path / "records.jsonl"
     path.write_text(f"{{}}\n{line}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"Line 2 of .*records\.jsonl is not a JSON object"):
@@ -45,7 +45,7 @@ def test_concurrent_writers_keep_all_records(tmp_path):
     assert sorted(json_lines.by_name(path), key=int) == [str(n) for n in range(40)]
 
 
-def test_a_config_is_run_once(tmp_path):
+def test_each_config_is_run_once(tmp_path):
     path, calls = tmp_path / "runs.jsonl", []
 
     def run():

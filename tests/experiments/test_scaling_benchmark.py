@@ -41,7 +41,7 @@ def test_number_of_devices_does_not_change_the_result(records: dict):
     np.testing.assert_allclose(records[None]["train_loss"], records[2]["train_loss"], rtol=1e-5)
 
 
-def test_the_table_is_relative_to_the_first_of_a_series(tmp_path: pathlib.Path):
+def test_table_is_relative_to_the_first_entry_of_a_series(tmp_path: pathlib.Path):
     rounds = ([9.0, 1.0, 3.0], [9.0, 8.0, 8.0], [9.0, 1.0, 1.0])
     for point, times in zip((*POINTS[:2], POINTS[-1]), rounds, strict=True):
         record = {"name": point.name, "point": dataclasses.asdict(point), "seconds": times}
@@ -54,7 +54,7 @@ def test_the_table_is_relative_to_the_first_of_a_series(tmp_path: pathlib.Path):
     assert third == "| 8 devices | - | - | 2,000 | 1,000 | 1 | 1.500000 |"
 
 
-def test_mixed_ranks_have_the_mean_of_the_equal_ones():
+def test_mixed_rank_cohort_has_the_mean_of_the_equal_ranks():
     for spec in (MEAN_8, "fixed(rank=8)"):
         ranks = rank_rules.allocate(spec, clients=100, seed=0, quality=None, component_size=1).ranks
         assert ranks.mean() == 8

@@ -37,7 +37,7 @@ def test_every_public_name_is_found():
 
 
 @pytest.mark.parametrize("name", NAMESPACES)
-def test_a_namespace_lists_names_that_exist(name: str):
+def test_names_listed_by_a_namespace_exist(name: str):
     module = importlib.import_module(f"fedjax_lora.{name}")
     assert getattr(fl, name) is module
     for public in module.__all__:
@@ -65,5 +65,5 @@ def test_every_method_factory_is_public():
         assert getattr(fl.methods, name) is factory
 
 
-def test_the_package_is_typed():
+def test_package_is_marked_as_typed():
     assert (importlib.resources.files("fedjax_lora") / "py.typed").is_file()

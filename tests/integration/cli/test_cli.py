@@ -23,7 +23,7 @@ def test_run_prints_a_table_and_writes_a_folder(finished):
     assert json.loads((finished.out / "config.json").read_text())["federation"]["cohort"] == 2
 
 
-def test_a_written_config_runs_again_with_overrides(finished, tmp_path):
+def test_saved_config_runs_again_with_overrides(finished, tmp_path):
     first, second = finished.out, tmp_path / "second"
     method = "replication(inner='uniform')"
     again = ["run", f"--config={first / 'config.json'}", f"--method={method}", f"--out={second}"]
@@ -42,7 +42,7 @@ def test_a_written_config_runs_again_with_overrides(finished, tmp_path):
         ("tasks", ["docstrings", "ag_news", "mrpc"]),
     ],
 )
-def test_listings(command, words, capsys):
+def test_list_commands_print_every_name(command, words, capsys):
     assert main.main([command]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in words)
@@ -58,7 +58,7 @@ def test_help_and_version_need_no_jax():
     assert "usage: fedjax-lora" in done.stdout
 
 
-def test_python_dash_m_and_the_exit_status(tmp_path):
+def test_python_dash_m_returns_the_exit_status(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fedjax_lora", "run", "--method=nope", f"--out={tmp_path / 'out'}"],
         capture_output=True,
@@ -135,7 +135,7 @@ def test_invalid_options_are_refused_in_one_sentence(words, sentence, tmp_path, 
         (["--resume={run}/figures"], "config.json"),
     ],
 )
-def test_a_folder_that_a_run_cannot_take_is_refused_first(
+def test_unusable_output_folder_is_refused_before_loading(
     words, sentence, finished, capsys, monkeypatch
 ):
     """Before the data and the model are loaded."""
@@ -167,7 +167,7 @@ def test_valid_file_runs(tmp_path):
     assert main.main(["run", *words, task, f"--data-dir={tmp_path}", out]) == 0
 
 
-def test_a_missing_file_is_named(tmp_path, capsys):
+def test_missing_model_file_is_named(tmp_path, capsys):
     csv(tmp_path, GOOD)
     task = "--task=file(train='absent.csv', text='text', label='label')"
     assert one_sentence(["run", task, f"--data-dir={tmp_path}"], capsys, "absent.csv")
@@ -185,7 +185,7 @@ def checkpoint(tmp_path) -> pathlib.Path:
     return folder
 
 
-def test_a_missing_tensor_is_named(checkpoint, capsys):
+def test_missing_tensor_is_named(checkpoint, capsys):
     weights = checkpoint / "model.safetensors"
     tensors = load_file(weights)
     name = next(n for n in tensors if n.endswith("layer.0.attention.self.query.weight"))
@@ -195,7 +195,7 @@ def test_a_missing_tensor_is_named(checkpoint, capsys):
     assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, name)
 
 
-def test_a_tensor_of_another_shape_is_named(checkpoint, capsys):
+def test_tensor_of_another_shape_is_named(checkpoint, capsys):
     weights = checkpoint / "model.safetensors"
     tensors = load_file(weights)
     name = next(n for n in tensors if n.endswith("layer.0.attention.self.query.weight"))
@@ -205,7 +205,7 @@ def test_a_tensor_of_another_shape_is_named(checkpoint, capsys):
     assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, name)
 
 
-def test_an_unsupported_architecture_is_named(checkpoint, capsys):
+def test_unsupported_architecture_is_named(checkpoint, capsys):
     config = checkpoint / "config.json"
     values = json.loads(config.read_text()) | {"model_type": "bloom"}
     config.unlink()
@@ -213,7 +213,7 @@ def test_an_unsupported_architecture_is_named(checkpoint, capsys):
     assert one_sentence(["run", *SMALL, f"--model={checkpoint}"], capsys, "bloom")
 
 
-def test_a_bad_config_file_is_explained(tmp_path, capsys):
+def test_invalid_config_file_is_refused_with_the_reason(tmp_path, capsys):
     path = tmp_path / "config.json"
     for text, sentence in [
         ("{", "not JSON"),
@@ -268,7 +268,7 @@ def test_out_of_memory_is_reported_in_one_sentence(
 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL"), ValueError(RAN_OUT)])
-def test_any_other_error_keeps_its_traceback(error, monkeypatch):
+def test_unexpected_error_keeps_its_traceback(error, monkeypatch):
     def work(args):
         raise error
 

@@ -80,7 +80,7 @@ def test_evaluate_reproduces_the_recorded_scores(plain, capsys):
     assert "global model" in capsys.readouterr().out
 
 
-def test_evaluate_tells_the_notes_on_labels(plain, tmp_path, caplog):
+def test_evaluate_prints_the_notes_on_labels(plain, tmp_path, caplog):
     names = interop.load_model(plain / "adapter").metadata.classes
     lines = [f"some words\t{name}" for name in (*names, *names[:-1])]
     (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *lines]))
@@ -90,7 +90,7 @@ def test_evaluate_tells_the_notes_on_labels(plain, tmp_path, caplog):
     assert f"only one training example of the class {names[-1]!r}" in caplog.text
 
 
-def test_clients_are_evaluated_each_with_its_own_model(plain, numbers_of_clients, tmp_path):
+def test_each_client_is_evaluated_with_its_own_model(plain, numbers_of_clients, tmp_path):
     out = tmp_path / "numbers.json"
     assert main.main(["evaluate", str(plain), "--clients", f"--out={out}"]) == 0
     found = json.loads(out.read_text())
@@ -133,9 +133,7 @@ def test_sharded_run_opens_on_one_device(plain):
     }
 
 
-def test_a_clients_adapter_is_exported_at_its_own_rank(
-    plain, personal, numbers_of_clients, tmp_path
-):
+def test_client_adapter_is_exported_at_its_own_rank(plain, personal, numbers_of_clients, tmp_path):
     run, progress, _ = reopen(plain, read_config(plain))
     for client, rank in enumerate(progress.rank.tolist()):
         out = tmp_path / str(client)
@@ -155,7 +153,7 @@ def test_a_clients_adapter_is_exported_at_its_own_rank(
     assert merged["global"]["loss"] == pytest.approx(rows[2]["loss"], abs=1e-5)
 
 
-def test_the_model_with_the_best_score_is_exported(personal, tmp_path, monkeypatch):
+def test_best_scoring_model_is_exported(personal, tmp_path, monkeypatch):
     """The first checkpoint counts as the best, so that it is not the last."""
     monkeypatch.setattr(checkpoints, "best", lambda found: found[0])
     assert main.main(["export", str(personal), "--best", f"--out={tmp_path / 'best'}"]) == 0
@@ -196,7 +194,7 @@ def test_run_starts_from_the_adapter_of_another(plain, tmp_path):
     assert summary(folder)["loss"] == pytest.approx(before, abs=1e-4)
 
 
-def test_predictions_are_those_of_the_model(plain, tmp_path, capsys, monkeypatch):
+def test_predictions_equal_those_of_the_model(plain, tmp_path, capsys, monkeypatch):
     want = probabilities(open_folder(plain), TEXTS.splitlines())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXTS.encode())))
     assert main.main(["predict", str(plain)]) == 0
@@ -223,7 +221,7 @@ def test_undecodable_standard_input_is_refused(given, errors, monkeypatch):
         read_texts(None, ["text"])
 
 
-def test_a_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
+def test_run_is_inspected_and_its_figure_redrawn(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "run")
     (folder / "figures" / "accuracy.png").unlink()
     assert main.main(["inspect", str(folder), "--redraw"]) == 0

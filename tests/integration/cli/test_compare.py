@@ -20,7 +20,7 @@ def asked(monkeypatch):
     return seen
 
 
-def test_options_become_a_grid(asked, tmp_path):
+def test_options_are_parsed_into_a_grid(asked, tmp_path):
     words = ["compare", "--methods", "hlora", "replication(inner='uniform')", "--seeds", "0", "2",
              "--vary", "local.batch=8,16", "--vary", "local.clip=[1.0, null]",
              "--cohort=5", f"--out={tmp_path}"]  # fmt: skip

@@ -72,7 +72,7 @@ def test_merged_model_has_the_scores_of_its_run(folder):
     assert found["perplexity"] == pytest.approx(made.summary["perplexity"], rel=1e-5)
 
 
-def test_clients_are_evaluated_each_with_its_own_adapter(run, folder, tmp_path, capsys):
+def test_each_client_is_evaluated_with_its_own_adapter(run, folder, tmp_path, capsys):
     out = tmp_path / "numbers.json"
     assert main.main(["evaluate", str(run.out), "--clients", f"--out={out}"]) == 0
     assert "local_perplexity" in capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_answers_equal_those_of_transformers(run, folder, tmp_path, capsys):
     assert header == "answer" and rows == wanted
 
 
-def test_plain_checkpoint_generates(folder, tmp_path, capsys):
+def test_checkpoint_without_adapter_generates_text(folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("abc\n")
     words = [f"--input={tmp_path / 'a.txt'}", "--prompt-format=plain", "--answer-tokens=5"]
     assert main.main(["predict", str(folder / "llama"), *words, "--format=jsonl"]) == 0
@@ -168,14 +168,14 @@ def test_plain_checkpoint_generates(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["answer"] == wanted.strip()
 
 
-def test_an_adapter_on_a_reduced_base_opens_on_it(folder):
+def test_adapter_of_a_quantized_base_is_loaded_on_the_same_base(folder):
     made = make(folder, method="fed_plora", storage="bfloat16")
     out = fl.run(made, out=folder / "half").out
     model = open_folder(out / "adapter", model=str(folder / "llama"))
     assert model.pretrained.storage == "bfloat16" and model.metadata.prompt_format == "plain"
 
 
-def test_a_decoder_that_classifies_is_evaluated_like_any_other(folder):
+def test_decoder_classifier_is_evaluated_like_an_encoder(folder):
     made = make(folder, method="hlora")
     chosen = dataclasses.replace(
         made,

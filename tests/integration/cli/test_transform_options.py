@@ -12,7 +12,7 @@ from tests._helpers.small_options import small
 SMALL = small(rounds=2, max_steps=2, method="fed_plora")
 
 
-def test_run_with_all_transform_options(tmp_path, monkeypatch):
+def test_run_accepts_all_transform_options(tmp_path, monkeypatch):
     handed = {}
 
     def watch(module, name):

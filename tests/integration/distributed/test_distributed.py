@@ -62,7 +62,7 @@ def arrays(made: dict) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("scene", ["whole", "base in parts"])
-def test_the_result_is_that_of_one_process(played, scene):
+def test_result_equals_that_of_one_process(played, scene):
     (alone, first, second), _ = played
     assert first[scene] == second[scene]
     want, got = alone[scene], first[scene]
@@ -75,7 +75,7 @@ def test_the_result_is_that_of_one_process(played, scene):
             assert got == pytest.approx(value, abs=problems.MODE_TOLERANCE), name
 
 
-def test_the_first_process_alone_writes(played):
+def test_only_the_first_process_writes(played):
     (alone, *_), (folder, first, second) = played
     names = lambda path: {p.relative_to(path).as_posix() for p in path.rglob("*")}  # noqa: E731
     # Orbax names what is in its folder by chance.
@@ -131,7 +131,7 @@ ADDRESS = "--coordinator-address"
     ],
     ids=["a part", "no port", "no host", "no processes", "no such number"],
 )
-def test_options_that_name_no_process_are_refused(words, sentence, capsys):
+def test_incomplete_process_options_are_refused(words, sentence, capsys):
     """Before the process looks for the others."""
     assert one_sentence(["run", *words], capsys, sentence)
 

@@ -88,7 +88,7 @@ def check(folder: pathlib.Path, phase: str, victim: int, count: int) -> None:
             assert re.search(rf"Process {victim} of {count}, on \S+ \(pid \d+\), {what}", line)
 
 
-def test_killed_process_is_named_by_the_others(tmp_path):
+def test_survivors_name_the_killed_process(tmp_path):
     """While they wait for it: the dead one is not the first, which tells the third."""
     check(tmp_path / "run", "loading", 1, 3)
 

@@ -50,7 +50,7 @@ def test_nothing_is_compiled_after_the_first_round(way, compiled):
     assert counts == [counts[0]] * tiny_runs.ROUNDS
 
 
-def test_a_round_is_one_program(compiled):
+def test_round_is_one_program(compiled):
     assets = tiny_runs.assets()
     made = build.build(tiny_runs.CONFIG, assets)
     state = made.begin().state
@@ -83,7 +83,7 @@ def test_predictions_compile_once_for_each_length(devices, compiled):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_few_texts_do_not_compute_a_full_batch(devices, compiled):
+def test_few_texts_use_a_smaller_batch_shape(devices, compiled):
     """However large a batch may be; and as often compiled as before."""
     made = problems.bag()
     objective = federated.text_classification(made.module, (problems.WIDTH,))

@@ -52,7 +52,7 @@ def test_non_finite_perplexity_is_reported(start, tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
-def test_model_card_of_a_diverged_language_model(tmp_path):
+def test_diverged_language_model_has_a_model_card(tmp_path):
     said = ModelMetadata(
         base="tiny", base_sha256="0", language=True, task="made_up", metric="perplexity",
         results=NEVER,

@@ -117,7 +117,7 @@ def test_record_holds_perplexity_by_group(finished):
     assert (finished.out / "figures" / "accuracy.png").is_file()
 
 
-def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished, capsys):
+def test_best_checkpoint_has_the_lowest_perplexity(finished, capsys):
     """The record holds the perplexity itself."""
     perplexities = [record["validation_perplexity"] for record in finished.records]
     assert perplexities[0] != perplexities[1]
@@ -144,7 +144,7 @@ def test_training_lowers_the_perplexity(folder, assets):
     assert result.summary["perplexity"] < 0.9 * result.summary["start_perplexity"]
 
 
-def test_clients_may_count_by_their_tokens(folder, assets):
+def test_clients_can_be_weighted_by_tokens(folder, assets):
     tokens = assets.train.types.sum(axis=1)
     made = build.build(make(folder, weights="tokens"), assets)
     plan = made.federation.plan(0, made.ranks.initial, 0.1)
@@ -178,7 +178,7 @@ def test_generated_answers_are_scored(folder, assets, monkeypatch):
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
 
 
-def test_choices_are_scored_by_their_likelihood(assets):
+def test_multiple_choice_is_scored_by_likelihood(assets):
     """With the answers as choices, the likelihoods of the rows decide, questions whole."""
     test = assets.task.test
     choices = [("a", "b", said) for said in test.pairs]
@@ -200,7 +200,7 @@ def test_choices_are_scored_by_their_likelihood(assets):
 
 
 @pytest.mark.slow
-def test_ranks_may_follow_the_loss(folder, assets):
+def test_loss_based_ranks_work_for_language_tasks(folder, assets):
     made = make(folder)
     federation = dataclasses.replace(
         made.federation, ranks="loss_based(low=1, high=3, share=0.4, score='loss')"
@@ -210,7 +210,7 @@ def test_ranks_may_follow_the_loss(folder, assets):
 
 
 @pytest.mark.slow
-def test_modes_agree(folder, assets):
+def test_execution_modes_agree_on_a_language_task(folder, assets):
     made = make(folder)
     finals = []
     for mode in ("loop", "vmap", "sharded"):
@@ -345,7 +345,7 @@ def test_tasks_without_a_tokenizer_are_refused(assets):
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_an_answer_ends_where_the_chat_template_ends_it(special, assets, tmp_path):
+def test_answer_ends_where_the_chat_template_ends_it(special, assets, tmp_path):
     """For `answers`, and for PyTorch with the exported checkpoint and the lines of its card."""
     import torch
     import transformers

@@ -170,7 +170,7 @@ def apart(one: Any, other: Any) -> float:
 
 
 @some_methods
-def test_the_loop_computes_what_a_loop_over_clients_computes(name: str):
+def test_custom_loop_equals_a_loop_over_clients(name: str):
     params, _, losses = loop(name)
     want, _ = plain_loop(method_of(name), name)
     assert apart(params, want) < TOLERANCE
@@ -194,7 +194,7 @@ def test_missing_method_hook_is_detected(name: str, forgotten: dict[str, Any]):
 
 
 @pytest.mark.parametrize("name", ["flora", "fedex_lora"])
-def test_kernels_that_a_method_changes_are_part_of_the_model(name: str):
+def test_kernels_changed_by_a_method_are_part_of_the_model(name: str):
     params, server, _ = loop(name)
     for path, kernel in server.kernels.items():
         assert np.abs(kernel - np.asarray(first_params()[path]["kernel"])).max() > 10 * TOLERANCE
@@ -202,7 +202,7 @@ def test_kernels_that_a_method_changes_are_part_of_the_model(name: str):
             np.testing.assert_array_equal(params[path]["kernel"], kernel)
 
 
-def test_ranks_that_a_method_lowers_stay_low():
+def test_ranks_lowered_by_a_method_stay_low():
     """HetLoRA's clients prune; the loop gives the same ranks every round."""
     data, members = own_loop.make_data()
     method = fl.methods.hetlora(method_of("hetlora").spec, gamma=0.5, penalty=1.0)

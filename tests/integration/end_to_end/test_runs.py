@@ -84,7 +84,7 @@ def test_run_writes_all_outputs(finished):
     }
 
 
-def test_the_same_config_gives_the_same_bytes(finished, assets, tmp_path):
+def test_same_config_gives_the_same_bytes(finished, assets, tmp_path):
     again = fl.run(CONFIG, assets=assets, out=tmp_path / "again")  # compiled for itself
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (again.out / name).read_bytes() == (finished.out / name).read_bytes()
@@ -108,12 +108,12 @@ def test_measured_run_has_the_same_scores_and_measurements(finished, assets, tmp
         assert base < record["client_bytes_mean"] <= record["client_bytes_max"] < 1.1 * base
 
 
-def test_another_seed_gives_other_numbers(finished, assets):
+def test_another_seed_gives_other_scores(finished, assets):
     other = run(dataclasses.replace(CONFIG, seed=1), assets)
     assert other.records != finished.records
 
 
-def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
+def test_recorded_traffic_is_that_of_adapters_and_head(finished, assets):
     """Fed-PLoRA: r components and r indices up, R components down, the head both ways."""
     made = prepare(CONFIG, assets)
     plan = made.federation.plan(0, made.ranks.initial, 0.0)
@@ -134,7 +134,7 @@ def test_bytes_are_those_of_the_adapters_and_the_head(finished, assets):
 
 
 @pytest.mark.slow
-def test_rounds_learn():
+def test_accuracy_increases_over_rounds():
     """Clients alike, so that the loss does not depend on who was drawn."""
     config = change(
         CONFIG,
@@ -149,7 +149,7 @@ def test_rounds_learn():
     assert result.summary["accuracy"] > result.summary["majority_accuracy"]
 
 
-def test_a_task_with_another_metric_has_its_accuracy_too(assets):
+def test_task_with_another_metric_also_records_accuracy(assets):
     other = dataclasses.replace(assets.task.task, metric="f1")
     ready = prepare(CONFIG, assets._replace(task=assets.task._replace(task=other)))
     scores, plain = ready.evaluate(ready.begin().state), prepare(CONFIG, assets)
@@ -161,12 +161,12 @@ def test_a_task_with_another_metric_has_its_accuracy_too(assets):
     assert expected["accuracy"] != scores["f1"]
 
 
-def test_top_level_run_is_runs_run(assets):
+def test_top_level_run_is_the_run_of_the_runs_namespace(assets):
     assert fedjax_lora.run is fl.run
 
 
 @pytest.mark.parametrize("method", ["fed_plora", "flora"])
-def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_path):
+def test_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_path):
     """PEFT on the PyTorch model, also for a method that changes the base."""
     import peft
     import torch
@@ -192,7 +192,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(method, assets, tmp_
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
+def test_folder_with_another_run_is_refused_and_kept(finished, assets):
     before = (finished.out / "metrics.jsonl").read_bytes()
     other = change(CONFIG, federation={"method": "hlora"})
     with pytest.raises(InputError, match=r"different run \(federation.method\)"):
@@ -202,7 +202,7 @@ def test_a_folder_with_another_run_is_refused_and_kept(finished, assets):
     assert (finished.out / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_folder_with_other_files_is_refused(assets, tmp_path):
+def test_folder_with_other_files_is_refused(assets, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"other files \(thesis.tex\)"):
@@ -238,7 +238,7 @@ def scored(assets):
     return run(SCORED, assets)
 
 
-def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, assets):
+def test_best_clients_are_promoted_after_the_first_round(scored, assets):
     """Against the evaluation of rounds in which each client is alone."""
     made, losses = prepare(SCORED, assets), []
     for client in range(8):
@@ -253,7 +253,7 @@ def test_the_best_clients_of_a_run_are_promoted_after_its_first_round(scored, as
     assert scored.spec.rank == 4
 
 
-def test_the_bytes_of_scoring_are_part_of_the_record(scored):
+def test_recorded_traffic_includes_client_scoring(scored):
     """Eight clients of rank 1 get a component and the head, and send their own back."""
     model = 4 * 2 * (384 + 384) + 4 * (384 * 8 + 8)
     first, second, _ = scored.records
@@ -309,7 +309,7 @@ Fed-PLoRA and FLoRA are compared with PEFT above."""
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values())
-def test_one_method_of_each_module_runs_on_the_real_model(name, assets):
+def test_one_method_per_module_runs_on_the_real_model(name, assets):
     ranks = "tiers(ranks=[1, 4])" if methods.takes_mixed_ranks(name) else "fixed(rank=2)"
     config = change(
         CONFIG,
@@ -320,7 +320,7 @@ def test_one_method_of_each_module_runs_on_the_real_model(name, assets):
 
 
 @pytest.mark.slow
-def test_sharded_over_eight_devices_equals_one(finished, assets):
+def test_run_sharded_over_eight_devices_equals_one_device(finished, assets):
     config = dataclasses.replace(CONFIG, execution=ExecutionConfig(mode="sharded"))
     result = run(config, assets)
     for one, other in zip(finished.records, result.records, strict=True):

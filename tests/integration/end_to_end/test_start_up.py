@@ -19,7 +19,7 @@ print(json.dumps([len(assets.train.ids), sorted(slow)]))
 """
 
 
-def test_the_demo_is_loaded_without_slow_packages():
+def test_demo_is_loaded_without_slow_packages():
     """`transformers` imports PyTorch in its automatic classes, where that is installed."""
     import torch
 

@@ -111,7 +111,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def test_a_stopped_run_has_a_checkpoint_of_its_last_round(whole, tmp_path):
+def test_stopped_run_has_a_checkpoint_of_its_last_round(whole, tmp_path):
     """Which is not one that was due."""
     seen = []
     with pytest.raises(Stopped, match="stopped after round 1 of 4"):
@@ -122,7 +122,7 @@ def test_a_stopped_run_has_a_checkpoint_of_its_last_round(whole, tmp_path):
     assert tiny_runs.left(tmp_path / "run") == tiny_runs.left(whole.out)
 
 
-def test_a_run_asked_to_stop_in_its_last_round_ends(tmp_path):
+def test_run_asked_to_stop_in_its_last_round_finishes(tmp_path):
     config = change(CONFIG, {"federation.rounds": 1})
     assert run(config, tmp_path / "run", stop=lambda: True).summary["rounds"] == 1
 
@@ -136,7 +136,7 @@ def test_resume_without_a_checkpoint_restarts_with_a_warning(whole, copy, caplog
     assert tiny_runs.left(copy) == tiny_runs.left(whole.out)
 
 
-def test_a_finished_run_is_returned_as_it_is(whole):
+def test_finished_run_is_returned_unchanged(whole):
     before = contents(whole.out)
     again = run(CONFIG, whole.out, resume=True, on_round=lambda record: pytest.fail("a round ran"))
     assert contents(whole.out) == before
@@ -144,7 +144,7 @@ def test_a_finished_run_is_returned_as_it_is(whole):
     problems.assert_same_bits(again.state, whole.state)
 
 
-def test_a_finished_run_without_checkpoints_is_kept(whole, tmp_path):
+def test_finished_run_without_checkpoints_is_kept(whole, tmp_path):
     shutil.copytree(whole.out, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / checkpoints.FOLDER)
     before = contents(tmp_path / "run")
@@ -176,7 +176,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_config_is_refused_and_the_field_named(name, copy):
+def test_changed_config_is_refused_and_the_field_named(name, copy):
     before = contents(copy)
     with pytest.raises(InputError, match=f"with these options: {name} was .* cannot become"):
         run(change(CONFIG, {name: REFUSED[name]}), copy, resume=True)
@@ -268,7 +268,7 @@ def test_folder_is_locked_by_its_run(whole, copy):
     run(CONFIG, copy, resume=True)
 
 
-def test_two_runs_that_begin_at_once_do_not_share_a_folder(tmp_path):
+def test_runs_started_at_once_do_not_share_a_folder(tmp_path):
     """Both have found nothing there; the second to write is refused."""
     one, other = (RunFolder.claim(tmp_path / "run", CONFIG) for _ in range(2))
     with one:

@@ -63,7 +63,7 @@ def resumed(tmp_path_factory) -> Resumed:
     return Resumed(result, seen, log.getvalue())
 
 
-def test_the_saved_files_are_those_of_version_0_1():
+def test_saved_files_are_those_of_version_0_1():
     config = json.loads((SAVED / "stopped" / "config.json").read_text())
     assert "version" not in config and config["execution"]["wave"] == 2
     newest = checkpoints.latest(SAVED / "stopped")
@@ -72,7 +72,7 @@ def test_the_saved_files_are_those_of_version_0_1():
 
 
 @pytest.mark.parametrize("folder", ["stopped", "finished"])
-def test_the_config_is_read_with_its_present_names(folder):
+def test_config_of_0_1_is_read_with_its_present_names(folder):
     assert read_config(SAVED / folder) == CONFIG
 
 
@@ -107,7 +107,7 @@ def test_run_with_a_former_partition_is_not_resumed(stopped, tmp_path):
         fl.run(config, out=stopped, assets=tiny_runs.assets(), resume=True)
 
 
-def test_the_adapter_of_the_finished_run_is_read(resumed):
+def test_adapter_of_a_finished_0_1_run_is_read(resumed):
     model = models.tiny(layers=1, vocab_size=64)
     loaded = load_adapter(SAVED / "finished" / "adapter", model)
     result = resumed.result
@@ -118,19 +118,19 @@ def test_the_adapter_of_the_finished_run_is_read(resumed):
 
 
 @pytest.mark.parametrize(("folder", "state"), [("stopped", "not finished"), ("finished", "finish")])
-def test_folders_of_0_1_are_inspected(folder, state, capsys):
+def test_run_folders_of_0_1_can_be_inspected(folder, state, capsys):
     assert main.main(["inspect", str(SAVED / folder)]) == 0
     printed = capsys.readouterr().out
     assert "execution.clients_per_step = 2" in printed and f"of 4, {state}" in printed
 
 
-def test_another_config_of_the_folder_is_refused_by_its_present_name(stopped):
+def test_changed_config_of_a_0_1_folder_is_refused_with_its_present_name(stopped):
     other = tiny_runs.change(CONFIG, {"local.batch": 4})
     with pytest.raises(InputError, match=r"different run \(local.batch\); choose another"):
         fl.run(other, out=stopped, assets=tiny_runs.assets())
 
 
-def test_a_config_of_a_later_version_is_refused_with_its_version(tmp_path):
+def test_config_of_a_later_version_is_refused_with_its_version(tmp_path):
     values = configs.to_dict(CONFIG) | {"version": "0.9.0"}
     assert configs.from_dict(values) == CONFIG, "as long as all of its fields are known"
     values["execution"] |= {"later": 1}
@@ -139,7 +139,7 @@ def test_a_config_of_a_later_version_is_refused_with_its_version(tmp_path):
         configs.load(tmp_path / "config.json")
 
 
-def test_a_renamed_field_is_answered_with_its_present_name():
+def test_renamed_field_is_answered_with_its_present_name():
     values = {"version": __version__, "execution": {"wave": 2}}
     with pytest.raises(InputError, match=r"execution\.wave is now execution\.clients_per_step"):
         configs.from_dict(values)

@@ -1,4 +1,4 @@
-"""Linear algebra of products, against float64 NumPy; `test_lowrank_stall` is about time."""
+"""Linear algebra of products, against float64 NumPy; `test_linalg_stall` is about time."""
 
 import os
 import subprocess

@@ -60,7 +60,7 @@ def test_f1_of_three_classes_is_recorded_as_macro_f1():
 
 @pytest.mark.parametrize("name", ORACLE)
 @pytest.mark.parametrize("constant", [0, 1])
-def test_a_constant_prediction(name, constant):
+def test_constant_prediction_has_finite_metrics(name, constant):
     """What an untrained model does; no division by zero, no warning."""
     label = np.array([0, 1, 1, 0, 1], np.int32)
     guess = np.full(5, constant)
@@ -74,7 +74,7 @@ def test_a_constant_prediction(name, constant):
     assert METRICS[name](label, logits_of(guess, 2)) == pytest.approx(expected[name][constant])
 
 
-def test_a_constant_label():
+def test_constant_label_has_finite_metrics():
     label = np.ones(6, np.int32)
     output = logits_of(np.array([0, 1, 0, 1, 0, 1]), 3)
     assert metrics.matthews(label, output) == 0.0
@@ -82,7 +82,7 @@ def test_a_constant_label():
 
 
 @pytest.mark.parametrize(("sign", "size"), [(1, 50), (-1, 50), (0, 50), (1, 2)])
-def test_pearson(sign, size):
+def test_pearson_equals_scipy(sign, size):
     rng = np.random.default_rng(size + sign)
     label = rng.uniform(0, 5, size).astype(np.float32)
     output = (sign * label + rng.normal(size=size)).astype(np.float32)[:, None]
@@ -96,14 +96,14 @@ def test_pearson(sign, size):
     scale=st.sampled_from([1.0, 1e-30, 1e30]),
 )
 @settings(deadline=None)
-def test_spearman_with_ties(pairs, scale):
+def test_spearman_with_ties_equals_scipy(pairs, scale):
     label, output = np.array(pairs, np.float32).T
     got = metrics.spearman(label, output[:, None] * np.float32(scale))
     want = scipy.stats.spearmanr(label, output).statistic
     assert got == pytest.approx(0.0 if np.isnan(want) else want, abs=1e-12)
 
 
-def test_spearman_of_outputs_that_are_not_finite():
+def test_spearman_of_non_finite_outputs_is_zero():
     label = np.array([1.0, 2.0, 3.0], np.float32)
     assert metrics.spearman(label, np.array([[1.0], [np.inf], [3.0]], np.float32)) == 0.0
 
@@ -114,7 +114,7 @@ def test_either_correlation_is_recorded_with_the_other():
     assert find_task("file(train='a.csv', metric='spearman')").type == "regression"
 
 
-def test_pearson_is_of_float64():
+def test_pearson_is_computed_in_float64():
     """A common offset eats float32's digits."""
     rng = np.random.default_rng(0)
     label = (1000 + rng.normal(size=20_000)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_pearson_of_a_constant_is_zero(size, dtype):
     assert metrics.pearson(constant, constant[:, None]) == 0.0
 
 
-def test_mean_cross_entropy():
+def test_mean_cross_entropy_equals_scikit_learn():
     rng = np.random.default_rng(0)
     output = (5 * rng.normal(size=(30, 4))).astype(np.float32)
     label = rng.integers(0, 4, 30).astype(np.int32)
@@ -148,7 +148,7 @@ def test_cross_entropy_of_huge_logits_is_finite():
     assert metrics.mean_loss(np.array([0, 0]), output) == 500.0
 
 
-def test_mean_squared_error():
+def test_mean_squared_error_equals_scikit_learn():
     rng = np.random.default_rng(0)
     label, output = rng.normal(size=9), rng.normal(size=(9, 1))
     want = sklearn.metrics.mean_squared_error(label, output[:, 0])
@@ -186,7 +186,7 @@ def test_natural_clients_are_scored_on_their_own_examples():
     assert not [name for name in alone if "client" in name]
 
 
-def test_clients_of_a_regression_task_have_their_squared_error():
+def test_regression_clients_are_scored_by_squared_error():
     label, output = np.array([0.0, 1.0, 2.0], np.float32), np.array([[0.0], [3.0], [2.5]])
     groups = np.array([0, 0, 1], np.int32)
     spec = "file(train='a.csv', metric='spearman')"
@@ -204,7 +204,7 @@ def test_every_metric_is_listed_by_its_name():
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 5), st.integers(1, 9)), min_size=1))
-def test_language_scores_weigh_every_token_the_same(rows):
+def test_perplexity_weighs_every_token_equally(rows):
     sums = np.array(rows, np.float32)
     got = metrics.language_scores(sums)
     loss, hits, count = (sum(column) for column in zip(*sums.astype(float), strict=True))
@@ -219,7 +219,7 @@ def test_perplexity_by_group_leaves_out_groups_without_examples():
     assert got == {"x": pytest.approx(np.exp(10 / 3)), "z": pytest.approx(np.exp(2))}
 
 
-def test_choice_accuracy_takes_the_likeliest_choice_of_each_question():
+def test_choice_accuracy_takes_the_most_likely_choice_of_each_question():
     question = np.array([4, 4, 4, 7, 7])
     right = np.array([0, 1, 0, 1, 0])
     loss = np.array([3.0, 2.0, 2.5, 9.0, 8.0], np.float32)
@@ -242,7 +242,7 @@ def lcs(x: list[str], y: list[str]) -> int:
 
 @given(st.lists(st.tuples(*[st.lists(st.sampled_from("abcd"), max_size=8)] * 2), min_size=1))
 @settings(deadline=None, max_examples=30)
-def test_rouge_l(pairs):
+def test_rouge_l_equals_the_rouge_score_package(pairs):
     want = []
     for x, y in pairs:
         common = lcs(x, y)
@@ -251,7 +251,7 @@ def test_rouge_l(pairs):
     assert metrics.rouge_l(answers, references) == pytest.approx(np.mean(want))
 
 
-def test_rouge_l_without_its_package(monkeypatch):
+def test_rouge_l_without_its_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[text\]"):
         metrics.rouge_l(["a"], ["a"])
@@ -287,5 +287,5 @@ def test_missing_rouge_package_is_reported_before_generation(monkeypatch):
         ("the answers", "the answer", False),
     ],
 )
-def test_exact_match(answer, reference, same):
+def test_exact_match_compares_the_first_marked_answer(answer, reference, same):
     assert metrics.exact_match([answer, "x"], [reference, "y"]) == same / 2

@@ -52,7 +52,7 @@ def per_client() -> float:
     return (memory(8) - memory(2)) / 6
 
 
-def test_a_client_costs_its_adapter_and_its_activations():
+def test_memory_per_client_is_its_adapter_and_activations():
     """Less than one adapted kernel: not even that is copied."""
     made, (base, head) = spec(), base_and_head()
     trained = trees.size_bytes(made.shapes()) + trees.size_bytes(head)
@@ -162,7 +162,7 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
         pytest.param((2, 4), 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_round_makes_no_copy_of_the_base(shape, parts):
+def test_round_makes_no_copy_of_the_base(shape, parts):
     """What goes in is the base, or a device's part of it; what is made is not even a layer."""
     given, made = round_memory(shape)
     base = base_and_head()[0]

@@ -106,7 +106,7 @@ def test_outputs_are_sums_of_each_row():
     np.testing.assert_array_equal(score.count, out[:, 2])
 
 
-def test_hits_are_tokens_that_are_the_likeliest():
+def test_hits_count_tokens_of_highest_probability():
     batch = batch_of([(1, 7)])
     likeliest = (TABLE @ VOCABULARY.T).argmax(axis=1)
     ids = np.zeros((1, 8), np.int32)

@@ -177,7 +177,7 @@ def test_noise_is_added_only_to_sent_parameters():
 
 
 @pytest.mark.parametrize("text", ["int8", "bfloat16"])
-def test_coefficients_are_rounded_with_a_scale_per_layer(text: str):
+def test_coefficients_are_quantized_with_one_scale_per_layer(text: str):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     sizes = draw(3, 2, R) * jnp.asarray([1.0, 100.0])[None, :, None]

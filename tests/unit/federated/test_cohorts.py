@@ -50,7 +50,7 @@ def cohort(**changes: Any) -> fl.federated.RoundInput:
     return fl.federated.cohort(**(given | {"round": 0} | changes))
 
 
-def test_examples_and_their_row_numbers_are_the_same_cohort():
+def test_batches_of_examples_equal_batches_of_row_numbers():
     method = method_of()
     step = fl.federated.make_round(method, train())
     by_rows = step(params(), fl.federated.init(method, params(), KEY, num_clients=6), cohort())
@@ -68,7 +68,7 @@ def test_clients_take_no_step_after_their_last_example():
     assert plan.batches.index.min() >= 0
 
 
-def test_the_rate_multiplies_the_updates():
+def test_learning_rate_factor_scales_the_updates():
     method = method_of()
     step = fl.federated.make_round(method, train())
     state, _ = step(
@@ -79,7 +79,7 @@ def test_the_rate_multiplies_the_updates():
 
 
 @pytest.mark.parametrize("heads", ["average", "local", "frozen"])
-def test_parameters_are_fully_trained_where_they_match(heads: fl.federated.Head):
+def test_parameters_matching_the_pattern_are_fully_trained(heads: fl.federated.Head):
     method = method_of()
     state = fl.federated.init(
         method, params(), KEY, num_clients=6, fully_trained="^layers_2/", heads=heads
@@ -96,7 +96,7 @@ def test_parameters_are_fully_trained_where_they_match(heads: fl.federated.Head)
         assert moved.tolist() == [n in (2, 5) for n in range(6)]
 
 
-def test_parameters_of_the_caller_are_not_donated():
+def test_parameters_passed_by_the_caller_are_not_donated():
     """A round donates its state, not what the state was made from."""
     method, own, key = method_of("flora"), params(), jax.random.key(3)
     state = fl.federated.init(method, own, key, num_clients=6, fully_trained="bias")
@@ -104,7 +104,7 @@ def test_parameters_of_the_caller_are_not_donated():
     assert all(not x.is_deleted() for x in jax.tree.leaves((own, key)))
 
 
-def test_any_forward_pass_can_be_adapted():
+def test_custom_forward_pass_trains_like_the_flax_module():
     """A function of merged weights trains as the module does."""
 
     def forward(base: Any, adapter: Any, gain: Any, *inputs: Any) -> Any:

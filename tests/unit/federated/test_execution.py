@@ -67,7 +67,7 @@ def train(problem: str, count: int, **options):
         for mode in ("vmap of all", "eight devices")
     ],
 )
-def test_modes_compute_what_the_loop_computes(problem, mode):
+def test_execution_modes_equal_a_loop_over_clients(problem, mode):
     want, start = train(problem, COHORT, mode="loop")
     got, _ = train(problem, padded(MODES[mode]), **MODES[mode])
     assert problems.changed(want[0], start.params)
@@ -96,7 +96,7 @@ def test_tested_cohorts_include_indivisible_sizes():
     }
 
 
-def test_the_clients_are_spread_over_the_devices():
+def test_clients_are_distributed_over_the_devices():
     (params, _), _ = train("bag", 8, **MODES["eight devices"])
     for leaf in jax.tree.leaves(params):
         assert len(leaf.sharding.device_set) == 8
@@ -120,16 +120,16 @@ def test_cohort_is_padded_to_the_smallest_divisible_size(mode, devices):
             )
 
 
-def test_the_loop_needs_no_padding():
+def test_loop_mode_needs_no_padding():
     assert Execution(mode="loop", clients_per_step=4).padded_size(7) == 7
 
 
-def test_sharding_needs_a_mesh():
+def test_sharded_mode_needs_a_mesh():
     with pytest.raises(InputError, match="needs a mesh"):
         Execution(mode="sharded", clients_per_step=1)
 
 
-def test_a_cohort_is_divided_into_whole_groups():
+def test_clients_per_step_must_divide_the_clients_of_a_device():
     run = federated.execute(problems.training("bag"), Execution(clients_per_step=4))
     problem = problems.bag()
     plan = plan_for(problem)
@@ -137,7 +137,7 @@ def test_a_cohort_is_divided_into_whole_groups():
         run(problem.base, problem.data, make_clients(problem, plan), plan.rate)
 
 
-def test_a_mesh_takes_the_first_devices():
+def test_mesh_takes_the_first_devices():
     mesh = federated.client_mesh(3)
     assert dict(mesh.shape) == {federated.AXIS: 3, federated.MODEL: 1}
     assert mesh.devices.ravel().tolist() == jax.devices()[:3]
@@ -145,7 +145,7 @@ def test_a_mesh_takes_the_first_devices():
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (-1, 3), (8, 8), (1, 1)])
-def test_a_mesh_uses_all_devices(shape):
+def test_mesh_uses_all_devices_by_default(shape):
     with pytest.raises(InputError, match=r"^A mesh of .* does not use 8 device\(s\) exactly; "):
         federated.client_mesh(8, shape)
 
@@ -155,7 +155,7 @@ def test_too_few_devices_are_refused():
         federated.client_mesh(9)
 
 
-def test_matrices_are_cut_and_vectors_are_not():
+def test_base_matrices_are_sharded_and_vectors_replicated():
     """Outputs first, rows of tables first; else the other axis. Also of layers apart, and codes."""
     mesh = federated.client_mesh(8, (2, 4))
     ones = lambda *shape: np.ones(shape, np.float32)  # noqa: E731

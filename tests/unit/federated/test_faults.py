@@ -59,7 +59,7 @@ def stub_plan_of(t: int, *faults: str):
     draw=st.tuples(*[st.integers(0, 99)] * 3),
 )
 @settings(deadline=None)
-def test_steps_stay_in_range_and_belong_to_their_draw(share, work, steps, draw):
+def test_straggler_steps_are_in_range_and_deterministic(share, work, steps, draw):
     faults = (FAULTS["dropout"](probability=share), FAULTS["stragglers"](share=share, work=work))
     assert steps_taken((), steps, draw=draw) == steps
     answered = steps_taken(faults[:1], steps, draw=draw)
@@ -91,7 +91,7 @@ def test_faults_do_not_depend_on_the_cohort():
     np.testing.assert_array_equal(part.weight[:COHORT], plan.weight[at])
 
 
-def test_a_straggler_begins_with_the_same_batches():
+def test_straggler_trains_on_its_first_batches():
     """Its batches are the first ones it would have had; nothing else of the plan changes."""
     for t in range(6):
         want = plan_of(t, cohort=6, padded=7)
@@ -129,7 +129,7 @@ def test_dropped_client_is_drawn_with_weight_zero():
     assert seen == set(range(6))
 
 
-def test_faults_change_no_shape_and_no_type():
+def test_faults_do_not_change_shapes_or_types():
     kinds = {
         tuple((np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(plan_of(t, *faults)))
         for t in range(4)
@@ -138,7 +138,7 @@ def test_faults_change_no_shape_and_no_type():
     assert len(kinds) == 1
 
 
-def test_explicitly_chosen_clients_have_no_faults():
+def test_clients_chosen_for_scoring_have_no_faults():
     """Those who are scored for a rank answer."""
     plan = federation(*ALL_DROPPED).plan(0, RANK, 0.05, ids=np.array([1, 4]))
     assert np.all(plan.weight[:2] > 0) and np.all(plan.batches.steps[:2] > 0)

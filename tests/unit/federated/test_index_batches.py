@@ -77,7 +77,7 @@ def test_one_batch_of_an_epoch_is_short_and_valid_rows_come_first(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_max_steps_cuts_the_same_sequence_short(cohort):
+def test_max_steps_truncates_the_same_sequence_of_batches(cohort):
     members, _, options, _ = cohort
     whole, cut = make(*cohort, max_steps=None), make(*cohort)
     most = options["max_steps"]
@@ -114,7 +114,7 @@ def test_steps_record_longest_text_and_token_count(cohort):
 
 @given(cohorts())
 @settings(deadline=None)
-def test_grouping_by_length_cuts_the_sorted_examples(cohort):
+def test_grouping_by_length_batches_the_sorted_examples(cohort):
     members, length, options, _ = cohort
     made = make(*cohort, max_steps=None, by_length=True)
     for k, own in enumerate(members):
@@ -153,7 +153,7 @@ def test_batch_padding_uses_rows_of_the_same_client(cohort):
         assert set(made.index[k].ravel()) <= (set(own) or {0})
 
 
-def test_epochs_and_seeds_differ():
+def test_every_epoch_and_seed_has_its_own_order():
     options = {"batch": 20, "epochs": 3, "max_steps": None, "by_length": False}
     members, length = [np.arange(20)], np.ones(20, int)
     orders = [tuple(row) for s in (0, 1) for row in make(members, length, options, s).index[0]]
@@ -168,7 +168,7 @@ def test_the_order_of_batches_grouped_by_length_is_random():
     assert all(sorted(order) == list(range(0, 20, 2)) for order in orders)
 
 
-def test_one_generator_per_client():
+def test_each_client_needs_its_own_generator():
     with pytest.raises(ValueError, match="zip"):
         client_batches(
             [np.arange(2)] * 2, np.ones(2, int), batch=2, padded_steps=1,
@@ -176,7 +176,7 @@ def test_one_generator_per_client():
         )  # fmt: skip
 
 
-def test_dtypes_match_those_on_the_device():
+def test_dtypes_are_those_of_jax_arrays():
     options = {"batch": 2, "epochs": 1, "max_steps": None, "by_length": False}
     made = make([np.arange(3)], np.ones(3, int), options, 0)
     assert [x.dtype for x in made] == [np.int32, np.bool_, np.int32, np.int32, np.int32]
@@ -186,7 +186,7 @@ def test_dtypes_match_those_on_the_device():
     st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(0, 50), st.integers(1, 5)
 )
 @settings(deadline=None)
-def test_length_buckets_are_few_ascending_and_hold_everything(lengths, room, most):
+def test_length_buckets_are_few_ascending_and_cover_all_lengths(lengths, room, most):
     longest = max(lengths) + room
     found = length_buckets(np.array(lengths), longest=longest, most=most)
     assert found == tuple(sorted(set(found))) and 1 <= len(found) <= most
@@ -212,5 +212,5 @@ def test_length_buckets_are_few_ascending_and_hold_everything(lengths, room, mos
         (5, 4, 3, 4, 4),
     ],
 )
-def test_local_steps(examples, batch, epochs, most, steps):
+def test_local_steps_follow_examples_batch_epochs_and_limit(examples, batch, epochs, most, steps):
     assert local_steps(examples, batch=batch, epochs=epochs, most=most) == steps

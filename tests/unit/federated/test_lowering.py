@@ -53,19 +53,19 @@ def exported(name: str, method: str) -> jax.export.Exported:
 
 
 @pytest.mark.parametrize("method", list(methods.METHODS))
-def test_a_round_of_every_method_lowers(method):
+def test_round_of_every_method_lowers_for_accelerators(method):
     """A primitive without a rule for a platform, or a callback to Python, would be found here."""
     found = exported("bag", method)
     assert found.platforms == PLATFORMS
     assert "callback" not in found.mlir_module()
 
 
-def test_a_round_of_an_encoder_lowers():
+def test_round_of_an_encoder_lowers_for_accelerators():
     found = exported("encoder", "zero_padding")
     assert found.platforms == PLATFORMS and "callback" not in found.mlir_module()
 
 
-def test_a_callback_would_be_found():
+def test_python_callback_is_detected():
     call = jax.jit(lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), np.float32), x))
     found = jax.export.export(
         call, platforms=PLATFORMS, disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("x")]

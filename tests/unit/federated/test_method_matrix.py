@@ -44,7 +44,7 @@ def test_execution_modes_give_the_same_server(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ON_THE_BASE])
-def test_a_mesh_leaves_the_same_server(method):
+def test_sharding_over_a_mesh_gives_the_same_server(method):
     assert_modes_agree(method, ("sharded", "base in parts"))
 
 
@@ -66,7 +66,7 @@ def assert_modes_agree(method: str, modes) -> None:
 
 
 @every_method
-def test_the_loss_falls(method):
+def test_training_loss_decreases(method):
     _, reports, _ = play(method, "vmap", 16, 0.05)
     means = [np.average(r.loss, weights=r.examples) for r in reports]
     assert np.all(np.isfinite(means))

@@ -51,7 +51,7 @@ def loss_of(objective: Any, batch: TokenBatch, valid: list[bool], head: Any = HE
     return loss(head, key)
 
 
-def test_tokens_are_cut_and_masked():
+def test_padding_is_trimmed_and_masked():
     data = problems.texts()
     batch = take_tokens(data, jnp.array([7, 3, 7]), 8)
     for row, k in enumerate((7, 3, 7)):
@@ -82,7 +82,7 @@ def test_regression_is_the_mean_squared_error():
     assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_rows_that_are_not_valid_have_no_gradient():
+def test_invalid_rows_have_no_gradient():
     objective = text_classification(Linear(), (1,))
     valid = [True, False, False, True]
     grad = jax.grad(lambda head: loss_of(objective, BATCH, valid, head))(HEAD)
@@ -90,12 +90,12 @@ def test_rows_that_are_not_valid_have_no_gradient():
     assert touched.tolist() == [False, False, True, False, True]  # words 4 and 2
 
 
-def test_the_head_is_the_trained_one():
+def test_trained_head_replaces_that_of_the_base():
     """The base of these tests has a head of NaN, which must not be read."""
     assert np.isfinite(loss_of(text_classification(Linear(), (1,)), BATCH, [True] * 4))
 
 
-def test_the_models_dropout_is_off_unless_asked_for():
+def test_model_dropout_is_off_by_default():
     still = text_classification(Linear(), (1,))
     shaken = text_classification(Linear(), (1,), dropout=True)
     losses = lambda objective: [  # noqa: E731
@@ -105,13 +105,13 @@ def test_the_models_dropout_is_off_unless_asked_for():
     assert len(set(losses(shaken))) == 3
 
 
-def test_predictions_are_made_without_dropout():
+def test_predictions_use_no_dropout():
     objective = text_classification(Linear(), (1,), dropout=True, lora_dropout=0.5)
     out = objective.outputs(WRONG, ClientParams({}, HEAD), {}, BATCH)
     np.testing.assert_allclose(out, KERNEL[[4, 0, 1, 2]], rtol=1e-6)
 
 
-def test_predictions_are_those_of_the_merged_model():
+def test_predictions_equal_those_of_the_merged_model():
     made = problems.bag()
     adapter = problems.random_adapter(made.spec, 0)
     gain = lora.uniform_gain(made.spec, 2)

@@ -37,13 +37,13 @@ def two_updates(chosen: optax.GradientTransformation) -> list[np.ndarray]:
         ("rmsprop(decay=0.5)", optax.rmsprop(1.0, decay=0.5)),
     ],
 )
-def test_optax_by_name_at_learning_rate_one(spec, same):
+def test_named_optimizers_equal_optax_at_learning_rate_one(spec, same):
     for got, want in zip(two_updates(optimizer(spec)), two_updates(same), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("name", ["adabelief", "adafactor", "lamb", "radam", "yogi", "sign_sgd"])
-def test_other_optax_optimizers_work(name):
+def test_further_optax_optimizers_are_found_by_name(name):
     for update in two_updates(optimizer(name)):
         assert np.all(np.isfinite(update)) and np.any(update != 0)
 
@@ -92,14 +92,14 @@ def test_invalid_optimizers_are_refused_in_one_sentence(spec, words):
         ("exponential(per_round=0.5)", {0: 1, 1: 0.5, 3: 0.125}),
     ],
 )
-def test_schedules(spec, values):
+def test_schedules_have_their_values_at_given_rounds(spec, values):
     factor = schedule(spec, rounds=10)
     for t, want in values.items():
         assert float(factor(t)) == pytest.approx(want, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_has_a_default_that_stays_between_zero_and_one(name):
+def test_default_schedules_stay_between_zero_and_one(name):
     factor = schedule(name, rounds=7)
     values = [float(factor(t)) for t in range(8)]
     assert all(0 <= value <= 1 for value in values) and max(values) == 1
@@ -123,6 +123,6 @@ def test_invalid_schedule_is_refused_in_one_sentence(spec, words):
     assert words in str(error.value)
 
 
-def test_a_warm_up_longer_than_a_short_run_is_refused():
+def test_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(InputError, match="warms up for 3 of 3 rounds"):
         schedule("warmup_cosine", rounds=3)

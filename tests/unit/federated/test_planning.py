@@ -43,20 +43,20 @@ def assert_same(one, other) -> None:
 
 @given(seed=st.integers(0, 50), round=st.integers(0, 1000), cohort=st.integers(1, 7))
 @settings(deadline=None)
-def test_a_cohort_has_every_client_at_most_once(seed, round, cohort):
+def test_cohort_contains_each_client_at_most_once(seed, round, cohort):
     ids = make(seed=seed, cohort=cohort, padded=cohort).sample(round)
     assert len(ids) == len(set(ids)) == cohort
     assert set(ids) <= set(range(7))
 
 
-def test_every_round_draws_anew_and_every_client_is_drawn_sometime():
+def test_every_round_draws_anew_and_every_client_is_eventually_drawn():
     drawn = [tuple(make().sample(t)) for t in range(40)]
     assert len(set(drawn)) > 30
     counts = np.bincount(np.concatenate(drawn), minlength=7)
     assert counts.min() > 0.6 * counts.mean()
 
 
-def test_a_plan_does_not_depend_on_the_plans_before():
+def test_plan_does_not_depend_on_earlier_plans():
     fed = make()
     in_order = [fed.plan(t, RANK, 0.1) for t in range(4)]
     for t in (3, 0, 2):
@@ -74,7 +74,7 @@ def test_seeds_and_rounds_change_the_shuffle(by_length):
     assert all(p.id[0] == 4 for p in plans) and len(orders) == 4
 
 
-def test_a_clients_batches_do_not_depend_on_the_cohort():
+def test_batches_of_a_client_do_not_depend_on_the_cohort():
     whole = make(cohort=7, padded=7).plan(2, RANK, 0.1)
     small = make(cohort=3, padded=3).plan(2, RANK, 0.1)
     for place, client in enumerate(small.id):
@@ -83,7 +83,7 @@ def test_a_clients_batches_do_not_depend_on_the_cohort():
             np.testing.assert_array_equal(x[place], y[other])
 
 
-def test_clients_of_one_size_are_shuffled_differently():
+def test_clients_of_equal_size_are_shuffled_differently():
     members = [np.arange(k * 20, k * 20 + 20) for k in range(3)]
     fed = make(members=members, length=np.ones(60, int), cohort=3, padded=3, batch=20)
     plan = fed.plan(0, np.ones(3, int), 0.1)
@@ -114,7 +114,7 @@ def test_plan_holds_ranks_weights_and_batches():
 
 
 @pytest.mark.parametrize("ids", [range(7), [6, 0, 3], [5]])
-def test_a_plan_for_chosen_clients(ids):
+def test_plan_for_chosen_clients_trains_each_as_in_its_own_round(ids):
     """In parts that fit into a cohort, large clients together; each trains as in its own round."""
     fed = make(cohort=3, padded=4)
     parts = fed.parts(np.array(ids))
@@ -134,7 +134,7 @@ def test_a_plan_for_chosen_clients(ids):
                 np.testing.assert_array_equal(x[place], y[other])
 
 
-def test_clients_of_a_wave_have_about_as_many_steps():
+def test_clients_are_ordered_by_number_of_steps():
     for t in range(5):
         plan = make(cohort=7, padded=7).plan(t, RANK, 0.1)
         assert np.all(np.diff(plan.batches.steps) <= 0)
@@ -148,7 +148,7 @@ def test_plan_uses_the_current_ranks():
     assert_same(one, other._replace(rank=one.rank))
 
 
-def test_shapes_and_types_never_change():
+def test_shapes_and_types_are_the_same_in_every_round():
     """A new shape or type would compile the round again."""
     plans = [make().plan(t, RANK, 0.1 * t) for t in range(6)]
     kinds = {tuple((x.shape, x.dtype) for x in map(np.asarray, leaves(p))) for p in plans}
@@ -165,7 +165,7 @@ def test_shapes_and_types_never_change():
     ("options", "steps"),
     [({}, 8), ({"epochs": 2}, 16), ({"max_steps": 5}, 5), ({"batch": 30}, 1), ({"batch": 29}, 2)],
 )
-def test_steps_are_those_of_the_busiest_client(options, steps):
+def test_padded_steps_are_those_of_the_largest_client(options, steps):
     assert make(**options).steps == steps
 
 
@@ -175,7 +175,7 @@ def test_clients_without_examples_are_refused():
         make(members=members)
 
 
-def test_a_federation_is_frozen():
+def test_federation_record_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().seed = 1
 

@@ -45,7 +45,7 @@ SHARDED = problems.one_of_each_kind({*problems.ON_THE_BASE, "fedsa_lora"})
     [(method, "vmap") for method in METHODS]
     + [pytest.param(*x.values, "sharded", marks=x.marks) for x in SHARDED],
 )
-def test_a_round_compiles_once(method, mode):
+def test_round_compiles_once(method, mode):
     """Whatever changes from round to round is data, and a state goes in as it came out."""
     made = bag_rounds(method, mode)
     state, rng = made.state(), np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_a_round_compiles_once(method, mode):
 
 
 @pytest.mark.parametrize("method", SHARDED)
-def test_a_sharded_state_stays_on_every_device(method):
+def test_sharded_state_stays_on_every_device(method):
     made = bag_rounds(method, "sharded")
     state, metrics = made.run(made.state(), plan_of(method=method))
     for leaf in jax.tree.leaves((state, metrics)):
@@ -70,7 +70,7 @@ def test_a_sharded_state_stays_on_every_device(method):
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
-def test_the_state_is_donated(mode):
+def test_input_state_is_donated(mode):
     made = bag_rounds("zero_padding", mode)
     state = made.state()
     after, _ = made.run(state, plan_of())
@@ -82,7 +82,7 @@ def test_the_state_is_donated(mode):
 
 
 @pytest.mark.parametrize("method", ["fed_plora", "flora", "hlora"])
-def test_result_is_determined_bitwise_by_the_seed(method):
+def test_same_seed_gives_bitwise_equal_results(method):
     made = bag_rounds(method, "vmap")
 
     def two_rounds(seed):
@@ -113,7 +113,7 @@ def test_random_choices_depend_on_key_and_round():
     assert seen[0, 0] == untouched(0, 0)
 
 
-def test_training_keys_belong_to_client_and_round():
+def test_training_keys_depend_on_client_and_round():
     """Draws show the keys: the head of a client moves by minus the sum of its draws."""
     made = stub_rounds("noise", heads="local")
     looped = stub_rounds("noise", heads="local", mode="loop")
@@ -287,7 +287,7 @@ def test_frozen_heads_are_unchanged():
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop", "sharded"])
-def test_local_heads_belong_to_their_clients(mode):
+def test_local_heads_are_kept_by_their_clients(mode):
     made = stub_rounds("quadratic", heads="local", mode=mode)
     state, own = made.state(), np.zeros((len(SIZES), 3))
     for t in range(4):
@@ -300,7 +300,7 @@ def test_local_heads_belong_to_their_clients(mode):
     np.testing.assert_array_equal(state.head["w"], np.zeros(3))
 
 
-def test_the_state_before_the_first_round():
+def test_initial_state_has_heads_and_client_state_of_the_method():
     problem = problems.bag()
     adapter = problems.random_adapter(problem.spec, 0)
     kernels = {"layers/query": problem.base["layers"]["query"]["kernel"]}
@@ -321,7 +321,7 @@ def test_the_state_before_the_first_round():
 # -------------------------------------------------------------------------------------- small parts
 
 
-def test_changed_kernels_are_used_and_nothing_is_copied():
+def test_changed_kernels_replace_those_of_the_base_without_copies():
     base = problems.bag().base
     assert lora.with_kernels(base, {}) is base
     changed = jnp.ones_like(base["layers"]["query"]["kernel"])

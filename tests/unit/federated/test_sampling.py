@@ -20,7 +20,7 @@ def sampler(spec):
 @pytest.mark.parametrize("spec", ALL)
 @given(clients=st.integers(1, 12), data=st.data(), round=st.integers(0, 999))
 @settings(deadline=None, max_examples=30)
-def test_a_cohort_is_of_distinct_clients_and_belongs_to_seed_and_round(spec, clients, data, round):
+def test_cohorts_are_distinct_clients_determined_by_seed_and_round(spec, clients, data, round):
     cohort = data.draw(st.integers(1, clients))
     sizes = st.lists(st.integers(1, 10**6), min_size=clients, max_size=clients)
     weight = np.array(data.draw(sizes))
@@ -37,13 +37,13 @@ def counts(spec, weight, cohort, rounds=4000):
     return np.bincount(drawn, minlength=len(weight)) / rounds
 
 
-def test_uniform_is_what_it_was():
+def test_uniform_sampling_equals_that_of_earlier_versions():
     """The draw of earlier versions, which recorded runs go on with."""
     want = np.random.default_rng([5, 0, 7]).choice(9, size=4, replace=False)
     np.testing.assert_array_equal(sampler("uniform")(5, 7, np.ones(9), 4), want)
 
 
-def test_weighted_draws_in_proportion_to_the_weights():
+def test_weighted_sampling_is_proportional_to_the_weights():
     weight = np.array([1, 2, 3, 4])
     np.testing.assert_allclose(counts("weighted", weight, 1), weight / 10, atol=0.03)
     # Two of a cohort: each after the other, of what is left.
@@ -54,7 +54,7 @@ def test_weighted_draws_in_proportion_to_the_weights():
     assert counts("weighted", np.array([1e-9, 1e9]), 1, rounds=50).tolist() == [0, 1]
 
 
-def test_round_robin_takes_every_client_once_in_a_turn():
+def test_round_robin_takes_every_client_once_per_cycle():
     draw, weight = sampler("round_robin"), np.ones(6)
     turn = np.concatenate([draw(1, t, weight, 2) for t in range(3)])
     assert sorted(turn) == list(range(6)) and list(turn) != list(range(6))
@@ -79,12 +79,12 @@ def test_each_client_has_its_own_availability():
         ("weighted(by='size')", "Unknown option"),
     ],
 )
-def test_refusals(spec, message):
+def test_invalid_samplers_are_refused(spec, message):
     with pytest.raises(InputError, match=message):
         sampler(spec)
 
 
-def test_a_plan_takes_the_sampler_and_fewer_clients_than_a_cohort():
+def test_plan_uses_the_sampler_and_accepts_small_cohorts():
     draw = sampler("available(low=0.0, high=0.0)")
     fed = problems.federation(problems.texts(), sampler=draw)
     plan = fed.plan(0, np.ones(len(fed.members), int), 0.1)

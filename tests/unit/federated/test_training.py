@@ -61,7 +61,7 @@ def test_every_client_takes_its_own_number_of_steps(rate):
     assert report.examples.tolist() == [1, 3, 5, 0]
 
 
-def test_finished_client_keeps_its_parameters():
+def test_client_keeps_its_parameters_after_its_last_step():
     """Even if there are batches left that the others go on with."""
     fewer = WORK._replace(steps=np.array([0, 1, 3, 0], np.int32))
     got, report = descend()((), POINTS, stub_clients(BEGIN, fewer), jnp.float32(0.3))
@@ -73,7 +73,7 @@ def test_finished_client_keeps_its_parameters():
     np.testing.assert_array_equal(np.asarray(got.head["w"])[[0, 3]], BEGIN[[0, 3]])
 
 
-def test_finished_client_keeps_its_optimizer_state():
+def test_client_keeps_its_optimizer_state_after_its_last_step():
     """Momentum would carry a client on after its last step."""
     train = jax.jit(LocalTraining(problems.quadratic(), optax.sgd(1.0, momentum=0.9)))
     got, _ = train((), POINTS, stub_clients(BEGIN, WORK), jnp.float32(0.5))
@@ -129,7 +129,7 @@ def step_of_linear(optimizer, **who):
         ({"train_adapter": False}, 3),
     ],
 )
-def test_clipping_is_over_what_the_client_trains(who, numbers):
+def test_gradient_norm_is_clipped_over_trained_parameters(who, numbers):
     moved = step_of_linear(optimizers.optimizer("sgd", clip=0.2), **who)
     norm = numbers**0.5
     for part, trained in (("adapter", "train_adapter"), ("head", "train_head")):
@@ -138,13 +138,13 @@ def test_clipping_is_over_what_the_client_trains(who, numbers):
             np.testing.assert_allclose(leaf, want, rtol=1e-5, atol=0 if want == 0 else 1e-6)
 
 
-def test_a_small_gradient_is_not_clipped():
+def test_small_gradient_is_not_clipped():
     moved = step_of_linear(optimizers.optimizer("sgd", clip=100.0))
     for leaf in jax.tree.leaves(moved):
         np.testing.assert_allclose(leaf, -0.5, rtol=1e-6)
 
 
-def test_a_penalty_is_trained_but_not_reported():
+def test_penalty_changes_the_gradient_but_not_the_reported_loss():
     """``rank / 2 * ||a||^2`` shrinks ``a`` by ``rate * rank`` and leaves the rest alone."""
 
     def penalty(adapter, rank):
@@ -198,7 +198,7 @@ def test_inactive_components_stay_exactly_zero():
             assert np.all(np.asarray(pair.a[k, ..., :r]) != 0)
 
 
-def test_a_frozen_head_and_folded_components_stay_bit_for_bit():
+def test_frozen_head_and_folded_components_are_bitwise_unchanged():
     made = problems.bag()
     plan = plan_for(made)
     trains = np.random.default_rng(0).permuted(np.arange(4) < plan.rank[:, None], axis=1)
@@ -236,7 +236,7 @@ def shapes_seen(batches, count):
     return np.diff(np.array(seen), axis=0, prepend=0).T
 
 
-def test_a_step_is_cut_to_the_smallest_shape_that_fits_the_wave():
+def test_each_step_uses_the_smallest_shape_that_fits_all_clients():
     work = batches_of(
         [[0, 1, 2, 3], [4], [5, 6]],
         [[0], [1, 2]],
@@ -291,7 +291,7 @@ def test_batch_shapes_do_not_change_the_result(problem, options):
 # ------------------------------------------------------------------------------------------ dropout
 
 
-def test_the_gain_is_split_between_trained_and_fixed_components():
+def test_gain_is_split_between_trained_and_fixed_components():
     gain = {"layer": jnp.array([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]])}
     mask = jnp.array([[True, False, False], [False, True, True]])
     for a, b in ((True, True), (True, False), (False, True)):

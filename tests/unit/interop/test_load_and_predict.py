@@ -13,7 +13,7 @@ def model(tmp_path_factory):
     return small_encoders.load(small_encoders.checkpoint(folder, "bert", base_only=True), seed=7)
 
 
-def test_an_adapter_without_metadata_can_be_saved_and_loaded_again(model, tmp_path):
+def test_adapter_without_metadata_can_be_saved_and_loaded_again(model, tmp_path):
     """Its pooler is part of the fingerprint that the inferred metadata state."""
     base, ours = str(model.folder), small_encoders.fitted(model)
     interop.save_adapter(tmp_path / "first", ours)

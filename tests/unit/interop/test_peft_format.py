@@ -16,7 +16,7 @@ from tests._helpers.small_model import random_adapter
 
 
 @pytest.mark.parametrize("rule", list(lora.SCALES))
-def test_written_factors_carry_the_scale_once(rule: str, tmp_path: pathlib.Path):
+def test_exported_factors_include_the_scale_once(rule: str, tmp_path: pathlib.Path):
     """``lora_alpha / r * B A`` is our product transposed, for every adapted layer and no other."""
     spec = small_model.spec(scale=rule, layers=[0, 2])
     adapter, gain = random_adapter(spec), lora.uniform_gain(spec)
@@ -62,7 +62,7 @@ def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
             np.testing.assert_allclose(scale * a @ b, got, atol=1e-6)
 
 
-def test_changed_kernels_become_one_adapter():
+def test_changed_kernels_are_exported_as_one_adapter():
     """Exactly, at the rank the change really has."""
     spec = small_model.spec()
     rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def test_kernels_with_several_axes_are_refused():
         matrices.split(spec.targets, adapter, gain, name_of)
 
 
-def test_layers_are_padded_to_one_rank_and_one_scale():
+def test_exported_layers_are_padded_to_one_rank_and_one_scale():
     """What an engine multiplies that reads one ``r`` and one ``lora_alpha`` for all tensors."""
     rng = np.random.default_rng(0)
     sizes = {"x": (2, 0.5), "y": (4, 1.5), "z": (1, 1.5)}

@@ -35,7 +35,7 @@ def add_tables(base, family, change=0.0):
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_equal_copies_change_nothing(family, tmp_path):
+def test_embeddings_equal_to_the_base_are_ignored(family, tmp_path):
     base = peft_cases.make_base(tmp_path, family)
     language = family in ("llama", "qwen2")
     task = {"task": "CausalLM", "task_type": "CAUSAL_LM"} if language else {}
@@ -43,7 +43,7 @@ def test_equal_copies_change_nothing(family, tmp_path):
     peft_cases.compare(tmp_path, base=base, family=family, edit=edit, **task).check()
 
 
-def test_other_embeddings_are_refused_by_name(tmp_path):
+def test_embeddings_that_differ_from_the_base_are_refused_by_name(tmp_path):
     base = peft_cases.make_base(tmp_path, "bert")
     edit = add_tables(base, "bert", change=0.5)
     outcome = peft_cases.compare(tmp_path, base=base, edit=edit)

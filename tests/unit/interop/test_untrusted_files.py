@@ -51,18 +51,18 @@ def refused(folder: Path, model, sentence: str) -> None:
         ({"layer_replication": [[0, 2]]}, "layer_replication is not supported"),
     ],
 )
-def test_a_config_that_cannot_be_used_is_explained(values, sentence, model, folder):
+def test_unusable_adapter_config_is_refused_with_the_reason(values, sentence, model, folder):
     change(folder, "adapter_config.json", **values)
     refused(folder, model, sentence)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"peft_type": 1}', "\x00"])
-def test_a_damaged_config_is_explained(text, model, folder):
+def test_damaged_adapter_config_is_refused_with_the_reason(text, model, folder):
     (folder / "adapter_config.json").write_text(text)
     refused(folder, model, "adapter_config.json")
 
 
-def test_a_huge_config_is_not_parsed(model, folder):
+def test_huge_adapter_config_is_not_parsed(model, folder):
     (folder / "adapter_config.json").write_text("[" + " " * (5 << 20) + "]")
     refused(folder, model, "larger than any PEFT config")
 
@@ -82,7 +82,7 @@ def test_pickles_are_never_opened(model, folder, tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_shapes_are_compared_before_anything_is_read(model, folder, monkeypatch):
+def test_shapes_are_checked_before_tensors_are_read(model, folder, monkeypatch):
     """All misfits in one sentence; ``get_tensor`` is never reached."""
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -146,7 +146,7 @@ def test_base_named_only_by_the_folder_is_not_loaded(named, model, folder):
         ({"training": {"method": ["x"]}}, "training cannot be"),
     ],
 )
-def test_metadata_of_a_folder_is_checked(values, sentence, model, folder):
+def test_adapter_metadata_is_validated(values, sentence, model, folder):
     change(folder, "fedjax_lora.json", **values)
     with pytest.raises(InputError, match=sentence):
         interop.load_model(folder, base=str(model.folder))

@@ -44,9 +44,7 @@ def products(spec, adapter):
 
 @pytest.mark.parametrize("rule", list(lora.SCALES))
 @pytest.mark.parametrize("keep_scale", [True, False])
-def test_warm_start_keeps_the_function_and_fills_with_fresh_components(
-    rule, keep_scale, model, folder
-):
+def test_warm_start_keeps_the_outputs_and_adds_fresh_components(rule, keep_scale, model, folder):
     spec = template_for(model, scale=rule, alpha=9.0)
     spec, fresh, adapter = begun(model, folder, spec, keep_scale=keep_scale)
     ours = small_encoders.fitted(model)
@@ -113,12 +111,14 @@ def test_head_is_reused_only_for_the_same_task(model, folder):
         ({"layers": [0, 1]}, r"layers \[2\] of encoder/layers/attention/key are not adapted"),
     ],
 )
-def test_an_adapter_that_does_not_fit_the_run_is_explained(options, sentence, model, folder):
+def test_adapter_that_does_not_fit_the_run_is_refused_with_the_reason(
+    options, sentence, model, folder
+):
     with pytest.raises(InputError, match=sentence):
         begun(model, folder, template_for(model, **options))
 
 
-def test_an_adapter_of_another_base_is_refused(model, folder, tmp_path):
+def test_adapter_of_another_base_is_refused(model, folder, tmp_path):
     other = small_encoders.checkpoint(tmp_path, "bert", seed=1)
     with pytest.raises(InputError, match="trained on another model: its base is"):
         interop.with_saved_modules(small_encoders.load(other), folder)

@@ -93,7 +93,7 @@ def test_spec_targets_exactly_the_matching_kernels_or_is_refused(params, rank):
 
 @given(places(), st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
-def test_peft_factors_give_the_same_function(place, seed):
+def test_peft_factors_give_the_same_outputs(place, seed):
     """``alpha / r * B A`` of every adapted layer, read from the files, is ours transposed."""
     spec = spec_of(place)
     adapter = drawn(spec, seed)

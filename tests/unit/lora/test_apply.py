@@ -59,7 +59,7 @@ def loss(out: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("chosen", SUBSETS)
-def test_folding_the_other_modules_leaves_the_model_as_it_is(chosen: tuple):
+def test_folding_other_modules_into_the_base_keeps_the_outputs(chosen: tuple):
     """``W + sum_{not K} + sum_K = W + a b`` for every K, up to K = everything (nothing folded).
 
     In the three ways it can be done: folded into a copy of the base, active but not trained, and
@@ -86,7 +86,7 @@ def gradient(adapter: Adapter, base: Any, gain: Gain) -> jax.Array:
 
 
 @pytest.mark.parametrize("chosen", [(0,), (2,), (1, 3), (0, 1, 2), (0, 1, 2, 3)])
-def test_selected_modules_get_the_gradient_of_the_whole_adapter(chosen: tuple):
+def test_selected_modules_have_the_gradient_of_the_full_adapter(chosen: tuple):
     """With the others folded or frozen; the others' own gradient is not zero but masked."""
     adapter = random_adapter(TEMPLATE)
     folded = lora.merge(PARAMS, adapter, gain_of(rest(chosen)))
@@ -106,7 +106,7 @@ def test_selected_modules_get_the_gradient_of_the_whole_adapter(chosen: tuple):
         assert not np.any(small[path].b[..., inactive, :])
 
 
-def test_every_client_of_parallel_modules_computes_the_global_model():
+def test_clients_with_parallel_modules_start_from_the_global_model():
     """The method's own start, through the forward pass, for clients of any rank."""
     method = methods.make("fed_plora", TEMPLATE)
     server = method.init(random_adapter(TEMPLATE), {})
@@ -180,7 +180,7 @@ def test_inactive_components_are_a_fixed_point_of_training():
         assert np.all(np.any(pair.a[..., :2] != 0, axis=-2))
 
 
-def test_the_base_gets_the_gradient_it_has_without_an_adapter():
+def test_gradient_of_the_base_is_that_without_an_adapter():
     """Nothing of the interception leaks into the base's own computation."""
     adapter = lora.init(TEMPLATE, jax.random.key(0))
     gain = lora.uniform_gain(TEMPLATE)
@@ -200,7 +200,7 @@ def drop(rate: float, seed: int, gain: Gain, fixed: Gain | None = None) -> jax.A
     return lora.apply(NET, PARAMS, adapter, gain, INPUT, fixed=fixed, dropout=rate, rngs=rngs)
 
 
-def test_folded_modules_are_not_dropped():
+def test_dropout_does_not_affect_folded_modules():
     """What would be in the frozen weight is never dropped; trained components are."""
     none, everything = gain_of([]), gain_of(range(R))
     want = adapted(PARAMS, random_adapter(TEMPLATE), everything, INPUT)
@@ -211,14 +211,14 @@ def test_folded_modules_are_not_dropped():
     np.testing.assert_array_equal(drop(0.0, 0, everything), drop(0.0, 5, everything))
 
 
-def test_dropout_depends_on_the_key_and_spares_the_base():
+def test_dropout_depends_on_the_key_and_leaves_the_base_path_alone():
     everything = gain_of(range(R))
     np.testing.assert_array_equal(drop(0.5, 0, everything), drop(0.5, 0, everything))
     assert np.any(drop(0.5, 0, everything) != drop(0.5, 1, everything))
     assert_same_sums(drop(0.5, 0, gain_of([])), plain(PARAMS, INPUT))
 
 
-def test_dropout_keeps_the_mean():
+def test_dropout_preserves_the_expected_output():
     """Inputs are dropped with the rate and scaled up: in a linear layer nothing shifts."""
     adapter = {"head": random_adapter(TEMPLATE)["head"]}
     gain = {"head": gain_of(range(R))["head"]}
@@ -244,7 +244,7 @@ def test_dropout_keeps_the_mean():
     np.testing.assert_allclose(outputs.var(axis=0), (x**2 / 3) @ delta**2, rtol=0.15)
 
 
-def test_layers_of_a_stack_drop_different_inputs():
+def test_stacked_layers_have_independent_dropout():
     """The scan splits the key; one mask for all layers would correlate them."""
     keys = jax.random.split(jax.random.key(0), 24)
 
@@ -270,7 +270,7 @@ def test_layers_of_a_stack_drop_different_inputs():
 # ------------------------------------------------------------------------------- clients as an axis
 
 
-def test_clients_under_vmap_are_clients_in_a_loop():
+def test_vmap_over_clients_equals_a_loop():
     """The base unbatched, adapters and gains with a leading client axis."""
     count = 5
     adapter = random_adapter(TEMPLATE, 3, count)
@@ -312,7 +312,7 @@ def all_shapes(jaxpr) -> list[tuple]:
     return shapes
 
 
-def test_ranks_and_gains_do_not_retrace():
+def test_changing_ranks_or_gains_does_not_retrace():
     traces = []
 
     @jax.jit
@@ -358,7 +358,7 @@ def test_activations_keep_their_dtype():
 
 
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3, 5)])
-def test_inputs_of_any_rank(leading: tuple):
+def test_low_rank_term_accepts_any_leading_axes(leading: tuple):
     a, b = random_adapter(TEMPLATE)["head"]
     x = np.random.default_rng(0).normal(size=(*leading, 12))
     gain = np.array([1.0, 0.0, 2.0, 0.5], np.float32)
@@ -367,7 +367,7 @@ def test_inputs_of_any_rank(leading: tuple):
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_of_another_model_is_refused(key):
+def test_adapter_of_another_model_is_refused(key):
     """Interception finds nothing at an absent path; silence would look like no training."""
     layer = nn.Dense(3)
     x = jnp.ones((2, 4))

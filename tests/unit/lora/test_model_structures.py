@@ -110,12 +110,12 @@ SCANS = {
 
 
 @pytest.mark.parametrize("lift", SCANS.values(), ids=SCANS)
-def test_layers_of_a_scan(lift: Callable):
+def test_adapted_scan_equals_merged_parameters(lift: Callable):
     check_equals_merged(Lifted(lift), X, targets=["up|down", "first"])
 
 
 @pytest.mark.parametrize("lift", [nn.remat, nn.jit], ids=["remat", "jit"])
-def test_layers_that_are_recomputed_or_compiled(lift: Callable):
+def test_adapted_remat_and_jit_layers_equal_merged_parameters(lift: Callable):
     check_equals_merged(Lifted(lift), X, targets="up|down")
 
 
@@ -131,11 +131,11 @@ class Ensemble(nn.Module):
         return members(OUT, name="members")(x)
 
 
-def test_members_of_a_vmap():
+def test_adapted_vmap_equals_merged_parameters():
     check_equals_merged(Ensemble(), X, targets="members", stacked="members")
 
 
-def test_a_stack_along_another_axis_is_refused():
+def test_stack_along_a_later_axis_is_refused():
     module = Lifted(scan(variable_axes={"params": 1}))
     params = module.init(jax.random.key(0), X)["params"]
     pairs = {"layers/up": LoRA(jnp.ones((IN, LAYERS, RANK)), jnp.ones((IN, RANK, OUT)))}
@@ -154,7 +154,7 @@ class Mapped(nn.Module):
         return halved(OUT, name="dense")(x)
 
 
-def test_parameters_that_are_mapped():
+def test_adapted_map_variables_equals_merged_parameters():
     check_equals_merged(Mapped(), X, targets="dense")
 
 
@@ -245,7 +245,9 @@ READERS = {
 
 
 @pytest.mark.parametrize(("module", "targets"), READERS.values(), ids=READERS)
-def test_kernels_read_outside_of_a_flax_layer(module: nn.Module, targets: str):
+def test_kernels_used_outside_of_flax_layers_equal_merged_parameters(
+    module: nn.Module, targets: str
+):
     check_equals_merged(module, X, targets=targets)
 
 
@@ -312,7 +314,7 @@ class Unused(nn.Module):
         return self.body(x)
 
 
-def test_an_adapter_without_an_effect_is_refused():
+def test_adapter_without_effect_is_refused():
     params, adapter, gain = adapt(Unused(), X, targets="body|head|spare")
     run = lambda adapter: lora.apply(Unused(), params, adapter, gain, X)  # noqa: E731
     loss = lambda adapter: jnp.sum(run(adapter))  # noqa: E731
@@ -327,7 +329,7 @@ def test_an_adapter_without_an_effect_is_refused():
     run(adapter)
 
 
-def test_calling_a_part_of_the_model_needs_allow_unused():
+def test_calling_part_of_the_model_needs_allow_unused():
     params, adapter, gain = adapt(Unused(), X, targets="body|head")
     with pytest.raises(InputError, match="The adapter of head has no effect"):
         lora.apply(Unused(), params, adapter, gain, X, method="encode")
@@ -361,7 +363,7 @@ def test_cached_traces_count_as_uses(module: nn.Module):
     assert all(np.any(x) for x in jax.tree.leaves(jax.grad(loss)(adapter)))
 
 
-def test_variables_that_a_call_returns_are_those_of_the_base():
+def test_returned_variables_are_those_of_the_base():
     module = nn.Sequential([nn.Dense(OUT), nn.BatchNorm(use_running_average=False)])
     variables = module.init(jax.random.key(0), X)
     spec = lora.make_spec(variables["params"], targets="layers_0", rank=RANK)
@@ -394,7 +396,7 @@ for targets in ("used", "spare"):
 """
 
 
-def test_the_check_does_not_depend_on_assertions():
+def test_unused_adapters_are_refused_without_assertions():
     done = subprocess.run(
         [sys.executable, "-O", "-c", PROGRAM], capture_output=True, text=True, check=True
     )
@@ -422,7 +424,7 @@ TOKENS = jax.random.normal(jax.random.key(3), (2, 4, IN))
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_attention_of_flax(use_bias: bool):
+def test_flax_attention_can_be_adapted(use_bias: bool):
     module = SelfAttention(use_bias)
     params, _, _ = adapt(module, TOKENS, targets="attention")
     spec = lora.make_spec(params, targets="attention", rank=RANK)
@@ -448,7 +450,7 @@ class Attentions(nn.Module):
         return lifted(layers, x)[0]
 
 
-def test_a_stack_of_attention_layers():
+def test_scanned_flax_attention_can_be_adapted():
     params, _, _ = adapt(Attentions(), TOKENS, targets="attention")
     spec = lora.make_spec(params, targets="attention", rank=RANK)
     assert {s.kernel_shape for s in spec.targets} == {(IN, 2, 4), (2, 4, IN)}
@@ -481,7 +483,9 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize(("layer", "shape", "options"), GENERAL.values(), ids=GENERAL)
-def test_kernels_with_several_axes(layer: nn.Module, shape: tuple, options: dict):
+def test_dense_general_and_einsum_kernels_can_be_adapted(
+    layer: nn.Module, shape: tuple, options: dict
+):
     x = jax.random.normal(jax.random.key(0), shape)
     check_equals_merged(Named(layer), x, targets="layer", **options)
 
@@ -516,14 +520,16 @@ def test_kernels_with_several_axes(layer: nn.Module, shape: tuple, options: dict
         ),
     ],
 )  # fmt: skip
-def test_layers_that_cannot_be_adapted(layer: nn.Module, shape: tuple, options: dict, sentence):
+def test_unsupported_layers_are_refused_in_one_sentence(
+    layer: nn.Module, shape: tuple, options: dict, sentence
+):
     x = jax.random.normal(jax.random.key(0), shape)
     with pytest.raises(InputError, match=sentence):
         params, adapter, gain = adapt(Named(layer), x, targets="layer", **options)
         lora.apply(Named(layer), params, adapter, gain, x)
 
 
-def test_convolutions_by_their_name():
+def test_convolution_kernels_are_refused_by_name():
     params = {"Conv_0": {"kernel": jnp.zeros((3, 3, IN, OUT)), "bias": jnp.zeros(OUT)}}
     with pytest.raises(InputError, match=r"Target Conv_0 has a kernel of shape \(3, 3, 6, 5\); ad"):
         lora.make_spec(params, targets="Conv", rank=1)
@@ -540,7 +546,7 @@ def test_apply_merged_works_for_any_function():
     np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
 
 
-def test_kernels_as_matrices_and_back():
+def test_kernels_convert_to_matrices_and_back():
     params, _, _ = adapt(Attentions(), TOKENS, targets="attention")
     spec = lora.make_spec(params, targets="attention", rank=RANK)
     kernels = lora.kernels_of(params, spec)

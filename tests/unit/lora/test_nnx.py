@@ -112,12 +112,12 @@ EVERYTHING = "attention|up|down|head"
         pytest.param(True, True, id="scan-recomputed"),
     ],
 )
-def test_a_transformer(scanned: bool, remat: bool):
+def test_adapted_nnx_transformer_equals_merged_parameters(scanned: bool, remat: bool):
     module = Transformer(nnx.Rngs(0), scanned=scanned, remat=remat)
     check_equals_merged(module, IDS, EVERYTHING)
 
 
-def test_targets_of_a_transformer():
+def test_nnx_targets_have_paths_stacks_and_sizes():
     shapes = {}
     for scanned in (False, True):
         _, params = lora.nnx.split(Transformer(nnx.Rngs(0), scanned=scanned))
@@ -130,7 +130,7 @@ def test_targets_of_a_transformer():
     assert shapes["layers/down"] == ((2,), 12, WIDTH) and shapes["head"] == ((), WIDTH, 6)
 
 
-def test_the_module_itself_is_not_changed():
+def test_nnx_module_is_not_changed():
     module = Transformer(nnx.Rngs(0))
     before, classes = module(IDS), [type(x) for _, x in nnx.iter_modules(module)]
     model, params, adapter, gain = adapt(module, EVERYTHING)
@@ -173,7 +173,7 @@ def test_the_base_is_never_copied_per_client(merged: bool):
     assert bool(copies) == merged
 
 
-def test_clients_under_vmap_are_clients_in_a_loop():
+def test_vmap_over_clients_equals_a_loop():
     model, params, adapter, _ = adapt(Transformer(nnx.Rngs(0)), EVERYTHING)
     spec = lora.make_spec(params, targets=EVERYTHING, rank=RANK)
     clients = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), adapter)
@@ -221,12 +221,14 @@ X = jax.random.normal(jax.random.key(1), (4, WIDTH))
     ("module", "targets"),
     [(Activated(WIDTH, 5, rngs=nnx.Rngs(0)), "layers"), (Tied(nnx.Rngs(0)), "encoder")],
 )
-def test_kernels_read_outside_of_a_linear_layer(module: nnx.Module, targets: str):
+def test_kernels_used_outside_of_nnx_layers_equal_merged_parameters(
+    module: nnx.Module, targets: str
+):
     whole = nnx.Sequential(module) if targets == "layers" else module
     check_equals_merged(whole, X, targets)
 
 
-def test_a_layer_under_two_names_has_one_adapter():
+def test_shared_layer_has_one_adapter():
     module = Shared(nnx.Rngs(0))
     assert len(adapt(module, "first|second")[2]) == 1
     check_equals_merged(module, X, "first|second")
@@ -243,7 +245,7 @@ class Spare(nnx.Module):
         return self.filter(self.used(x))
 
 
-def test_what_cannot_be_adapted_is_refused():
+def test_unused_adapters_and_convolutions_are_refused():
     model, params, adapter, gain = adapt(Spare(nnx.Rngs(0)), "used|spare")
     for run in (model, jax.jit(model)):
         with pytest.raises(InputError, match="The adapter of spare has no effect"):
@@ -254,7 +256,7 @@ def test_what_cannot_be_adapted_is_refused():
         model(params, adapter, gain, X)
 
 
-def test_dropout_of_inputs():
+def test_dropout_depends_on_the_key_and_spares_fixed_components():
     model, params, adapter, gain = adapt(Transformer(nnx.Rngs(0), scanned=True), EVERYTHING)
     run = jax.jit(lambda seed, fixed: model(
         params, adapter, jax.tree.map(lambda x: 0 * x, gain) if fixed else gain, IDS,
@@ -272,7 +274,7 @@ def test_dropout_of_inputs():
 
 
 @pytest.mark.parametrize("name", [pytest.param("hlora", marks=pytest.mark.slow), "flora"])
-def test_federated_rounds_of_clients_of_different_ranks(name: str):
+def test_federated_rounds_with_mixed_ranks_train_an_nnx_model(name: str):
     """The loss falls, and methods that change the base change kernels of any shape."""
     model, params = lora.nnx.split(Transformer(nnx.Rngs(0)))
     spec = lora.make_spec(params, targets=EVERYTHING, rank=RANK)

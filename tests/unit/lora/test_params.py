@@ -26,7 +26,7 @@ def size(x) -> float:
 
 
 @pytest.mark.parametrize("method", ["kaiming", "gaussian"])
-def test_a_fresh_adapter_changes_nothing(method: str):
+def test_fresh_adapter_does_not_change_outputs(method: str):
     """``b = 0``: outputs are the base's bit for bit, whatever the gain."""
     adapter = lora.init(TEMPLATE, jax.random.key(3), method=method)
     assert not any(np.any(pair.b) for pair in adapter.values())
@@ -34,7 +34,7 @@ def test_a_fresh_adapter_changes_nothing(method: str):
     np.testing.assert_array_equal(out, plain(PARAMS, INPUT))
 
 
-def test_how_fresh_factors_are_distributed():
+def test_fresh_factors_follow_kaiming_or_normal_distributions():
     """PEFT's Kaiming: uniform in ±1/sqrt(i); or normal with deviation 1/R; every site its own."""
     wide = {n: {"kernel": jax.ShapeDtypeStruct((400, 300), jnp.float32)} for n in "xy"}
     spec = lora.make_spec(wide, targets=".", rank=50)
@@ -64,13 +64,13 @@ def test_fresh_layers_differ_and_left_out_layers_are_zero():
 # -------------------------------------------------------------------------------------------- masks
 
 
-def test_prefix_masks():
+def test_prefix_mask_selects_the_first_components():
     mask = lora.prefix_mask(jnp.array([0, 2, 4]), R)
     np.testing.assert_array_equal(mask, [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
     np.testing.assert_array_equal(lora.prefix_mask(jnp.array(3), R), [1, 1, 1, 0])
 
 
-def test_spread_covers_every_target_and_leaves_out_layers():
+def test_spread_covers_every_target_and_skips_left_out_layers():
     everywhere = lora.spread(PARTLY, jnp.array([True, False, True, False]))
     assert {p: m.shape for p, m in everywhere.items()} == {
         "head": (4,),
@@ -104,14 +104,14 @@ def test_factor_masks_switch_components_or_whole_factors():
     assert not np.any(frozen.b)
 
 
-def test_keep_removes_values_that_are_not_finite():
+def test_keep_zeroes_masked_values_even_if_not_finite():
     broken = {"x": LoRA(jnp.full((2, 2), jnp.nan), jnp.full((2, 2), jnp.inf))}
     out = lora.keep(broken, lora.factor_mask({"x": jnp.array([False, True])}))["x"]
     assert not np.any(out.a[:, 0]) and not np.any(out.b[0])
     assert np.all(np.isnan(out.a[:, 1]))
 
 
-def test_padding_leaves_the_model_as_it_is():
+def test_rank_padding_keeps_the_outputs():
     """A rank-2 adapter stored at rank 2, or at rank 4 with zeros, or with junk of gain 0."""
     two = small_model.spec(rank=2)
     small = random_adapter(two)
@@ -129,7 +129,7 @@ def test_padding_leaves_the_model_as_it_is():
 # ----------------------------------------------------------------------------------------- products
 
 
-def test_delta_is_the_scaled_product():
+def test_delta_equals_the_scaled_product():
     adapter = random_adapter(TEMPLATE, 1, 2)
     rng = np.random.default_rng(0)
     gain = {
@@ -145,7 +145,7 @@ def test_delta_is_the_scaled_product():
         assert out[path].dtype == jnp.float32
 
 
-def test_one_rank_modules_in_parallel_are_one_adapter_of_their_number():
+def test_parallel_rank_one_modules_equal_one_adapter_of_that_rank():
     """``sum_j a_j b_j = a b``, in the kernel's change and in what a layer adds to its output."""
     a, b = random_adapter(TEMPLATE)["head"]
     gain = jnp.array([0.5, 1.0, 2.0, 3.0])
@@ -179,7 +179,7 @@ def test_adapted_and_merged_models_agree_and_merging_can_be_undone(where: lora.L
         np.testing.assert_array_equal(kernels[0][1], kernels[1][1])
 
 
-def test_merging_copies_nothing_else():
+def test_merging_copies_only_adapted_kernels():
     before = jax.device_get(PARAMS)
     merged = lora.merge(PARAMS, random_adapter(TEMPLATE), lora.uniform_gain(TEMPLATE))
     changed = {"layers/query/kernel", "layers/value/kernel", "head/kernel"}
@@ -204,7 +204,7 @@ def test_merging_in_bfloat16_keeps_the_type_and_cannot_be_undone_exactly():
     assert np.any(back["head"]["kernel"] != low["head"]["kernel"])
 
 
-def test_an_adapter_of_another_model_is_refused():
+def test_adapter_of_another_model_is_refused():
     """All problems in one sentence."""
     adapter = random_adapter(TEMPLATE)
     gain = lora.uniform_gain(TEMPLATE)

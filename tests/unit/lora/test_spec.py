@@ -41,7 +41,7 @@ DECODER = {
 }
 
 
-def test_shapes_of_a_spec():
+def test_spec_lists_paths_shapes_and_types():
     """Paths, shapes and types of a scanned model's adapter, written out."""
     assert TEMPLATE.targets == (
         LoraTarget("head", 12, 7, None),
@@ -93,14 +93,14 @@ def paths(tree: dict, targets) -> list[str]:
         ),
     ],
 )
-def test_presets_choose_by_path(tree: dict, preset: str, want: list[str]):
+def test_presets_select_targets_by_path(tree: dict, preset: str, want: list[str]):
     """Never embeddings, norms or heads."""
     prefix = "encoder/layers/" if tree is ENCODER else "layers/"
     assert paths(tree, preset) == [prefix + path for path in want]
     assert set(lora.PRESETS) == {"attention-qv", "attention", "all-linear"}
 
 
-def test_patterns_instead_of_presets():
+def test_patterns_select_targets_by_regular_expression():
     assert paths(ENCODER, "classifier") == ["classifier"]
     assert paths(ENCODER, ["mlp", "attention-qv"]) == [
         f"encoder/layers/{x}"
@@ -109,7 +109,7 @@ def test_patterns_instead_of_presets():
     assert paths(ENCODER, "^embeddings") == ["embeddings/projection"]
 
 
-def test_layers_of_a_stack():
+def test_selected_layers_of_a_stack_are_marked():
     targets = small_model.spec(layers=[2, 0]).targets
     assert [s.layers for s in targets] == [None, (True, False, True), (True, False, True)]
     assert [s.adapted for s in targets] == [1, 2, 2]
@@ -149,13 +149,13 @@ def test_layers_of_a_stack():
         ({"alpha": float("nan")}, "LoRA alpha must be above 0 and finite, got nan."),
     ],
 )
-def test_invalid_specs_are_explained(options: dict, sentence: str):
+def test_invalid_specs_are_refused_with_the_reason(options: dict, sentence: str):
     with pytest.raises(InputError) as caught:
         small_model.spec(**options)
     assert sentence in str(caught.value)
 
 
-def test_kernels_that_are_no_matrices_are_refused():
+def test_kernels_that_are_not_matrices_are_refused():
     tree = {"conv": {"kernel": STACK}, "layers": {"x": {"kernel": jnp.zeros((2, 3, 4, 5))}}}
     with pytest.raises(
         InputError, match=r"Target conv has a kernel of shape \(2, 8, 8\); adapters"
@@ -166,7 +166,7 @@ def test_kernels_that_are_no_matrices_are_refused():
 
 
 @pytest.mark.parametrize(("rank", "count"), [(5, 138_240), (7, 193_536), (20, 552_960)])
-def test_parameter_counts_of_distilbert(rank: int, count: int):
+def test_parameter_counts_of_distilbert_match_the_paper(rank: int, count: int):
     """Three 768 x 768 projections in each of six layers; and in bytes what the paper prints."""
     layer = {n: {"kernel": jax.ShapeDtypeStruct((6, 768, 768), jnp.float32)} for n in "qkv"}
     spec = lora.make_spec({"layers": layer}, targets="layers", rank=20)
@@ -195,7 +195,7 @@ def test_parameter_count_is_the_size_of_the_arrays():
         ("alpha/sqrt(r)", [6.0, 6 / 2**0.5, 6 / 3**0.5, 3.0]),
     ],
 )
-def test_scales_by_rule(rule: str, numbers: list[float]):
+def test_scale_rules_agree_for_integers_arrays_and_tracers(rule: str, numbers: list[float]):
     """For one rank, for ranks of a cohort in NumPy or JAX, traced or not; and as gains."""
     spec = small_model.spec(scale=rule)
     assert set(lora.SCALES) >= {rule}

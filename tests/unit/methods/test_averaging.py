@@ -144,7 +144,7 @@ def test_zero_padding_is_the_masked_mean_times_the_owners_share(rank: list, weig
 # ------------------------------------------------------------------------------------ replication
 
 
-def test_two_clients_of_ranks_four_and_two():
+def test_replication_copies_high_components_to_a_low_rank_client():
     """The low-rank client becomes (its 1, its 2, the other's 3, the other's 4) before the mean.
 
     So components 3 and 4 of the aggregate are the rank-4 client's, bit for bit; zero padding halves
@@ -235,7 +235,7 @@ def test_without_a_high_rank_client_high_components_are_unchanged():
 # ---------------------------------------------------------------------------------------- HetLoRA
 
 
-def test_hetlora_weighs_by_the_norm_of_the_product():
+def test_hetlora_weights_clients_by_the_norm_of_their_product():
     """Three times the product, three times the weight; examples only say who is present."""
     one = cohorts.random_adapter(GLOBAL, 12)
     size = np.array([1.0, 3.0, 2.0, 1.0, 4.0, 5.0], np.float32)
@@ -255,7 +255,7 @@ def test_hetlora_weighs_by_the_norm_of_the_product():
             assert_close(after[path].b, one[path].b * float(want @ size[:4]), 1e-6)
 
 
-def test_hetlora_norm_by_client_or_by_layer():
+def test_hetlora_norm_is_per_client_or_per_layer():
     """One weight per client from all layers together, or one per layer and site."""
     one = cohorts.random_adapter(GLOBAL, 13)
     path, other = PATHS
@@ -361,7 +361,7 @@ def test_hetlora_penalty_is_the_size_of_the_tail():
 
 
 @pytest.mark.parametrize("name", ["zero_padding", "hetlora"])
-def test_a_component_that_is_zeroed_never_learns_again(name: str):
+def test_component_zeroed_in_both_factors_has_no_gradient(name: str):
     """Zero in both factors, so that neither has a gradient; a kept one has both."""
     low, high = (make_cohort(GLOBAL, [rank] * 6) for rank in (2, R))
     for empty in ("keep", "zero"):

@@ -38,7 +38,7 @@ def sets(mode: str, rank, most: int, *, seed: int = 0, ids=None, round: int = 0)
     return np.asarray(select_modules(cohort, jax.random.key(seed), size, selection=mode))
 
 
-def test_importance_takes_the_largest():
+def test_importance_selects_the_largest_modules():
     size = np.asarray(jax.random.uniform(jax.random.key(1), (8,)))
     for row, r in zip(sets("importance", [1, 3, 8], 8), [1, 3, 8], strict=True):
         np.testing.assert_array_equal(np.flatnonzero(row), np.sort(np.argsort(-size)[:r]))
@@ -54,7 +54,9 @@ def test_importance_takes_the_largest():
 )
 @settings(max_examples=25, deadline=None)
 @pytest.mark.parametrize("mode", MODES)
-def test_each_client_trains_exactly_its_rank(mode: str, rank: list, seed: int, round: int):
+def test_each_client_trains_as_many_modules_as_its_rank(
+    mode: str, rank: list, seed: int, round: int
+):
     """As a mask there can be no repeats; a client of full rank trains everything."""
     chosen = sets(mode, rank, 8, seed=seed, round=round)
     np.testing.assert_array_equal(chosen.sum(axis=1), rank)
@@ -112,13 +114,13 @@ def test_round_robin_starts_clients_at_different_modules():
     assert len({tuple(row) for row in chosen.tolist()}) == 4
 
 
-def test_prefix_takes_the_first():
+def test_prefix_selects_the_first_modules():
     np.testing.assert_array_equal(
         sets("prefix", [1, 3], 4, seed=5, round=9), [[1, 0, 0, 0], [1, 1, 1, 0]]
     )
 
 
-def test_one_set_for_all_layers_or_one_each():
+def test_selection_is_shared_by_all_layers_or_drawn_per_layer():
     deep = LoraSpec(
         targets=(
             LoraTarget("layers/q", 4, 4, (True,) * 8),
@@ -144,7 +146,7 @@ def test_one_set_for_all_layers_or_one_each():
     assert [n > 1 for n in distinct["layer"]] == [True, True, True, False, True, True]
 
 
-def test_broadcast_and_aggregate_agree_on_the_sets():
+def test_broadcast_and_aggregate_select_the_same_modules():
     """What was trainable is what is averaged: a change anywhere else never reaches the server."""
     server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     for spec in ("fed_plora", "fed_plora(indices='layer')", "fed_plora(selection='round_robin')"):
@@ -199,7 +201,7 @@ def test_truncating_methods_do_not_start_from_the_global_model():
     weight=st.lists(st.sampled_from([0.0, 1.0, 2.5, 40.0]), min_size=6, max_size=6).filter(any),
 )
 @settings(max_examples=15, deadline=None)
-def test_the_first_modules_instead_of_random_ones_are_the_masked_mean(rank: list, weight: list):
+def test_prefix_selection_equals_the_masked_mean(rank: list, weight: list):
     server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     cohort = make_cohort(GLOBAL, rank, weight)
     ours = play("fed_plora(selection='prefix')", GLOBAL, cohort, server=server)
@@ -208,7 +210,7 @@ def test_the_first_modules_instead_of_random_ones_are_the_masked_mean(rank: list
     assert_trees_close(ours.outcome.server.adapter, masked.server.adapter, 1e-6)
 
 
-def test_aggregation_noise_and_its_bound():
+def test_aggregation_noise_is_bounded_by_products_of_deviations():
     """Two clients with a = b = +3 and -3: the mean is 0, the mean product 9.
 
     A sum of the factors' deviations, 3 + 3, does not bound that; the mean of products of the
@@ -242,7 +244,7 @@ def test_aggregation_noise_and_its_bound():
         assert np.all(size[adapted] > 0.01 * bound[adapted])
 
 
-def test_client_scales_are_not_used():
+def test_server_scale_is_used_instead_of_client_scales():
     """A client holds all modules, so the server's scale is the only consistent one."""
     server = methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {})
     for rule, scale in (("alpha/r", 1.5), ("alpha/sqrt(r)", 3.0)):
@@ -254,7 +256,7 @@ def test_client_scales_are_not_used():
         assert set(gains) == {0.0, scale}
 
 
-def test_gain_of_all_components_is_the_server_scale():
+def test_gain_of_every_component_is_the_server_scale():
     start = methods.make("fed_plora", GLOBAL).broadcast(
         methods.ServerState(cohorts.random_adapter(GLOBAL, 0), {}), (), make_cohort(GLOBAL, MIXED)
     )

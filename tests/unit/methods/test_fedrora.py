@@ -108,7 +108,7 @@ def test_client_state_is_not_changed_by_later_servers():
     cohorts.assert_trees_equal(client(two, np.array(PRESENT)), client(one, np.array(PRESENT)))
 
 
-def test_a_raised_rank_brings_the_next_directions():
+def test_raised_rank_adds_the_next_directions():
     """Those that the client would have got with the higher rank; a lowered one leaves the best."""
     method, server, own, cohort = after_a_round(RANK)
     high = cohort._replace(rank=jnp.full_like(cohort.rank, R))
@@ -136,7 +136,7 @@ def test_new_client_starts_from_the_global_model():
 
 
 @pytest.mark.parametrize("first", [0.0, 1.0])
-def test_the_first_coefficients(first: float):
+def test_initial_coefficients_are_zero_or_scaled_common_directions(first: float):
     """The model of the pretrained base, or ``first / sqrt(r)`` over directions common to all."""
     method = methods.make(f"fedrora(first={first})", PER_CLIENT)
     cohort = make_cohort(PER_CLIENT, RANK, WEIGHT)
@@ -151,7 +151,7 @@ def test_the_first_coefficients(first: float):
                     np.testing.assert_array_equal(part, whole[name][j][1])
 
 
-def test_directions_have_length_one_and_zeros_stay():
+def test_directions_are_normalised_and_zeros_stay_zero():
     method = methods.make("fedrora", GLOBAL)
     adapter = cohorts.random_adapter(GLOBAL, 0)
     mask = lora.factor_mask(lora.spread(GLOBAL, jnp.arange(R) < 2))

@@ -76,7 +76,7 @@ def test_every_round_starts_with_a_zero_adapter(spec: str):
         assert not any(np.any(x) for x in server_delta(GLOBAL, server).values())
 
 
-def test_a_new_random_matrix_each_round():
+def test_each_round_draws_a_new_random_factor():
     method = methods.make("flora", GLOBAL)
     server = cohorts.make_server(method, GLOBAL)
     starts = [
@@ -88,7 +88,7 @@ def test_a_new_random_matrix_each_round():
         assert np.max(np.abs(starts[0][path].a - starts[1][path].a)) > 0.01
 
 
-def test_the_base_sums_over_rounds():
+def test_base_accumulates_the_means_of_all_rounds():
     """``W_t = W_0 + sum of all rounds' mean products``."""
     method, _ = cohorts.compiled("flora", GLOBAL)
     server = cohorts.make_server(method, GLOBAL)
@@ -119,7 +119,7 @@ def test_first_gradient_of_a_is_zero():
     assert np.all(np.any(grad.b != 0, axis=-1))
 
 
-def test_the_base_keeps_its_type():
+def test_base_keeps_its_dtype():
     lora_spec = LoraSpec(targets=(LoraTarget("x", 6, 5, None),), rank=2, alpha=2.0)
     method = methods.make("flora", lora_spec)
     kernel = jnp.full((6, 5), 0.5, jnp.bfloat16)

@@ -154,7 +154,7 @@ INVARIANTS = {
     ),
     "the factors are the best of their rank": (
         "test_svd",
-        "test_the_error_is_the_discarded_singular_values",
+        "test_truncation_error_is_the_discarded_singular_values",
     ),
     "padding is exactly zero before and after training": (
         "test_properties",

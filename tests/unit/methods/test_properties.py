@@ -274,7 +274,7 @@ def test_gauge_change_of_one_client_changes_only_factor_averages(spec: str):
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) not in {"ffa_lora", "rolora"}])
-def test_permuting_components_of_all_clients(spec: str):
+def test_permuting_components_changes_no_product_and_permutes_averages(spec: str):
     """Of equal ranks: nothing for products; a permutation of the server's rows for averages."""
     server = server_for(spec)
     cohort = make_cohort(GLOBAL, [R] * CLIENTS, WEIGHT)
@@ -439,7 +439,7 @@ OTHER_COHORTS = [
     "spec",
     [pytest.param(spec, marks=[pytest.mark.slow] * (spec not in NAMES)) for spec in SPECS],
 )
-def test_another_cohort_compiles_nothing(spec: str):
+def test_another_cohort_does_not_recompile(spec: str):
     """Ranks, weights, members, scales, rounds and keys are data."""
     _, fn = cohorts.compiled(spec, GLOBAL)
     server = server_for(spec)
@@ -566,7 +566,7 @@ def sent_bytes(start: ClientInit, n: int, factors: str = "ab") -> int:
 
 
 @every_spec
-def test_traffic_is_the_size_of_what_is_sent(spec: str):
+def test_traffic_equals_the_size_of_what_is_sent(spec: str):
     """Byte counts against really serialised factors and index lists."""
     name, options = registry.parse(spec)
     lora_spec = HEAD if name == "lora_a2" else GLOBAL  # whose components have one size
@@ -630,7 +630,7 @@ def test_traffic_counts_beyond_32_bits(name: str):
 # ---------------------------------------------------------------------------------------- choosing
 
 
-def test_the_methods_that_are_defined_for_one_rank():
+def test_only_documented_methods_need_equal_ranks():
     one = {name for name in NAMES if not methods.takes_mixed_ranks(name)}
     assert one == {"fedit", "fedex_lora", "lora_fair", "fedsa_lora"}
 

@@ -46,7 +46,7 @@ def round_of(spec: str, rank=MIXED, weight=WEIGHT, lora_spec=GLOBAL) -> tuple:
 
 
 @pytest.mark.parametrize("spec", SINGULAR)
-def test_the_error_is_the_discarded_singular_values(spec: str):
+def test_truncation_error_is_the_discarded_singular_values(spec: str):
     """``||M - a_r b_r||_F^2 = sum_{j > r} sigma_j^2`` for every r the server holds."""
     _, pairs, means = round_of(spec)
     for name, M in means.items():
@@ -83,7 +83,7 @@ def test_no_other_matrix_of_that_rank_is_closer():
 
 
 @pytest.mark.parametrize("spec", SINGULAR)
-def test_the_full_rank_reproduces_the_mean(spec: str):
+def test_full_server_rank_reproduces_the_mean_exactly(spec: str):
     """Where R is the rank of the mean product, nothing is lost at all."""
     _, pairs, means = round_of(spec)
     small = pairs["head/dense"]
@@ -123,7 +123,7 @@ def test_each_client_starts_from_its_truncated_svd(spec: str, lora_spec: LoraSpe
             assert_close(mine[name], U[:, :r] * s[:r] @ Vt[:r], 2e-6 / min(gap, 1.0), name)
 
 
-def test_where_sigma_goes_does_not_change_the_product():
+def test_split_of_singular_values_does_not_change_the_product():
     """Three splits, one update; what differs is the size of the factors."""
     server = cohorts.make_server(methods.make("hlora", GLOBAL), GLOBAL)
     cohort = make_cohort(GLOBAL, MIXED, WEIGHT)
@@ -234,7 +234,7 @@ def test_refactor_divides_by_the_scale_once():
         np.testing.assert_allclose(0.5 * a @ b, stacks.a @ stacks.b, atol=1e-6)
 
 
-def test_stacks_weigh_only_one_factor():
+def test_stacked_factors_are_weighted_in_one_factor_only():
     """Shares in both factors would square them."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 2, 4))

@@ -9,14 +9,14 @@ from fedjax_lora.models.activations import ACTIVATIONS
 TRAINED = {"prelu", "xielu"}  # they have parameters of their own, which no module here has
 
 
-def test_all_without_parameters_are_known():
+def test_every_parameter_free_activation_of_transformers_is_known():
     from transformers.activations import ACT2CLS
 
     assert set(ACT2CLS) - TRAINED == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_values_are_those_of_transformers(name):
+def test_activation_values_equal_transformers(name):
     import torch
     from transformers.activations import ACT2FN
 

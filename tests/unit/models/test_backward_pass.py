@@ -52,7 +52,7 @@ def kept_bytes(fn: Any, *arrays: jax.Array) -> int:
 
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("name", sorted(activations.ACTIVATIONS))
-def test_gradients_of_activations(name: str, dtype: str):
+def test_activation_gradients_equal_autodiff(name: str, dtype: str):
     with jax.enable_x64(dtype == "float64"):
         x = 3 * numbers(40, seed=1, dtype=dtype)
         plain, own = (functools.partial(f, name) for f in (plain_activation, accelerated))
@@ -78,7 +78,7 @@ def plain_norm(centred: bool, x: jax.Array, scale: jax.Array, bias: jax.Array) -
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("centred", [True, False])
-def test_gradients_of_norms(centred: bool, dtype: str):
+def test_norm_gradients_equal_autodiff(centred: bool, dtype: str):
     with jax.enable_x64(dtype == "float64"):
         x, scale, bias = (
             numbers(*shape, seed=n, dtype=dtype) for n, shape in enumerate([(6, 24), (24,), (24,)])
@@ -89,7 +89,7 @@ def test_gradients_of_norms(centred: bool, dtype: str):
         close(gradients(own, x, scale, bias), gradients(plain, x, scale, bias), ROUNDING[dtype])
 
 
-def test_the_backward_pass_reads_one_array_in_the_compute_dtype():
+def test_backward_pass_keeps_one_array_in_the_compute_dtype():
     x = numbers(8, 16, 64, dtype="bfloat16")
     array = x.size * 2
 
@@ -120,7 +120,7 @@ def test_the_backward_pass_reads_one_array_in_the_compute_dtype():
         ("qwen3", True, "float32"),
     ],
 )
-def test_gradients_of_factors_for_several_clients(family: str, remat: bool, dtype: str):
+def test_factor_gradients_of_several_clients_equal_autodiff(family: str, remat: bool, dtype: str):
     """Through a scan over layers, under `vmap`, for a whole model."""
     model = models.tiny(family=family, num_labels=3)
     config = dataclasses.replace(model.config, scan_unroll=1, remat=remat, dtype=dtype)

@@ -84,7 +84,7 @@ def test_unknown_parameter_names_are_refused():
         models.hf_name(config, "encoder/pooler/weight")
 
 
-def test_names_without_prefix_old_layer_norms_and_buffers(bert, key):
+def test_older_tensor_names_are_read_and_buffers_ignored(bert, key):
     folder, _ = bert
     whole = load(folder, key)
 
@@ -127,7 +127,7 @@ def test_head_of_other_labels_is_new_with_hugging_face_initialisation(bert, key)
     assert other.fingerprint == loaded.fingerprint == load(folder, key).fingerprint
 
 
-def test_head_of_another_task_is_not_taken(saved, key):
+def test_head_of_another_task_is_not_loaded(saved, key):
     folder, _ = saved("bert", "TokenClassification")
     new = load(folder, key).new_params
     assert "head/classifier/kernel" in new and "encoder/pooler/kernel" in new
@@ -187,7 +187,7 @@ def test_all_mismatches_are_in_one_message(bert, key):
     assert str(folder) in message and message.count("\n") == 0
 
 
-def test_shards_of_pickles(bert, key):
+def test_sharded_pickles_give_the_same_parameters(bert, key):
     """As large checkpoints were stored before safetensors."""
     import torch
     from safetensors.torch import load_file
@@ -209,7 +209,7 @@ def test_shards_of_pickles(bert, key):
         load(folder, key)
 
 
-def test_tensor_under_two_names(bert, key):
+def test_tensor_stored_under_two_names_is_refused(bert, key):
     folder, _ = bert
     edit(folder, lambda stored: stored.update({QUERY[5:]: stored[QUERY]}))
     with pytest.raises(InputError, match="stored twice"):

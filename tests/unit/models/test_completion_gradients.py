@@ -16,7 +16,7 @@ PROMPTS = np.array([[4], [1], [5], [1]])  # tokens; the last text is nothing but
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
 @pytest.mark.parametrize("chunk_numbers", [2**23, 150], ids=["whole", "three tokens at a time"])
-def test_loss_and_gradients(chunk_numbers, tmp_path, key):
+def test_completion_loss_and_factor_gradients_equal_pytorch(chunk_numbers, tmp_path, key):
     folder, model = decoders.saved(tmp_path, "llama")
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, key=key)
     spec = lora.make_spec(loaded.params, targets="attention-qv", rank=RANK, alpha=ALPHA)

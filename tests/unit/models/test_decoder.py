@@ -55,7 +55,7 @@ def test_cached_decoding_in_chunks_equals_one_pass(steps, left):
     np.testing.assert_array_equal(cache.mask, np.pad(mask, ((0, 0), (0, 3))))
 
 
-def test_a_token_sees_those_before_it_in_its_window_and_no_others():
+def test_attention_is_causal_and_limited_to_the_sliding_window():
     ids, mask = decoders.texts()
     at = 6
     other = ids.copy()
@@ -86,7 +86,7 @@ def test_positions_are_relative_and_counted_without_padding():
     assert np.abs(stretched - want)[mask].max() > 1e-2
 
 
-def test_dynamic_scaling_of_a_text_ignores_the_others():
+def test_dynamic_rope_scaling_of_a_text_ignores_other_rows():
     model = small(max_positions=6, rope=Rope(type="dynamic", factor=2.0))
     ids, mask = decoders.texts()
     together = hidden(model, (ids, mask))
@@ -116,7 +116,7 @@ def test_remat_and_unroll_change_neither_value_nor_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
 
 
-def test_dropout_needs_a_key_and_changes_with_it():
+def test_dropout_needs_a_key_and_depends_on_it():
     batch = decoders.texts()
 
     def running(rate):
@@ -151,7 +151,7 @@ def test_mean_pooling_is_the_mean_of_real_tokens(key):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_chunked_logits_are_equal(tied):
+def test_chunked_logits_equal_unchunked_ones(tied):
     model = small(tied=tied)
     assert ("vocabulary" in model.params) != tied
     states = hidden(model, decoders.texts())
@@ -176,7 +176,7 @@ def test_too_long_texts_and_invalid_masks_are_refused():
         apply(ids[:, :5], mask[:, :5].astype(np.int32))
 
 
-def test_every_field_out_of_range_is_named():
+def test_every_out_of_range_config_field_is_named():
     wrong = {
         "heads": 0,
         "kv_heads": 0,

@@ -54,7 +54,7 @@ def test_names_cover_the_stored_tensors_exactly(family, tmp_path, key):
         np.testing.assert_array_equal(written[name], stored[name], err_msg=name)
 
 
-def test_shards_and_reduced_types_give_the_same_parameters(llama, key, tmp_path):
+def test_sharded_and_reduced_precision_checkpoints_give_the_same_parameters(llama, key, tmp_path):
     import torch
 
     folder, model = llama
@@ -72,7 +72,7 @@ def test_shards_and_reduced_types_give_the_same_parameters(llama, key, tmp_path)
             np.testing.assert_allclose(one, two, rtol=2.0**-bits)
 
 
-def test_a_bfloat16_checkpoint_is_kept_bit_for_bit(llama, key, tmp_path):
+def test_bfloat16_checkpoint_is_kept_bit_for_bit(llama, key, tmp_path):
     import torch
 
     _, model = llama
@@ -216,7 +216,7 @@ def test_unsupported_configs_are_refused(values, message, llama, key):
         ({"dropout": 1.0}, "attention_dropout is 1.0"),
     ],
 )
-def test_options_out_of_range(options, message, llama, key):
+def test_out_of_range_options_are_refused(options, message, llama, key):
     folder, _ = llama
     with pytest.raises(InputError, match=message):
         load(folder, key, **options)
@@ -227,7 +227,7 @@ def test_encoder_is_refused_as_language_model(key):
         load("minilm", key)
 
 
-def test_a_tokenizer_without_padding_pads_with_the_end(llama, key, tmp_path):
+def test_tokenizer_without_padding_token_pads_with_the_end_token(llama, key, tmp_path):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast

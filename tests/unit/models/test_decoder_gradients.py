@@ -24,7 +24,7 @@ def families(slow: set[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", families(SLOW))
-def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, key):
+def test_loss_and_factor_gradients_of_every_linear_layer_equal_peft(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)
     spec = lora.make_spec(loaded.params, targets="all-linear", rank=RANK, alpha=ALPHA)
@@ -64,7 +64,7 @@ def test_loss_and_gradients_of_factors_in_every_linear_layer(family, tmp_path, k
         ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
     ],
 )
-def test_presets_know_the_names(preset, names):
+def test_target_presets_match_the_decoder_layer_names(preset, names):
     params = models.tiny(family="llama", num_labels=None).params
     targets = lora.make_spec(params, targets=preset, rank=2).targets
     assert {target.path.rpartition("/")[2] for target in targets} == names

@@ -35,7 +35,7 @@ def check(loaded, model, batch):
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("family", decoders.FAMILIES)
-def test_logits_with_padding_on_either_side(family, left, tmp_path, key):
+def test_logits_equal_transformers_with_padding_on_either_side(family, left, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = load(folder, key)
     assert loaded.new_params == () and loaded.params["head"] == {}
@@ -44,7 +44,7 @@ def test_logits_with_padding_on_either_side(family, left, tmp_path, key):
 
 
 @pytest.mark.parametrize("family", decoders.FAMILIES)
-def test_classifier_reads_the_last_token(family, tmp_path, key):
+def test_classifier_reads_the_last_real_token(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family, "SequenceClassification")
     loaded = load(folder, key, num_labels=3)
     assert loaded.new_params == () and "vocabulary" not in loaded.params
@@ -75,7 +75,7 @@ ROPES = {
 
 
 @pytest.mark.parametrize("kind", ROPES)
-def test_long_texts_under_every_rope_scaling(kind, tmp_path, key):
+def test_long_texts_equal_transformers_under_every_rope_scaling(kind, tmp_path, key):
     rope = {"rope_type": kind.split(",")[0], "rope_theta": 500.0, **ROPES[kind]}
     # Wider heads than elsewhere: more frequencies, on both sides of every border.
     folder, model = decoders.saved(tmp_path, "llama", rope_parameters=rope, head_dim=32)
@@ -88,7 +88,7 @@ def test_long_texts_under_every_rope_scaling(kind, tmp_path, key):
     check(loaded, model, batch)
 
 
-def test_old_spelling_of_rope_scaling():
+def test_older_spelling_of_rope_scaling_is_read():
     raw = {
         "model_type": "llama",
         "rope_theta": 5e5,
@@ -99,7 +99,7 @@ def test_old_spelling_of_rope_scaling():
     assert config.max_tokens == 2 * 2048
 
 
-def test_first_layers_only(tmp_path, key):
+def test_first_layers_alone_equal_transformers(tmp_path, key):
     import transformers
 
     folder, _ = decoders.saved(tmp_path, "qwen3")
@@ -107,7 +107,7 @@ def test_first_layers_only(tmp_path, key):
     check(load(folder, key, layers=2), cut, decoders.texts())
 
 
-def test_bfloat16_compute_is_close(tmp_path, key):
+def test_bfloat16_compute_is_close_to_float32(tmp_path, key):
     folder, _ = decoders.saved(tmp_path, "qwen3")
     batch = decoders.texts()
     exact = run(load(folder, key), batch)[batch.attention_mask]

@@ -92,7 +92,7 @@ def test_explicit_attention_equals_fused_attention():
     np.testing.assert_allclose(spelled, logits(model), atol=1e-5)
 
 
-def test_dropout_draws_differ_by_key():
+def test_dropout_depends_on_the_key():
     model = tiny(dropout=0.5)
     one, two = logits(model, key=jax.random.key(1)), logits(model, key=jax.random.key(2))
     assert np.array_equal(one, logits(model, key=jax.random.key(1)))
@@ -103,7 +103,7 @@ def test_dropout_draws_differ_by_key():
     ("family", "attention", "feed_forward", "head"),
     [("bert", 2, 1, 1), ("roberta", 2, 1, 2), ("distilbert", 1, 1, 1), ("albert", 2, 0, 1)],
 )
-def test_dropout_is_where_hugging_face_has_it(family, attention, feed_forward, head):
+def test_dropout_is_applied_where_transformers_applies_it(family, attention, feed_forward, head):
     model = tiny(family=family, dropout=0.5)
     found = set()
 
@@ -133,7 +133,7 @@ def test_dropout_at_rate_zero_needs_no_key():
     np.testing.assert_array_equal(call(model.params), logits(model))
 
 
-def test_padding_does_not_matter():
+def test_padding_does_not_change_outputs():
     model = tiny()
     padded = np.where(MASK, IDS, 99)
     np.testing.assert_allclose(logits(model, ids=padded), logits(model), atol=1e-6)
@@ -143,7 +143,7 @@ def test_padding_does_not_matter():
 
 
 @pytest.mark.parametrize("pooling", ["family", "mean"])
-def test_text_without_tokens_is_finite(pooling):
+def test_text_without_tokens_has_finite_outputs(pooling):
     model = tiny(pooling=pooling)
     assert np.isfinite(logits(model, mask=np.zeros_like(MASK))).all()
 
@@ -180,7 +180,7 @@ def test_too_long_texts_and_wrong_masks_are_refused():
         logits(tiny(), mask=MASK.astype(np.int32))
 
 
-def test_tiny_is_reproducible_and_follows_its_options():
+def test_tiny_model_is_reproducible_and_follows_its_options():
     one, two = models.tiny(key=jax.random.key(0)), models.tiny()
     assert one.fingerprint == two.fingerprint != models.tiny(key=jax.random.key(1)).fingerprint
     assert one.tokenizer is None and one.folder is None

@@ -11,7 +11,7 @@ BERT = {"model_type": "bert"}
 
 
 @pytest.mark.shared
-def test_real_configs(shared):
+def test_published_configs_are_read_correctly(shared):
     read = lambda name, **options: models.read_config(shared / "models" / name, **options)  # noqa: E731
     bert = read("bert-base-uncased")
     assert (bert.family, bert.hidden, bert.layers, bert.heads) == ("bert", 768, 12, 12)
@@ -27,7 +27,7 @@ def test_real_configs(shared):
     assert albert.activation == "gelu" and albert.layers == 24
 
 
-def test_defaults_are_those_of_transformers():
+def test_config_defaults_equal_transformers():
     albert = models.from_json({"model_type": "albert"})
     assert (albert.activation, albert.hidden_dropout, albert.head_dropout) == ("gelu_new", 0.0, 0.1)
     assert models.from_json({**BERT, "classifier_dropout": 0.3}).head_dropout == 0.3
@@ -47,7 +47,7 @@ def complete(family, **changed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_complete_config_is_read_without_its_class(family, monkeypatch):
+def test_complete_config_read_directly_equals_that_of_its_class(family, monkeypatch):
     from fedjax_lora.models.huggingface import config as configs
 
     raw = complete(family, architectures=["AModel"])
@@ -67,7 +67,7 @@ def test_a_complete_config_is_read_without_its_class(family, monkeypatch):
         {"pad_token_id": "0"}, {"id2label": {"0": "a", "1": "b", "2": "c"}},
     ],
 )  # fmt: skip
-def test_any_other_config_is_read_by_its_class(family, change):
+def test_incomplete_config_is_read_by_its_transformers_class(family, change):
     from fedjax_lora.models.huggingface import config as configs
 
     raw = complete(family)
@@ -75,7 +75,7 @@ def test_any_other_config_is_read_by_its_class(family, change):
     assert not configs._is_complete(raw | change, family)
 
 
-def test_options_replace_fields():
+def test_options_override_config_fields():
     config = models.from_json(BERT, num_labels=7, dtype="bfloat16", pooling="mean")
     assert (config.num_labels, config.dtype, config.has_pooler) == (7, "bfloat16", False)
     assert hash(config) == hash(

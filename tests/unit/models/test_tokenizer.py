@@ -21,7 +21,7 @@ def saved(folder, *, more=(), ends=False):
     return folder
 
 
-def test_a_padding_token_beyond_the_table_is_replaced(tmp_path):
+def test_padding_token_beyond_the_embedding_table_is_replaced(tmp_path):
     """It is masked wherever it stands, so its embedding does not matter."""
     made = tokenizers.load_tokenizer(saved(tmp_path, more=["<pad>"]), CONFIG)
     assert made.pad_token == "</s>" and len(made) == 50
@@ -31,13 +31,13 @@ def test_a_padding_token_beyond_the_table_is_replaced(tmp_path):
     assert batch["attention_mask"][0] == [1, 1, 0, 0]
 
 
-def test_other_tokens_beyond_the_table_are_named(tmp_path):
+def test_other_tokens_beyond_the_embedding_table_are_named(tmp_path):
     with pytest.raises(InputError, match=r"has 52 tokens but the model only 50: '<pad>', '<tool>'"):
         tokenizers.load_tokenizer(saved(tmp_path, more=["<pad>", "<tool>"]), CONFIG)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.model", "spiece.model"])
-def test_a_missing_sentencepiece_is_named(file, tmp_path, monkeypatch):
+def test_missing_sentencepiece_package_is_named(file, tmp_path, monkeypatch):
     """`transformers` advises tiktoken, which cannot read the file."""
     (tmp_path / file).write_bytes(b"\n\x0e")
     (tmp_path / "tokenizer_config.json").write_text(
@@ -93,7 +93,7 @@ def encoder_files(folder, family, declared, *, only_vocabulary=False):
         ("albert", None, "all"), ("albert", "AlbertTokenizer", "all"),
     ],
 )  # fmt: skip
-def test_the_class_is_that_of_transformers(family, declared, files, tmp_path):
+def test_tokenizer_class_equals_that_of_transformers(family, declared, files, tmp_path):
     import transformers
 
     encoder_files(tmp_path, family, declared, only_vocabulary=files == "vocabulary")
@@ -120,7 +120,7 @@ def test_the_class_is_that_of_transformers(family, declared, files, tmp_path):
         (None, {}),
     ],
 )
-def test_anything_else_is_left_to_transformers(config, options, tmp_path):
+def test_unknown_tokenizer_configs_are_left_to_transformers(config, options, tmp_path):
     import transformers
 
     (tmp_path / "config.json").write_text("[" if config is None else json.dumps(config))

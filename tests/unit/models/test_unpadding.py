@@ -23,7 +23,7 @@ def places(mask, rows):
 
 
 @pytest.mark.parametrize("rows", [16, 23])
-def test_rows_are_the_real_tokens_and_go_back_to_their_places(rows):
+def test_unpadding_keeps_the_real_tokens_and_is_inverted(rows):
     x = np.random.default_rng(0).normal(size=(4, 7, 3)).astype(np.float32)
     at = layout(jnp.asarray(MASK), jnp.asarray(places(MASK, rows)))
     got = at.states(jnp.asarray(x))
@@ -33,7 +33,7 @@ def test_rows_are_the_real_tokens_and_go_back_to_their_places(rows):
 
 
 @pytest.mark.parametrize("rows", [16, 23])
-def test_gradients_of_both_ways_are_those_of_indexing(rows):
+def test_unpadding_gradients_equal_those_of_indexing(rows):
     rng = np.random.default_rng(1)
     x, g = rng.normal(size=(2, 4, 7, 3)).astype(np.float32)
     at = layout(jnp.asarray(MASK), jnp.asarray(places(MASK, rows)))
@@ -64,7 +64,7 @@ def configured(family, **changes):
         pytest.param("albert", {"pooling": "mean", "scan_unroll": 1}, marks=pytest.mark.slow),
     ],
 )
-def test_leaving_out_padding_changes_neither_value_nor_gradient(family, changes):
+def test_unpadded_model_has_the_same_values_and_gradients(family, changes):
     model = configured(family, **changes)
     ids = np.where(MASK, IDS, model.config.pad_token_id)
 
@@ -80,7 +80,7 @@ def test_leaving_out_padding_changes_neither_value_nor_gradient(family, changes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradient, wanted)
 
 
-def test_projections_are_of_real_tokens_only():
+def test_projections_are_computed_for_real_tokens_only():
     model = configured("bert", scan_unroll=99)
     config = model.config
 

@@ -34,7 +34,7 @@ def options(factory) -> dict[str, inspect.Parameter]:
 
 
 @pytest.mark.parametrize("kind", choices.REGISTRIES)
-def test_the_source_says_what_the_registry_says(kind):
+def test_choices_read_from_source_equal_the_registries(kind):
     module, variable, _ = choices.REGISTRIES[kind]
     importlib.import_module(f"fedjax_lora.{module}")
     read, real = registry_source.read_factories(module, variable), choices.factories(kind)
@@ -48,7 +48,7 @@ def test_the_source_says_what_the_registry_says(kind):
             read[name]()
 
 
-def test_the_optimizers_are_those_that_optax_has():
+def test_optimizer_names_equal_those_of_optax():
     public = [name for name in dir(optax) if not name.startswith("_")]
     takes_rate = {name for name in public if optimizers._takes_rate(getattr(optax, name))}
     assert registry_source.read_optimizers().keys() == takes_rate > {"adamw", "sgd"}
@@ -57,13 +57,13 @@ def test_the_optimizers_are_those_that_optax_has():
         assert ["learning_rate", *inspect.signature(read).parameters] == parameters, name
 
 
-def test_the_models_are_those_of_the_registry():
+def test_model_names_equal_those_of_the_registry():
     for name, fields in registry_source.read_models().items():
         assert models.Model(**fields) == models.MODELS[name]
     assert list(registry_source.read_models()) == list(models.MODELS)
 
 
-def test_the_methods_are_described_as_the_registry_does():
+def test_method_descriptions_equal_those_of_the_registry():
     described = {name: (methods.summary(name), methods.paper(name)) for name in methods.METHODS}
     assert registry_source.read_methods() == described
     assert all(summary and paper for summary, paper in described.values())

@@ -71,7 +71,7 @@ def test_methods_differ_for_colour_blind_readers(vision):
             assert one.marker != other.marker
 
 
-def test_simulated_visions_confuse_what_they_should():
+def test_simulated_colour_blindness_confuses_known_colours():
     """Red and green of equal lightness are close for a deuteranope; black and white never."""
     apart = {v: np.linalg.norm(oklab("#B05A00", v) - oklab("#6B7B00", v)) for v in VISIONS}
     assert apart["deuteranopia"] < 0.4 * apart["normal"]
@@ -96,7 +96,7 @@ def drawn(values, **options):
     return axes
 
 
-def test_few_seeds_are_single_runs_and_many_an_interval_within_the_bounds():
+def test_few_seeds_are_drawn_singly_and_many_as_a_clipped_interval():
     few = drawn([[0.1, 0.9], [0.2, 1.0], [0.3, 0.8]])
     assert not few.collections
     assert [line.get_ydata().tolist() for line in few.lines[1:]] == [
@@ -125,5 +125,5 @@ def test_few_seeds_are_single_runs_and_many_an_interval_within_the_bounds():
         ([5], "lines are means over 5 seeds with 95 % intervals of the mean"),
     ],
 )
-def test_captions_say_what_is_drawn(counts, text):
+def test_captions_describe_runs_or_intervals(counts, text):
     assert figure_style.seeds_caption(counts) == text

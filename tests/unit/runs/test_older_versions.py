@@ -66,7 +66,7 @@ def test_records_of_this_version_are_read_as_they_are(method):
     assert configs.from_dict(configs.to_dict(config)) == config
 
 
-def test_a_file_with_some_of_the_groups_was_written_by_hand(tmp_path):
+def test_partial_config_file_takes_present_defaults(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"federation": {"method": "fedrora"}}')
     assert configs.load(path).federation.method == "fedrora"

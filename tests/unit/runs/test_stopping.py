@@ -13,7 +13,7 @@ from tests._helpers import tiny_runs
     ("scores", "ends"),
     [([], False), ([0.7], False), ([0.8, 0.7], False), ([0.7, 0.75], True), ([0.8, None], False)],
 )
-def test_target_looks_at_the_last_score(scores, ends):
+def test_target_compares_the_last_score(scores, ends):
     assert target(lower_is_better=False, score=0.75)(scores) == ends
 
 
@@ -48,7 +48,7 @@ def test_impossible_patience_is_refused(options):
 CHANGES = {"execution.eval_every": 1, "execution.checkpoint_every": 1}
 
 
-def test_a_run_ends_early_and_a_resumed_one_after_the_same_round(tmp_path):
+def test_interrupted_run_ends_early_after_the_same_round(tmp_path):
     """The rule sees the whole history, so an interruption changes nothing."""
     # Nothing is better than the first score by 1: three evaluations later the run ends.
     stop = {"federation.stop": "patience(evaluations=1, improvement=1.0)"}
@@ -65,7 +65,7 @@ def test_a_run_ends_early_and_a_resumed_one_after_the_same_round(tmp_path):
     assert len(longer.records) == tiny_runs.ROUNDS and longer.records[:2] == whole.records
 
 
-def test_runs_that_end_early_are_not_compared():
+def test_comparison_of_runs_with_early_stopping_is_refused():
     base = tiny_runs.change(tiny_runs.CONFIG, {"federation.stop": "target(score=0.5)"})
     _, problems = grid.cells(grid.Grid(base=base, methods=("hlora",), seeds=(0,), vary={}))
     assert ["equal numbers of rounds" in problem.reason for problem in problems] == [True]

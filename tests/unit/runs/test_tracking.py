@@ -29,7 +29,7 @@ RECORDS = [
 LOSSES = [(1, 2.5), (2, 1.5), (3, 0.5)]
 
 
-def test_numbers_leaves_out_what_is_none():
+def test_logged_numbers_leave_out_missing_values():
     assert numbers(RECORDS[1]) == {"loss": 1.5, "up_bytes": 20, "accuracy": 0.5, "noise/a": 0.1}
 
 
@@ -53,7 +53,7 @@ def test_unknown_trackers_and_options_are_refused(spec, words):
     assert words in str(error.value)
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_tracker_package_is_named(monkeypatch):
     monkeypatch.setitem(tracking._PACKAGES, "wandb", "no_such_package")
     with pytest.raises(InputError, match=r"pip install 'fedjax-lora\[wandb\]'"):
         tracking.check_trackers(["wandb"])
@@ -86,7 +86,7 @@ def own(monkeypatch):
     return written, fails
 
 
-def test_a_tracker_that_does_not_start_is_an_error(own, tmp_path):
+def test_tracker_that_does_not_start_is_an_error(own, tmp_path):
     own[1].add("start")
     with (
         pytest.raises(InputError, match=r"^Tracker own does not start \(no network\)\.$"),
@@ -96,7 +96,7 @@ def test_a_tracker_that_does_not_start_is_an_error(own, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["round", "end"])
-def test_a_tracker_that_fails_later_is_left_behind(own, when, tmp_path, caplog):
+def test_tracker_that_fails_during_the_run_is_dropped_with_a_warning(own, when, tmp_path, caplog):
     own[1].add(when)
     with caplog.at_level(logging.WARNING), track(["own"], CONFIG, tmp_path) as on_round:
         on_round(RECORDS[0])
@@ -105,7 +105,7 @@ def test_a_tracker_that_fails_later_is_left_behind(own, when, tmp_path, caplog):
     assert own[0] == ([] if when == "round" else [1, 2])
 
 
-def test_an_error_of_the_run_is_not_replaced(own, tmp_path):
+def test_tracker_failure_does_not_mask_an_error_of_the_run(own, tmp_path):
     own[1].add("end")
     with pytest.raises(ZeroDivisionError), track(["own"], CONFIG, tmp_path):
         raise ZeroDivisionError
@@ -122,7 +122,7 @@ def play(spec, folder, records, **options):
 
 
 @pytest.mark.extras
-def test_tensorboard_reads_the_rounds_once_after_a_resume(tmp_path):
+def test_tensorboard_has_each_round_once_after_a_resume(tmp_path):
     reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
     play("tensorboard", out, RECORDS[:2])
@@ -151,7 +151,7 @@ def log_records(data: bytes, *, header: int = 7, block: int = 2**15):
 
 
 @pytest.mark.extras
-def test_wandb_has_the_rounds_offline(tmp_path, monkeypatch):
+def test_wandb_offline_run_has_every_round(tmp_path, monkeypatch):
     messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -176,7 +176,7 @@ def test_wandb_has_the_rounds_offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.extras
-def test_mlflow_goes_on_with_its_run(tmp_path):
+def test_mlflow_resume_continues_its_run(tmp_path):
     package = importlib.import_module("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     spec, out = f"mlflow(experiment='clients', uri={uri!r})", tmp_path / "run"
@@ -192,7 +192,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path):
 
 
 @pytest.mark.extras
-def test_trackio_has_the_rounds(tmp_path, monkeypatch):
+def test_trackio_run_has_every_round(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
     play("trackio(project='clients')", tmp_path / "run", RECORDS)

@@ -65,7 +65,7 @@ def test_greedy_decoding_equals_decoding_without_a_cache(tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers(family, tmp_path, key):
+def test_greedy_decoding_equals_transformers(family, tmp_path, key):
     import torch
 
     folder, model = saved(tmp_path, family)
@@ -82,7 +82,7 @@ def test_greedy_equals_transformers(family, tmp_path, key):
     np.testing.assert_array_equal(out.tokens, want.numpy())
 
 
-def test_every_row_uses_its_own_adapter(tiny, key):
+def test_each_row_can_use_its_own_adapter(tiny, key):
     spec = lora.make_spec(tiny.params, targets="attention", rank=3)
     many = random_adapters(spec, key, 3)
     gain = jax.tree.map(
@@ -104,7 +104,7 @@ def test_every_row_uses_its_own_adapter(tiny, key):
         assert not np.array_equal(together.tokens[row], base.tokens[row])
 
 
-def test_all_rows_share_one_adapter(tiny, key):
+def test_one_adapter_can_serve_all_rows(tiny, key):
     spec = lora.make_spec(tiny.params, targets="all-linear", rank=2)
     one = random_adapters(spec, key)
     gain = lora.uniform_gain(spec)
@@ -130,7 +130,7 @@ def test_rows_stop_independently_at_stop_tokens(tiny):
     assert out.length[0] == 3
 
 
-def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
+def test_samples_are_reproducible_and_independent_of_other_rows(tiny, key):
     rule = generation.Sampling(temperature=1.0, top_k=20)
 
     def run(ids, mask, key):
@@ -145,7 +145,7 @@ def test_sampling_is_reproducible_and_a_row_ignores_its_neighbours(tiny, key):
     np.testing.assert_array_equal(first[:2], run(ids[:2], mask[:2], key))
 
 
-def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
+def test_changing_keys_adapters_or_prompts_does_not_recompile(tiny, key):
     ids, mask = batch()
     spec = lora.make_spec(tiny.params, rank=2)
     rule = generation.Sampling()
@@ -170,7 +170,7 @@ def test_other_keys_adapters_and_prompts_compile_nothing(tiny, key):
     assert generation.generate._cache_size() == size
 
 
-def test_batches_have_one_shape_and_pad_on_the_left():
+def test_batches_have_one_shape_and_are_padded_on_the_left():
     config = models.tiny(family="llama", num_labels=None).config
     made = list(generation.prompt_batches([[1] * 5, [2] * 3, [3]], config, new_tokens=4, batch=2))
     assert [ids.shape for _, ids, _ in made] == [(2, 32), (2, 32)]
@@ -180,7 +180,7 @@ def test_batches_have_one_shape_and_pad_on_the_left():
     np.testing.assert_array_equal(mask.sum(axis=1), [1, 1])
 
 
-def test_prompts_without_room_are_refused():
+def test_prompts_that_leave_no_room_for_an_answer_are_refused():
     config = models.tiny(family="llama", num_labels=None).config
     assert list(generation.prompt_batches([], config, new_tokens=5, batch=2)) == []
     with pytest.raises(InputError, match=r"new_tokens is 0 .*; batch is 0 but must be at least 1"):

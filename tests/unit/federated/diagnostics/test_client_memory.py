@@ -39,8 +39,8 @@ def sent(start, client: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_trained_parameters_are_counted(name: str):
-    """What of it is sent, in bytes: `test_properties.test_traffic_is_the_size_of_what_is_sent`."""
+def test_count_of_trained_parameters_equals_what_is_sent(name: str):
+    """What of it is sent, in bytes: `test_properties.test_traffic_equals_the_size_of_what_is_sent`."""
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
     counts = trained_entries(GLOBAL, start)
@@ -82,7 +82,7 @@ def test_memory_estimate_is_the_sum_of_its_parts(
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_trained_parameters_are_in_memory(name: str):
+def test_memory_estimate_includes_trained_parameters(name: str):
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
     got = estimate_client_memory(

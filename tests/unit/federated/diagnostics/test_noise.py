@@ -82,7 +82,7 @@ def mean_model(models: dict, weight) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
 @every_method
-def test_noise_equals_that_of_dense_products(name: str, lora_spec: LoraSpec):
+def test_noise_equals_its_definition_on_dense_products(name: str, lora_spec: LoraSpec):
     cohort = cohort_for(name, lora_spec)
     server = server_of(name, lora_spec)
     played = play(name, lora_spec, cohort, server=server)
@@ -101,7 +101,7 @@ def test_noise_equals_that_of_dense_products(name: str, lora_spec: LoraSpec):
     np.testing.assert_allclose(init, want, rtol=0, atol=tolerance)
 
 
-def test_equal_weights_are_an_option():
+def test_ideal_mean_can_weigh_clients_equally():
     cohort = cohort_for("zero_padding")
     server = server_of("zero_padding")
     played = play("zero_padding", GLOBAL, cohort, server=server)
@@ -140,7 +140,7 @@ def test_folding_and_merging_have_no_initialization_noise(spec: str):
     assert np.all(np.asarray(_init(GLOBAL, server, start)) == 0)
 
 
-def test_truncation_loses_the_components_cut_off():
+def test_initialization_noise_of_truncation_is_the_components_cut_off():
     cohort = make_cohort(GLOBAL, [1, 2, 3, 4])
     server = server_of("zero_padding")
     start = methods.make("zero_padding", GLOBAL).broadcast(server, (), cohort)
@@ -156,7 +156,7 @@ def test_truncation_loses_the_components_cut_off():
     assert np.all(np.diff(got) < 0)
 
 
-def test_the_same_model_in_other_factors_has_no_noise():
+def test_refactored_product_has_no_noise():
     """To the rounding of float32, not to its square root."""
     cohort = make_cohort(GLOBAL, [R, R])
     server = server_of("fedit")
@@ -192,7 +192,7 @@ def test_fedit_misses_the_covariance_of_the_factors():
     assert measured(cohort, server, played).noise == pytest.approx(np.sqrt(total), rel=1e-6)
 
 
-def test_zero_padding_dilutes_a_component_of_one_owner_by_the_square():
+def test_zero_padding_dilutes_a_single_owners_component_quadratically():
     """Property 10: in the ideal mean it has weight ``1/K``, in the product of means ``1/K**2``.
 
     All clients have the same first component, which therefore loses nothing.
@@ -213,7 +213,7 @@ def test_zero_padding_dilutes_a_component_of_one_owner_by_the_square():
     assert got.noise == pytest.approx((1 / clients - 1 / clients**2) * size(rest), rel=1e-6)
 
 
-def test_flora_has_no_aggregation_noise_but_the_rounding_of_its_kernels():
+def test_flora_has_no_aggregation_noise_beyond_kernel_rounding():
     cohort = cohort_for("flora")
     server = server_of("flora")
     played = play("flora", GLOBAL, cohort, server=server)
@@ -222,7 +222,7 @@ def test_flora_has_no_aggregation_noise_but_the_rounding_of_its_kernels():
 
 
 @pytest.mark.parametrize("spec", ["hlora", "flexlora"])
-def test_methods_of_products_miss_the_tail_of_the_spectrum(spec: str):
+def test_aggregation_noise_of_svd_methods_is_the_truncated_spectrum(spec: str):
     """Property 16 (Eckart-Young), and none if there is nothing to truncate."""
     server = server_of(spec)
     for rank, weight in [((1, 2, 3, 4, 2, 1), WEIGHT), ((R,), [1.0])]:
@@ -237,7 +237,7 @@ def test_methods_of_products_miss_the_tail_of_the_spectrum(spec: str):
 
 
 @every_method
-def test_without_participants_there_is_no_noise(name: str):
+def test_empty_cohort_has_no_noise(name: str):
     cohort = cohort_for(name)._replace(weight=jnp.zeros(6))
     server = server_of(name)
     played = play(name, GLOBAL, cohort, server=server)

@@ -82,7 +82,7 @@ def test_measurements_do_not_depend_on_the_mode():
         )
 
 
-def test_a_measured_round_keeps_its_input_and_gives_json():
+def test_measured_round_keeps_its_input_and_reports_plain_json():
     made = measured_rounds("fed_plora")
     state = made.state()
     _, seen = made.run(state, plan_of())

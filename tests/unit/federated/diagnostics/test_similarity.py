@@ -33,7 +33,7 @@ def modules(cohort, start, result):
 
 
 @pytest.mark.parametrize("spec", ["zero_padding", "fed_plora", "fed_plora(indices='layer')"])
-def test_cosines_are_those_of_dense_modules(spec: str):
+def test_cosines_equal_those_of_dense_modules(spec: str):
     cohort = make_cohort(GLOBAL, [1, 4, 4, 2, 3], WEIGHT)  # the absent one comes back as NaN
     played = play(spec, GLOBAL, cohort)
     path = GLOBAL.targets[0].path

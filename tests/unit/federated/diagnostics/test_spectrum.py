@@ -21,7 +21,7 @@ _spectrum = jax.jit(delta_spectrum, static_argnums=0)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_singular_values_are_those_of_the_dense_delta(name: str):
+def test_singular_values_equal_those_of_the_dense_delta(name: str):
     """Of adapters and changed kernels alike."""
     method, _ = cohorts.compiled(name, GLOBAL)
     cohort = make_cohort(GLOBAL, [3] * 6)
@@ -47,7 +47,7 @@ def test_singular_values_are_those_of_the_dense_delta(name: str):
     assert beyond[0] > 0.05
 
 
-def test_ranks_of_known_spectra():
+def test_effective_ranks_of_known_spectra():
     values = jnp.array([[2.0, 2.0, 2.0, 0.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_allclose(stable_rank(values), [3, 1, 0], rtol=1e-6)
     np.testing.assert_allclose(effective_rank(values), [3, 1, 0], rtol=1e-6)
@@ -64,7 +64,7 @@ def test_zero_delta_has_no_effective_rank():
     np.testing.assert_array_equal(energy_beyond(zero, [0, 1, 4]), np.zeros(3))
 
 
-def test_energy_that_few_clients_hold_decays_geometrically_under_flexlora():
+def test_flexlora_without_training_shrinks_high_rank_energy_geometrically():
     """Property 24: aggregate and redistribute without training; the owners' share is a quarter."""
     most, share = 8, 0.25
     spec = LoraSpec(targets=(LoraTarget("x", 20, 18, None),), rank=most, alpha=float(most))

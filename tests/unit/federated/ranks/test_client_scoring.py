@@ -53,7 +53,7 @@ def plan_of(t: int = 0, rate: float = 0.05) -> federated.Plan:
     return problems.round_federation().plan(t, problems.RANK, rate)
 
 
-def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
+def test_client_score_is_that_of_the_model_it_would_send():
     """A round in which no other client counts leaves its adapter and head on the server."""
     made, plan, spec = bag_rounds("zero_padding", "vmap"), plan_of(), problems.bag().spec
     got = seen("zero_padding", "vmap", plan)
@@ -73,7 +73,7 @@ def test_a_score_is_that_of_the_model_a_round_would_get_from_the_client():
 
 
 @pytest.mark.parametrize("method", [pytest.param("zero_padding", marks=pytest.mark.slow), "flora"])
-def test_modes_agree(method):
+def test_execution_modes_give_the_same_scores(method):
     """Also where the method has changed the base."""
     plan = plan_of(1)
     states = {mode: bag_rounds(method, mode) for mode in ("loop", "vmap", "sharded")}
@@ -146,6 +146,6 @@ def test_length_buckets_hold_every_example_once(batch):
     assert [part.size for part in rows] == [8, 12, 20]
 
 
-def test_a_length_without_examples_is_left_out():
+def test_length_bucket_without_examples_is_left_out():
     rows = client_scoring.bucket_by_length(np.array([3, 20]), (8, 12, 20), batch=2)
     assert [part.size for part in rows] == [8, 20]

@@ -45,7 +45,7 @@ def play(spec: str, rounds: int, score=None):
     return history, calls, fed
 
 
-def test_all_are_scored_once_and_the_best_are_high_from_the_second_round():
+def test_all_clients_are_scored_once_and_the_best_get_high_rank_from_round_two():
     history, calls, fed = play("loss_based(low=1, high=4, share=0.3)", 5)
     assert history[0][0].tolist() == [1] * N
     for rank, _ in history[1:]:
@@ -156,7 +156,7 @@ def test_random_ranks_need_no_training():
 
 
 @pytest.mark.parametrize("promoted", ["server", "fresh"])
-def test_new_components_are_drawn_once(promoted):
+def test_components_of_a_raised_rank_are_drawn_once(promoted):
     spec = f"loss_based(low=1, high=4, share=0.3, every=1, promoted='{promoted}')"
     history, _, _ = play(spec, 4)
     want = [f"before round {t}" for t in range(4)]

@@ -31,7 +31,7 @@ TENTHS = st.integers(1, 100).map(lambda n: n / 100)
 
 @given(losses=LOSSES, share=TENTHS)
 @settings(deadline=None)
-def test_exactly_the_share_with_the_best_scores_is_promoted(losses, share):
+def test_exact_share_of_best_scored_clients_is_promoted(losses, share):
     rule = review(clients=len(losses), share=share)
     ranks = rule.ranks(scores_of(losses))
     count = math.ceil(Fraction(round(100 * share), 100) * len(losses))
@@ -68,7 +68,7 @@ ACCURACY = np.array([0.5, 0.6, 0.25, 0.75], np.float32)
         ({"score": "accuracy", "order": "worst"}, 2),
     ],
 )
-def test_sort_orders(options, winner):
+def test_promotion_follows_the_configured_sort_order(options, winner):
     rule = review(clients=4, share=0.25, **options)
     ranks = rule.ranks(scores_of(rule.value(LOSS, ACCURACY)))
     assert np.flatnonzero(ranks == 20).tolist() == [winner]
@@ -85,7 +85,7 @@ def test_non_finite_score_is_last_in_any_order(score, order, bad):
     assert ranks.tolist() == [20, 5, 20, 20]
 
 
-def test_the_random_order_is_fair_and_from_seed_and_round():
+def test_random_order_is_uniform_and_depends_on_seed_and_round():
     rule = review(clients=10, share=0.3, order="random")
     assert not rule.needs_validation
     clients = np.arange(10)
@@ -119,7 +119,7 @@ COHORT = np.array([7, 2, 5])
         ({"scored": "cohort", "every": 3}, [3, 0, 0, 3, 0]),
     ],
 )
-def test_clients_scored_per_round(options, due):
+def test_number_of_clients_scored_per_round_follows_the_options(options, due):
     rule, scores = review(**options), ClientScores.initial(10)
     for t, count in enumerate(due):
         ids = rule.due(t, COHORT, scores)

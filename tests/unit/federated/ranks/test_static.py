@@ -17,7 +17,7 @@ def allocate(spec: str, **given) -> np.ndarray:
     return rank_rules.allocate(spec, component_size=SIZE, **given).ranks
 
 
-def test_fixed():
+def test_fixed_gives_every_client_the_same_rank():
     assert allocate("fixed(rank=7)", clients=3, seed=0).tolist() == [7, 7, 7]
 
 
@@ -31,7 +31,7 @@ def test_fixed():
         ("[0.29, 0.71]", {2: 29, 8: 71}),  # 0.29 * 100 is below 29 in floating point
     ],
 )
-def test_tiers_count_exactly(shares, counts):
+def test_tier_sizes_match_exact_shares(shares, counts):
     got = allocate(f"tiers(ranks=[2, 8], shares={shares})", clients=100, seed=0)
     assert dict(zip(*np.unique(got, return_counts=True), strict=True)) == counts
 
@@ -63,18 +63,18 @@ def test_tiers_are_within_one_of_their_share(shares, clients):
         ("normal", {1: 4, 2: 11, 4: 11, 8: 4}),  # of 3.75, 11.25, 11.25, 3.75
     ],
 )
-def test_named_shares(name, counts):
+def test_named_shares_give_their_tier_sizes(name, counts):
     got = allocate(f"tiers(ranks=[1, 2, 4, 8], shares='{name}')", clients=30, seed=0)
     assert dict(zip(*np.unique(got, return_counts=True), strict=True)) == counts
 
 
-def test_tiers_are_spread_at_random():
+def test_tiers_are_assigned_at_random():
     spec = "tiers(ranks=[2, 8])"
     orders = {tuple(allocate(spec, clients=20, seed=seed)) for seed in range(5)}
     assert len(orders) == 5
 
 
-def test_random_is_uniform_with_both_ends():
+def test_random_ranks_are_uniform_including_both_bounds():
     got = allocate("random(low=2, high=5)", clients=4000, seed=0)
     values, counts = np.unique(got, return_counts=True)
     assert values.tolist() == [2, 3, 4, 5]
@@ -82,11 +82,11 @@ def test_random_is_uniform_with_both_ends():
     assert allocate("random(low=3, high=3)", clients=4, seed=1).tolist() == [3] * 4
 
 
-def test_table():
+def test_table_gives_each_client_its_listed_rank():
     assert allocate("table(ranks=[3, 1, 2])", clients=3, seed=5).tolist() == [3, 1, 2]
 
 
-def test_by_quality():
+def test_by_quality_gives_high_rank_to_high_quality_clients():
     got = allocate("by_quality(low=5, high=20)", clients=4, seed=0, quality=QUALITY)
     assert got.tolist() == [20, 5, 5, 20]
 
@@ -100,7 +100,7 @@ def largest_fitting(budget: float, cost: int, high: int) -> int:
     high=st.integers(1, 40),
 )
 @settings(deadline=None)
-def test_budget_is_filled_with_whole_components(budgets, high):
+def test_memory_budget_is_filled_with_whole_components(budgets, high):
     for of, numbers in (("message", 1), ("memory", 4)):  # value, gradient, two moments
         cost = 4 * numbers * SIZE
         spec = f"budget(bytes={budgets}, high={high}, of='{of}')"
@@ -109,20 +109,20 @@ def test_budget_is_filled_with_whole_components(budgets, high):
         assert sorted(got) == sorted(want)
 
 
-def test_a_budget_of_exactly_a_component_holds_it():
+def test_memory_budget_of_exactly_one_component_gives_rank_one():
     exact, short = (f"budget(bytes=[{n}], high=9)" for n in (20 * SIZE, 20 * SIZE - 1))
     assert allocate(exact, clients=2, seed=0).tolist() == [5, 5]
     assert allocate(short, clients=2, seed=0).tolist() == [4, 4]
 
 
-def test_budgets_have_shares_like_tiers():
+def test_memory_budgets_are_assigned_by_shares():
     spec = f"budget(bytes=[{8 * SIZE}, {32 * SIZE}], high=100, shares=[0.75, 0.25])"
     tiers = "tiers(ranks=[2, 8], shares=[0.75, 0.25])"
     got, want = (allocate(x, clients=20, seed=4).tolist() for x in (spec, tiers))
     assert got == want
 
 
-def test_loss_based_begins_low_and_may_become_high():
+def test_loss_based_starts_at_the_low_rank_and_declares_the_high_one():
     made = rank_rules.allocate(
         "loss_based(low=5, high=20, share=0.1)", clients=6, seed=0, component_size=1
     )

@@ -39,7 +39,7 @@ def exact(sigma, delta):
 
 @pytest.mark.parametrize("multiplier", [1.0, 2.0, 6.0])
 @pytest.mark.parametrize("rounds", [1, 9])
-def test_full_participation_is_one_gaussian(multiplier, rounds):
+def test_full_participation_equals_one_gaussian_mechanism(multiplier, rounds):
     """Of deviation half the multiplier, since exchanging a client moves twice the norm."""
     sigma = multiplier / 2 / rounds**0.5
     got = report(multiplier, rounds)
@@ -58,14 +58,14 @@ def test_epsilon_grows_with_rounds_and_shrinks_with_sampling():
     assert ten["epsilon_sampled"] < half["epsilon_sampled"] < half["epsilon"] == ten["epsilon"]
 
 
-def test_delta_is_one_over_the_clients_by_default():
+def test_default_delta_is_one_over_the_number_of_clients():
     update = spec("gaussian_noise(multiplier=3.0, norm=1.0)")
     got = transforms.make_privacy_report([update], cohort=5, clients=50)(2)
     assert got == report(3.0, 2, cohort=5, clients=50, delta=1 / 50)
     assert got["epsilon"] < report(3.0, 2, cohort=5, clients=50, delta=1e-6)["epsilon"]
 
 
-def test_without_noise_there_is_no_epsilon():
+def test_without_noise_epsilon_is_not_reported():
     assert transforms.make_privacy_report([spec("clip(norm=1.0)")], cohort=1, clients=2)(5) == {}
 
 

@@ -35,13 +35,13 @@ def aggregated(spec: str):
 
 
 @pytest.mark.parametrize("spec", ["masked_mean", "replication", "fed_plora", "ffa_lora"])
-def test_a_mean_over_owners_becomes_the_median(spec: str):
+def test_median_is_taken_over_the_owners_of_a_component(spec: str):
     _, new, medians, _ = aggregated(spec)
     assert_close(new, medians, 1e-6)
 
 
 @pytest.mark.parametrize("spec", ["zero_padding", "zero_padding(weights='uniform')"])
-def test_zero_padding_dilutes_the_median_as_it_dilutes_a_mean(spec: str):
+def test_zero_padding_counts_zeros_in_the_median(spec: str):
     _, new, medians, trains = aggregated(spec)
     weight = PRESENT.astype(float) if "uniform" in spec else WEIGHT
     share = (weight / weight.sum()) @ trains  # of a component's owners

@@ -95,7 +95,7 @@ def fed_adam(rate, b1, b2, tau, *, yogi=False):
         ("yogi", lambda: fed_adam(0.01, 0.9, 0.99, 1e-3, yogi=True)),
     ],
 )
-def test_three_rounds_equal_optax_by_hand(spec, rule):
+def test_three_rounds_equal_a_numpy_recurrence(spec, rule):
     got, want = play(spec), by_hand(rule())
     for one, two in zip(got, want, strict=True):
         np.testing.assert_allclose(one, two, rtol=2e-6, atol=2e-6)
@@ -122,7 +122,7 @@ def test_without_present_clients_the_server_is_unchanged(spec):
 
 
 @pytest.mark.parametrize("spec", ["sgd(momentum=0.9)", "adam", "yogi"])
-def test_untrained_head_keeps_value_and_moments(spec):
+def test_untrained_head_keeps_its_value_and_moments(spec):
     optimizer, old = make(spec), tree(0)
     _, moments = transforms.server_step(optimizer, optimizer.init(old), old, tree(1), owned(True))
     new = tree(2)._replace(head=old.head)

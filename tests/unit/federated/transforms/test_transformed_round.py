@@ -42,7 +42,7 @@ def hostile(plan, place, factor=1e5):
 
 
 @pytest.mark.parametrize("mode", [pytest.param("loop", marks=pytest.mark.slow), "sharded"])
-def test_modes_draw_the_same_noise(mode):
+def test_execution_modes_draw_the_same_noise(mode):
     options = {"updates": NOISY_UPDATES, "server_optimizer": FED_ADAM}
     got, _ = play(stub_rounds("quadratic", mode=mode, **options))
     want, _ = play(stub_rounds("quadratic", **options))
@@ -120,7 +120,7 @@ def test_server_sgd_with_rate_one_equals_no_optimizer():
     assert_close((got.server, got.head), (want.server, want.head), 1e-6)
 
 
-def test_momentum_on_the_head_by_hand():
+def test_server_momentum_on_the_head_matches_a_hand_computation():
     made, plain = stub_rounds("quadratic", server_optimizer=MOMENTUM), stub_rounds("quadratic")
     state, shadow = made.state(), plain.begin
     memory, head = np.zeros(3), np.zeros(3)
@@ -134,7 +134,7 @@ def test_momentum_on_the_head_by_hand():
 
 
 @pytest.mark.parametrize("mode", ["vmap", "sharded"])
-def test_a_round_still_compiles_once_and_donates(mode):
+def test_transformed_round_compiles_once_and_donates_its_state(mode):
     options = {"updates": NOISY_UPDATES, "server_optimizer": FED_ADAM}
     made = stub_rounds("quadratic", mode=mode, **options)
     state = made.state()

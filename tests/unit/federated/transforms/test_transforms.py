@@ -36,7 +36,7 @@ SPECS = [
 every_update = pytest.mark.parametrize("text", SPECS)
 
 
-def test_every_update_is_tested_here():
+def test_every_registered_transform_is_tested():
     assert [text.split("(")[0] for text in SPECS] == list(TRANSFORMS)
 
 
@@ -48,7 +48,7 @@ def lengths(sent):
 
 
 @every_update
-def test_what_is_frozen_stays_bit_for_bit(text):
+def test_frozen_parameters_are_bitwise_unchanged(text):
     sent = cohort()
     got, _ = send(sent, text)
     for k in range(PRESENT):
@@ -85,7 +85,7 @@ def test_transform_does_not_depend_on_cohort_position(text):
 # --------------------------------------------------------------------------------------- at clients
 
 
-def test_clip():
+def test_clip_bounds_the_norm_of_each_update():
     sent = cohort()
     size = lengths(sent)
     norm = float(np.sort(size)[1:3].mean())
@@ -112,7 +112,7 @@ def noise_of(sent, multiplier, norm, key=0):
     ]
 
 
-def test_gaussian_noise():
+def test_gaussian_noise_has_its_moments_and_no_correlation():
     """Of the right size in every client, with nothing left of a pattern."""
     noise = [noise_of(cohort(), 0.5, 20.0, key) for key in range(40)]
     for k in range(PRESENT):
@@ -162,14 +162,14 @@ def test_int8_is_unbiased():
         assert error.max() < 5 * 0.5 * unit / count**0.5  # a coin's deviation is at most a half
 
 
-def test_int8_of_no_change_is_no_change():
+def test_int8_keeps_a_zero_update_exactly():
     sent = cohort()
     got, _ = send(sent._replace(trained=sent.start), "int8")
     for one, two in zip(*map(jax.tree.leaves, (got, sent.start)), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_bfloat16():
+def test_bfloat16_rounds_updates_to_nearest():
     """Of a client that begins at zero, so that nothing is rounded twice."""
     sent = cohort()
     zero = jax.tree.map(np.zeros_like, sent.start)
@@ -189,7 +189,7 @@ def test_bfloat16():
         ("bfloat16", lambda numbers, matrices: 2 * numbers),
     ],
 )
-def test_bytes_on_the_wire(text, bytes_of):
+def test_traffic_counts_numbers_scales_and_unrounded_indices(text, bytes_of):
     """Numbers and matrices counted from the masks; indices are never rounded."""
     sent = cohort()
     updates = () if text is None else (spec("clip(norm=1.0)"), spec(text))
@@ -214,7 +214,7 @@ def test_bytes_on_the_wire(text, bytes_of):
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.2, 1.8, 50.0])
-def test_reject_outliers(factor):
+def test_reject_outliers_removes_the_weight_of_large_updates(factor):
     sent = cohort()
     size = lengths(sent)
     got, weight = send(sent, f"reject_outliers(factor={factor})")
@@ -245,7 +245,7 @@ def trimmed(x, share):
         ("trimmed_mean(share=0.4)", lambda x: trimmed(x, 0.4)),
     ],
 )
-def test_statistics_over_those_who_trained_a_number(text, statistic):
+def test_robust_statistics_are_over_clients_that_trained_the_parameter(text, statistic):
     sent = cohort()
     got, weight = send(sent, text)
     np.testing.assert_array_equal(weight, sent.weight)
@@ -262,7 +262,7 @@ def test_statistics_over_those_who_trained_a_number(text, statistic):
     assert owners == {0, 2, 4, 5}
 
 
-def test_a_trimmed_share_is_counted_exactly():
+def test_trimmed_share_is_counted_exactly():
     """0.29 of 100 are 29, which binary fractions round to 28."""
     x = np.zeros((100, 1), np.float32)
     x[:29], x[71:] = -1e6, 1e7
@@ -275,7 +275,7 @@ def test_a_trimmed_share_is_counted_exactly():
 # --------------------------------------------------------------------------------------- one by one
 
 
-def test_updates_are_applied_in_order():
+def test_transforms_are_applied_in_order():
     sent, norm = cohort(), 3.0
     clip, noise = f"clip(norm={norm})", "gaussian_noise(multiplier=0.5, norm=20.0)"
     after, _ = send(sent, noise, clip)
@@ -293,7 +293,7 @@ def test_noise_and_rounding_use_independent_keys():
     assert np.abs(change(sent, first, 2) - change(sent, second, 2)).max() > 1
 
 
-def test_rejected_clients_are_excluded_from_later_updates():
+def test_rejected_clients_are_excluded_from_later_transforms():
     """The median of those who are left."""
     sent = cohort()
     _, weight = send(sent, "reject_outliers(factor=1.2)")
@@ -326,14 +326,14 @@ def test_rejected_clients_are_excluded_from_later_updates():
         (["gaussian_noise(multiplier=1.0, norm=1.0)"] * 2, "fedit", "noise twice"),
     ],
 )
-def test_invalid_updates_are_refused_in_one_sentence(given, method, words):
+def test_invalid_transforms_are_refused_in_one_sentence(given, method, words):
     with pytest.raises(InputError) as error:
         transforms.make_transforms(given, methods.make(method, TEMPLATE))
     assert words in str(error.value)
     assert str(error.value).endswith(".")
 
 
-def test_noise_is_refused_for_methods_with_a_probe():
+def test_noise_is_refused_for_methods_that_select_by_a_probe():
     plain = methods.make("fedit", TEMPLATE)
     probing = dataclasses.replace(plain, name="probing", select=lambda *args: args[3])
     with pytest.raises(InputError, match="does not cover method 'probing'"):

@@ -130,7 +130,7 @@ def test_other_optimizers_leave_unowned_components_unchanged(optimizer):
         assert np.all(new.a[[0, 2], :, 0] != old.a[[0, 2], :, 0])
 
 
-def test_a_zeroed_component_is_owned_by_all_who_pad_it():
+def test_zero_padded_component_is_owned_by_all_padding_clients():
     """Then its change to zero is what the optimizer follows."""
     play, state = rounds(methods.make("zero_padding(empty='zero')", SPEC), optax.sgd(0.5))
     after = play(state, 0, 0)
@@ -138,7 +138,7 @@ def test_a_zeroed_component_is_owned_by_all_who_pad_it():
     np.testing.assert_allclose(new.b[..., 1:, :], 0.5 * old.b[..., 1:, :], rtol=1e-6)
 
 
-def test_a_tail_that_a_client_cuts_off_has_no_owner():
+def test_pruned_tail_of_a_client_has_no_owner():
     """It has been trained, but is not sent."""
     method = methods.make("hetlora(gamma=0.5)", SPEC)
     play, state = rounds(method, MOMENTUM)

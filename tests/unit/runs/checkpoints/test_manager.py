@@ -86,7 +86,7 @@ def test_arrays_are_restored_with_the_sharding_of_the_run(saved):
     assert {x.sharding for x in jax.tree.leaves(got.state)} == {everywhere}
 
 
-def test_arrays_of_other_types_and_shapes_are_all_named(saved):
+def test_all_arrays_with_other_types_or_shapes_are_named(saved):
     like = progress(0)
     head = {"kernel": jnp.zeros((6, 5)), "bias": jnp.zeros(4, jnp.int32), "extra": jnp.zeros(1)}
     wrong = like._replace(state=like.state._replace(head=head, optimizer=()))
@@ -105,7 +105,7 @@ def every_file(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_every_file_of_a_checkpoint_has_a_checksum(folder, caplog):
+def test_damage_to_any_file_of_a_checkpoint_is_detected(folder, caplog):
     """Truncated, flipped, gone, or one too many: the checkpoint before it is the newest."""
     newest = folder / checkpoints.FOLDER / "2"
     rng = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert rounds_kept(tmp_path) == [2, 7]
 
 
-def test_a_round_may_be_saved_again(folder):
+def test_round_may_be_saved_again(folder):
     other = progress(2, seed=5)
     with CheckpointManager(folder, ABOUT, keep=2, checkpoints=checkpoints.whole(folder)) as manager:
         manager.save(other, history(2))
@@ -258,7 +258,9 @@ NAMES = [
 @pytest.mark.parametrize(
     ("name", "descriptors"), [*((name, True) for name in NAMES), (NAMES[0], False)], ids=ascii
 )
-def test_a_checkpoint_can_be_read_below_any_path(name, descriptors, tmp_path, monkeypatch):
+def test_checkpoint_is_read_below_paths_with_any_characters(
+    name, descriptors, tmp_path, monkeypatch
+):
     """By the number of an open folder on Linux, elsewhere through a link."""
     if not descriptors:
         monkeypatch.setattr("fedjax_lora.runs.checkpoints.plain_path._DESCRIPTORS", "/not/there")

@@ -43,7 +43,7 @@ def test_config_is_read_back_as_written(config):
     assert to_dict(from_dict(values)) == values
 
 
-def test_the_other_config_sets_every_group():
+def test_example_config_sets_every_group():
     default = RunConfig()
     assert all(getattr(OTHER, name) != getattr(default, name) for name in (*GROUPS, "seed"))
 
@@ -80,7 +80,7 @@ def test_fields_that_are_missing_take_their_defaults(values):
     assert from_dict(written) == config
 
 
-def test_a_config_is_frozen_and_comparable():
+def test_config_is_frozen_and_comparable():
     config = RunConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
@@ -209,7 +209,7 @@ def test_a_negative_seed_is_refused():
     assert "seed must be at least 0, got -1" in refused({"seed": -1})
 
 
-def test_everything_that_is_impossible_is_listed_in_one_sentence():
+def test_all_invalid_values_are_listed_in_one_sentence():
     message = refused(
         {
             "federation": {"clients": 3, "cohort": 5, "rounds": 0},
@@ -229,7 +229,7 @@ def test_everything_that_is_impossible_is_listed_in_one_sentence():
 # -------------------------------------------------------------------------------------------- files
 
 
-def test_a_config_is_loaded_from_a_file(tmp_path):
+def test_config_is_loaded_from_a_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(to_dict(OTHER)), encoding="utf-8")
     assert load(path) == load(str(path)) == OTHER

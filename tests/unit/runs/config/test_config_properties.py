@@ -115,7 +115,7 @@ def test_one_invalid_value_is_refused(config, data):
 
 @given(name=st.text(max_size=12), where=st.sampled_from([*sorted(GROUPS), ""]))
 @settings(deadline=None)
-def test_an_unknown_name_is_refused_with_those_there_are(name, where):
+def test_unknown_name_is_refused_with_the_known_ones(name, where):
     known = {f.name for f in dataclasses.fields(GROUPS[where])} if where else {*GROUPS, "seed"}
     assume(name not in known)
     values = {where: {name: 1}} if where else {name: 1}
@@ -141,7 +141,7 @@ def test_negative_infinite_and_nan_numbers_are_refused(group, option, value):
         from_dict({group: {option: value}})
 
 
-def test_every_option_has_a_strategy_that_reaches_it():
+def test_every_option_is_generated_by_the_strategies():
     """Or a new one would be left out of the properties above."""
     reached = set()
 

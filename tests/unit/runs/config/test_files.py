@@ -79,11 +79,11 @@ def test_plain_scalars_of_yaml_are_not_reinterpreted(tmp_path, scalar, words):
     assert words in str(error.value)
 
 
-def test_leading_zeros_are_decimal(tmp_path):
+def test_yaml_numbers_with_leading_zeros_are_decimal(tmp_path):
     assert load(write(tmp_path, "a.yaml", "federation: {rounds: 010}")).federation.rounds == 10
 
 
-def test_a_date_is_a_string(tmp_path):
+def test_yaml_dates_are_strings(tmp_path):
     config = load(write(tmp_path, "a.yaml", "data: {chat_date: 2025-01-02}"))
     assert config.data.chat_date == "2025-01-02"
 
@@ -110,7 +110,7 @@ def test_a_date_is_a_string(tmp_path):
         ("a.yaml", "#" * 2_000_000, "more than"),
     ],
 )
-def test_what_is_no_config_is_refused(tmp_path, name, text, words):
+def test_files_that_are_not_configs_are_refused_in_one_sentence(tmp_path, name, text, words):
     with pytest.raises(InputError) as error:
         load(write(tmp_path, name, text))
     assert words in str(error.value) and "\n" not in str(error.value)

@@ -74,14 +74,14 @@ def made(words: str) -> Made:
 
 
 @pytest.mark.parametrize("words", SLICES)
-def test_averaging_tells_one_adapter_whatever_the_number_of_chips(words):
+def test_averaging_communicates_one_adapter_for_any_number_of_chips(words):
     shapes = made(words).outline.shapes
     ((kind, (_, size)),) = made(words).found.collectives.items()
     assert kind == "all-reduce"
     assert 0 <= size - trees.size_bytes(shapes.trained) < SIDE
 
 
-def test_arguments_are_base_state_data_and_plan_once():
+def test_program_arguments_are_base_state_data_and_plan_once():
     """And nothing per client: to one per cent, however many clients there are on a chip."""
     one = made("v5e:2x2")
     shapes = one.outline.shapes
@@ -90,7 +90,7 @@ def test_arguments_are_base_state_data_and_plan_once():
     assert one.found.usage.arguments == pytest.approx(want, rel=0.01)
 
 
-def test_memory_is_near_to_the_estimate():
+def test_compiled_memory_is_near_the_estimate():
     """Of a round that is much larger than the 128 MiB of vector memory, which keep small arrays.
 
     As near as the choice of clients at once needs it. In the backward pass a layer's widest values
@@ -101,12 +101,12 @@ def test_memory_is_near_to_the_estimate():
     assert 0.9 < (usage.total - usage.code) / estimate < 1 / ROOM
 
 
-def test_every_client_trains_at_once_where_there_is_room():
+def test_all_clients_train_at_once_if_memory_allows():
     assert made("v5e:2x2").needs.memory.clients_per_step == rounds.CLIENTS // 4
     assert made("v5e:4x4").needs.memory.clients_per_step == rounds.CLIENTS // 16
 
 
-def test_times_are_possible():
+def test_compiled_times_do_not_exceed_the_peak_rate():
     """A round is two steps and the server's work; nothing is faster than the chip's peak."""
     one = made("v5e:2x2")
     step, of_round = one.found.step_seconds, one.found.round_seconds
@@ -116,13 +116,13 @@ def test_times_are_possible():
     assert one.found.unknown_loops == 0
 
 
-def test_the_program_is_small_and_calls_nothing_outside():
+def test_compiled_program_is_small_and_has_no_host_calls():
     text = made("v5e:2x2").text
     assert set(re.findall(r'custom_call_target="([^"]*)"', text)) <= CALLS
     assert made("v5e:2x2").found.usage.code < 20e6
 
 
-def test_the_compilers_refusal_is_read():
+def test_out_of_memory_message_of_the_compiler_is_parsed():
     """A sort of 100 GiB on a chip of 15.75 GiB."""
     device = target("v5e:1x1").devices[0]
     x = jax.ShapeDtypeStruct(

@@ -33,7 +33,7 @@ MEMORY = Memory(
         (10**9, 64),
     ],
 )
-def test_as_many_as_fit_in_groups_of_one_size(available, want):
+def test_clients_per_step_is_the_largest_fitting_number_in_equal_groups(available, want):
     assert clients_that_fit(MEMORY, available) == want
     assert clients_that_fit(MEMORY._replace(clients_per_step=9), available) == want
 
@@ -64,7 +64,7 @@ def outlined(memory: int | None, **execution):
         return cost.outline_run(config, tiny_runs.assets())
 
 
-def test_the_choice_is_recorded_and_fits():
+def test_chosen_clients_per_step_is_recorded_and_fits():
     """And a config that says a number keeps it, whatever the device has."""
     whole = outlined(10**9)
     assert (
@@ -80,13 +80,13 @@ def test_the_choice_is_recorded_and_fits():
     assert outlined(1, clients_per_step=3).config.execution.clients_per_step == 3
 
 
-def test_where_the_memory_is_not_known_the_whole_cohort_trains_at_once():
+def test_with_unknown_memory_the_whole_cohort_trains_at_once():
     found = outlined(None)
     assert found.config.execution.clients_per_step is None
     assert found.round_spec.execution.clients_per_step == 8
 
 
-def test_on_a_cpu_one_client_trains_at_once_and_the_config_is_as_given(tmp_path):
+def test_on_a_cpu_one_client_trains_at_once_and_the_config_is_unchanged(tmp_path):
     assert current_target().is_cpu
     config = dataclasses.replace(
         tiny_runs.CONFIG, federation=dataclasses.replace(tiny_runs.CONFIG.federation, rounds=1)
@@ -95,7 +95,7 @@ def test_on_a_cpu_one_client_trains_at_once_and_the_config_is_as_given(tmp_path)
     assert found.config == config and found.round_spec.execution.clients_per_step == 1
 
 
-def test_a_run_records_what_it_chose_and_says_so(tmp_path, monkeypatch, caplog):
+def test_run_records_and_reports_its_clients_per_step(tmp_path, monkeypatch, caplog):
     """On processors that are taken for an accelerator; the run ends before anything is compiled."""
 
     class Assembled(Exception):

@@ -70,7 +70,7 @@ def make(folder, *, method, remat=False, clients_per_step=1, targets="attention-
     ],
     ids=["flora", "recomputed layers, two at a time"],
 )
-def test_memory_is_what_xla_reports(options, folder):
+def test_memory_estimate_equals_the_report_of_xla(options, folder):
     made = make(folder, **options)
     assets = build.load_assets(made, weights=False)
     found = cost.needs(made, assets).memory
@@ -81,7 +81,7 @@ def test_memory_is_what_xla_reports(options, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)])
-def test_memory_where_the_base_is_divided_is_what_xla_reports(mesh, folder):
+def test_memory_estimate_with_a_sharded_base_equals_the_report_of_xla(mesh, folder):
     """Activations and the clients' working copies are divided with it."""
     made = make(folder, method="hetlora", targets="all-linear", clients_per_step=2)
     how = dataclasses.replace(made.execution, mode="sharded", mesh=mesh)
@@ -156,7 +156,7 @@ def test_encoder_has_an_estimate(mesh, capsys, tmp_path, monkeypatch):
     assert "GFLOP/s, which a large float32 product reaches here just now" in last
 
 
-def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeypatch):
+def test_explain_prints_the_estimate_and_writes_no_files(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = [
         "run", f"--task={SPEC}", f"--data-dir={folder}", f"--model={folder}", "--clients=4",
@@ -169,7 +169,7 @@ def test_the_command_prints_and_writes_nothing(folder, tmp_path, capsys, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_products_are_counted_by_hand(folder):
+def test_flops_of_a_step_match_a_hand_count(folder):
     """Of a step: the frozen matrices forward and, for the states, backward; factors three times."""
     made = make(folder, method="flora", targets="all-linear")
     assets = build.load_assets(made, weights=False)
@@ -188,7 +188,7 @@ def test_products_are_counted_by_hand(folder):
     assert cost.needs(made, assets).flops == forward + backward - first
 
 
-def test_products_in_loops_count_as_often_as_they_run():
+def test_flops_in_loops_are_multiplied_by_the_iterations():
     x = jnp.ones((4, 4))
     loop = lambda x: jax.lax.scan(lambda y, _: (jax.checkpoint(jnp.dot)(y, x), None), x, length=5)  # noqa: E731
     assert flops.of(loop, x) == 5 * 2 * 4**3

@@ -112,13 +112,13 @@ def program() -> hlo.Program:
         (5, 2, 2 * 5 * (100 + 1)),
     ],
 )
-def test_loops_count_as_often_as_they_run(steps, branch, want, program):
+def test_loop_bodies_are_multiplied_by_their_iterations(steps, branch, want, program):
     """A loop of unknown length that is not one over steps counts once."""
     once = 100_000 + 7000
     assert program.cycles(steps=steps, branch=branch, branches=3) == once + want
 
 
-def test_other_conditionals_take_their_longest_branch(program):
+def test_conditionals_count_their_longest_branch(program):
     assert program.cycles(steps=1, branch=0, branches=4) == 107_000 + 2 * (12 * 10 + 1)
 
 
@@ -126,7 +126,7 @@ def test_loops_of_unknown_length_are_counted(program):
     assert program.unknown_loops() == 1
 
 
-def test_collectives_count_with_the_loops_that_they_are_in(program):
+def test_collectives_are_multiplied_by_the_loops_around_them(program):
     """Twelve layers, two groups and three steps; and two operations of one and two arrays."""
     assert program.collectives(steps=3) == {
         "all-gather": (12 * 2 * 3, 12 * 2 * 3 * 4 * 8 * 2),
@@ -134,13 +134,13 @@ def test_collectives_count_with_the_loops_that_they_are_in(program):
     }
 
 
-def test_loops_and_collectives_of_a_gpu_are_read_too():
+def test_gpu_programs_with_loops_and_collectives_are_parsed():
     found = hlo.read(GPU)
     assert found.collectives(steps=1) == {"all-gather": (3, 3 * 64), "all-reduce": (2, 16 + 16)}
     assert found.cycles(steps=1, branch=0, branches=1) == 0 == found.unknown_loops()
 
 
-def test_another_text_is_refused():
+def test_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="has no ENTRY"):
         hlo.read("func.func public @main() { }")
 
@@ -162,11 +162,11 @@ def test_another_text_is_refused():
         ("RESOURCE_EXHAUSTED: Used 512.5M of 1G hbm.", (512.5 * 2**20, 2**30)),
     ],
 )
-def test_what_does_not_fit_is_read_as_numbers(message, want):
+def test_out_of_memory_message_is_parsed_to_bytes(message, want):
     assert read_out_of_memory(message) == pytest.approx(want, rel=1e-9)
 
 
-def test_other_errors_are_not_taken_for_too_little_memory():
+def test_other_errors_are_not_mistaken_for_out_of_memory():
     assert read_out_of_memory("INTERNAL: Mosaic failed to compile: vmem 16M") is None
 
 
@@ -180,7 +180,7 @@ class Refused:
         raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_a_round_that_does_not_fit_is_an_answer_and_other_failures_are_errors(monkeypatch):
+def test_round_that_does_not_fit_is_reported_and_other_failures_are_raised(monkeypatch):
     monkeypatch.setattr(ahead, "lower_round", Refused)
     compile_round: Any = ahead.compile_round
     found = compile_round("RESOURCE_EXHAUSTED: Used 512.5M of 1G hbm.")

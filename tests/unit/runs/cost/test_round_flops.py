@@ -51,12 +51,12 @@ def of_step() -> tuple:
     return jax.grad(loss), (one.params, layer.base_and_head()[0], one, batch, valid)
 
 
-def test_the_trace_is_counted_as_by_hand():
+def test_traced_flops_match_a_hand_count():
     step, args = of_step()
     assert flops.of(step, *args) == by_hand()
 
 
-def test_xla_counts_as_much_for_a_wave_of_clients():
+def test_traced_flops_of_a_group_of_clients_match_xla():
     """And a few per cent more: norms, activations, softmax and the optimizer, element by element.
 
     XLA counts the loop over the steps once. Clients add up, and the base's products are not done
@@ -75,7 +75,7 @@ def plan_with(*work: list[list[int]], longest: list[list[int]]) -> federated.Pla
     return federated.Plan(some, some, some, batches, np.float32(0), np.int32(0))
 
 
-def test_a_wave_steps_in_the_shape_of_its_largest_batch():
+def test_group_of_clients_steps_in_the_shape_of_its_largest_batch():
     shapes = (
         BatchShape(2, 8, 16),
         BatchShape(2, 16, 32),
@@ -107,7 +107,7 @@ def test_product_rate_is_measured():
 
 
 @pytest.mark.parametrize(("lengths", "rows"), [((16,), (4,)), ((8, 16), (2, 4))])
-def test_a_program_has_one_step_for_each_shape(lengths, rows):
+def test_program_has_one_step_for_each_batch_shape(lengths, rows):
     """As many as --explain reports: one for each length and batch size."""
     made = problems.bag()
     start = problems.make_clients(made, problems.plan_for(made))

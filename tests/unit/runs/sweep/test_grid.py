@@ -25,7 +25,7 @@ def test_every_combination_once_seed_by_seed():
         assert list(cell.labels) == ["method", "local.learning_rate", "lora.lora_layers", "seed"]
 
 
-def test_what_is_not_varied_stays():
+def test_fields_that_are_not_varied_keep_their_values():
     base = RunConfig(seed=7)
     made, _ = cells(base=base, methods=("fed_plora",), seeds=(7,))
     assert [cell.config for cell in made] == [base]
@@ -44,7 +44,7 @@ def test_what_is_not_varied_stays():
         ({"vary": {"federation.cohort": (60,)}}, "a cohort of 60 cannot be drawn from 50 clients"),
     ],
 )
-def test_an_impossible_grid_is_explained(options, sentence):
+def test_impossible_grid_is_refused_with_the_reason(options, sentence):
     _, problems = cells(**options)
     with pytest.raises(InputError) as error:
         grid.refuse(problems)
@@ -102,6 +102,6 @@ def test_malformed_varied_field_is_refused(text):
         parse_vary([text])
 
 
-def test_a_field_varied_twice_is_refused():
+def test_field_varied_twice_is_refused():
     with pytest.raises(InputError, match=r"local\.batch is varied twice"):
         parse_vary(["local.batch=1", "local.batch=2"])

@@ -50,7 +50,7 @@ def test_page_holds_table_command_and_errors(lines):
     assert "Runs that failed" not in page(lines)
 
 
-def test_settings_are_shared_or_not(lines):
+def test_settings_are_split_into_common_and_varied(lines):
     common, varied = html_report.settings([run for line in lines for run in line.runs])
     assert varied == [["federation.method", "fed_plora; hlora"], ["local.batch", "8; 16"],
                       ["seed", "0; 1"]]  # fmt: skip
@@ -71,7 +71,7 @@ def curves_in(panel):
     return [line for line in panel.lines if line.get_marker() != "None"]
 
 
-def test_panels_and_curves(lines, monkeypatch):
+def test_figure_has_a_panel_per_setting_and_a_curve_per_method(lines, monkeypatch):
     """A row for each batch size, in it two methods with two runs each, and the majority class."""
     axes = drawn(lines, monkeypatch).axes
     assert len(axes) == 4
@@ -106,7 +106,7 @@ def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
         assert 0.19 < first.get_ylim()[0] < 0.25 and 0.3 < first.get_ylim()[1] < 0.32
 
 
-def test_one_method_is_compared_with_itself_in_one_panel(monkeypatch):
+def test_settings_of_a_single_method_share_one_panel(monkeypatch):
     scores = {key: x for key, x in SCORES.items() if key[0] == "hlora"}
     axes = drawn(statistics.summarise(runs(scores, VARY)), monkeypatch).axes
     assert len(axes) == 2

@@ -18,7 +18,7 @@ def must_not_run():
     raise AssertionError("this was run already")
 
 
-def test_a_run_is_written_once(tmp_path):
+def test_finished_run_is_written_once(tmp_path):
     path = tmp_path / "runs" / "a.json"
     record = record_store.run_once(path, CONFIG, lambda: RESULT)
     assert record["history"] == RESULT.records and record["summary"] == RESULT.summary
@@ -52,7 +52,7 @@ def test_records_are_written_atomically(tmp_path, monkeypatch):
     assert list(record_store.finished(tmp_path)) == [CONFIG]
 
 
-def test_another_config_in_the_file_is_refused(tmp_path):
+def test_record_of_another_config_is_refused(tmp_path):
     path = tmp_path / "a.json"
     record_store.run_once(path, CONFIG, lambda: RESULT)
     with pytest.raises(InputError, match="a run of another config"):
@@ -80,7 +80,7 @@ def test_record_without_newer_fields_is_read(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {"sed": 1}}',
                                   '{"config": {}, "history": [], "summary": {}}'])  # fmt: skip
-def test_file_without_a_finished_run_is_refused_by_name(text, tmp_path):
+def test_file_without_a_finished_run_is_refused_with_its_name(text, tmp_path):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=r"x.json is not a finished run"):
         record_store.finished(tmp_path)

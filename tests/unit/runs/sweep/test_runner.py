@@ -76,7 +76,7 @@ def test_runs_with_equal_round_specs_compile_once(done):
     assert len(steps) == 2, "the two seeds must need padding to a common number of steps"
 
 
-def test_the_numbers_are_those_of_single_runs(done):
+def test_comparison_has_the_scores_of_single_runs(done):
     made, _ = done
     cell, record = made.lines[0].runs[1]
     assert cell.config.seed == 1
@@ -125,7 +125,7 @@ def again(done, monkeypatch, grid=GRID, failing=()):
     return made, asked, ended
 
 
-def test_a_second_call_loads_and_runs_nothing(done, monkeypatch):
+def test_repeated_call_loads_and_runs_nothing(done, monkeypatch):
     monkeypatch.setattr("fedjax_lora.runs.sweep.shared_assets.load_assets", None)
     made, asked, ended = again(done, monkeypatch)
     assert asked == ended == []
@@ -144,7 +144,7 @@ def test_changed_grid_runs_only_missing_cells(done, monkeypatch):
     assert [line.score.n for line in made.lines] == [2, 2]
 
 
-def test_a_run_that_fails_loses_no_other_and_is_repeated(done, monkeypatch):
+def test_failed_run_keeps_the_others_and_is_repeated(done, monkeypatch):
     larger = Grid(base=BASE, methods=("hlora",), seeds=(7, 8, 9))
     made, asked, ended = again(done, monkeypatch, larger, failing=(8,))
     assert [seed for _, _, seed in asked] == [7, 8, 9]
@@ -160,7 +160,7 @@ def test_a_run_that_fails_loses_no_other_and_is_repeated(done, monkeypatch):
     assert made.errors == {} and not note.exists()
 
 
-def test_a_run_that_diverges_loses_no_other_and_is_reported(tmp_path, monkeypatch, capsys):
+def test_diverged_run_keeps_the_others_and_is_reported(tmp_path, monkeypatch, capsys):
     asked, run = fake(diverging=(2,))
     monkeypatch.setattr(runner, "run", run)
     chosen, out = Grid(base=BASE, methods=("hlora", "flora"), seeds=(1, 2)), tmp_path / "out"
@@ -210,7 +210,7 @@ def test_full_disk_is_reported_in_one_sentence(names, tmp_path, monkeypatch, cap
     assert (out / "report.html").is_file()
 
 
-def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
+def test_interruption_keeps_finished_runs(tmp_path, monkeypatch):
     asked, run = fake()
 
     def interrupted(config, **options):
@@ -228,7 +228,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     assert [seed for _, _, seed in asked] == [0, 1]
 
 
-def test_nothing_finished_leaves_no_tables(tmp_path, monkeypatch):
+def test_without_finished_runs_no_tables_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run", fake(failing=(0,))[1])
     made = compare(Grid(base=BASE, methods=("hlora",), seeds=(0,)), out=tmp_path / "out")
     assert made.lines == [] and len(made.errors) == 1
@@ -262,7 +262,7 @@ def test_folder_with_other_files_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_two_comparisons_do_not_share_a_folder(known, tmp_path, monkeypatch):
+def test_second_comparison_in_a_folder_is_refused(known, tmp_path, monkeypatch):
     """Whether the second finds a comparison there, or both begin at the same time."""
     _, run = fake()
     chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0,)), tmp_path / "out"
@@ -285,7 +285,7 @@ def test_two_comparisons_do_not_share_a_folder(known, tmp_path, monkeypatch):
     compare(chosen, out=out)  # the lock is released
 
 
-def test_the_command_of_a_grid_is_read_back(tmp_path, monkeypatch):
+def test_command_of_a_grid_parses_to_the_same_grid(tmp_path, monkeypatch):
     """Quotes, brackets, lists and nothing survive the shell."""
     import shlex
 

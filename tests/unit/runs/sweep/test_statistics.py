@@ -18,7 +18,7 @@ SCORES = {
 }  # fmt: skip
 
 
-def test_summary_by_hand():
+def test_summary_matches_a_hand_computation():
     """Student's 97.5 % quantile for two degrees of freedom is 4.302653."""
     first, second, third = statistics.summarise(runs(SCORES))
     assert [line.labels for line in (first, second, third)] == [
@@ -34,14 +34,14 @@ def test_summary_by_hand():
     assert (second.up, second.down) == (4 * 2000, 4 * 4000)
 
 
-def test_intervals_are_scipys():
+def test_intervals_equal_scipy():
     values = np.random.default_rng(0).normal(size=7)
     mean, _, half, n = intervals.estimate(values.tolist())
     low, high = scipy.stats.t.interval(0.95, n - 1, mean, scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
 
 
-def test_a_difference_is_paired_over_common_seeds():
+def test_differences_are_paired_over_common_seeds():
     """Far apart seeds, one of which the second method lacks: the difference is still exact."""
     scores = {("fed_plora", 0): [0.1], ("fed_plora", 1): [0.9], ("fed_plora", 2): [0.4],
               ("hlora", 0): [0.11], ("hlora", 1): [0.91]}  # fmt: skip
@@ -49,7 +49,7 @@ def test_a_difference_is_paired_over_common_seeds():
     assert line.difference == pytest.approx((0.01, 0.0, 0.0, 2), abs=1e-12)
 
 
-def test_differences_stay_within_a_choice_of_the_varied_fields():
+def test_differences_compare_runs_with_equal_varied_fields():
     vary = {"local.batch": (8, 16)}
     scores = {("fed_plora", 8, 0): [0.1], ("hlora", 8, 0): [0.2],
               ("fed_plora", 16, 0): [0.5], ("hlora", 16, 0): [0.4]}  # fmt: skip
@@ -76,7 +76,7 @@ def test_rows_are_tidy_and_the_same_in_every_format(tmp_path):
     assert read == [{key: str(x) for key, x in r.items()} for r in rows]
 
 
-def test_lists_and_nothing_as_varied_values(tmp_path):
+def test_lists_and_none_as_varied_values_are_written_to_tables(tmp_path):
     cell, record = runs({("hlora", 0): [0.5]})[0]
     labels = [{"lora.lora_layers": a, "local.clip": b} for a in ([0], [0, 1]) for b in (None, 1.0)]
     rows = statistics.rows([(cell._replace(labels=chosen), record) for chosen in labels])
@@ -93,7 +93,7 @@ DIVERGED = {
 }  # fmt: skip
 
 
-def test_a_diverged_run_has_no_score_and_takes_none_from_others(tmp_path):
+def test_diverged_run_has_no_score_and_keeps_those_of_others(tmp_path):
     first, second, third = statistics.summarise(runs(DIVERGED))
     assert first.score.mean == pytest.approx(0.55)
     assert np.isnan(second.score.mean) and np.isnan(third.difference.mean)
@@ -119,7 +119,7 @@ def test_a_difference_to_a_diverged_first_method_is_unknown():
     assert text[3] == "| hlora | 0.4000 | - | - | 1 | - | 0.00 | 0.01 |"
 
 
-def test_markdown():
+def test_markdown_table_has_scores_intervals_and_paired_differences():
     text = statistics.markdown(statistics.summarise(runs(SCORES))).splitlines()
     assert text[0] == (
         "| method | accuracy | sd | 95 % interval | seeds | paired difference to fed_plora "
