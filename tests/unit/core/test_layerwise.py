@@ -42,7 +42,7 @@ def in_both_worlds(fn: Any, *arrays: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("count", [1, 3, 8, 13])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_results_are_in_layer_order_for_any_number_of_devices(count: int, axis: int):
-    """Also if the devices do not divide them: the layers added are not in the result."""
+    """Also if the devices do not divide the layers: padding layers are not in the result."""
     shape = (count, 5, 4) if axis == 0 else (5, count, 4)
     x, y = numbers(*shape), numbers(*shape, seed=1)
 

@@ -105,7 +105,7 @@ def test_norm_and_singular_values_agree_with_numpy(shape: tuple):
 
 @pytest.mark.parametrize("shape", [(40, 6, 35), (8, 20, 6)])
 def test_norm_of_a_cancelling_product_is_at_rounding_level(shape: tuple):
-    """Where traces of Gram matrices leave the square root of the rounding."""
+    """The trace of Gram matrices would leave the square root of the rounding error."""
     a, b = random_pair(*shape)
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(a.shape[1],) * 2))[0]
     turned_a = jnp.asarray(np.asarray(a, np.float64) @ turn, jnp.float32)
@@ -123,7 +123,7 @@ def test_svd_is_accurate_at_any_scale(shape: tuple, scale: float):
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
 def test_svd_of_unbalanced_factors_agrees_with_numpy(shape: tuple):
-    """A tiny ``a`` with a huge ``b``: fresh adapters are like that the other way round."""
+    """A tiny ``a`` with a huge ``b``; fresh adapters are the opposite."""
     a, b = random_pair(*shape)
     check(LoRA(a * 1e-5, b * 1e5), 4)
 
@@ -143,7 +143,7 @@ def test_svd_of_rank_deficient_products_agrees_with_numpy(shape: tuple, true_ran
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
 def test_svd_with_repeated_singular_values_keeps_subspace_and_product(shape: tuple):
-    """Singular vectors of a tie are arbitrary; the subspace and the product are not."""
+    """Vectors of equal singular values are arbitrary; their subspace and the product are not."""
     i, k, o = shape
     n = min(4, i, o)
     a = np.zeros((i, k))
@@ -275,7 +275,7 @@ def product(u: jax.Array, s: jax.Array, vt: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize(("i", "o"), [(MANY, MANY), (MANY, 200), (200, MANY)])
 def test_leading_triplets_are_accurate_for_any_spectrum(spectrum: str, i: int, o: int):
-    """As accurate as the SVD, whatever the values beyond the wanted ones."""
+    """As accurate as the full SVD, whatever the values beyond the requested ones."""
     s = SPECTRA[spectrum]
     m = with_spectrum(s, i, o).astype(np.float32).astype(np.float64)
     a, b = (jnp.eye(i), m) if i <= o else (m, jnp.eye(o))  # the dense path
@@ -292,7 +292,7 @@ def bound(s: np.ndarray) -> float:
 
 
 def test_gram_matrix_is_used_only_within_its_error_bound():
-    """And not where it is blind; the tests above go both ways."""
+    """Spectra whose error bound is small enough use the Gram matrix; steep ones do not."""
     trusted = {name for name, s in SPECTRA.items() if bound(s) < linalg.MAX_GRAM_ERROR}
     assert trusted >= {"flat", "slow", "repeated", "one and 0.1", "one and 0.01"}
     blind = {"steep", "low rank", "one and a plain", "one and 0.001", "one and 0.0001"}
@@ -302,7 +302,7 @@ def test_gram_matrix_is_used_only_within_its_error_bound():
 
 @pytest.mark.parametrize("spectrum", ["one and a plain", "one and 0.003", "quick", "slow", "flat"])
 def test_truncation_error_is_within_the_bound(spectrum: str, monkeypatch: pytest.MonkeyPatch):
-    """Beside what the SVD itself loses; also where it is too much: what the guard is for."""
+    """Up to the SVD's own error; also for a spectrum whose bound excludes the Gram matrix."""
     monkeypatch.setattr(linalg, "MAX_GRAM_ERROR", np.inf)
     m = with_spectrum(SPECTRA[spectrum], MANY, MANY).astype(np.float32)
     want = best(m.astype(np.float64), WANTED)
@@ -366,7 +366,7 @@ def test_client_order_changes_the_svd_only_by_rounding(count: int):
 
 @pytest.mark.parametrize("shape", [(20, 6, 15), (8, 20, 6)])
 def test_equal_singular_values_span_the_same_space(shape: tuple):
-    """The vectors of a tie are arbitrary; the projectors onto both of its spaces are not."""
+    """Vectors of equal singular values are arbitrary; the projectors onto their spaces are not."""
     i, k, o = shape
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(n, 4)))[0] for n in (i, o))

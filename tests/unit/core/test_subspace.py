@@ -102,7 +102,7 @@ def test_squares_neither_overflow_nor_vanish(scale: float):
 
 
 def test_batched_layers_equal_separate_layers():
-    """Easy layers wait for hard ones without being changed by it."""
+    """Layers that converge early are not changed while the others iterate."""
     names = ("low rank", "plateau", "zero", "flat")
     m = np.stack([with_spectrum(SPECTRA[name], SIZE, OTHER) for name in names])
     a = jnp.asarray(m, jnp.float32)
@@ -119,7 +119,7 @@ def test_batched_layers_equal_separate_layers():
 
 @pytest.mark.parametrize("spectrum", ["plateau", "flat", "slow", "two clusters"])
 def test_remaining_error_is_not_underestimated(spectrum: str):
-    """Where it says that little is left; at first, with vectors at random, it only says much."""
+    """A small estimate is a true bound; with the first random vectors the estimate is large."""
     m = with_spectrum(SPECTRA[spectrum], SIZE, OTHER).astype(np.float32)
     s = np.linalg.svd(m.astype(np.float64), compute_uv=False)
     least = np.linalg.norm(s[WANTED:])

@@ -60,7 +60,7 @@ def test_layers_and_clients_per_step_depend_on_the_target():
 
 
 def test_mesh_consists_of_the_target_devices():
-    """Topologies differ from what `jax.make_mesh` was told: only the number is compared."""
+    """`jax.make_mesh` may order the devices differently, so only their number is compared."""
     run = config.RunConfig(execution=config.ExecutionConfig(mode="sharded"))
     here = execution_of(run).mesh
     with compiling_for(target_of(tuple(jax.devices()[:2]))):

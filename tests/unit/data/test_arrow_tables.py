@@ -148,7 +148,7 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path):
 
 
 def test_lengths_declared_by_an_arrow_file_are_checked(tmp_path):
-    """Offsets beyond the texts would read memory of others."""
+    """Offsets beyond the texts would read foreign memory."""
     path = write(data_set(), tmp_path / "a.feather")
     table = pa.table({"text": pa.array(["abc", "def"]), "label": ["x", "y"]})
     pyarrow.feather.write_feather(table, str(path), compression="uncompressed")

@@ -62,7 +62,7 @@ def test_random_batches_have_little_padding():
 
 
 def test_shapes_do_not_depend_on_the_sampled_examples():
-    """Or every seed of a comparison would be compiled anew."""
+    """Otherwise every seed of a comparison would compile again."""
     draws = [
         np.random.default_rng(k).normal(50, 12, 3000).astype(int).clip(5, 64) for k in range(5)
     ]

@@ -212,7 +212,7 @@ def test_answer_mask_of_a_marked_template_equals_transformers():
 
 
 def test_answer_mask_of_an_unmarked_template_is_what_follows_the_prompt():
-    """The prefix difference, independently: rows of the whole text, marked by its positions."""
+    """Oracle: the text of the whole conversation minus that of each prompt, by position."""
     made = tokenizer(PLAIN_CHATML)
     encoded = encode(read([{"messages": TALK}]), made)
     whole = made.apply_chat_template(TALK, tokenize=True, return_dict=True)["input_ids"]

@@ -318,7 +318,7 @@ def test_partition_figure_is_written(tmp_path, classes):
 
 
 def test_partition_figure_of_thousands_of_clients_is_readable(tmp_path, monkeypatch):
-    """As few columns as the picture has, sorted so that neighbours are alike; names as they are."""
+    """At most one column per pixel, similar clients side by side, class names unchanged."""
     from fedjax_lora.runs import plots
 
     seen = {}

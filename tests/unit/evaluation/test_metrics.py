@@ -61,7 +61,7 @@ def test_f1_of_three_classes_is_recorded_as_macro_f1():
 @pytest.mark.parametrize("name", ORACLE)
 @pytest.mark.parametrize("constant", [0, 1])
 def test_constant_prediction_has_finite_metrics(name, constant):
-    """What an untrained model does; no division by zero, no warning."""
+    """As an untrained model predicts; there is no division by zero and no warning."""
     label = np.array([0, 1, 1, 0, 1], np.int32)
     guess = np.full(5, constant)
     expected = {
@@ -258,7 +258,7 @@ def test_rouge_l_without_its_package_is_refused(monkeypatch):
 
 
 def test_missing_rouge_package_is_reported_before_generation(monkeypatch):
-    """When a run, or `evaluate`, makes its judge."""
+    """As soon as a run, or `evaluate`, makes its evaluator."""
     none = np.zeros((0, 8), np.int32)
     split = Split([], [], none[:, 0], None)
     task = TaskData(find_task("dolly(metric='rouge_l')"), (), split, None, split, 0)

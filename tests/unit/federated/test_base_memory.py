@@ -115,7 +115,7 @@ def test_no_array_is_the_base_with_a_client_axis_when_scoring():
 
 
 def test_search_detects_a_base_merged_per_client():
-    """The way this library does not take."""
+    """A base merged for each client, which this library avoids, is found by the search."""
     count, (base, _), made = 3, base_and_head(), cohort(3)
     merged = jax.vmap(lora.merge, in_axes=(None, 0, 0))
     program = jax.jit(merged).trace(base, made.params.adapter, made.gain).jaxpr.jaxpr
@@ -163,7 +163,7 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
     ],
 )
 def test_round_makes_no_copy_of_the_base(shape, parts):
-    """What goes in is the base, or a device's part of it; what is made is not even a layer."""
+    """The program's input is the base or a device's shard; no temporary is as large as a layer."""
     given, made = round_memory(shape)
     base = base_and_head()[0]
     kernels = sum(x.size * 4 for p, x in trees.flat(base).items() if p.endswith("/kernel"))

@@ -109,7 +109,7 @@ def test_padded_cohort_equals_clients_trained_separately():
 
 
 def test_frozen_parameters_are_not_projected():
-    """Components of other lengths that act but are frozen keep their bits."""
+    """Active but frozen components are not normalised: they stay bitwise equal."""
     problem = problems.bag()
     plan = plan_for(problem, rate=RATE)
     start = make_clients(problem, plan, trainable=np.arange(R) < plan.rank[:, None])

@@ -92,7 +92,7 @@ def test_faults_do_not_depend_on_the_cohort():
 
 
 def test_straggler_trains_on_its_first_batches():
-    """Its batches are the first ones it would have had; nothing else of the plan changes."""
+    """It keeps a prefix of its batches; nothing else in the plan changes."""
     for t in range(6):
         want = plan_of(t, cohort=6, padded=7)
         got = plan_of(t, "stragglers(share=1.0)", cohort=6, padded=7)
@@ -139,7 +139,7 @@ def test_faults_do_not_change_shapes_or_types():
 
 
 def test_clients_chosen_for_scoring_have_no_faults():
-    """Those who are scored for a rank answer."""
+    """Clients that are scored for their rank never drop out."""
     plan = federation(*ALL_DROPPED).plan(0, RANK, 0.05, ids=np.array([1, 4]))
     assert np.all(plan.weight[:2] > 0) and np.all(plan.batches.steps[:2] > 0)
 
@@ -430,7 +430,7 @@ def test_run_without_any_answering_client_completes(run_with):
 
 
 def test_diverging_run_finishes_and_reports_it(run_with):
-    """Finite, but too large to compute with: the next updates are no numbers, and left out."""
+    """The model is finite but too large: the next updates are not finite and are rejected."""
     result = run_with(learning_rate=1e16)
     assert any(record["rejected"] for record in result.records)
     assert strict(result.out) == result.records

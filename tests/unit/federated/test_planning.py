@@ -115,7 +115,7 @@ def test_plan_holds_ranks_weights_and_batches():
 
 @pytest.mark.parametrize("ids", [range(7), [6, 0, 3], [5]])
 def test_plan_for_chosen_clients_trains_each_as_in_its_own_round(ids):
-    """In parts that fit into a cohort, large clients together; each trains as in its own round."""
+    """Chosen clients are split into cohorts by size; each trains as in its own round."""
     fed = make(cohort=3, padded=4)
     parts = fed.parts(np.array(ids))
     assert sorted(np.concatenate(parts)) == sorted(ids)

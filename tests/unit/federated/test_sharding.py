@@ -158,7 +158,7 @@ def product(state: Any) -> Any:
 
 @every_method
 def test_absent_clients_have_no_influence(method):
-    """Three of eight places are filled up: as if there were five, whatever rank the others have."""
+    """Three of eight clients are padding: the result is that of five, whatever their ranks."""
     plan = plan_of(COHORT, method)
     state, seen = play(method, plan)
     want, alone = play(method, plan_of(PRESENT, method), "vmap")

@@ -62,7 +62,7 @@ def test_every_client_takes_its_own_number_of_steps(rate):
 
 
 def test_client_keeps_its_parameters_after_its_last_step():
-    """Even if there are batches left that the others go on with."""
+    """Also while other clients train on further batches."""
     fewer = WORK._replace(steps=np.array([0, 1, 3, 0], np.int32))
     got, report = descend()((), POINTS, stub_clients(BEGIN, fewer), jnp.float32(0.3))
     for k in range(4):

@@ -63,7 +63,7 @@ def test_inactive_components_are_left_out_and_unequal_gains_are_kept():
 
 
 def test_changed_kernels_are_exported_as_one_adapter():
-    """Exactly, at the rank the change really has."""
+    """The change is represented exactly, at its own rank."""
     spec = small_model.spec()
     rng = np.random.default_rng(0)
     before = {
@@ -97,7 +97,7 @@ def test_kernels_with_several_axes_are_refused():
 
 
 def test_exported_layers_are_padded_to_one_rank_and_one_scale():
-    """What an engine multiplies that reads one ``r`` and one ``lora_alpha`` for all tensors."""
+    """Inference engines may read one ``r`` and one ``lora_alpha`` for all tensors."""
     rng = np.random.default_rng(0)
     sizes = {"x": (2, 0.5), "y": (4, 1.5), "z": (1, 1.5)}
     factors = {

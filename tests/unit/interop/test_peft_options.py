@@ -239,7 +239,7 @@ def test_adapter_of_another_task_is_refused_as_classifier(task, task_type, bert,
 
 
 def test_warm_start_needs_an_adapter_of_the_same_task_type(bert, bases, tmp_path):
-    """Before a model is loaded; an encoder's own adapter fits a classifier."""
+    """Refused before a model is loaded; an adapter of a bare encoder fits a classifier."""
     make = peft_cases.make_adapter
     llama = bases("llama")
     made = {

@@ -201,7 +201,7 @@ def drop(rate: float, seed: int, gain: Gain, fixed: Gain | None = None) -> jax.A
 
 
 def test_dropout_does_not_affect_folded_modules():
-    """What would be in the frozen weight is never dropped; trained components are."""
+    """Folded components act like frozen weights; only trained components have dropout."""
     none, everything = gain_of([]), gain_of(range(R))
     want = adapted(PARAMS, random_adapter(TEMPLATE), everything, INPUT)
     assert_same_sums(drop(0.5, 0, none, everything), want)
@@ -219,7 +219,7 @@ def test_dropout_depends_on_the_key_and_leaves_the_base_path_alone():
 
 
 def test_dropout_preserves_the_expected_output():
-    """Inputs are dropped with the rate and scaled up: in a linear layer nothing shifts."""
+    """Kept inputs are scaled up, so that the expected output of a linear layer is unchanged."""
     adapter = {"head": random_adapter(TEMPLATE)["head"]}
     gain = {"head": gain_of(range(R))["head"]}
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -368,7 +368,7 @@ def test_low_rank_term_accepts_any_leading_axes(leading: tuple):
 
 
 def test_adapter_of_another_model_is_refused(key):
-    """Interception finds nothing at an absent path; silence would look like no training."""
+    """Interception would find no layer at the path, and training would silently do nothing."""
     layer = nn.Dense(3)
     x = jnp.ones((2, 4))
     params = {"dense": layer.init(key, x)["params"]}

@@ -86,7 +86,7 @@ def test_random_modules_are_chosen_equally_often():
 
 
 def test_random_modules_depend_only_on_client_and_key():
-    """Neither the place in the cohort nor the company changes what a client trains."""
+    """Neither its position in the cohort nor the other clients change what a client trains."""
     rank = [2] * 6
     chosen = sets("random", rank, 8, ids=[10, 11, 12, 13, 14, 15])
     moved = sets("random", rank, 8, ids=[15, 3, 10, 99, 12, 4])

@@ -66,7 +66,7 @@ def factors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @every_method
 def test_no_client_is_dropped(name: str):
-    """A typo kept the first client alone: every present client's change has to arrive."""
+    """Elsewhere a typo kept the first client only: every present client must have influence."""
     a, b = factors(3)
     base = change_of_model(name, a, b, [1.0, 2.0, 3.0])
     for k in range(3):
@@ -88,7 +88,7 @@ def test_axes_are_not_inferred_from_their_length(name: str):
 
 @every_method
 def test_products_are_not_transposed(name: str):
-    """The transpose was decomposed, with the right shape for a square layer."""
+    """Elsewhere the transpose was decomposed, which has the right shape for a square layer."""
     a, b = np.zeros((2, SIZE, R)), np.zeros((2, R, SIZE))
     a[:, 0, 0], b[:, 0, 3] = 2.0, 5.0
     want = np.zeros((SIZE, SIZE))
@@ -118,7 +118,7 @@ def test_clients_are_weighed_once_in_the_product(name: str, factor: str):
 @every_method
 @pytest.mark.parametrize(("alpha", "times"), [(3.0, 1.5), (16.0, 8.0)])
 def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float):
-    """It was lost on conversion; `test_peft_format` follows it into the exported files."""
+    """Elsewhere it was lost on conversion; `test_peft_format` checks the exported files."""
     lora_spec = LoraSpec(targets=SQUARE.targets, rank=R, alpha=alpha)
     a, b = (np.repeat(x[:1], 2, axis=0) for x in factors(1))
     want = times * a[0] @ b[0]
@@ -128,7 +128,7 @@ def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float
 
 @every_method
 def test_method_source_has_no_hard_coded_constants(name: str):
-    """Rank 360 and alpha 16 were: here another rank, another alpha, another number of clients."""
+    """Elsewhere rank 360 and alpha 16 were: here rank, alpha and number of clients differ."""
     lora_spec = LoraSpec(targets=(LoraTarget("x", 9, 14, None),), rank=7, alpha=2.5)
     compare(name, lora_spec, ranks_for(name, [7, 2, 5], 7), np.array([3, 5, 2]))
 
@@ -170,7 +170,7 @@ INVARIANTS = {
 
 @pytest.mark.parametrize("invariant", INVARIANTS)
 def test_every_known_error_has_a_test(invariant: str):
-    """By the name given above, and with an assertion of its own."""
+    """The test named above exists once and contains an assertion."""
     module, name = INVARIANTS[invariant]
     tree = ast.parse((pathlib.Path(__file__).parent / f"{module}.py").read_text("utf-8"))
     found = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == name]

@@ -58,7 +58,7 @@ def test_truncation_error_is_the_discarded_singular_values(spec: str):
 
 
 def test_no_other_matrix_of_that_rank_is_closer():
-    """Not the other methods' outcomes, random ones, or alternating least squares."""
+    """Compared with other methods' results, random matrices and alternating least squares."""
     _, pairs, means = round_of("hlora")
     rng = np.random.default_rng(0)
     rivals = ["zero_padding", "hetlora", "masked_mean", "replication", "fed_plora"]

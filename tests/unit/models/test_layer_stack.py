@@ -33,7 +33,7 @@ def test_one_array_per_layer_gives_the_same_outputs(family):
 
 
 def test_quantized_kernels_are_stored_per_layer(tmp_path, key):
-    """A model of one layer has no loop, so not even one that is decoded layer by layer."""
+    """A model of one layer has no loop over layers and is stored per layer as well."""
     pytest.importorskip("qwix")
     folder, _ = decoders.saved(tmp_path, "llama", "SequenceClassification", num_hidden_layers=1)
     model = models.load(str(folder), num_labels=3, storage="int8", key=key)

@@ -22,7 +22,7 @@ def saved(folder, *, more=(), ends=False):
 
 
 def test_padding_token_beyond_the_embedding_table_is_replaced(tmp_path):
-    """It is masked wherever it stands, so its embedding does not matter."""
+    """The padding token is always masked, so its embedding does not matter."""
     made = tokenizers.load_tokenizer(saved(tmp_path, more=["<pad>"]), CONFIG)
     assert made.pad_token == "</s>" and len(made) == 50
     batch = made(["w1", "w1 w2 <pad>"], padding=True)

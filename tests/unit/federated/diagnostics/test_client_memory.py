@@ -40,7 +40,7 @@ def sent(start, client: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_count_of_trained_parameters_equals_what_is_sent(name: str):
-    """What of it is sent, in bytes: `test_properties.test_traffic_equals_the_size_of_what_is_sent`."""
+    """For the bytes see `test_properties.test_traffic_equals_the_size_of_what_is_sent`."""
     cohort = cohort_for(name)
     _, start = start_of(name, cohort)
     counts = trained_entries(GLOBAL, start)
@@ -106,7 +106,7 @@ def test_fed_plora_holds_all_modules_and_trains_its_own():
 
 
 def test_large_bases_are_counted_exactly():
-    """Beyond 32 bits."""
+    """Byte counts exceed 32 bits."""
     base = {"kernel": jax.ShapeDtypeStruct((1 << 20, 1 << 13), jnp.float32)}
     _, start = start_of("zero_padding", cohort_for("zero_padding"))
     got = estimate_client_memory(

@@ -157,7 +157,7 @@ def test_initialization_noise_of_truncation_is_the_components_cut_off():
 
 
 def test_refactored_product_has_no_noise():
-    """To the rounding of float32, not to its square root."""
+    """Up to the rounding of float32, not its square root."""
     cohort = make_cohort(GLOBAL, [R, R])
     server = server_of("fedit")
     start = methods.make("fedit", GLOBAL).broadcast(server, (), cohort)
@@ -245,7 +245,7 @@ def test_empty_cohort_has_no_noise(name: str):
 
 
 def test_test_targets_have_stacked_and_single_layers():
-    """What the tests above rest on: thin and dense stacks, a layer left out, no stack."""
+    """The tests above need thin and dense stacks, a left-out layer and an unstacked target."""
     assert any(s.layers is None for s in SITES) and any(not all(s.layers or ()) for s in SITES)
     thin = functools.partial(lambda k, s: k < min(s.inputs, s.outputs), 2 * R)
     assert {thin(s) for s in SITES} == {True, False}

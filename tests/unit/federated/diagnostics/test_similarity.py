@@ -52,7 +52,7 @@ def test_cosines_equal_those_of_dense_modules(spec: str):
 
 
 def test_unchanged_clients_have_cosine_one():
-    """Modules of one index are the same; sign and length of a factor do not matter in pairs."""
+    """Modules of one index are equal; rescaling or flipping both factors changes nothing."""
     cohort = make_cohort(GLOBAL, [R, R, 2])
     played = play("zero_padding", GLOBAL, cohort)
     got = _cosines(cohort, played.start, played.start.adapter)

@@ -85,7 +85,7 @@ def test_scored_ranks_are_reported_per_cohort(options, scored):
 
 
 def test_scoring_trains_as_the_round_does():
-    """The same examples in the same order for whoever takes part in the round, too."""
+    """Clients that also take part in the round train on the same examples in the same order."""
     _, calls, fed = play("loss_based(low=1, high=4, share=0.3)", 1)
     own = fed.plan(0, np.ones(N, int), RATE)
     matched = 0
@@ -166,7 +166,7 @@ def test_components_of_a_raised_rank_are_drawn_once(promoted):
 
 
 def test_resumed_run_reallocates_identically():
-    """All there is to remember are ranks and scores."""
+    """A checkpoint needs only the ranks and the scores."""
     spec = "loss_based(low=1, high=4, share=0.5, scored='cohort')"
     whole, _, fed = play(spec, 6)
     review = allocate(spec, clients=N, seed=0, component_size=1).schedule

@@ -103,7 +103,7 @@ def test_local_heads_are_neither_noised_nor_rounded():
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, FED_ADAM], ids=["momentum", "adam"])
 def test_if_every_update_is_rejected_the_state_is_unchanged(optimizer):
-    """The server's momentum neither: it is full of earlier rounds here."""
+    """The server's momentum, which holds earlier rounds here, is unchanged too."""
     made = stub_rounds("quadratic", updates=OUTLIERS, server_optimizer=optimizer)
     before, _ = play(made, 2)
     broken = np.full_like(POINTS, np.nan)
@@ -146,7 +146,7 @@ def test_transformed_round_compiles_once_and_donates_its_state(mode):
 
 
 def test_non_finite_transform_rejects_its_client():
-    """Such as the difference of two numbers that are finite and far apart."""
+    """For example, the difference of two finite numbers may overflow."""
 
     def apply(start, trained, trainable, weight, key):
         return jax.tree.map(lambda x: x.at[1].set(np.inf), trained), weight

@@ -59,7 +59,7 @@ def test_frozen_parameters_are_bitwise_unchanged(text):
 
 @every_update
 def test_absent_clients_have_no_influence(text):
-    """They hold NaN here, and then something else."""
+    """Absent clients hold NaN in one call and other values in the next."""
     sent = cohort()
     got, weight = send(sent, text)
     other = jax.tree.map(lambda x: x.at[PRESENT:].set(1e3), sent.trained)
@@ -73,7 +73,7 @@ def test_absent_clients_have_no_influence(text):
 
 @every_update
 def test_transform_does_not_depend_on_cohort_position(text):
-    """Its random draws are its own; sums over the cohort add up in another order."""
+    """Random draws depend on the client alone; sums over the cohort may differ by rounding."""
     sent, order = cohort(), np.array([3, 5, 0, 4, 2, 1])
     got, weight = send(sent, text)
     moved, shuffled = send(jax.tree.map(lambda x: x[order], sent), text)
@@ -113,7 +113,7 @@ def noise_of(sent, multiplier, norm, key=0):
 
 
 def test_gaussian_noise_has_its_moments_and_no_correlation():
-    """Of the right size in every client, with nothing left of a pattern."""
+    """Moments of a normal distribution in every client, without correlation between entries."""
     noise = [noise_of(cohort(), 0.5, 20.0, key) for key in range(40)]
     for k in range(PRESENT):
         z = np.array([draws[k] for draws in noise])  # [keys, numbers]
@@ -170,7 +170,7 @@ def test_int8_keeps_a_zero_update_exactly():
 
 
 def test_bfloat16_rounds_updates_to_nearest():
-    """Of a client that begins at zero, so that nothing is rounded twice."""
+    """Clients start at zero, so that each number is rounded once."""
     sent = cohort()
     zero = jax.tree.map(np.zeros_like, sent.start)
     masked = jax.tree.map(lambda x, m: np.where(m, x, 0), sent.trained, sent.trainable)
@@ -294,7 +294,7 @@ def test_noise_and_rounding_use_independent_keys():
 
 
 def test_rejected_clients_are_excluded_from_later_transforms():
-    """The median of those who are left."""
+    """The median is taken over the remaining clients."""
     sent = cohort()
     _, weight = send(sent, "reject_outliers(factor=1.2)")
     got, _ = send(sent, "reject_outliers(factor=1.2)", "median")

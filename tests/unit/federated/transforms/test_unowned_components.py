@@ -91,7 +91,7 @@ def moments(state) -> list[ClientParams]:
     "spec", [pytest.param(s, marks=[pytest.mark.slow] * (s not in OF_EACH_KIND)) for s in AVERAGING]
 )
 def test_optimizer_leaves_unowned_components_unchanged(spec: str):
-    """Bit for bit, with its moments; what the method changes moves."""
+    """Value and moments are bitwise equal; components that the method changes do move."""
     method = methods.make(spec, SPEC)
     play, state = rounds(method, ADAM)
     alone, _ = rounds(method)
@@ -131,7 +131,7 @@ def test_other_optimizers_leave_unowned_components_unchanged(optimizer):
 
 
 def test_zero_padded_component_is_owned_by_all_padding_clients():
-    """Then its change to zero is what the optimizer follows."""
+    """The optimizer then follows the change to zero."""
     play, state = rounds(methods.make("zero_padding(empty='zero')", SPEC), optax.sgd(0.5))
     after = play(state, 0, 0)
     new, old = after.server.adapter["layers/x"], state.server.adapter["layers/x"]
@@ -139,7 +139,7 @@ def test_zero_padded_component_is_owned_by_all_padding_clients():
 
 
 def test_pruned_tail_of_a_client_has_no_owner():
-    """It has been trained, but is not sent."""
+    """The tail has been trained but is not sent."""
     method = methods.make("hetlora(gamma=0.5)", SPEC)
     play, state = rounds(method, MOMENTUM)
     shrunk = lambda base, data, clients, rate: (  # noqa: E731

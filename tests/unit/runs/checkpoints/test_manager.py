@@ -150,7 +150,7 @@ def test_checksum_list_has_the_format_of_sha256sum(folder):
 
 
 def test_partial_checkpoint_is_ignored(folder, monkeypatch):
-    """Whatever part of it was there when the process ended."""
+    """Whichever part of it was written when the process ended."""
     newest = folder / checkpoints.FOLDER / "2"
     newest.rename(newest.with_name(".2.partial"))
     assert checkpoints.latest(folder).round == 1
@@ -189,7 +189,7 @@ def test_round_may_be_saved_again(folder):
 
 
 def test_background_save_holds_the_state_at_its_start(tmp_path, monkeypatch):
-    """The run goes on while the thread waits, and gives the saved arrays' memory back."""
+    """The run continues and donates the saved arrays while the writing thread waits."""
     may_write, real = threading.Event(), checkpoints.manager.save
 
     def slow(*given):
@@ -273,7 +273,7 @@ def test_checkpoint_is_read_below_paths_with_any_characters(
 
 
 def test_checkpoint_that_fails_verification_is_not_kept(tmp_path, monkeypatch):
-    """Nor does it replace another: what Orbax wrote without an error may still be wrong."""
+    """It replaces no other checkpoint: what Orbax wrote without an error may still be damaged."""
     checkpoints.save(tmp_path, progress(1), history(1), ABOUT)
     save = ocp.StandardCheckpointer.save
 

@@ -84,7 +84,7 @@ def test_any_config_is_read_back_unchanged(config):
 @given(st.dictionaries(st.sampled_from([*GROUPS, "seed", "x"]), JUNK, max_size=3) | JUNK)
 @settings(deadline=None, max_examples=150)
 def test_any_value_is_a_config_or_refused(values):
-    """Nothing else is raised; what is taken is complete and the same when it is written."""
+    """No other error is raised; an accepted config is complete and is written back unchanged."""
     assume(isinstance(values, dict))
     try:
         config = from_dict(values)
@@ -142,7 +142,7 @@ def test_negative_infinite_and_nan_numbers_are_refused(group, option, value):
 
 
 def test_every_option_is_generated_by_the_strategies():
-    """Or a new one would be left out of the properties above."""
+    """Otherwise a new option would be left out of the properties above."""
     reached = set()
 
     @given(CONFIGS)

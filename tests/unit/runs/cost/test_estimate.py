@@ -110,7 +110,7 @@ def test_memory_parts_scale_with_their_causes(folder):
 
 
 def test_every_method_has_an_estimate(folder, monkeypatch):
-    """Also those whose traffic follows from a state of their own."""
+    """Including methods whose traffic depends on client state."""
     monkeypatch.setattr(memory, "activations", lambda *_: 0)  # slow, and the same for all, as is
     monkeypatch.setattr(estimate, "step_flops", lambda spec, *_: dict.fromkeys(spec.shapes, 1))
     assets = build.load_assets(make(folder, method="flora"), weights=False)

@@ -263,7 +263,7 @@ def test_folder_with_other_files_is_refused(tmp_path):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_second_comparison_in_a_folder_is_refused(known, tmp_path, monkeypatch):
-    """Whether the second finds a comparison there, or both begin at the same time."""
+    """Whether the first has finished or both start at the same time."""
     _, run = fake()
     chosen, out = Grid(base=BASE, methods=("hlora",), seeds=(0,)), tmp_path / "out"
     refused = []
