@@ -67,7 +67,7 @@ def test_code_blocks_run(page: pathlib.Path):
 def test_documented_commands_parse(command: str, monkeypatch):
     """Options parse and the config is possible; the run itself is replaced."""
     _, verb, *args = shlex.split(command, comments=True)
-    monkeypatch.setattr("fedjax_lora.runs.tracking.is_installed", lambda module: True)
+    monkeypatch.setattr("fedjax_lora.runs.tracking.session.is_installed", lambda module: True)
     execute = {"run": "cli.run.execute", "compare": "cli.compare.execute"}
     if verb in execute and "--help" not in args:
         args = [a for a in args if not a.endswith("config.json") and a != "--config"]

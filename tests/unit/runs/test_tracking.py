@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_lora import InputError, RunConfig
 from fedjax_lora.runs import tracking
-from fedjax_lora.runs.tracking import TRACKERS, numbers, track
+from fedjax_lora.runs.tracking import TRACKERS, numbers, session, track
 
 CONFIG = RunConfig(seed=3)
 RECORDS = [
@@ -54,7 +54,7 @@ def test_unknown_trackers_and_options_are_refused(spec, words):
 
 
 def test_missing_tracker_package_is_named(monkeypatch):
-    monkeypatch.setitem(tracking._PACKAGES, "wandb", "no_such_package")
+    monkeypatch.setitem(session._PACKAGES, "wandb", "no_such_package")
     with pytest.raises(InputError, match=r"pip install 'fedjax-lora\[wandb\]'"):
         tracking.check_trackers(["wandb"])
 
@@ -82,7 +82,7 @@ def own(monkeypatch):
         return tracker
 
     monkeypatch.setitem(TRACKERS, "own", factory)
-    monkeypatch.setitem(tracking._PACKAGES, "own", "json")
+    monkeypatch.setitem(session._PACKAGES, "own", "json")
     return written, fails
 
 
