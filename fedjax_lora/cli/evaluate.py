@@ -133,7 +133,7 @@ def _open(
     options: EvaluateOptions, cache_dir: str
 ) -> tuple["TrainedModel", "RunConfig | None", "Reopened | None"]:
     """Open the model, the config if it is a run's, and with --clients the run itself."""
-    from fedjax_lora.cli.run_or_model import open_folder
+    from fedjax_lora.cli.run_or_model import open_folder, open_run
     from fedjax_lora.runs.outputs import server_model
     from fedjax_lora.runs.resume import read_config, reopen
 
@@ -145,7 +145,7 @@ def _open(
     data_dir = None if options.task else options.data_dir
     config = read_config(where, data_dir=data_dir, model=options.model)
     if not options.clients:
-        return open_folder(where, model=options.model, pooling=options.pooling), config, None
+        return open_run(where, config, trusted=options.model is not None), config, None
     if options.model is None:
         check_base(where, config.model.model)
     reopened = reopen(where, config, cache_dir=cache_dir)

@@ -45,8 +45,7 @@ def need_model(folder: pathlib.Path) -> None:
       InputError: no such folder; a run that is not finished; neither an adapter nor a checkpoint.
     """
     if is_run(folder):
-        if model_folder(folder) is None:
-            raise InputError(f"Run {folder} is not finished and has no model yet.")
+        need_model_folder(folder)
     elif not any((folder / name).is_file() for name in (_ADAPTER_CONFIG, CONFIG)):
         raise InputError(f"{folder} holds no model: no {_ADAPTER_CONFIG} and no {CONFIG}.")
 
@@ -55,6 +54,18 @@ def model_folder(run: pathlib.Path) -> pathlib.Path | None:
     """Return the folder of a run's global model; None if the run is not finished."""
     folders = [run / name for name in (ADAPTER, MERGED) if (run / name).is_dir()]
     return folders[0] if folders else None
+
+
+def need_model_folder(run: pathlib.Path) -> pathlib.Path:
+    """Return the folder of a finished run's global model.
+
+    Raises:
+      InputError: the run is not finished.
+    """
+    folder = model_folder(run)
+    if folder is None:
+        raise InputError(f"Run {run} is not finished and has no model yet.")
+    return folder
 
 
 def check_base(run: pathlib.Path, name: str) -> None:

@@ -3,9 +3,10 @@
 import pathlib
 from collections.abc import Callable
 
-from fedjax_lora.cli.folders import check_base, is_run, model_folder, need_model
+from fedjax_lora.cli.folders import check_base, is_run, need_model, need_model_folder
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.interop import TrainedModel, load_model
+from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.resume import read_config
 
 
@@ -24,14 +25,25 @@ def open_folder(
         would have to be downloaded.
     """
     need_model(folder)
-    path = model_folder(folder) if is_run(folder) else None
-    if path is None:
-        return load_model(folder, base=model, pooling=pooling)
-    # The user's own run: its config says which base, also where that is a folder.
-    name = read_config(folder).model.model
-    if model is None:
-        check_base(folder, name)
-    return load_model(path, base=model or name)
+    if is_run(folder):
+        return open_run(folder, read_config(folder, model=model), trusted=model is not None)
+    return load_model(folder, base=model, pooling=pooling)
+
+
+def open_run(folder: pathlib.Path, config: RunConfig, *, trusted: bool) -> TrainedModel:
+    """Open the model of a finished run, on the base that its config names.
+
+    Args:
+      folder: the run folder.
+      config: its config, with the base that is used.
+      trusted: whether the user has named the base, so that it may be downloaded.
+
+    Raises:
+      InputError: as `open_folder`.
+    """
+    if not trusted:
+        check_base(folder, config.model.model)
+    return load_model(need_model_folder(folder), base=config.model.model)
 
 
 def has_adapter(model: TrainedModel) -> bool:

@@ -6,7 +6,6 @@ decodes its own kernel when it is used (`promote`); no more than that is in memo
 """
 
 import functools
-import importlib.util
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.types import PyTree
 
 STORAGES = ("float32", "bfloat16", "int8", "nf4")
@@ -31,7 +31,7 @@ def check(storage: str) -> None:
     """
     if storage not in STORAGES:
         raise InputError(f"storage is {storage!r} but must be one of {', '.join(STORAGES)}.")
-    if storage in ("int8", "nf4") and importlib.util.find_spec("qwix") is None:
+    if storage in ("int8", "nf4") and not is_installed("qwix"):
         raise InputError(
             f"storage {storage!r} needs the package qwix; install fedjax-lora[quantized]."
         )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets.conversations import Unit, read_conversations, read_texts
 from fedjax_lora.data.datasets.instruction_registry import with_options
 from fedjax_lora.data.datasets.own_data import own_source
@@ -64,8 +63,6 @@ def conversations(
         config=config,
     )
     task = Task("conversations", own.summary, "", metric="perplexity", local=own.local, hub=own.hub)
-    if metric == "choice_accuracy":
-        raise InputError("conversations(...) has no choices; choose another metric.")
     return with_options(task, metric, Prompting(format, answer_tokens))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from fedjax_lora.core.errors import InputError, raise_all, unknown
+from fedjax_lora.core.errors import raise_all, unknown
 from fedjax_lora.data import prompts
 from fedjax_lora.data.datasets.delimited import Layout
 from fedjax_lora.data.datasets.instruction_formats import (
@@ -191,8 +191,6 @@ def instructions(
         config=config,
     )
     task = Task("instructions", own.summary, "", metric="perplexity", local=own.local, hub=own.hub)
-    if metric == "choice_accuracy":
-        raise InputError("instructions(...) has no choices; choose another metric.")
     return with_options(task, metric, Prompting(format, answer_tokens))
 
 

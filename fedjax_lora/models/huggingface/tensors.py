@@ -1,7 +1,6 @@
 """Tensors of a checkpoint folder, described without reading them and read one at a time."""
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.untrusted_files import first_line, read_json
 
 _SINGLE = "model.safetensors"
@@ -139,7 +139,7 @@ def _safe_tensor(opened: Any, name: str) -> Tensor:
 
 
 def _torch_tensors(file: Path) -> dict[str, Tensor]:
-    if importlib.util.find_spec("torch") is None:
+    if not is_installed("torch"):
         raise InputError(
             f"{file} needs PyTorch to be read; install torch, or use a safetensors checkpoint."
         )

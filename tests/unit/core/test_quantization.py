@@ -1,7 +1,5 @@
 """Bases in bfloat16, int8 and nf4: values of the codes, memory, and the operations on them."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,7 +152,7 @@ def test_merging_into_a_quantized_kernel_gives_a_full_array(tmp_path, key):
 def test_unavailable_storage_type_is_refused(monkeypatch):
     with pytest.raises(InputError, match="storage is 'int4' but must be one of float32, bfloat16"):
         quantization.check("int4")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "is_installed", lambda module: False)
     quantization.check("bfloat16")
     with pytest.raises(InputError, match=r"needs the package qwix; install fedjax-lora\[quant"):
         quantization.check("nf4")

@@ -281,6 +281,6 @@ def test_pickle_with_code_does_not_run(bert, key, capsys):
 def test_pickle_without_pytorch_is_refused(bert, key, monkeypatch):
     folder, _ = bert
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    monkeypatch.setattr(tensors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensors, "is_installed", lambda module: False)
     with pytest.raises(InputError, match="needs PyTorch"):
         load(folder, key)
