@@ -9,7 +9,7 @@ date that a template prints is an argument.
 
 import datetime
 import json
-import string
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.data.turns import Turn
 
 Format = Callable[[str, str], str]
+
+_CODE = re.compile(r"%[-_^#0-9EO]*[a-zA-Z]")
+"""Codes of `strftime`, with the flags of C libraries."""
 
 DATE = "2024-07-26"
 """Date that chat templates print by default: the one in Llama's templates."""
@@ -149,8 +152,8 @@ def _before_answer(tokenizer: Any, turn: dict[str, str], date: str) -> str:
     Raises:
       InputError: the template fails, or writes no answer.
     """
-    answered = render(tokenizer, [turn, {"role": "assistant", "content": _PROBE}], date)
-    before, found, _ = answered.rpartition(_PROBE)
+    answered = render(tokenizer, [turn, {"role": "assistant", "content": PROBE}], date)
+    before, found, _ = answered.rpartition(PROBE)
     if not found:
         raise InputError(
             "The tokenizer's chat template does not put an answer after a prompt; choose "
@@ -206,7 +209,7 @@ def _on_day(template: str, date: str) -> str:
     if "strftime_now" not in template:
         return template
     day = datetime.datetime.fromisoformat(date)
-    codes = [f"%{dash}{letter}" for dash in ("-", "") for letter in string.ascii_letters]
+    codes = sorted(set(_CODE.findall(template)), key=len, reverse=True)
     values = {"%%": "\0"} | {code: day.strftime(code) for code in codes} | {"\0": "%"}
     filters = "".join(f"|replace({json.dumps(x)},{json.dumps(y)})" for x, y in values.items())
     # The last expression keeps a line break that begins the template.
@@ -309,8 +312,8 @@ def answer_end(name: str, tokenizer: Tokenizer, *, date: str = DATE) -> AnswerEn
     of_text = () if end is None else (end,)
     if name != "chat":
         return AnswerEnd(of_text)
-    written = format_example(name, tokenizer, "a", "", _PROBE, date=date).answer
-    tail = written.rpartition(_PROBE)[2] if _PROBE in written else ""
+    written = format_example(name, tokenizer, "a", "", PROBE, date=date).answer
+    tail = written.rpartition(PROBE)[2] if PROBE in written else ""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     special -= {tokenizer.unk_token_id}
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
@@ -321,5 +324,5 @@ def answer_end(name: str, tokenizer: Tokenizer, *, date: str = DATE) -> AnswerEn
     return AnswerEnd((*of_text, ids[first]), before.strip())
 
 
-_PROBE = "424242"
+PROBE = "424242"
 """An answer that no template has a reason to change (not its case either) or holds itself."""

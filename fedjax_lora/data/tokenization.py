@@ -77,6 +77,7 @@ def cached(
     *,
     cache_dir: str | Path | None,
     settings: Mapping[str, object] | None = None,
+    names: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
     """Return the cached result of ``make``, or call it and cache the result.
 
@@ -84,14 +85,16 @@ def cached(
       split: the texts.
       tokenizer: a fast `transformers` tokenizer.
       max_length: largest number of tokens of an example.
-      make: tokenises; returns the fields of `Tokens` without the label.
+      make: tokenises; returns the fields of `Tokens` without the label, `int32`.
       cache_dir: folder of the cache; None disables it.
       settings: JSON values that the result also depends on.
+      names: further arrays of the result, `int32` of one number per row; a text may then have any
+        number of rows.
     """
     if cache_dir is None:
         return make()
     path = Path(cache_dir) / f"tokens-{_key(split, tokenizer, max_length, settings)}.npz"
-    arrays = _read_cache(path, len(split.texts))
+    arrays = _read_cache(path, None if names else len(split.texts), names)
     if arrays is None:
         arrays = make()
         _write_cache(path, arrays)
@@ -169,16 +172,19 @@ def _key(
     return digest.hexdigest()[:32]
 
 
-def _read_cache(path: Path, examples: int) -> dict[str, np.ndarray] | None:
+def _read_cache(
+    path: Path, examples: int | None, more: tuple[str, ...]
+) -> dict[str, np.ndarray] | None:
     """Return the cached arrays, or None if the file is absent, damaged or of another shape."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("ids", "types", "length")}
+            arrays = {name: file[name] for name in ("ids", "types", "length", *more)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    shapes = [arrays[name].shape for name in ("ids", "types", "length")]
-    good = shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[2] == (examples,)
-    good = good and shapes[0][0] == examples
+    shape = arrays["ids"].shape
+    good = len(shape) == 2 and arrays["types"].shape == shape
+    good = good and examples in (None, shape[0])
+    good = good and all(arrays[name].shape == shape[:1] for name in ("length", *more))
     return arrays if good and all(a.dtype == np.int32 for a in arrays.values()) else None
 
 

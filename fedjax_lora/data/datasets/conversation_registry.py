@@ -37,7 +37,7 @@ def conversations(
       test: files, as in `file(...)`.
       messages: name of the column of messages; by default the first of the usual ones.
       learn: whether `'all'` answers of a conversation are learned or the `'last'` one. A message's
-        own `weight` or `train` of 0 takes it out.
+        own `weight`, `train` or `loss` of 0 takes it out.
       category: name of the category column, which partitioners by label use.
       group: name of the column with the natural client of each conversation.
       metric: `"perplexity"` of the answers; `"rouge_l"` or `"exact_match"` of the last one.

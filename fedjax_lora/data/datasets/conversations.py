@@ -22,8 +22,14 @@ COLUMNS = ("messages", "conversations", "conversation")
 TRL = ("prompt", "completion")
 """Columns that hold a conversation together."""
 
-EXTRA = ("system", "tools")
-"""Columns that belong to a conversation where there are such: what the system says, and tools."""
+UNREAD = ("tools", "documents", "chat_template_kwargs")
+"""Columns of what a chat template could write, too, and that are not read."""
+
+EXTRA = ("system", *UNREAD)
+"""Columns that belong to a conversation where there are such."""
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of messages in which some chat templates find what was thought before an answer."""
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -164,6 +170,11 @@ def _turn(where: str, message: Any, *, learned: bool) -> Turn:
         )
     if message.get("tool_calls") or message.get("function_call"):
         raise InputError(f"{where} calls a tool, which is not read; remove the conversation.")
+    if thought := [name for name in THOUGHTS if message.get(name)]:
+        raise InputError(
+            f"{where} has {thought[0]!r}, which is not read; write it into the content, as the "
+            "model is to write it, or remove it."
+        )
     text = _content(where, _first_of(message, ("content", "value")))
     return Turn(ROLES[role.strip().lower()], text, learned and _is_trained(where, message))
 
@@ -188,8 +199,11 @@ def _content(where: str, value: Any) -> str:
 
 
 def _is_trained(where: str, message: Mapping[str, Any]) -> bool:
-    """Whether the message's own ``weight`` (OpenAI) or ``train`` (Axolotl) lets it be learned."""
-    for name in ("weight", "train"):
+    """Whether the message's own field lets it be learned.
+
+    It is ``weight`` for OpenAI, ``train`` for Axolotl and ``loss`` for SWIFT.
+    """
+    for name in ("weight", "train", "loss"):
         value = message.get(name)
         if value is not None and value not in (0, 1):
             raise InputError(f"{where}: {name} is {value!r}; answers are learned (1) or not (0).")
@@ -200,8 +214,12 @@ def _is_trained(where: str, message: Mapping[str, Any]) -> bool:
 
 def _with_system(where: str, turns: list[Turn], extra: Mapping[str, Any]) -> list[Turn]:
     """Put what a column says of the system in front."""
-    if extra.get("tools") not in (None, "", [], "[]", {}):
-        raise InputError(f"{where} offers tools, which are not read; remove the conversation.")
+    for name in UNREAD:
+        if extra.get(name) not in (None, "", [], "[]", {}, "{}"):
+            raise InputError(
+                f"{where} has a column {name!r} that is not empty, and it is not read; remove the "
+                "conversation, or the column if it does not matter."
+            )
     system = extra.get("system")
     if system in (None, ""):
         return turns

@@ -72,6 +72,7 @@ def test_configured_date_appears_in_the_tokens(tmp_path):
         ("%-m/%-d/%y, %A", "7/26/24, Friday"),
         ("%Y-%m-%dT%H:%M:%S", "2024-07-26T00:00:00"),
         ("100%% on %j", "100% on 208"),
+        ("%^b %e, %03d%%d", "JUL 26, 026%d"),
     ],
 )
 def test_date_format_of_the_template_is_kept(code, printed):

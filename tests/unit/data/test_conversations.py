@@ -175,7 +175,16 @@ def test_overlap_compares_conversations_up_to_the_last_answer():
         ),
         ({"messages": [OTHER[0], OTHER[1] | {"weight": 0.5}]}, "weight is 0.5"),
         ({"messages": TALK, "system": "be bad"}, "or there is a system turn too"),
-        ({"messages": OTHER, "tools": '[{"name": "f"}]'}, "offers tools, which are not read"),
+        ({"messages": OTHER, "tools": '[{"name": "f"}]'}, r"has a column 'tools' that is not"),
+        (
+            {"messages": OTHER, "chat_template_kwargs": {"enable_thinking": False}},
+            "has a column 'chat_template_kwargs' that is not empty",
+        ),
+        (
+            {"messages": [OTHER[0], OTHER[1] | {"reasoning_content": "because"}]},
+            "message 2 of 'messages' has 'reasoning_content', which is not read",
+        ),
+        ({"messages": [OTHER[0], OTHER[1] | {"loss": "no"}]}, "loss is 'no'"),
     ],
 )
 def test_malformed_conversations_are_refused_in_one_sentence(row, message):
@@ -250,18 +259,70 @@ def test_message_weights_override_the_marks_of_a_template():
     assert learned_texts(encoded, made) == ["ciao</s>\n"]
 
 
-def test_template_that_rewrites_earlier_turns_needs_learn_last():
-    """As Qwen3's, which removes what was thought in earlier answers."""
-    made = tokenizer(
-        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think>"
-        "{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    with pytest.raises(
-        InputError, match=r"writes earlier turns otherwise.*'be kind'.*learn='last'"
-    ):
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think>"
+    "{% endif %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""Removes what was thought in earlier answers, as Qwen3's template."""
+
+REWRITING = {
+    "thought": THINKING,
+    "counts turns": "{{ messages | length // 2 }}:" + PLAIN_CHATML,
+    "last question": PLAIN_CHATML.replace(
+        "{{ m.content + eos_token }}{% endif %}",
+        "{% if m.role == 'user' and loop.index > messages | length - 2 %}NOW{% endif %}"
+        "{{ m.content + eos_token }}{% endif %}",
+    ),
+    "asks otherwise": PLAIN_CHATML.replace(
+        "{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<go>"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", REWRITING.values(), ids=REWRITING)
+def test_answers_are_learned_behind_the_prompts_that_transformers_asks_with(template):
+    """Also where a chat template writes earlier turns otherwise once there are later ones."""
+    made = tokenizer(template)
+    encoded = encode(read([{"messages": OTHER}, {"messages": TALK}]), made)
+    assert encoded.index.tolist() == [0, 1, 1]
+    assert encoded.split.pairs == ["b", "hello", "ciao"]
+    for row, turns in enumerate((OTHER, TALK[:3], TALK)):
+        start = instruction_tokens.prompt_length(encoded.tokens)[row]
+        ids = encoded.tokens.ids[row, : encoded.tokens.length[row]]
+        prompt = made.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+        assert "".join(made.convert_ids_to_tokens(ids[:start])) == prompt
+        whole = made.apply_chat_template(turns, tokenize=False)
+        (answer,) = learned_texts(encoded, made, row)
+        assert whole.endswith(answer) and turns[-1]["content"] in answer
+        assert not whole.startswith(prompt) or prompt + answer == whole
+
+
+def test_a_row_goes_on_until_the_template_rewrites_what_is_before():
+    """Thoughts are removed once there is a further question, as Qwen3's template does it."""
+    twice = [*TALK[:3], {"role": "assistant", "content": "again"}, *TALK[3:]]
+    one_question = "messages | selectattr('role', 'eq', 'user') | list | length == 1"
+    made = tokenizer(THINKING.replace("loop.last", one_question))
+    encoded = encode(read([{"messages": twice}]), made)
+    assert encoded.index.tolist() == [0, 0]
+    assert learned_texts(encoded, made, 0) == ["<think>hello", "<think>again"]
+    assert learned_texts(encoded, made, 1) == ["ciao"]
+
+
+def test_the_answer_that_is_scored_is_the_last_one_before_the_cut():
+    """A generated answer was compared with that of a turn which was cut off."""
+    for template in (PLAIN_CHATML, MARKED, None):
+        made = tokenizer(template)
+        whole = encode(read([{"messages": TALK}]), made)
+        assert whole.split.pairs == ["ciao"]
+        start = instruction_tokens.prompt_length(whole.tokens)[0]
+        cut = encode(read([{"messages": TALK}]), made, max_length=int(start))
+        assert cut.split.pairs == ["hello"]
+
+
+def test_a_template_that_writes_no_answers_is_refused():
+    made = tokenizer("{% for m in messages %}{{ m.role }}{% endfor %}x")
+    with pytest.raises(InputError, match=r"does not put an answer after a prompt .*'be kind'"):
         encode(read([{"messages": TALK}]), made)
-    encoded = encode(read([{"messages": TALK}], learn="last"), made)
-    assert learned_texts(encoded, made) == ["<think>ciao"]
 
 
 def test_template_without_system_turns_is_refused_with_the_row():
