@@ -63,7 +63,8 @@ def write(
     """
     code = "\n".join(_code(metadata, card_type, pretrained, end))
     note = _MEAN_NOTE if _is_mean(pretrained) else ""
-    body = _body(metadata, card_type, code, note)
+    weights = _dequantized_from(pretrained)
+    body = _body(metadata, card_type, code, note, weights)
     text = f"---\n{_hub_metadata(metadata, card_type)}---\n\n{body}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -124,8 +125,19 @@ def _is_mean(pretrained: models.Pretrained) -> bool:
     return not torch_names.has_class(pretrained)
 
 
-def _body(metadata: ModelMetadata, card_type: CardType, code: str, note: str) -> str:
-    table = "\n".join(f"| {name} | {value} |" for name, value in _rows(metadata).items())
+def _dequantized_from(pretrained: models.Pretrained) -> dict[str, str]:
+    """The row that names the GGUF file whose matrices the base has; none without one."""
+    file = pretrained.folder
+    if file is None or not models.is_gguf(file):
+        return {}
+    return {"weights of the base": _cell(f"dequantized from {file.name}")}
+
+
+def _body(
+    metadata: ModelMetadata, card_type: CardType, code: str, note: str, weights: dict[str, str]
+) -> str:
+    rows = _rows(metadata) | weights
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"# {_cell(_title(metadata))}: {card_type.title}\n{note}\n"
         f"Trained by many clients that keep their data, with fedjax-lora.\n\n"
@@ -173,8 +185,13 @@ def _loading(
     options = options if name.endswith("SequenceClassification") else []
     options += [f"num_hidden_layers={metadata.layers}"] if metadata.layers else []
     options += ["dtype=torch.float32"]
-    yield f"base = {json.dumps(printable(_public_base_name(metadata)), ensure_ascii=False)}"
-    yield "tokenizer = AutoTokenizer.from_pretrained(base)"
+    public = printable(_public_base_name(metadata))
+    file = ""
+    if public.endswith(".gguf"):  # its folder is not published
+        public, file = ".", f", gguf_file={json.dumps(public, ensure_ascii=False)}"
+        options += [file.removeprefix(", ")]
+    yield f"base = {json.dumps(public, ensure_ascii=False)}"
+    yield f"tokenizer = AutoTokenizer.from_pretrained(base{file})"
     yield f"model = {name}.from_pretrained("
     yield f"    base, {', '.join(options)}"
     yield ")"

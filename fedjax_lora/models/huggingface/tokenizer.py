@@ -11,6 +11,7 @@ from fedjax_lora.core.errors import InputError, first_names
 from fedjax_lora.core.optional_packages import is_installed
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.untrusted_files import first_line, read_json
+from fedjax_lora.models.huggingface import gguf, gguf_tokenizer
 from fedjax_lora.models.module_types import Config
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -39,6 +40,8 @@ _MODULES: Mapping[str, str] = MappingProxyType(
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     """Load the tokenizer of a checkpoint folder; None if there are no tokenizer files.
 
+    That of a GGUF file is in the file, unless a ``tokenizer.json`` lies beside it.
+
     A tokenizer without a padding token pads with its end-of-text token, as is usual for decoders;
     attention masks distinguish the two.
 
@@ -46,6 +49,15 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
       InputError: the tokenizer cannot be loaded, or has tokens that the model does not have; a
         padding token alone is replaced.
     """
+    if gguf.is_gguf(folder) and not (folder.parent / "tokenizer.json").is_file():
+        tokenizer = gguf_tokenizer.make(folder)
+    else:
+        tokenizer = _of_folder(folder.parent if gguf.is_gguf(folder) else folder)
+    return None if tokenizer is None else _fitting(tokenizer, folder, config)
+
+
+def _of_folder(folder: Path) -> Any:
+    """Load the tokenizer in a folder; None if there are no tokenizer files."""
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     _check_sentencepiece(folder)
@@ -55,6 +67,7 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
             folder, local_files_only=True, trust_remote_code=False
         )
         tokenizer.get_vocab()
+        return tokenizer
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # panics of Rust code are no subclass of `Exception`
@@ -62,6 +75,14 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
         raise InputError(
             f"The tokenizer in {folder} cannot be loaded ({reason}); check its files."
         ) from error
+
+
+def _fitting(tokenizer: Any, folder: Path, config: Config) -> Tokenizer:
+    """Check that a model has all tokens of its tokenizer, and give it a padding token.
+
+    Raises:
+      InputError: the tokenizer has tokens that the model does not have.
+    """
     beyond = {name for name, n in tokenizer.get_vocab().items() if n >= config.vocab_size}
     if beyond and beyond == {tokenizer.pad_token}:
         tokenizer = _without_own_padding(tokenizer)
