@@ -34,6 +34,7 @@ class Federation:
     faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
     amount: np.ndarray | None = None  # float[E], an example's part of its client's weight, or all 1
     sampler: Sampler = uniform()  # noqa: RUF009  # who takes part in a round
+    availability: np.ndarray | None = None  # float[N], probability to be there in a round, or all 1
 
     def __post_init__(self) -> None:
         if empty := [k for k, own in enumerate(self.members) if len(own) == 0]:
@@ -56,8 +57,19 @@ class Federation:
         return float(len(own) if self.amount is None else self.amount[own].sum())
 
     def sample(self, round: int) -> np.ndarray:
-        """The ids of a round's cohort, without repetition, ``int64[c]``."""
-        return self.sampler(self.seed, round, self._weights, self.cohort)
+        """The ids of a round's cohort, without repetition, ``int64[c]``.
+
+        Where fewer clients are available than a cohort has, all of them take part; where none is,
+        the one that is closest to it.
+        """
+        if self.availability is None:
+            return self.sampler(self.seed, round, self._weights, self.cohort)
+        excess = np.random.default_rng([self.seed, 7, round]).random(len(self.members))
+        excess -= self.availability
+        there = np.flatnonzero(excess < 0)
+        there = there if len(there) else np.array([excess.argmin()])
+        count = min(self.cohort, len(there))
+        return there[self.sampler(self.seed, round, self._weights[there], count)]
 
     @functools.cached_property
     def _weights(self) -> np.ndarray:

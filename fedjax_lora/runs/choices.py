@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import optax
 
     from fedjax_lora.data.partitioners import Partitioner
+    from fedjax_lora.federated.clock import Deadline, DeviceMix
     from fedjax_lora.federated.faults import Fault
     from fedjax_lora.federated.ranks import Allocation
     from fedjax_lora.federated.sampling import Sampler
@@ -57,6 +58,8 @@ REGISTRIES: Mapping[str, Registry] = {
     "sampling": Registry("federated.sampling", "SAMPLERS"),
     "update": Registry("federated.transforms.registry", "TRANSFORMS"),
     "fault": Registry("federated.faults", "FAULTS"),
+    "device profiles": Registry("federated.clock.devices", "DEVICE_PROFILES"),
+    "deadline": Registry("federated.clock.deadlines", "DEADLINES"),
     "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
     "schedule": Registry("federated.optimizers", "SCHEDULES", ("rounds",)),
     "stopping rule": Registry("runs.stopping", "STOPPING_RULES", ("lower_is_better",)),
@@ -73,6 +76,8 @@ class Choices(NamedTuple):
       sampler: who takes part in a round.
       updates: transforms of the clients' updates, in their order.
       faults: what goes wrong with drawn clients, in its order.
+      device_profiles: ``(clients, seed) -> Devices``, if clients have any.
+      deadline: when the server closes a round.
       server_optimizer: optimizer that follows the method's change, if there is one.
       schedule: ``(*, rounds) -> Schedule``, the factor on the learning rate by round.
       stop: ``(*, lower_is_better) -> StoppingRule``, which may end the run early.
@@ -84,6 +89,8 @@ class Choices(NamedTuple):
     sampler: "Sampler"
     updates: "tuple[UpdateTransform, ...]"
     faults: "tuple[Fault, ...]"
+    device_profiles: "DeviceMix | None"
+    deadline: "Deadline"
     server_optimizer: "ServerOptimizer | None"
     schedule: "Callable[..., optax.Schedule]"
     stop: "Callable[..., StoppingRule]"
@@ -104,6 +111,8 @@ def resolve(config: RunConfig) -> Choices:
         sampler=registry.bind(fed.sampling, *_registered("sampling"))(),
         updates=tuple(registry.bind(spec, *_registered("update"))() for spec in fed.updates),
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
+        device_profiles=registry.bind(fed.device_profiles, *_registered("device profiles"))(),
+        deadline=registry.bind(fed.deadline, *_registered("deadline"))(),
         server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
         schedule=registry.bind(config.local.schedule, *_registered("schedule")),
         stop=registry.bind(fed.stop, *_registered("stopping rule")),
@@ -149,6 +158,8 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "sampling", fed.sampling
     yield from (("update", spec) for spec in fed.updates)
     yield from (("fault", spec) for spec in fed.faults)
+    yield "device profiles", fed.device_profiles
+    yield "deadline", fed.deadline
     yield "server optimizer", fed.server_optimizer
     yield "schedule", config.local.schedule
     yield "stopping rule", fed.stop

@@ -16,11 +16,13 @@ from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
+from fedjax_lora.federated.clock import Timing
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.methods import Method
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.checkpoints import Progress
+from fedjax_lora.runs.client_work import close_round
 from fedjax_lora.runs.compilation import RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
@@ -125,6 +127,13 @@ class Run:
         if not evaluated or evaluated[-1] is not history[-1]:
             return False
         return self.setup.stop([score(record, self.task) for record in evaluated])
+
+    def close(self, plan: Plan, state: FederatedState) -> tuple[Plan, Timing | None]:
+        """Return what of a plan is in time on the simulated clock, and the times, if it has one."""
+        clock = self.setup.clock
+        if clock is None:
+            return plan, None
+        return close_round(clock, self.record_context, plan, state)
 
     def train(self, state: FederatedState, plan: Plan) -> tuple[FederatedState, RoundMetrics]:
         """Train and aggregate a round; the memory of ``state`` is given to the result."""

@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import Params
 from fedjax_lora.federated import FederatedState, Head, Plan, RoundMetrics, transforms
+from fedjax_lora.federated.clock import Timing
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks import reallocation
 from fedjax_lora.methods import Method
@@ -52,6 +53,7 @@ class RoundRecord:
         plan: Plan,
         state: FederatedState,
         scored: Sequence[np.ndarray],
+        timing: Timing | None = None,
         *,
         logged_rank: np.ndarray,
     ) -> None:
@@ -62,10 +64,12 @@ class RoundRecord:
           plan: plan of the round.
           state: state before the round.
           scored: ranks of the clients that were scored before the round, cohort by cohort.
+          timing: times on the simulated clock, if there is one.
           logged_rank: the ranks that the history holds last, ``int32[N]``.
         """
         self.values: dict[str, Any] = {}
         self.logged_rank = logged_rank
+        self._timing = timing
         self._context, self._plan, self._round = context, plan, int(np.asarray(plan.round))
         self._drawn = context.federation.drawn(plan)
         self._scoring = self._scoring_traffic(state, scored)
@@ -101,7 +105,7 @@ class RoundRecord:
                 "clients": self._clients(metrics, sent, received),
             }
             | self._scoring
-            | context.federation.events(plan)
+            | self._events()
             | context.privacy(self._round + 1)
             | dict(metrics.measured)
         )
@@ -109,6 +113,17 @@ class RoundRecord:
             self.values["ranks"] = reallocation.histogram(rank)
             self.logged_rank = rank.copy()
         return rank
+
+    def _events(self) -> dict[str, Any]:
+        """Return what went wrong, and when the server closed the round."""
+        timing, federation = self._timing, self._context.federation
+        if timing is None:
+            return federation.events(self._plan)
+        return federation.events(timing.planned) | {
+            "late": timing.late,
+            "surplus": timing.surplus,
+            "simulated_seconds": timing.seconds,
+        }
 
     def _clients(
         self, metrics: RoundMetrics, sent: np.ndarray, received: np.ndarray
@@ -133,6 +148,8 @@ class RoundRecord:
             "up_bytes": up[drawn].tolist(),
             "down_bytes": received.tolist(),
         }
+        if self._timing is not None:
+            columns["seconds"] = self._timing.total.tolist()
         order = np.argsort(plan.id[drawn], kind="stable").tolist()
         return {name: [values[k] for k in order] for name, values in columns.items()}
 

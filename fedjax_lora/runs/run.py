@@ -190,7 +190,10 @@ def play_round(
         t, rate, progress.state, progress.rank.copy(), progress.scores
     )
     plan = run.federation.plan(t, rank, rate)
-    record = RoundRecord(run.record_context, plan, state, scored, logged_rank=progress.logged_rank)
+    plan, timing = run.close(plan, state)
+    record = RoundRecord(
+        run.record_context, plan, state, scored, timing, logged_rank=progress.logged_rank
+    )
     state, metrics = run.train(state, plan)
     rank = record.add_metrics(metrics, state, rank)
     times = {"round": t + 1, "train_seconds": time.perf_counter() - began} | dict(metrics.seconds)

@@ -13,12 +13,14 @@ from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
+from fedjax_lora.federated.clock import Clock
 from fedjax_lora.federated.faults import Fault
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
+from fedjax_lora.runs.client_work import make_fleet
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
@@ -39,6 +41,7 @@ class Setup(NamedTuple):
       faults: what goes wrong with drawn clients.
       updates: transforms of the clients' updates.
       server_optimizer: optimizer that follows the method's change, if there is one.
+      clock: the simulated clock, if clients have device profiles.
       privacy: privacy spent after a number of rounds; ``{}`` without noise.
       warm_start: the adapter that training begins with, unless it is a fresh one.
       lengths: lengths in tokens that batches are padded to, ascending.
@@ -55,6 +58,7 @@ class Setup(NamedTuple):
     faults: tuple[Fault, ...]
     updates: tuple[transforms.UpdateTransform, ...]
     server_optimizer: transforms.ServerOptimizer | None
+    clock: Clock | None
     privacy: Callable[[int], dict[str, float]]
     warm_start: interop.LoadedAdapter | None
     lengths: tuple[int, ...]
@@ -85,21 +89,19 @@ def set_up(
         groups=assets.task.train.groups,
     )
     warm_start = _load_warm_start(config.lora.adapter, assets.model)
-    allocation, spec = _allocate_ranks(config, choices, assets.model, partition, warm_start)
+    lengths, shapes = _step_shapes(config, assets)
+    one, inputs = _spec_maker(config, assets.model)(rank=1), _inputs(config, assets, lengths)
+    fleet = make_fleet(config, choices, inputs, one, assets, shapes[-1])
+    capacity = fleet and fleet.capacity(config, assets, partition, one.component_size)
+    population = ranks.Population(
+        fed.clients, config.seed, partition.quality, one.component_size, capacity
+    )
+    allocation, spec = _allocate_ranks(config, choices, assets.model, population, warm_start)
     method = choices.method(spec=spec)
     method.check(allocation.possible)
     transforms.check_transforms(choices.updates, fed.updates, method)
     if choices.server_optimizer is not None:
         transforms.check_method_averages(method, f"Server optimizer {fed.server_optimizer!r}")
-    lengths, shapes = step_shapes(
-        assets.train.length,
-        longest=assets.longest,
-        buckets=TASK_TYPES[assets.task.task.type].num_buckets,
-        batch=config.local.batch,
-        by_length=config.local.group_by_length,
-        unpadded=models.supports_unpadding(assets.model.module),
-        most=config.execution.step_shapes,
-    )
     return Setup(
         execution=execution,
         partition=partition,
@@ -111,6 +113,7 @@ def set_up(
         faults=choices.faults,
         updates=choices.updates,
         server_optimizer=choices.server_optimizer,
+        clock=fleet and fleet.clock(fed.cohort, method, allocation),
         privacy=_privacy(config, choices),
         warm_start=warm_start,
         lengths=lengths,
@@ -125,7 +128,8 @@ def _privacy(config: RunConfig, choices: Choices) -> Callable[[int], dict[str, f
       InputError: noise with cohorts that are not drawn as the report assumes.
     """
     fed = config.federation
-    report = transforms.make_privacy_report(choices.updates, cohort=fed.cohort, clients=fed.clients)
+    drawn = choices.deadline.drawn(fed.cohort, fed.clients)
+    report = transforms.make_privacy_report(choices.updates, cohort=drawn, clients=fed.clients)
     if report(1) and fed.sampling != "uniform":
         raise InputError(
             f"The privacy of noise is counted for uniform sampling, and this run has "
@@ -143,12 +147,21 @@ def _allocate_ranks(
     config: RunConfig,
     choices: Choices,
     model: models.Pretrained,
-    partition: data.Partition,
+    population: ranks.Population,
     warm_start: interop.LoadedAdapter | None,
 ) -> tuple[ranks.Allocation, LoraSpec]:
     """Allocate the clients' ranks, and build the LoRA spec with the largest of them."""
+    allocation = ranks.checked(choices.ranks(population=population), config.federation.ranks)
+    spec = _spec_maker(config, model)(rank=int(allocation.possible.max()))
+    if warm_start is not None:
+        spec = interop.warm_start_spec(spec, warm_start, keep_scale=config.lora.alpha is None)
+    return allocation, spec
+
+
+def _spec_maker(config: RunConfig, model: models.Pretrained) -> Callable[..., LoraSpec]:
+    """Return the function ``(*, rank) -> LoraSpec`` of a run."""
     options = config.lora
-    make_spec = functools.partial(
+    return functools.partial(
         lora.make_spec,
         {name: part for name, part in model.params.items() if name != "head"},
         targets=options.targets,
@@ -156,14 +169,32 @@ def _allocate_ranks(
         scale=options.scale,
         layers=options.lora_layers,
     )
-    component_size = make_spec(rank=1).component_size
-    clients = config.federation.clients
-    population = ranks.Population(clients, config.seed, partition.quality, component_size)
-    allocation = ranks.checked(choices.ranks(population=population), config.federation.ranks)
-    spec = make_spec(rank=int(allocation.possible.max()))
-    if warm_start is not None:
-        spec = interop.warm_start_spec(spec, warm_start, keep_scale=options.alpha is None)
-    return allocation, spec
+
+
+def _step_shapes(
+    config: RunConfig, assets: Assets
+) -> tuple[tuple[int, ...], tuple[BatchShape, ...]]:
+    """Return the lengths that batches are padded to, and the shapes of local steps."""
+    return step_shapes(
+        assets.train.length,
+        longest=assets.longest,
+        buckets=TASK_TYPES[assets.task.task.type].num_buckets,
+        batch=config.local.batch,
+        by_length=config.local.group_by_length,
+        unpadded=models.supports_unpadding(assets.model.module),
+        most=config.execution.step_shapes,
+    )
+
+
+def _inputs(config: RunConfig, assets: Assets, lengths: tuple[int, ...]) -> InputSpec:
+    """Return how the model reads the data in training."""
+    return InputSpec(
+        module=assets.model.module,
+        lengths=lengths,
+        type=assets.task.task.type,
+        dropout=config.model.dropout != 0,
+        lora_dropout=config.lora.lora_dropout,
+    )
 
 
 def make_federation(
@@ -177,12 +208,13 @@ def make_federation(
       setup: what is decided before anything is compiled.
       least_steps: see `fedjax_lora.runs.compilation.programs`.
     """
-    fed, local = config.federation, config.local
+    fed, local, clock = config.federation, config.local, setup.clock
+    drawn = fed.cohort if clock is None else clock.deadline.drawn(fed.cohort, fed.clients)
     return Federation(
         members=setup.partition.indices,
         length=assets.train.length,
-        cohort=fed.cohort,
-        padded=setup.execution.padded_size(fed.cohort),
+        cohort=drawn,
+        padded=setup.execution.padded_size(drawn),
         batch=local.batch,
         epochs=local.epochs,
         max_steps=local.max_steps,
@@ -191,6 +223,7 @@ def make_federation(
         least_steps=least_steps,
         faults=setup.faults,
         sampler=setup.sampler,
+        availability=None if clock is None else clock.devices.availability,
         amount=_tokens_to_learn(assets) if fed.client_weights == "tokens" else None,
     )
 
@@ -204,15 +237,8 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
       setup: what is decided before anything is compiled.
     """
     fed, local = config.federation, config.local
-    inputs = InputSpec(
-        module=assets.model.module,
-        lengths=setup.lengths,
-        type=assets.task.task.type,
-        dropout=config.model.dropout != 0,
-        lora_dropout=config.lora.lora_dropout,
-    )
     return RoundSpec(
-        inputs=inputs,
+        inputs=_inputs(config, assets, setup.lengths),
         spec=setup.method.spec,
         method=fed.method,
         optimizer=local.optimizer,

@@ -6,10 +6,18 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.ranks.base import Allocation, Population
+from fedjax_lora.federated.ranks.base import Allocation, Capacity, Population
 from fedjax_lora.federated.ranks.loss_based import loss_based
 from fedjax_lora.federated.ranks.schedule import ClientScores, RankSchedule
-from fedjax_lora.federated.ranks.static import budget, by_quality, fixed, random, table, tiers
+from fedjax_lora.federated.ranks.static import (
+    budget,
+    by_device,
+    by_quality,
+    fixed,
+    random,
+    table,
+    tiers,
+)
 
 ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
     "fixed": fixed,
@@ -18,12 +26,19 @@ ALLOCATIONS: dict[str, Callable[..., Allocation]] = {
     "table": table,
     "by_quality": by_quality,
     "budget": budget,
+    "by_device": by_device,
     "loss_based": loss_based,
 }
 
 
 def allocate(
-    spec: str, *, clients: int, seed: int, quality: np.ndarray | None = None, component_size: int
+    spec: str,
+    *,
+    clients: int,
+    seed: int,
+    quality: np.ndarray | None = None,
+    component_size: int,
+    capacity: Capacity | None = None,
 ) -> Allocation:
     """Allocate a rank to every client.
 
@@ -33,6 +48,7 @@ def allocate(
       seed: seed of the run.
       quality: ``bool[N]``, the high-quality clients of the partition ``quality(...)``.
       component_size: numbers in one component, see `fedjax_lora.lora.LoraSpec`.
+      capacity: what the clients' devices can do.
 
     Returns:
       The ranks at the start, and the schedule that changes them, if any.
@@ -44,7 +60,7 @@ def allocate(
     Raises:
       InputError: unknown allocation or option, a rank below 1 or not an integer.
     """
-    population = Population(clients, seed, quality, component_size)
+    population = Population(clients, seed, quality, component_size, capacity)
     allocation = registry.build(spec, ALLOCATIONS, "rank allocation", population=population)
     return checked(allocation, spec)
 
@@ -70,11 +86,13 @@ def checked(allocation: Allocation, spec: str) -> Allocation:
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "Capacity",
     "ClientScores",
     "Population",
     "RankSchedule",
     "allocate",
     "budget",
+    "by_device",
     "by_quality",
     "checked",
     "fixed",

@@ -1,10 +1,20 @@
 """Inputs and result of a rank allocation."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_lora.federated.ranks.schedule import RankSchedule
+
+
+class Capacity(NamedTuple):
+    """What the clients' devices can do, for allocations by device."""
+
+    seconds: Callable[[np.ndarray], np.ndarray]  # of a round at ranks int[N], float[N]
+    memory: Callable[[np.ndarray], np.ndarray]  # bytes of training at ranks int[N], float[N]
+    limit: np.ndarray  # float[N], bytes of memory of each device
+    deadline: float  # seconds of a round, or infinity
 
 
 class Population(NamedTuple):
@@ -14,6 +24,7 @@ class Population(NamedTuple):
     seed: int
     quality: np.ndarray | None  # bool[N], from the partition 'quality(...)'
     component_size: int  # numbers in one rank-one module, over all adapted layers
+    capacity: Capacity | None = None  # of the devices, if they have profiles
 
     @property
     def rng(self) -> np.random.Generator:

@@ -167,3 +167,51 @@ def budget(
             f"at least {low}."
         )
     return Allocation(ranks)
+
+
+@checked_options
+def by_device(
+    population: Population, *, high: int, low: int = 1, seconds: int | float | None = None
+) -> Allocation:
+    """Give each client the largest rank up to ``high`` with which its device is in time.
+
+    The time is that of all local steps of the client and of a model of its rank each way, in
+    float32 and without what a method sends besides; the memory that of the base, the adapter, the
+    head, their gradients and Adam's two moments, without activations.
+
+    Args:
+      population: the federation, with device profiles.
+      high: the largest rank.
+      low: the smallest rank; a client that is late even with it keeps it, and is late.
+      seconds: of a round; by default those of the deadline, and without one only memory counts.
+
+    Raises:
+      InputError: no device profiles, or a device whose memory is too small for ``low``.
+    """
+    capacity = population.capacity
+    if capacity is None:
+        raise InputError(
+            "Rank allocation 'by_device' needs device profiles, for example device_profiles "
+            "\"classes(names=['jetson-nano', 'laptop-m1'])\"."
+        )
+    if not 1 <= low <= high:
+        raise InputError(
+            f"Rank allocation 'by_device' needs 1 <= low <= high, got {low} and {high}."
+        )
+    limit = capacity.deadline if seconds is None else seconds
+    if not limit > 0:
+        raise InputError(f"Rank allocation 'by_device' needs seconds above 0, got {limit}.")
+    needed = capacity.memory(np.full(population.clients, low))
+    if np.any(needed > capacity.limit):
+        client = int(np.argmax(needed - capacity.limit))
+        raise InputError(
+            f"Rank allocation 'by_device': client {client} has {capacity.limit[client]:.3g} bytes "
+            f"of memory and rank {low} needs {needed[client]:.3g}; leave out such devices, or take "
+            "a smaller model."
+        )
+    ranks = np.full(population.clients, low)
+    for rank in range(low + 1, high + 1):  # both grow with the rank
+        tried = np.full(population.clients, rank)
+        fits = (capacity.seconds(tried) <= limit) & (capacity.memory(tried) <= capacity.limit)
+        ranks[fits] = rank
+    return Allocation(ranks)

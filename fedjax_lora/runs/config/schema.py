@@ -110,8 +110,9 @@ class FederationConfig(_Group):
     ranks: str = "tiers(ranks=[2, 4, 8, 16])"
     """Ranks of the clients: fixed(rank=8), tiers(ranks=[2, 8], shares=[0.9, 0.1]) (shares also
     'uniform', 'heavy_tail', 'normal'), random(low=2, high=8), table(ranks=[...]),
-    budget(bytes=[1e5, 1e6], high=16), by_quality(low=5, high=20), or by validation score after
-    the first round: loss_based(low=5, high=20, share=0.1)."""
+    budget(bytes=[1e5, 1e6], high=16), by_quality(low=5, high=20), by_device(high=16) (the largest
+    that is in time and fits into memory), or by validation score after the first round:
+    loss_based(low=5, high=20, share=0.1)."""
     heads: Literal["average", "frozen", "local"] = "average"
     """Task head: averaged as in FedAvg, left as initialised, or a separate one for each client."""
     client_weights: Literal["examples", "tokens"] = "examples"
@@ -124,6 +125,13 @@ class FederationConfig(_Group):
     faults: tuple[str, ...] = ()
     """Faults of the clients in a cohort, in this order:
     dropout(probability=0.1), stragglers(share=0.3, work=0.5)."""
+    device_profiles: str = "none"
+    """Devices of the clients, which give a run a simulated clock:
+    classes(names=['jetson-nano', 'laptop-m1'], shares=[0.7, 0.3]) or file(path='devices.csv') with
+    the columns flops, down, up, memory, availability."""
+    deadline: str = "none"
+    """When the server closes a round on that clock: none (it waits for all), first(over=1.3) (it
+    draws more clients and waits for a cohort), after(seconds=60, over=1.3, late='partial')."""
     server_optimizer: str = "none"
     """Optimizer that follows the method's change: none, sgd(momentum=0.9), adam, yogi."""
 

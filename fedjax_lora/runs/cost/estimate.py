@@ -17,9 +17,9 @@ from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.cost.memory import Memory, memory_of
 from fedjax_lora.runs.cost.outline import Devices, Outline, devices_of, make_outline
 from fedjax_lora.runs.cost.round_flops import cohort_sum
-from fedjax_lora.runs.cost.step_cost import step_flops
 from fedjax_lora.runs.loading import Assets, execution_of
 from fedjax_lora.runs.setup import set_up
+from fedjax_lora.runs.step_cost import step_flops
 
 FEW_ROUNDS = 5
 """Rounds whose plans the operations are averaged over."""

@@ -20,7 +20,7 @@ from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.models.layer_stack import layers_per_step
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.cost.outline import Outline, devices_of
-from fedjax_lora.runs.cost.step_cost import trace
+from fedjax_lora.runs.step_cost import trace
 
 LANES = 128
 """Numbers in a row of a TPU's vector registers."""
@@ -172,7 +172,7 @@ def _kept(
     inputs: InputSpec, round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> int:
     """Return the bytes that the gradient of a second client adds to those of a first one."""
-    step, of_clients = trace(inputs, round_spec, base, trained, data, round_spec.shapes[-1])
+    step, of_clients = trace(inputs, round_spec.spec, base, trained, data, round_spec.shapes[-1])
 
     def size(count: int) -> int:
         kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))

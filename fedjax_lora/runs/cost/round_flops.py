@@ -1,6 +1,6 @@
 """Operations of a round's local training, and the speed of a device.
 
-A step's matrix products are counted by `fedjax_lora.runs.cost.flops`. (XLA's own cost analysis
+A step's matrix products are counted by `fedjax_lora.core.flops`. (XLA's own cost analysis
 agrees to a few per cent, but counts the body of a loop once, however often it runs.)
 """
 

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from fedjax_lora.runs.figure_style import (
     style_axes,
 )
 from fedjax_lora.runs.plots import to_beat
-from fedjax_lora.runs.sweep.statistics import Line, evaluated, scores
+from fedjax_lora.runs.sweep.statistics import CLOCK, Line, evaluated, scores
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -44,7 +44,8 @@ def curves(lines: Sequence[Line]) -> bytes:
     """Draw one row of panels per choice of the varied fields and in it one curve per method.
 
     With a single method, its curves for all choices share one row. The left panel is over rounds,
-    the right one over the bytes that all clients have uploaded and downloaded. From 4 seeds on,
+    the next one over the bytes that all clients have uploaded and downloaded, and a third over
+    simulated time if all runs have a clock. From 4 seeds on,
     bands are 95 % intervals of the mean; with fewer seeds the single runs are drawn as thin lines.
     The panels are as high as the single runs reach.
 
@@ -52,13 +53,15 @@ def curves(lines: Sequence[Line]) -> bytes:
       The figure as a PNG.
     """
     rows = _rows(lines)
-    figure = Figure(figsize=(10, 0.6 + 3.2 * len(rows)), dpi=130, layout="constrained")
-    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
-    for (title, inside), (left, right) in zip(rows.items(), grid, strict=True):
-        for curve in inside:
-            _draw(left, curve, _rounds)
-            _draw(right, curve, _megabytes)
-        _frame(left, right, [curve.line for curve in inside], title)
+    panels = PANELS if all(line.time is not None for line in lines) else PANELS[:2]
+    size = (5 * len(panels), 0.6 + 3.2 * len(rows))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    grid = figure.subplots(len(rows), len(panels), squeeze=False, sharey="row")
+    for (title, inside), row in zip(rows.items(), grid, strict=True):
+        for axes, panel in zip(row, panels, strict=True):
+            for curve in inside:
+                _draw(axes, curve, panel.position)
+        _frame(list(zip(row, panels, strict=True)), [curve.line for curve in inside], title)
     shared_legend(figure, list(grid.flat))
     png = io.BytesIO()
     figure.savefig(png, format="png")
@@ -100,6 +103,24 @@ def _megabytes(entry: dict[str, Any]) -> float:
     return (entry["up_bytes"] + entry["down_bytes"]) / MEGABYTE
 
 
+def _hours(entry: dict[str, Any]) -> float:
+    """Simulated hours so far."""
+    return entry[CLOCK] / 3600
+
+
+class _Panel(NamedTuple):
+    position: Callable[[dict[str, Any]], float]  # of an evaluated round on the x axis
+    label: str
+
+
+PANELS = (
+    _Panel(_rounds, "round"),
+    _Panel(_megabytes, "uploaded and downloaded by all clients so far, MB"),
+    _Panel(_hours, "simulated time, hours"),
+)
+"""The panels of a row; the last one needs a simulated clock."""
+
+
 def _draw(axes: Axes, curve: _Curve, position: Any) -> None:
     histories = [evaluated(run) for run in curve.line.runs]
     x = np.mean([[position(entry) for entry in history] for history in histories], axis=0)
@@ -108,23 +129,24 @@ def _draw(axes: Axes, curve: _Curve, position: Any) -> None:
     draw_seeds(axes, x.tolist(), values, curve.style, label=curve.label, bounds=bounds)
 
 
-def _frame(left: Axes, right: Axes, lines: Sequence[Line], title: str) -> None:
+def _frame(panels: Sequence[tuple[Axes, _Panel]], lines: Sequence[Line], title: str) -> None:
     runs = [run for line in lines for run in line.runs]
     values = [x for line in lines for run in line.runs for x in scores(evaluated(run), line.metric)]
     # The majority class depends on the seed where the seed selects the test examples: the mean.
     baselines = [found for _, r in runs if (found := to_beat(r["summary"], lines[0].metric))]
     if len(baselines) == len(runs):
         values.append(float(np.mean([height for _, height in baselines])))
-        for axes, position in ((left, _rounds), (right, _megabytes)):
-            last = max(position(entry) for run in runs for entry in evaluated(run))
+        for axes, panel in panels:
+            last = max(panel.position(entry) for run in runs for entry in evaluated(run))
             reference_line(axes, values[-1], baselines[0][0], at=last)
+    left = panels[0][0]
     reached = [value for value in values if math.isfinite(value)]
     if reached:
         low, high = min(reached), max(reached)
         margin = 0.08 * (high - low) or 0.05
         left.set_ylim(low - margin, high + margin)
-    left.set(xlabel="round", ylabel=f"test {lines[0].metric}")
-    right.set(xlabel="uploaded and downloaded by all clients so far, MB")
+    left.set(ylabel=f"test {lines[0].metric}")
     left.set_title(title, loc="left", fontsize=9)
-    style_axes(left)
-    style_axes(right, rounds=False)
+    for axes, panel in panels:
+        axes.set(xlabel=panel.label)
+        style_axes(axes, rounds=panel.position is _rounds)

@@ -28,7 +28,9 @@ standard deviation (sd) and Student's 95 % interval of the mean over seeds. Diff
 by seed. Lines in the figure are means over seeds, bands the same intervals; with fewer than 4
 seeds thin lines are single runs instead. Panels are as high as single runs reach. A "-" stands
 where there is no number: one seed has no deviation, and a model that has diverged no score. MB are
-sums over all rounds and clients, as clients would send them."""
+sums over all rounds and clients, as clients would send them. Where clients have device profiles,
+"simulated h" is the time of all rounds on their clock, and "h to" a score the time until a round
+reaches it: that of the stopping rule, or else the highest that every run reaches."""
 
 
 def page(

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from fedjax_lora import data
+from fedjax_lora.core import registry
 from fedjax_lora.core.json_values import History, JsonValue
 from fedjax_lora.core.safe_text import markdown_cell, spreadsheet_cell
 from fedjax_lora.runs.sweep.grid import Cell
@@ -30,6 +31,9 @@ Run = tuple[Cell, Record]
 
 EVENTS = ("dropped", "stragglers", "rejected")
 """What happens to clients in a round, in a record the ids; older records do not have all."""
+
+CLOCK, CLOCK_EVENTS = "simulated_seconds", ("late", "surplus")
+"""What records of runs with a simulated clock have besides."""
 
 
 class Line(NamedTuple):
@@ -42,6 +46,15 @@ class Line(NamedTuple):
     difference: Estimate | None  # to the first method; None for itself, or without a common seed
     up: float  # bytes of a whole run, mean over seeds
     down: float
+    time: "Time | None" = None  # on the simulated clock, if all runs of the table have one
+
+
+class Time(NamedTuple):
+    """Simulated seconds of a line, means over its seeds."""
+
+    total: float
+    target: float  # the score that every run of this task reaches, or that ends the runs
+    to_target: float  # NaN if a seed does not reach it
 
 
 def metric_of(cell: Cell) -> str:
@@ -50,15 +63,21 @@ def metric_of(cell: Cell) -> str:
 
 
 def evaluated(run: Run) -> History:
-    """The rounds that were evaluated, with the bytes of all clients up to there."""
+    """The rounds that were evaluated, with the bytes and the simulated time up to there."""
     cell, record = run
-    up = np.cumsum([h["up_bytes"] for h in record["history"]]).tolist()
-    down = np.cumsum([h["down_bytes"] for h in record["history"]]).tolist()
+    history = record["history"]
+    summed = ["up_bytes", "down_bytes"] + [CLOCK] * has_clock(run)
+    sums = {key: np.cumsum([h[key] for h in history]).tolist() for key in summed}
     return [
-        h | {"up_bytes": up[at], "down_bytes": down[at]}
-        for at, h in enumerate(record["history"])
+        h | {key: sums[key][at] for key in summed}
+        for at, h in enumerate(history)
         if metric_of(cell) in h
     ]
+
+
+def has_clock(run: Run) -> bool:
+    """Whether a run has counted simulated time."""
+    return all(CLOCK in h for h in run[1]["history"])
 
 
 def scores(history: History, metric: str) -> list[float]:
@@ -69,13 +88,15 @@ def scores(history: History, metric: str) -> list[float]:
 def rows(runs: Iterable[Run]) -> list[Record]:
     """The tidy table: one row per run and evaluated round, all of one set of columns.
 
-    Bytes are sums over all rounds so far, `EVENTS` the numbers of clients with whom that happened
-    in this round; the other numbers are as in a run's ``metrics.jsonl``.
+    Bytes and simulated seconds are sums over all rounds so far, `EVENTS` (and `CLOCK_EVENTS`) the
+    numbers of clients with whom that happened in this round; the other numbers are as in a run's
+    ``metrics.jsonl``.
     """
     found = [
         {key: _plain(x) for key, x in run[0].labels.items()}
         | {key: x for key, x in h.items() if x is None or isinstance(x, int | float)}
         | {event: len(h.get(event, ())) for event in EVENTS}
+        | {event: len(h[event]) for event in CLOCK_EVENTS if event in h}
         for run in runs
         for h in evaluated(run)
     ]
@@ -114,7 +135,56 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_key(_choice(run[0].labels)), []).append(run)
-    return [_line(group, groups, runs[0][0].labels["method"]) for group in groups.values()]
+    lines = [_line(group, groups, runs[0][0].labels["method"]) for group in groups.values()]
+    if not all(has_clock(run) for run in runs):
+        return lines
+    targets = _targets(runs)
+    return [line._replace(time=_time(line, targets[_task(line.runs[0])])) for line in lines]
+
+
+def _task(run: Run) -> str:
+    return run[0].config.data.task
+
+
+def _targets(runs: Sequence[Run]) -> dict[str, float]:
+    """The score by task whose time is told: that of ``stop="target(...)"``, or the best of all.
+
+    The latter is the highest that every run has reached in some round.
+    """
+    found: dict[str, float] = {}
+    for task in dict.fromkeys(map(_task, runs)):
+        own = [run for run in runs if _task(run) == task]
+        sign = _sign(own[0])
+        ends = {run[0].config.federation.stop for run in own}
+        name, options = registry.parse(ends.pop(), "stopping rule") if len(ends) == 1 else ("", {})
+        best = [max(sign * x for x in _known(run)) for run in own]
+        found[task] = options["score"] if name == "target" else sign * min(best)
+    return found
+
+
+def _known(run: Run) -> list[float]:
+    """The scores of a run, those of a diverged model as the worst possible."""
+    worst = -_sign(run) * math.inf
+    return [worst if math.isnan(x) else x for x in scores(evaluated(run), metric_of(run[0]))]
+
+
+def _sign(run: Run) -> int:
+    return -1 if data.find_task(run[0].config.data.task).lower_is_better else 1
+
+
+def _time(line: Line, target: float) -> Time:
+    reached = [_seconds_to(run, target) for run in line.runs]
+    total = [evaluated(run)[-1][CLOCK] for run in line.runs]
+    return Time(float(np.mean(total)), target, float(np.mean(reached)))
+
+
+def _seconds_to(run: Run, target: float) -> float:
+    """Simulated seconds until a run has reached a score; NaN if it does not."""
+    sign = _sign(run)
+    for entry, score in zip(evaluated(run), _known(run), strict=True):
+        if sign * score >= sign * target:
+            return entry[CLOCK]
+    return math.nan
 
 
 def _choice(labels: Record) -> Record:
@@ -157,6 +227,10 @@ def shown(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     if several:
         header += [f"paired difference to {lines[0].labels['method']}"]
     header += ["MB up", "MB down"]
+    if lines[0].time is not None:
+        targets = {line.time.target for line in lines if line.time is not None}
+        reached = f"{targets.pop():.4f}" if len(targets) == 1 else "the score of all runs"
+        header += ["simulated h", f"h to {reached}"]
     return header, [list(_texts(line, several, len(metrics) > 1)) for line in lines]
 
 
@@ -172,6 +246,9 @@ def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
         yield _difference(line.difference, line.score.n)
     yield f"{line.up / 1e6:.2f}"
     yield f"{line.down / 1e6:.2f}"
+    if line.time is not None:
+        yield f"{line.time.total / 3600:.3g}"
+        yield "-" if math.isnan(line.time.to_target) else f"{line.time.to_target / 3600:.3g}"
 
 
 def _number(value: float, sign: str = "") -> str:

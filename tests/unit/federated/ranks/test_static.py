@@ -11,10 +11,17 @@ from fedjax_lora.federated.ranks import ALLOCATIONS
 
 QUALITY = np.array([True, False, False, True])
 SIZE = 1536  # numbers in a component: 4 * SIZE bytes of a message, 16 * SIZE of memory
+CAPACITY = rank_rules.Capacity(
+    seconds=lambda rank: rank * np.array([1.0, 2.0, 0.5, 9.0]),
+    memory=lambda rank: 10.0 * rank,
+    limit=np.array([99.0, 99.0, 25.0, 10.0]),
+    deadline=np.inf,
+)
+"""Of four devices: two that are limited by time, one by memory, and one that is late with any."""
 
 
 def allocate(spec: str, **given) -> np.ndarray:
-    return rank_rules.allocate(spec, component_size=SIZE, **given).ranks
+    return rank_rules.allocate(spec, component_size=SIZE, capacity=CAPACITY, **given).ranks
 
 
 def test_fixed_gives_every_client_the_same_rank():
@@ -91,6 +98,11 @@ def test_by_quality_gives_high_rank_to_high_quality_clients():
     assert got.tolist() == [20, 5, 5, 20]
 
 
+def test_by_device_is_limited_by_time_and_by_memory():
+    assert allocate("by_device(high=4, seconds=3)", clients=4, seed=0).tolist() == [3, 1, 2, 1]
+    assert allocate("by_device(high=4)", clients=4, seed=0).tolist() == [4, 4, 2, 1]
+
+
 def largest_fitting(budget: float, cost: int, high: int) -> int:
     return max(r for r in range(1, high + 1) if r * cost <= budget)
 
@@ -137,6 +149,7 @@ EVERY = [
     "table(ranks=[1, 2, 3, 4])",
     "by_quality(low=1, high=2)",
     "budget(bytes=[1e5, 1e6], high=16)",
+    "by_device(high=4, seconds=3)",
     "loss_based(low=1, high=2, share=0.5)",
 ]
 
@@ -180,6 +193,9 @@ def test_every_rule_is_tested():
         ("table(ranks=[[1], [2], [3], [4]])", "ranks is"),
         ("by_quality(low=1, high=2)", "needs the partition 'quality(...)'"),
         ("by_quality(low=1, high=2, quality=[1, 0, 1, 0])", "'quality'"),
+        ("by_device(high=2, low=3)", "1 <= low <= high"),
+        ("by_device(high=2, low=2)", "client 3 has 10 bytes of memory and rank 2 needs 20"),
+        ("by_device(high=2, seconds=0)", "needs seconds above 0"),
         ("fixed(rank=2, clients=9)", "'clients'"),
         ("fixed(rank=2, population=9)", "'population'"),
         ("tiers(ranks=[2, 4], shares='pareto')", "shares is"),

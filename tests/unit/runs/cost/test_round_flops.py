@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fedjax_lora import federated
+from fedjax_lora.core import flops
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data.batch_shapes import padded_shapes
 from fedjax_lora.federated import Clients
-from fedjax_lora.runs.cost import flops, round_flops
+from fedjax_lora.runs.cost import round_flops
 from tests._helpers import encoder_layer as layer
 from tests._helpers import problems
 

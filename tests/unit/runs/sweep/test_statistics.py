@@ -140,3 +140,43 @@ def test_formula_in_a_config_value_is_quoted_in_csv():
     rows = statistics.rows([(cell._replace(labels=labels), record)])
     read = next(csv.DictReader(io.StringIO(statistics.as_csv(rows))))
     assert read["data.data_dir"] == '\'=HYPERLINK("x")' and read["local.clip"] == "-1.5"
+
+
+def timed(scores, seconds, **options):
+    """The runs of `SCORES` with a clock: each round of a method takes its seconds."""
+    made = runs(scores, **options)
+    for cell, record in made:
+        for entry in record["history"]:
+            entry |= {
+                "simulated_seconds": seconds[cell.labels["method"]],
+                "late": [1],
+                "surplus": [],
+            }
+    return made
+
+
+def test_time_to_the_score_that_every_run_reaches():
+    """The lowest best score is hlora's 0.5 of seed 1; fed_plora is there in round 4 and 2."""
+    scores = {("fed_plora", 0): [0.4, 0.6], ("fed_plora", 1): [0.5, 0.7],
+              ("hlora", 0): [0.6, 0.5], ("hlora", 1): [0.4, 0.5]}  # fmt: skip
+    lines = statistics.summarise(timed(scores, {"fed_plora": 360.0, "hlora": 720.0}))
+    assert [line.time for line in lines] == [(1440.0, 0.5, 1080.0), (2880.0, 0.5, 2160.0)]
+    header, body = statistics.shown(lines)
+    assert header[-2:] == ["simulated h", "h to 0.5000"]
+    assert [row[-2:] for row in body] == [["0.4", "0.3"], ["0.8", "0.6"]]
+    row = statistics.rows(timed(scores, {"fed_plora": 360.0, "hlora": 720.0}))[1]
+    assert row["simulated_seconds"] == 1440.0 and row["late"] == 1 and row["surplus"] == 0
+
+
+def test_a_run_without_a_clock_leaves_the_table_without_time():
+    made = timed(SCORES, dict.fromkeys(("fed_plora", "hlora", "flora"), 1.0))
+    del made[0][1]["history"][0]["simulated_seconds"]
+    lines = statistics.summarise(made)
+    assert all(line.time is None for line in lines)
+    assert "simulated h" not in statistics.shown(lines)[0]
+
+
+def test_a_diverged_run_never_reaches_a_score():
+    scores = {("fed_plora", 0): [0.4, 0.6], ("hlora", 0): [None, None]}
+    lines = statistics.summarise(timed(scores, {"fed_plora": 1.0, "hlora": 1.0}))
+    assert lines[1].time.target == -np.inf

@@ -7,29 +7,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_lora.core import flops
 from fedjax_lora.core.types import BatchShape, ClientParams, Params, PyTree
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.training import make_batch
+from fedjax_lora.lora import LoraSpec
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
-from fedjax_lora.runs.cost import flops
 
 
 def step_flops(
     round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens
 ) -> dict[BatchShape, int]:
     """Return the operations of a client's step, by the shape of the step."""
+    inputs, spec = round_spec.inputs, round_spec.spec
+    return {s: shape_flops(inputs, spec, base, trained, data, s) for s in round_spec.shapes}
 
-    def of_shape(shape: BatchShape) -> int:
-        step, of_clients = trace(round_spec.inputs, round_spec, base, trained, data, shape)
-        backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
-        return flops.of(backward, base, *of_clients(1))
 
-    return {shape: of_shape(shape) for shape in round_spec.shapes}
+def shape_flops(
+    inputs: InputSpec,
+    spec: LoraSpec,
+    base: Params,
+    trained: ClientParams,
+    data: Tokens,
+    shape: BatchShape,
+) -> int:
+    """Return the operations of a client's step of a shape; the arguments are those of `trace`."""
+    step, of_clients = trace(inputs, spec, base, trained, data, shape)
+    backward = lambda *given: step(*given)[1](jnp.ones(()))  # noqa: E731
+    return flops.of(backward, base, *of_clients(1))
 
 
 def trace(
     inputs: InputSpec,
-    round_spec: RoundSpec,
+    spec: LoraSpec,
     base: Params,
     trained: ClientParams,
     data: Tokens,
@@ -39,7 +49,7 @@ def trace(
 
     Args:
       inputs: how the model reads the data.
-      round_spec: spec of the round.
+      spec: the adapted layers.
       base: shapes of the base.
       trained: shapes of a client's adapter and head.
       data: shapes of the training tokens.
@@ -49,7 +59,7 @@ def trace(
       ``step(base, *clients) -> (loss, backward pass)``, where the backward pass is a pytree of the
       values that it keeps; and ``of_clients(count)``, the shapes of the arguments ``clients``.
     """
-    objective, spec = inputs.objective(), round_spec.spec
+    objective = inputs.objective()
     gain = {
         target.path: jax.ShapeDtypeStruct((*target.stack, spec.rank), jnp.float32)
         for target in spec.targets

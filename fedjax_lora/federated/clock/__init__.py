@@ -1,0 +1,36 @@
+"""Time as it passes for clients: device profiles, the clock of a round, deadlines.
+
+>>> from fedjax_lora.federated import clock
+>>> devices = clock.classes(names=["jetson-nano", "laptop-m1"])(4, 0)
+>>> (devices.memory / 1e9).tolist()
+[8.0, 4.0, 8.0, 4.0]
+"""
+
+from fedjax_lora.federated.clock.clock import Clock, Timing, Work
+from fedjax_lora.federated.clock.deadlines import DEADLINES, Deadline, after, first
+from fedjax_lora.federated.clock.devices import (
+    DEVICE_CLASSES,
+    DEVICE_PROFILES,
+    DeviceClass,
+    DeviceMix,
+    Devices,
+    classes,
+    file,
+)
+
+__all__ = [
+    "DEADLINES",
+    "DEVICE_CLASSES",
+    "DEVICE_PROFILES",
+    "Clock",
+    "Deadline",
+    "DeviceClass",
+    "DeviceMix",
+    "Devices",
+    "Timing",
+    "Work",
+    "after",
+    "classes",
+    "file",
+    "first",
+]
