@@ -5,7 +5,7 @@ The objective that clients minimise depends on the task type too, see
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from fedjax_lora import data
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import PyTree
 from fedjax_lora.data import conversation_tokens, instruction_tokens
-from fedjax_lora.evaluation import metrics
+from fedjax_lora.evaluation import metrics, text_metrics
 from fedjax_lora.evaluation.predict import AdaptedParams, Predict
 
 __all__ = ["TASK_TYPES", "EvalContext", "EvalFn", "Scores", "TaskType"]
@@ -154,10 +154,10 @@ def _make_language_eval(context: EvalContext, split: data.Split, tokens: data.To
 
     def evaluate(params: AdaptedParams) -> Scores:
         sums = context.predict(params, tokens_on_device)
-        scores: Scores = metrics.language_scores(sums)
+        scores: Scores = text_metrics.language_scores(sums)
         for grouping, (codes, names) in groupings.items():
             if len(names) > 1:
-                scores[f"perplexity_by_{grouping}"] = metrics.perplexity_by(codes, names, sums)
+                scores[f"perplexity_by_{grouping}"] = text_metrics.perplexity_by(codes, names, sums)
         if of_clients := scores.get("perplexity_by_client"):
             scores["perplexity_over_clients"] = metrics.spread_over_clients(
                 [*of_clients.values()], lower_is_better=True
@@ -177,18 +177,18 @@ def _make_choice_accuracy(
 
     def score(params: AdaptedParams) -> float:
         sums = context.predict(params, tokens_on_device)
-        return metrics.choice_accuracy(question, encoded.tokens.label, sums)
+        return text_metrics.choice_accuracy(question, encoded.tokens.label, sums)
 
     return score
 
 
 def _make_answer_metric(
-    metric: Callable[[list[str], list[str]], float], need: Callable[[], Any] = lambda: None
+    make_metric: Callable[[], Callable[[Sequence[str], Sequence[str]], float]],
 ) -> Callable[[EvalContext, data.Split, data.Tokens], Callable[[AdaptedParams], float]]:
     def prepare(
         context: EvalContext, split: data.Split, tokens: data.Tokens
     ) -> Callable[[AdaptedParams], float]:
-        need()  # before training and generation: their results could not be scored
+        metric = make_metric()  # before training and generation: a package may be missing
         answer = context.answer(tokens)
         return lambda params: metric(answer(params), split.pairs or [])
 
@@ -197,8 +197,8 @@ def _make_answer_metric(
 
 _LANGUAGE_METRICS: Mapping[str, Callable[..., Callable[[AdaptedParams], float]]] = {
     "choice_accuracy": _make_choice_accuracy,
-    "rouge_l": _make_answer_metric(metrics.rouge_l, need=metrics.need_rouge),
-    "exact_match": _make_answer_metric(metrics.exact_match),
+    "rouge_l": _make_answer_metric(text_metrics.make_rouge_l),
+    "exact_match": _make_answer_metric(lambda: text_metrics.exact_match),
 }
 """Metrics that need more than the likelihood of the completions."""
 

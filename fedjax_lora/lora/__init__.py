@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_lora.core.types import Adapter, Gain, LoRA
 from fedjax_lora.lora.apply import apply, apply_merged
+from fedjax_lora.lora.kernel_axes import PRESETS
 from fedjax_lora.lora.params import (
     delta,
     deltas,
@@ -22,7 +23,7 @@ from fedjax_lora.lora.params import (
     with_kernels,
 )
 from fedjax_lora.lora.products import low_rank_term
-from fedjax_lora.lora.spec import PRESETS, SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
+from fedjax_lora.lora.spec import SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
 
 if TYPE_CHECKING:
     from fedjax_lora.lora import nnx
