@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedjax_lora
-from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input import valid
+from experiments.robustness.malformed_input.case import Case, write_case
 from fedjax_lora import InputError, data, models
 from fedjax_lora.cli import main, run
 from fedjax_lora.models.huggingface import download, tensors
@@ -102,7 +102,7 @@ class Trap:
 
 @pytest.fixture
 def run_words(tmp_path):
-    return lay_out(Case("well-formed", ""), tmp_path / "run")
+    return write_case(Case("well-formed", ""), tmp_path / "run")
 
 
 def test_pickled_weights_do_not_run(tmp_path):
@@ -119,7 +119,7 @@ def test_pickled_cache_does_not_run(tmp_path):
     """It is not read, and replaced."""
     from transformers import PreTrainedTokenizerFast
 
-    (tmp_path / "tokenizer.json").write_bytes(good.files()["model/tokenizer.json"])
+    (tmp_path / "tokenizer.json").write_bytes(valid.files()["model/tokenizer.json"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[PAD]"
     )
@@ -139,11 +139,11 @@ def test_pickled_cache_does_not_run(tmp_path):
 def test_remote_tokenizer_code_does_not_run(name, tmp_path, run_words, monkeypatch, capsys):
     """And without a question whether it should."""
     folder = tmp_path / "run" / "model"
-    options = good.tokenizer_config() | {
+    options = valid.tokenizer_config() | {
         "tokenizer_class": name,
         "auto_map": {"AutoTokenizer": ["own.Remote", "own.Remote"]},
     }
-    (folder / "tokenizer_config.json").write_bytes(good.as_json(options))
+    (folder / "tokenizer_config.json").write_bytes(valid.as_json(options))
     trap = f"import os; os.mkdir({str(tmp_path / 'sprung')!r})\nclass Remote: pass\n"
     (folder / "own.py").write_text(trap)
     asked = io.StringIO("y\n" * 9)
@@ -165,7 +165,7 @@ def test_shard_index_cannot_point_outside_its_folder(name, tmp_path):
     (folder / "c").mkdir(parents=True)
     save_file({"a": np.zeros(2)}, tmp_path / "b.safetensors")
     index = {"weight_map": {"a": name.format(tmp_path)}}
-    (folder / "model.safetensors.index.json").write_bytes(good.as_json(index))
+    (folder / "model.safetensors.index.json").write_bytes(valid.as_json(index))
     with pytest.raises(InputError, match="is not the plain name"):
         tensors.open_tensors(folder)
 

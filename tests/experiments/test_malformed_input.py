@@ -8,7 +8,7 @@ import pytest
 
 from experiments.robustness import malformed_input
 from experiments.robustness.malformed_input import damage, run
-from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.case import Case, write_case
 from experiments.robustness.malformed_input.judge import judge
 from fedjax_lora.cli import main
 
@@ -19,10 +19,10 @@ SECONDS, MEGABYTES = 20, 100  # of the worst case; measured on a busy machine: 5
 
 @pytest.fixture(scope="module", autouse=True)
 def well_formed(tmp_path_factory):
-    """What the cases spoil is accepted, in every format; it also imports what takes long."""
+    """What the cases change is accepted, in every format; it also imports what takes long."""
     root = tmp_path_factory.mktemp("good") / "run"
     for ending in ("csv", "tsv", "jsonl", "parquet"):
-        words = lay_out(Case("well-formed", ending), root / ending)
+        words = write_case(Case("well-formed", ending), root / ending)
         task = f"--task=file(train='train.{ending}', test='train.{ending}')"
         assert judge([*words, task], root / "out").outcome == "accepted"
 
@@ -32,7 +32,7 @@ def problems(chosen: list[Case], place: pathlib.Path, *allowed: str) -> list[str
     found = []
     for case, verdict in run.verdicts(chosen, place):
         quick = verdict.seconds < SECONDS and verdict.megabytes < MEGABYTES
-        clear = verdict.outcome in allowed or not run.unclear((case, verdict))
+        clear = verdict.outcome in allowed or not run.is_unclear((case, verdict))
         if not (quick and clear):
             found.append(f"{case.family}: {case.name}: {verdict}")
     return found
@@ -64,7 +64,7 @@ def test_random_corruption_is_refused_or_harmless(each, tmp_path):
 def test_command_line_exits_as_the_library_call_does(name, tmp_path):
     """In a process of its own, as a user meets it."""
     (case,) = (case for case in CASES if case.family == "run configs" and case.name == name)
-    words = lay_out(case, tmp_path / "run")
+    words = write_case(case, tmp_path / "run")
     done = subprocess.run(
         [sys.executable, "-m", "fedjax_lora", *words, f"--out={tmp_path / 'out'}"],
         capture_output=True,

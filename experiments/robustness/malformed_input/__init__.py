@@ -1,10 +1,10 @@
 """Hundreds of malformed inputs, each with one defect, and the answers of the command line.
 
-A case changes files of a well-formed run (`good`) and has arguments for ``fedjax-lora run``. Each
-has to end with status 2 and one sentence, without a traceback, an output folder, a delay or much
+A case changes files of a valid run (`valid`) and has arguments for ``fedjax-lora run``. Each has to
+end with status 2 and one sentence, without a traceback, an output folder, a delay or much
 memory. Random damage to the same files (`damage`) may also be accepted.
 
-    python -m experiments.robustness.malformed_input.run  # a minute; writes results/summary.json
+    python -m experiments.robustness.malformed_input.run  # three minutes; writes results/summary.json
     python -m experiments.robustness.malformed_input.run --file verdicts.jsonl  # can go on later
     python -m experiments.robustness.malformed_input.report     # summary
 """

@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input import valid
 
-Spoil = bytes | None | Callable[[pathlib.Path], None]
-"""New contents of a file, None to remove it, or a function that replaces it."""
+FileChange = bytes | None | Callable[[pathlib.Path], None]
+"""New contents of a file, None to remove it, or a function that writes something to its path."""
 
 
 class Case(NamedTuple):
@@ -17,26 +17,28 @@ class Case(NamedTuple):
     Attributes:
       family: kind of input.
       name: description of the defect.
-      files: changes of the files of the well-formed run, by path.
+      files: changes of the files of the valid run, by path.
       words: further arguments of the command line.
+      says: text that the sentence has to contain, for defects behind which there are others.
     """
 
     family: str
     name: str
-    files: Mapping[str, Spoil] = {}
+    files: Mapping[str, FileChange] = {}
     words: tuple[str, ...] = ()
+    says: str = ""
 
 
-def lay_out(case: Case, root: pathlib.Path) -> list[str]:
+def write_case(case: Case, root: pathlib.Path) -> list[str]:
     """Write the files of a case; returns the arguments of the command line."""
-    good.write(root)
-    (root / "config.json").write_bytes(good.as_json(good.settings(root)))
-    for name, spoil in case.files.items():
+    valid.write(root)
+    (root / "config.json").write_bytes(valid.as_json(valid.settings(root)))
+    for name, change in case.files.items():
         (root / name).unlink(missing_ok=True)
-        if callable(spoil):
-            spoil(root / name)
-        elif spoil is not None:
-            (root / name).write_bytes(spoil)
+        if callable(change):
+            change(root / name)
+        elif change is not None:
+            (root / name).write_bytes(change)
     return ["run", f"--config={root / 'config.json'}", *case.words]
 
 
@@ -60,16 +62,16 @@ def endless(path: pathlib.Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-IN_PLACE: dict[str, Spoil] = {
+NOT_A_FILE: dict[str, FileChange] = {
     "no file": None,
     "a folder": folder,
     "a pipe": pipe,
     "a link to itself": loop,
     "an endless device": endless,
 }
-"""Objects in the place of a file."""
+"""What can be at the path of a file instead of one."""
 
-GARBAGE: dict[str, bytes] = {
+UNSUPPORTED: dict[str, bytes] = {
     "empty": b"",
     "a byte order mark only": b"\xef\xbb\xbf",
     "zeros": bytes(4096),
@@ -77,12 +79,12 @@ GARBAGE: dict[str, bytes] = {
     "a zip archive": b"PK\x03\x04" + bytes(range(256)) * 8,
     "a pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07garbage\x94.",
     "a web page": b"<!DOCTYPE html><html><body>404: Not Found</body></html>\n",
-    "a pointer of git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
     "latin-1": '{"text": "caf\xe9"}'.encode("latin-1"),
     "utf-16": '{"text": "a"}\n'.encode("utf-16"),
 }
-"""Contents of unsupported formats."""
+"""Files of unsupported formats."""
 
-DEEP = b"[" * 200_000
+NESTED = b"[" * 200_000
 LONG_NUMBER = b"9" * 5_000
 LONG_NAME = "n" * 5_000

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input import valid
 from experiments.robustness.malformed_input.case import (
-    DEEP,
-    GARBAGE,
-    IN_PLACE,
     LONG_NAME,
     LONG_NUMBER,
+    NESTED,
+    NOT_A_FILE,
+    UNSUPPORTED,
     Case,
 )
 
@@ -23,9 +23,23 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-NO_SIZE: tuple[Any, ...] = ("x", "32", 1.5, -1, 0, [], {}, [32], 3, 2**20, 10**9, 2**63, 10**30)
+INVALID_SIZES: tuple[Any, ...] = (
+    "x",
+    "32",
+    1.5,
+    -1,
+    0,
+    [],
+    {},
+    [32],
+    3,
+    2**20,
+    10**9,
+    2**63,
+    10**30,
+)
 VALUES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(SIZES, NO_SIZE),
+    **dict.fromkeys(SIZES, INVALID_SIZES),
     "type_vocab_size": ("x", 1.5, -1, [], 3, 10**9, 10**30),
     "hidden_act": ("swiglu", "", 7, ["gelu"], {"gelu": 1}),
     "layer_norm_eps": ("x", 0.0, -1.0, float("nan"), float("inf"), [], {}),
@@ -41,31 +55,31 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "pad_token_id": ("x", 1.5, [], {}),
     "architectures": (7, "BertModel", {"a": 1}, [7]),
 }
-"""Values that are wrong, by key."""
+"""Invalid values by key."""
 
 
 def cases() -> Iterator[Case]:
-    """Broken model configs."""
-    for name, spoil in (GARBAGE | IN_PLACE).items():
-        yield Case("model configs", name, {FILE: spoil})
-    whole = good.model_config()
+    """Malformed model configs."""
+    for name, change in (UNSUPPORTED | NOT_A_FILE).items():
+        yield Case("model configs", name, {FILE: change})
+    whole = valid.model_config()
     for key, values in VALUES.items():
         for value in values:
             shown = json.dumps(value)
             name = f"{key} of {shown if len(shown) < 40 else f'{len(shown)} characters'}"
-            yield Case("model configs", name, {FILE: good.as_json(whole | {key: value})})
-    text = good.as_json(whole)
-    for name, spoil in {
+            yield Case("model configs", name, {FILE: valid.as_json(whole | {key: value})})
+    text = valid.as_json(whole)
+    for name, change in {
         "an array": b"[]",
         "null": b"null",
         "a number": b"7",
-        "nested 200,000 deep": DEEP,
+        "nested 200,000 deep": NESTED,
         "a number of 5,000 digits": text[:-1] + b', "hidden_size": ' + LONG_NUMBER + b"}",
-        "half of it": text[: len(text) // 2],
+        "truncated": text[: len(text) // 2],
         "a trailing comma": text[:-1] + b",}",
         "single quotes": text.replace(b'"', b"'"),
-        "two of them": text + text,
-        "no key at all": b"{}",
+        "two objects": text + text,
+        "no keys": b"{}",
         "larger than any config": text[:-1] + b" " * (64 * 2**20) + b"}",
     }.items():
-        yield Case("model configs", name, {FILE: spoil})
+        yield Case("model configs", name, {FILE: change})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input import valid
 from experiments.robustness.malformed_input.case import Case
 
 SEED = 0
@@ -13,18 +13,18 @@ SEED = 0
 
 def cases(*, each: int) -> Iterator[Case]:
     """Generate a number of damaged versions of every file; deterministic."""
-    for n, file in enumerate([*good.files(), "config.json"]):
+    for n, file in enumerate([*valid.files(), "config.json"]):
         format = pathlib.Path(file).suffix.lstrip(".")
-        words = (f"--task={good.task(pathlib.Path(file).name)}",) if "train." in file else ()
+        words = (f"--task={valid.task(pathlib.Path(file).name)}",) if "train." in file else ()
         for k in range(each):
-            spoil = _damage(np.random.default_rng([SEED, n, k]), file)
-            yield Case("random damage", f"{file} ({format}), version {k}", {file: spoil}, words)
+            change = _damage(np.random.default_rng([SEED, n, k]), file)
+            yield Case("random damage", f"{file} ({format}), version {k}", {file: change}, words)
 
 
 def _damage(rng: np.random.Generator, file: str):
     def write(path: pathlib.Path) -> None:
         root = path.parents[len(pathlib.Path(file).parts) - 1]
-        whole = good.files().get(file) or good.as_json(good.settings(root))
+        whole = valid.files().get(file) or valid.as_json(valid.settings(root))
         path.write_bytes(damaged(whole, rng))
 
     return write

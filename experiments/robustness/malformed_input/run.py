@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from experiments.robustness.malformed_input import RESULTS, cases, damage
-from experiments.robustness.malformed_input.case import Case, lay_out
+from experiments.robustness.malformed_input.case import Case, write_case
 from experiments.robustness.malformed_input.judge import Verdict, judge
 from experiments.tools import json_lines
 
@@ -24,14 +24,15 @@ def verdicts(chosen: Iterable[Case], place: pathlib.Path) -> Iterator[Judged]:
     """Judge each case in a new folder."""
     for number, case in enumerate(chosen):
         root = place / str(number)
-        yield case, judge(lay_out(case, root), root / "out")
+        yield case, judge(write_case(case, root), root / "out")
         shutil.rmtree(root)
 
 
-def unclear(judged: Judged) -> bool:
-    """Whether a case ended otherwise than with status 2, one sentence and no output folder."""
-    verdict = judged[1]
-    return verdict.outcome != "refused" or verdict.lines != 1 or verdict.left
+def is_unclear(judged: Judged) -> bool:
+    """Whether a case did not end with status 2, its sentence and no output folder."""
+    case, verdict = judged
+    clear = verdict.outcome == "refused" and verdict.lines == 1 and case.says in verdict.sentence
+    return verdict.left or not clear
 
 
 def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
         "families": dict(collections.Counter(case.family for case, _ in malformed)),
         "not refused in one sentence": [
             f"{case.family}: {case.name}: {verdict.outcome}"
-            for case, verdict in filter(unclear, malformed)
+            for case, verdict in filter(is_unclear, malformed)
         ],
         "random damage": dict(collections.Counter(verdict.outcome for _, verdict in damaged)),
         "slowest": worst("seconds"),
@@ -55,7 +56,7 @@ def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
 
 
 def recorded(chosen: Iterable[Case], place: pathlib.Path, file: pathlib.Path) -> list[Judged]:
-    """Judge the cases that a JSON-lines file does not hold, and append their verdicts to it."""
+    """Judge the cases that are not in a JSON-lines file yet, and append their verdicts to it."""
     known, judged = json_lines.by_name(file), []
     for case in chosen:
         name = f"{case.family}: {case.name}"

@@ -6,15 +6,15 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input import valid
 from experiments.robustness.malformed_input.case import (
-    DEEP,
-    GARBAGE,
-    IN_PLACE,
     LONG_NAME,
     LONG_NUMBER,
+    NESTED,
+    NOT_A_FILE,
+    UNSUPPORTED,
     Case,
-    Spoil,
+    FileChange,
 )
 from fedjax_lora.runs.config import RunConfig
 
@@ -73,19 +73,19 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "execution.eval_every": (0, -1),
     "execution.eval_batch": (0, -1, 10**9, HUGE),
 }  # fmt: skip
-"""Values that are wrong, by field."""
+"""Invalid values by field."""
 
 TEXTS: dict[str, bytes] = {
     "an array": b"[]",
     "null": b"null",
     "a number": b"7",
     "a string": b'"run"',
-    "half of it": b'{"seed": 0, "data',
+    "truncated": b'{"seed": 0, "data',
     "a trailing comma": b'{"seed": 0,}',
     "single quotes": b"{'seed': 0}",
     "a comment": b'{"seed": 0} // the seed',
     "two objects": b'{"seed": 0}{"seed": 1}',
-    "nested 200,000 deep": DEEP,
+    "nested 200,000 deep": NESTED,
     "objects nested 100,000 deep": b'{"data":' * 100_000,
     "a number of 5,000 digits": b'{"seed": ' + LONG_NUMBER + b"}",
     "an unknown group": b'{"dta": {}}',
@@ -98,9 +98,9 @@ TEXTS: dict[str, bytes] = {
 
 
 def cases() -> Iterator[Case]:
-    """Broken configs of a run."""
-    for name, spoil in (GARBAGE | IN_PLACE | TEXTS).items():
-        yield Case("run configs", name, {FILE: spoil})
+    """Malformed configs of a run."""
+    for name, change in (UNSUPPORTED | NOT_A_FILE | TEXTS).items():
+        yield Case("run configs", name, {FILE: change})
     for field, values in VALUES.items():
         for value in values:
             shown = json.dumps(value)
@@ -119,12 +119,12 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def _changed(field: str, value: Any) -> Spoil:
-    """What changes one field of the well-formed config, whose paths are known only in its place."""
+def _changed(field: str, value: Any) -> FileChange:
+    """Return a change of one field of the valid config, which holds paths of its folder."""
     group, _, option = field.partition(".")
 
     def write(path: pathlib.Path) -> None:
-        values: dict[str, Any] = dict(good.settings(path.parent))
+        values: dict[str, Any] = dict(valid.settings(path.parent))
         if option:
             values[group] = values.get(group, {}) | {option: value}
         else:

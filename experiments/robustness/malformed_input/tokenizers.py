@@ -4,8 +4,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.robustness.malformed_input import good
-from experiments.robustness.malformed_input.case import DEEP, GARBAGE, IN_PLACE, LONG_NUMBER, Case
+from experiments.robustness.malformed_input import valid
+from experiments.robustness.malformed_input.case import (
+    LONG_NUMBER,
+    NESTED,
+    NOT_A_FILE,
+    UNSUPPORTED,
+    Case,
+)
 
 FILE, CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
 SPECIAL = {
@@ -60,9 +66,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 def cases() -> Iterator[Case]:
     """Generate malformed tokenizers."""
-    for name, spoil in (GARBAGE | IN_PLACE).items():
+    for name, change in (UNSUPPORTED | NOT_A_FILE).items():
         if name != "no file":
-            yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: spoil})
+            yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: change})
     yield from _values()
     yield from _structures()
     yield from _options()
@@ -71,42 +77,42 @@ def cases() -> Iterator[Case]:
 
 def _values() -> Iterator[Case]:
     """Fields of ``tokenizer.json`` with wrong values."""
-    whole = good.tokenizer()
+    whole = valid.tokenizer()
     for key, values in VALUES.items():
         for value in values:
             name = f"{key} of {json.dumps(value)}"
-            yield Case("tokenizers", name, {FILE: good.as_json(whole | {key: value})})
+            yield Case("tokenizers", name, {FILE: valid.as_json(whole | {key: value})})
         without = {k: x for k, x in whole.items() if k != key}
         if key == "model":
-            yield Case("tokenizers", f"no {key}", {FILE: good.as_json(without)})
+            yield Case("tokenizers", f"no {key}", {FILE: valid.as_json(without)})
 
 
 def _structures() -> Iterator[Case]:
     """``tokenizer.json`` as something else than an object, and with ids beyond the model."""
-    whole = good.tokenizer()
-    text = good.as_json(whole)
-    for name, spoil in {
+    whole = valid.tokenizer()
+    text = valid.as_json(whole)
+    for name, change in {
         "an array": b"[]",
         "null": b"null",
-        "nested 200,000 deep": DEEP,
+        "nested 200,000 deep": NESTED,
         "a number of 5,000 digits": text[:-1] + b', "x": ' + LONG_NUMBER + b"}",
-        "half of it": text[: len(text) // 2],
+        "truncated": text[: len(text) // 2],
     }.items():
-        yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: spoil})
+        yield Case("tokenizers", f"tokenizer.json: {name}", {FILE: change})
     beyond = {"type": "WordLevel", "unk_token": "[UNK]"}
-    ids = dict(zip(good.WORDS, (0, 1, 2, 3, *range(100, 200)), strict=False))
-    far = good.as_json(whole | {"model": beyond | {"vocab": ids}})
-    yield Case("tokenizers", "ids beyond the model's table", {FILE: far})
+    ids = dict(zip(valid.WORDS, (0, 1, 2, 3, *range(100, 200)), strict=False))
+    far = valid.as_json(whole | {"model": beyond | {"vocab": ids}})
+    yield Case("tokenizers", "ids beyond the embedding table", {FILE: far})
 
 
 def _options() -> Iterator[Case]:
     """Malformed ``tokenizer_config.json``."""
-    options = good.tokenizer_config()
+    options = valid.tokenizer_config()
     for key, values in OPTIONS.items():
         for value in values:
             name = f"{key} of {json.dumps(value)}"
-            yield Case("tokenizers", name, {CONFIG: good.as_json(options | {key: value})})
-    for name, spoil in GARBAGE.items():
-        yield Case("tokenizers", f"tokenizer_config.json: {name}", {CONFIG: spoil})
+            yield Case("tokenizers", name, {CONFIG: valid.as_json(options | {key: value})})
+    for name, change in UNSUPPORTED.items():
+        yield Case("tokenizers", f"tokenizer_config.json: {name}", {CONFIG: change})
     plain = {k: x for k, x in options.items() if k != "pad_token"}
-    yield Case("tokenizers", "no token to pad with", {CONFIG: good.as_json(plain)})
+    yield Case("tokenizers", "no padding token", {CONFIG: valid.as_json(plain)})

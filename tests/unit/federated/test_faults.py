@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_lora as fl
-from experiments.robustness.malformed_input import good
+from experiments.robustness.malformed_input import valid
 from fedjax_lora import InputError, federated, methods
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.faults import FAULTS, make_faults, steps_taken
@@ -353,8 +353,8 @@ def test_update_transform_with_wrong_shapes_is_refused_with_paths():
 def small_run(tmp_path_factory):
     """The config of a run on a very small model and two dozen texts, and what such runs share."""
     folder = tmp_path_factory.mktemp("small") / "good"
-    good.write(folder)
-    config = configs.from_dict(good.settings(folder) | {"lora": {}})
+    valid.write(folder)
+    config = configs.from_dict(valid.settings(folder) | {"lora": {}})
     return config, {"assets": build.load_assets(config), "programs": programs()}
 
 

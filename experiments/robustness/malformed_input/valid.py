@@ -1,4 +1,4 @@
-"""A complete, well-formed run on a very small model, for every case to spoil one thing of."""
+"""A complete, well-formed run on a very small model, for every case to change one thing of."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ def write(root: pathlib.Path) -> None:
 
 
 def settings(root: pathlib.Path) -> dict[str, dict]:
-    """The run's config, which holds three paths."""
+    """The run's config, with the paths of its folder."""
     return SETTINGS | {
         "data": SETTINGS["data"] | {"task": task("train.csv"), "data_dir": str(root / "data")},
         "model": {"model": str(root / "model")},
@@ -88,7 +88,7 @@ def as_json(value: object) -> bytes:
 
 
 def model_config() -> dict[str, object]:
-    """What Hugging Face calls the very small model."""
+    """The config of the very small model as `transformers` writes it."""
     small: Any = models.tiny(vocab_size=32).config
     return {
         "model_type": "bert",
@@ -126,7 +126,7 @@ def _tensors() -> dict[str, np.ndarray]:
 
 
 def adapter_config() -> dict[str, object]:
-    """What PEFT says of an adapter of rank 2 for queries and values."""
+    """PEFT's config of an adapter of rank 2 on queries and values."""
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -178,7 +178,7 @@ def tokenizer() -> dict[str, object]:
 
 
 def tokenizer_config() -> dict[str, object]:
-    """What `transformers` wants to know besides."""
+    """The tokenizer's options, as `transformers` writes them."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "[PAD]",
