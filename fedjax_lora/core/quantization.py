@@ -77,14 +77,15 @@ def encode(kernel: Float[Array, "i o"], storage: str) -> PyTree:
 
 def dequantize(kernel: PyTree, dtype: DTypeLike = jnp.float32) -> Array:
     """Decode a kernel, or convert one that is not quantized to ``dtype``."""
-    if not _has_codes(kernel):
+    if not is_quantized(kernel):
         return jnp.asarray(kernel).astype(dtype)
     import qwix
 
     return qwix.dequantize(kernel.astype(dtype))
 
 
-def _has_codes(value: Any) -> bool:
+def is_quantized(value: Any) -> bool:
+    """Return whether a kernel is stored as codes."""
     return hasattr(value, "qvalue")
 
 
@@ -92,5 +93,5 @@ def promote(
     *values: PyTree, dtype: DTypeLike | None = None, inexact: bool = True
 ) -> list[Array | None]:
     """Like ``flax.linen.dtypes.promote_dtype``, for a layer whose kernel may be quantized."""
-    arrays = [dequantize(x, dtype or jnp.float32) if _has_codes(x) else x for x in values]
+    arrays = [dequantize(x, dtype or jnp.float32) if is_quantized(x) else x for x in values]
     return promote_dtype(*arrays, dtype=dtype, inexact=inexact)

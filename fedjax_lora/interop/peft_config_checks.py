@@ -120,10 +120,8 @@ def problems(config: Record) -> Iterator[str]:
 
 def _init_problems(init: Any) -> Iterator[str]:
     """Yield an initialisation after which the saved factors are not the whole change."""
-    if init is None or isinstance(init, bool) or init in _PLAIN_INITS:
-        return
     name = str(init).lower()
-    if name in REPEATABLE_INITS:
+    if init is None or isinstance(init, bool) or name in (*_PLAIN_INITS, *REPEATABLE_INITS):
         return
     for start, advice in _LOST_INITS.items():
         if name.startswith(start):

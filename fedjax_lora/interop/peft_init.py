@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from fedjax_lora.core import quantization
-from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.types import PyTree
 from fedjax_lora.interop.peft_writer import Factors
 
@@ -35,7 +35,8 @@ def add_change_of_base(
       Factors of the same function on the unchanged base, of twice the rank if `init` is given.
 
     Raises:
-      InputError: a rank is higher than the initialisation can have.
+      InputError: a rank is higher than the initialisation can have, or the base is quantized, so
+        that its matrices are no longer those which the initialisation has changed.
     """
     if init is None:
         return dict(factors)
@@ -47,18 +48,20 @@ def add_change_of_base(
             if pair.rank > min(len(pair.a), pair.b.shape[1])
         ],
     )
-    return {
-        name: _with_change(_INITS[init], pair, kernel_of(name)) for name, pair in factors.items()
-    }
+    return {name: _with_change(init, pair, kernel_of(name)) for name, pair in factors.items()}
 
 
-def _with_change(
-    init: Callable[[np.ndarray, int, float], Any], pair: Factors, kernel: Any
-) -> Factors:
+def _with_change(init: str, pair: Factors, kernel: Any) -> Factors:
+    if quantization.is_quantized(kernel):
+        raise InputError(
+            f"init_lora_weights is {init!r}, which is repeated with the base's own matrices, and "
+            "this base is quantized; take float32 as its storage, or save the adapter with "
+            "save_pretrained(folder, path_initial_model_for_weight_conversion=INITIAL)."
+        )
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(kernel)):
         a, b = np.zeros_like(pair.a), np.zeros_like(pair.b)
     else:
-        a, b = init(np.asarray(quantization.dequantize(kernel), np.float64), pair.rank, pair.scale)
+        a, b = _INITS[init](np.asarray(kernel, np.float64), pair.rank, pair.scale)
     return Factors(
         np.concatenate([pair.a, -a.astype(np.float32)], axis=1),
         np.concatenate([pair.b, b.astype(np.float32)]),

@@ -4,7 +4,7 @@ A case changes files of a valid run (`valid`) and has arguments for ``fedjax-lor
 end with status 2 and one sentence, without a traceback, an output folder, a delay or much
 memory. Random damage to the same files (`damage`) may also be accepted.
 
-    python -m experiments.robustness.malformed_input.run  # three minutes; writes results/summary.json
+    python -m experiments.robustness.malformed_input.run  # three minutes; writes summary.json
     python -m experiments.robustness.malformed_input.run --file verdicts.jsonl  # can go on later
     python -m experiments.robustness.malformed_input.report     # summary
 """

@@ -3,10 +3,11 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from fedjax_lora import InputError, interop
+from fedjax_lora import InputError, interop, models
 from tests._helpers import peft_cases
 from tests._helpers.peft_cases import compare, edit_config, edit_names
 
@@ -106,6 +107,17 @@ def test_option_gives_the_logits_of_peft_in_every_family(family, name, bases, tm
 )
 def test_option_gives_the_logits_of_peft_in_language_models(family, options, bases, tmp_path):
     compare(tmp_path, base=bases(family), task="CausalLM", task_type="CAUSAL_LM", **options).check()
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_changed_base_is_not_repeated_with_rounded_matrices(storage, bases, tmp_path):
+    """Singular vectors of a quantized matrix can be other ones, and what they subtract too."""
+    base = bases("llama")
+    options = {"init_lora_weights": "pissa", "target_modules": ["q_proj"]}
+    peft_cases.make_adapter(tmp_path / "a", base, task="CausalLM", task_type="CAUSAL_LM", **options)
+    loaded = models.load(str(base), num_labels=None, storage=storage, key=jax.random.key(0))
+    with pytest.raises(InputError, match=r"'pissa', which is repeated .* take float32"):
+        interop.load_adapter(tmp_path / "a", loaded)
 
 
 REFUSED = {
