@@ -2,7 +2,8 @@
 
 A fault is a function from (a generator, the local steps a client has before it) to the steps it
 takes; 0 means that it does not answer. The generator belongs to (seed, round, client), so that a
-resumed run has the faults of the first one. A new fault is one function and one row of `FAULTS`.
+resumed run has the faults of the first one. An attack (`fedjax_lora.federated.attacks`) is a fault
+of the same clients in every round. A new fault is one function and one row of `FAULTS`.
 """
 
 import fractions
@@ -14,19 +15,34 @@ import numpy as np
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
+from fedjax_lora.federated.attacks import (
+    Attack,
+    backdoor,
+    free_rider,
+    gaussian,
+    inflated_counts,
+    inner_product,
+    label_flip,
+    little_is_enough,
+    scaling,
+    sign_flip,
+)
 
-Fault = Callable[[np.random.Generator, int], int]
+Absence = Callable[[np.random.Generator, int], int]
+"""``(rng, steps) -> steps`` that a client takes; 0 if it does not answer."""
+
+Fault = Absence | Attack
 
 
 @checked_options
-def dropout(*, probability: float) -> Fault:
+def dropout(*, probability: float) -> Absence:
     """A drawn client receives the model and, with this probability, never answers."""
     _need_share("dropout", probability=probability)
     return lambda rng, steps: 0 if rng.random() < probability else steps
 
 
 @checked_options
-def stragglers(*, share: float, work: float | None = None) -> Fault:
+def stragglers(*, share: float, work: float | None = None) -> Absence:
     """With probability ``share`` a client sends what it has after fewer steps than it should take.
 
     Its weight stays what it was, the number of its examples: partial work counts like whole work.
@@ -55,7 +71,19 @@ def stragglers(*, share: float, work: float | None = None) -> Fault:
     return fault
 
 
-FAULTS: dict[str, Callable[..., Fault]] = {"dropout": dropout, "stragglers": stragglers}
+FAULTS: dict[str, Callable[..., Fault]] = {
+    "dropout": dropout,
+    "stragglers": stragglers,
+    "sign_flip": sign_flip,
+    "scaling": scaling,
+    "gaussian": gaussian,
+    "little_is_enough": little_is_enough,
+    "inner_product": inner_product,
+    "free_rider": free_rider,
+    "inflated_counts": inflated_counts,
+    "label_flip": label_flip,
+    "backdoor": backdoor,
+}
 """What can go wrong with a drawn client."""
 
 
@@ -77,8 +105,14 @@ def steps_taken(faults: Sequence[Fault], steps: int, *, draw: Sequence[int]) -> 
       draw: what its random draws belong to: seed, round, client.
     """
     for n, fault in enumerate(faults):
-        steps = fault(np.random.default_rng([*draw, n]), steps)
+        if not isinstance(fault, Attack):
+            steps = fault(np.random.default_rng([*draw, n]), steps)
     return steps
+
+
+def attacks_of(faults: Sequence[Fault]) -> tuple[Attack, ...]:
+    """Return the attacks among faults, in their order."""
+    return tuple(fault for fault in faults if isinstance(fault, Attack))
 
 
 def _need_share(name: str, **options: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import batching
 from fedjax_lora.federated import Plan
+from fedjax_lora.federated.attacks import Attack
 from fedjax_lora.federated.faults import Fault, steps_taken
 from fedjax_lora.federated.sampling import Sampler, uniform
 
@@ -32,6 +33,8 @@ class Federation:
     seed: int
     least_steps: int = 0  # pad to so many steps at least, to be of one shape with other federations
     faults: tuple[Fault, ...] = ()  # what goes wrong with drawn clients
+    attacks: tuple[Attack, ...] = ()
+    attackers: tuple[np.ndarray, ...] = ()  # bool[N] for each attack, who commits it
     amount: np.ndarray | None = None  # float[E], an example's part of its client's weight, or all 1
     sampler: Sampler = uniform()  # noqa: RUF009  # who takes part in a round
     availability: np.ndarray | None = None  # float[N], probability to be there in a round, or all 1
@@ -122,6 +125,9 @@ class Federation:
         )
         fill = np.full(absent, len(self.members))
         amount = np.array([self._weight(own) for own in members])
+        attackers = tuple(np.append(x[ids], np.zeros(absent, bool)) for x in self.attackers)
+        for attack, mine in zip(self.attacks, attackers, strict=True):
+            amount = np.where(mine, attack.count * amount, amount)
         weight = np.where(np.concatenate([steps, np.zeros(absent)]) > 0, amount, 0)
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
@@ -130,6 +136,7 @@ class Federation:
             batches=batching.limit_steps(work, np.concatenate([steps, np.zeros(absent)])),
             rate=np.float32(rate),
             round=np.int32(round),
+            attackers=attackers,
         )
 
     def drawn(self, plan: Plan) -> np.ndarray:
@@ -142,7 +149,12 @@ class Federation:
         due = np.array([self.due(len(self.members[k])) for k in np.asarray(plan.id)[drawn]])
         late = (steps[drawn] > 0) & (steps[drawn] < due)
         dropped = plan.id[drawn & (plan.weight == 0)]
-        return {
+        events = {
             "dropped": np.sort(dropped).tolist(),
             "stragglers": np.sort(plan.id[drawn][late]).tolist(),
         }
+        if self.attackers:
+            attacks = np.any(np.stack(self.attackers), axis=0)
+            present = plan.id[drawn & (plan.weight > 0)]
+            events["attackers"] = np.sort(present[attacks[present]]).tolist()
+        return events

@@ -16,6 +16,7 @@ from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params, PyTree
 from fedjax_lora.federated import transforms
+from fedjax_lora.federated.attacks import Attack, send_attacks
 from fedjax_lora.federated.client_update import (
     ClientUpdateFn,
     CohortUpdate,
@@ -43,6 +44,9 @@ from fedjax_lora.methods.base import (
     ServerState,
     if_any_present,
 )
+
+ATTACKS = 2**31 - 1
+"""Folded into a round's key of transforms to draw what attackers send; no transform has it."""
 
 RoundFn = Callable[[Params, PyTree, FederatedState, Plan, Key], tuple[FederatedState, RoundMetrics]]
 """``(base, data, state, plan, key) -> (state, metrics)``, where ``key`` is the run's root key."""
@@ -186,6 +190,7 @@ def compile_round(
     execution: Execution = DEFAULT_EXECUTION,
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
+    attacks: Sequence[Attack] = (),
     measure: Measure | None = None,
 ) -> CompiledRound:
     """Compile a round as a function of base, data, state, plan and key.
@@ -199,6 +204,7 @@ def compile_round(
       execution: how the cohort is executed.
       updates: transforms of what clients send.
       server_optimizer: follows the change that the method makes.
+      attacks: what the plan's attackers do, one for each row of ``Plan.attackers``.
       measure: called on the host after every round (see `fedjax_lora.federated.diagnostics`). The
         round is then compiled in parts, so that what is between them can be seen and timed, and
         keeps its input.
@@ -206,7 +212,9 @@ def compile_round(
     if server_optimizer is not None:
         transforms.check_method_averages(method)
     client_update = make_client_update(method, train, heads=heads, execution=execution)
-    server = _Server(method, heads, execution.mesh, tuple(updates), server_optimizer)
+    server = _Server(
+        method, heads, execution.mesh, tuple(updates), server_optimizer, tuple(attacks)
+    )
     placed: dict[str, Any] = {}
     if execution.mode == "sharded":
         placed["out_shardings"] = everywhere(execution.mesh)
@@ -271,6 +279,7 @@ class _Server:
     mesh: Mesh | None
     updates: tuple[transforms.UpdateTransform, ...]
     optimizer: transforms.ServerOptimizer | None
+    attacks: tuple[Attack, ...]
 
     def finish(
         self, state: FederatedState, plan: Plan, key: Key, update: CohortUpdate
@@ -289,14 +298,15 @@ class _Server:
         clients = self._stored(state, plan, update, result, trained, present)
         rejected = (cohort.weight == 0) & (plan.weight > 0)
         rank = jnp.where(present, result.rank, plan.rank)
-        metrics = RoundMetrics(update.metrics.loss, update.metrics.examples, rejected, rank)
+        few = self._few_owners(update, present)
+        metrics = RoundMetrics(update.metrics.loss, update.metrics.examples, rejected, rank, few)
         return FederatedState(server, head, clients, moments), metrics
 
     def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:
         """What arrives of what the clients have trained, and from whom."""
         trained = update.trained
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
-        if self.updates:
+        if self.updates or self.attacks:
             trained, weight = self._sent(plan, key, update, weight)
         folded = lora.fold(trained.adapter, trained.coefficients)
         cohort = cohort_of(self.method.spec, plan, weight, key)
@@ -311,13 +321,46 @@ class _Server:
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
         own_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 2)
         got, weight = transforms.apply_transforms(
-            self.updates, start, after, learns, weight, jnp.asarray(plan.id), own_key
+            self.updates,
+            start,
+            after,
+            learns,
+            weight,
+            jnp.asarray(plan.id),
+            own_key,
+            gain=update.clients.gain,
+            attacked=self._attacked(start, learns, plan, own_key),
         )
         check_same_structure("What the updates make of the clients' results", got, after)
         # Numbers too large to compute with may break on the way.
         weight = jnp.where(all_finite(got), weight, 0.0)
         head = got.head if self.heads == "average" else update.trained.head
         return got._replace(head=head), weight
+
+    def _attacked(
+        self, start: ClientParams, learns: ClientParams, plan: Plan, key: Key
+    ) -> transforms.Attacked | None:
+        """What replaces the messages of attackers, if there are attacks."""
+        if not self.attacks:
+            return None
+        own_key = jax.random.fold_in(key, ATTACKS)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own_key, jnp.asarray(plan.id))
+
+        def attacked(trained: ClientParams, weight: Array) -> ClientParams:
+            attackers = [jnp.asarray(x) for x in plan.attackers]
+            return send_attacks(self.attacks, start, trained, learns, weight, attackers, keys)
+
+        return attacked
+
+    def _few_owners(self, update: CohortUpdate, present: Array) -> Array | tuple[()]:
+        """How many components have owners, but too few for a robust statistic."""
+        needed = max((one.needs_owners for one in self.updates), default=0)
+        if not needed:
+            return ()
+        masks = lora.masked_components(self._sends(update).adapter)
+        counts = [jnp.sum(x & trees.expand(present, x), axis=0) for x in masks.values()]
+        few = [jnp.sum((n > 0) & (n < needed)) for n in counts]
+        return jnp.sum(jnp.stack(few)).astype(jnp.int32)
 
     def _sends(self, update: CohortUpdate) -> ClientParams:
         """What of its parameters each client has trained and sends, but for heads."""

@@ -73,6 +73,7 @@ class Plan(NamedTuple):
     batches: Batches
     rate: ArrayLike  # float32[], learning rate
     round: ArrayLike  # int32[], from 0
+    attackers: tuple[AnyArray, ...] = ()  # bool[c] per attack, who commits it
 
 
 class RoundInput(NamedTuple):
@@ -89,6 +90,8 @@ class RoundMetrics(NamedTuple):
     examples: Array  # float32[c], examples processed
     rejected: Array  # bool[c], updates left out: not finite, or outliers
     rank: Array  # int32[c], ranks after the round
+    # int32[], components with too few owners for a robust statistic, in all layers
+    few_owners: Array | tuple[()] = ()
     measured: (
         Mapping[str, object] | tuple[()]
     ) = ()  # what was measured besides, a dictionary of JSON values

@@ -11,11 +11,13 @@ from fedjax_lora.core.types import Params
 from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
 from fedjax_lora.evaluation.task_types import Scores
 from fedjax_lora.federated import FederatedState
+from fedjax_lora.federated.faults import attacks_of
 from fedjax_lora.runs.choices import check_names, resolve
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
+from fedjax_lora.runs.poison import backdoor_splits
 from fedjax_lora.runs.prepared import Inputs, Run
 from fedjax_lora.runs.rank_updates import make_rank_updates
 from fedjax_lora.runs.setup import Setup, make_federation, make_round_spec, set_up
@@ -62,7 +64,7 @@ def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFu
     place = functools.partial(federated.place, where=federated.everywhere(mesh))
     base = models.frozen_base(assets.model)
     base = federated.place(base, federated.base_sharding(base, mesh))
-    train = place(assets.train)
+    train = place(setup.training.tokens)
     return Run(
         config=config,
         inputs=Inputs(assets, base, train),
@@ -70,7 +72,7 @@ def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFu
         setup=setup,
         round_spec=round_spec,
         step=shared.round(round_spec),
-        evaluate=_make_evaluate(config, assets, base, round_spec, shared, place),
+        evaluate=_make_evaluate(config, assets, base, round_spec, setup, shared, place),
         ranks=make_rank_updates(
             setup.allocation,
             round_spec,
@@ -92,6 +94,7 @@ def _make_evaluate(
     assets: Assets,
     base: Params,
     round_spec: RoundSpec,
+    setup: Setup,
     shared: CompiledFunctions,
     place: Callable[[Any], Any],
 ) -> Callable[[FederatedState], Scores]:
@@ -100,6 +103,7 @@ def _make_evaluate(
     splits = [LabelledSplit("", assets.task.test, assets.test)]
     if assets.task.validation is not None and assets.validation is not None:
         splits.append(LabelledSplit("validation_", assets.task.validation, assets.validation))
+    splits += backdoor_splits(attacks_of(setup.faults), assets)
     return make_evaluate(
         assets.task,
         assets.model,

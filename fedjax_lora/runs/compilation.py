@@ -28,6 +28,7 @@ from fedjax_lora.federated import (
     optimizers,
     transforms,
 )
+from fedjax_lora.federated.faults import attacks_of, make_faults
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 
@@ -86,6 +87,7 @@ class RoundSpec:
       execution: how a cohort is executed.
       prox: weight of FedProx's term.
       updates: transforms of the clients' updates, with their options.
+      attacks: what attackers do, with its options.
       server_optimizer: server optimizer with its options.
       measure: whether every round is measured.
     """
@@ -101,6 +103,7 @@ class RoundSpec:
     execution: Execution
     prox: float
     updates: tuple[str, ...]
+    attacks: tuple[str, ...]
     server_optimizer: str
     measure: bool
 
@@ -134,6 +137,7 @@ def build_round(spec: RoundSpec) -> CompiledRound:
         execution=spec.execution,
         updates=transforms.make_transforms(spec.updates, method),
         server_optimizer=transforms.make_server_optimizer(spec.server_optimizer, method),
+        attacks=attacks_of(make_faults(spec.attacks)),
         measure=measure if spec.measure else None,
     )
 

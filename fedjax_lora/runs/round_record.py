@@ -107,6 +107,7 @@ class RoundRecord:
             | self._scoring
             | self._events()
             | context.privacy(self._round + 1)
+            | few_owners(metrics)
             | dict(metrics.measured)
         )
         if not np.array_equal(rank, self.logged_rank):
@@ -179,6 +180,12 @@ class RoundRecord:
         up = sum(int(t.up.sum()) for t in traffic) + head * (context.heads != "frozen")
         down = sum(int(t.down.sum()) for t in traffic) + head * (context.heads == "average")
         return {"score_up_bytes": up, "score_down_bytes": down}
+
+
+def few_owners(metrics: RoundMetrics) -> dict[str, int]:
+    """Return how many components had too few owners for a robust statistic, if there was one."""
+    count = metrics.few_owners
+    return {} if isinstance(count, tuple) else {"few_owners": int(count)}
 
 
 def mean_loss(metrics: RoundMetrics) -> float | None:

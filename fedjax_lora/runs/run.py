@@ -30,6 +30,13 @@ from fedjax_lora.runs.setup import set_up
 
 log = logging.getLogger(__name__)
 
+FEW_OWNERS = (
+    "%d components had too few owners in round %d for their median or trimmed mean to leave out "
+    "anything: a single attacker decides there; least_owners=3 lets them rest, krum compares whole "
+    "updates"
+)
+"""Warning about a defence that does not defend everything; rounds record the number."""
+
 
 class Clock:
     """Wall-clock and processor time since its creation."""
@@ -163,6 +170,8 @@ def play(run: Run, progress: Progress, recorder: Recorder, clock: Clock, hooks: 
         progress = progress._replace(seconds=clock.seconds())
         is_last = run.ends([*recorder.history, record])
         stops = not is_last and any(distributed.gather(bool(hooks.stop())))
+        if record.get("few_owners") and not any(x.get("few_owners") for x in recorder.history):
+            log.warning(FEW_OWNERS, record["few_owners"], record["round"])
         with distributed.raise_on_all():
             recorder.record(record, times, progress, last=is_last or stops)
         hooks.on_round(record | times)

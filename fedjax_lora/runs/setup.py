@@ -7,14 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from fedjax_lora import data, federated, interop, lora, models
+from fedjax_lora import data, federated, interop, lora, methods, models
+from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import BatchShape
+from fedjax_lora.data import Tokens
 from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
+from fedjax_lora.federated.attacks import Attack
 from fedjax_lora.federated.clock import Clock
-from fedjax_lora.federated.faults import Fault
+from fedjax_lora.federated.faults import Fault, attacks_of
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
@@ -24,6 +27,7 @@ from fedjax_lora.runs.client_work import make_fleet
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
+from fedjax_lora.runs.poison import TrainingData, poisoned
 from fedjax_lora.runs.stopping import StoppingRule
 
 
@@ -39,6 +43,8 @@ class Setup(NamedTuple):
       stop: ends the run before its last round, or never.
       sampler: who takes part in a round.
       faults: what goes wrong with drawn clients.
+      attackers: who commits each of the attacks among the faults, ``bool[N]``.
+      training: the training examples, with those of attackers.
       updates: transforms of the clients' updates.
       server_optimizer: optimizer that follows the method's change, if there is one.
       clock: the simulated clock, if clients have device profiles.
@@ -56,6 +62,8 @@ class Setup(NamedTuple):
     stop: StoppingRule
     sampler: Sampler
     faults: tuple[Fault, ...]
+    attackers: tuple[np.ndarray, ...]
+    training: TrainingData
     updates: tuple[transforms.UpdateTransform, ...]
     server_optimizer: transforms.ServerOptimizer | None
     clock: Clock | None
@@ -99,9 +107,8 @@ def set_up(
     allocation, spec = _allocate_ranks(config, choices, assets.model, population, warm_start)
     method = choices.method(spec=spec)
     method.check(allocation.possible)
-    transforms.check_transforms(choices.updates, fed.updates, method)
-    if choices.server_optimizer is not None:
-        transforms.check_method_averages(method, f"Server optimizer {fed.server_optimizer!r}")
+    _check_updates(config, choices, method)
+    attackers = _attackers(choices, allocation, config.seed)
     return Setup(
         execution=execution,
         partition=partition,
@@ -111,6 +118,14 @@ def set_up(
         stop=choices.stop(lower_is_better=assets.task.task.lower_is_better),
         sampler=choices.sampler,
         faults=choices.faults,
+        attackers=attackers,
+        training=poisoned(
+            attacks_of(choices.faults),
+            attackers,
+            assets.task.task,
+            TrainingData(assets.train, tuple(partition.indices)),
+            config.seed,
+        ),
         updates=choices.updates,
         server_optimizer=choices.server_optimizer,
         clock=fleet and fleet.clock(fed.cohort, method, allocation),
@@ -118,6 +133,33 @@ def set_up(
         warm_start=warm_start,
         lengths=lengths,
         shapes=shapes,
+    )
+
+
+def _check_updates(config: RunConfig, choices: Choices, method: Method) -> None:
+    """Refuse update transforms and a server optimizer that do not go with the method.
+
+    Raises:
+      InputError: they do not.
+    """
+    fed = config.federation
+    transforms.check_transforms(choices.updates, fed.updates, method)
+    options = registry.with_defaults(fed.method, methods.METHODS, "method")
+    if any(x.reweighs for x in choices.updates) and options.get("weights") != "examples":
+        raise InputError(
+            f"Update 'geometric_median' gives clients new weights, and method {fed.method!r} does "
+            "not weigh clients by them; take a method with weights='examples', or krum."
+        )
+    if choices.server_optimizer is not None:
+        transforms.check_method_averages(method, f"Server optimizer {fed.server_optimizer!r}")
+
+
+def _attackers(choices: Choices, allocation: ranks.Allocation, seed: int) -> tuple[np.ndarray, ...]:
+    """Draw who commits each of the attacks among the faults, ``bool[N]``."""
+    return tuple(
+        fault.attackers(allocation.ranks, (seed, n))
+        for n, fault in enumerate(choices.faults)
+        if isinstance(fault, Attack)
     )
 
 
@@ -209,10 +251,11 @@ def make_federation(
       least_steps: see `fedjax_lora.runs.compilation.programs`.
     """
     fed, local, clock = config.federation, config.local, setup.clock
+    tokens = setup.training.tokens
     drawn = fed.cohort if clock is None else clock.deadline.drawn(fed.cohort, fed.clients)
     return Federation(
-        members=setup.partition.indices,
-        length=assets.train.length,
+        members=setup.training.members,
+        length=tokens.length,
         cohort=drawn,
         padded=setup.execution.padded_size(drawn),
         batch=local.batch,
@@ -223,8 +266,12 @@ def make_federation(
         least_steps=least_steps,
         faults=setup.faults,
         sampler=setup.sampler,
+        attacks=attacks_of(setup.faults),
+        attackers=setup.attackers,
         availability=None if clock is None else clock.devices.availability,
-        amount=_tokens_to_learn(assets) if fed.client_weights == "tokens" else None,
+        amount=_tokens_to_learn(assets, setup.training.tokens)
+        if fed.client_weights == "tokens"
+        else None,
     )
 
 
@@ -249,14 +296,18 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
         execution=setup.execution,
         prox=local.prox,
         updates=fed.updates,
+        attacks=tuple(
+            spec
+            for spec, fault in zip(fed.faults, setup.faults, strict=True)
+            if isinstance(fault, Attack)
+        ),
         server_optimizer=fed.server_optimizer,
         measure=config.execution.measure,
     )
 
 
-def _tokens_to_learn(assets: Assets) -> np.ndarray:
+def _tokens_to_learn(assets: Assets, tokens: Tokens) -> np.ndarray:
     """Count the tokens that are learned from each training example, ``int32[E]``."""
-    tokens = assets.train
     if assets.task.task.type == "language":
         return tokens.types.sum(axis=1)
     return tokens.length

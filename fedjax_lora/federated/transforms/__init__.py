@@ -11,6 +11,7 @@ the method's change of the global parameters as a gradient. Both are chosen by s
 
 from fedjax_lora.federated.transforms.accountant import make_privacy_report
 from fedjax_lora.federated.transforms.base import (
+    Attacked,
     Noise,
     TransformFn,
     UpdateTransform,
@@ -18,12 +19,24 @@ from fedjax_lora.federated.transforms.base import (
 )
 from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8, uplink_bytes
+from fedjax_lora.federated.transforms.inner_products import inner_products
+from fedjax_lora.federated.transforms.products import (
+    foolsgold,
+    geometric_median,
+    krum,
+    reject_dissimilar,
+)
 from fedjax_lora.federated.transforms.registry import (
     TRANSFORMS,
     check_transforms,
     make_transforms,
 )
-from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
+from fedjax_lora.federated.transforms.robust import (
+    median,
+    norm_bound,
+    reject_outliers,
+    trimmed_mean,
+)
 from fedjax_lora.federated.transforms.server_optimizers import (
     SERVER_OPTIMIZERS,
     ServerOptimizer,
@@ -35,6 +48,7 @@ from fedjax_lora.federated.transforms.server_optimizers import (
 __all__ = [
     "SERVER_OPTIMIZERS",
     "TRANSFORMS",
+    "Attacked",
     "Noise",
     "ServerOptimizer",
     "TransformFn",
@@ -44,12 +58,18 @@ __all__ = [
     "check_method_averages",
     "check_transforms",
     "clip",
+    "foolsgold",
     "gaussian_noise",
+    "geometric_median",
+    "inner_products",
     "int8",
+    "krum",
     "make_privacy_report",
     "make_server_optimizer",
     "make_transforms",
     "median",
+    "norm_bound",
+    "reject_dissimilar",
     "reject_outliers",
     "server_step",
     "trimmed_mean",

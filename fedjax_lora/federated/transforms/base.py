@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
-from fedjax_lora.core.types import ClientParams, Key, PyTree
+from fedjax_lora.core.types import ClientParams, Gain, Key, PyTree
+from fedjax_lora.federated.transforms.inner_products import inner_products
 from fedjax_lora.methods.base import FLOAT_BYTES
 
 Tree = TypeVar("Tree")
@@ -26,6 +27,14 @@ TransformFn = Callable[
     [ClientParams, ClientParams, ClientParams, Array, Key], tuple[ClientParams, Array]
 ]
 """``(start, trained, trainable, weight, keys) -> (trained, weight)``, see `UpdateTransform`."""
+
+
+Weigh = Callable[[Array, Array], Array]
+"""``(inner: float32[c, c], weight: float32[c]) -> weight``, from inner products of updates, see
+`fedjax_lora.federated.transforms.products`."""
+
+Attacked = Callable[[ClientParams, Array], ClientParams]
+"""``(trained, weight) -> trained``, with what attackers send."""
 
 
 class Noise(NamedTuple):
@@ -55,6 +64,11 @@ class UpdateTransform:
       is_aggregate: whether every client's update becomes a statistic over the cohort; this needs a
         method that averages, which then returns the statistic.
       noise: parameters of the added noise, for the privacy accountant.
+      weigh: weights from the inner products of updates, before ``apply``.
+      reweighs: whether its weights are more than the clients' own and 0, so that it needs a method
+        that weighs by them.
+      needs_owners: number of clients that must have trained a number so that the statistic can
+        leave out any of their values; 0 if that does not matter.
     """
 
     apply: TransformFn
@@ -62,6 +76,9 @@ class UpdateTransform:
     uplink_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
     is_aggregate: bool = False
     noise: Noise | None = None
+    weigh: Weigh | None = None
+    reweighs: bool = False
+    needs_owners: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -75,6 +92,9 @@ def apply_transforms(
     weight: Float[Array, "c"],
     ids: Int[Array, "c"],
     key: Key,
+    *,
+    gain: Gain | None = None,
+    attacked: Attacked | None = None,
 ) -> tuple[ClientParams, Float[Array, "c"]]:
     """Apply update transforms in order.
 
@@ -87,15 +107,24 @@ def apply_transforms(
       ids: client ids. Random draws depend on (key, transform, client id) and not on the position in
         the cohort, so that all execution modes draw the same numbers.
       key: of the round.
+      gain: multiplier of each component, ``[c, (L,) R]`` by path, for transforms that compare
+        products; 1 by default.
+      attacked: puts what attackers send in place of what honest clients would, who alone do what is
+        the clients' part.
 
     Returns:
       The transformed parameters ``[c, ...]`` and weights ``[c]``.
     """
     for n, update in enumerate(updates):
-        transform_key = jax.random.fold_in(key, n)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(transform_key, ids)
+        if attacked is not None and update.stage != "client":
+            trained, attacked = attacked(trained, weight), None
+        if update.weigh is not None:
+            every = gain or {p: jnp.ones(pair.b.shape[:-1]) for p, pair in start.adapter.items()}
+            inner = inner_products(start, trained, trainable, every, weight)
+            weight = jnp.where(weight > 0, update.weigh(inner, weight), 0.0)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, n), ids)
         trained, weight = update.apply(start, trained, trainable, weight, keys)
-    return trained, weight
+    return trained if attacked is None else attacked(trained, weight), weight
 
 
 def changes(start: Tree, trained: Tree, trainable: PyTree) -> Tree:

@@ -7,7 +7,18 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.transforms.base import STAGES, UpdateTransform
 from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8
-from fedjax_lora.federated.transforms.robust import median, reject_outliers, trimmed_mean
+from fedjax_lora.federated.transforms.products import (
+    foolsgold,
+    geometric_median,
+    krum,
+    reject_dissimilar,
+)
+from fedjax_lora.federated.transforms.robust import (
+    median,
+    norm_bound,
+    reject_outliers,
+    trimmed_mean,
+)
 from fedjax_lora.methods.base import Method
 
 TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
@@ -16,6 +27,11 @@ TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
     "int8": int8,
     "bfloat16": bfloat16,
     "reject_outliers": reject_outliers,
+    "norm_bound": norm_bound,
+    "reject_dissimilar": reject_dissimilar,
+    "krum": krum,
+    "foolsgold": foolsgold,
+    "geometric_median": geometric_median,
     "median": median,
     "trimmed_mean": trimmed_mean,
 }
@@ -71,7 +87,8 @@ def _check_order(specs: list[str], updates: Sequence[UpdateTransform]) -> None:
         raise InputError(
             f"Updates {specs} are out of order: what clients do (clip, gaussian_noise) comes "
             "before what the wire does (int8, bfloat16), and that before what the server does "
-            "(reject_outliers, median, trimmed_mean)."
+            "(reject_outliers, norm_bound, reject_dissimilar, krum, foolsgold, geometric_median, "
+            "median, trimmed_mean)."
         )
     if stages.count(STAGES.index("wire")) > 1:
         raise InputError(f"Updates {specs} quantise twice; keep one of int8 and bfloat16.")

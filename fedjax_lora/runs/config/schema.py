@@ -120,11 +120,14 @@ class FederationConfig(_Group):
     FedAvg, or of the tokens it learns from (in a language task, those of the completions)."""
     updates: tuple[str, ...] = ()
     """Transforms of the clients' updates, in this order: clip(norm=1.0),
-    gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers, median,
-    trimmed_mean(share=0.1)."""
+    gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers,
+    norm_bound(quantile=0.5), reject_dissimilar, krum(attackers=0.2), foolsgold, geometric_median,
+    median, trimmed_mean(share=0.1)."""
     faults: tuple[str, ...] = ()
     """Faults of the clients in a cohort, in this order:
-    dropout(probability=0.1), stragglers(share=0.3, work=0.5)."""
+    dropout(probability=0.1), stragglers(share=0.3, work=0.5). Attackers are the same in all rounds:
+    sign_flip(share=0.2, scale=10), scaling, gaussian, little_is_enough, inner_product, free_rider,
+    inflated_counts, label_flip, backdoor(share=0.2, trigger=[1012, 3419])."""
     device_profiles: str = "none"
     """Devices of the clients, which give a run a simulated clock:
     classes(names=['jetson-nano', 'laptop-m1'], shares=[0.7, 0.3]) or file(path='devices.csv') with

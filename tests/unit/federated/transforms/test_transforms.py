@@ -30,6 +30,11 @@ SPECS = [
     "int8",
     "bfloat16",
     "reject_outliers(factor=1.2)",
+    "norm_bound(quantile=0.4)",
+    "reject_dissimilar(least=0.1)",
+    "krum(attackers=0.2)",
+    "foolsgold(least=0.5)",
+    "geometric_median",
     "median",
     "trimmed_mean(share=0.3)",
 ]
@@ -229,6 +234,37 @@ def test_test_factors_cover_rejection_and_acceptance():
     size = lengths(cohort())
     counts = [int(np.sum(size > f * np.median(size))) for f in (1.0, 1.2, 1.8, 50.0)]
     assert counts[0] == 2 and counts[1] > 0 and counts[-1] == 0
+
+
+def test_norm_bound_shortens_to_a_quantile_of_the_norms():
+    sent = cohort()
+    size = lengths(sent)
+    got, weight = send(sent, "norm_bound(quantile=0.4)")
+    bound = np.quantile(size, 0.4)
+    for k in range(PRESENT):
+        want = change(sent, sent.trained, k) * min(1, bound / size[k])
+        np.testing.assert_allclose(change(sent, got, k), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(weight, sent.weight)
+
+
+def test_numbers_of_few_owners_stay_as_they_were_sent():
+    """Of two owners a median leaves out nothing; with three needed they keep the server's value."""
+    sent = cohort()
+    plain, _ = send(sent, "median")
+    got, _ = send(sent, "median(least_owners=3)")
+    masks = jax.tree.map(lambda x, m: jnp.broadcast_to(m, x.shape), sent.start, sent.trainable)
+    seen = set()
+    for x0, mask, y, z in zip(*map(jax.tree.leaves, (sent.start, masks, plain, got)), strict=True):
+        own = np.asarray(mask[:PRESENT])
+        count = own.sum(axis=0)
+        for few, want in ((count < 3, x0), (count >= 3, y)):
+            at = own & few[None]
+            np.testing.assert_array_equal(
+                np.asarray(z[:PRESENT])[at], np.asarray(want[:PRESENT])[at]
+            )
+        seen |= set(count.ravel().tolist())
+    assert {2, 4} <= seen
+    assert spec("median").needs_owners == 3 and spec("trimmed_mean(share=0.3)").needs_owners == 4
 
 
 def trimmed(x, share):
