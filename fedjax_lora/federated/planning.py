@@ -124,10 +124,8 @@ class Federation:
             by_length=self.by_length,
         )
         fill = np.full(absent, len(self.members))
-        amount = np.array([self._weight(own) for own in members])
         attackers = tuple(np.append(x[ids], np.zeros(absent, bool)) for x in self.attackers)
-        for attack, mine in zip(self.attacks, attackers, strict=True):
-            amount = np.where(mine, attack.count * amount, amount)
+        amount = self._amounts(members, attackers)
         weight = np.where(np.concatenate([steps, np.zeros(absent)]) > 0, amount, 0)
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
@@ -138,6 +136,15 @@ class Federation:
             round=np.int32(round),
             attackers=attackers,
         )
+
+    def _amounts(
+        self, members: Sequence[np.ndarray], attackers: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The weights of a cohort as clients state them, ``float[c]``."""
+        amount = np.array([self._weight(own) for own in members])
+        for attack, mine in zip(self.attacks, attackers, strict=True):
+            amount = np.where(mine, attack.count * amount, amount)
+        return amount
 
     def drawn(self, plan: Plan) -> np.ndarray:
         """Who of a plan's clients receives the model, ``bool[c]``: all but the absent."""

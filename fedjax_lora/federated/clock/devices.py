@@ -116,15 +116,8 @@ def classes(
     Raises:
       InputError: an unknown class, other numbers of shares than classes, values out of range.
     """
-    for name in names:
-        if name not in DEVICE_CLASSES:
-            raise unknown("device class", name, DEVICE_CLASSES)
     given = [1.0] * len(names) if shares is None else list(shares)
-    if not names or len(given) != len(names) or min(given) < 0 or not 0 < sum(given) < math.inf:
-        raise InputError(
-            f"Device profiles 'classes' need as many non-negative shares as names, got names "
-            f"{list(names)} and shares {given}."
-        )
+    _check_classes(names, given)
     if not (0 < efficiency <= 1 and 0 < availability <= 1):
         raise InputError(
             "Device profiles 'classes' need efficiency and availability above 0 and at most 1, got "
@@ -185,6 +178,18 @@ DEVICE_PROFILES: dict[str, Callable[..., DeviceMix | None]] = {
 """Factories of device profiles by name; options are their keyword arguments."""
 
 
+def _check_classes(names: Sequence[str], shares: Sequence[float]) -> None:
+    for name in names:
+        if name not in DEVICE_CLASSES:
+            raise unknown("device class", name, DEVICE_CLASSES)
+    fits = len(shares) == len(names) > 0 and min(shares) >= 0 and 0 < sum(shares) < math.inf
+    if not fits:
+        raise InputError(
+            f"Device profiles 'classes' need as many non-negative shares as names, got names "
+            f"{list(names)} and shares {list(shares)}."
+        )
+
+
 def _rng(seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, 6])
 
@@ -217,16 +222,15 @@ def _profile(row: Mapping[str, Any], path: str, inference_flops: float | None) -
     """
     if "computation" in row and "flops" not in row:
         row = _of_fedscale(row, path, inference_flops)
-    values = {"memory": math.inf, "availability": 1.0} | {
-        key: value for key, value in row.items() if value not in (None, "")
-    }
-    if missing := [name for name in COLUMNS if name not in values]:
+    given = {key: value for key, value in row.items() if value not in (None, "")}
+    values = {"memory": math.inf, "availability": 1.0} | given
+    if missing := sorted({*COLUMNS} - {*values}):
         raise InputError(
             f"Device profiles {path} have no {' and '.join(missing)}; the columns are "
             f"{', '.join(COLUMNS)}."
         )
     numbers = [_number(values[name], name, path) for name in COLUMNS]
-    if min(numbers) <= 0 or math.isnan(sum(numbers)) or numbers[-1] > 1:
+    if not (min(numbers) > 0 and sum(numbers) > 0 and numbers[-1] <= 1):  # false for NaN
         raise InputError(
             f"Device profiles {path} need values above 0 and an availability of at most 1, got "
             f"{dict(zip(COLUMNS, numbers, strict=True))}."

@@ -95,8 +95,7 @@ def rows(runs: Iterable[Run]) -> list[Record]:
     found = [
         {key: _plain(x) for key, x in run[0].labels.items()}
         | {key: x for key, x in h.items() if x is None or isinstance(x, int | float)}
-        | {event: len(h.get(event, ())) for event in EVENTS}
-        | {event: len(h[event]) for event in CLOCK_EVENTS if event in h}
+        | {event: len(h.get(event, ())) for event in (*EVENTS, *CLOCK_EVENTS * has_clock(run))}
         for run in runs
         for h in evaluated(run)
     ]
