@@ -163,7 +163,7 @@ class Option(NamedTuple):
     meaning: str
 
 
-def options(factory: Callable[..., Any]) -> list[Option]:
+def options(factory: Callable[..., object]) -> list[Option]:
     """Return the options of a factory, with what its docstring says of them.
 
     >>> def tiers(*, ranks: Sequence[int], seed: int = 0):
@@ -207,8 +207,8 @@ def _argument_docs(doc: str) -> dict[str, str]:
 def _check_names(
     subject: str,
     name: str,
-    factory: Callable[..., Any],
-    options: Mapping[str, Any],
+    factory: Callable[..., object],
+    options: Mapping[str, object],
     arguments: Collection[str],
 ) -> None:
     """Refuse options that the factory does not have, and required options that are missing."""
@@ -225,7 +225,7 @@ def _check_names(
         raise InputError(f"{subject} needs the option {', '.join(missing)}: {name}(...).")
 
 
-def describe(hint: Any) -> str:
+def describe(hint: object) -> str:
     """Return what an annotation allows, in words.
 
     >>> describe(int | None), describe(Literal["a", "b"])
@@ -236,7 +236,7 @@ def describe(hint: Any) -> str:
     return inspect.formatannotation(hint)
 
 
-def fits(value: object, hint: Any) -> bool:
+def fits(value: object, hint: object) -> bool:
     """Whether a plain value of a config or an option has the type of an annotation.
 
     >>> fits("a", Literal["a", "b"]), fits(1, float), fits(True, int), fits([1, 2], Sequence[int])

@@ -162,7 +162,7 @@ def _before_answer(tokenizer: Any, turn: dict[str, str], date: str) -> str:
     return before
 
 
-def other_beginning(name: str, tokenizer: Any) -> tuple[str, str] | None:
+def other_beginning(name: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
     """Return how a format asks for answers and what it writes before them, if these differ.
 
     Args:
@@ -177,7 +177,7 @@ def other_beginning(name: str, tokenizer: Any) -> tuple[str, str] | None:
     return None if before.startswith(asked) else (asked, before)
 
 
-def render(tokenizer: Tokenizer, turns: list[dict[str, str]], date: str, **options: Any) -> Any:
+def render(tokenizer: Tokenizer, turns: list[dict[str, str]], date: str, **options: object) -> Any:
     """Apply a tokenizer's chat template on a given day.
 
     Args:

@@ -36,11 +36,11 @@ class Record(NamedTuple):
     """
 
     number: int
-    value: Any
+    value: object
     client: str | None = None
 
 
-def records_of(path: Path, content: Mapping[str, Any], names: Names) -> Iterator[Record]:
+def records_of(path: Path, content: Mapping[str, object], names: Names) -> Iterator[Record]:
     """Yield the examples of a file that is a single object.
 
     Args:
@@ -67,17 +67,17 @@ def records_of(path: Path, content: Mapping[str, Any], names: Names) -> Iterator
     )
 
 
-def _all(content: Mapping[str, Any], has: Callable[[Any], bool]) -> bool:
+def _all(content: Mapping[str, object], has: Callable[[object], bool]) -> bool:
     """Whether an object has values, and all have a property."""
     return bool(content) and all(map(has, content.values()))
 
 
-def _is_row(value: Any) -> bool:
+def _is_row(value: object) -> bool:
     """Whether a value is an example: an object without lists of values."""
     return isinstance(value, dict) and not any(isinstance(x, list | dict) for x in value.values())
 
 
-def _numbered(values: Iterable[Any]) -> Iterator[Record]:
+def _numbered(values: Iterable[object]) -> Iterator[Record]:
     return (Record(number, value) for number, value in enumerate(values, start=1))
 
 
@@ -95,7 +95,7 @@ def _table(path: Path, columns: Mapping[str, Any], row: Mapping[str, Any]) -> li
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _refuse_splits(path: Path, content: Mapping[str, Any]) -> None:
+def _refuse_splits(path: Path, content: Mapping[str, object]) -> None:
     if content.keys() <= NOT_CLIENTS:
         raise InputError(
             f"{path} holds the lists {_listed(content)}, which are no clients; write each list of "
@@ -147,6 +147,6 @@ def _with_fields(row: dict[str, Any]) -> dict[str, Any]:
     return row | {f"x.{n}": field for n, field in enumerate(fields)}
 
 
-def _listed(content: Mapping[str, Any]) -> str:
+def _listed(content: Mapping[str, object]) -> str:
     shown = ", ".join(repr(str(name)) for name in list(content)[:5])
     return shown + (", ..." if len(content) > 5 else "")

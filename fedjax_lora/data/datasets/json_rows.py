@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.untrusted_files import first_line
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
       clients: the natural client of each row, if the file states them.
     """
 
-    values: dict[str, list[Any]]
+    values: dict[str, list[object]]
     numbers: Sequence[int]
     clients: list[str] | None
 
@@ -99,7 +99,7 @@ def _records(path: Path) -> Iterator[Record]:
 def _columns(path: Path, names: Names, records: Iterable[Record], missing: Missing) -> Rows:
     numbers: list[int] = []
     clients: list[str] = []
-    columns: dict[str, list[Any]] = {} if callable(names) else {name: [] for name in names}
+    columns: dict[str, list[object]] = {} if callable(names) else {name: [] for name in names}
     lacking = set(missing.absent)
     for number, record, client in records:
         if not isinstance(record, dict):

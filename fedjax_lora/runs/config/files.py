@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.untrusted_files import check_regular_file, first_line
 
 LARGEST_CONFIG = 2**20
@@ -69,7 +70,7 @@ def _json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_check_keys)
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+FORMATS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     ".json": ("JSON", _json),
     ".yaml": ("YAML", _yaml),
     ".yml": ("YAML", _yaml),
@@ -78,7 +79,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 """Name and reader of a config file's format, by the ending of the file."""
 
 
-def read_config_file(path: str | pathlib.Path) -> dict[str, Any]:
+def read_config_file(path: str | pathlib.Path) -> Record:
     """Read the groups and options of a config file.
 
     Args:

@@ -98,7 +98,7 @@ def compile_round(outline: Outline) -> Compiled | TooLarge:
     return describe(outline, compiled, time.perf_counter() - began)
 
 
-def lower_round(outline: Outline) -> Any:
+def lower_round(outline: Outline) -> jax.stages.Lowered:
     """Lower the round of a run from shapes, with every array where the run has it.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fedjax_lora import models
 from fedjax_lora.core import trees
 from fedjax_lora.core.target import current_target
-from fedjax_lora.core.types import ClientParams, Params
+from fedjax_lora.core.types import ClientParams, HasShape, Params, PyTree
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated import base_sharding, optimizers
 from fedjax_lora.federated.causal_lm import CHUNK_NUMBERS
@@ -91,7 +91,7 @@ def memory_of(outline: Outline) -> Memory:
     )
 
 
-def stored_bytes(tree: Any) -> int:
+def stored_bytes(tree: PyTree) -> int:
     """Return the bytes of arrays on the target.
 
     A TPU fills one axis of an array up to a multiple of 128; the compiler chooses an axis where
@@ -102,7 +102,7 @@ def stored_bytes(tree: Any) -> int:
     return sum(map(_on_tpu, jax.tree.leaves(tree)))
 
 
-def _on_tpu(x: Any) -> int:
+def _on_tpu(x: HasShape) -> int:
     fills = [math.ceil(n / LANES) * LANES / n for n in x.shape if n]
     return math.ceil(trees.size_bytes(x) * min(fills, default=1.0))
 
@@ -127,7 +127,7 @@ def base_bytes(base: Params, mesh: Mesh | None) -> int:
     return stored_bytes(jax.tree.map(part, base, base_sharding(base, mesh)))
 
 
-def layers_taken_out(config: Any) -> int:
+def layers_taken_out(config: models.EncoderConfig | models.DecoderConfig) -> int:
     """Return how many layers one step of the layer loop takes out of their stack."""
     if models.has_split_layers(config):
         return 0

@@ -1,13 +1,15 @@
 """The round of a run in outline: its spec and plans, and the shapes of its arrays."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import federated, lora
 from fedjax_lora.core.target import current_target
+from fedjax_lora.core.trees import Tree
 from fedjax_lora.core.types import Adapter, ClientParams, Kernels, Params
+from fedjax_lora.data import Tokens
 from fedjax_lora.federated import AXIS, MODEL, FederatedState, Plan
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.runs.compilation import RoundSpec
@@ -38,9 +40,9 @@ class Shapes(NamedTuple):
     base: Params
     head: Params
     trained: ClientParams  # adapter and head of a client
-    kernels: dict[str, Any]  # of the adapted layers, by path
+    kernels: Kernels  # of the adapted layers, by path
     state: FederatedState
-    data: Any  # training tokens
+    data: Tokens  # for training
 
 
 class Outline(NamedTuple):
@@ -112,7 +114,7 @@ def _shapes(config: RunConfig, assets: Assets, setup: Setup) -> Shapes:
     return Shapes(base, head, trained, kernels, state, abstract(assets.train))
 
 
-def abstract(tree: Any) -> Any:
+def abstract(tree: Tree) -> Tree:
     """Return a tree with `jax.ShapeDtypeStruct` leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
