@@ -23,6 +23,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests._helpers import alike
+
 # Every annotation of these modules, shapes included, is checked while the tests run.
 install_import_hook(
     [
@@ -53,7 +55,16 @@ MOST_MAPPINGS = 40_000  # of the 65,530 that Linux allows
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow run what `alike` says, and skip what the machine has not."""
+    for item in items:
+        if alike.belongs_to_the_slow_run(item):
+            item.add_marker(pytest.mark.slow)
+    _skip_without_data_or_compiler(items)
+
+
+def _skip_without_data_or_compiler(items: list[pytest.Item]) -> None:
     """Skip tests that need the real data folder or the TPU compiler, visibly, without them."""
     if not SHARED.is_dir():
         for item in items:

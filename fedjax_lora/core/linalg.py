@@ -120,6 +120,35 @@ def svd(
     return u, s, vt
 
 
+def as_product(matrix: Float[Array, "*batch i o"]) -> LoRA:
+    """A matrix as a product, for functions of products: with the identity as the other factor."""
+    unit = jnp.broadcast_to(jnp.eye(matrix.shape[-1]), (*matrix.shape[:-2], *2 * matrix.shape[-1:]))
+    return LoRA(matrix, unit)
+
+
+def nearest_orthogonal(
+    matrix: Float[Array, "*batch r r"], *, proper: bool = False
+) -> Float[Array, "*batch r r"]:
+    """The orthogonal matrix that is nearest to a square matrix, its polar factor ``U V^T``.
+
+    It solves the orthogonal Procrustes problem: for ``matrix = x^T y`` it is the orthogonal `q`
+    that minimises ``||x q - y||_F``.
+
+    Args:
+      matrix: ``[..., r, r]``.
+      proper: the nearest rotation instead, whose determinant is 1: where that of ``U V^T`` is -1,
+        the direction of the smallest singular value is turned round.
+    """
+    u, _, vt = svd(as_product(matrix), matrix.shape[-1])
+    nearest = matmul(u, vt)
+    if not proper:
+        return nearest
+    mirrored = _each(jnp.linalg.det, nearest) < 0
+    last = jnp.arange(matrix.shape[-1]) == matrix.shape[-1] - 1
+    sign = jnp.where(mirrored[..., None] & last.reshape((1,) * mirrored.ndim + (-1,)), -1.0, 1.0)
+    return matmul(u * sign[..., None, :], vt)
+
+
 def ridge(
     a: Float[Array, "*batch i R"], product: LoRA, penalty: float
 ) -> Float[Array, "*batch R o"]:

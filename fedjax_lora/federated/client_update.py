@@ -16,7 +16,7 @@ from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
 from fedjax_lora.federated.training import ClientMetrics, Clients, Training
 from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.base import ClientInit, Cohort, Method
+from fedjax_lora.methods.base import ClientInit, Cohort, Method, client_kernels
 
 
 class CohortUpdate(NamedTuple):
@@ -65,7 +65,8 @@ def make_client_update(
         base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
     ) -> CohortUpdate:
         init, clients, store = broadcast(state, plan, key)
-        full, rate = lora.with_kernels(base, state.server.kernels), jnp.asarray(plan.rate)
+        full = lora.with_kernels(base, client_kernels(method, state.server))
+        rate = jnp.asarray(plan.rate)
         if method.select is not None:
             probed, _ = train_cohort(full, data, clients, rate)
             init, clients = select(state, plan, key, init, clients, store, probed)

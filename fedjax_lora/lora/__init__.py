@@ -22,6 +22,7 @@ from fedjax_lora.lora.params import (
     uniform_gain,
     with_kernels,
 )
+from fedjax_lora.lora.principal import principal
 from fedjax_lora.lora.products import low_rank_term
 from fedjax_lora.lora.spec import SCALES, LoraSpec, LoraTarget, make_spec, parameter_count
 
@@ -52,6 +53,7 @@ __all__ = [
     "nnx",
     "parameter_count",
     "prefix_mask",
+    "principal",
     "spread",
     "times",
     "uniform_gain",

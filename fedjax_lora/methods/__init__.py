@@ -32,7 +32,7 @@ import numpy as np
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.alternating import ffa_lora, rolora
+from fedjax_lora.methods.alternating import fedsvd, ffa_lora, rolora
 from fedjax_lora.methods.averaging import (
     Empty,
     Weights,
@@ -54,13 +54,19 @@ from fedjax_lora.methods.base import (
     Method,
     ServerState,
     Traffic,
+    client_kernels,
     truncated_start,
 )
+from fedjax_lora.methods.eclora import eclora
 from fedjax_lora.methods.fed_plora import fed_plora
+from fedjax_lora.methods.fedhl import fedhl
+from fedjax_lora.methods.fedmomentum import fedmomentum
 from fedjax_lora.methods.fedrora import fedrora
+from fedjax_lora.methods.fedrot import fedrot_lora
 from fedjax_lora.methods.fedsa import fedsa_lora
 from fedjax_lora.methods.flora import flora
 from fedjax_lora.methods.florist import florist
+from fedjax_lora.methods.frlora import frlora
 from fedjax_lora.methods.fslora import fslora
 from fedjax_lora.methods.hetlora import hetlora
 from fedjax_lora.methods.lora_a2 import lora_a2
@@ -91,6 +97,12 @@ METHODS: dict[str, Callable[..., Method]] = {
         lora_fair,
         fedsa_lora,
         fedrora,
+        fedhl,
+        fedmomentum,
+        eclora,
+        fedsvd,
+        fedrot_lora,
+        frlora,
     )
 }
 """Factories ``(spec, *, ...options) -> Method`` by the method's name."""
@@ -159,16 +171,23 @@ __all__ = [
     "Traffic",
     "Weights",
     "averaging",
+    "client_kernels",
     "combine",
+    "eclora",
     "fed_plora",
     "fedex_lora",
+    "fedhl",
     "fedit",
+    "fedmomentum",
     "fedrora",
+    "fedrot_lora",
     "fedsa_lora",
+    "fedsvd",
     "ffa_lora",
     "flexlora",
     "flora",
     "florist",
+    "frlora",
     "fslora",
     "hetlora",
     "hlora",

@@ -23,8 +23,10 @@ from fedjax_lora.methods.base import (
     Method,
     ServerState,
     Traffic,
+    if_any_present,
     truncated_start,
 )
+from fedjax_lora.methods.svd import only_adapted, refactor
 
 
 def one_factor(
@@ -82,6 +84,46 @@ def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     """
     always = lambda round: round >= 0  # noqa: E731
     return one_factor(spec, always, name="ffa_lora", paper="arXiv 2403.12313", weights=weights)
+
+
+@checked_options
+def fedsvd(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
+    """FedSVD: FFA-LoRA whose `a` becomes the singular vectors of the product after every round.
+
+    Clients train and send only `b`; the server averages it, and factors ``a b = U S V^T`` with the
+    `a` of the round: ``a <- U`` (orthonormal columns), ``b <- S V^T``. The model stays as it is, so
+    the mean is as exact as FFA-LoRA's, but `a` follows what was learnt, and its orthonormal columns
+    bound the gradients of `b`, which is what differential privacy needs. The new `a` is sent down.
+
+    Args:
+      spec: the adapted layers.
+      weights: of the mean.
+
+    The first `a` is as it was drawn. A public re-implementation slices rows of `V` where the paper
+    has rows of ``V^T``.
+
+    Lee et al., "FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA",
+    arXiv 2505.12805.
+    """
+    always = lambda round: round >= 0  # noqa: E731
+    trained = one_factor(spec, always, name="fedsvd", paper="arXiv 2505.12805", weights=weights)
+
+    def aggregate(
+        server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
+    ) -> AggregateResult:
+        outcome = trained.aggregate(server, clients, cohort, start, result)
+        turned = {
+            path: refactor(pair, spec.rank, 1.0, "b")
+            for path, pair in outcome.server.adapter.items()
+        }
+        adapter = if_any_present(cohort, only_adapted(spec, turned), server.adapter)
+        return outcome._replace(server=server._replace(adapter=adapter))
+
+    def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
+        up = trained.traffic(server, rank, round).up
+        return Traffic(up, rank.astype(np.int64) * spec.component_size * FLOAT_BYTES, factors=1)
+
+    return dataclasses.replace(trained, aggregate=aggregate, traffic=traffic, averages=False)
 
 
 @checked_options

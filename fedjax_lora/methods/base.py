@@ -123,6 +123,8 @@ class Method:
       sends: which factors a client sends. Transforms of messages leave the others unchanged.
       averages: whether the new components are means of the clients' (weights summing to at most
         one), so that their change is a direction that a server optimizer may follow.
+      clients_hold_kernels: whether clients train on the base kernels that the method has changed;
+        False: on those of the beginning, where the change is more than a client can be sent.
       check: raises `InputError` if the method cannot take these ranks.
     """
 
@@ -140,12 +142,18 @@ class Method:
     project: Callable[[Adapter], Adapter] | None = None
     sends: LoRA = BOTH
     averages: bool = False
+    clients_hold_kernels: bool = True
     check: Callable[[np.ndarray], None] = no_check
 
 
 def plain_server(adapter: Adapter, kernels: Kernels) -> ServerState:
     """A server with a global adapter and an unchanged base."""
     return ServerState(adapter, {})
+
+
+def client_kernels(method: Method, server: ServerState) -> Kernels:
+    """The kernels that clients have in place of the base's own; ``{}`` if none."""
+    return server.kernels if method.clients_hold_kernels else {}
 
 
 def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gain:

@@ -129,6 +129,7 @@ def build_round(spec: RoundSpec) -> CompiledRound:
         spec.spec,
         train_head=spec.heads != "frozen",
         optimizer=optimizers.optimizer(spec.optimizer, clip=spec.clip),
+        clients_hold_kernels=method.clients_hold_kernels,
     )
     return federated.compile_round(
         method,

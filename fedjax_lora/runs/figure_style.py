@@ -35,8 +35,8 @@ class MethodStyle(NamedTuple):
     reading: str = ""  # the option without whose value the label says too little
 
 
-# Two sets of ten colours, one for solid and one for dashed lines. Within a set, any two colours
-# differ by at least 0.08 (solid) and 0.13 (dashed) in OKLab, also under simulated protanopia,
+# Three sets of colours, for solid, dashed and dotted lines. Within a set, any two colours differ by
+# at least 0.08 (solid, dotted) and 0.13 (dashed) in OKLab, also under simulated protanopia,
 # deuteranopia and tritanopia (Machado et al., 2009); between the sets by at least 0.05, where the
 # line and the marker differ too.
 METHOD_STYLES = {
@@ -60,6 +60,12 @@ METHOD_STYLES = {
     "lora_fair": MethodStyle("LoRA-FAIR", "#D89DB1", "--", "D"),
     "fedsa_lora": MethodStyle("FedSA-LoRA", "#273BEB", "--", "s"),
     "fedrora": MethodStyle("FedRoRA", "#762700", "--", "D"),
+    "fedhl": MethodStyle("FedHL", "#76CE66", ":", "X"),
+    "fedmomentum": MethodStyle("FedMomentum", "#8C4B91", ":", "*"),
+    "eclora": MethodStyle("ECLoRA", "#5A825D", ":", "X"),
+    "fedsvd": MethodStyle("FedSVD", "#B48AB8", ":", "*"),
+    "fedrot_lora": MethodStyle("FedRot-LoRA", "#823740", ":", "X"),
+    "frlora": MethodStyle("FRLoRA", "#E251F2", ":", "*"),
 }
 
 _SHADES = (0.0, -0.45, 0.4, -0.7)

@@ -3,13 +3,14 @@
 See `fedjax_lora.federated.ranks.reallocation`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_lora import lora
+from fedjax_lora import lora, methods
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.data import Tokens
@@ -115,4 +116,9 @@ def _make_score_fn(
     objective = round_spec.inputs.objective()
     rows = client_scoring.bucket_by_length(validation.length, objective.lengths, batch=batch)
     validate = client_scoring.make_validate_fn(objective, rows)
-    return client_scoring.make_score_fn(client_update, validate, round_spec.execution)
+    return client_scoring.make_score_fn(
+        client_update,
+        validate,
+        round_spec.execution,
+        kernels=functools.partial(methods.client_kernels, round_spec.make_method()),
+    )

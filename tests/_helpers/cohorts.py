@@ -46,10 +46,17 @@ NUMBERS: dict[str, list[dict[str, Any]]] = {
     "fedex_lora": [{"residual_rank": 3}],
     "lora_fair": [{"penalty": 0.25}, {"penalty": 2.0, "relative": False}],
     "fedrora": [{"first": 0.0, "coefficient_rate": 3.0}],
+    "fedhl": [{"eps": 0.3}],
+    "fedmomentum": [{"energy": 1.0}, {"energy": 0.8, "sigma": "b"}],
+    "fedrot_lora": [{"strength": 0.5}, {"strength": 0.3, "align": "a"}],
 }
 """Values of options that are numbers."""
 
-EXACT = {"florist": "florist(threshold=1.0)", "hetlora": "hetlora(gamma=1.0)"}
+EXACT = {
+    "florist": "florist(threshold=1.0)",
+    "hetlora": "hetlora(gamma=1.0)",
+    "fedmomentum": "fedmomentum(energy=1.0)",
+}
 """How to tell a method that loses something on purpose to lose nothing."""
 
 
@@ -277,7 +284,7 @@ def oracle_round(
         before = matrices(lora_spec, client(played.start.adapter, n))
         r = int(cohort.rank[n])
         rows = {m: list(range(r)) for m in own}
-        if method_name(spec) in oracles.CHOSEN_ROWS:
+        if method_name(spec) in oracles.CHOSEN_ROWS | {"frlora"}:
             rows = trained_rows(lora_spec, played.start.trainable, n)
             assert all(len(chosen) == r for chosen in rows.values())
         elif method_name(spec) in oracles.HOLD_ALL:
@@ -295,6 +302,7 @@ def oracle_round(
         server_reads,
         dense(lora_spec, kernels),
         int(cohort.round),
+        dense(lora_spec, server.state) if method_name(spec) in oracles.KEEPS_BEYOND else {},
     )
 
 

@@ -35,6 +35,7 @@ class Round(NamedTuple):
     scale: float  # at which the server's components are read
     W: dict[str, np.ndarray]  # base kernels
     number: int  # from 0
+    beyond: dict[str, np.ndarray]  # what the server keeps besides, for methods that do
 
 
 class Answer(NamedTuple):
@@ -429,12 +430,128 @@ def fedrora_own(
     return chosen
 
 
+def truncated(M: np.ndarray, r: int) -> np.ndarray:
+    """The best approximation of rank `r`."""
+    U, S, Vt = np.linalg.svd(M, full_matrices=False)
+    return U[:, :r] * S[:r] @ Vt[:r]
+
+
+def fedhl_update(round: Round, name: str, weights: str, eps: float) -> np.ndarray:
+    """The update at full rank; what clients began with is in their ``began``."""
+    before = {n: round.scale * old.B @ old.A for n, old in round.old.items()}
+    before = {n: D + round.beyond.get(n, 0) for n, D in before.items()}
+    begun = [{n: c.s * c.began[n].B @ c.began[n].A for n in before} for c in round.clients]
+    p = share(round.clients, "uniform" if weights == "truncation" else weights)
+    if weights == "truncation":
+        energy = sum(np.sum(D**2) for D in before.values())
+        lost = [sum(np.sum((before[n] - d[n]) ** 2) for n in before) / energy for d in begun]
+        p = [1 / (x + eps) for x in lost]
+        p = [x / sum(p) for x in p]
+    D = before[name]
+    for i, c in enumerate(round.clients):
+        D = D + p[i] * (c.s * c.pairs[name].B @ c.pairs[name].A - begun[i][name])
+    return D
+
+
+def fedhl(
+    round: Round, *, weights: str = "truncation", eps: float = 0.01, sigma: str = "a"
+) -> Answer:
+    answer, W = {}, {}
+    for name, old in round.old.items():
+        D = fedhl_update(round, name, weights, eps)
+        answer[name] = leading(D, rank(old), round.scale, sigma)
+        first = round.W[name] - round.beyond.get(name, 0)
+        W[name] = first + D - truncated(D, rank(old))
+    return Answer(answer, W)
+
+
+def fedmomentum(
+    round: Round, *, energy: float = 0.9999, weights: str = "examples", sigma: str = "both"
+) -> Answer:
+    answer, W = {}, dict(round.W)
+    for name, old in round.old.items():
+        M = mean_of_products(round, name, weights)
+        squares = np.linalg.svd(M, compute_uv=False) ** 2
+        r, kept = rank(old), len(squares)
+        if energy < 1:
+            kept = next(q for q in range(1, 99) if squares[:q].sum() >= energy * squares.sum())
+        answer[name] = leading(M, r, round.scale, sigma)
+        W[name] = W[name] + truncated(M, max(kept, r)) - truncated(M, r)
+    return Answer(answer, W)
+
+
+def eclora_mean(round: Round, name: str, weights: str) -> np.ndarray:
+    """The mean product with the error of the round before."""
+    return mean_of_products(round, name, weights) + round.beyond.get(name, 0)
+
+
+def eclora(round: Round, *, weights: str = "examples", sigma: str = "b") -> Answer:
+    answer = {
+        name: leading(eclora_mean(round, name, weights), rank(old), round.scale, sigma)
+        for name, old in round.old.items()
+    }
+    return Answer(answer, round.W)
+
+
+def fedsvd_product(round: Round, name: str, weights: str) -> np.ndarray:
+    """The mean `B` times the `A` of the round."""
+    return masked_mean(round, weights=weights).pairs[name].B @ round.old[name].A
+
+
+def fedsvd(round: Round, *, weights: str = "examples") -> Answer:
+    """``A`` has orthonormal rows, ``B`` the singular values; no scale is in either."""
+    answer = {}
+    for name, old in round.old.items():
+        U, S, Vt = np.linalg.svd(fedsvd_product(round, name, weights), full_matrices=False)
+        r = rank(old)
+        # `leading` with sigma="b" has ours in `b`, the papers' B; likewise here.
+        answer[name] = Pair(U[:, :r] * S[:r], Vt[:r])
+    return Answer(answer, round.W)
+
+
+def rotation(overlap: np.ndarray) -> np.ndarray:
+    """The rotation `Q` nearest to the overlap; reflections are turned round (Kabsch)."""
+    U, _, Vt = np.linalg.svd(overlap)
+    flip = np.eye(len(overlap))
+    flip[-1, -1] = np.sign(np.linalg.det(U @ Vt))
+    return U @ flip @ Vt
+
+
+def fedrot_lora(
+    round: Round, *, align: str = "alternate", strength: float = 1.0, weights: str = "examples"
+) -> Answer:
+    in_b = align == "b" or (align == "alternate" and round.number % 2 == 0)
+
+    def rotated(c: Client, name: str) -> Pair:
+        (B, A), (first_B, first_A) = c.pairs[name], c.began[name]
+        overlap = B.T @ first_B if in_b else A @ first_A.T
+        if not np.any(overlap):
+            return Pair(B, A)
+        Q = rotation(overlap)
+        if strength < 1:
+            U, _, Vt = np.linalg.svd((1 - strength) * np.eye(len(Q)) + strength * Q)
+            Q = U @ Vt
+        return Pair(B @ Q, Q.T @ A)
+
+    clients = [c._replace(pairs={n: rotated(c, n) for n in c.pairs}) for c in round.clients]
+    return masked_mean(round._replace(clients=clients), weights=weights)
+
+
+def frlora(round: Round, *, weights: str = "examples") -> Answer:
+    """Modules averaged over those who trained them; the change joins the base."""
+    W = dict(round.W)
+    for name, mean in fed_plora(round, weights=weights).pairs.items():
+        old = round.old[name]
+        W[name] = W[name] + round.scale * (mean.B @ mean.A - old.B @ old.A)
+    return Answer(round.old, W)
+
+
 ORACLES: dict[str, Callable[..., Answer]] = {
     fn.__name__: fn
     for fn in (
         fedit, zero_padding, hetlora, masked_mean, replication, fed_plora, hlora, flexlora, flora,
         raflora, rb_lora, florist, fslora, ffa_lora, rolora, lora_a2, fedex_lora, lora_fair,
-        fedsa_lora, fedrora,
+        fedsa_lora, fedrora, fedhl, fedmomentum, eclora, fedsvd, fedrot_lora, frlora,
     )
 }  # fmt: skip
 
@@ -447,17 +564,28 @@ SINGULAR: dict[str, Callable[..., np.ndarray]] = {
     ),
     "fedrora": lambda round, name, weights="examples", **_: mean_of_products(round, name, weights),
     "rb_lora": lambda round, name, weights="examples", **_: rb_lora_product(round, name, weights),
+    "fedhl": lambda round, name, weights="truncation", eps=0.01, **_: fedhl_update(
+        round, name, weights, eps
+    ),
+    "fedmomentum": lambda round, name, weights="examples", **_: mean_of_products(
+        round, name, weights
+    ),
+    "eclora": lambda round, name, weights="examples", **_: eclora_mean(round, name, weights),
+    "fedsvd": lambda round, name, weights="examples", **_: fedsvd_product(round, name, weights),
 }
 """The product that is factored: unique up to a sign per component, where values are not tied."""
 
-PRODUCT_SPACE = {"hlora", "flexlora", "flora", "fedrora"}
+PRODUCT_SPACE = {"hlora", "flexlora", "flora", "fedrora", "fedmomentum", "eclora"}
 """The result is the mean of the clients' products (its best rank R), however they are factored."""
 
-KERNELS = {"flora", "fedex_lora"}
+KERNELS = {"flora", "fedex_lora", "fedhl", "fedmomentum", "frlora"}
 """Methods that change the base."""
 
-HOLD_ALL = {"fed_plora", "lora_a2"}
+HOLD_ALL = {"fed_plora", "lora_a2", "frlora"}
 """Clients compute with all components, whatever their rank."""
+
+KEEPS_BEYOND = {"fedhl", "eclora"}
+"""The server keeps what its adapter cannot hold, as matrices, for later rounds."""
 
 CHOSEN_ROWS = {"fed_plora", "fslora"}
 """Clients send components that they chose, not their first ones."""
@@ -465,5 +593,5 @@ CHOSEN_ROWS = {"fed_plora", "fslora"}
 CHANGES = {"fslora", "lora_a2"}
 """The server adds the clients' mean change, not renormalised over owners."""
 
-ONE_FACTOR = {"ffa_lora", "rolora", "lora_a2"}
+ONE_FACTOR = {"ffa_lora", "rolora", "lora_a2", "fedsvd"}
 """A round trains one of the factors (`b` in round 0)."""

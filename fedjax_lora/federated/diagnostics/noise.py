@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
-from fedjax_lora.core.types import Adapter, LoRA
+from fedjax_lora.core.types import Adapter, Kernels, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import ClientInit, Cohort, ServerState, shares
 from fedjax_lora.methods.averaging import Weights
@@ -32,19 +32,20 @@ class AggregationNoise(NamedTuple):
 
 
 def initialization_noise(
-    spec: LoraSpec, server: ServerState, start: ClientInit
+    spec: LoraSpec, server: ServerState, start: ClientInit, *, held: Kernels | None = None
 ) -> Float[Array, "c"]:
     """Distance between the server's model before the round and each client's start model.
 
     ``||s a b - g a_k b_k||_F`` with the server's and the client's gains `s` and `g`, computed as
     the product of ``[s (a - a_k), a_k]`` and ``[b; s (b - b_k) + (s - g) b_k]``. Each term contains
     a difference of stored values, so a client that starts at the server's factors has exactly 0.
-    Base kernels cancel, because a method that changes them sends them to every client.
+    Base kernels cancel where a method that changes them sends them to every client.
 
     Args:
       spec: the adapted layers.
       server: the server state before the round.
       start: start parameters of the clients.
+      held: the base kernels that clients have if they are not the server's.
 
     Returns:
       ``float32[c]``.
@@ -57,12 +58,13 @@ def initialization_noise(
         (a_k, b_k), g = start_adapter[path], start.gain[path]  # [c, (L,) ...]
         left = s[..., None, :] * (a - a_k)
         right = s[..., :, None] * (b - b_k) + (s - g)[..., :, None] * b_k
-        return linalg.norm(
-            LoRA(
-                jnp.concatenate([left, a_k], axis=-1),
-                jnp.concatenate([jnp.broadcast_to(b, b_k.shape), right], axis=-2),
-            )
+        difference = LoRA(
+            jnp.concatenate([left, a_k], axis=-1),
+            jnp.concatenate([jnp.broadcast_to(b, b_k.shape), right], axis=-2),
         )
+        if held is None:
+            return linalg.norm(difference)
+        return _dense_norm(linalg.matmul(*difference) + (_kernel(server, path) - held[path])[None])
 
     count = start.gain[spec.targets[0].path].shape[0]
     return _total_norm(distance(path).reshape(count, -1) for path in start.adapter)
@@ -77,6 +79,7 @@ def aggregation_noise(
     after: ServerState,
     *,
     weights: Weights = "examples",
+    held: Kernels | None = None,
 ) -> AggregationNoise:
     """Compute ``||W_after - sum_k p_k W_k||_F`` and ``||sum_k p_k W_k - W_before||_F``.
 
@@ -92,6 +95,7 @@ def aggregation_noise(
       result: the clients' adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
       after: the server state at the end of the round.
       weights: whether ``p_k`` is the share of examples, or equal for all clients.
+      held: the base kernels that clients have if they are not the server's.
     """
     share = shares(cohort.weight, weights)
     gain = lora.uniform_gain(spec)
@@ -107,12 +111,14 @@ def aggregation_noise(
     def distances(path: str) -> tuple[Array, Array]:
         mean = weighted_stack(result[path], start.gain[path], share)
         missed = difference(mean, after, path)
-        if path in after.kernels:
-            new, old = (s.kernels[path].astype(jnp.float32) for s in (after, before))
-            noise = jnp.sqrt(jnp.sum(jnp.square(new - old - linalg.matmul(*missed))))
-        else:
-            noise = linalg.norm(missed)
-        return noise, linalg.norm(difference(mean, before, path))
+        moved = difference(mean, before, path)
+        if path not in after.kernels:
+            return linalg.norm(missed), linalg.norm(moved)
+        own = _kernel(before, path) if held is None else held[path]
+        noise = _dense_norm(_kernel(after, path) - own - linalg.matmul(*missed))
+        if held is None:
+            return noise, linalg.norm(moved)
+        return noise, _dense_norm(own - _kernel(before, path) + linalg.matmul(*moved))
 
     noises, ideals = zip(*map(distances, result), strict=True)
     any_present = jnp.any(cohort.weight > 0)
@@ -122,6 +128,14 @@ def aggregation_noise(
             for norms in (noises, ideals)
         )
     )
+
+
+def _kernel(server: ServerState, path: str) -> Array:
+    return server.kernels[path].astype(jnp.float32)
+
+
+def _dense_norm(matrix: Float[Array, "*batch i o"]) -> Float[Array, "*batch"]:
+    return jnp.sqrt(jnp.sum(jnp.square(matrix), axis=(-2, -1)))
 
 
 def _total_norm(norms: Iterable[Float[Array, "c _"]]) -> Float[Array, "c"]:

@@ -36,6 +36,7 @@ def make_diagnostics(
     *,
     train_head: bool,
     optimizer: optax.GradientTransformation,
+    clients_hold_kernels: bool = True,
 ) -> DiagnosticsFn:
     """Make the function that computes the diagnostics of a round, the same for every method.
 
@@ -50,8 +51,9 @@ def make_diagnostics(
       spec: the adapted layers.
       train_head: whether clients train the head.
       optimizer: of local training.
+      clients_hold_kernels: of the method, see `fedjax_lora.methods.Method`.
     """
-    compute = jax.jit(functools.partial(_compute, spec))
+    compute = jax.jit(functools.partial(_compute, spec, clients_hold_kernels))
 
     def diagnose(
         base: Params,
@@ -81,6 +83,7 @@ def make_diagnostics(
 
 def _compute(
     spec: LoraSpec,
+    clients_hold_kernels: bool,
     base: Kernels,
     before: ServerState,
     cohort: Cohort,
@@ -90,9 +93,10 @@ def _compute(
 ) -> dict[str, Array]:
     """Diagnostics computed on the device; NaN where they are not defined."""
     present = (cohort.weight > 0).astype(jnp.float32)
-    init_noise = initialization_noise(spec, before, start)
+    held = None if clients_hold_kernels else base
+    init_noise = initialization_noise(spec, before, start, held=held)
     init = trees.weighted_mean(init_noise, present, jnp.zeros(()))
-    aggregation = aggregation_noise(spec, before, cohort, start, result, after)
+    aggregation = aggregation_noise(spec, before, cohort, start, result, after, held=held)
     spectrum = delta_spectrum(spec, after, base)
     over_layers = lambda fn: layer_mean(spectrum, {p: fn(s) for p, s in spectrum.items()})  # noqa: E731
     cosines = module_cosines(cohort, start, result)

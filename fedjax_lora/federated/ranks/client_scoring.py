@@ -5,6 +5,7 @@ with this plan would and evaluates every client's model, without aggregation. It
 of `fedjax_lora.federated.execution` and compiles once.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.core.types import Array, Key, Params, PyTree
+from fedjax_lora.core.types import Array, Kernels, Key, Params, PyTree
 from fedjax_lora.federated import (
     Clients,
     ClientUpdateFn,
@@ -26,6 +27,7 @@ from fedjax_lora.federated import (
     everywhere,
     execute,
 )
+from fedjax_lora.methods import ServerState
 
 
 class ValidationResult(NamedTuple):
@@ -122,6 +124,8 @@ def make_score_fn(
     client_update: ClientUpdateFn,
     validate: Callable[[Params, PyTree, Clients, Array], ValidationResult],
     execution: Execution,
+    *,
+    kernels: Callable[[ServerState], Kernels] = operator.attrgetter("kernels"),
 ) -> ScoreFn:
     """Compile the scoring of a cohort.
 
@@ -129,6 +133,8 @@ def make_score_fn(
       client_update: local training, see `fedjax_lora.federated.make_client_update`.
       validate: see `make_validate_fn`.
       execution: how clients are executed, the same as for ``client_update``.
+      kernels: the base kernels that clients have, by default those of the server, see
+        `fedjax_lora.methods.client_kernels`.
 
     Returns:
       ``score_fn(base, data, validation, state, plan, key) -> ValidationResult``; ``state`` is not
@@ -140,7 +146,7 @@ def make_score_fn(
         base: Params, data: Any, validation: Any, state: FederatedState, plan: Plan, key: Key
     ) -> ValidationResult:
         local = client_update(base, data, state, plan, key)
-        full = lora.with_kernels(base, state.server.kernels)
+        full = lora.with_kernels(base, kernels(state.server))
         trained = local.clients._replace(params=local.trained)
         result = validate_cohort(full, validation, trained, jnp.asarray(plan.rate))
         finite = all_finite(local.trained)

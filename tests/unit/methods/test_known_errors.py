@@ -23,7 +23,7 @@ from tests._helpers.oracle_comparison import compare
 
 every_method = pytest.mark.parametrize("name", list(methods.METHODS))
 
-FIXED_A = {"ffa_lora", "rolora"}
+FIXED_A = {"ffa_lora", "rolora", "fedsvd"}
 """Only `b` is trained in round 0; `a` is the server's."""
 
 R, SIZE = 2, 5
@@ -31,7 +31,7 @@ SQUARE = LoraSpec(
     targets=(LoraTarget("x", SIZE, SIZE, None),), rank=R, alpha=6.0
 )  # multiplies by 3
 
-WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform"}
+WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform", "fedhl": "uniform"}
 """By what a method weighs its clients unless told otherwise; the others by their examples."""
 
 

@@ -106,7 +106,7 @@ def test_initial_client_parameters_agree_with_the_oracle(spec: str):
                 assert np.all(mine[matrix].A[:r] != 0)
                 assert not np.any(mine[matrix].A[r:])
             else:
-                reads_its_own_scale = method_name(spec) in oracles.SINGULAR
+                reads_its_own_scale = method_name(spec) in oracles.SINGULAR.keys() - {"fedsvd"}
                 if not reads_its_own_scale:
                     np.testing.assert_array_equal(mine[matrix].A[:r], A[:r])
                 elif method_name(spec) != "fedrora":  # which begins with unit lengths

@@ -42,22 +42,28 @@ NAMES = list(methods.METHODS)
 KEEPS_THE_BASE = set(NAMES) - oracles.KERNELS
 """The others add to the base kernels."""
 
-FACTORED = oracles.SINGULAR.keys() | {"flora"}
+FACTORED = oracles.SINGULAR.keys() | {"flora", "frlora"}
 """Methods whose result has other components than the clients have."""
 
 AVERAGES = [s for s in SPECS if method_name(s) not in FACTORED]
 PREFIXES = [s for s in SPECS if method_name(s) not in oracles.HOLD_ALL | oracles.CHOSEN_ROWS]
 
-GAUGE = [s for s in SPECS if method_name(s) in oracles.PRODUCT_SPACE | {"florist"}]
+GAUGE = [s for s in SPECS if method_name(s) in oracles.PRODUCT_SPACE | {"florist", "fedhl"}]
 GAUGE += ["fedex_lora", "fedex_lora(weights='uniform')"]
 """The result depends on the clients' products only, not on how they are factored."""
 
 LOSSLESS = [s for s in SPECS if s == EXACT.get(method_name(s), s)]
-KEEPS_UNOWNED = {"raflora", "rb_lora"}
+KEEPS_UNOWNED = {"raflora", "rb_lora", "fedsvd"}
 """Factor what clients sent together with the server's own components that no client has."""
+
+ADDS_TO_OWN = KEEPS_UNOWNED | {"fedhl"}
+"""What clients of low rank leave out, the server still has."""
 
 KEEPS_EMPTY = [s for s in AVERAGES if "empty='zero'" not in s]
 """Components without an owner keep the server's value."""
+
+KEEPS_ORDER = {"ffa_lora", "rolora", "fedsvd", "fedrot_lora"}
+"""The server's components decide in which order the clients' are."""
 
 every_spec = pytest.mark.parametrize("spec", SPECS)
 every_method = pytest.mark.parametrize("name", NAMES)
@@ -143,7 +149,7 @@ def test_aggregate_of_one_client_is_its_own_model(spec: str, lora_spec: LoraSpec
     [
         s
         for s in LOSSLESS
-        if method_name(s) not in KEEPS_UNOWNED | {"fslora"} and "empty='zero'" not in s
+        if method_name(s) not in KEEPS_UNOWNED | {"fslora", "fedhl"} and "empty='zero'" not in s
     ],
 )
 def test_aggregate_of_one_low_rank_client_keeps_its_components(spec: str):
@@ -166,7 +172,7 @@ def test_aggregate_of_one_low_rank_client_keeps_its_components(spec: str):
     # Clients of low rank that train different modules are not identical.
     ("spec", "rank"),
     [(spec, R) for spec in LOSSLESS]
-    + [(s, 2) for s in LOSSLESS if s in PREFIXES and method_name(s) not in KEEPS_UNOWNED],
+    + [(s, 2) for s in LOSSLESS if s in PREFIXES and method_name(s) not in ADDS_TO_OWN],
 )
 def test_identical_clients_agree_on_their_model(spec: str, rank: int):
     server = server_for(spec)
@@ -273,7 +279,7 @@ def test_gauge_change_of_one_client_changes_only_factor_averages(spec: str):
             assert change > 1e-3, path
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) not in {"ffa_lora", "rolora"}])
+@pytest.mark.parametrize("spec", [s for s in SPECS if method_name(s) not in KEEPS_ORDER])
 def test_permuting_components_changes_no_product_and_permutes_averages(spec: str):
     """Of equal ranks: nothing for products; a permutation of the server's rows for averages."""
     server = server_for(spec)
@@ -355,7 +361,10 @@ def test_only_documented_methods_change_the_base(name: str):
             assert not any(np.any(x) for x in jax.tree.leaves(after.adapter))
 
 
-CHANGED_OR_KEPT = {"fslora", "lora_a2", "ffa_lora", "rolora", "fedsa_lora", "lora_fair"}
+CHANGED_OR_KEPT = {
+    "fslora", "lora_a2", "ffa_lora", "rolora", "fedsa_lora", "lora_fair", "fedhl", "fedsvd",
+    "fedrot_lora", "frlora",
+}  # fmt: skip
 """Not a mean of what clients hold alone; the oracle speaks for them."""
 
 
@@ -493,7 +502,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
     server = cohorts.on_device(cohorts.make_server(method, lora_spec))
     cohort = make_cohort(lora_spec, [R] * CLIENTS)
     one = cohorts.random_adapter(lora_spec, 2)
-    if name in {"ffa_lora", "rolora"}:  # round 0 trains b
+    if name in {"ffa_lora", "rolora", "fedsvd"}:  # round 0 trains b
         one = {path: LoRA(server.adapter[path].a, pair.b) for path, pair in one.items()}
     result = jax.tree.map(lambda x: np.stack([x] * CLIENTS), one)
     start = method.broadcast(server, method.init_clients(CLIENTS), cohort)
@@ -591,8 +600,11 @@ def test_traffic_equals_the_size_of_what_is_sent(spec: str):
     up = numbers + index if name in oracles.CHOSEN_ROWS | {"lora_a2"} and drawn else numbers
     down = numbers
     whole = {m: list(range(R)) for m in rows[0]}
-    if name == "fed_plora":
+    if name in {"fed_plora", "frlora"}:
         down = np.full(CLIENTS, serialised(server.adapter, whole, lora_spec))
+    elif name == "fedsvd":  # both factors
+        sizes = lora_spec.component_size * 4
+        down = rank.astype(np.int64) * sizes
     elif name == "lora_a2":  # the factor that the round before has changed: a
         down = np.full(
             CLIENTS, sum(np.asarray(p.a, np.float32).nbytes for p in server.adapter.values())
