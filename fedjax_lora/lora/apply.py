@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
+from flax.errors import ScopeParamNotFoundError
 from flax.linen import module as linen_module
 
 from fedjax_lora.core.errors import InputError
@@ -36,7 +37,7 @@ def apply(
     The result is that of the merged parameters, see `fedjax_lora.lora.merge`. Layers that run the
     ``__call__`` of ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Einsum`` add the low-rank term to
     their output. Any other use of an adapted kernel (another method, a tied kernel, a layer of
-    your own) reads the merged kernel, one per client under `vmap`.
+    your own, a ``dot_general`` of your own) reads the merged kernel, one per client under `vmap`.
 
     Args:
       module: any Linen module, its layers lifted by ``nn.scan``, ``nn.vmap``, ``nn.remat`` or
@@ -99,8 +100,8 @@ def _intercepted() -> Iterator[None]:
 
 
 # In JAX's errors about an array-like object in place of an array, and about arithmetic on the keys
-# that guard an `AdaptedKernel`.
-_SIGNS_OF_ARITHMETIC = ("__jax_array__", "key<", "abstract method astype")
+# that guard an `AdaptedKernel`; in Flax's about the path of one of its leaves.
+_SIGNS_OF_ARITHMETIC = ("__jax_array__", "key<", "abstract method astype", "/kernel/")
 
 
 def check_reached(
@@ -120,7 +121,7 @@ def check_reached(
     with kernels.reached_paths() as reached:
         try:
             output = run(None, *args)
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, NotImplementedError, ScopeParamNotFoundError) as error:
             if not (adapter and any(sign in str(error) for sign in _SIGNS_OF_ARITHMETIC)):
                 raise
             paths = sorted(set(adapter) - reached) or sorted(adapter)
@@ -190,7 +191,7 @@ def _add_term(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> An
     """Interceptor of method calls: adds the low-rank term of an adapted layer."""
     form_of = _FORMS.get(getattr(context.orig_method, "func", None))
     layer = context.module
-    if form_of is None or not layer.has_variable("params", "kernel"):
+    if form_of is None or not layer.has_variable("params", "kernel") or has_own_product(layer):
         return next_fun(*args, **kwargs)
     kernel = layer.get_variable("params", "kernel")
     if not isinstance(kernel, AdaptedKernel):
@@ -200,6 +201,15 @@ def _add_term(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> An
         y = next_fun(*args, **kwargs)
     x = args[0] if args else kwargs["inputs"]
     return y + kernel.term(form, x, lambda: _dropout_key(layer, kernel)).astype(y.dtype)
+
+
+def has_own_product(layer: Any) -> bool:
+    """Return whether a layer is given another function than `jax.lax.dot_general` to multiply with.
+
+    It may quantize or scale, so it is applied to the merged kernel.
+    """
+    functions = [getattr(layer, name, None) for name in ("dot_general", "dot_general_cls")]
+    return any(function not in (None, jax.lax.dot_general) for function in functions)
 
 
 def _dropout_key(layer: nn.Module, kernel: AdaptedKernel) -> Any:

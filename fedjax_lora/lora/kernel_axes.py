@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from flax.core import meta
+
 from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Params
@@ -42,10 +44,17 @@ def matched_kernels(
       input_axes: number of input axes by path or regular expression, where it is given.
 
     Raises:
-      InputError: nothing matches, or a matched kernel is a convolution or its input axes are not
-        known.
+      InputError: nothing matches, a matched kernel is a convolution or its input axes are not
+        known, or the parameters are in boxes of Flax.
     """
-    shapes = {path: leaf.shape for path, leaf in trees.flat(params).items()}
+    leaves = trees.flat(params)
+    if boxed := [path for path, leaf in leaves.items() if isinstance(leaf, meta.AxisMetadata)]:
+        raise InputError(
+            f"The parameter {boxed[0]} is in a box with the names of its axes "
+            f"({type(leaves[boxed[0]]).__name__}); take the parameters out of their boxes, with "
+            "params = flax.linen.meta.unbox(params)."
+        )
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     paths = [path.removesuffix("/kernel") for path in shapes if path.endswith("/kernel")]
     patterns = _patterns(targets)
     matched = sorted(path for path in paths if any(p.search(path) for p in patterns))

@@ -33,7 +33,7 @@ from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Adapter, Gain, Params, PyTree
 from fedjax_lora.lora import kernels, products
-from fedjax_lora.lora.apply import check_reached
+from fedjax_lora.lora.apply import check_reached, has_own_product
 
 __all__ = ["AdaptedModule", "split"]
 
@@ -153,7 +153,9 @@ def _adapt_layers(module: Any, adapter: Adapter) -> None:
     The module is one that `AdaptedModule.merge` has just built, so nobody else sees the change.
     """
     for path, layer in nnx.iter_modules(module):
-        if _join(path) in adapter and (cls := _adapted_class(type(layer))) is not None:
+        if _join(path) not in adapter or has_own_product(layer):
+            continue
+        if (cls := _adapted_class(type(layer))) is not None:
             layer.__class__ = cls
 
 

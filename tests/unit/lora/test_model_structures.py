@@ -180,6 +180,25 @@ def test_computing_with_whole_parameter_trees_is_refused(change: Callable):
         lora.apply(Changed(), params, adapter, gain, X)
 
 
+def test_wrapper_that_normalises_a_kernel_is_refused_by_path():
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.WeightNorm(nn.Dense(OUT, name="dense"))(x)
+
+    params, adapter, gain = adapt(Normalised(), X, targets="dense")
+    with pytest.raises(InputError, match=r"kernel of .*dense in a way that an adapter cannot"):
+        lora.apply(Normalised(), params, adapter, gain, X)
+
+
+def test_boxed_parameters_are_refused_with_the_way_out():
+    named = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    params = nn.Dense(OUT, kernel_init=named).init(jax.random.key(0), X)["params"]
+    with pytest.raises(InputError, match=r"parameter dense/kernel is in a box .*meta\.unbox"):
+        lora.make_spec({"dense": params}, targets="dense", rank=RANK)
+    lora.make_spec({"dense": nn.meta.unbox(params)}, targets="dense", rank=RANK)
+
+
 # ------------------------------------------------------------------ kernels read outside of a layer
 
 
@@ -232,7 +251,29 @@ class OwnDense(nn.Module):
         return nn.relu(jnp.dot(x, kernel) + 0.3)
 
 
+def doubled(*args: Any, **options: Any) -> jax.Array:
+    """A product of a layer's own, as quantized ones are."""
+    return 2 * jax.lax.dot_general(*args, **options)
+
+
+class NormalizedProduct(nn.Module):
+    """A layer that is given a class of products."""
+
+    @nn.compact
+    def __call__(self, *args: Any, **options: Any) -> jax.Array:
+        return doubled(*args, **options)
+
+
 READERS = {
+    "own product": (nn.Sequential([nn.Dense(OUT, dot_general=doubled)]), "layers_0"),
+    "product of a class": (
+        nn.Sequential([nn.DenseGeneral(OUT, dot_general_cls=NormalizedProduct)]),
+        "layers_0",
+    ),
+    "product of an NNX layer": (
+        nn.Sequential([nnx.bridge.ToLinen(nnx.Linear, (IN, OUT), {"dot_general": doubled})]),
+        "layers_0",
+    ),
     "tied": (Tied(), "encoder"),
     "two methods": (TwoMethods(), "projection"),
     "subclass": (nn.Sequential([Activated(OUT), nn.Dense(IN)]), "layers_0"),
