@@ -33,6 +33,13 @@ def test_makefile_runs_the_test_command_of_the_readme():
     assert f"test:\n\t{command.replace('python', '$(PYTHON)', 1)}\n" in MAKEFILE
 
 
+def test_tests_named_in_the_documentation_exist():
+    pattern = re.compile(r"`((?:unit|integration|experiments|docs)/[\w/]+\.py)`")
+    named = {x for page in ROOT.glob("docs/design/*.md") for x in pattern.findall(page.read_text())}
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).is_file()] == []
+
+
 def test_makefile_has_its_targets():
     targets = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
     assert {"install", "test", "test-all", "lint", "docs"} <= targets
