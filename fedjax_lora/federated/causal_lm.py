@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import Array, ClientParams, Gain, Params
 from fedjax_lora.federated.objectives import Objective, Score, TokenBatch, make_objective
 
 Logits = Callable[[Params, Array], Array]
 
-CHUNK_NUMBERS = 2**23
-"""Logits that are computed at a time for each client, 32 MiB of float32."""
+
+def chunk_of_target() -> int:
+    """Logits that are computed at a time for each client: 32 MiB of float32 on a CPU.
+
+    On an accelerator it is 256 MiB, since each part reads the whole vocabulary matrix.
+    """
+    return 2**23 if current_target().is_cpu else 2**26
 
 
 def causal_lm(
@@ -24,7 +30,7 @@ def causal_lm(
     logits: Logits,
     dropout: bool = False,
     lora_dropout: float = 0.0,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> Objective:
     """Cross-entropy of the next token, where that token belongs to a completion.
 
@@ -38,7 +44,8 @@ def causal_lm(
       logits: ``(params, hidden [m, h]) -> float32[m, V]``, of the frozen vocabulary matrix.
       dropout: use the model's dropout rates in training.
       lora_dropout: rate for the inputs of the trained components.
-      chunk_numbers: about as many logits exist at a time, in the backward pass too.
+      chunk_numbers: about as many logits exist at a time, in the backward pass too; by default
+        `chunk_of_target`.
     """
 
     def forward(
@@ -59,7 +66,7 @@ def causal_lm(
             lambda hidden: logits(params, hidden),
             decoded.hidden[:, :-1],
             batch.ids[:, 1:],
-            chunk_numbers=chunk_numbers,
+            chunk_numbers=chunk_numbers or chunk_of_target(),
         )
         sums = [jnp.sum(jnp.where(learned, x, 0), axis=1) for x in each]
         return jnp.stack([*sums, jnp.sum(learned, axis=1).astype(jnp.float32)], axis=1)

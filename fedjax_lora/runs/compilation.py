@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import federated, methods, models
@@ -56,6 +57,7 @@ class InputSpec:
       type: task type, a name in `OBJECTIVES`.
       dropout: whether the base has dropout in training.
       lora_dropout: dropout rate on the input of the trained components.
+      precision: of float32 products, ``default`` or ``highest``.
     """
 
     module: nn.Module
@@ -63,12 +65,28 @@ class InputSpec:
     type: str
     dropout: bool
     lora_dropout: float
+    precision: str = "default"
 
     def objective(self) -> Objective:
         """Build what clients minimise."""
-        return OBJECTIVES[self.type](
+        made = OBJECTIVES[self.type](
             self.module, self.lengths, dropout=self.dropout, lora_dropout=self.lora_dropout
         )
+        if self.precision == "default":
+            return made
+        at = functools.partial(_at_precision, self.precision)
+        return made._replace(loss=at(made.loss), outputs=at(made.outputs))
+
+
+def _at_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace a function, and so its gradient, with this precision of products."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return traced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import optax
 from fedjax_lora import data, federated, interop, lora, methods, models
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.data import Tokens
 from fedjax_lora.data.batch_shapes import step_shapes
@@ -163,6 +164,11 @@ def _attackers(choices: Choices, allocation: ranks.Allocation, seed: int) -> tup
     )
 
 
+def default_step_shapes() -> int:
+    """Sizes of a batch to compile for: few on accelerators, which take long to compile."""
+    return 3 if current_target().is_cpu else 1
+
+
 def _privacy(config: RunConfig, choices: Choices) -> Callable[[int], dict[str, float]]:
     """Return the report of the privacy spent.
 
@@ -224,7 +230,7 @@ def _step_shapes(
         batch=config.local.batch,
         by_length=config.local.group_by_length,
         unpadded=models.supports_unpadding(assets.model.module),
-        most=config.execution.step_shapes,
+        most=config.execution.step_shapes or default_step_shapes(),
     )
 
 
@@ -236,6 +242,7 @@ def _inputs(config: RunConfig, assets: Assets, lengths: tuple[int, ...]) -> Inpu
         type=assets.task.task.type,
         dropout=config.model.dropout != 0,
         lora_dropout=config.lora.lora_dropout,
+        precision=config.model.precision,
     )
 
 

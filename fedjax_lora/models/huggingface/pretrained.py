@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from fedjax_lora.core import quantization, trees
 from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.target import current_target
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
@@ -84,7 +85,8 @@ def load(
       pooling: ``family`` as in Hugging Face's classes, or ``mean`` over the tokens.
       dropout: replaces every dropout rate; the checkpoint's rates if None.
       remat: recompute layers in the backward pass to save memory.
-      scan_unroll: layers per loop step; if None 1 for a reduced storage, else chosen by backend.
+      scan_unroll: layers per loop step; if None 1 for matrices that are stored in fewer bits than
+        they are multiplied in, else chosen by backend.
       sharding: sharding of each parameter, by path and shape; the default device if None.
       weights: False does not read the weights: parameters are shapes and have no fingerprint.
       key: random key of a head (and a pooler) that the checkpoint does not have.
@@ -136,8 +138,11 @@ def load(
 
 
 def has_split_layers(config: Config) -> bool:
-    """Whether each layer of `frozen_base` has separate arrays on the target."""
-    return layer_stack.is_unrolled(config.layers, config.scan_unroll)
+    """Whether each layer of `frozen_base` has separate arrays on the target.
+
+    On an accelerator they would be copies of the loaded arrays.
+    """
+    return current_target().is_cpu and layer_stack.is_unrolled(config.layers, config.scan_unroll)
 
 
 def frozen_base(model: Pretrained) -> Params:
@@ -158,12 +163,17 @@ def _full_config(
     **options: Any,
 ) -> Config:
     """Config of the checkpoint with all its layers."""
-    if scan_unroll is None and storage != "float32":
+    if scan_unroll is None and _is_decoded(storage, options["dtype"]):
         # Unrolled layers would all be decoded at once, and no memory would be saved.
         scan_unroll = 1
     options["scan_unroll"] = scan_unroll
     full = _with_labels(read_config(folder, **options), num_labels)
     return full if dropout is None else full.with_dropout(dropout)
+
+
+def _is_decoded(storage: str, dtype: str) -> bool:
+    """Whether matrices are stored in fewer bits than they are multiplied in."""
+    return storage not in ("float32", dtype)
 
 
 def reinitialize(model: Pretrained, key: jax.Array) -> Pretrained:

@@ -51,6 +51,9 @@ class ModelConfig(_Group):
     """Input of the classifier: that of the model family, or the mean over all tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of computation in the base; adapters and their optimizer stay float32."""
+    precision: Literal["default", "highest"] = "default"
+    """Precision of float32 products in the base, in training and scoring: a TPU rounds their
+    factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in float32."""
     storage: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     """Storage of the frozen base in memory; int8 and nf4 need fedjax-lora[quantized]."""
     dropout: float | None = 0.0
@@ -178,9 +181,10 @@ class ExecutionConfig(_Group):
     """Mode sharded: sizes of the mesh axes clients and model, -1 for all remaining devices. The
     cohort is divided along clients. With more than one device along model the base is divided too:
     each device stores a part of every matrix."""
-    step_shapes: int = 3
+    step_shapes: int | None = None
     """Compile local steps for at most so many sizes of a batch, full or half: with fewer of them a
-    run begins sooner, and computes more padding."""
+    run begins sooner, and computes more padding. By default three on a CPU and one on an
+    accelerator, where padding costs little and compiling much."""
     eval_every: int = 1
     """Evaluate the global model every so many rounds, and after the last."""
     eval_batch: int = 64

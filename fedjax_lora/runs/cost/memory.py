@@ -14,7 +14,7 @@ from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import ClientParams, HasShape, Params, PyTree
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated import base_sharding, optimizers
-from fedjax_lora.federated.causal_lm import CHUNK_NUMBERS
+from fedjax_lora.federated.causal_lm import chunk_of_target
 from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.methods.base import FLOAT_BYTES
 from fedjax_lora.models.layer_stack import layers_per_step
@@ -148,34 +148,46 @@ def activations(round_spec: RoundSpec, base: Params, trained: ClientParams, data
     """Estimate what one more client needs for a step on a full batch of the longest texts.
 
     These are the values that the gradient keeps between its passes, and what is added to them
-    temporarily: the gradient of the logits that are computed at a time, or, where layers are
-    recomputed, the activations of one layer. Logits that are computed in chunks are not kept
-    between the passes, but their exponentials are needed with them.
+    temporarily: the gradient of the widest values of a layer, that of the logits that are computed
+    at a time, or, where layers are recomputed, the activations of one layer. Logits that are
+    computed in chunks are not kept between the passes, but their exponentials are needed with them.
     """
     inputs = round_spec.inputs
-    kept, temporary = _kept(inputs, round_spec, base, trained, data), [0]
     config = inputs.module.config  # type: ignore[attr-defined]
+    kept, widest = _kept(inputs, round_spec, base, trained, data)
+    temporary = [widest]
     if config.remat:
         module = inputs.module.clone(config=dataclasses.replace(config, remat=False))
         without_remat = dataclasses.replace(inputs, module=module)
-        everything = _kept(without_remat, round_spec, base, trained, data)
+        everything, _ = _kept(without_remat, round_spec, base, trained, data)
         temporary.append((everything - kept) // config.layers)
     if inputs.type == "language":
         length = min(inputs.lengths[-1], data.ids.shape[1])
         logits = round_spec.batch * (length - 1) * config.vocab_size
-        numbers = logits if logits <= CHUNK_NUMBERS else 3 * CHUNK_NUMBERS
+        chunk = chunk_of_target()
+        numbers = logits if logits <= chunk else 3 * chunk
         temporary.append(FLOAT_BYTES * numbers)
     return kept + max(temporary)
 
 
 def _kept(
     inputs: InputSpec, round_spec: RoundSpec, base: Params, trained: ClientParams, data: Tokens
-) -> int:
-    """Return the bytes that the gradient of a second client adds to those of a first one."""
+) -> tuple[int, int]:
+    """Return the bytes that the gradient of a second client adds to those of a first one.
+
+    Returns:
+      Those of all values that are kept, and those of the largest of them in one layer.
+    """
     step, of_clients = trace(inputs, round_spec.spec, base, trained, data, round_spec.shapes[-1])
+    layers = inputs.module.config.layers  # type: ignore[attr-defined]
 
-    def size(count: int) -> int:
-        kept = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
-        return stored_bytes([x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)])
+    def kept(count: int) -> list[Any]:
+        leaves = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
+        return [x for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
 
-    return size(2) - size(1)
+    def of_layer(size: int, x: Any) -> int:  # a loop stacks what its layers keep
+        return size // layers if x.shape[:1] == (layers,) else size
+
+    one, two = kept(1), kept(2)
+    more = [stored_bytes(y) - stored_bytes(x) for x, y in zip(one, two, strict=True)]
+    return sum(more), max(map(of_layer, more, two), default=0)

@@ -8,9 +8,11 @@ import pytest
 from fedjax_lora import federated
 from fedjax_lora.core.chips import CHIPS
 from fedjax_lora.core.target import compiling_for, current_target, target_of
+from fedjax_lora.federated.causal_lm import chunk_of_target
 from fedjax_lora.models.layer_stack import layers_per_step
 from fedjax_lora.runs import config
 from fedjax_lora.runs.loading import execution_of
+from fedjax_lora.runs.setup import default_step_shapes
 
 
 class Device(NamedTuple):
@@ -56,7 +58,16 @@ def test_layers_and_clients_per_step_depend_on_the_target():
         assert layers_per_step(6, 2) == 2
         with compiling_for(None):
             assert not current_target().is_cpu
-    assert before == (6, 1) and within[1] == 10 and current_target().is_cpu
+        assert (layers_per_step(12, None), layers_per_step(13, None)) == (12, 1)
+    assert before == (6, 1) and within == (6, 10) and current_target().is_cpu
+    assert layers_per_step(13, None) == 13
+
+
+def test_shapes_of_steps_and_parts_of_logits_depend_on_the_target():
+    here = default_step_shapes(), chunk_of_target()
+    with compiling_for(target_of(chips(1))):
+        there = default_step_shapes(), chunk_of_target()
+    assert here == (3, 2**23) and there == (1, 2**26)
 
 
 def test_mesh_consists_of_the_target_devices():

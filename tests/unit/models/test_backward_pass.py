@@ -113,23 +113,29 @@ def test_backward_pass_keeps_one_array_in_the_compute_dtype():
 
 
 @pytest.mark.parametrize(
-    ("family", "remat", "dtype"),
+    ("family", "remat", "dtype", "unroll"),
     [
-        ("bert", False, "float32"),
-        ("bert", True, "bfloat16"),
-        ("qwen3", True, "float32"),
+        ("bert", False, "float32", 1),
+        ("bert", True, "bfloat16", None),
+        ("qwen3", True, "float32", None),
     ],
 )
-def test_factor_gradients_of_several_clients_equal_autodiff(family: str, remat: bool, dtype: str):
-    """Through a scan over layers, under `vmap`, for a whole model."""
+def test_factor_gradients_of_several_clients_equal_autodiff(
+    family: str, remat: bool, dtype: str, unroll: int | None
+):
+    """Through a scan over layers, and without one; under `vmap`, for a whole model."""
     model = models.tiny(family=family, num_labels=3)
-    config = dataclasses.replace(model.config, scan_unroll=1, remat=remat, dtype=dtype)
+    config = dataclasses.replace(model.config, scan_unroll=unroll, remat=remat, dtype=dtype)
     module: nn.Module = module_of(config)
     spec = lora.make_spec(model.params, targets="all-linear", rank=2)
     first = lora.init(spec, jax.random.key(1))
     clients = jax.tree.map(lambda x: 0.2 * numbers(2, *x.shape, seed=x.size), first)
     ids = np.random.default_rng(0).integers(2, 100, (2, 3, 7)).astype(np.int32)
     mask = np.arange(7) < np.array([7, 4, 2])[:, None]
+
+    with compiling_for(TPU):  # stacked parameters, whether or not there is a loop
+        base = models.frozen_base(dataclasses.replace(model, config=config))
+    assert jax.tree.structure(base | {"head": 0}) == jax.tree.structure(model.params | {"head": 0})
 
     def gradient(adapter: Any, ids: jax.Array) -> Any:
         def loss(adapter: Any) -> jax.Array:
