@@ -54,8 +54,9 @@ def _attend(size: tuple, implementation: str) -> Record:
     length = jnp.full((n,), t - 3, jnp.int32)
 
     def gradient(implementation: str, *x: jax.Array) -> Any:
+        function: Any = jax.nn.dot_product_attention
         attend = functools.partial(
-            jax.nn.dot_product_attention, is_causal=causal, key_value_seq_lengths=length,
+            function, is_causal=causal, key_value_seq_lengths=length,
             query_seq_lengths=length, implementation=implementation,
         )  # fmt: skip
         loss = lambda *x: jnp.sum(jnp.square(attend(*x).astype(jnp.float32)))  # noqa: E731

@@ -66,13 +66,15 @@ def _network(work: Work) -> Any:
 
     shape: Any = BACKBONES[work.backbone]
     assert isinstance(shape, EncoderConfig)
-    config = transformers.RobertaConfig(
+    named: Any = transformers.RobertaConfig
+    config = named(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, intermediate_size=shape.intermediate,
         max_position_embeddings=shape.max_positions, type_vocab_size=1, num_labels=4,
         attn_implementation="sdpa",
     )  # fmt: skip
-    net: Any = transformers.RobertaForSequenceClassification(config).to(torch.bfloat16)
+    made: Any = transformers.RobertaForSequenceClassification(config)
+    net = made.to(torch.bfloat16)
     for rank in RANKS:
         lora = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=["query", "value"],

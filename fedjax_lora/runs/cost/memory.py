@@ -17,7 +17,7 @@ from fedjax_lora.federated import base_sharding, optimizers
 from fedjax_lora.federated.causal_lm import chunk_of_target
 from fedjax_lora.federated.client_update import cohort_of
 from fedjax_lora.methods.base import FLOAT_BYTES
-from fedjax_lora.models.layer_stack import layers_per_step
+from fedjax_lora.models.layer_stack import is_unrolled, layers_per_step
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.cost.outline import Outline, devices_of
 from fedjax_lora.runs.step_cost import trace
@@ -40,8 +40,8 @@ class Memory(NamedTuple):
         is divided, the compiler divides this and the activations too.
       activations: what each client that trains at the same time keeps between the forward and the
         backward pass.
-      layers: parameters of the layers that one step of the layer loop takes out of their stack:
-        of one layer, of all of them where a loop is unrolled, of none without one.
+      layers: parameters of the layers that are taken out of their stack at a time: those of a step
+        of the layer loop, of one layer where the loop is unrolled, of none without a stack.
       cohort: clients on the device.
       clients_per_step: clients trained at the same time.
     """
@@ -128,9 +128,11 @@ def base_bytes(base: Params, mesh: Mesh | None) -> int:
 
 
 def layers_taken_out(config: models.EncoderConfig | models.DecoderConfig) -> int:
-    """Return how many layers one step of the layer loop takes out of their stack."""
+    """Return how many layers are taken out of their stack at a time: those of a loop's step."""
     if models.has_split_layers(config):
         return 0
+    if is_unrolled(config.layers, config.scan_unroll):
+        return 1
     return layers_per_step(config.layers, config.scan_unroll)
 
 
@@ -151,11 +153,12 @@ def activations(round_spec: RoundSpec, base: Params, trained: ClientParams, data
     temporarily: the gradient of the widest values of a layer, that of the logits that are computed
     at a time, or, where layers are recomputed, the activations of one layer. Logits that are
     computed in chunks are not kept between the passes, but their exponentials are needed with them.
+    (Without a loop over layers, each has given its values back when the next needs its gradient.)
     """
     inputs = round_spec.inputs
     config = inputs.module.config  # type: ignore[attr-defined]
     kept, widest = _kept(inputs, round_spec, base, trained, data)
-    temporary = [widest]
+    temporary = [0 if is_unrolled(config.layers, config.scan_unroll) else widest]
     if config.remat:
         module = inputs.module.clone(config=dataclasses.replace(config, remat=False))
         without_remat = dataclasses.replace(inputs, module=module)

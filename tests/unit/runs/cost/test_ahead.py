@@ -93,12 +93,11 @@ def test_program_arguments_are_base_state_data_and_plan_once():
 def test_compiled_memory_is_near_the_estimate():
     """Of a round that is much larger than the 128 MiB of vector memory, which keep small arrays.
 
-    As near as the choice of clients at once needs it. In the backward pass a layer's widest values
-    are there twice, which the estimate leaves out: much of the memory with two layers.
+    As near as the choice of clients at once needs it, and nearer.
     """
     one = made("v5e:2x2")
     usage, estimate = one.found.usage, one.needs.memory.total
-    assert 0.9 < (usage.total - usage.code) / estimate < 1 / ROOM
+    assert 0.9 < (usage.total - usage.code) / estimate < 1.2 < 1 / ROOM
 
 
 def test_all_clients_train_at_once_if_memory_allows():

@@ -11,9 +11,9 @@ import pytest
 from experiments.benchmarks.cost_estimates.compiled import compiled_bytes
 from fedjax_lora import methods
 from fedjax_lora.cli import main
-from fedjax_lora.core import trees
+from fedjax_lora.core import flops, trees
 from fedjax_lora.runs import build, config, cost
-from fedjax_lora.runs.cost import estimate, flops, memory
+from fedjax_lora.runs.cost import estimate, memory
 from tests._helpers.character_tokenizer import SIZE, make_tokenizer
 from tests._helpers.small_options import small
 
