@@ -89,11 +89,14 @@ def _sentencepiece(file: Path, facts: Mapping[str, Any]) -> Any:
 
     vocabulary = _vocabulary(facts)
     scores = dict(zip(facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.scores"], strict=True))
+    special: dict[str, Any] = {
+        f"{x}_token": _token(facts, key) for x, key in _SPECIAL.items() if x != "pad"
+    }
     made = LlamaTokenizer(
         vocab=vocabulary,
         merges=generate_merges(vocabulary, scores),  # pyright: ignore
         add_prefix_space=facts.get("tokenizer.ggml.add_space_prefix", True),
-        **{f"{x}_token": _token(facts, key) for x, key in _SPECIAL.items() if x != "pad"},
+        **special,
     )
     return made.backend_tokenizer
 
