@@ -280,7 +280,7 @@ REWRITING = {
 
 
 @pytest.mark.parametrize("template", REWRITING.values(), ids=REWRITING)
-def test_answers_are_learned_behind_the_prompts_that_transformers_asks_with(template):
+def test_answers_follow_the_generation_prompts_of_transformers(template):
     """Also where a chat template writes earlier turns otherwise once there are later ones."""
     made = tokenizer(template)
     encoded = encode(read([{"messages": OTHER}, {"messages": TALK}]), made)
@@ -297,7 +297,7 @@ def test_answers_are_learned_behind_the_prompts_that_transformers_asks_with(temp
         assert not whole.startswith(prompt) or prompt + answer == whole
 
 
-def test_a_row_goes_on_until_the_template_rewrites_what_is_before():
+def test_a_new_row_begins_where_the_template_rewrites_earlier_turns():
     """Thoughts are removed once there is a further question, as Qwen3's template does it."""
     twice = [*TALK[:3], {"role": "assistant", "content": "again"}, *TALK[3:]]
     one_question = "messages | selectattr('role', 'eq', 'user') | list | length == 1"
@@ -308,7 +308,7 @@ def test_a_row_goes_on_until_the_template_rewrites_what_is_before():
     assert learned_texts(encoded, made, 1) == ["ciao"]
 
 
-def test_the_answer_that_is_scored_is_the_last_one_before_the_cut():
+def test_scored_answer_is_the_last_one_before_truncation():
     """A generated answer was compared with that of a turn which was cut off."""
     for template in (PLAIN_CHATML, MARKED, None):
         made = tokenizer(template)
@@ -319,7 +319,7 @@ def test_the_answer_that_is_scored_is_the_last_one_before_the_cut():
         assert cut.split.pairs == ["hello"]
 
 
-def test_a_template_that_writes_no_answers_is_refused():
+def test_template_without_answers_is_refused():
     made = tokenizer("{% for m in messages %}{{ m.role }}{% endfor %}x")
     with pytest.raises(InputError, match=r"does not put an answer after a prompt .*'be kind'"):
         encode(read([{"messages": TALK}]), made)

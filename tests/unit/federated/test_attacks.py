@@ -68,7 +68,7 @@ def honest_statistics(sent):
         ("little_is_enough(share=0.3, z=1.5)", lambda mean, std: mean - 1.5 * std),
     ],
 )
-def test_colluding_attackers_answer_the_honest_clients(text, answer):
+def test_colluding_attackers_send_statistics_of_honest_updates(text, answer):
     sent, got = sent_by(text)
     triples = zip(*map(jax.tree.leaves, (sent.start, got, sent.trainable)), strict=True)
     for (x0, y, m), (mean, std) in zip(triples, honest_statistics(sent), strict=True):
@@ -79,7 +79,7 @@ def test_colluding_attackers_answer_the_honest_clients(text, answer):
             np.testing.assert_allclose(d, want, rtol=1e-4, atol=2e-5)
 
 
-def test_noise_has_the_length_of_honest_changes():
+def test_gaussian_attack_scales_noise_to_the_norm_of_honest_updates():
     sent, got = sent_by("gaussian(share=0.3, factor=2.0)")
     honest = np.mean([np.linalg.norm(change(sent, sent.trained, k)) for k in (1, 2, 4)])
     noise = [change(sent, got, k) for k in (0, 3)]
@@ -110,7 +110,7 @@ RANK = np.array([4, 1, 2, 1, 4, 2, 1, 4, 2, 1])
         ("sign_flip(share=0.0)", 0, None),
     ],
 )
-def test_attackers_belong_to_the_seed_and_to_their_ranks(text, count, ranks):
+def test_attackers_are_determined_by_the_seed_and_have_the_chosen_ranks(text, count, ranks):
     one, two = (attack(text).attackers(RANK, (7, 0)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert one.sum() == count and (ranks is None or set(RANK[one]) == ranks)
@@ -123,7 +123,7 @@ def tokens(count=40):
     return Tokens(ids, np.zeros_like(ids), np.full(count, 2), np.arange(count) % 4)
 
 
-def test_poisoned_examples():
+def test_label_flip_and_backdoor_poison_the_examples():
     rng = np.random.default_rng(0)
     flipped = attack("label_flip(share=0.1)").poison(tokens(), 4, rng)
     np.testing.assert_array_equal(flipped.label, 3 - tokens().label)
@@ -148,7 +148,7 @@ def test_poisoned_examples():
         ("sign_flop(share=0.1)", "did you mean 'sign_flip'"),
     ],
 )
-def test_wrong_options_are_refused(text, words):
+def test_invalid_attack_options_are_refused(text, words):
     with pytest.raises(InputError) as caught:
         make_faults([text])
     assert words in str(caught.value)
@@ -169,7 +169,7 @@ FAULTS = (
 )
 
 
-def test_a_run_reports_attackers_and_what_a_backdoor_answers(shared):
+def test_run_reports_attackers_and_backdoor_success(shared):
     """The clients that attack are the same in every round; those whose message is far are found."""
     changes = {
         "federation.faults": FAULTS,
@@ -208,7 +208,7 @@ def test_a_run_reports_attackers_and_what_a_backdoor_answers(shared):
         ),
     ],
 )  # fmt: skip
-def test_attacks_and_defences_that_do_not_go_with_a_run_are_refused(changes, words, shared):
+def test_incompatible_attacks_and_defences_are_refused(changes, words, shared):
     with pytest.raises(InputError) as caught:
         run(tiny_runs.change(tiny_runs.CONFIG, changes), **shared)
     assert words in str(caught.value) and "\n" not in str(caught.value)

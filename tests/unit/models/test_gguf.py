@@ -40,14 +40,14 @@ def check_as_transformers(file, batch, **load_options):
 
 @extras
 @pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_every_type_gives_the_logits_of_transformers(type, tmp_path):
+def test_every_quantization_type_gives_the_logits_of_transformers(type, tmp_path):
     model = decoders.build("llama", **small_gguf.SIZES, attention_bias=False, mlp_bias=False)
     check_as_transformers(small_gguf.write(tmp_path / "m.gguf", model, type), decoders.texts())
 
 
 @extras
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_families_give_the_logits_of_the_model_that_was_written(family, tmp_path):
+def test_every_family_gives_the_logits_of_the_original_model(family, tmp_path):
     options = {} if family == "qwen2" else {"use_sliding_window": False, "sliding_window": None}
     model = decoders.build(family, **(small_gguf.SIZES | options))
     file = small_gguf.write(tmp_path / "m.gguf", model)
@@ -58,7 +58,7 @@ def test_families_give_the_logits_of_the_model_that_was_written(family, tmp_path
 
 
 @extras
-def test_dequantized_blocks_are_those_of_transformers(tmp_path):
+def test_dequantized_blocks_equal_transformers(tmp_path):
     """Types that `gguf` reads and cannot write: random blocks, with finite scales."""
     import gguf
     import torch
@@ -83,7 +83,7 @@ def test_dequantized_blocks_are_those_of_transformers(tmp_path):
 
 
 @extras
-def test_frequencies_of_llama3_are_recognised(tmp_path):
+def test_llama3_rope_frequencies_are_recognised(tmp_path):
     rope = {
         "rope_type": "llama3",
         "rope_theta": 500_000.0,
@@ -112,7 +112,7 @@ def test_frequencies_of_llama3_are_recognised(tmp_path):
 
 
 @extras
-def test_a_merged_model_and_an_adapter_load_without_the_file(tmp_path):
+def test_merged_models_and_adapters_load_without_the_gguf_file(tmp_path):
     import peft
     import transformers
 
@@ -166,7 +166,7 @@ def test_byte_level_tokenizers_keep_their_ids(pre, tmp_path):
 
 
 @extras
-def test_a_sentencepiece_tokenizer_is_that_of_transformers(tmp_path):
+def test_sentencepiece_tokenizer_equals_transformers(tmp_path):
     import transformers
 
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
@@ -184,7 +184,7 @@ def test_a_sentencepiece_tokenizer_is_that_of_transformers(tmp_path):
 
 
 @extras
-def test_what_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
+def test_unsupported_gguf_contents_are_refused_by_name(tmp_path, monkeypatch):
     model = decoders.build("llama", **small_gguf.SIZES, attention_bias=False, mlp_bias=False)
     file = small_gguf.write(tmp_path / "m.gguf", model, extra={"llama.expert_count": 8})
     with pytest.raises(InputError, match=r"asks for what is not supported.*mixture of experts"):
@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
 
 
 @extras
-def test_a_folder_with_one_file_is_that_file(tmp_path):
+def test_folder_with_one_gguf_file_resolves_to_it(tmp_path):
     model = decoders.build("llama", **small_gguf.SIZES, attention_bias=False, mlp_bias=False)
     file = small_gguf.write(tmp_path / "m.gguf", model)
     assert models.resolve(str(tmp_path)).folder == file

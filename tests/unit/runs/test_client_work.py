@@ -42,7 +42,7 @@ def changed(**federation):
     return tiny_runs.change(tiny_runs.CONFIG, CHANGES | fields)
 
 
-def test_a_run_counts_the_seconds_of_its_clients(shared, devices, tmp_path):
+def test_recorded_seconds_follow_from_traffic_and_work(shared, devices, tmp_path):
     """From the record's bytes and the operations of a step; resumed, the same to the byte."""
     config = changed(device_profiles=devices, deadline="first(over=1.5)")
     whole = run(config, out=tmp_path / "whole", **shared)
@@ -74,7 +74,7 @@ def test_a_run_counts_the_seconds_of_its_clients(shared, devices, tmp_path):
     ]
 
 
-def test_work_is_that_of_the_traced_step(shared, devices):
+def test_work_per_token_equals_the_traced_flops(shared, devices):
     """Linear in the rank: at the stored rank it is what --explain counts."""
     config = changed(device_profiles=devices)
     built = build.build(config, shared["assets"], shared["programs"])
@@ -87,7 +87,7 @@ def test_work_is_that_of_the_traced_step(shared, devices):
     assert told == pytest.approx(counted, rel=1e-9)
 
 
-def test_ranks_by_device_are_the_largest_in_time(shared, devices):
+def test_ranks_by_device_are_the_largest_that_meet_the_deadline(shared, devices):
     """At every client the rank is in time, and one more is not."""
     config = changed(device_profiles=devices, ranks="by_device(high=4, seconds=0.15)")
     built = build.build(config, shared["assets"], shared["programs"])
@@ -124,13 +124,13 @@ def test_ranks_by_device_are_the_largest_in_time(shared, devices):
         ),
     ],
 )  # fmt: skip
-def test_what_the_clock_needs_is_said(federation, words, shared):
+def test_incomplete_clock_options_are_refused_in_one_sentence(federation, words, shared):
     with pytest.raises(InputError) as caught:
         build.build(changed(**federation), shared["assets"], shared["programs"])
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_device_too_small_for_a_rank_is_refused(shared, tmp_path):
+def test_device_too_small_for_any_rank_is_refused(shared, tmp_path):
     (tmp_path / "small.csv").write_text("flops,down,up,memory\n1e9,1e6,1e6,1000")
     config = changed(
         device_profiles=f"file(path={str(tmp_path / 'small.csv')!r})", ranks="by_device(high=4)"
@@ -139,7 +139,7 @@ def test_a_device_too_small_for_a_rank_is_refused(shared, tmp_path):
         build.build(config, shared["assets"], shared["programs"])
 
 
-def test_clients_are_drawn_from_those_available(shared, tmp_path):
+def test_only_available_clients_are_drawn(shared, tmp_path):
     rows = ["flops,down,up,availability"] + ["1e9,1e6,1e6,1"] * 3 + ["1e9,1e6,1e6,1e-9"] * 2
     (tmp_path / "few.csv").write_text("\n".join(rows))
     config = changed(device_profiles=f"file(path={str(tmp_path / 'few.csv')!r})", cohort=4)

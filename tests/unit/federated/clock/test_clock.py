@@ -58,7 +58,7 @@ def close(spec="none", cohort=4):
 # with a second each to receive and to send they finish after 5, 8 and 9.5 seconds.
 
 
-def test_a_round_lasts_as_long_as_its_slowest_client():
+def test_round_time_is_that_of_its_slowest_client():
     after, timing = close()
     assert timing.total.tolist() == [5.0, 8.0, 9.5, 1.0]
     assert timing.seconds == 9.5 and timing.late == timing.surplus == []
@@ -85,7 +85,7 @@ def test_partial_clients_send_the_steps_that_fit(seconds, steps):
     assert timing.seconds == seconds
 
 
-def test_the_first_cohort_that_answers_counts():
+def test_round_ends_when_a_full_cohort_has_answered():
     after, timing = close("first(over=2)", cohort=2)
     assert timing.seconds == 8 and timing.surplus == [1] and timing.late == []
     assert after.weight.tolist() == [5, 5, 0, 0, 0]
@@ -99,19 +99,19 @@ def test_a_full_cohort_closes_a_round_before_its_deadline():
     assert timing.seconds == 100, "the server waits for the one that has dropped out"
 
 
-def test_nobody_in_time():
+def test_round_without_answers_in_time_lasts_until_its_deadline():
     after, timing = close("after(seconds=1)")
     assert not after.weight.any() and timing.seconds == 1 and timing.late == [0, 1, 2]
 
 
-def test_over_selection_counts_exactly():
+def test_over_selection_draws_an_exact_number_of_clients():
     assert [deadline(f"first(over={x})").drawn(10, 50) for x in (1, 1.1, 1.3, 1.25)] == [
         10, 11, 13, 13,
     ]  # fmt: skip
     assert deadline("first(over=9)").drawn(10, 50) == 50
 
 
-def test_classes_have_exact_shares_and_belong_to_the_seed():
+def test_device_classes_have_exact_shares_and_depend_on_the_seed():
     mix = profiles("classes(names=['jetson-nano', 'server-t4'], shares=[0.7, 0.3], efficiency=0.5)")
     devices = mix(10, 0)
     slow = 0.5 * DEVICE_CLASSES["jetson-nano"].peak
@@ -123,7 +123,7 @@ def test_classes_have_exact_shares_and_belong_to_the_seed():
     )
 
 
-def test_files_of_profiles(tmp_path):
+def test_device_profiles_are_read_from_csv_and_fedscale_files(tmp_path):
     rows = ["flops,down,up,memory,availability", "1e9,100,50,1e9,1", "2e9,200,100,2e9,0.5"]
     (tmp_path / "a.csv").write_text("\n".join(rows))
     devices = profiles(f"file(path={str(tmp_path / 'a.csv')!r})")(2, 7)
@@ -151,7 +151,7 @@ def test_files_of_profiles(tmp_path):
         ("", "are empty"),
     ],
 )
-def test_wrong_files_are_refused_in_one_sentence(text, words, tmp_path):
+def test_invalid_profile_files_are_refused_in_one_sentence(text, words, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError) as caught:
         profiles(f"file(path={str(tmp_path / 'a.csv')!r})")
@@ -172,7 +172,7 @@ def test_wrong_files_are_refused_in_one_sentence(text, words, tmp_path):
         (deadline, "first(over=1e999)", "needs over from 1 to 100"),
     ],
 )
-def test_wrong_options_are_refused(make, spec, words):
+def test_invalid_deadlines_and_profiles_are_refused(make, spec, words):
     with pytest.raises(InputError) as caught:
         make(spec)
     assert words in str(caught.value)

@@ -44,7 +44,7 @@ def test_inner_products_are_those_of_dense_updates():
     assert not np.any(got[PRESENT:]) and not np.any(got[:, PRESENT:])
 
 
-def test_other_factors_of_the_same_product_are_the_same_update():
+def test_refactored_product_is_the_same_update():
     """A change of basis in a client's factors changes its factors' norms, and no inner product."""
     sent = cohort()
     gain = {path: jnp.ones_like(x) for path, x in gains(sent).items()}
@@ -94,7 +94,7 @@ def krum_by_hand(x, f, keep):
 
 
 @pytest.mark.parametrize(("keep", "count"), [(None, 8), (1, 1), (3, 3)])
-def test_krum_keeps_those_with_near_neighbours(keep, count):
+def test_krum_keeps_clients_with_near_neighbours(keep, count):
     x = updates(np.random.default_rng(1))
     option = "" if keep is None else f", keep={keep}"
     got = weights_of(f"krum(attackers=0.2{option})", x)
@@ -104,7 +104,7 @@ def test_krum_keeps_those_with_near_neighbours(keep, count):
     np.testing.assert_array_equal(few[:7] > 0, krum_by_hand(x[:7], 1, min(count, 6)))
 
 
-def test_geometric_median_has_the_smallest_sum_of_distances():
+def test_geometric_median_minimises_the_sum_of_distances():
     rng = np.random.default_rng(2)
     x = updates(rng, [(0, lambda x: -20 * x[1]), (1, lambda x: 9 * x[2])])
     weight = rng.uniform(1, 3, size=9)
@@ -131,7 +131,7 @@ def test_geometric_median_has_the_smallest_sum_of_distances():
         ("krum(attackers=0.25)", lambda x: -x[4], [0, 1]),
     ],
 )
-def test_what_a_defence_finds_and_what_not(text, attack, found):
+def test_defences_reject_the_attackers_they_are_made_for(text, attack, found):
     """Opposite updates are dissimilar, long ones are not; copies are too similar, however long."""
     rng = np.random.default_rng(4)
     x = updates(rng)
@@ -142,14 +142,14 @@ def test_what_a_defence_finds_and_what_not(text, attack, found):
     np.testing.assert_array_equal(np.flatnonzero(weights_of(text, y) == 0), found)
 
 
-def test_honest_clients_are_not_taken_for_attackers():
+def test_honest_clients_are_not_rejected():
     for seed in range(5):
         x = updates(np.random.default_rng(seed))
         assert np.all(weights_of("reject_dissimilar", x) > 0)
         assert np.all(weights_of("foolsgold", np.random.default_rng(seed).normal(size=(9, 30))) > 0)
 
 
-def test_nobody_there_and_no_update_at_all():
+def test_defences_are_finite_without_clients_or_updates():
     for text in ("krum", "geometric_median", "reject_dissimilar", "foolsgold"):
         nothing = weights_of(text, np.zeros((4, 3)))
         assert np.all(np.isfinite(nothing))
@@ -167,7 +167,7 @@ def test_nobody_there_and_no_update_at_all():
         ("median(least_owners=0)", "least_owners of at least 1"),
     ],
 )
-def test_wrong_options_are_refused(text, words):
+def test_invalid_defence_options_are_refused(text, words):
     with pytest.raises(InputError) as caught:
         spec(text)
     assert words in str(caught.value)

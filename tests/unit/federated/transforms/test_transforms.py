@@ -247,7 +247,7 @@ def test_norm_bound_shortens_to_a_quantile_of_the_norms():
     np.testing.assert_array_equal(weight, sent.weight)
 
 
-def test_numbers_of_few_owners_stay_as_they_were_sent():
+def test_parameters_with_too_few_owners_keep_the_servers_value():
     """Of two owners a median leaves out nothing; with three needed they keep the server's value."""
     sent = cohort()
     plain, _ = send(sent, "median")

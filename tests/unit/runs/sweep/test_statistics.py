@@ -155,7 +155,7 @@ def timed(scores, seconds, **options):
     return made
 
 
-def test_time_to_the_score_that_every_run_reaches():
+def test_time_is_measured_to_the_score_that_every_run_reaches():
     """The lowest best score is hlora's 0.5 of seed 1; fed_plora is there in round 4 and 2."""
     scores = {("fed_plora", 0): [0.4, 0.6], ("fed_plora", 1): [0.5, 0.7],
               ("hlora", 0): [0.6, 0.5], ("hlora", 1): [0.4, 0.5]}  # fmt: skip
@@ -168,7 +168,7 @@ def test_time_to_the_score_that_every_run_reaches():
     assert row["simulated_seconds"] == 1440.0 and row["late"] == 1 and row["surplus"] == 0
 
 
-def test_a_run_without_a_clock_leaves_the_table_without_time():
+def test_without_a_clock_the_table_has_no_time():
     made = timed(SCORES, dict.fromkeys(("fed_plora", "hlora", "flora"), 1.0))
     del made[0][1]["history"][0]["simulated_seconds"]
     lines = statistics.summarise(made)
@@ -176,7 +176,7 @@ def test_a_run_without_a_clock_leaves_the_table_without_time():
     assert "simulated h" not in statistics.shown(lines)[0]
 
 
-def test_a_diverged_run_never_reaches_a_score():
+def test_diverged_run_never_reaches_a_score():
     scores = {("fed_plora", 0): [0.4, 0.6], ("hlora", 0): [None, None]}
     lines = statistics.summarise(timed(scores, {"fed_plora": 1.0, "hlora": 1.0}))
     assert lines[1].time.target == -np.inf
