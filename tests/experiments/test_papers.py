@@ -16,7 +16,7 @@ import transformers
 from experiments.papers import byun_lee, fed_plora_vs_flexlora
 from experiments.papers.byun_lee import counts
 from experiments.papers.fed_plora import small_cases
-from experiments.papers.fed_plora_vs_flexlora import differences
+from experiments.papers.fed_plora_vs_flexlora import differences, unowned
 from experiments.tools import claims, figures, full, plan, runner, small, study
 from experiments.tools import report as report_lines
 from experiments.tools.registry import STUDIES
@@ -310,6 +310,13 @@ def test_measured_claims_are_paired_by_seed():
     assert judged[1](results) == (ours, claims.NOT_REPRODUCED)
     missing = made_up({"a": GOOD, "b": [0.7, 0.7, None]})
     assert judged[0](missing) == ("5 of 6 runs", claims.NOT_RUN)
+
+
+def test_readme_states_the_rounds_without_a_client_of_the_highest_rank():
+    counts = [unowned.rounds_without_the_highest_rank(s) for s in fed_plora_vs_flexlora.SEEDS]
+    readme = pathlib.Path(fed_plora_vs_flexlora.__file__).with_name("README.md")
+    text = " ".join(readme.read_text(encoding="utf-8").split())
+    assert f"no owner, in {min(counts)} to {max(counts)} of the 20 rounds" in text
 
 
 def test_small_cases_of_fed_plora_refute_the_published_bound():
