@@ -27,6 +27,7 @@ CHEAP = {
     "checkpoints": (20,),
     "tables": (0, 3, 11),
     "templates": (0, 5),
+    "conversations": (0, 1, 5, 14),
     "configs": (1, 8, 30),
 }
 """Numbers of cases in the default suite, of few seconds together."""
@@ -36,6 +37,7 @@ MORE = {
     "checkpoints": range(40),
     "tables": range(130),
     "templates": range(100),
+    "conversations": range(100),
     "configs": range(120),
 }
 

@@ -18,6 +18,7 @@ from experiments.robustness.fuzz import (
     checkpoint_files,
     checkpoints,
     configs,
+    conversations,
     grammar,
     tables,
     templates,
@@ -47,6 +48,7 @@ PARTS = {
     checkpoints.PART: Part(checkpoints.cases, lambda _: checkpoint_files.write, 160),
     tables.PART: Part(tables.cases, lambda _: tables.write, 200),
     templates.PART: Part(templates.cases, lambda _: templates.write, 150),
+    conversations.PART: Part(conversations.cases, lambda _: conversations.write, 150),
     configs.PART: Part(configs.cases, lambda _: configs.write, 150),
 }
 
