@@ -27,7 +27,7 @@ from fedjax_lora.cli.terminal import (
 from fedjax_lora.core.errors import InputError, Stopped
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.runs.choices import check_choices
-from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.config import FederationConfig, RunConfig
 from fedjax_lora.runs.tracking import Log, check_trackers, track
 
 
@@ -213,10 +213,16 @@ def _run(options: RunOptions, out: pathlib.Path, console: Console, log: Log) -> 
         elif len(result.records) < config.federation.rounds:
             console.print(
                 f"ended after round {len(result.records)} of {config.federation.rounds}: "
-                f"{config.federation.stop}"
+                f"{_reason(config.federation)}"
             )
     print_summary(console, result.summary, metric, out)
     return 0
+
+
+def _reason(federation: FederationConfig) -> str:
+    """What may have ended a run before its last round: its stopping rule or its budget."""
+    budgets = [spec for spec in federation.updates if "budget" in spec]
+    return " or ".join([federation.stop] * (federation.stop != "never") + budgets)
 
 
 def _check_resume(options: RunOptions) -> None:

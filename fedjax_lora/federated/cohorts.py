@@ -22,6 +22,7 @@ def cohort(
     data: PyTree = None,
     valid: ArrayLike | None = None,
     rate: float = 1.0,
+    attackers: Sequence[ArrayLike] = (),
 ) -> RoundInput:
     """The clients of a round, and the examples of each of their local steps.
 
@@ -43,6 +44,7 @@ def cohort(
       valid: ``bool[c, s, n]``, false where there is no example; by default all are valid, or those
         with a row number of at least 0. A client takes no step after its last valid example.
       rate: multiplies the optimizer's updates, for a learning rate schedule over rounds.
+      attackers: who of the cohort commits each attack of the round, ``bool[c]`` each.
 
     Raises:
       InputError: arrays of other shapes or types, equal ids, negative weights, row numbers beyond
@@ -69,6 +71,7 @@ def cohort(
         ),
         rate=np.float32(rate),
         round=np.int32(round),
+        attackers=tuple(_per_client("attackers", np.asarray(x, bool), ids) for x in attackers),
     )
     return RoundInput(plan, examples)
 

@@ -149,6 +149,7 @@ def make_round(
     execution: Execution = DEFAULT_EXECUTION,
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
+    attacks: Sequence[Attack] = (),
 ) -> Round:
     """Compile a round of a method, all of its hooks included.
 
@@ -161,6 +162,8 @@ def make_round(
       updates: transforms of what clients send, see `fedjax_lora.federated.transforms`; heads that
         are not averaged are not sent.
       server_optimizer: follows the change that the method makes; as given to ``init``.
+      attacks: what attackers send, see `fedjax_lora.federated.attacks`; who they are is said by
+        ``attackers`` of `fedjax_lora.federated.cohort`.
 
     Returns:
       ``step(params, state, cohort) -> (state, metrics)``.
@@ -177,6 +180,7 @@ def make_round(
             execution=execution,
             updates=updates,
             server_optimizer=server_optimizer,
+            attacks=attacks,
         )
     )
 
@@ -306,7 +310,7 @@ class _Server:
         """What arrives of what the clients have trained, and from whom."""
         trained = update.trained
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
-        if self.updates or self.attacks:
+        if self.updates or self.attacks or plan.attackers:
             trained, weight = self._sent(plan, key, update, weight)
         folded = lora.fold(trained.adapter, trained.coefficients)
         cohort = cohort_of(self.method.spec, plan, weight, key)
@@ -341,6 +345,11 @@ class _Server:
         self, start: ClientParams, learns: ClientParams, plan: Plan, key: Key
     ) -> transforms.Attacked | None:
         """What replaces the messages of attackers, if there are attacks."""
+        if len(plan.attackers) != len(self.attacks):
+            raise InputError(
+                f"The round has {len(self.attacks)} attacks and the cohort attackers for "
+                f"{len(plan.attackers)}; give federated.cohort as many rows of attackers."
+            )
         if not self.attacks:
             return None
         own_key = jax.random.fold_in(key, ATTACKS)

@@ -75,6 +75,7 @@ class Choices(NamedTuple):
       partitioner: assigns the training examples to clients.
       sampler: who takes part in a round.
       updates: transforms of the clients' updates, in their order.
+      update_specs: these in text, with the noise multiplier that an epsilon needs.
       faults: what goes wrong with drawn clients, in its order.
       device_profiles: ``(clients, seed) -> Devices``, if clients have any.
       deadline: when the server closes a round.
@@ -88,6 +89,7 @@ class Choices(NamedTuple):
     partitioner: "Partitioner"
     sampler: "Sampler"
     updates: "tuple[UpdateTransform, ...]"
+    update_specs: tuple[str, ...]
     faults: "tuple[Fault, ...]"
     device_profiles: "DeviceMix | None"
     deadline: "Deadline"
@@ -104,12 +106,14 @@ def resolve(config: RunConfig) -> Choices:
     """
     fed = config.federation
     registry.bind(config.local.optimizer, factories("optimizer"), "optimizer")
+    updates = update_specs(config)
     return Choices(
         method=registry.bind(fed.method, *_registered("method")),
         ranks=registry.bind(fed.ranks, *_registered("rank allocation")),
         partitioner=registry.bind(fed.partition, *_registered("partition"))(),
         sampler=registry.bind(fed.sampling, *_registered("sampling"))(),
-        updates=tuple(registry.bind(spec, *_registered("update"))() for spec in fed.updates),
+        updates=tuple(registry.bind(spec, *_registered("update"))() for spec in updates),
+        update_specs=updates,
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
         device_profiles=registry.bind(fed.device_profiles, *_registered("device profiles"))(),
         deadline=registry.bind(fed.deadline, *_registered("deadline"))(),
@@ -117,6 +121,20 @@ def resolve(config: RunConfig) -> Choices:
         schedule=registry.bind(config.local.schedule, *_registered("schedule")),
         stop=registry.bind(fed.stop, *_registered("stopping rule")),
     )
+
+
+def update_specs(config: RunConfig) -> tuple[str, ...]:
+    """Return the updates of a config, an epsilon replaced by the noise that it needs.
+
+    Raises:
+      InputError: an unknown update or option, or an epsilon that no noise has.
+    """
+    from fedjax_lora.federated import transforms  # imports JAX, as the registries
+
+    fed = config.federation
+    for spec in fed.updates:
+        registry.bind(spec, *_registered("update"))
+    return transforms.with_multipliers(fed.updates, rounds=fed.rounds, clients=fed.clients)
 
 
 def _registered(kind: str) -> tuple[Factories, str, tuple[str, ...]]:

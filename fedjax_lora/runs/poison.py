@@ -49,7 +49,7 @@ def poisoned(
         _check(attack, task)
         for client in np.flatnonzero(own):
             mine = Tokens(*(x[data.members[client]] for x in data.tokens))
-            rng = np.random.default_rng([seed, 8, n, client])
+            rng = np.random.default_rng([seed, 8, n, int(client)])
             made = attack.poison(mine, len(task.classes), rng)
             rows = len(data.tokens.label) + np.arange(len(made.label))
             tokens = Tokens(*map(_joined, data.tokens, made))

@@ -73,8 +73,8 @@ class Run:
 
     @property
     def rounds(self) -> int:
-        """Rounds of the run."""
-        return self.config.federation.rounds
+        """Rounds of the run; the budget of epsilon may end it before those of the config."""
+        return self.setup.rounds
 
     @property
     def task(self) -> data.Task:

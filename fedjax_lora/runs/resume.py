@@ -28,6 +28,7 @@ from fedjax_lora.runs import checkpoints, older_versions
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import build
 from fedjax_lora.runs.checkpoints import Checkpoint, Progress
+from fedjax_lora.runs.choices import update_specs
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 from fedjax_lora.runs.folder import CONFIG, RunFolder
 from fedjax_lora.runs.loading import load_assets
@@ -95,6 +96,11 @@ def check_config(
             f"federation.rounds was {planned} and cannot become {rounds} with "
             f"schedule {config.local.schedule!r}, which would have given the rounds done other "
             "learning rates"
+        )
+    elif not problems and update_specs(previous) != update_specs(config):
+        problems.append(
+            f"federation.rounds was {planned} and cannot become {rounds} with an epsilon, which "
+            "would have given the rounds done another noise"
         )
     raise_all("This run cannot be resumed with these options", problems)
     if done:

@@ -47,9 +47,11 @@ class Setup(NamedTuple):
       attackers: who commits each of the attacks among the faults, ``bool[N]``.
       training: the training examples, with those of attackers.
       updates: transforms of the clients' updates.
+      update_specs: these in text, with all their numbers.
       server_optimizer: optimizer that follows the method's change, if there is one.
       clock: the simulated clock, if clients have device profiles.
       privacy: privacy spent after a number of rounds; ``{}`` without noise.
+      rounds: rounds of the run, at most those that the budget of epsilon lets happen.
       warm_start: the adapter that training begins with, unless it is a fresh one.
       lengths: lengths in tokens that batches are padded to, ascending.
       shapes: shapes that local steps are compiled for, ascending.
@@ -66,9 +68,11 @@ class Setup(NamedTuple):
     attackers: tuple[np.ndarray, ...]
     training: TrainingData
     updates: tuple[transforms.UpdateTransform, ...]
+    update_specs: tuple[str, ...]
     server_optimizer: transforms.ServerOptimizer | None
     clock: Clock | None
     privacy: Callable[[int], dict[str, float]]
+    rounds: int
     warm_start: interop.LoadedAdapter | None
     lengths: tuple[int, ...]
     shapes: tuple[BatchShape, ...]
@@ -110,6 +114,7 @@ def set_up(
     method.check(allocation.possible)
     _check_updates(config, choices, method)
     attackers = _attackers(choices, allocation, config.seed)
+    privacy = _privacy(config, choices, allocation)
     return Setup(
         execution=execution,
         partition=partition,
@@ -128,9 +133,11 @@ def set_up(
             config.seed,
         ),
         updates=choices.updates,
+        update_specs=choices.update_specs,
         server_optimizer=choices.server_optimizer,
         clock=fleet and fleet.clock(fed.cohort, method, allocation),
-        privacy=_privacy(config, choices),
+        privacy=privacy,
+        rounds=transforms.affordable_rounds(choices.updates, privacy, fed.rounds),
         warm_start=warm_start,
         lengths=lengths,
         shapes=shapes,
@@ -169,11 +176,14 @@ def default_step_shapes() -> int:
     return 3 if current_target().is_cpu else 1
 
 
-def _privacy(config: RunConfig, choices: Choices) -> Callable[[int], dict[str, float]]:
+def _privacy(
+    config: RunConfig, choices: Choices, allocation: ranks.Allocation
+) -> Callable[[int], dict[str, float]]:
     """Return the report of the privacy spent.
 
     Raises:
-      InputError: noise with cohorts that are not drawn as the report assumes.
+      InputError: noise with cohorts that are not drawn as the report assumes, or with ranks that
+        the clients' data decide.
     """
     fed = config.federation
     drawn = choices.deadline.drawn(fed.cohort, fed.clients)
@@ -182,6 +192,12 @@ def _privacy(config: RunConfig, choices: Choices) -> Callable[[int], dict[str, f
         raise InputError(
             f"The privacy of noise is counted for uniform sampling, and this run has "
             f"sampling={fed.sampling!r}; leave it out, or leave out the noise."
+        )
+    if report(1) and allocation.schedule is not None and allocation.schedule.needs_validation:
+        raise InputError(
+            "Rank allocation 'loss_based' reads clients' models without noise, and ranks then tell "
+            "of their data, so that noise on the updates protects nothing; take other ranks "
+            "(order='random' does not score), or leave out the noise."
         )
     return report
 
@@ -302,7 +318,7 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
         heads=fed.heads,
         execution=setup.execution,
         prox=local.prox,
-        updates=fed.updates,
+        updates=setup.update_specs,
         attacks=tuple(
             spec
             for spec, fault in zip(fed.faults, setup.faults, strict=True)

@@ -9,7 +9,12 @@ the method's change of the global parameters as a gradient. Both are chosen by s
 'client'
 """
 
-from fedjax_lora.federated.transforms.accountant import make_privacy_report
+from fedjax_lora.federated.transforms.accountant import (
+    affordable_rounds,
+    make_privacy_report,
+    multiplier_for,
+    with_multipliers,
+)
 from fedjax_lora.federated.transforms.base import (
     Attacked,
     Noise,
@@ -53,6 +58,7 @@ __all__ = [
     "ServerOptimizer",
     "TransformFn",
     "UpdateTransform",
+    "affordable_rounds",
     "apply_transforms",
     "bfloat16",
     "check_method_averages",
@@ -68,10 +74,12 @@ __all__ = [
     "make_server_optimizer",
     "make_transforms",
     "median",
+    "multiplier_for",
     "norm_bound",
     "reject_dissimilar",
     "reject_outliers",
     "server_step",
     "trimmed_mean",
     "uplink_bytes",
+    "with_multipliers",
 ]

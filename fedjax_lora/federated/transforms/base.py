@@ -42,6 +42,7 @@ class Noise(NamedTuple):
 
     multiplier: float  # standard deviation of the noise, over the norm that updates are clipped to
     delta: float | None  # None: one over the number of clients
+    budget: float | None = None  # largest epsilon that may be spent
 
 
 def float32_bytes(numbers: np.ndarray, matrices: int) -> np.ndarray:

@@ -50,7 +50,12 @@ def clipped(change: ClientParams, norm: float) -> ClientParams:
 
 @checked_options
 def gaussian_noise(
-    *, multiplier: float, norm: float, delta: float | None = None
+    *,
+    norm: float,
+    multiplier: float | None = None,
+    delta: float | None = None,
+    epsilon: float | None = None,
+    budget: float | None = None,
 ) -> UpdateTransform:
     """Clip updates to ``norm`` and add Gaussian noise of deviation ``multiplier * norm`` per entry.
 
@@ -64,10 +69,14 @@ def gaussian_noise(
     metrics are explained in `fedjax_lora.federated.transforms.accountant`.
 
     Args:
-      multiplier: standard deviation of the noise, over ``norm``.
       norm: norm to which updates are clipped, adapter and head together.
-      delta: of the guarantee; by default one over the number of clients, the largest meaningful
-        value.
+      multiplier: standard deviation of the noise, over ``norm``.
+      delta: of the guarantee; by default one over the number of clients. That is the largest value
+        that says anything: a mechanism that publishes a client with a probability of delta
+        publishes one client of all. Guarantees that are to convince others take less.
+      epsilon: in place of the multiplier: a run takes the smallest one whose ``epsilon`` after all
+        of its rounds is at most this.
+      budget: a run ends before the round in which its ``epsilon`` would exceed this.
 
     The Gaussian mechanism as in McMahan et al., "Learning Differentially Private Recurrent Language
     Models", arXiv 1710.06963, but with the noise added at the clients.
@@ -75,7 +84,16 @@ def gaussian_noise(
     Raises:
       InputError: an option out of range.
     """
+    if multiplier is None:
+        raise InputError(
+            "Update 'gaussian_noise' needs a multiplier; a run finds it for an epsilon, and a loop "
+            "of your own with transforms.multiplier_for."
+        )
+    if epsilon is not None:
+        raise InputError("Update 'gaussian_noise' takes a multiplier or an epsilon, not both.")
     need_positive("Update 'gaussian_noise'", multiplier=multiplier, norm=norm)
+    if budget is not None:
+        need_positive("Update 'gaussian_noise'", budget=budget)
     if delta is not None and not 0 < delta < 1:
         raise InputError(f"Update 'gaussian_noise' needs delta between 0 and 1, got {delta}.")
 
@@ -87,4 +105,4 @@ def gaussian_noise(
         noisy = jax.tree.map(lambda d, z: d + multiplier * norm * z, change, noise)
         return changed_by(start, trained, trainable, noisy), weight
 
-    return UpdateTransform(apply=apply, stage="client", noise=Noise(multiplier, delta))
+    return UpdateTransform(apply=apply, stage="client", noise=Noise(multiplier, delta, budget))

@@ -123,7 +123,8 @@ class FederationConfig(_Group):
     FedAvg, or of the tokens it learns from (in a language task, those of the completions)."""
     updates: tuple[str, ...] = ()
     """Transforms of the clients' updates, in this order: clip(norm=1.0),
-    gaussian_noise(multiplier=1.0, norm=1.0); int8, bfloat16; reject_outliers,
+    gaussian_noise(multiplier=1.0, norm=1.0) (or epsilon=8.0 for the multiplier; budget=8.0 ends the
+    run in time); int8, bfloat16; reject_outliers,
     norm_bound(quantile=0.5), reject_dissimilar, krum(attackers=0.2), foolsgold, geometric_median,
     median, trimmed_mean(share=0.1)."""
     faults: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ def test_run_accepts_all_transform_options(tmp_path, monkeypatch):
     assert made.local.prox == 0.1
     lines = (out / "metrics.jsonl").read_text().splitlines()
     first, second = (json.loads(line) for line in lines)
-    assert 0 < first["epsilon_sampled"] < first["epsilon"] < second["epsilon"]
+    assert 0 < first["epsilon_if_cohorts_stay_secret"] < first["epsilon"] < second["epsilon"]
     # Two components of query and value of one layer, with an index each, and the head.
     component, head = 2 * (384 + 384), 384 * 10 + 10
     matrices = 2 * 2 + 2

@@ -9,6 +9,7 @@ import scipy.stats
 
 from fedjax_lora import InputError
 from fedjax_lora.federated import transforms
+from fedjax_lora.federated.transforms.accountant import SECRET_COHORTS
 from tests._helpers.client_messages import spec
 
 
@@ -43,7 +44,7 @@ def test_full_participation_equals_one_gaussian_mechanism(multiplier, rounds):
     """Of deviation half the multiplier, since exchanging a client moves twice the norm."""
     sigma = multiplier / 2 / rounds**0.5
     got = report(multiplier, rounds)
-    assert got["epsilon"] == got["epsilon_sampled"]
+    assert got["epsilon"] == got[SECRET_COHORTS]
     best = renyi(sigma, 1e-3)
     assert best * (1 - 1e-6) <= got["epsilon"] <= best * 1.01  # a finite list of orders
     assert exact(sigma, 1e-3) <= got["epsilon"] <= 1.35 * exact(sigma, 1e-3)
@@ -51,11 +52,11 @@ def test_full_participation_equals_one_gaussian_mechanism(multiplier, rounds):
 
 def test_epsilon_grows_with_rounds_and_shrinks_with_sampling():
     one, ten = (report(4.0, t, cohort=5, clients=100) for t in (1, 10))
-    assert 0 < one["epsilon_sampled"] < one["epsilon"]
-    assert 0 < ten["epsilon_sampled"] < ten["epsilon"]
+    assert 0 < one[SECRET_COHORTS] < one["epsilon"]
+    assert 0 < ten[SECRET_COHORTS] < ten["epsilon"]
     assert all(one[name] < ten[name] < 10 * one[name] for name in one)
     half = report(4.0, 10, cohort=50, clients=100)
-    assert ten["epsilon_sampled"] < half["epsilon_sampled"] < half["epsilon"] == ten["epsilon"]
+    assert ten[SECRET_COHORTS] < half[SECRET_COHORTS] < half["epsilon"] == ten["epsilon"]
 
 
 def test_default_delta_is_one_over_the_number_of_clients():
@@ -73,3 +74,56 @@ def test_missing_accountant_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(InputError, match=r"install fedjax-lora\[privacy\]"):
         report(1.0)
+
+
+@pytest.mark.parametrize(("epsilon", "rounds"), [(0.5, 1), (8.0, 20)])
+def test_multiplier_is_the_smallest_for_an_epsilon(epsilon, rounds):
+    multiplier = transforms.multiplier_for(epsilon, rounds=rounds, clients=10, delta=1e-3)
+    assert epsilon * 0.999 < report(multiplier, rounds)["epsilon"] <= epsilon
+    assert report(multiplier * 0.999, rounds)["epsilon"] > epsilon
+    text = f"gaussian_noise(norm=0.5, epsilon={epsilon}, delta=1e-3)"
+    (got, other) = transforms.with_multipliers([text, "int8"], rounds=rounds, clients=10)
+    assert spec(got).noise.multiplier == multiplier and other == "int8"
+
+
+def test_a_budget_buys_the_rounds_that_fit():
+    text = "gaussian_noise(multiplier=3.0, norm=1.0, delta=1e-3, budget={})"
+    spent = [report(3.0, t)["epsilon"] for t in range(1, 9)]
+    for budget, rounds in ((spent[4], 5), (spent[4] * 0.999, 4), (spent[0], 1), (1e6, 8)):
+        updates = [spec(text.format(budget))]
+        told = transforms.make_privacy_report(updates, cohort=10, clients=10)
+        assert transforms.affordable_rounds(updates, told, 8) == rounds
+    assert transforms.affordable_rounds([spec("int8")], lambda rounds: {}, 8) == 8
+    updates = [spec(text.format(spent[0] * 0.9))]
+    told = transforms.make_privacy_report(updates, cohort=10, clients=10)
+    with pytest.raises(InputError, match="in the first round, and the budget is"):
+        transforms.affordable_rounds(updates, told, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: spec("gaussian_noise(norm=1.0)"), "needs a multiplier"),
+        (lambda: spec("gaussian_noise(norm=1.0, epsilon=3.0)"), "needs a multiplier"),
+        (
+            lambda: spec("gaussian_noise(norm=1.0, multiplier=1.0, epsilon=3.0)"),
+            "a multiplier or an epsilon, not both",
+        ),
+        (lambda: spec("gaussian_noise(norm=1.0, multiplier=1.0, budget=0.0)"), "budget above 0"),
+        (lambda: transforms.multiplier_for(0.0, rounds=1, clients=9), "epsilon above 0"),
+        (
+            lambda: transforms.multiplier_for(1e-3, rounds=9, clients=9, delta=1e-9),
+            "No noise multiplier up to",
+        ),
+        (
+            lambda: transforms.make_privacy_report(
+                [spec("gaussian_noise(norm=1.0, multiplier=1.0)")], cohort=1, clients=1
+            ),
+            "1 for a single client, at which anything is private",
+        ),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
