@@ -16,7 +16,7 @@ def as_users_have_it():
         yield
 
 
-def test_a_defence_finds_attackers_and_the_report_counts_them():
+def test_report_counts_attackers_found_by_a_defence():
     given = run.problem(steps=20)
     case = run.Case("zero_padding", "sign flip x10", "reject_outliers", 0)
     record = run.play(case, given, rounds=3)
@@ -26,7 +26,7 @@ def test_a_defence_finds_attackers_and_the_report_counts_them():
     assert f"{100 * record['accuracy']:.1f}" in text and "zero_padding" in text
 
 
-def test_impossible_cases_are_those_that_the_library_refuses():
+def test_skipped_cases_are_those_that_the_library_refuses():
     spec = lora.make_spec({"x": {"kernel": np.zeros((4, 4), "float32")}}, targets="x", rank=2)
     for method in METHODS:
         for defence, updates in DEFENCES.items():
@@ -42,7 +42,7 @@ def test_impossible_cases_are_those_that_the_library_refuses():
 
 
 @pytest.mark.parametrize("flips", [True, False])
-def test_attackers_train_on_flipped_labels_only_in_that_attack(flips):
+def test_labels_are_flipped_only_for_attackers_of_label_flip(flips):
     given = run.Problem(None, {"label": np.arange(400) % 10}, {})
     case = run.Case("hlora", "label flip" if flips else "noise", "none", 0)
     parts, mine = run.partition(given, case), run.attack_of(case)[1]

@@ -31,7 +31,7 @@ def test_an_epsilon_gives_the_noise_of_the_compiled_round(shared):
     assert made.rounds == 7
 
 
-def test_a_budget_ends_the_run(shared):
+def test_run_ends_when_its_privacy_budget_is_spent(shared):
     noise = "gaussian_noise(multiplier=4.0, norm=0.5{})"
     whole = build.build(changed(noise.format(""), rounds=9), *shared)
     budget = (whole.setup.privacy(3)["epsilon"] + whole.setup.privacy(4)["epsilon"]) / 2
@@ -40,7 +40,7 @@ def test_a_budget_ends_the_run(shared):
     assert made.ends([{}] * 3) and not made.ends([{}] * 2)
 
 
-def test_another_number_of_rounds_would_have_had_another_noise():
+def test_extending_a_run_with_noise_from_an_epsilon_is_refused():
     before = configs.to_record(changed("gaussian_noise(epsilon=6.0, norm=0.5)"))
     after = changed("gaussian_noise(epsilon=6.0, norm=0.5)", rounds=tiny_runs.ROUNDS + 1)
     with pytest.raises(InputError, match="another noise"):

@@ -86,7 +86,7 @@ def test_multiplier_is_the_smallest_for_an_epsilon(epsilon, rounds):
     assert spec(got).noise.multiplier == multiplier and other == "int8"
 
 
-def test_a_budget_buys_the_rounds_that_fit():
+def test_privacy_budget_limits_the_number_of_rounds():
     text = "gaussian_noise(multiplier=3.0, norm=1.0, delta=1e-3, budget={})"
     spent = [report(3.0, t)["epsilon"] for t in range(1, 9)]
     for budget, rounds in ((spent[4], 5), (spent[4] * 0.999, 4), (spent[0], 1), (1e6, 8)):
@@ -123,7 +123,7 @@ def test_a_budget_buys_the_rounds_that_fit():
         ),
     ],
 )
-def test_what_cannot_be_counted_is_refused(make, words):
+def test_uncountable_privacy_options_are_refused_in_one_sentence(make, words):
     with pytest.raises(InputError) as caught:
         make()
     assert words in str(caught.value) and "\n" not in str(caught.value)
