@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import trees
+from fedjax_lora.core.cohort_sum import weighted_sum
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import LoraSpec
@@ -67,13 +68,10 @@ def combine(result: Adapter, weight: Array | Mapping[str, Array]) -> Adapter:
         if they are not finite.
     """
 
-    def total(x: Array, w: Array) -> Array:
-        return jnp.sum(jnp.where(w != 0, w * x, 0), axis=0)
-
     def layer(path: str, pair: LoRA) -> LoRA:
         w = weight[path] if isinstance(weight, Mapping) else weight
         w = w.reshape(w.shape[0], *(1,) * (pair.a.ndim - 1 - w.ndim), *w.shape[1:])
-        return LoRA(total(pair.a, w[..., None, :]), total(pair.b, w[..., :, None]))
+        return LoRA(weighted_sum(pair.a, w[..., None, :]), weighted_sum(pair.b, w[..., :, None]))
 
     return {path: layer(path, pair) for path, pair in result.items()}
 
