@@ -1,6 +1,6 @@
 """Predictions of a model with an adapter over a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,9 @@ class AdaptedParams(NamedTuple):
     gain: Gain
 
 
+LEVELS = 32
+"""Numbers of tokens of a batch that are told apart."""
+
 Predict = Callable[[AdaptedParams, Any], np.ndarray]
 """``(params, data) -> float32[E, C]``: the outputs for every example, in the order of the data."""
 
@@ -35,8 +38,9 @@ Predict = Callable[[AdaptedParams, Any], np.ndarray]
 def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) -> Predict:
     """Build a prediction function, compiled once per padded length.
 
-    Examples are sorted by length, so that batches hold little padding. The outputs are in the
-    order of the data.
+    Where the objective can leave out padding, a batch has about as many tokens as any other with
+    its padded length, and computes no more. Otherwise examples are sorted by length, so that
+    batches hold little padding. The outputs are in the order of the data.
 
     Args:
       objective: computes the outputs of a batch.
@@ -49,29 +53,61 @@ def make_predict(objective: Objective, *, batch: int, mesh: Mesh | None = None) 
     """
     shardings: dict[str, Any] = {} if mesh is None else {"out_shardings": everywhere(mesh)}
 
-    @jax.jit(static_argnames="length", **shardings)
-    def outputs(params, data, index, *, length):
+    unpad = objective.unpad if mesh is None else None  # tokens are not divided over devices
+
+    @jax.jit(static_argnames=("length", "tokens"), **shardings)
+    def outputs(params, data, index, valid, *, length, tokens):
         if mesh is not None:
             rows = NamedSharding(mesh, PartitionSpec(AXIS))
             index = jax.lax.with_sharding_constraint(index, rows)
         examples = objective.take(data, index, length)
+        if unpad is not None:
+            examples = unpad(examples, valid, tokens)
         return objective.outputs(params.base, params.trained, params.gain, examples)
 
     def predict(params: AdaptedParams, data: Any) -> np.ndarray:
         length = np.asarray(data.length)
         # Evaluation data may hold an example that is longer than every length of the training.
         lengths = (*objective.lengths, int(length.max()))
-        order = np.argsort(length, kind="stable")
-        size = _batch_rows(batch, len(order), mesh)
+        size = _batch_rows(batch, len(length), mesh)
+        made = (_by_length if unpad is None else _by_tokens)(length, lengths, size)
         batches = []
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            bucket = int(np.searchsorted(objective.lengths, length[rows].max()))
-            index = np.resize(rows, size).astype(np.int32)  # a short last batch repeats its rows
-            batches.append((rows, outputs(params, data, index, length=lengths[bucket])))
-        return _in_order(batches, len(order))
+        for rows, padded, tokens in made:
+            index = np.resize(rows, size).astype(np.int32)  # a short batch repeats its rows
+            valid = np.arange(size) < len(rows)
+            output = outputs(params, data, index, valid, length=padded, tokens=tokens)
+            batches.append((rows, output))
+        return _in_order(batches, len(length))
 
     return predict
+
+
+_Batch = tuple[np.ndarray, int, int]
+"""Row numbers, the length that they are padded to, and their tokens at most."""
+
+
+def _by_length(length: np.ndarray, lengths: Sequence[int], size: int) -> Iterator[_Batch]:
+    """Yield batches of examples of about the same length, whose padding is computed."""
+    order = np.argsort(length, kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        bucket = int(np.searchsorted(lengths[:-1], length[rows].max()))
+        yield rows, lengths[bucket], size * lengths[bucket]
+
+
+def _by_tokens(length: np.ndarray, lengths: Sequence[int], size: int) -> Iterator[_Batch]:
+    """Yield batches of equal shape for each of the lengths, with about equally many tokens."""
+    order = np.argsort(length, kind="stable")
+    bucket = np.searchsorted(lengths[:-1], length[order])
+    for number in np.unique(bucket):
+        own, padded = order[bucket == number], lengths[number]
+        count = -(-len(own) // size)
+        batches = [own[n::count] for n in range(count)]  # each has short and long texts
+        most = max(int(length[rows].sum()) for rows in batches)
+        # Coarse, so that other examples of the task have the same shape and share the program.
+        step = max(8, size * padded // LEVELS)
+        tokens = min(-(-most // step) * step, size * padded)
+        yield from ((rows, padded, tokens) for rows in batches)
 
 
 def _batch_rows(batch: int, examples: int, mesh: Mesh | None) -> int:
