@@ -25,6 +25,7 @@ from fedjax_lora.runs.sweep import grid
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.runner import check
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
+from fedjax_lora.runs.together import Together
 
 Log = Callable[[str], Any]
 Locate = Callable[[RunConfig], RunConfig]
@@ -37,6 +38,7 @@ def execute(
     *,
     only: Sequence[str] = (),
     models_dir: str | None = None,
+    together: int = 1,
 ) -> int:
     """Run what has no record yet, study by study; returns the number of failed runs.
 
@@ -49,6 +51,7 @@ def execute(
       data_dir: folder with the tasks' files; None loads them from the hub.
       only: names of the studies to run; all by default.
       models_dir: folder with the models' folders; None resolves models by name.
+      together: runs that are trained at once, see `fedjax_lora.runs.together`.
 
     Raises:
       InputError: an unknown study, an invalid config or missing data, before any run of the stage.
@@ -63,14 +66,16 @@ def execute(
     for name in only or known:
         for number, stage in enumerate(known[name].stages, 1):
             log = functools.partial(_log, f"{name}, stage {number}")
-            failures = execute_stage(known[name], stage, size, locate, log)
+            failures = execute_stage(known[name], stage, size, locate, log, together)
             failed += failures
             if failures:
                 break
     return failed
 
 
-def execute_stage(study: Study, stage: Stage, size: Size, locate: Locate, log: Log) -> int:
+def execute_stage(
+    study: Study, stage: Stage, size: Size, locate: Locate, log: Log, together: int = 1
+) -> int:
     """Run the cells of a stage that have no record; returns the number of failed runs."""
     records = study.records(size)
     cells = distinct(stage(size, records))
@@ -82,7 +87,10 @@ def execute_stage(study: Study, stage: Stage, size: Size, locate: Locate, log: L
     steps, problems = check([c._replace(config=locate(c.config)) for c in missing], assets)
     grid.refuse(problems)
     atomic_io.write(study.folder(size) / "machine.json", json.dumps(alternate.machine()) + "\n")
-    pending = _Pending(study, size, locate, assets, programs(least_steps=steps))
+    compiled = programs(least_steps=steps)
+    plain = [locate(c.config) for c in missing if _is_plain(study, c)]
+    groups = Together(plain, most=together, assets=assets.assets, programs=compiled)
+    pending = _Pending(study, size, locate, assets, compiled, groups)
     seconds: list[float] = []
     failures = 0
     for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
@@ -107,6 +115,7 @@ class _Pending(NamedTuple):
     locate: Locate
     assets: AssetCache
     compiled: CompiledFunctions
+    groups: Together
 
     def attempt(self, cell: Cell) -> tuple[Record | None, str]:
         """Run a cell and store its record; returns None and the error's first line on failure.
@@ -126,8 +135,15 @@ class _Pending(NamedTuple):
 
     def _result(self, cell: Cell) -> run_store.RunResult:
         config = self.locate(cell.config)
+        if _is_plain(self.study, cell):
+            return self.groups.result(config)
         run_cell: Experiment = self.study.replacements.get(cell.labels["part"], training_run)
         return run_cell(config, self.assets.assets(config), self.compiled)
+
+
+def _is_plain(study: Study, cell: Cell) -> bool:
+    """Whether a cell is a training run of which nothing is measured."""
+    return cell.labels["part"] not in study.replacements and not cell.config.execution.measure
 
 
 def _slug(cell: Cell) -> str:
@@ -176,10 +192,12 @@ def main(
     data_dir: str | None,
     only: Sequence[str] = (),
     models_dir: str | None = None,
+    together: int = 1,
 ) -> int:
     """Run `execute` as a command; returns the exit status."""
     try:
-        return 1 if execute(studies, size, data_dir, only=only, models_dir=models_dir) else 0
+        options = {"only": only, "models_dir": models_dir, "together": together}
+        return 1 if execute(studies, size, data_dir, **options) else 0
     except InputError as error:
         print(error)
         return 2

@@ -41,6 +41,9 @@ class CompareOptions:
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Another config field and its values, for example local.learning_rate=0.003,0.01 or
     "federation.partition=['iid', 'dirichlet(alpha=0.1)']"; may be repeated."""
+    together: int = 1
+    """Runs that are trained at once, of those that differ in seed and learning rate alone: small
+    runs fill a device better. They are kept when all of them have ended."""
     config_file: Annotated[pathlib.Path | None, tyro.conf.arg(name="config")] = None
     """JSON, YAML or TOML file with a config, as a result folder has; other options override it."""
     out: pathlib.Path = pathlib.Path("runs/compare")
@@ -71,7 +74,9 @@ def main(args: Sequence[str], base: RunConfig) -> int:
     )
     check_grid(grid)
     comparison_folder.check(options.out)
-    return execute(grid, options.out)
+    if options.together < 1:
+        raise InputError(f"--together is a number of runs, at least 1, got {options.together}.")
+    return execute(grid, options.out, options.together)
 
 
 def check_grid(grid: Grid) -> None:
@@ -89,7 +94,7 @@ def check_grid(grid: Grid) -> None:
     refuse(problems)
 
 
-def execute(grid: Grid, out: pathlib.Path) -> int:
+def execute(grid: Grid, out: pathlib.Path, together: int = 1) -> int:
     """Run a comparison and print each run as it finishes; returns the exit status."""
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
@@ -104,6 +109,7 @@ def execute(grid: Grid, out: pathlib.Path) -> int:
                 grid,
                 out=out,
                 cache_dir=str(cache_dir() / "tokens"),
+                together=together,
                 on_round=lambda cell, record: _show_round(status, name(cell.labels), record),
                 on_run=lambda finished: console.print(_line(finished, metric_of(finished.cell))),
             )

@@ -55,7 +55,7 @@ def make_client_update(
       A `ClientUpdateFn`, to be compiled as part of something; in mode ``loop`` its parts are
       compiled.
     """
-    parts = _Parts(method, heads)
+    parts = ClientParts(method, heads)
     broadcast, select = parts.broadcast, parts.select
     if execution.mode == "loop":
         broadcast, select = jax.jit(broadcast), jax.jit(select)
@@ -78,7 +78,7 @@ def make_client_update(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Parts:
+class ClientParts:
     """What happens before local training, as functions to be traced."""
 
     method: Method

@@ -18,6 +18,7 @@ from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params, PyTre
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.attacks import Attack, send_attacks
 from fedjax_lora.federated.client_update import (
+    ClientParts,
     ClientUpdateFn,
     CohortUpdate,
     all_finite,
@@ -25,7 +26,7 @@ from fedjax_lora.federated.client_update import (
     make_client_update,
 )
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution
-from fedjax_lora.federated.shape_checks import check_outcome, check_plan
+from fedjax_lora.federated.shape_checks import check_alike, check_outcome, check_plan
 from fedjax_lora.federated.sharding import everywhere
 from fedjax_lora.federated.state import (
     ClientStore,
@@ -36,6 +37,7 @@ from fedjax_lora.federated.state import (
     RoundInput,
     RoundMetrics,
 )
+from fedjax_lora.federated.together import TogetherFn, joined, make_together, shifted
 from fedjax_lora.federated.training import Training
 from fedjax_lora.methods.base import (
     AggregateResult,
@@ -66,6 +68,7 @@ class CompiledRound:
     compiled: (
         RoundFn | jax.stages.Wrapped
     )  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
+    several: TogetherFn | jax.stages.Wrapped | None = None  # only in mode ``vmap``, unmeasured
 
     def __call__(
         self, base: Params, data: PyTree, state: FederatedState, plan: Plan, key: Key
@@ -85,6 +88,45 @@ class CompiledRound:
         """
         check_plan(self.method, state, plan)
         return self.compiled(base, data, state, plan, key)
+
+    def together(
+        self,
+        base: Params,
+        data: PyTree,
+        states: Sequence[FederatedState],
+        plans: Sequence[Plan],
+        keys: Sequence[Key],
+    ) -> tuple[tuple[FederatedState, ...], tuple[RoundMetrics, ...]]:
+        """Run the round of several federations in one program.
+
+        They may differ in everything that is data: seeds, clients, ranks, batches, learning rates.
+        The clients at the same place of their cohorts are trained at once, so that small steps fill
+        the device; the results are those of single rounds, but for the order of sums. Another
+        number of federations is compiled anew.
+
+        Args:
+          base: the base parameters, the same for all.
+          data: as for a single round; the rows that all plans name are in it.
+          states: state of each federation; donated.
+          plans: their plans, of equal shapes.
+          keys: their root keys.
+
+        Returns:
+          The states after the round, and the metrics of each federation.
+
+        Raises:
+          InputError: a round that is measured, or not in mode ``vmap``; plans of different shapes;
+            ranks that the method does not take, clients that do not exist.
+        """
+        if self.several is None:
+            raise InputError(
+                "Only rounds in mode 'vmap' that are not measured can be run together; run the "
+                "federations one after another."
+            )
+        check_alike(states, plans, keys)
+        for state, plan in zip(states, plans, strict=True):
+            check_plan(self.method, state, plan)
+        return self.several(base, data, tuple(states), tuple(plans), tuple(keys))
 
     def lower(self, *args: PyTree) -> jax.stages.Lowered:
         """Lower the compiled function for these arguments, see `jax.stages`."""
@@ -115,16 +157,67 @@ class Round:
           InputError: ranks that the method does not take, clients that do not exist, or a state
             that is not from `fedjax_lora.federated.init`.
         """
-        loop, plan = state.loop, cohort.plan
-        if not isinstance(loop, LoopState):
-            raise InputError("The state has no key; begin a loop of your own with federated.init.")
+        loop, plan = _loop_of(state), cohort.plan
         check_plan(self.compiled.method, state, plan)
         left = plan._replace(rank=_ranks_left(plan.rank, plan.id, loop.most))
         new, metrics = self.compiled.compiled(
             params, cohort.data, state._replace(loop=()), left, loop.key
         )
-        most = _lowered(loop.most, plan.id, left.rank, metrics.rank)
-        return new._replace(loop=loop._replace(most=most)), metrics
+        return _with_loop(loop, left, new, metrics), metrics
+
+    def together(
+        self, params: Params, states: Sequence[FederatedState], cohorts: Sequence[RoundInput]
+    ) -> tuple[list[FederatedState], list[RoundMetrics]]:
+        """Run the round of several federations in one program, for example of several seeds.
+
+        See `CompiledRound.together` for what they may differ in.
+
+        Args:
+          params: the parameters that the states were initialised with.
+          states: state of each federation; donated.
+          cohorts: their inputs, of equal shapes. Where the data are large, give all the same object
+            and row numbers: other data are joined in every round.
+
+        Returns:
+          The states after the round, and the metrics of each federation.
+
+        Raises:
+          InputError: as `CompiledRound.together`.
+        """
+        loops = [_loop_of(state) for state in states]
+        data, offsets = joined([cohort.data for cohort in cohorts])
+        plans = [
+            shifted(plan._replace(rank=_ranks_left(plan.rank, plan.id, loop.most)), offset)
+            for loop, (plan, _), offset in zip(loops, cohorts, offsets, strict=True)
+        ]
+        new, metrics = self.compiled.together(
+            params,
+            data,
+            [state._replace(loop=()) for state in states],
+            plans,
+            [loop.key for loop in loops],
+        )
+        after = map(_with_loop, loops, plans, new, metrics)
+        return list(after), list(metrics)
+
+
+def _loop_of(state: FederatedState) -> LoopState:
+    """The values that a loop of your own carries.
+
+    Raises:
+      InputError: the state is not from `fedjax_lora.federated.init`.
+    """
+    if not isinstance(state.loop, LoopState):
+        raise InputError("The state has no key; begin a loop of your own with federated.init.")
+    return state.loop
+
+
+def _with_loop(
+    loop: LoopState, plan: Plan, new: FederatedState, metrics: RoundMetrics
+) -> FederatedState:
+    """The state after a round with the values that a loop of your own carries."""
+    most = _lowered(loop.most, plan.id, plan.rank, metrics.rank)
+    return new._replace(loop=loop._replace(most=most))
 
 
 @jax.jit
@@ -227,8 +320,12 @@ def compile_round(
         return CompiledRound(method, measured)
     if execution.mode == "loop":
         return CompiledRound(method, _composed(client_update, jax.jit(server.finish)))
-    fused = _composed(client_update, server.finish)
-    return CompiledRound(method, jax.jit(fused, donate_argnums=2, **placed))
+    fused = jax.jit(_composed(client_update, server.finish), donate_argnums=2, **placed)
+    if execution.mode == "sharded":
+        return CompiledRound(method, fused)
+    parts = ClientParts(method, heads)
+    together = make_together(parts, train.bind(method), server.finish, execution)
+    return CompiledRound(method, fused, jax.jit(together, donate_argnums=2))
 
 
 def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> RoundFn:

@@ -4,6 +4,8 @@ Shapes are known while a round is traced, so every check happens on the host, be
 compiled, and names the paths in which an author's own code went wrong.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,3 +116,22 @@ def check_plan(method: Method, state: FederatedState, plan: Plan) -> None:
                 f"Clients {beyond} do not exist, the state holds clients 0..{leaf.shape[0] - 1}; "
                 "choose ids below num_clients."
             )
+
+
+def check_alike(
+    states: Sequence[FederatedState], plans: Sequence[Plan], keys: Sequence[PyTree]
+) -> None:
+    """Refuse federations whose rounds cannot be one program.
+
+    Raises:
+      InputError: none or not equally many states, plans and keys; different shapes.
+    """
+    counts = (len(states), len(plans), len(keys))
+    if len(set(counts)) > 1 or not states:
+        raise InputError(
+            f"Rounds that run together take one state, plan and key of each federation, got "
+            f"{counts[0]}, {counts[1]} and {counts[2]}."
+        )
+    for number, one in enumerate(zip(states, plans, strict=True)):
+        what = f"Federation {number} of those that run together"
+        check_same_structure(what, one, (states[0], plans[0]))

@@ -63,7 +63,10 @@ class ClientMetrics(NamedTuple):
 
 
 TrainFn = Callable[[Params, Any, Clients, Array], tuple[ClientParams, ClientMetrics]]
-"""``(base, data, clients, learning_rate) -> (ClientParams [w, ...], ClientMetrics [w])``."""
+"""``(base, data, clients, learning_rate) -> (ClientParams [w, ...], ClientMetrics [w])``.
+
+The learning rate is ``float32[]``, or ``float32[w]`` where the clients are of several federations
+(see `fedjax_lora.federated.CompiledRound.together`)."""
 
 
 class Training(Protocol):
@@ -129,7 +132,7 @@ class LocalTraining:
     def __call__(
         self, base: Params, data: PyTree, clients: Clients, rate: Array
     ) -> tuple[ClientParams, ClientMetrics]:
-        """Train all clients of a group; ``rate`` is the learning rate ``float32[]``."""
+        """Train all clients of a group; ``rate`` is the learning rate ``float32[]``, or ``[w]``."""
         shapes = self._shapes(clients.batches)
 
         def step(t: Array, carry: tuple) -> tuple:
@@ -172,8 +175,9 @@ class LocalTraining:
         opt_state: Any,
     ) -> tuple[ClientParams, Any, ClientMetrics]:
         """One step of every client; the results have a leading client axis."""
-        one = functools.partial(self._step_of_one, shape, base, data, step, rate)
-        return jax.vmap(one)(clients, params, opt_state)
+        one = functools.partial(self._step_of_one, shape, base, data, step)
+        of_each = 0 if jnp.ndim(rate) else None
+        return jax.vmap(one, in_axes=(of_each, 0, 0, 0))(rate, clients, params, opt_state)
 
     def _step_of_one(
         self,

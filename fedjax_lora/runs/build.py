@@ -24,7 +24,12 @@ from fedjax_lora.runs.setup import Setup, make_federation, make_round_spec, set_
 
 
 def build(
-    config: RunConfig, assets: Assets | None = None, shared: CompiledFunctions | None = None
+    config: RunConfig,
+    assets: Assets | None = None,
+    shared: CompiledFunctions | None = None,
+    *,
+    together: int = 1,
+    base: Params | None = None,
 ) -> Run:
     """Build a run from its config.
 
@@ -33,6 +38,8 @@ def build(
       assets: data and model loaded before, to share between runs.
       shared: compiled functions of other runs, used where they fit; see
         `fedjax_lora.runs.compilation`.
+      together: runs that are trained at once, see `fedjax_lora.runs.together`.
+      base: frozen base of a run with the same model and devices, to share its memory.
 
     Raises:
       InputError: choices that are unknown, or do not go with the data, the model or each other.
@@ -42,11 +49,18 @@ def build(
     choices = resolve(config)
     assets = load_assets(config) if assets is None else assets
     setup = set_up(config, choices, assets, execution_of(config))
-    config, setup = choose_clients_per_step(config, assets, setup)
-    return assemble(config, setup, assets, shared or programs())
+    config, setup = choose_clients_per_step(config, assets, setup, together=together)
+    return assemble(config, setup, assets, shared or programs(), base=base)
 
 
-def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFunctions) -> Run:
+def assemble(
+    config: RunConfig,
+    setup: Setup,
+    assets: Assets,
+    shared: CompiledFunctions,
+    *,
+    base: Params | None = None,
+) -> Run:
     """Put a run together: plan its rounds, place data and model, compile functions.
 
     Args:
@@ -54,6 +68,7 @@ def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFu
       setup: what is decided before anything is compiled.
       assets: its data and model.
       shared: compiled functions.
+      base: see `build`.
 
     Raises:
       InputError: clients without examples; scores of clients that task or data do not have.
@@ -62,8 +77,9 @@ def assemble(config: RunConfig, setup: Setup, assets: Assets, shared: CompiledFu
     federation = make_federation(config, assets, setup, least_steps=shared.least_steps)
     mesh = setup.execution.mesh
     place = functools.partial(federated.place, where=federated.everywhere(mesh))
-    base = models.frozen_base(assets.model)
-    base = federated.place(base, federated.base_sharding(base, mesh))
+    if base is None:
+        base = models.frozen_base(assets.model)
+        base = federated.place(base, federated.base_sharding(base, mesh))
     train = place(setup.training.tokens)
     return Run(
         config=config,

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, Stopped
-from fedjax_lora.core.json_values import Record
+from fedjax_lora.core.json_values import History, Record
+from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
+from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.build import assemble
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.choices import check_names, resolve
@@ -170,14 +173,19 @@ def play(run: Run, progress: Progress, recorder: Recorder, clock: Clock, hooks: 
         progress = progress._replace(seconds=clock.seconds())
         is_last = run.ends([*recorder.history, record])
         stops = not is_last and any(distributed.gather(bool(hooks.stop())))
-        if record.get("few_owners") and not any(x.get("few_owners") for x in recorder.history):
-            log.warning(FEW_OWNERS, record["few_owners"], record["round"])
+        warn_of_few_owners(record, recorder.history)
         with distributed.raise_on_all():
             recorder.record(record, times, progress, last=is_last or stops)
         hooks.on_round(record | times)
         if stops:
             raise Stopped(f"stopped after round {progress.round} of {run.rounds}")
     return progress
+
+
+def warn_of_few_owners(record: Record, history: History) -> None:
+    """Warn of the first round in which a defence could not leave out anything somewhere."""
+    if record.get("few_owners") and not any(x.get("few_owners") for x in history):
+        log.warning(FEW_OWNERS, record["few_owners"], record["round"])
 
 
 def play_round(
@@ -193,8 +201,42 @@ def play_round(
     Returns:
       The progress after the round, the round's record as in ``metrics.jsonl``, and its times.
     """
-    t, options, began = progress.round, run.config.execution, time.perf_counter()
-    rate = run.learning_rate(t)
+    began = time.perf_counter()
+    begun = begin_round(run, progress)
+    state, metrics = run.train(begun.state, begun.plan)
+    jax.block_until_ready(metrics)
+    seconds = time.perf_counter() - began
+    return end_round(run, begun, state, metrics, seconds, on_phase)
+
+
+class BegunRound(NamedTuple):
+    """A round that is planned, before its training.
+
+    Attributes:
+      progress: the progress before the round.
+      state: state to train from; its components may have been drawn anew with new ranks.
+      rank: rank of each client, ``int32[N]``.
+      scores: last score of each client.
+      plan: plan of the round.
+      record: record of the round, as far as it is known.
+    """
+
+    progress: Progress
+    state: FederatedState
+    rank: np.ndarray
+    scores: ClientScores
+    plan: Plan
+    record: RoundRecord
+
+
+def begin_round(run: Run, progress: Progress) -> BegunRound:
+    """Update ranks and plan a round.
+
+    Args:
+      run: the run.
+      progress: the progress before the round.
+    """
+    t, rate = progress.round, run.learning_rate(progress.round)
     state, rank, scores, scored = run.ranks.reallocate(
         t, rate, progress.state, progress.rank.copy(), progress.scores
     )
@@ -203,16 +245,40 @@ def play_round(
     record = RoundRecord(
         run.record_context, plan, state, scored, timing, logged_rank=progress.logged_rank
     )
-    state, metrics = run.train(state, plan)
-    rank = record.add_metrics(metrics, state, rank)
-    times = {"round": t + 1, "train_seconds": time.perf_counter() - began} | dict(metrics.seconds)
+    return BegunRound(progress, state, rank, scores, plan, record)
+
+
+def end_round(
+    run: Run,
+    begun: BegunRound,
+    state: FederatedState,
+    metrics: RoundMetrics,
+    seconds: float,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> tuple[Progress, Record, dict[str, float]]:
+    """Complete the record of a round after its training, and evaluate if it is due.
+
+    Args:
+      run: the run.
+      begun: the round as it began.
+      state: state after training and aggregation.
+      metrics: of the training.
+      seconds: that planning and training took.
+      on_phase: called before the evaluation.
+
+    Returns:
+      As `play_round`.
+    """
+    t, options, plan, record = begun.progress.round, run.config.execution, begun.plan, begun.record
+    rank = record.add_metrics(metrics, state, begun.rank)
+    times = {"round": t + 1, "train_seconds": seconds} | dict(metrics.seconds)
     times["train_tokens"] = int(plan.batches.tokens.sum())
     if (t + 1) % options.eval_every == 0 or t + 1 == run.rounds:
         on_phase(f"evaluating after round {t + 1}")
         began = time.perf_counter()
         record.values |= run.evaluate(state)
         times["eval_seconds"] = time.perf_counter() - began
-    progress = Progress(state, rank, record.logged_rank, scores, t + 1)
+    progress = Progress(state, rank, record.logged_rank, begun.scores, t + 1)
     return progress, record.values, times
 
 

@@ -20,6 +20,7 @@ def choose_clients_per_step(
     assets: Assets,
     setup: Setup,
     *,
+    together: int = 1,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[RunConfig, Setup]:
     """Choose how many clients train at once on an accelerator, unless the config says it.
@@ -31,6 +32,7 @@ def choose_clients_per_step(
       config: the run.
       assets: its data and model; the model's parameters may be shapes alone.
       setup: what is decided before anything is compiled.
+      together: runs whose clients are trained at once.
       tell: is told the choice in a sentence.
 
     Returns:
@@ -41,7 +43,7 @@ def choose_clients_per_step(
         return config, setup
     one = dataclasses.replace(setup.execution, clients_per_step=1)
     memory = memory_of(make_outline(config, assets, setup._replace(execution=one)))
-    count = clients_that_fit(memory, ROOM * target.memory)
+    count = clients_that_fit(_of_several(memory, together), ROOM * target.memory)
     tell(
         f"training {count} clients at a time, of {memory.cohort} on a device: chosen for "
         f"{target.memory / 1e9:.1f} GB of {target.kind}; --clients-per-step takes another number"
@@ -49,6 +51,13 @@ def choose_clients_per_step(
     execution = dataclasses.replace(setup.execution, clients_per_step=count)
     chosen = dataclasses.replace(options, clients_per_step=count)
     return dataclasses.replace(config, execution=chosen), setup._replace(execution=execution)
+
+
+def _of_several(memory: Memory, runs: int) -> Memory:
+    """Return the memory of runs that are trained at once: all but the base is there for each."""
+    parts = {name: runs * getattr(memory, name) for name in memory._fields}
+    shared = {"base", "layers", "cohort", "clients_per_step"}
+    return memory._replace(**{name: x for name, x in parts.items() if name not in shared})
 
 
 def clients_that_fit(memory: Memory, available: float) -> int:

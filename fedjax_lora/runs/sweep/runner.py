@@ -30,6 +30,7 @@ from fedjax_lora.runs.sweep.grid import Cell, Grid, Problem
 from fedjax_lora.runs.sweep.record_store import Record
 from fedjax_lora.runs.sweep.shared_assets import AssetCache
 from fedjax_lora.runs.sweep.statistics import Line, Run
+from fedjax_lora.runs.together import Together
 
 
 class Comparison(NamedTuple):
@@ -73,6 +74,7 @@ def compare(
     *,
     out: str | pathlib.Path,
     cache_dir: str | None = None,
+    together: int = 1,
     on_round: Callable[[Cell, Record], object] = lambda cell, record: None,
     on_run: Callable[[Finished], None] = lambda finished: None,
 ) -> Comparison:
@@ -86,6 +88,8 @@ def compare(
       grid: the grid.
       out: the folder.
       cache_dir: folder of cached tokens, see `fedjax_lora.data.encode`.
+      together: runs that are trained at once, of those that differ in seed and learning rate alone;
+        see `fedjax_lora.runs.together`. They are kept when all of them have ended.
       on_round: called with each round's numbers.
       on_run: called after each run.
 
@@ -104,12 +108,18 @@ def compare(
 
         start()
         _write_base(folder, grid)
-        shared = programs(least_steps=steps)
+        shared, cell_of = programs(least_steps=steps), {cell.config: cell for cell in missing}
+        report = lambda config, record: on_round(cell_of[config], record)  # noqa: E731
+        groups = Together(
+            cell_of, most=together, assets=cache.assets, programs=shared, on_round=report
+        )
 
         def run_cell(cell: Cell) -> Result:
-            report = functools.partial(on_round, cell)
-            assets = cache.assets(cell.config)
-            return run(cell.config, assets=assets, programs=shared, on_round=report)
+            config = cell.config
+            if together > 1:
+                return groups.result(config)
+            own = functools.partial(report, config)
+            return run(config, assets=cache.assets(config), programs=shared, on_round=own)
 
         records, errors = run_missing(cells, records, folder / RUNS, run_cell, on_run)
         runs = [(cell, records[cell.config]) for cell in cells if cell.config in records]

@@ -25,7 +25,7 @@ def test_options_are_parsed_into_a_grid(asked, tmp_path):
              "--vary", "local.batch=8,16", "--vary", "local.clip=[1.0, null]",
              "--cohort=5", f"--out={tmp_path}"]  # fmt: skip
     assert main.main(words) == 0
-    ((grid, out),) = asked
+    ((grid, out, _),) = asked
     assert grid.methods == ("hlora", "replication(inner='uniform')")
     assert grid.seeds == (0, 2) and out == tmp_path
     assert grid.vary == {"local.batch": (8, 16), "local.clip": (1.0, None)}

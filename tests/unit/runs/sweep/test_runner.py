@@ -85,6 +85,36 @@ def test_comparison_has_the_scores_of_single_runs(done):
     assert record["summary"]["base_sha256"] == alone.summary["base_sha256"]
 
 
+def test_runs_that_are_trained_together_have_the_numbers_of_single_ones(done, tmp_path):
+    """Two seeds, whose examples and steps differ, and two rates in one program."""
+    compiled = []
+
+    class Notes(logging.Handler):
+        def emit(self, record):
+            compiled.append(record.getMessage())
+
+    notes = Notes()
+    logging.getLogger("jax").addHandler(notes)
+    with jax.log_compiles():
+        made = compare(GRID, out=tmp_path / "out", together=4)
+    logging.getLogger("jax").removeHandler(notes)
+    assert not made.errors
+    assert sum("Compiling jit(together)" in text for text in compiled) == 1
+    alone = {cell.config: record for line in done[0].lines for cell, record in line.runs}
+    together = {cell.config: record for line in made.lines for cell, record in line.runs}
+    assert together.keys() == alone.keys()
+    for config, record in together.items():
+        assert record["summary"]["runs_together"] == 4
+        for mine, want in zip(record["history"], alone[config]["history"], strict=True):
+            assert mine.keys() == want.keys()
+            for name in mine.keys() - {"clients"}:
+                # Of 40 test texts one may be on the other side by a rounding.
+                limit = 1 / 40 if name == "accuracy" else 2e-5
+                assert mine[name] == pytest.approx(want[name], abs=limit), name
+            for name, values in mine["clients"].items():
+                assert values == pytest.approx(want["clients"][name], abs=2e-5), name
+
+
 def test_all_outputs_are_written(done):
     made, _ = done
     assert {path.name for path in made.out.iterdir() if path.name != ".lock"} == {
@@ -299,7 +329,7 @@ def test_command_of_a_grid_parses_to_the_same_grid(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("fedjax_lora.cli.compare.execute", lambda *given: seen.append(given) or 0)
     assert main.main(shlex.split(runner.command(chosen, tmp_path))[1:]) == 0
-    assert seen == [(chosen, tmp_path)]
+    assert seen == [(chosen, tmp_path, 1)]
 
 
 def test_seeds_share_one_base(done):
