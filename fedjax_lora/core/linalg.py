@@ -112,12 +112,26 @@ def svd(
     def one(a: Array, b: Array) -> Triplets:
         return _fix_signs(*jax.lax.platform_dependent(a, b, cpu=by_lapack, default=by_products))
 
-    u, s, vt = _each(one, a, b)
+    return _filled_up(*_each(one, a, b), rank=rank)
+
+
+def svd_of_matrix(matrix: Float[Array, "m n"], rank: int) -> "Triplets":
+    """Compute the ``rank`` leading singular triplets of a matrix on a CPU, as `svd` of a product.
+
+    Args:
+      matrix: one that is multiplied out.
+      rank: number of triplets.
+    """
+    return _filled_up(*_fix_signs(*_leading(matrix, rank)), rank=rank)
+
+
+def _filled_up(u: Array, s: Array, vt: Array, *, rank: int) -> "Triplets":
+    """Add triplets of zeros where there are fewer than asked for."""
     missing = rank - s.shape[-1]
-    if missing > 0:
-        pad = lambda x, *axes: jnp.pad(x, [(0, missing * (n in axes)) for n in range(x.ndim)])  # noqa: E731
-        u, s, vt = pad(u, u.ndim - 1), pad(s, s.ndim - 1), pad(vt, vt.ndim - 2)
-    return u, s, vt
+    if missing <= 0:
+        return u, s, vt
+    pad = lambda x, axis: jnp.pad(x, [(0, missing * (n == axis)) for n in range(x.ndim)])  # noqa: E731
+    return pad(u, u.ndim - 1), pad(s, s.ndim - 1), pad(vt, vt.ndim - 2)
 
 
 def as_product(matrix: Float[Array, "*batch i o"]) -> LoRA:

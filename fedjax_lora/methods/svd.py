@@ -8,12 +8,16 @@ singular value, so the first `r` components are the best rank-`r` approximation 
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.layerwise import map_layers
+from fedjax_lora.core.owned_product import sum_of_products
 from fedjax_lora.core.records import checked_options
+from fedjax_lora.core.subspace import matmul
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, shares
@@ -32,6 +36,10 @@ from fedjax_lora.methods.base import (
 )
 
 Sigma = Literal["a", "b", "both"]
+
+LEAST_RANK = 64
+"""Stored rank from which products of owned components are faster on a CPU (measured: 0.7 times as
+fast at 16, 1.3 times at 64, 1.8 times at 256)."""
 
 
 def weighted_stack(pair: LoRA, gain: Array, share: Array) -> LoRA:
@@ -96,16 +104,7 @@ def refactoring(
       join: the clients' part of the product, from the arguments of `weighted_stack`.
       keep: components of weight 0 on all clients enter with the server's value.
     """
-
-    def layer(a: Array, b: Array, gain: Array, share: Array, old_a: Array, old_b: Array) -> LoRA:
-        product = join(LoRA(a, b), gain, share)
-        if keep:
-            kept = jnp.where(jnp.all(share == 0, axis=0), spec.server_scale, 0.0)  # [R]
-            product = LoRA(
-                jnp.concatenate([product.a, old_a[0] * kept[None]], axis=1),
-                jnp.concatenate([product.b, old_b[0]], axis=0),
-            )
-        return refactor(product, spec.rank, spec.server_scale, sigma)
+    layer = make_layer(spec, sigma=sigma, join=join, keep=keep)
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
@@ -129,6 +128,66 @@ def refactoring(
         aggregate=aggregate,
         traffic=symmetric_traffic(spec),
     )
+
+
+def make_layer(
+    spec: LoraSpec,
+    *,
+    sigma: Sigma,
+    join: Callable[[LoRA, Array, Array], LoRA] = weighted_stack,
+    keep: bool = False,
+) -> Callable[..., LoRA]:
+    """Make the new factors of one layer, ``(a, b, gain, share, old_a, old_b) -> LoRA``.
+
+    Args:
+      spec: the adapted layers.
+      sigma: see `refactor`.
+      join: see `refactoring`, as the following one.
+      keep: components of weight 0 on all clients enter with the server's value.
+    """
+
+    def kept_part(share: Array, old_a: Array) -> Array:
+        kept = jnp.where(jnp.all(share == 0, axis=0), spec.server_scale, 0.0)  # [R]
+        return old_a[0] * kept[None]
+
+    def of_stacks(a: Array, b: Array, gain: Array, share: Array, *old: Array) -> LoRA:
+        product = join(LoRA(a, b), gain, share)
+        if keep:
+            product = LoRA(
+                jnp.concatenate([product.a, kept_part(share, old[0])], axis=1),
+                jnp.concatenate([product.b, old[1][0]], axis=0),
+            )
+        return refactor(product, spec.rank, spec.server_scale, sigma)
+
+    def of_owned(a: Array, b: Array, gain: Array, share: Array, *old: Array) -> LoRA:
+        product = sum_of_products(a, b, jnp.where(share > 0, share * gain, 0.0))
+        if keep:
+            product = product + matmul(kept_part(share, old[0]), old[1][0])
+        u, s, vt = linalg.svd_of_matrix(product, spec.rank)
+        return split(u, s / spec.server_scale, vt, sigma)
+
+    def layer(*given: Array) -> LoRA:
+        if join is not weighted_stack or not multiplies_owned(*given[:2]):
+            return of_stacks(*given)
+        return jax.lax.platform_dependent(*given, cpu=of_owned, default=of_stacks)
+
+    return layer
+
+
+def multiplies_owned(a: Array, b: Array) -> bool:
+    """Whether a CPU multiplies the components that clients own instead of two stacks.
+
+    That is where the product is multiplied out anyway, the rank is large, and the device has all
+    clients.
+
+    Args:
+      a: of one layer, ``[c, i, R]``.
+      b: ``[c, R, o]``.
+    """
+    count, inputs, rank = a.shape
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    has_all = all(kind == AxisType.Manual for kind in kinds)
+    return has_all and rank >= LEAST_RANK and count * rank >= min(inputs, b.shape[2])
 
 
 def each_layer(
