@@ -39,6 +39,7 @@ class Finding(NamedTuple):
 
     ours: str
     verdict: str
+    difference: Estimate | None = None  # the paired difference that was judged
 
 
 class Claim(NamedTuple):
@@ -165,7 +166,7 @@ def judged(found: Paired, judge: Callable[[Estimate], str], more: str = "") -> F
     """Format a difference and judge it."""
     verdict = judge(found.difference)
     note = "; these seeds cannot tell" * (verdict == UNTESTABLE)
-    return Finding(difference_text(found) + more + note, verdict)
+    return Finding(difference_text(found) + more + note, verdict, found.difference)
 
 
 def _verdict(holds: bool, fails: bool) -> str:

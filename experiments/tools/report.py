@@ -100,7 +100,7 @@ def claim_table(found: Results, claims: Sequence[Claim]) -> str:
     """Tabulate the claims with their verdicts."""
     lines = []
     for claim in claims:
-        ours, verdict = claim.find(found)
+        ours, verdict, _ = claim.find(found)
         evidence = _evidence(found, claim) if verdict != NOT_RUN else ""
         lines.append([claim.says, claim.published, ours, f"**{verdict}**", evidence])
     return as_table(["claim", "published", "ours", "verdict", "evidence"], lines)

@@ -20,6 +20,7 @@ from experiments.papers.fed_plora_vs_flexlora import (
 from experiments.tools.claims import Paired, Value, best, interval, last, paired, values
 from experiments.tools.figures import TASK_NAMES
 from experiments.tools.markdown import as_table
+from experiments.tools.statistics import simultaneous
 from experiments.tools.study import Results
 from fedjax_lora.runs.figure_style import BLUE, GREY, ORANGE, panels, style_axes
 from fedjax_lora.runs.sweep.intervals import Estimate, estimate
@@ -73,20 +74,32 @@ def plainly(difference: Estimate) -> str:
 
 
 def _sentences(results: Results) -> Iterator[str]:
-    answer = over_settings(results, PAIR, settings(results), last)
-    if answer:
-        yield f"**{plainly(answer)}**\n"
+    together = family(results)
+    if PAIR in together:
+        yield f"**{plainly(together[PAIR])}** {TOGETHER}\n"
     for pair in PAIRS:
-        yield "* " + _apart(results, pair)
+        yield "* " + _apart(results, pair, together.get(pair))
     if DEEPER in results.parts:
         yield "* " + _deeper(results)
     yield "* " + _weighted(results)
     yield ""
 
 
-def _apart(results: Results, pair: tuple[str, str]) -> str:
+TOGETHER = (
+    f"The intervals of the first sentences below hold all {len(PAIRS)} together at 95 %; those of "
+    "the parts and of the table are of one comparison each."
+)
+
+
+def family(results: Results) -> dict[tuple[str, str], Estimate]:
+    """The differences over all settings of the finished pairs, with simultaneous intervals."""
+    found = {pair: by_seed(results, pair, settings(results), last) for pair in PAIRS}
+    finished = {pair: values for pair, values in found.items() if values is not None}
+    return simultaneous(finished, planned=len(PAIRS))
+
+
+def _apart(results: Results, pair: tuple[str, str], found: Estimate | None) -> str:
     """Describe the difference over all settings, and by mix and measure."""
-    found = over_settings(results, pair, settings(results), last)
     if found is None:
         return f"{pair[0]} and {pair[1]}: not yet run."
     by = {f"{mix} mix": over_settings(results, pair, settings(results, mix), last) for mix in MIXES}
@@ -147,13 +160,21 @@ def side(difference: Estimate) -> int:
 def over_settings(
     results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
 ) -> Estimate | None:
-    """Average the difference over tasks and mixes, by seed; None if a run is missing."""
+    """Average the difference over tasks and mixes; None if a run is missing."""
+    found = by_seed(results, pair, names, value)
+    return None if found is None else estimate(found)
+
+
+def by_seed(
+    results: Results, pair: tuple[str, str], names: Sequence[str], value: Value
+) -> list[float] | None:
+    """The difference of each seed, averaged over tasks and mixes; None if a run is missing."""
     found = [values(results, name, pair, results.parts[name].tasks, value) for name in names]
     there = [of_name for of_name in found if of_name is not None]
     if len(there) < len(names) or not names:
         return None
     first, second = np.concatenate(there, axis=1).mean(axis=1)
-    return estimate((first - second).tolist())
+    return (first - second).tolist()
 
 
 def _one(results: Results, name: str, pair: tuple[str, str], value: Value) -> Paired | None:
