@@ -17,6 +17,7 @@ from fedjax_lora.core import trees
 from fedjax_lora.data import Tokens
 from fedjax_lora.federated.ranks import client_scoring
 from fedjax_lora.models import SequenceClassifier
+from fedjax_lora.runs.cost import hlo
 from tests._helpers.encoder_layer import (
     CONFIG,
     HIDDEN,
@@ -126,8 +127,8 @@ def test_search_detects_a_base_merged_per_client():
 
 
 @functools.cache
-def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
-    """Bytes on a device that go into a round, and that it makes, of eight clients."""
+def compiled_round(shape: tuple[int, int] | None) -> Any:
+    """A round of eight clients on a mesh of this shape, or on one device."""
     made, (base, head), count = spec(), base_and_head(), 8
     method = methods.make("zero_padding", made)
     mesh = federated.client_mesh(8, shape) if shape else None
@@ -148,7 +149,12 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
         base = jax.tree.map(put, base, federated.base_sharding(base, mesh))
         tokens, state = jax.tree.map(everywhere, (tokens, state))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    stats = fn.lower(base, tokens, state, plan, key).compile().memory_analysis()
+    return fn.lower(base, tokens, state, plan, key).compile()
+
+
+def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Bytes on a device that go into a round, and that it makes."""
+    stats = compiled_round(shape).memory_analysis()
     made_here = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return stats.argument_size_in_bytes, made_here
 
@@ -170,3 +176,30 @@ def test_round_makes_no_copy_of_the_base(shape, parts):
     size = trees.size_bytes(base)
     assert size / parts < given < 1.03 * size / parts
     assert made < 0.5 * kernels
+
+
+def exchanged(text: str) -> list[hlo.Collective]:
+    """The arrays that devices exchange in a compiled program."""
+    return [one for line in text.splitlines() for one in hlo.read_collectives(line)]
+
+
+def matrices() -> set[tuple[int, ...]]:
+    """Shapes of the base's matrices: of a whole stack, and of one layer."""
+    shapes = {x.shape for path, x in trees.flat(base_and_head()[0]).items() if len(x.shape) > 1}
+    return shapes | {(1, *shape) for shape in shapes} | {shape[-2:] for shape in shapes}
+
+
+def test_a_cut_base_is_never_gathered():
+    """Devices that share a base send each other activations, and no matrix of the base."""
+    sent = exchanged(compiled_round((4, 2)).as_text())
+    assert sent and all(one.shape not in matrices() for one in sent)
+
+
+def test_gathered_matrix_is_detected():
+    base, mesh = base_and_head()[0], federated.client_mesh(8, (4, 2))
+    put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+    cut = jax.tree.map(put, base, federated.base_sharding(base, mesh))
+    kernel = next(x for path, x in trees.flat(cut).items() if path.endswith("/kernel"))
+    gather = jax.jit(lambda x: x + 1, out_shardings=federated.everywhere(mesh))
+    text = gather.lower(kernel).compile().as_text()
+    assert {one.shape for one in exchanged(text)} & matrices()

@@ -1,14 +1,20 @@
 """Every method's round lowers for TPUs and GPUs, which need not be there."""
 
-from typing import NamedTuple
+import dataclasses
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lora import federated, lora, methods
+from fedjax_lora import federated, lora, methods, models
+from fedjax_lora.core import trees
 from fedjax_lora.core.target import compiling_for, target_of
+from fedjax_lora.models.init import abstract_params
+from fedjax_lora.models.module_types import module_of
 from tests._helpers import problems
 
 PLATFORMS = ("tpu", "cuda")
@@ -63,6 +69,34 @@ def test_round_of_every_method_lowers_for_accelerators(method):
 def test_round_of_an_encoder_lowers_for_accelerators():
     found = exported("encoder", "zero_padding")
     assert found.platforms == PLATFORMS and "callback" not in found.mlir_module()
+
+
+def conversions(function: Any, *args: Any) -> set[tuple[int, ...]]:
+    """Shapes of the arrays that a program converts from bfloat16 to float32 as a whole."""
+    with compiling_for(target_of((Chip(),))), jax.numpy_dtype_promotion("standard"):
+        text = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*args).mlir_module()
+    found = re.findall(r"convert %\S+ : \(tensor<([\dx]+)xbf16>\) -> tensor<[\dx]+xf32>", text)
+    return {tuple(map(int, shape.split("x"))) for shape in found}
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_table_of_words_is_not_converted_as_a_whole(family: str):
+    """A bfloat16 table stays one, whether its rows are looked up or it is multiplied with."""
+    language = family == "llama"
+    model = models.tiny(family=family, num_labels=0 if language else 3)
+    config = dataclasses.replace(model.config, dtype="bfloat16")
+    params, module = abstract_params(config, "bfloat16"), module_of(config)
+    batch = np.ones((3, 5), np.int32), np.ones((3, 5), bool)  # no state has the shape of a table
+
+    def outputs(params: Any) -> Any:
+        out: Any = module.apply({"params": params}, *batch)
+        return models.logits(params, out.hidden) if language else out
+
+    tables = [x for path, x in trees.flat(params).items() if path.endswith("/embedding")]
+    assert {x.dtype for x in tables} == {np.dtype(jnp.bfloat16)}
+    found = conversions(outputs, params)
+    assert found and not found & {x.shape for x in tables}
+    assert conversions(lambda x: x.astype(jnp.float32), tables[0]) == {tables[0].shape}
 
 
 def test_python_callback_is_detected():
