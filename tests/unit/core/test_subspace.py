@@ -68,6 +68,16 @@ def test_truncation_is_as_good_as_the_best_one_for_any_spectrum(spectrum: str):
     check(with_spectrum(SPECTRA[spectrum], SIZE, OTHER), np.eye(OTHER))
 
 
+@pytest.mark.parametrize("fall", [0.005, 0.003, 0.002, 0.001, 0.0003])
+def test_excess_is_small_where_the_steps_do_not_suffice(fall: float):
+    """The hardest spectra: equal values, and behind them others that are hardly smaller."""
+    s = np.where(AT < WANTED, 1.0, 1.0 - fall)
+    m = with_spectrum(s, SIZE, OTHER).astype(np.float32).astype(np.float64)
+    u, values, vt = leading(m, np.eye(OTHER))
+    excess = np.linalg.norm(m - (u * values) @ vt) - np.linalg.norm(s[WANTED:])
+    assert excess / np.linalg.norm(values) < subspace.WORST_EXCESS
+
+
 @pytest.mark.parametrize("case", ["one entry", "equal columns", "identity"])
 def test_linearly_dependent_columns_do_not_break_the_iteration(case: str):
     m = {
