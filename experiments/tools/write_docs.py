@@ -56,6 +56,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "reruns": write_reports.overview,
     "scaling": scaling.table,
     "targets": targets.block,
+    "target_scaling": targets.table,
     "quantized_base": quantized_base.table,
     "end_to_end": end_to_end.table,
     "end_to_end_padding": end_to_end.padding,

@@ -9,7 +9,7 @@ import pytest
 from experiments.benchmarks.backbones import BACKBONES, assets, run_config
 from experiments.benchmarks.targets import report, scaling
 from experiments.benchmarks.targets.points import CLIENTS_PER_CHIP, POINTS, SLICES
-from experiments.tools import json_lines, markdown
+from experiments.tools import json_lines
 from fedjax_lora.core.chips import parse_target
 from fedjax_lora.methods import METHODS
 
@@ -76,7 +76,3 @@ def test_table_tells_what_fits_what_does_not_and_what_is_missing(tmp_path: pathl
         f"Of {len(POINTS)} rounds 2 were compiled so far; not in their time, or not at all: "
         f"{names[2]}."
     )
-
-
-def test_table_in_the_documentation_is_up_to_date():
-    assert markdown.text_of("target_scaling") == [report.table()]
