@@ -22,6 +22,7 @@ from fedjax_lora.federated.client_update import ClientParts, CohortUpdate
 from fedjax_lora.federated.execution import Execution, default_clients_per_step
 from fedjax_lora.federated.state import FederatedState, Plan, RoundMetrics
 from fedjax_lora.federated.training import Clients, TrainFn
+from fedjax_lora.methods.base import client_kernels
 
 Outcome = tuple[FederatedState, RoundMetrics]
 
@@ -81,7 +82,7 @@ def make_together(
 
         def alone(x: tuple[FederatedState, Plan, Key]) -> CohortUpdate:
             one = jax.tree.map(lambda leaf: leaf[None], x)
-            full = lora.with_kernels(base, x[0].server.kernels)
+            full = lora.with_kernels(base, client_kernels(parts.method, x[0].server))
             return jax.tree.map(lambda leaf: leaf[0], update_all(full, data, *one))
 
         return jax.lax.map(alone, (states, plans, keys))
@@ -94,7 +95,7 @@ def make_together(
         keys: tuple[Key, ...],
     ) -> tuple[tuple[FederatedState, ...], tuple[RoundMetrics, ...]]:
         stacked = (_stacked(states), _stacked(plans), _stacked(keys))
-        shared = not jax.tree.leaves(stacked[0].server.kernels)
+        shared = not jax.tree.leaves(client_kernels(parts.method, stacked[0].server))
         update = (update_all if shared else one_by_one)(base, data, *stacked)
         after, metrics = jax.lax.map(lambda x: finish(*x), (*stacked, update))
         count = len(states)

@@ -18,7 +18,7 @@ from fedjax_lora.evaluation.evaluator import global_model
 from fedjax_lora.federated import FederatedState, Plan, cohort_of
 from fedjax_lora.interop import ModelMetadata, TrainedModel
 from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.base import per_client
+from fedjax_lora.methods.base import client_kernels, per_client
 from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
@@ -122,7 +122,8 @@ def client_model(run: Run, progress: Progress, client: int) -> TrainedModel:
     metadata = describe(run, {})
     training = metadata.training | {"client": f"{client}, of rank {progress.rank[client]}"}
     metadata = dataclasses.replace(metadata, training=training)
-    return _trained_model(run, metadata, (*params, state.server.kernels))
+    kernels = client_kernels(run.method, state.server)
+    return _trained_model(run, metadata, (*params, kernels))
 
 
 def _trained_model(run: Run, metadata: ModelMetadata, params: tuple[Any, ...]) -> TrainedModel:

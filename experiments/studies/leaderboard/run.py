@@ -4,17 +4,18 @@ import sys
 
 import tyro
 
-from experiments.studies.leaderboard import STUDY
+from experiments.studies.leaderboard import SEEDS, STUDY
 from experiments.tools.runner import main
 
 
-def run(data_dir: str) -> int:
+def run(data_dir: str, together: int = len(SEEDS)) -> int:
     """Tune and run every method; what has a record is not run again.
 
     Args:
       data_dir: folder with the tasks' official files.
+      together: runs that are trained at once, of those that differ in seed and learning rate alone.
     """
-    return main((STUDY,), "small", data_dir)
+    return main((STUDY,), "small", data_dir, together=together)
 
 
 if __name__ == "__main__":
