@@ -10,6 +10,7 @@ byte for byte. The compared outputs are ``metrics.jsonl`` and both files of
 * SIGINT, SIGTERM, a full disk (a tmpfs that is too small), a folder that loses its write
   permission, every file of a checkpoint truncated and with one bit flipped, two runs in one folder.
 * Every method killed in the middle of its rounds.
+* ``predict``, ``evaluate``, ``export`` and ``compare`` killed, interrupted, and on a full disk.
 
     python -m experiments.robustness.interruptions.run --folder DIR    # half an hour; resumable
     python -m experiments.robustness.interruptions.cost                # cost of a checkpoint

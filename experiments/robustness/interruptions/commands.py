@@ -6,11 +6,13 @@ one sentence, and the same command run again writes what an uninterrupted one do
 
 import functools
 import json
+import math
+import os
 import pathlib
+import resource
 import shlex
 import signal
 import sys
-import time
 
 import numpy as np
 
@@ -69,12 +71,13 @@ def outputs(out: pathlib.Path) -> dict[str, bytes]:
 
 @functools.cache
 def uninterrupted(target: Workspace, name: str) -> tuple[dict[str, bytes], float]:
-    """Run a command to its end, once; returns its outputs and its seconds."""
-    out, began = fresh(target, f"{name}-whole"), time.monotonic()
+    """Run a command to its end, once; returns its outputs and its processor time in seconds."""
+    out, before = fresh(target, f"{name}-whole"), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = harness.call(target, command(target, name, out))
     if done.status:
         raise RuntimeError(done.output)
-    return outputs(out), time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return outputs(out), after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def fresh(target: Workspace, name: str) -> pathlib.Path:
@@ -89,6 +92,8 @@ def stopped(
 ) -> Trial:
     """Send a signal to a command at a random moment, then run it again.
 
+    The moment is one of its processor time, which other processes do not change.
+
     Args:
       target: workspace with a finished run.
       name: one of `COMMANDS`.
@@ -98,7 +103,9 @@ def stopped(
     whole, seconds = uninterrupted(target, name)
     out = fresh(target, f"{name}-stopped")
     process = target.start(command(target, name, out))
-    time.sleep(rng.uniform(0.2, 0.7) * seconds)  # the first call, of `seconds`, compiled more
+    # The first call, whose time is known, compiled more.
+    moment = rng.uniform(0.1, 0.6) * seconds
+    harness.wait_for(process, lambda: processor_time(process.pid) >= moment, poll=0.01)
     ended = harness.kill(process, number)
     left = outputs(out)
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
@@ -110,6 +117,15 @@ def stopped(
         "whole_files": all(whole[path] == content for path, content in left.items()),
         "same": again.status == 0 and outputs(out) == whole,
     }
+
+
+def processor_time(process: int) -> float:
+    """Return the processor time of a process in seconds, infinite if it has ended."""
+    try:
+        fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def remaining(name: str, out: pathlib.Path) -> pathlib.Path:

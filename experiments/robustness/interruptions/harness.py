@@ -19,7 +19,7 @@ OUTPUTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapte
 
 CLASSES = ("north", "east", "south", "west")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *CLASSES, *(f"word{n}" for n in range(40)))
-DEADLINE = 300.0  # seconds; ten times what anything takes on an idle machine
+DEADLINE = 1200.0  # seconds; forty times what anything takes on an idle machine
 
 
 class Workspace(NamedTuple):
@@ -77,6 +77,8 @@ def prepare(path: pathlib.Path) -> Workspace:
     from torch import manual_seed
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+    # A shell that starts this in the background lets it and its children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     path.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, Any] = {
         "vocab_size": len(WORDS),

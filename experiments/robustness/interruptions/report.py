@@ -26,7 +26,12 @@ def read(name: str) -> dict[str, Trial]:
 
 def table() -> str:
     """Tabulate the interruptions, how the runs ended, and how many resumed to the same bytes."""
-    lines = [*_kill_rows(read("kills")), *_other_rows(read("others")), _method_row()]
+    lines = [
+        *_kill_rows(read("kills")),
+        *_other_rows(read("others")),
+        _method_row(),
+        *_command_rows(read("commands")),
+    ]
     return as_table(["what happens to a run", "how it ends", "resumed: the same bytes"], lines)
 
 
@@ -67,6 +72,27 @@ def _method_row() -> list[str]:
     rounds = [trial["rounds"] for trial in trials]
     what = f"`kill -9`, once for {len(trials)} of the {len(METHODS)} methods"
     return [what, f"after {min(rounds)} to {max(rounds)} rounds", _same(trials)]
+
+
+COMMAND_ENDS = {
+    "SIGKILL": ("killed", "every file that exists is complete"),
+    "SIGINT": (
+        "interrupted",
+        "one sentence, exit status 130; every file that exists is complete",
+    ),
+    "full disk": (
+        "on a full disk",
+        "one sentence, exit status 2; every file that exists is complete",
+    ),
+}
+
+
+def _command_rows(found: dict[str, Trial]) -> Iterator[list[str]]:
+    for end, (what, how) in COMMAND_ENDS.items():
+        chosen = {name.partition(" ")[0]: x for name, x in found.items() if name.endswith(end)}
+        good = sum(trial["reported"] and trial["whole_files"] for trial in chosen.values())
+        names = ", ".join(f"`{name}`" for name in chosen)
+        yield [f"{names} {what}", f"{how}: {good} of {len(chosen)}", _same(chosen.values())]
 
 
 def _reported(trial: Trial, how: str) -> str:

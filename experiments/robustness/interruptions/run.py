@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tyro
 
-from experiments.robustness.interruptions import KILLS, RESULTS, SEED, harness, trials
+from experiments.robustness.interruptions import KILLS, RESULTS, SEED, commands, harness, trials
 from experiments.robustness.interruptions.trials import Trial
 from fedjax_lora import methods
 from fedjax_lora.core import atomic_io
@@ -49,7 +49,7 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
 
     Args:
       folder: folder of the runs; it is not removed.
-      part: kills, others or methods; all by default.
+      part: kills, others, methods or commands; all by default.
     """
     target = harness.prepare(folder)
     whole = target.path / "whole"
@@ -61,6 +61,8 @@ def main(folder: pathlib.Path, part: str = "all") -> None:
         others(target, TrialFile(RESULTS / "others.json"))
     if part in ("all", "methods"):
         each_method(target, TrialFile(RESULTS / "methods.json"))
+    if part in ("all", "commands"):
+        each_command(target, TrialFile(RESULTS / "commands.json"))
     atomic_io.write(RESULTS / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
@@ -89,6 +91,16 @@ def each_method(target: harness.Workspace, trial_file: TrialFile) -> None:
         trial_file.once(
             name, lambda m=name, k=ranks, r=rng: trials.method_killed(target, m, k, r, assets)
         )
+
+
+def each_command(target: harness.Workspace, trial_file: TrialFile) -> None:
+    """Stop the commands that use a finished run, and run them on a full disk."""
+    for n, name in enumerate(reversed(commands.COMMANDS)):  # the longest is the last
+        for number in (signal.SIGKILL, signal.SIGINT):
+            rng = np.random.default_rng([SEED, 400, n, number])
+            work = lambda m=name, k=number, r=rng: commands.stopped(target, m, k, r)  # noqa: E731
+            trial_file.once(f"{name} {number.name}", work)
+        trial_file.once(f"{name} full disk", lambda m=name: commands.full_disk(target, m))
 
 
 def others(target: harness.Workspace, trial_file: TrialFile) -> None:
