@@ -8,7 +8,17 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from fedjax_lora import __version__
-from fedjax_lora.cli import compare, completion, evaluate, export, inspect, predict, run, tasks
+from fedjax_lora.cli import (
+    compare,
+    completion,
+    deploy,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    run,
+    tasks,
+)
 from fedjax_lora.cli.config_options import base_config, refuse_renamed
 from fedjax_lora.cli.terminal import (
     make_console,
@@ -32,6 +42,8 @@ commands:
   methods   list the federated methods, with their papers; methods NAME describes one
   models    list the pretrained models that have a name
   tasks     list the tasks that have a name; with a name, its options and three examples
+  deploy    a federation of real machines: try | new | serve | run
+  client    run one site of such a federation, on the machine with its data
   completion  print a script for tab completion: source <(fedjax-lora completion bash)
 
 fedjax-lora COMMAND --help lists a command's options; run --help those of a first day, and
@@ -89,6 +101,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "methods": methods_command,
     "models": models_command,
     "tasks": tasks.main,
+    "deploy": deploy.main,
+    "client": deploy.client_command,
     "completion": completion_command,
 }
 

@@ -141,8 +141,8 @@ def row_printer(console: Console, metric: str) -> Callable[[Record], None]:
             f"{number(record, 'train_loss'):>10}  {seconds:>7.1f}  "
             f"{record['up_bytes'] / 1e6:>8.2f}  {record['down_bytes'] / 1e6:>8.2f}"
         )
-        for event in ("dropped", "stragglers", "rejected"):
-            if record[event]:
+        for event in ("dropped", "stragglers", "rejected", "silent"):
+            if record.get(event):
                 console.print(f"       {event}: clients {record[event]}")
 
     return print_row

@@ -24,6 +24,13 @@ from fedjax_lora.federated.objectives import (
     TokenBatch,
     text_classification,
 )
+from fedjax_lora.federated.remote import (
+    Answers,
+    Assignment,
+    ClientResult,
+    ClientWorkFn,
+    make_client_work,
+)
 from fedjax_lora.federated.round import CompiledRound, Round, RoundFn, compile_round, make_round
 from fedjax_lora.federated.shape_checks import check_method
 from fedjax_lora.federated.sharding import (
@@ -63,11 +70,15 @@ __all__ = [
     "DEFAULT_EXECUTION",
     "MODEL",
     "AdaptedForward",
+    "Answers",
+    "Assignment",
     "BatchLoss",
     "ClientHooks",
     "ClientMetrics",
+    "ClientResult",
     "ClientStore",
     "ClientUpdateFn",
+    "ClientWorkFn",
     "Clients",
     "CohortUpdate",
     "CompiledRound",
@@ -104,6 +115,7 @@ __all__ = [
     "init_state",
     "local_training",
     "make_client_update",
+    "make_client_work",
     "make_round",
     "place",
     "text_classification",

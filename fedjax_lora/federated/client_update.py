@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lora import lora
+from fedjax_lora.core import trees
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import AnyArray, Array, ClientParams, Key, Params, PyTree
-from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution, execute
+from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Exchange, Execution, execute
+from fedjax_lora.federated.remote import Assignment, trained_from
 from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
 from fedjax_lora.federated.training import ClientMetrics, Clients, Training
@@ -27,6 +29,8 @@ class CohortUpdate(NamedTuple):
     store: ClientStore  # the clients' part of the store, before the round
     trained: ClientParams  # [c, ...]
     metrics: ClientMetrics
+    # bool[c], who has answered, in mode ``remote``; (): everybody
+    answered: Array | tuple[()] = ()
 
 
 ClientUpdateFn = Callable[[Params, PyTree, FederatedState, Plan, Key], CohortUpdate]
@@ -57,6 +61,9 @@ def make_client_update(
     """
     parts = ClientParts(method, heads)
     broadcast, select = parts.broadcast, parts.select
+    if execution.mode == "remote":
+        assert execution.exchange is not None  # checked by `Execution`
+        return _remote(method, jax.jit(broadcast), execution.exchange)
     if execution.mode == "loop":
         broadcast, select = jax.jit(broadcast), jax.jit(select)
     train_cohort = execute(train.bind(method), execution)
@@ -69,12 +76,39 @@ def make_client_update(
         rate = jnp.asarray(plan.rate)
         if method.select is not None:
             probed, _ = train_cohort(full, data, clients, rate)
-            init, clients = select(state, plan, key, init, clients, store, probed)
+            init, clients = select(plan, init, clients, probed)
         trained, metrics = train_cohort(full, data, clients, rate)
         check_same_structure("What local training returns", trained, clients.params)
         return CohortUpdate(init, clients, store, trained, metrics)
 
     return client_update
+
+
+def _remote(method: Method, broadcast: Callable[..., Any], exchange: Exchange) -> ClientUpdateFn:
+    """The first half of a round whose clients are trained elsewhere, probes and selection too."""
+
+    def client_update(
+        base: Params, data: Any, state: FederatedState, plan: Plan, key: Key
+    ) -> CohortUpdate:
+        init, clients, store = broadcast(state, plan, key)
+        full = lora.with_kernels(base, client_kernels(method, state.server))
+        answers = exchange(Assignment(full, data, clients, plan))
+        check_same_structure("What the exchange returns", answers.params, clients.params)
+        answered = jnp.asarray(answers.answered)
+        trained = trees.where(answered, answers.params, clients.params)
+        chosen = trees.where(answered, answers.trainable.adapter, clients.trainable.adapter)
+        init = init._replace(trainable=chosen)
+        params, trainable = trained_from(init, clients.params.head, clients.trainable.head)
+        clients = clients._replace(params=params, trainable=trainable)
+        metrics = trees.where(answered, answers.metrics, _nothing(answered))
+        return CohortUpdate(init, clients, store, trained, metrics, answered)
+
+    return client_update
+
+
+def _nothing(answered: Array) -> ClientMetrics:
+    """The metrics of clients that have not answered."""
+    return ClientMetrics(*(jnp.zeros(answered.shape),) * 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,33 +144,14 @@ class ClientParts:
         return head, learns
 
     def select(
-        self,
-        state: FederatedState,
-        plan: Plan,
-        key: Key,
-        init: ClientInit,
-        clients: Clients,
-        store: ClientStore,
-        probed: ClientParams,
+        self, plan: Plan, init: ClientInit, clients: Clients, probed: ClientParams
     ) -> tuple[ClientInit, Clients]:
         """What clients train after a probe; see ``Method.select``."""
         assert self.method.select is not None
-        weight = jnp.where(all_finite(probed), plan.weight, 0.0)
-        cohort = cohort_of(self.method.spec, plan, weight, key)
-        init = self.method.select(state.server, store.method, cohort, init, probed.adapter)
+        round = jnp.asarray(plan.round)
+        init = self.method.select(round, clients.rank, init, probed.adapter)
         params, trainable = trained_from(init, clients.params.head, clients.trainable.head)
         return init, clients._replace(params=params, gain=init.gain, trainable=trainable)
-
-
-def trained_from(
-    init: ClientInit, head: Params, learns: Params
-) -> tuple[ClientParams, ClientParams]:
-    """What clients begin with, and what of it they train; coefficients where either factor is."""
-    trains = lora.masked_components(init.trainable) if init.coefficients else ()
-    return (
-        ClientParams(init.adapter, head, init.coefficients),
-        ClientParams(init.trainable, learns, trains),
-    )
 
 
 def all_finite(tree: PyTree) -> Array:

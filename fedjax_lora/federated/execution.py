@@ -1,6 +1,7 @@
-"""How the clients of a cohort are executed: in a Python loop, vectorised, or over many devices.
+"""How the clients of a cohort are executed: in a loop, vectorised, over many devices, or elsewhere.
 
-All modes compute the same; choose by the hardware. ``loop`` is the slow, plain reference.
+All modes compute the same; choose by the hardware. ``loop`` is the slow, plain reference. In mode
+``remote`` the clients are other machines, see `fedjax_lora.federated.remote`.
 """
 
 import dataclasses
@@ -19,10 +20,14 @@ from fedjax_lora.core.types import Params
 from fedjax_lora.federated.sharding import AXIS
 from fedjax_lora.federated.training import Clients
 
-Mode = Literal["loop", "vmap", "sharded"]
+Mode = Literal["loop", "vmap", "sharded", "remote"]
 
 ClientsFn = Callable[[Params, Any, Clients, jax.Array], Any]
 """Work on some clients at once, ``(base, data, clients, rate)`` to leaves ``[w, ...]``."""
+
+Exchange = Callable[..., Any]
+"""A host function that has a cohort trained elsewhere, ``Assignment -> Answers``; see
+`fedjax_lora.federated.remote`."""
 
 
 def default_clients_per_step(cohort: int) -> int:
@@ -43,23 +48,30 @@ class Execution:
 
     Attributes:
       mode: ``loop`` (one client after another, compiled for one), ``vmap`` (groups of clients in
-        one compiled program) or ``sharded`` (the same, spread over the devices of ``mesh``).
+        one compiled program), ``sharded`` (the same, spread over the devices of ``mesh``) or
+        ``remote`` (by ``exchange``; the rest of a round is compiled apart, as in mode ``loop``).
       clients_per_step: clients trained at once on one device; None for `default_clients_per_step`.
       mesh: the devices, see `fedjax_lora.federated.client_mesh`; only used in mode ``sharded``.
+      exchange: has the cohort trained elsewhere; only used in mode ``remote``.
 
     Raises:
-      InputError: values of the wrong type, mode ``sharded`` without a mesh, or less than one client
-        per step.
+      InputError: values of the wrong type, mode ``sharded`` without a mesh, mode ``remote`` without
+        an exchange, or less than one client per step.
     """
 
     mode: Mode = "vmap"
     clients_per_step: int | None = None
     mesh: Mesh | None = None
+    exchange: Exchange | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.mode == "sharded" and self.mesh is None:
             raise InputError("Execution mode 'sharded' needs a mesh; make one with client_mesh().")
+        if self.mode == "remote" and self.exchange is None:
+            raise InputError(
+                "Execution mode 'remote' needs an exchange, the function that has a cohort trained."
+            )
         if self.clients_per_step is not None and self.clients_per_step < 1:
             raise InputError(
                 f"Execution needs clients_per_step of at least 1, got {self.clients_per_step}."
@@ -72,7 +84,7 @@ class Execution:
 
     def padded_size(self, cohort: int) -> int:
         """The cohort's size with absent clients added, so that devices and groups divide it."""
-        if self.mode == "loop":
+        if self.mode in ("loop", "remote"):
             return cohort
         local = math.ceil(cohort / self.devices)
         group = min(self.clients_per_step or default_clients_per_step(local), local)

@@ -11,11 +11,64 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.types import Batches
 from fedjax_lora.data import batching
 from fedjax_lora.federated import Plan
 from fedjax_lora.federated.attacks import Attack
 from fedjax_lora.federated.faults import Fault, steps_taken
 from fedjax_lora.federated.sampling import Sampler, uniform
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalSteps:
+    """How clients train on their own examples: their steps, and which examples are in each.
+
+    A real client has this and its own rows, and takes the steps that it would take in a simulation.
+    """
+
+    batch: int
+    epochs: int
+    max_steps: int | None
+    by_length: bool
+    seed: int
+
+    def due(self, examples: int) -> int:
+        """The local steps of a client with so many examples, if nothing goes wrong with it."""
+        return batching.local_steps(
+            examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
+        )
+
+    def batches(
+        self,
+        round: int,
+        ids: Sequence[int] | np.ndarray,
+        members: Sequence[np.ndarray],
+        length: np.ndarray,
+        steps: np.ndarray,
+        *,
+        padded_steps: int,
+    ) -> Batches:
+        """The examples of some clients' steps, drawn from (seed, round, client id).
+
+        Args:
+          round: counted from 0.
+          ids: of the clients, ``int[c]``.
+          members: per client, its rows of the data.
+          length: ``int[E]``, tokens of each example.
+          steps: ``int[c]``, how many steps each client takes.
+          padded_steps: `s` of the result.
+        """
+        work = batching.client_batches(
+            members,
+            length,
+            batch=self.batch,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            padded_steps=padded_steps,
+            rngs=[np.random.default_rng([self.seed, 1, round, k]) for k in ids],
+            by_length=self.by_length,
+        )
+        return batching.limit_steps(work, steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +105,17 @@ class Federation:
 
     def due(self, examples: int) -> int:
         """The local steps of a client with so many examples, if nothing goes wrong with it."""
-        return batching.local_steps(
-            examples, batch=self.batch, epochs=self.epochs, most=self.max_steps
+        return self.local.due(examples)
+
+    @property
+    def local(self) -> LocalSteps:
+        """What the clients do with their examples."""
+        return LocalSteps(
+            batch=self.batch,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            by_length=self.by_length,
+            seed=self.seed,
         )
 
     def _weight(self, own: np.ndarray) -> float:
@@ -112,26 +174,23 @@ class Federation:
         ids, size, steps = ids[order], size[order], steps[order]
         absent = self.padded - len(ids)
         members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
-        rngs = [np.random.default_rng([self.seed, 1, round, k]) for k in ids]
-        work = batching.client_batches(
+        fill = np.full(absent, len(self.members))
+        taken = np.concatenate([steps, np.zeros(absent, steps.dtype)])
+        batches = self.local.batches(
+            round,
+            np.concatenate([ids, fill]),
             members,
             self.length,
-            batch=self.batch,
-            epochs=self.epochs,
-            max_steps=self.max_steps,
+            taken,
             padded_steps=self.steps,
-            rngs=rngs + rngs[:1] * absent,
-            by_length=self.by_length,
         )
-        fill = np.full(absent, len(self.members))
         attackers = tuple(np.append(x[ids], np.zeros(absent, bool)) for x in self.attackers)
-        amount = self._amounts(members, attackers)
-        weight = np.where(np.concatenate([steps, np.zeros(absent)]) > 0, amount, 0)
+        weight = np.where(taken > 0, self._amounts(members, attackers), 0)
         return Plan(
             id=np.concatenate([ids, fill]).astype(np.int32),
             rank=np.concatenate([rank[ids], np.ones(absent)]).astype(np.int32),
             weight=weight.astype(np.float32),
-            batches=batching.limit_steps(work, np.concatenate([steps, np.zeros(absent)])),
+            batches=batches,
             rate=np.float32(rate),
             round=np.int32(round),
             attackers=attackers,

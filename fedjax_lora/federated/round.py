@@ -67,7 +67,7 @@ class CompiledRound:
     method: Method
     compiled: (
         RoundFn | jax.stages.Wrapped
-    )  # a `RoundFn`, jitted unless its mode is ``loop`` or it is measured
+    )  # a `RoundFn`, jitted unless its mode is ``loop`` or ``remote`` or it is measured
     several: TogetherFn | jax.stages.Wrapped | None = None  # only in mode ``vmap``, unmeasured
 
     def __call__(
@@ -309,6 +309,8 @@ def compile_round(
     if server_optimizer is not None:
         transforms.check_method_averages(method)
     client_update = make_client_update(method, train, heads=heads, execution=execution)
+    if execution.mode == "remote":  # the clients have applied theirs, and the wire is a real one
+        updates = [update for update in updates if update.stage == "server"]
     server = _Server(
         method, heads, execution.mesh, tuple(updates), server_optimizer, tuple(attacks)
     )
@@ -318,7 +320,7 @@ def compile_round(
     if measure is not None:
         measured = _measured(client_update, server, measure, execution, placed)
         return CompiledRound(method, measured)
-    if execution.mode == "loop":
+    if execution.mode in ("loop", "remote"):
         return CompiledRound(method, _composed(client_update, jax.jit(server.finish)))
     fused = jax.jit(_composed(client_update, server.finish), donate_argnums=2, **placed)
     if execution.mode == "sharded":
@@ -348,7 +350,7 @@ def _measured(
 ) -> RoundFn:
     """A round that is compiled in parts, timed and measured."""
     finish, received = jax.jit(server.finish, **placed), jax.jit(server.received)
-    if execution.mode != "loop":
+    if execution.mode not in ("loop", "remote"):
         client_update = jax.jit(client_update)
 
     def measured_fn(
@@ -401,12 +403,17 @@ class _Server:
         rank = jnp.where(present, result.rank, plan.rank)
         few = self._few_owners(update, present)
         metrics = RoundMetrics(update.metrics.loss, update.metrics.examples, rejected, rank, few)
+        if not isinstance(update.answered, tuple):
+            silent = (plan.weight > 0) & ~update.answered
+            metrics = metrics._replace(rejected=rejected & ~silent, silent=silent)
         return FederatedState(server, head, clients, moments), metrics
 
     def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:
         """What arrives of what the clients have trained, and from whom."""
         trained = update.trained
         weight = jnp.where(all_finite(trained), plan.weight, 0.0)
+        if not isinstance(update.answered, tuple):
+            weight = jnp.where(update.answered, weight, 0.0)
         if self.updates or self.attacks or plan.attackers:
             trained, weight = self._sent(plan, key, update, weight)
         folded = lora.fold(trained.adapter, trained.coefficients)

@@ -95,6 +95,8 @@ class RoundMetrics(NamedTuple):
     measured: (
         Mapping[str, object] | tuple[()]
     ) = ()  # what was measured besides, a dictionary of JSON values
+    # bool[c], in mode ``remote``: who should have answered and has not
+    silent: Array | tuple[()] = ()
     seconds: (
         Mapping[str, float] | tuple[()]
     ) = ()  # how long the parts of a measured round took, by name

@@ -69,7 +69,7 @@ def make_together(
         rates = jnp.asarray(plans.rate)
         if parts.method.select is not None:
             probed, _ = train_all(base, data, clients, rates)
-            selecting = (states, plans, keys, init, clients, store, probed)
+            selecting = (plans, init, clients, probed)
             init, clients = jax.lax.map(lambda x: parts.select(*x), selecting)
         trained, metrics = train_all(base, data, clients, rates)
         check_same_structure("What local training returns", trained, clients.params)

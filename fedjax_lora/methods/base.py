@@ -10,7 +10,7 @@ server and clients. `fl.federated.make_round` takes the whole method and does al
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +114,13 @@ class Method:
       traffic: ``(server, rank int[c], round) -> Traffic`` of the adapters of a round that begins
         with this server, without the head. Computed on the host, for present clients only.
       init_clients: ``(N) -> state`` of all `N` clients, leaves ``[N, ...]``.
-      select: for methods with a probe: the cohort first trains from ``start``, and then once more
-        from what ``(server, clients, cohort, start, probed) -> ClientInit`` returns.
+      keeps: where the state of ``init_clients`` is made and needed: at the server, or by each
+        client, which then never sends it.
+      select: for methods with a probe: each client first trains from ``start``, and then once more
+        from what ``(round, rank int32[c], start, probed) -> ClientInit`` returns. A client does it
+        by itself: the probe is not sent.
+      trim: ``(rank int32[c], start, result) -> int32[c]``, how many of its components each client
+        sends, where that is fewer than it has; ``aggregate`` finds the same by itself.
       penalty: added to a client's loss: ``(adapter, rank) -> float32[]``.
       rates: multiplies the learning rate of each factor, and of coefficients.
       project: applied to a client's adapter ``[(L,) i, R]``, ``[(L,) R, o]`` after every local
@@ -136,7 +141,9 @@ class Method:
     aggregate: Callable[[ServerState, PyTree, Cohort, ClientInit, Adapter], AggregateResult]
     traffic: Callable[[ServerState, np.ndarray, int], Traffic]
     init_clients: Callable[[int], PyTree] = lambda count: ()
-    select: Callable[[ServerState, PyTree, Cohort, ClientInit, Adapter], ClientInit] | None = None
+    keeps: Literal["server", "client"] = "server"
+    select: Callable[[Array, Array, ClientInit, Adapter], ClientInit] | None = None
+    trim: Callable[[Array, Adapter, Adapter], Array] | None = None
     penalty: Callable[[Adapter, Array], Array] | None = None
     rates: Rates = EQUAL_RATES
     project: Callable[[Adapter], Adapter] | None = None

@@ -87,6 +87,7 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
         traffic=traffic,
         sends=LoRA(True, False),
         init_clients=init_clients,
+        keeps="client",
         averages=False,  # the server's `b` belongs to no client
         check=need_equal_ranks("fedsa_lora", "a method with one global model"),
     )

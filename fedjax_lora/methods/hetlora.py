@@ -71,7 +71,8 @@ def hetlora(
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
-        pruned = cohort._replace(rank=rule.pruned_rank(cohort, start.adapter, result))
+        rank = rule.trim(cohort.rank, start.adapter, result)
+        pruned = cohort._replace(rank=jnp.where(cohort.weight > 0, rank, cohort.rank))
         kept = lora.factor_mask(lora.spread(spec, lora.prefix_mask(pruned.rank, spec.rank)))
         sent = lora.keep(result, kept)
         return padded_mean.aggregate(server, clients, pruned, start, sent)
@@ -79,6 +80,7 @@ def hetlora(
     return dataclasses.replace(
         padded_mean,
         aggregate=aggregate,
+        trim=rule.trim,
         penalty=lambda adapter, rank: penalty * rule.tail_size(adapter, rank),
     )
 
@@ -108,11 +110,14 @@ class _HetLora:
             total = total + jnp.sum((a * b).reshape(*rank.shape, -1), axis=-1)
         return total
 
-    def pruned_rank(self, cohort: Cohort, before: Adapter, after: Adapter) -> Array:
-        """The ranks after a round whose training may have shrunk the tails: ``int32[c]``."""
-        shrunk = self.tail_size(after, cohort.rank) < self.tail_size(before, cohort.rank)
-        pruned = jnp.minimum(cohort.rank, jnp.maximum(self.min_rank, self._cut(cohort.rank)))
-        return jnp.where(shrunk & (cohort.weight > 0), pruned, cohort.rank)
+    def trim(self, rank: Array, before: Adapter, after: Adapter) -> Array:
+        """The ranks after training, which may have shrunk the tails: ``int32[c]``.
+
+        The same for an adapter that has been trimmed: its tail is smaller still.
+        """
+        shrunk = self.tail_size(after, rank) < self.tail_size(before, rank)
+        pruned = jnp.minimum(rank, jnp.maximum(self.min_rank, self._cut(rank)))
+        return jnp.where(shrunk, pruned, rank)
 
     def weights(self, cohort: Cohort, start: ClientInit, result: Adapter) -> Mapping[str, Array]:
         """The weights of the clients' components by the norm of their products, per path."""

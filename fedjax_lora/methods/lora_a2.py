@@ -46,7 +46,7 @@ def lora_a2(spec: LoraSpec, *, b_rate: float = 5.0, weights: Weights = "examples
 
     The probe takes as long as the local training itself (one epoch in the paper, whose local
     training has five). Bytes are those of components of average size where adapted layers differ;
-    down, of the factor that the round before has changed.
+    down, of both factors: a client that was away has neither.
 
     Koo et al., "Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous
     Clients", arXiv 2410.22815.
@@ -82,20 +82,13 @@ class _LoraA2:
     def broadcast(self, server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
         """All components for a probe of the round's factor."""
         components = jnp.ones((cohort.rank.shape[0], self.spec.rank), bool)
-        trained = _trainable(cohort, lora.spread(self.spec, components))
+        trained = _trainable(cohort.round, lora.spread(self.spec, components))
         return whole_start(self.spec, server, cohort, trained)
 
-    def select(
-        self,
-        server: ServerState,
-        clients: Any,
-        cohort: Cohort,
-        start: ClientInit,
-        probed: Adapter,
-    ) -> ClientInit:
+    def select(self, round: Array, rank: Array, start: ClientInit, probed: Adapter) -> ClientInit:
         """The components that the probe has moved most, from the start again."""
         change = jax.tree.map(jnp.subtract, probed, start.adapter)
-        b = _trains_b(cohort.round)
+        b = _trains_b(round)
         scores = {
             path: module_norms(
                 LoRA(
@@ -105,8 +98,8 @@ class _LoraA2:
             )
             for path, pair in start.adapter.items()
         }
-        chosen = highest(self.spec, scores, cohort.rank * self.spec.matrices)
-        return start._replace(trainable=_trainable(cohort, chosen))
+        chosen = highest(self.spec, scores, rank * self.spec.matrices)
+        return start._replace(trainable=_trainable(round, chosen))
 
     def aggregate(
         self,
@@ -125,14 +118,13 @@ class _LoraA2:
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
-        """Up the chosen components of one factor with their indices, down all of the other."""
+        """Up the chosen components of one factor with their indices, down all of both."""
         rank = rank.astype(np.int64)
-        before, one = self.spec.factor_sizes
-        if not _trains_b(round):
-            before, one = one, before
+        sizes = self.spec.factor_sizes
+        one = sizes.b if _trains_b(round) else sizes.a
         index = rank * self.spec.matrices * INDEX_BYTES
         up = rank * one * FLOAT_BYTES + index
-        down = np.full_like(up, self.spec.rank * before * FLOAT_BYTES)
+        down = np.full_like(up, self.spec.rank * self.spec.component_size * FLOAT_BYTES)
         return Traffic(up=up, down=down, exact=index, factors=1)
 
 
@@ -140,9 +132,9 @@ def _trains_b(round: Any) -> Any:
     return round % 2 == 0
 
 
-def _trainable(cohort: Cohort, components: Gain) -> Adapter:
+def _trainable(round: Array, components: Gain) -> Adapter:
     """The chosen components of the factor that the round trains."""
-    b = _trains_b(cohort.round)
+    b = _trains_b(round)
     return lora.factor_mask(components, a=~b, b=b)
 
 

@@ -90,7 +90,7 @@ class RoundRecord:
           The ranks of all clients after the round, ``int32[N]``.
         """
         context, plan = self._context, self._plan
-        present = plan.weight > 0
+        present = self._present(metrics)
         rank[plan.id[present]] = np.asarray(metrics.rank)[present]
         sent, received = self._traffic(metrics, state)
         up, down = int(sent.sum()), int(received.sum())
@@ -110,6 +110,8 @@ class RoundRecord:
             | few_owners(metrics)
             | dict(metrics.measured)
         )
+        if not isinstance(metrics.silent, tuple):
+            self.values["silent"] = plan.id[np.asarray(metrics.silent)].tolist()
         if not np.array_equal(rank, self.logged_rank):
             self.values["ranks"] = reallocation.histogram(rank)
             self.logged_rank = rank.copy()
@@ -126,6 +128,13 @@ class RoundRecord:
             "simulated_seconds": timing.seconds,
         }
 
+    def _present(self, metrics: RoundMetrics) -> np.ndarray:
+        """Who has answered, ``bool[c]``."""
+        present = np.asarray(self._plan.weight) > 0
+        if isinstance(metrics.silent, tuple):
+            return present
+        return present & ~np.asarray(metrics.silent)
+
     def _clients(
         self, metrics: RoundMetrics, sent: np.ndarray, received: np.ndarray
     ) -> dict[str, list[Any]]:
@@ -135,7 +144,7 @@ class RoundRecord:
         """
         plan, drawn = self._plan, self._drawn
         up = np.zeros(len(plan.id), np.int64)
-        up[plan.weight > 0] = sent
+        up[self._present(metrics)] = sent
         loss = [
             float(value) if count > 0 and np.isfinite(value) else None
             for value, count in zip(
@@ -160,7 +169,7 @@ class RoundRecord:
         """Return the bytes that each client sends, of those that answer, and receives."""
         method, head = self._context.method, self._context.sent_head
         # Clients that have given up rank send less than they received.
-        rank = np.asarray(metrics.rank)[self._plan.weight > 0]
+        rank = np.asarray(metrics.rank)[self._present(metrics)]
         traffic = method.traffic(state.server, rank, self._round)
         sent = transforms.uplink_bytes(self._context.updates, traffic, method.spec, head)
         # All drawn clients receive, but of what clients send no more than there was.

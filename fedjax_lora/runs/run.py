@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_lora.core import distributed
 from fedjax_lora.core.errors import InputError, Stopped
 from fedjax_lora.core.json_values import History, Record
-from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
+from fedjax_lora.federated import Execution, FederatedState, Plan, RoundMetrics
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.build import assemble
 from fedjax_lora.runs.checkpoints import Progress
@@ -68,6 +68,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     assets: Assets | None = None,
+    execution: Execution | None = None,
     programs: CompiledFunctions | None = None,
     on_round: Callable[[Record], object] = lambda record: None,
     on_phase: Callable[[str], None] = lambda phase: None,
@@ -83,6 +84,8 @@ def run(
         ends byte for byte as if it had not been interrupted; `fedjax_lora.runs.resume` says which
         fields of the config may have changed. A finished run is returned as it is.
       assets: data and model loaded before, to share between runs.
+      execution: how cohorts are executed, in place of what the config says; see
+        `fedjax_lora.federated.remote` for clients that are other machines.
       programs: compiled functions to share between runs, see `fedjax_lora.runs.compilation`.
       on_round: called with each round's numbers and times.
       on_phase: called with what begins, in words: a round, an evaluation.
@@ -108,8 +111,7 @@ def run(
                     checkpoints = find_checkpoints(folder, config, choices.schedule)
         with distributed.raise_on_all():
             assets = load_assets(config) if assets is None else assets
-            execution = execution_of(config)
-            setup = set_up(config, choices, assets, execution)
+            setup = set_up(config, choices, assets, execution or execution_of(config))
             config, setup = choose_clients_per_step(config, assets, setup, tell=log.warning)
             built = assemble(config, setup, assets, shared)
         log_notes(assets.task.task.name, assets.task.notes)

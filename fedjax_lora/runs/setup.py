@@ -114,7 +114,7 @@ def set_up(
     method.check(allocation.possible)
     _check_updates(config, choices, method)
     attackers = _attackers(choices, allocation, config.seed)
-    privacy = _privacy(config, choices, allocation)
+    privacy = _privacy(config, choices, allocation, execution)
     return Setup(
         execution=execution,
         partition=partition,
@@ -177,9 +177,14 @@ def default_step_shapes() -> int:
 
 
 def _privacy(
-    config: RunConfig, choices: Choices, allocation: ranks.Allocation
+    config: RunConfig,
+    choices: Choices,
+    allocation: ranks.Allocation,
+    execution: federated.Execution,
 ) -> Callable[[int], dict[str, float]]:
     """Return the report of the privacy spent.
+
+    Real clients know who takes part in a round, so that sampling hides nobody.
 
     Raises:
       InputError: noise with cohorts that are not drawn as the report assumes, or with ranks that
@@ -199,6 +204,8 @@ def _privacy(
             "of their data, so that noise on the updates protects nothing; take other ranks "
             "(order='random' does not score), or leave out the noise."
         )
+    if execution.mode == "remote":
+        return lambda rounds: {n: x for n, x in report(rounds).items() if n == "epsilon"}
     return report
 
 

@@ -208,7 +208,7 @@ def begin(
     start = method.broadcast(server, state, cohort)
     if method.select is not None:
         probed = train(start, random_adapter(lora_spec, seed + 1, len(cohort.rank)))
-        start = method.select(server, state, cohort, start, on_device(probed))
+        start = method.select(cohort.round, cohort.rank, start, on_device(probed))
     return start
 
 

@@ -387,14 +387,18 @@ def _rounds(
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
 ) -> Rounds:
-    mesh = None
+    mesh, exchange = None, None
+    if mode == "remote":
+        exchange = one_by_one(method, train)
     if mode in MESHES:
         mesh, mode = federated.client_mesh(DEVICES, MESHES[mode]), "sharded"
     clients_per_step = 2 if mode == "vmap" else 1
+    mode = "vmap" if mode == "vmap of one" else mode
     execution = federated.Execution(
         mode=mode,  # pyright: ignore[reportArgumentType]
         clients_per_step=clients_per_step,
         mesh=mesh,
+        exchange=exchange,
     )
     both = {"heads": heads, "server_optimizer": server_optimizer}
     fn = federated.compile_round(method, train, execution=execution, updates=updates, **both)
@@ -402,6 +406,36 @@ def _rounds(
     place = lambda tree: jax.device_put(tree, federated.everywhere(mesh))  # noqa: E731
     where = federated.base_sharding(base, mesh)
     return Rounds(fn, jax.device_put(base, where), place(data), copy(state))
+
+
+def one_by_one(
+    method: methods.Method, train: federated.Training, silent: Collection[int] = ()
+) -> Any:
+    """An exchange in this process that has one client trained after another.
+
+    Args:
+      method: of the rounds.
+      train: their local training.
+      silent: ids of clients that never answer.
+    """
+    work = jax.jit(federated.make_client_work(method, train))
+
+    def exchange(given: federated.Assignment) -> federated.Answers:
+        round, ids = jnp.asarray(given.plan.round), np.asarray(given.plan.id)
+        results = [
+            work(
+                given.base,
+                given.data,
+                jax.tree.map(lambda x, k=k: x[k : k + 1], given.clients),
+                jnp.asarray(given.plan.rate),
+                round,
+            )
+            for k in range(len(ids))
+        ]
+        params, metrics, trainable, _ = jax.tree.map(lambda *xs: jnp.concatenate(xs), *results)
+        return federated.Answers(params, metrics, trainable, ~np.isin(ids, list(silent)))
+
+    return exchange
 
 
 @functools.cache

@@ -7,7 +7,7 @@ caller to report; AG News contains such texts.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def load(
     test_examples: int | None = None,
     seed: int = 0,
     date: str = DATE,
+    classes: Sequence[str] = (),
 ) -> TaskData:
     """Load the task that `spec` names.
 
@@ -46,12 +47,17 @@ def load(
       test_examples: size of the test set; all by default.
       seed: chooses the subsets.
       date: date that a chat template prints in the prompts of a language task.
+      classes: names of the classes in label order; by default those of the data.
 
     Raises:
       InputError: unknown task, missing or malformed data, or more examples requested than exist.
     """
     task = find_task(spec)
-    task = dataclasses.replace(task, prompting=task.prompting._replace(date=date))
+    task = dataclasses.replace(
+        task,
+        prompting=task.prompting._replace(date=date),
+        classes=tuple(classes) or task.classes,
+    )
     _check_sizes(train_examples, validation_examples, test_examples)
     train_table, test_table = _tables(task, data_dir)
     classes, index = _class_index(task, train_table, test_table)

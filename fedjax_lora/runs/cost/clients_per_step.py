@@ -25,8 +25,8 @@ def choose_clients_per_step(
 ) -> tuple[RunConfig, Setup]:
     """Choose how many clients train at once on an accelerator, unless the config says it.
 
-    On a CPU, whose caches hold one client, and in mode ``loop`` nothing changes, nor where the
-    memory of the device is not known.
+    On a CPU, whose caches hold one client, and in modes ``loop`` and ``remote`` nothing changes,
+    nor where the memory of the device is not known.
 
     Args:
       config: the run.
@@ -39,7 +39,9 @@ def choose_clients_per_step(
       Config and setup with the number that was chosen, so that the run's record has it.
     """
     target, options = current_target(), config.execution
-    if options.clients_per_step or options.mode == "loop" or target.is_cpu or not target.memory:
+    if options.clients_per_step or setup.execution.mode in ("loop", "remote"):
+        return config, setup
+    if target.is_cpu or not target.memory:
         return config, setup
     one = dataclasses.replace(setup.execution, clients_per_step=1)
     memory = memory_of(make_outline(config, assets, setup._replace(execution=one)))

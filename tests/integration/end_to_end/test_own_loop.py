@@ -151,7 +151,7 @@ def plain_loop(method: Method, name: str) -> Any:
         init = method.broadcast(server, own, cohort)
         if method.select is not None:
             probed = trained_cohort(method, full, init, plan, data)
-            init = method.select(server, own, cohort, init, probed)
+            init = method.select(cohort.round, cohort.rank, init, probed)
         result = trained_cohort(method, full, init, plan, data)
         after = method.aggregate(server, own, cohort, init, result)
         server, ranks[ids] = after.server, np.asarray(after.rank)

@@ -371,6 +371,6 @@ def test_invalid_transforms_are_refused_in_one_sentence(given, method, words):
 
 def test_noise_is_refused_for_methods_that_select_by_a_probe():
     plain = methods.make("fedit", TEMPLATE)
-    probing = dataclasses.replace(plain, name="probing", select=lambda *args: args[3])
+    probing = dataclasses.replace(plain, name="probing", select=lambda *args: args[2])
     with pytest.raises(InputError, match="does not cover method 'probing'"):
         transforms.make_transforms(["gaussian_noise(multiplier=1.0, norm=1.0)"], probing)

@@ -1,0 +1,250 @@
+"""A site as its owner sets it up: its own file, and what leaves it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from fedjax_lora import data, federated, models
+from fedjax_lora.core import atomic_io
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.json_values import Record
+from fedjax_lora.core.records import check_fields
+from fedjax_lora.data import Tokens
+from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
+from fedjax_lora.deploy.encodings import ENCODINGS
+from fedjax_lora.deploy.message import Message, check_meta, from_bytes, to_bytes
+from fedjax_lora.deploy.server import make_rules
+from fedjax_lora.deploy.site import Site
+from fedjax_lora.deploy.spec import FederationSpec
+from fedjax_lora.federated import optimizers, transforms
+from fedjax_lora.federated.planning import LocalSteps
+from fedjax_lora.runs.compilation import InputSpec
+from fedjax_lora.runs.loading import check_tokenizer, model_key
+
+FILE = "site.json"
+"""Name of the file with a site's own options, in its kit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteOptions:
+    """What a site's owner says.
+
+    Attributes:
+      name: of the site in the federation.
+      train: file of its examples; it is read on this machine and nowhere else.
+      text: name of the text column.
+      label: name of the label column.
+      updates: transforms of what it sends, on top of the federation's.
+    """
+
+    name: str
+    train: str
+    text: str = "text"
+    label: str = "label"
+    updates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Write the options' file."""
+        values = dataclasses.asdict(self)
+        with atomic_io.reporting_write_errors(folder):
+            atomic_io.write(folder / FILE, json.dumps(values, indent=2) + "\n")
+
+
+def read_options(folder: pathlib.Path) -> SiteOptions:
+    """Read the options of a site from its kit.
+
+    Raises:
+      InputError: there are none.
+    """
+    try:
+        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return SiteOptions(**(values | {"updates": tuple(values["updates"])}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / FILE} holds no options of a site ({error}).") from error
+
+
+class Client:
+    """A site that answers: its model and rows are loaded once and stay.
+
+    Attributes:
+      spec: the federation.
+      site: its half of a round.
+      fingerprint: of its base.
+    """
+
+    def __init__(self, spec: FederationSpec, options: SiteOptions) -> None:
+        """Load the model and the site's examples.
+
+        Raises:
+          InputError: the federation has no such site, or anything wrong with file or model.
+        """
+        if options.name not in spec.sites:
+            raise InputError(
+                f"The federation has no site {options.name!r}; its sites are "
+                f"{', '.join(spec.sites)}."
+            )
+        config = spec.config
+        task = data.load(
+            f"file(train={options.train!r}, test={options.train!r}, text={options.text!r}, "
+            f"label={options.label!r})",
+            classes=spec.classes,
+        )
+        model = models.load(
+            config.model.model,
+            num_labels=len(spec.classes),
+            layers=config.model.layers,
+            dtype=config.model.dtype,
+            storage=config.model.storage,
+            pooling=config.model.pooling,
+            dropout=config.model.dropout,
+            remat=config.model.remat,
+            key=model_key(config),
+        )
+        check_tokenizer(model)
+        assert model.tokenizer is not None
+        tokens = data.encode(task.train, model.tokenizer, max_length=config.data.max_length)
+        self.spec, self.options, self.fingerprint = spec, options, model.fingerprint
+        self.examples = len(tokens.label)
+        method, rules = make_rules(spec, model)
+        self.site = Site(
+            client=spec.sites.index(options.name),
+            digest=spec.digest,
+            rules=rules,
+            work=jax.jit(federated.make_client_work(method, training(spec, model))),
+            base=jax.device_put(models.frozen_base(model)),
+            data=jax.device_put(widened(tokens, config.data.max_length)),
+            rows=np.arange(self.examples),
+            local=local_steps(spec),
+            head=jax.tree.map(np.asarray, model.params["head"]),
+            updates=_own_updates(spec, options, method),
+        )
+
+    def register(self, data: bytes) -> bytes:
+        """Answer the server's first question: how many examples there are.
+
+        Raises:
+          InputError: the server has another federation or another base.
+        """
+        message = from_bytes(data, most=1 << 16)
+        check_meta(message, {"digest": self.spec.digest}, {"base"})
+        if message.meta["base"] != self.fingerprint:
+            raise InputError(
+                f"Site {self.options.name!r} has another base than the server; give both the same "
+                f"checkpoint of {self.spec.config.model.model}."
+            )
+        values = {"digest": self.spec.digest, "client": self.site.client}
+        examples = min(self.examples, self.spec.most_examples)
+        return to_bytes(Message({}, {**values, "examples": examples}))
+
+    def fit(self, data: bytes) -> bytes:
+        """Answer a round's message; see `Site.fit`."""
+        return self.site.fit(data)
+
+    def leaves(self) -> Record:
+        """What leaves this machine in a round, by name: shapes of arrays, and numbers."""
+        rank = self.spec.ranks[self.site.client]
+        rules = self.site.rules
+        arrays = {}
+        for target in rules.spec.targets:
+            for factor, size in (("a", target.inputs), ("b", target.outputs)):
+                if getattr(rules.sends, factor):
+                    arrays[f"{target.path}.{factor}"] = [target.adapted * rank, size]
+        arrays |= {
+            f"head.{name}": [int(np.prod(np.shape(x)))] for name, x in _flat(rules.head).items()
+        }
+        numbers = ["number of examples (once)", "rank", "mean training loss", "examples processed"]
+        return {"arrays": arrays, "encoding": rules.encoding, "numbers": numbers}
+
+
+def describe(client: Client) -> list[str]:
+    """What a site's owner is told before anything leaves: lines of text."""
+    spec, leaves = client.spec, client.leaves()
+    rank = spec.ranks[client.site.client]
+    lines = [
+        f"site {client.options.name}: {client.examples} examples in {client.options.train}, "
+        f"rank {rank} of {spec.rank}, {spec.config.federation.method}",
+        f"classes: {', '.join(spec.classes)}",
+        f"base: {spec.config.model.model}, sha256 {client.fingerprint[:16]}",
+        "these numbers leave this machine, and nothing else of the file:",
+        *(f"  {number}" for number in leaves["numbers"]),
+        f"and these arrays in each round, as {leaves['encoding']}:",
+        *(f"  {name} {shape}" for name, shape in leaves["arrays"].items()),
+    ]
+    applied = [name for name in spec.config.federation.updates if name not in ENCODINGS]
+    applied += client.options.updates
+    lines.append(f"after: {', '.join(applied) or 'no clipping and no noise'}")
+    return lines
+
+
+def _flat(head: object) -> dict[str, object]:
+    from fedjax_lora.core.trees import flat
+
+    return flat(head)  # pyright: ignore[reportArgumentType]
+
+
+def training(spec: FederationSpec, model: models.Pretrained) -> federated.LocalTraining:
+    """The local training of a federation; step shapes come from ``max_length`` alone.
+
+    A server does not know the lengths of the sites' texts. A simulation whose longest text has
+    ``max_length`` tokens has the same shapes with ``step_shapes=1``.
+    """
+    config, local = spec.config, spec.config.local
+    lengths = (config.data.max_length,)
+    inputs = InputSpec(
+        module=model.module,
+        lengths=lengths,
+        type="classification",
+        dropout=False,
+        lora_dropout=0.0,
+    )
+    return federated.LocalTraining(
+        inputs.objective(),
+        optimizers.optimizer(local.optimizer, clip=local.clip),
+        shapes=padded_shapes(row_buckets(local.batch), lengths),
+        prox=local.prox,
+    )
+
+
+def local_steps(spec: FederationSpec) -> LocalSteps:
+    """How sites train on their examples."""
+    local = spec.config.local
+    return LocalSteps(
+        batch=local.batch,
+        epochs=local.epochs,
+        max_steps=local.max_steps,
+        by_length=local.group_by_length,
+        seed=spec.config.seed,
+    )
+
+
+def widened(tokens: Tokens, length: int) -> Tokens:
+    """The tokens with ids padded to a length; padding is never read."""
+    more = length - tokens.ids.shape[1]
+    return tokens._replace(
+        ids=np.pad(tokens.ids, ((0, 0), (0, more))), types=np.pad(tokens.types, ((0, 0), (0, more)))
+    )
+
+
+def _own_updates(
+    spec: FederationSpec, options: SiteOptions, method: object
+) -> Sequence[transforms.UpdateTransform]:
+    """The transforms that a site applies: the federation's, then its own.
+
+    Raises:
+      InputError: one of its own is not a client's.
+    """
+    given = [name for name in spec.config.federation.updates if name not in ENCODINGS]
+    common = transforms.make_transforms(given, method)  # pyright: ignore[reportArgumentType]
+    own = transforms.make_transforms(options.updates, method)  # pyright: ignore[reportArgumentType]
+    if wrong := [n for n, x in zip(options.updates, own, strict=True) if x.stage != "client"]:
+        raise InputError(
+            f"A site cannot apply {wrong[0]!r} by itself; give clip(...) or gaussian_noise(...)."
+        )
+    return [update for update in (*common, *own) if update.stage == "client"]

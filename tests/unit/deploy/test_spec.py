@@ -1,0 +1,183 @@
+"""The record that all machines share, and what is refused before anything is loaded."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fedjax_lora import methods
+from fedjax_lora.core.errors import InputError
+from fedjax_lora.deploy import client, kits, spec
+from fedjax_lora.deploy.exchange import Exchange
+from fedjax_lora.deploy.message import Message, to_bytes
+from fedjax_lora.deploy.server import register
+from fedjax_lora.deploy.spec import FederationSpec
+from fedjax_lora.runs.config import RunConfig
+from tests._helpers import command_line, tiny_runs
+
+SPEC = FederationSpec(
+    config=RunConfig(), classes=("ham", "spam"), sites=("a", "b"), ranks=(2, 4), most_examples=50
+)
+
+REFUSED = {"flora", "fedex_lora", "fedmomentum", "frlora", "fedsa_lora"}
+
+
+def changed(**values) -> FederationSpec:
+    return dataclasses.replace(SPEC, **values)
+
+
+def test_a_spec_is_read_as_it_was_written(tmp_path):
+    SPEC.write(tmp_path)
+    assert spec.read(tmp_path) == SPEC
+    assert spec.read(tmp_path).digest == SPEC.digest
+    assert changed(deadline=601).digest != SPEC.digest
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"classes": ("ham",)}, "two classes"),
+        ({"classes": ("ham", "ham")}, "two classes"),
+        ({"ranks": (2,)}, "a rank for each"),
+        ({"ranks": (2, 0)}, "at least 1"),
+        ({"sites": ("a", "a")}, "distinct names"),
+        ({"sites": ("a", "../b")}, "distinct names"),
+        ({"sites": ("a", "server")}, "distinct names"),
+        ({"least": 3}, "1 to 2 answers"),
+        ({"deadline": 0}, "at least 1"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        changed(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("federation.heads", "local"),
+        ("federation.faults", ("dropout(probability=0.1)",)),
+        ("federation.client_weights", "tokens"),
+        ("data.validation_examples", 5),
+        ("lora.adapter", "x"),
+        ("lora.lora_dropout", 0.1),
+        ("model.dropout", 0.1),
+        ("execution.mode", "sharded"),
+    ],
+)
+def test_what_only_a_simulation_has_is_refused(name, value):
+    with pytest.raises(InputError, match=r"has no .* yet; leave it out"):
+        changed(config=tiny_runs.change(SPEC.config, {name: value}))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_methods_that_messages_cannot_carry_are_refused_by_name_and_reason(name):
+    """By what they are: they change the base, or keep a part of the adapter on the client."""
+    if name in REFUSED:
+        with pytest.raises(InputError, match=f"'{name}' cannot be deployed yet: "):
+            spec.check_method(name, (2, 2))
+    else:
+        spec.check_method(name, (2, 2))
+
+
+def test_a_method_of_equal_ranks_is_refused_for_others():
+    with pytest.raises(InputError, match="needs clients of one rank"):
+        changed(config=tiny_runs.change(SPEC.config, {"federation.method": "fedit"}))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "want"), [("table(ranks=[3, 1])", (3, 1)), ("fixed(rank=4)", (4, 4))]
+)
+def test_ranks_of_sites_are_those_of_a_simulation(ranks, want):
+    config = tiny_runs.change(SPEC.config, {"federation.ranks": ranks})
+    assert spec.site_ranks(config, 2) == want
+
+
+@pytest.mark.parametrize("ranks", ["budget(bytes=[1e5])", "loss_based(low=2, high=4, share=0.5)"])
+def test_ranks_that_need_more_than_their_number_are_refused(ranks):
+    config = tiny_runs.change(SPEC.config, {"federation.ranks": ranks})
+    with pytest.raises(InputError, match="list them"):
+        spec.site_ranks(config, 2)
+
+
+def answer(id: int, examples: object = 7, **other) -> bytes:
+    values = {"digest": SPEC.digest, "client": id, "examples": examples}
+    return to_bytes(Message({}, values | other))
+
+
+def asked(answers: dict[int, bytes], known=()) -> dict[int, int]:
+    return register(SPEC, "base", lambda data: answers, dict(known))
+
+
+def test_sites_say_how_many_examples_they_have_up_to_a_limit():
+    assert asked({0: answer(0), 1: answer(1, 10**6)}) == {0: 7, 1: 50}
+    assert asked({0: answer(0)}, {1: 9}) == {0: 7, 1: 9}
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({0: answer(0)}, "Site 'b' has not said"),
+        ({0: answer(0), 1: answer(0)}, "Site 'b' cannot take part: .*client"),
+        ({0: answer(0, -1), 1: answer(1)}, "examples = -1"),
+        ({0: answer(0, 1.5), 1: answer(1)}, "examples = 1.5"),
+        ({0: answer(0, digest="x"), 1: answer(1)}, "digest"),
+        ({0: b"", 1: answer(1)}, "Site 'a' cannot take part"),
+    ],
+)
+def test_a_site_that_does_not_register_as_it_must_is_named(answers, words):
+    with pytest.raises(InputError, match=words):
+        asked(answers)
+
+
+def test_a_site_that_comes_back_with_another_file_is_refused():
+    with pytest.raises(InputError, match="has 7 examples and had 9"):
+        asked({0: answer(0), 1: answer(1)}, {0: 9})
+
+
+def test_an_exchange_names_the_site():
+    exchange = Exchange(None, "d", lambda round, given: {}, names=("a",))  # pyright: ignore
+    assert exchange.name(0) == "site 'a'"
+    assert exchange.name(4) == "client 4"
+
+
+def test_options_of_a_site_are_read_as_they_were_written(tmp_path):
+    own = client.SiteOptions(name="a", train="x.csv", updates=("clip(norm=1.0)",))
+    own.write(tmp_path)
+    assert client.read_options(tmp_path) == own
+    (tmp_path / client.FILE).write_text(json.dumps({"name": "a"}), encoding="utf-8")
+    with pytest.raises(InputError, match="no options of a site"):
+        client.read_options(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
+def test_a_kit_with_files_outside_of_it_is_refused(name, tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "kit.zip", "w") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(InputError, match="no kit"):
+        kits.unzipped(tmp_path / "kit.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["kit.zip"]
+
+
+def test_a_job_holds_the_names_of_two_classes_and_no_code(tmp_path):
+    job = kits.write_job(tmp_path / "job", SPEC, {"out": "x"})
+    files = {path.relative_to(job).as_posix() for path in job.rglob("*") if path.is_file()}
+    config = "app/config/config_fed_"
+    assert files == {"meta.json", f"{config}server.json", f"{config}client.json"}
+    text = (job / f"{config}client.json").read_text("utf-8")
+    assert kits.EXECUTOR in text and spec.from_record(
+        json.loads(text)["executors"][0]["executor"]["args"]["spec"]
+    ) == SPEC  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["deploy", "tri"], "did you mean 'try'"),
+        (["client", "none.zip", "--train", "a.csv"], "none.zip is no kit"),
+    ],
+)
+def test_wrong_commands_are_answered_in_a_sentence(words, sentence, capsys):
+    assert command_line.one_sentence(words, capsys, sentence)
