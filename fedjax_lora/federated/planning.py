@@ -98,7 +98,7 @@ class Federation:
                 f"Clients {empty[:10]} have no training examples; ask for fewer clients."
             )
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         """Steps to which all plans are padded: those of the client with the most, or more."""
         return max(self.due(max(len(own) for own in self.members)), self.least_steps)

@@ -63,6 +63,28 @@ def test_plan_does_not_depend_on_earlier_plans():
         assert_same(make().plan(t, RANK, 0.1), in_order[t])
 
 
+def test_later_rounds_look_at_the_clients_of_the_cohort_alone():
+    """A federation may have a hundred thousand clients."""
+    looked = []
+
+    class Members(list):
+        def __iter__(self):
+            looked.append("at all")
+            return super().__iter__()
+
+        def __getitem__(self, k):
+            looked.append(k)
+            return super().__getitem__(k)
+
+    fed = make(members=Members(make().members))
+    fed.plan(0, RANK, 0.1)
+    looked.clear()
+    plan = fed.plan(1, RANK, 0.1)
+    fed.events(plan)
+    drawn = fed.sample(1).tolist()
+    assert set(looked) == set(drawn) and len(drawn) == 4
+
+
 @pytest.mark.parametrize("by_length", [False, True])
 def test_seeds_and_rounds_change_the_shuffle(by_length):
     plans = [
