@@ -25,6 +25,7 @@ from tests._helpers import target_rounds as rounds
 pytestmark = [pytest.mark.tpu, pytest.mark.optimized, pytest.mark.timeout(1200)]
 
 SLICES = ("v5e:2x2", "v5e:4x4")
+VECTOR_MEMORY = 128 * 2**20  # of a v5e chip
 SIDE = 1500  # bytes that are told besides adapter and head: weights, losses, ranks, flags
 CALLS = {
     "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ZeroCrop",
@@ -91,13 +92,14 @@ def test_program_arguments_are_base_state_data_and_plan_once():
 
 
 def test_compiled_memory_is_near_the_estimate():
-    """Of a round that is much larger than the 128 MiB of vector memory, which keep small arrays.
+    """As near as the choice of clients at once needs it, and nearer.
 
-    As near as the choice of clients at once needs it, and nearer.
+    What is kept in the chip's vector memory is not counted by the compiler: at most all of it.
     """
     one = made("v5e:2x2")
-    usage, estimate = one.found.usage, one.needs.memory.total
-    assert 0.9 < (usage.total - usage.code) / estimate < 1.2 < 1 / ROOM
+    used, estimate = one.found.usage.total - one.found.usage.code, one.needs.memory.total
+    assert 0.9 * estimate - VECTOR_MEMORY < used < 1.2 * estimate
+    assert 1 / ROOM > 1.2
 
 
 def test_all_clients_train_at_once_if_memory_allows():
