@@ -51,7 +51,7 @@ class NewOptions:
     """Port of the server; the only one that sites must reach."""
     min_clients: int = 1
     """A round needs answers of so many sites, else the run stops and can be resumed."""
-    deadline: int = 600
+    round_seconds: int = 600
     """Seconds that sites have for a round; later answers are dropped."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
@@ -74,7 +74,7 @@ class TryOptions:
     """Run folder; by default FOLDER/run."""
     min_clients: int = 1
     """A round needs answers of so many sites."""
-    deadline: int = 600
+    round_seconds: int = 600
     """Seconds that sites have for a round."""
     run: tyro.conf.OmitArgPrefixes[RunConfig] = dataclasses.field(default_factory=RunConfig)
 
@@ -168,7 +168,12 @@ def new_command(args: Sequence[str]) -> int:
     _refuse_folder(options.folder)
     task = _task(options.test, options.text, options.label)
     spec = _spec(
-        options.run, options.sites, options.classes, task, options.min_clients, options.deadline
+        options.run,
+        options.sites,
+        options.classes,
+        task,
+        options.min_clients,
+        options.round_seconds,
     )
     made = kits.create(options.folder, spec, server=options.server, port=options.port)
     console = make_console()
@@ -196,7 +201,7 @@ def try_command(args: Sequence[str]) -> int:
     )
     task = _task(options.test, options.text, options.label)
     spec = _spec(
-        options.run, names, everything.classes, task, options.min_clients, options.deadline
+        options.run, names, everything.classes, task, options.min_clients, options.round_seconds
     )
     kits.create(options.folder, spec, server="localhost", port=_free_port())
     found = kits.find(options.folder, spec)
