@@ -1,1 +1,1 @@
-"""Robustness: interruptions, malformed input and parity with Hugging Face models."""
+"""Robustness: attackers, interruptions, malformed input and parity with Hugging Face models."""

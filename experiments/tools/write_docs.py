@@ -15,6 +15,7 @@ import experiments.benchmarks.end_to_end.report as end_to_end
 import experiments.benchmarks.quantized_base.report as quantized_base
 import experiments.benchmarks.scaling.report as scaling
 import experiments.benchmarks.targets.report as targets
+import experiments.robustness.attacks.report as attacks
 import experiments.robustness.fuzz.report as fuzz
 import experiments.robustness.huggingface_parity.report as huggingface_parity
 import experiments.robustness.interruptions.report as interruptions
@@ -35,6 +36,7 @@ from experiments.tools.markdown import put
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "ag_news": ag_news.table,
     "aggregation": aggregation.table,
+    "attacks": attacks.table,
     "aggregation_sweep": aggregation.sweep_table,
     "checkpoint_cost": interruptions.cost,
     "cohort": cohort.table,

@@ -31,7 +31,7 @@ def table_of(records: Sequence[dict[str, Any]]) -> str:
             if own:
                 cells = [_accuracy([r for r in own if r["attack"] == name]) for name in attacks]
                 rows.append((f"`{method}`", defence, *cells, *_alarms(own)))
-    header = ("method", "defence", *attacks, "found, %", "false alarms, %", "ms a round")
+    header = ("method", "defence", *attacks, "found, %", "false alarms, %")
     seeds = len({r["seed"] for r in records})
     counted = f"Accuracy in percent, {seeds} of {len(SEEDS)} seeds.\n\n"
     return counted + as_table(header, rows)
@@ -41,15 +41,13 @@ def _accuracy(runs: Sequence[dict[str, Any]]) -> str:
     return f"{100 * np.mean([r['accuracy'] for r in runs]):.1f}" if runs else "-"
 
 
-def _alarms(runs: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
-    """Attackers found and honest clients left out, in percent, and the time of a round."""
+def _alarms(runs: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Attackers found and honest clients left out, in percent."""
     attacks, honest = (sum(r[name] for r in runs) for name in ("attacks", "honest"))
     found, alarms = (sum(r[name] for r in runs) for name in ("found", "false_alarms"))
-    time = np.median([r["round_ms"] for r in runs])
     return (
         f"{100 * found / attacks:.0f}" if attacks else "-",
         f"{100 * alarms / honest:.0f}" if honest else "-",
-        f"{time:.0f}",
     )
 
 
