@@ -172,8 +172,11 @@ def _full_config(
 
 
 def _is_decoded(storage: str, dtype: str) -> bool:
-    """Whether matrices are stored in fewer bits than they are multiplied in."""
-    return storage not in ("float32", dtype)
+    """Whether matrices are stored in fewer bits than they are multiplied in on the target.
+
+    A CPU multiplies bfloat16 in float32.
+    """
+    return storage != "float32" and (storage != dtype or current_target().is_cpu)
 
 
 def reinitialize(model: Pretrained, key: jax.Array) -> Pretrained:

@@ -2,10 +2,12 @@
 
 import shutil
 
+import jax
 import pytest
 
 from fedjax_lora import models
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.target import Target, compiling_for
 
 
 def load(name, key, **options):
@@ -27,6 +29,25 @@ def test_out_of_range_options_are_refused(options, message, saved, key):
     folder, _ = saved("bert")
     with pytest.raises(InputError, match=message):
         load(folder, key, **options)
+
+
+@pytest.mark.parametrize(
+    ("storage", "dtype", "on_cpu", "on_tpu"),
+    [
+        ("float32", "bfloat16", None, None),
+        ("bfloat16", "bfloat16", 1, None),
+        ("bfloat16", "float32", 1, 1),  # each layer is converted when it is used
+    ],
+)
+def test_layers_that_are_decoded_run_in_a_loop(storage, dtype, on_cpu, on_tpu, saved, key):
+    folder, _ = saved("bert")
+    tpu = Target(platform="tpu", kind="TPU v5 lite", devices=tuple(jax.devices()[:1]))
+    found = []
+    for target in (None, tpu):
+        with compiling_for(target):
+            model = load(folder, key, storage=storage, dtype=dtype, weights=False)
+            found.append(model.config.scan_unroll)
+    assert found == [on_cpu, on_tpu]
 
 
 def test_dropout_is_that_of_the_checkpoint_or_one_given_rate(saved, key):
