@@ -54,6 +54,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "noise": noise.table,
     "fed_plora_vs_flexlora": write_reports.fed_plora_vs_flexlora,
     "own_model": readme_own_model.sentence,
+    "families": huggingface_parity.families_table,
     "huggingface_parity": huggingface_parity.table,
     "reruns": write_reports.overview,
     "scaling": scaling.table,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from fedjax_lora import __version__
 from fedjax_lora.cli import (
+    chat_demo,
     compare,
     completion,
     deploy,
@@ -34,6 +35,7 @@ Federated LoRA fine-tuning of one language model with clients of different ranks
 
 commands:
   run       run a config; without options the demo on the standard library
+  chat-demo  tune a chat model of 135 million parameters: a second demo, of a few minutes
   compare   run methods x seeds x any options, and write tables, a figure and a report
   evaluate  evaluate the model of a run, an adapter or a checkpoint; also per client and rank
   predict   predict labels and probabilities of texts, or generate answers
@@ -82,6 +84,7 @@ def completion_command(args: Sequence[str]) -> None:
     values = {"--method|--methods|methods": methods, "--model": models, "--task|tasks": names}
     options = dict.fromkeys(COMMANDS) | {
         "run": run.RunOptions,
+        "chat-demo": chat_demo.ChatDemoOptions,
         "compare": compare.CompareOptions,
         "evaluate": evaluate.EvaluateOptions,
         "predict": predict.PredictOptions,
@@ -93,6 +96,7 @@ def completion_command(args: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": run.main,
+    "chat-demo": chat_demo.main,
     "compare": compare_command,
     "evaluate": evaluate.main,
     "predict": predict.main,
@@ -113,6 +117,7 @@ _SMALLER_RUN = (
 )
 LESS_MEMORY = {
     "run": _SMALLER_RUN,
+    "chat-demo": "use a machine with more",
     "compare": _SMALLER_RUN,
     "evaluate": "give a smaller --batch",
     "predict": "give a smaller --batch",

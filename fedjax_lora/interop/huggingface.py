@@ -129,7 +129,9 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
         config.problem_type = "regression" if metadata.regression else "single_label_classification"
     config.dtype = "float32"
     family = type(config).__name__.removesuffix("Config")
-    config.architectures = [f"{family}{_class_suffix(pretrained)}"]
+    suffix = _class_suffix(pretrained)
+    family = "Gemma3" if (family, suffix) == ("Gemma3Text", "ForCausalLM") else family
+    config.architectures = [f"{family}{suffix}"]
     return json.loads(config.to_json_string(use_diff=True))
 
 
@@ -140,8 +142,9 @@ def _set_decoder_fields(config: Any, pretrained: models.Pretrained) -> None:
     elif pretrained.tokenizer is not None:
         # The class tells the last token of a text from padding by this id.
         config.pad_token_id = model_card.padded_tokenizer(pretrained).pad_token_id
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: pretrained.config.layers]
+    for name in ("layer_types", "no_rope_layers"):
+        if getattr(config, name, None):
+            setattr(config, name, getattr(config, name)[: pretrained.config.layers])
 
 
 def _generation_config(pretrained: models.Pretrained, stop: Sequence[int]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import Params
 
 PRESETS: Mapping[str, str] = {
-    "attention-qv": r"/(query|value|q_proj|v_proj)$",
-    "attention": r"/(query|key|value|out|q_proj|k_proj|v_proj|o_proj)$|/attention/output$",
+    "attention-qv": r"/(query|value|q_proj|v_proj|qkv_proj)$",
+    "attention": r"/(query|key|value|out|q_proj|k_proj|v_proj|qkv_proj|o_proj)$|/attention/output$",
     "all-linear": r"(^|/)layers?/",
 }
 """Names for path patterns: query and value; all four of attention; every layer of a block.

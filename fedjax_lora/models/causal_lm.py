@@ -44,7 +44,9 @@ class LanguageModel(nn.Module):
         )
 
 
-def logits(params: Params, hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]:
+def logits(
+    params: Params, hidden: Float[Array, "*n h"], *, softcap: float | None = None
+) -> Float[Array, "*n V"]:
     """Compute float32 logits over the vocabulary.
 
     This is the largest array of a language model: call the function only for the states that need
@@ -53,15 +55,17 @@ def logits(params: Params, hidden: Float[Array, "*n h"]) -> Float[Array, "*n V"]
     Args:
       params: of a `LanguageModel`.
       hidden: hidden states, in the compute dtype.
+      softcap: the config's ``logit_softcap``.
     """
     part = params["vocabulary"] if "vocabulary" in params else params["decoder"]["embed_tokens"]
     table = part["embedding"].astype(hidden.dtype)
-    return jax.lax.dot_general(
+    values = jax.lax.dot_general(
         hidden,
         table,
         (((hidden.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
+    return values if softcap is None else softcap * jnp.tanh(values / softcap)
 
 
 class DecoderClassifier(nn.Module):

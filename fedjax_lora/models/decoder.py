@@ -1,4 +1,4 @@
-"""One Flax module for decoders of the Llama shape: Llama 2 and 3, TinyLlama, Mistral, Qwen 2 to 3.
+"""One Flax module for decoders of the Llama shape: those of `decoder_config.DECODERS`.
 
 Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one module
 run by `layer_stack`. Other code can therefore find each product by its module path
@@ -55,7 +55,8 @@ def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn
 
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
     """RMSNorm computed in float32, with its result in the compute dtype."""
-    return rms_norm(x, name=name, eps=config.norm_eps, dtype=config.dtype)
+    options = {"eps": config.norm_eps, "dtype": config.dtype, "offset": config.norm_offset}
+    return rms_norm(x, name=name, **options)
 
 
 class Attention(nn.Module):
@@ -66,14 +67,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, states: States, x: Float[Array, "n t h"], view: View) -> States:
-        """Add the attention of `x`, the normalised states, and cache the keys and values."""
+        """Replace the states by the attention of `x`, normalised ones; cache keys and values."""
         config = self.config
-        query = self._heads(x, "q_proj", config.heads)
-        key = self._heads(x, "k_proj", config.kv_heads)
-        value = self._heads(x, "v_proj", config.kv_heads)
+        query, key, value = self._projections(x)
         if config.qk_norm:
             query, key = _norm(config, "q_norm", query), _norm(config, "k_norm", key)
-        query, key = (rotate(z, view.turn, config.rope.attention_factor) for z in (query, key))
+        turn = view.turn_of(states.layer)
+        query, key = (rotate(z, turn, config.rope.attention_factor) for z in (query, key))
+        if config.attention_scale is not None:
+            query = query * (config.attention_scale * config.head_dim**0.5)
         cache, keys, values = states.cache, key, value
         if cache is not None:
             cache, keys, values = update_layer(cache, view, states.layer, key, value)
@@ -81,16 +83,26 @@ class Attention(nn.Module):
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
-        mixed = attend(query, keys, values, mask, drop=drop)
+        mixed = attend(query, keys, values, mask, softcap=config.attention_softcap, drop=drop)
         y = _dense(config, config.hidden, "o_proj", bias=config.output_bias)(
             mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
         )
-        return states._replace(x=states.x + y, cache=cache)
+        return states._replace(x=y, cache=cache)
 
-    def _heads(self, x: Array, name: str, heads: int) -> Array:
+    def _projections(self, x: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, by head."""
         config = self.config
-        y = _dense(config, heads * config.head_dim, name, bias=config.qkv_bias)(x)
-        return y.reshape(*x.shape[:2], heads, config.head_dim)
+        widths = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
+        if config.fused:
+            y = _dense(config, sum(widths), "qkv_proj", bias=config.qkv_bias)(x)
+            parts = jnp.split(y, [widths[0], widths[0] + widths[1]], axis=-1)
+        else:
+            parts = [
+                _dense(config, width, name, bias=config.qkv_bias)(x)
+                for name, width in zip(("q_proj", "k_proj", "v_proj"), widths, strict=True)
+            ]
+        query, key, value = (y.reshape(*y.shape[:2], -1, config.head_dim) for y in parts)
+        return query, key, value
 
 
 class FeedForward(nn.Module):
@@ -102,10 +114,14 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
         """Compute the block's contribution to the hidden states."""
         config = self.config
-        gate, up = (
-            _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
-            for name in ("gate_proj", "up_proj")
-        )
+        if config.fused:
+            both = _dense(config, 2 * config.intermediate, "gate_up_proj", bias=config.mlp_bias)(x)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate, up = (
+                _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
+                for name in ("gate_proj", "up_proj")
+            )
         y = activate(config.activation, gate) * up
         return _dense(config, config.hidden, "down_proj", bias=config.mlp_bias)(y)
 
@@ -121,9 +137,15 @@ class Layer(nn.Module):
         """Apply the layer."""
         config = self.config
         attention = Attention(config, self.deterministic, name="self_attn")
-        states = attention(states, _norm(config, "input_layernorm", states.x), view)
-        x = states.x
-        y = FeedForward(config, name="mlp")(_norm(config, "post_attention_layernorm", x))
+        x, inner = states.x, "post_attention_layernorm"
+        states = attention(states, _norm(config, "input_layernorm", x), view)
+        y = states.x
+        if config.sandwich_norms:
+            y, inner = _norm(config, inner, y), "pre_feedforward_layernorm"
+        x = x + y
+        y = FeedForward(config, name="mlp")(_norm(config, inner, x))
+        if config.sandwich_norms:
+            y = _norm(config, "post_feedforward_layernorm", y)
         return States(x + y, states.layer + 1, states.cache)
 
 
@@ -162,6 +184,8 @@ class Decoder(nn.Module):
         # Rows are looked up before the cast, so that the table is not copied.
         table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
         x = table(jnp.asarray(input_ids)).astype(config.dtype)
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
         states = layer_stack.run(
             Layer(config, deterministic, name="layers"),
             lambda layer, states, last: layer(states, view),

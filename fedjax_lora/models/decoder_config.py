@@ -1,13 +1,14 @@
 """Configuration of a decoder."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.models import config_checks, rope
 from fedjax_lora.models.rope import Rope
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+DECODERS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,21 @@ class DecoderConfig:
       intermediate: width inside the feed-forward block.
       max_positions: the context window that the checkpoint states; see `max_tokens`.
       rope: the position embedding.
+      local_rope: that of sliding layers, if it is another one; None if not.
+      unrotated_layers: indices of the layers without a position embedding.
       norm_eps: added to the mean square in every RMSNorm.
+      norm_offset: added to the stored scales of every RMSNorm.
+      sandwich_norms: blocks normalise their outputs too, before the residual is added.
+      embedding_scale: multiplier of the token embeddings.
       activation: of the gate, a key of `activations.ACTIVATIONS`.
       qkv_bias: query, key and value have biases.
       output_bias: the attention's output projection has one.
       mlp_bias: the feed-forward projections have them.
       qk_norm: queries and keys are normalised per head.
+      fused: query, key and value are one matrix, and so are gate and up.
+      attention_scale: multiplier of the products of queries and keys; None for ``head_dim**-0.5``.
+      attention_softcap: limit of their size, by a tanh; None for none.
+      logit_softcap: likewise of a language model's logits.
       sliding_window: number of tokens, itself included, to which a token attends in a sliding
         layer; None if there is no such layer.
       full_layers: indices of the layers with full attention in spite of `sliding_window`.
@@ -56,12 +66,21 @@ class DecoderConfig:
     intermediate: int
     max_positions: int
     rope: Rope = dataclasses.field(default_factory=Rope)
+    local_rope: Rope | None = None
+    unrotated_layers: tuple[int, ...] = ()
     norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    embedding_scale: float = 1.0
     activation: str = "silu"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    fused: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
     tied: bool = False
@@ -106,4 +125,24 @@ def _problems(config: DecoderConfig) -> Iterator[str]:
         yield f"num_labels is {config.num_labels} but must be at least 0 (0: a language model)"
     if config.sliding_window is not None and config.sliding_window < 1:
         yield f"sliding_window is {config.sliding_window} but must be at least 1, or None"
-    yield from rope.problems(config.rope)
+    yield from _scale_problems(config)
+    yield from _rope_problems(config)
+
+
+def _scale_problems(config: DecoderConfig) -> Iterator[str]:
+    for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{name} is {value} but must be above 0 and finite, or None"
+
+
+def _rope_problems(config: DecoderConfig) -> Iterator[str]:
+    ropes = (config.rope, *([] if config.local_rope is None else [config.local_rope]))
+    for one in ropes:
+        yield from rope.problems(one)
+    # One factor and one table of angles serve all layers.
+    if config.local_rope is not None and "dynamic" in {one.type for one in ropes}:
+        yield "rope type 'dynamic' in a model whose sliding layers have another one"
+    several = config.local_rope is not None or config.unrotated_layers
+    if several and any(one.attention_factor != 1 for one in ropes):
+        yield "a rope attention factor in a model whose layers differ in their position embedding"

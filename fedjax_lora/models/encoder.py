@@ -1,4 +1,4 @@
-"""One Flax module for the BERT, RoBERTa, DistilBERT and ALBERT encoders.
+"""One Flax module for the encoders of `families.FAMILIES`: BERT and those of its shape.
 
 Every projection is a plain `nn.Dense`, and the layers are one scanned module. Other code can
 therefore find each product by its module path (``encoder/layers/attention/query``) and give any
@@ -20,6 +20,7 @@ from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.norms import layer_norm
+from fedjax_lora.models.relative_positions import RelativePositions
 from fedjax_lora.models.unpadding import Layout, layout
 
 Tokens = Int[Array | np.ndarray, "n t"]
@@ -92,7 +93,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*rows h"], at: Layout, first_tokens: int | None
+        self,
+        x: Float[Array, "*rows h"],
+        at: Layout,
+        first_tokens: int | None,
+        bias: Float[Array, "1 heads t t"] | None,
     ) -> Float[Array, "*rows_left h"]:
         """Apply the block; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
         config = self.config
@@ -107,11 +112,12 @@ class Attention(nn.Module):
         if first_tokens is not None:
             x = at.texts(x)[:, :first_tokens]
             texts = states = lambda x: x
+            bias = None if bias is None else bias[:, :, :first_tokens]
         query = heads(texts(dense(config, config.hidden, "query")(x)))
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
-        mixed = attend(query, key, value, at.mask[:, None, None], drop=drop)
+        mixed = attend(query, key, value, at.mask[:, None, None], bias=bias, drop=drop)
         mixed = states(mixed.reshape(*mixed.shape[:2], config.hidden))
         y = dense(config, config.hidden, "output")(mixed)
         if config.traits.attention_output_dropout:
@@ -144,10 +150,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*rows h"], at: Layout, first_tokens: int | None = None
+        self,
+        x: Float[Array, "*rows h"],
+        at: Layout,
+        first_tokens: int | None = None,
+        bias: Float[Array, "1 heads t t"] | None = None,
     ) -> Float[Array, "*rows_left h"]:
         """Apply the layer; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
-        x = Attention(self.config, self.deterministic, name="attention")(x, at, first_tokens)
+        x = Attention(self.config, self.deterministic, name="attention")(x, at, first_tokens, bias)
         return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
@@ -185,7 +195,10 @@ class Encoder(nn.Module):
         config = self.config
         check_batch(config, input_ids, attention_mask)
         x = Embeddings(config, deterministic, name="embeddings")(input_ids, token_types)
-        if config.traits.factorised:
+        bias = None
+        if config.traits.relative_positions:
+            bias = RelativePositions(config.heads, name="relative_positions")(input_ids.shape[1])
+        if config.projects_embeddings:
             x = dense(config, config.hidden, "projection")(x)
         where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
         first = pooled_only and config.pooling == "family"
@@ -194,7 +207,7 @@ class Encoder(nn.Module):
         first_tokens = 1 if first and unrolled else None
         x = layer_stack.run(
             Layer(config, deterministic, name="layers"),
-            lambda layer, x, last: layer(x, where, first_tokens if last else None),
+            lambda layer, x, last: layer(x, where, first_tokens if last else None, bias),
             where.states(x),
             count=config.layers,
             scan_unroll=config.scan_unroll,

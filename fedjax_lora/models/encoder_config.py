@@ -87,6 +87,13 @@ class EncoderConfig:
         return self.traits.head if self.pooling == "family" else "linear"
 
     @property
+    def projects_embeddings(self) -> bool:
+        """Whether a projection leads from the embeddings to the hidden width."""
+        traits = self.traits
+        wider = traits.square_projection or self.embedding_size != self.hidden
+        return traits.factorised and wider
+
+    @property
     def has_pooler(self) -> bool:
         """Whether the tanh pooler is used; mean pooling does not use it."""
         return self.traits.pooler and self.pooling == "family"

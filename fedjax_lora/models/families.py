@@ -1,4 +1,4 @@
-"""Properties of the four supported encoder families.
+"""Properties of the supported encoder families.
 
 The modules in `encoder` and `heads` are written once and look up the properties of a family here.
 """
@@ -17,7 +17,10 @@ class Family(NamedTuple):
       pooler: the base model has a tanh layer on the first token.
       token_types: the embeddings add a row for the segment of each token.
       factorised: token embeddings have their own width and a projection to the hidden width.
+      square_projection: also if both widths are the same.
       shared_layers: one set of layer parameters serves every layer.
+      relative_positions: attention adds a learned bias by the distance of two tokens (arXiv
+        1910.10683), the same in all layers.
       padded_positions: positions count the tokens that are not padding, from ``pad_token_id + 1``.
       attention_output_dropout: dropout on the residual branch of the attention block.
       feed_forward_dropout: dropout on the residual branch of the feed-forward block.
@@ -28,7 +31,9 @@ class Family(NamedTuple):
     pooler: bool = False
     token_types: bool = True
     factorised: bool = False
+    square_projection: bool = False
     shared_layers: bool = False
+    relative_positions: bool = False
     padded_positions: bool = False
     attention_output_dropout: bool = True
     feed_forward_dropout: bool = True
@@ -37,12 +42,27 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "albert": Family(
-            "albert", pooler=True, factorised=True, shared_layers=True, feed_forward_dropout=False
+            "albert",
+            pooler=True,
+            factorised=True,
+            square_projection=True,
+            shared_layers=True,
+            feed_forward_dropout=False,
         ),
         "bert": Family("bert", pooler=True),
+        "camembert": Family("roberta", head="dense_tanh", padded_positions=True),
         "distilbert": Family(
             "distilbert", head="pre_classifier", token_types=False, attention_output_dropout=False
         ),
+        "electra": Family("electra", head="dense_gelu", factorised=True),
+        "mpnet": Family(
+            "mpnet",
+            head="dense_tanh",
+            token_types=False,
+            relative_positions=True,
+            padded_positions=True,
+        ),
         "roberta": Family("roberta", head="dense_tanh", padded_positions=True),
+        "xlm-roberta": Family("roberta", head="dense_tanh", padded_positions=True),
     }
 )

@@ -1,13 +1,14 @@
 """Classification heads of the encoder families, as in Hugging Face, and the full classifier."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.encoder import Encoder, Mask, Places, Tokens, dense
 from fedjax_lora.models.encoder_config import EncoderConfig
 
@@ -25,18 +26,19 @@ class LinearHead(nn.Module):
         return _dense(self.config, self.config.num_labels, "classifier")(pooled)
 
 
-class DenseTanhHead(nn.Module):
-    """RoBERTa: a tanh layer between two dropouts, then the output layer."""
+class DenseHead(nn.Module):
+    """RoBERTa and ELECTRA: a layer between two dropouts, then the output layer."""
 
     config: EncoderConfig
     deterministic: bool
+    activation: str = "tanh"
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
         """Logits."""
         config = self.config
         x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(pooled)
-        x = jnp.tanh(_dense(config, config.hidden, "dense")(x))
+        x = ACTIVATIONS[self.activation](_dense(config, config.hidden, "dense")(x))
         x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(x)
         return _dense(config, config.num_labels, "out_proj")(x)
 
@@ -56,10 +58,11 @@ class PreClassifierHead(nn.Module):
         return _dense(config, config.num_labels, "classifier")(x)
 
 
-HEADS: Mapping[str, type[nn.Module]] = MappingProxyType(
+HEADS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "linear": LinearHead,
-        "dense_tanh": DenseTanhHead,
+        "dense_gelu": functools.partial(DenseHead, activation="gelu"),
+        "dense_tanh": DenseHead,
         "pre_classifier": PreClassifierHead,
     }
 )

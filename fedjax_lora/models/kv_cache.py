@@ -38,6 +38,8 @@ class View(NamedTuple):
 
     Attributes:
       turn: rotary angles of the tokens' positions.
+      near_turn: those of sliding layers, if they are others; None if not.
+      rotates: True for layers with a position embedding.
       mask: True where a token may attend to a slot in a layer with full attention.
       near: True within the sliding window; None without a window.
       slides: True for layers whose attention is limited to the window.
@@ -46,11 +48,20 @@ class View(NamedTuple):
     """
 
     turn: Float[Array, "n t half"]
+    near_turn: Float[Array, "n t half"] | None
+    rotates: Bool[Array, " L"] | None
     mask: Bool[Array, "n 1 t s"]
     near: Bool[Array, "1 1 t s"] | None
     slides: Bool[Array, " L"]
     slot: Int[Array, ""]
     occupied: Bool[Array, "n s"]
+
+    def turn_of(self, layer: Int[Array, ""]) -> Float[Array, "n t half"]:
+        """Rotary angles in one layer."""
+        turn = self.turn
+        if self.near_turn is not None:
+            turn = jnp.where(self.slides[layer], self.near_turn, turn)
+        return turn if self.rotates is None else jnp.where(self.rotates[layer], turn, 0.0)
 
     def seen_by(self, layer: Int[Array, ""]) -> Bool[Array, "n 1 t s"]:
         """Attention mask of one layer: True where a token may attend to a slot."""
@@ -73,10 +84,19 @@ def make_view(
     near = None
     if config.sliding_window is not None:
         near = (query_slot - key_slot < config.sliding_window)[None, None]
-    turn = angles(config.rope, positions, width=config.head_dim, window=config.max_positions)
-    slides = jnp.array([layer not in config.full_layers for layer in range(config.layers)])
+    sizes = {"width": config.head_dim, "window": config.max_positions}
+    turn, near_turn, rotates = angles(config.rope, positions, **sizes), None, None
+    if config.local_rope is not None:
+        near_turn = angles(config.local_rope, positions, **sizes)
+    if config.unrotated_layers:
+        rotates = _layers_but(config, config.unrotated_layers)
+    slides = _layers_but(config, config.full_layers)
     causal = occupied[:, None, None, :] & (key_slot <= query_slot)[None, None]
-    return View(turn, causal, near, slides, slot, occupied)
+    return View(turn, near_turn, rotates, causal, near, slides, slot, occupied)
+
+
+def _layers_but(config: DecoderConfig, excluded: tuple[int, ...]) -> Bool[Array, " L"]:
+    return jnp.array([layer not in excluded for layer in range(config.layers)])
 
 
 def _count_positions(mask: Array, cache: Cache | None) -> Int[Array, "n t"]:

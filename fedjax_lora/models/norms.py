@@ -31,10 +31,18 @@ def layer_norm(x: Array, *, name: str, eps: float, dtype: str) -> Array:
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 
-def rms_norm(x: Array, *, name: str, eps: float, dtype: str) -> Array:
-    """RMSNorm of the last axis, with the arguments of `layer_norm`; its child has no ``bias``."""
-    if not current_target().is_cpu:
-        return _KeepsNormalised(eps, dtype, centred=False, name=name)(x)
+def rms_norm(x: Array, *, name: str, eps: float, dtype: str, offset: float = 0.0) -> Array:
+    """RMSNorm of the last axis, with the arguments of `layer_norm`; its child has no ``bias``.
+
+    Args:
+      x: the states.
+      name: of the child.
+      eps: added to the mean square.
+      dtype: of the result.
+      offset: added to the child's ``scale``, as in Gemma, whose scales are stored less 1.
+    """
+    if offset or not current_target().is_cpu:
+        return _KeepsNormalised(eps, dtype, centred=False, offset=offset, name=name)(x)
     norm = nn.RMSNorm(name=name, epsilon=eps, dtype=jnp.float32)
     return norm(x.astype(jnp.float32)).astype(dtype)
 
@@ -45,13 +53,14 @@ class _KeepsNormalised(nn.Module):
     eps: float
     dtype: str
     centred: bool
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n h"]) -> Float[Array, "*n h"]:
         width = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, width)
         bias = self.param("bias", nn.initializers.zeros, width) if self.centred else 0 * scale
-        arrays = (z.astype(jnp.float32) for z in (x, scale, bias))
+        arrays = (z.astype(jnp.float32) for z in (x, scale + self.offset, bias))
         return normalise(self.eps, self.dtype, self.centred, *arrays)
 
 

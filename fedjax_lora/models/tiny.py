@@ -15,8 +15,12 @@ from fedjax_lora.models.module_types import Config, module_of
 # Where a family's shape differs from BERT's.
 _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
     "albert": {"embedding_size": 16},
+    "camembert": {"type_vocab": 1, "max_positions": 66, "pad_token_id": 1},
     "distilbert": {"type_vocab": 0},
+    "electra": {"embedding_size": 16},
+    "mpnet": {"type_vocab": 0, "max_positions": 66, "pad_token_id": 1},
     "roberta": {"type_vocab": 1, "max_positions": 66, "pad_token_id": 1},
+    "xlm-roberta": {"type_vocab": 1, "max_positions": 66, "pad_token_id": 1},
 }
 
 

@@ -39,10 +39,15 @@ def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Ob
     return federated.text_classification(module, lengths, unpadded=unpadded, **options)
 
 
+def _language(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
+    logits = functools.partial(models.logits, softcap=module.config.logit_softcap)
+    return federated.causal_lm(module, lengths, logits=logits, **options)
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": _classification,
     "regression": functools.partial(_classification, regression=True),
-    "language": functools.partial(federated.causal_lm, logits=models.logits),
+    "language": _language,
 }
 """What clients minimise, by task type."""
 

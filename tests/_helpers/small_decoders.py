@@ -22,9 +22,26 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "num_labels": 3,
 }
+_GEMMA = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 5}
 FAMILY_SIZES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
+    "gemma2": {
+        **_GEMMA,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma3_text": {
+        **_GEMMA,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 900.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+        },
+    },
     "mistral": {"sliding_window": 4, "head_dim": 8},
+    "phi3": {"sliding_window": 5},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {
         "head_dim": 10,
@@ -33,8 +50,14 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
 }
-FAMILIES = tuple(FAMILY_SIZES)
-NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+MORE = tuple(family for family in FAMILY_SIZES if family not in FAMILIES)
+"""Families of which fewer combinations are tested, or with `slow`."""
+NAMES = {
+    "gemma2": "Gemma2", "gemma3_text": "Gemma3", "llama": "Llama", "mistral": "Mistral",
+    "phi3": "Phi3", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3",
+}  # fmt: skip
+TIED = ("gemma2", "gemma3_text", "qwen2")
 
 
 class Texts(NamedTuple):
@@ -60,7 +83,8 @@ def build(family: str, task: str = "CausalLM", **overrides: Any) -> Any:
     sizes = SIZES | FAMILY_SIZES[family] | overrides
     config = transformers.AutoConfig.for_model(family, attn_implementation="eager", **sizes)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{NAMES[family]}For{task}")(config).eval()
+    name = "Gemma3Text" if (family, task[0]) == ("gemma3_text", "S") else NAMES[family]
+    model = getattr(transformers, f"{name}For{task}")(config).eval()
     with torch.no_grad():
         for label, value in model.named_parameters():
             value.normal_(0, 0.3)

@@ -12,7 +12,7 @@ import tyro
 import fedjax_lora as fl
 from experiments.tools.markdown import text_of
 from experiments.tools.write_docs import BLOCKS
-from fedjax_lora.cli import deploy, evaluate, export, inspect, main, predict
+from fedjax_lora.cli import chat_demo, deploy, evaluate, export, inspect, main, predict
 from fedjax_lora.methods import METHODS
 from fedjax_lora.runs.choices import check_choices
 from fedjax_lora.runs.config import load
@@ -82,6 +82,8 @@ def test_documented_commands_parse(command: str, monkeypatch):
         monkeypatch.setattr(f"fedjax_lora.{execute[verb]}", lambda *given: calls.append(given))
         assert main.main([verb, *args]) == 0
         assert len(calls) == 1
+    elif verb == "chat-demo":
+        assert tyro.cli(chat_demo.ChatDemoOptions, args=args).rounds > 0
     elif verb in ("deploy", "client"):
         kind = deploy.ClientOptions if verb == "client" else DEPLOY[args.pop(0)]
         assert tyro.cli(kind, args=args)

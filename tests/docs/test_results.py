@@ -17,6 +17,8 @@ from experiments.studies.ag_news import report as ag_news
 from experiments.studies.instruction_tuning import report as instruction_tuning
 from experiments.studies.noise import report as noise
 from fedjax_lora.methods import METHODS
+from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.families import FAMILIES
 
 REPORTS = [
     ag_news,
@@ -59,3 +61,12 @@ def test_committed_parity_results_are_within_tolerance():
     found = json.loads((huggingface_parity.RESULTS / "parity.json").read_text("utf-8"))
     assert all(max(row["adapter"], row["merged"]) < 1e-4 < row["effect"] for row in found["rows"])
     assert len(found["rows"]) == 5
+
+
+def test_committed_families_are_within_tolerance():
+    found = json.loads(huggingface_parity.FAMILIES.read_text("utf-8"))["rows"]
+    names = {row["family"] for row in found}
+    assert len(names) == len(found) == 8 and names < {*FAMILIES, *DECODERS}
+    for row in found:
+        assert max(row["logits"], row["adapter"], row["merged"], row["gradients"]) < 1e-4
+        assert row["back"] and row["cards"] and row["effect"] > 0.1

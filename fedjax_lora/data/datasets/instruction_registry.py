@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedjax_lora.core.errors import raise_all, unknown
 from fedjax_lora.data import prompts
+from fedjax_lora.data.datasets import stdlib_descriptions
 from fedjax_lora.data.datasets.delimited import Layout
 from fedjax_lora.data.datasets.instruction_formats import (
     ALPACA,
@@ -32,6 +33,14 @@ from fedjax_lora.data.datasets.records import METRICS, Folder, Hub, Local, Promp
 _METRICS = [name for name, kind in METRICS.items() if kind == "language"]
 
 TASKS = (
+    Task(
+        "descriptions",
+        "what functions of Python's standard library do (built in, offline); packages are clients",
+        "https://docs.python.org/3/library/",
+        metric="perplexity",
+        builtin=stdlib_descriptions.read,
+        prompting=Prompting(answer_tokens=32),
+    ),
     Task(
         "dolly",
         "instructions written by employees, 8 categories, which are the natural clients",

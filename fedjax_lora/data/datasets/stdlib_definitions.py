@@ -55,7 +55,7 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
       InputError: source files are missing (a zipped or stripped library).
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    files = list(_files(root))
+    files = list(source_files(root))
     texts = python_sources.cached(
         "definitions", __file__, (path for _, _, path in files), lambda: _read(files)
     )
@@ -65,7 +65,7 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
             f"The task 'definitions' needs the standard library's .py files, and {root} lacks "
             "them (zipped or stripped); choose another task."
         )
-    train, test = ([text for text in texts if _is_test(text) is side] for side in (False, True))
+    train, test = ([text for text in texts if is_test(text) is side] for side in (False, True))
     return _table(train), _table(test)
 
 
@@ -74,11 +74,12 @@ def _read(files: Sequence[tuple[int, str, Path]]) -> list[Text]:
     return python_sources.without_near_duplicates(texts, SIMILAR)
 
 
-def _is_test(text: Text) -> bool:
+def is_test(text: Text) -> bool:
+    """Whether a text is in the test set, by its checksum."""
     return zlib.crc32(text.text.encode()) % TEST_SHARE == 0
 
 
-def _files(root: Path) -> Iterator[tuple[int, str, Path]]:
+def source_files(root: Path) -> Iterator[tuple[int, str, Path]]:
     """Yield (label, dotted module name, path) in a fixed order."""
     for label, package in enumerate(PACKAGES.values()):
         for path in [root / f"{package}.py", *sorted((root / package).rglob("*.py"))]:

@@ -136,7 +136,7 @@ def _make_next_logits(
             hidden, cache = rows(adapter, gain, ids, mask, cache)
         else:
             hidden, cache = read(adapter, gain, ids, mask, cache)
-        return models.logits(params, hidden), cache
+        return models.logits(params, hidden, softcap=module.config.logit_softcap), cache
 
     return next_logits
 

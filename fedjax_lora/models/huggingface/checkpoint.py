@@ -23,7 +23,7 @@ from fedjax_lora.models.module_types import Config
 # a pooler that the config does not use, a tied vocabulary matrix, and buffers of old versions.
 _OTHER_PARTS = re.compile(
     r"embeddings\.(position_ids|token_type_ids)$"
-    r"|(cls|lm_head|predictions|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
+    r"|(cls|lm_head|predictions|discriminator_predictions|generator_(predictions|lm_head)|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
     r"|(pooler|classifier|pre_classifier|score)\."
     r"|layers\.\d+\.self_attn\.rotary_emb\."
 )

@@ -13,6 +13,7 @@ from fedjax_lora.models.families import FAMILIES
 from fedjax_lora.models.huggingface import gguf
 from fedjax_lora.models.huggingface.decoder_config import decoder_config, unsupported
 from fedjax_lora.models.module_types import Config
+from fedjax_lora.models.relative_positions import BUCKETS
 
 MOST_LABELS = 10**6
 _SUPPORTED = (*FAMILIES, *DECODERS)
@@ -52,11 +53,23 @@ _KINDS: Mapping[str, Mapping[str, type]] = MappingProxyType(
     {
         "albert": _BERT_KINDS | {"embedding_size": int, "classifier_dropout_prob": float},
         "bert": _BERT_KINDS,
+        "camembert": _BERT_KINDS,
         "distilbert": _DISTILBERT_KINDS,
+        "electra": _BERT_KINDS | {"embedding_size": int},
+        "mpnet": {name: kind for name, kind in _BERT_KINDS.items() if name != "type_vocab_size"},
         "roberta": _BERT_KINDS,
+        "xlm-roberta": _BERT_KINDS,
     }
 )
 """What is read of the config of each family of encoders."""
+
+_ONLY: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "albert": {"num_hidden_groups": 1, "inner_group_num": 1},
+        "mpnet": {"relative_attention_num_buckets": BUCKETS, "pad_token_id": 1},
+    }
+)
+"""Fields that may have one value alone: with others it is another function."""
 
 
 def read_config(folder: Path, **options: object) -> Config:
@@ -185,9 +198,9 @@ def _unsupported_encoder(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     labels = raw.get("num_labels")  # `transformers` allocates a dictionary of this size
     if isinstance(labels, int) and labels > MOST_LABELS:
         yield f"{labels} labels (at most {MOST_LABELS})"
-    for name in ("num_hidden_groups", "inner_group_num") if family == "albert" else ():
-        if raw.get(name, 1) != 1:
-            yield f"{name}={raw[name]} (only 1)"
+    for name, only in _ONLY.get(family, {}).items():
+        if raw.get(name, only) != only:
+            yield f"{name}={raw[name]} (only {only})"
 
 
 def _fields(hf: Any, family: str) -> dict[str, Any]:
@@ -211,7 +224,8 @@ def _fields(hf: Any, family: str) -> dict[str, Any]:
 
 
 def _bert_fields(hf: Any, family: str) -> dict[str, Any]:
-    head = hf.classifier_dropout_prob if family == "albert" else hf.classifier_dropout
+    name = "classifier_dropout_prob" if family == "albert" else "classifier_dropout"
+    head = getattr(hf, name, None)
     return {
         "intermediate": hf.intermediate_size,
         "layer_norm_eps": hf.layer_norm_eps,

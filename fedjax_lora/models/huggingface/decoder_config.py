@@ -14,15 +14,23 @@ def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(rope, Mapping):
         yield "rope parameters that are no JSON object"
         return
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        yield f"rope type {kind!r} (only {', '.join(ROPE_TYPES)})"
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        yield "rotary embeddings of a part of each head"
+    inner = [part for part in rope.values() if isinstance(part, Mapping)]  # by type of layer
+    for part in inner or [rope]:
+        yield from _unsupported_rope(part, raw)
+    if raw.get("use_bidirectional_attention"):
+        yield "attention to later tokens"
     if raw.get("quantization_config"):
         yield "quantised weights (use the original checkpoint, and storage int8 or nf4)"
     if raw.get("model_type") == "mistral" and raw.get("layer_types"):
         yield "layer_types in a mistral model"
+
+
+def _unsupported_rope(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterator[str]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        yield f"rope type {kind!r} (only {', '.join(ROPE_TYPES)})"
+    if (rope.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0) != 1.0:
+        yield "rotary embeddings of a part of each head"
 
 
 def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
@@ -46,13 +54,13 @@ def _fields(hf: Any) -> dict[str, Any]:
         "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         "intermediate": hf.intermediate_size,
         "max_positions": hf.max_position_embeddings,
-        "rope": _rope(hf),
         "norm_eps": hf.rms_norm_eps,
-        "activation": hf.hidden_act,
+        "activation": getattr(hf, "hidden_activation", None) or hf.hidden_act,
         "qkv_bias": family == "qwen2" or bias,
         "output_bias": bias,
         "mlp_bias": getattr(hf, "mlp_bias", False),
-        "qk_norm": family == "qwen3",
+        "qk_norm": family in ("qwen3", "gemma3_text"),
+        "fused": family == "phi3",
         "sliding_window": _window(hf, kinds),
         "full_layers": tuple(n for n, kind in enumerate(kinds) if kind == "full_attention"),
         "tied": hf.tie_word_embeddings,
@@ -60,7 +68,34 @@ def _fields(hf: Any) -> dict[str, Any]:
         "initializer_range": hf.initializer_range,
         "num_labels": hf.num_labels if classifier else 0,
         "architectures": architectures,
+        **_ropes(hf),
+        **(_gemma(hf) if family.startswith("gemma") else {}),
     }
+
+
+def _gemma(hf: Any) -> dict[str, Any]:
+    """Fields in which Gemma 2 (arXiv 2408.00118) and 3 (arXiv 2503.19786) differ from Llama."""
+    return {
+        "norm_offset": 1.0,
+        "sandwich_norms": True,
+        "embedding_scale": float(hf.hidden_size) ** 0.5,
+        "attention_scale": float(hf.query_pre_attn_scalar) ** -0.5,
+        # Gemma 3 has the field, and does not use it.
+        "attention_softcap": hf.attn_logit_softcapping if hf.model_type == "gemma2" else None,
+        "logit_softcap": hf.final_logit_softcapping,
+    }
+
+
+def _ropes(hf: Any) -> dict[str, Any]:
+    """The position embeddings of the layers."""
+    stated, window = hf.rope_parameters, hf.max_position_embeddings
+    fields: dict[str, Any] = {}
+    if "full_attention" in stated:
+        fields["local_rope"] = _rope(stated["sliding_attention"], window)
+        stated = stated["full_attention"]
+    with_rope = getattr(hf, "no_rope_layers", None) or []  # 1 for a layer with it
+    fields["unrotated_layers"] = tuple(n for n, has in enumerate(with_rope) if not has)
+    return fields | {"rope": _rope(stated, window)}
 
 
 def _window(hf: Any, kinds: list[str]) -> int | None:
@@ -69,9 +104,8 @@ def _window(hf: Any, kinds: list[str]) -> int | None:
     return getattr(hf, "sliding_window", None)
 
 
-def _rope(hf: Any) -> Rope:
-    stated = hf.rope_parameters
-    original = stated.get("original_max_position_embeddings") or hf.max_position_embeddings
+def _rope(stated: Mapping[str, Any], window: int) -> Rope:
+    original = stated.get("original_max_position_embeddings") or window
     factor = 1.0 if stated.get("factor") is None else stated["factor"]
     common = {
         "type": stated.get("rope_type", "default"),

@@ -62,6 +62,7 @@ _MODULES: Mapping[str, str] = MappingProxyType(
         "ffn_down": "mlp.down_proj",
     }
 )
+_ENDS = ("bos", "eos")
 _FREQUENCIES = "rope_freqs.weight"
 """Divisors of the rotary frequencies, by which files express the rope type llama3."""
 
@@ -118,8 +119,12 @@ def read_config(file: Path) -> dict[str, Any]:
     missing = [f"{architecture}.{key}" for key in _FIELDS.values() if own(key) is None]
     raise_all(f"{file} lacks what describes its model", missing)
     raise_all(f"{file} asks for what is not supported", _unsupported(own))
-    tensors = opened.tensors
-    config = {name: own(key) for name, key in _FIELDS.items()}
+    return _config(own, opened, file)
+
+
+def _config(own: "_Keys", opened: _File, file: Path) -> dict[str, Any]:
+    tensors, architecture = opened.tensors, own.architecture
+    config: dict[str, Any] = {name: own(key) for name, key in _FIELDS.items()}
     config |= {
         "model_type": architecture,
         "architectures": [_CLASSES[architecture]],
@@ -135,10 +140,8 @@ def read_config(file: Path) -> dict[str, Any]:
         config["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
     if scaling := _rope_scaling(own, config, tensors, file):
         config["rope_scaling"] = scaling
-    for name in ("bos", "eos"):
-        if (token := opened.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
-            config[f"{name}_token_id"] = token
-    return config
+    ids = {f"{x}_token_id": opened.metadata.get(f"tokenizer.ggml.{x}_token_id") for x in _ENDS}
+    return config | {name: token for name, token in ids.items() if token is not None}
 
 
 def read_tensors(file: Path) -> dict[str, Stored]:
@@ -191,7 +194,7 @@ def _opened(file: Path, time: int, size: int) -> _File:
     import gguf
 
     try:
-        reader = gguf.GGUFReader(file)
+        reader = gguf.GGUFReader(file)  # pyright: ignore
         fields = {key: field.contents() for key, field in reader.fields.items()}
         return _File(fields, {tensor.name: tensor for tensor in reader.tensors})
     except Exception as error:  # a damaged file can raise anything
@@ -273,7 +276,8 @@ def _stored(name: str, tensor: Any, heads: int | None, kv_heads: int | None) -> 
     def read() -> np.ndarray:
         import gguf
 
-        value = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        value = gguf.dequantize(tensor.data, tensor.tensor_type)  # pyright: ignore
+        value = value.reshape(shape)
         return value if not count else _in_halves(value, count)
 
     return Stored(shape, tensor.tensor_type.name, read)

@@ -117,31 +117,11 @@ def _token(facts: Mapping[str, Any], name: str) -> str | None:
 
 def _with_special_tokens(backend: Any, facts: Mapping[str, Any]) -> Any:
     """Wrap a tokenizer of the library with the special tokens and chat template of the file."""
-    from tokenizers import AddedToken, processors
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    tokens, types = facts["tokenizer.ggml.tokens"], facts.get("tokenizer.ggml.token_type") or ()
-    for kind in (_CONTROL, _USER_DEFINED):
-        special = kind == _CONTROL
-        added = [
-            AddedToken(token, normalized=False, special=special)
-            for token, type in zip(tokens, types, strict=False)
-            if type == kind
-        ]
-        backend.add_special_tokens(added) if special else backend.add_tokens(added)
+    _add_tokens(backend, facts)
     names = {x: _token(facts, key) for x, key in _SPECIAL.items()}
-    # Older files have no flag, and llama.cpp begins the texts of SentencePiece with that token.
-    begins = facts.get("tokenizer.ggml.add_bos_token", facts["tokenizer.ggml.model"] == "llama")
-    ends = facts.get("tokenizer.ggml.add_eos_token", False)
-    at = [x for x, wanted in (("bos", begins), ("eos", ends)) if wanted and names[x]]
-    if at:
-        first, last = (names[x] if x in at else "" for x in ("bos", "eos"))
-        backend.post_processor = processors.TemplateProcessing(
-            single=[*filter(None, (first, "$A", last))],
-            pair=[*filter(None, (first, "$A", last, first and f"{first}:1", "$B:1",
-                                 last and f"{last}:1"))],
-            special_tokens=[(names[x], facts[f"tokenizer.ggml.{x}_token_id"]) for x in at],
-        )  # fmt: skip
+    _add_ends(backend, facts, names)
     made = TokenizersBackend(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
@@ -151,3 +131,33 @@ def _with_special_tokens(backend: Any, facts: Mapping[str, Any]) -> Any:
     if isinstance(template, str):
         made.chat_template = template
     return made
+
+
+def _add_tokens(backend: Any, facts: Mapping[str, Any]) -> None:
+    """Keep control tokens, which are special, and those of users whole."""
+    from tokenizers import AddedToken
+
+    tokens, types = facts["tokenizer.ggml.tokens"], facts.get("tokenizer.ggml.token_type") or ()
+    for kind, add in ((_CONTROL, backend.add_special_tokens), (_USER_DEFINED, backend.add_tokens)):
+        chosen = (token for token, type in zip(tokens, types, strict=False) if type == kind)
+        add([AddedToken(token, normalized=False, special=kind == _CONTROL) for token in chosen])
+
+
+def _add_ends(backend: Any, facts: Mapping[str, Any], names: Mapping[str, str | None]) -> None:
+    """Begin and end each text with the tokens that the file asks for."""
+    from tokenizers import processors
+
+    # Older files have no flag, and llama.cpp begins the texts of SentencePiece with that token.
+    begins = facts.get("tokenizer.ggml.add_bos_token", facts["tokenizer.ggml.model"] == "llama")
+    wanted = {"bos": begins, "eos": facts.get("tokenizer.ggml.add_eos_token", False)}
+    ends = {x: names[x] for x in wanted if wanted[x] and names[x]}
+    first, last = ([ends[x]] if x in ends else [] for x in ("bos", "eos"))
+    if ends:
+        second = [f"{token}:1" for token in (*first, "$B", *last)]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *second],
+            special_tokens=[
+                (token, facts[f"tokenizer.ggml.{x}_token_id"]) for x, token in ends.items()
+            ],
+        )

@@ -72,14 +72,41 @@ _ALBERT = _table(
     },
     {"projection": "encoder.embedding_hidden_mapping_in", "pooler": "pooler"},
 )
-_ENCODERS = MappingProxyType(
-    {"albert": _ALBERT, "bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT}
+_ELECTRA = MappingProxyType({**_BERT, "projection": "embeddings_project"})
+_MPNET = _table(
+    "encoder.layer.{layer}",
+    {
+        "attention/query": "attention.attn.q",
+        "attention/key": "attention.attn.k",
+        "attention/value": "attention.attn.v",
+        "attention/output": "attention.attn.o",
+        "attention/norm": "attention.LayerNorm",
+        "feed_forward/intermediate": "intermediate.dense",
+        "feed_forward/output": "output.dense",
+        "feed_forward/norm": "output.LayerNorm",
+    },
+    {"relative_positions/bias": "encoder.relative_attention_bias"},
 )
+_ENCODERS = MappingProxyType(
+    {
+        "albert": _ALBERT,
+        "bert": _BERT,
+        "camembert": _BERT,
+        "distilbert": _DISTILBERT,
+        "electra": _ELECTRA,
+        "mpnet": _MPNET,
+        "roberta": _BERT,
+        "xlm-roberta": _BERT,
+    }
+)
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
 _DECODER_LAYER = (
     "input_layernorm",
-    *(f"self_attn/{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"self_attn/{name}" for name in (*_ATTENTION, "q_norm", "k_norm")),
     "post_attention_layernorm",
-    *(f"mlp/{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+    *(f"mlp/{name}" for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj")),
 )
 _DECODER = MappingProxyType(
     {"embed_tokens": "embed_tokens", "norm": "norm"}
@@ -88,6 +115,7 @@ _DECODER = MappingProxyType(
 _HEADS = MappingProxyType(
     {
         "linear": {"classifier": "classifier"},
+        "dense_gelu": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
         "dense_tanh": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
         "pre_classifier": {"pre_classifier": "pre_classifier", "classifier": "classifier"},
     }

@@ -23,6 +23,7 @@ from fedjax_lora.runs.config.schema import (
     LoraConfig,
     ModelConfig,
     RunConfig,
+    chat_demo,
     demo,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "RunConfig",
+    "chat_demo",
     "demo",
     "differing_fields",
     "from_dict",

@@ -233,3 +233,19 @@ def demo() -> RunConfig:
         local=LocalConfig(learning_rate=4e-2, schedule="linear", batch=8, max_steps=6),
         execution=ExecutionConfig(step_shapes=1, eval_every=2),
     )
+
+
+def chat_demo() -> RunConfig:
+    """Return the config of ``fedjax-lora chat-demo``: a chat model learns in a few minutes.
+
+    Texts are short and rounds have few steps. The base is stored in bfloat16, so that its layers
+    are compiled once and not one by one; its weights were rounded to 4 bits before.
+    """
+    return RunConfig(
+        data=DataConfig(task="descriptions", test_examples=60, max_length=96),
+        model=ModelConfig(model="smollm2-135m", storage="bfloat16"),
+        lora=LoraConfig(targets="attention"),
+        federation=FederationConfig(partition="natural", clients=10, cohort=5, rounds=3),
+        local=LocalConfig(learning_rate=3e-3, batch=4, max_steps=2),
+        execution=ExecutionConfig(step_shapes=1, eval_every=3, eval_batch=10),
+    )

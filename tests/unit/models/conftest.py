@@ -28,7 +28,19 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
     },
     "distilbert": {"hidden_dim": 40},
     "albert": {"embedding_size": 12, "hidden_act": "gelu_new", **EPSILON},
+    "electra": {"embedding_size": 12, **EPSILON},
 }
+FAMILY_SIZES |= {
+    "camembert": FAMILY_SIZES["roberta"],
+    "xlm-roberta": FAMILY_SIZES["roberta"],
+    "mpnet": FAMILY_SIZES["roberta"],
+}
+
+
+NAMES = {
+    "albert": "Albert", "bert": "Bert", "camembert": "Camembert", "distilbert": "DistilBert",
+    "electra": "Electra", "mpnet": "MPNet", "roberta": "Roberta", "xlm-roberta": "XLMRoberta",
+}  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -55,8 +67,7 @@ def build(family: str, task: str = "SequenceClassification", **overrides: Any) -
     import torch
     import transformers
 
-    prefix = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "albert": "Albert"}
-    name = f"{prefix[family]}Model" if task == "base" else f"{prefix[family]}For{task}"
+    name = f"{NAMES[family]}Model" if task == "base" else f"{NAMES[family]}For{task}"
     config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILY_SIZES[family] | overrides))
     torch.manual_seed(0)
     model = getattr(transformers, name)(config).eval()

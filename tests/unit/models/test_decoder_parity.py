@@ -20,7 +20,9 @@ def run(loaded, batch):
     @jax.jit
     def apply(params, *inputs):
         out = loaded.module.apply({"params": params}, *inputs)
-        return models.logits(params, out.hidden) if isinstance(out, models.Decoded) else out
+        if not isinstance(out, models.Decoded):
+            return out
+        return models.logits(params, out.hidden, softcap=loaded.config.logit_softcap)
 
     return np.asarray(apply(loaded.params, *batch))
 
@@ -33,17 +35,24 @@ def check(loaded, model, batch):
     np.testing.assert_allclose(got[at], want[at], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("family", decoders.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "left"),
+    [*((family, left) for family in decoders.FAMILIES for left in (False, True))]
+    + [(family, False) for family in decoders.MORE]
+    + [pytest.param(family, True, marks=pytest.mark.slow) for family in decoders.MORE],
+)
 def test_logits_equal_transformers_with_padding_on_either_side(family, left, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = load(folder, key)
     assert loaded.new_params == () and loaded.params["head"] == {}
-    assert ("vocabulary" in loaded.params) == (family != "qwen2")
+    assert ("vocabulary" in loaded.params) == (family not in decoders.TIED)
     check(loaded, model, decoders.texts(left=left))
 
 
-@pytest.mark.parametrize("family", decoders.FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [*decoders.FAMILIES, *(pytest.param(x, marks=pytest.mark.slow) for x in decoders.MORE)],
+)
 def test_classifier_reads_the_last_real_token(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family, "SequenceClassification")
     loaded = load(folder, key, num_labels=3)

@@ -13,15 +13,23 @@ TARGETS = {
     "roberta": ["query", "value", "attention.output.dense"],
     "distilbert": ["q_lin", "v_lin", "out_lin"],
     "albert": ["query", "value", "attention.dense"],
+    "electra": ["query", "value", "attention.output.dense"],
+    "mpnet": ["attn.q", "attn.v", "attn.o"],
+    "camembert": ["query", "value", "attention.output.dense"],
+    "xlm-roberta": ["query", "value", "attention.output.dense"],
 }
 PATHS = r"attention/(query|value|output)$"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers deprecates
 @pytest.mark.parametrize(
-    # RoBERTa's layers are BERT's.
+    # The layers of the others are BERT's.
     "family",
-    ["albert", "bert", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)],
+    ["albert", "bert", "distilbert", "mpnet"]
+    + [
+        pytest.param(family, marks=pytest.mark.slow)
+        for family in ("roberta", "camembert", "electra", "xlm-roberta")
+    ],
 )
 def test_factor_gradients_equal_peft(family, saved, texts, key):
     folder, model = saved(family)

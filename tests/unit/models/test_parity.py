@@ -20,6 +20,7 @@ class Batch(NamedTuple):
 
 
 FAMILIES = ("albert", "bert", "distilbert", "roberta")
+MORE = ("camembert", "electra", "mpnet", "xlm-roberta")
 TOLERANCE = 1e-4
 
 
@@ -57,7 +58,7 @@ def fitting(texts, config):
     return texts(pad=config.pad_token_id, segments=max(config.type_vocab, 1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, *MORE))
 def test_hidden_states_and_logits_equal_transformers(family, saved, texts, torch_outputs, key):
     folder, model = saved(family)
     loaded = load(folder, key)

@@ -11,7 +11,7 @@ import pytest
 from fedjax_lora import lora, models
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.evaluation import generation
-from tests._helpers.small_decoders import FAMILIES, random_adapters, saved
+from tests._helpers.small_decoders import FAMILIES, MORE, random_adapters, saved
 
 NEW = 9
 PROMPTS = [[7, 3, 12, 33, 5, 41, 8], [9, 4], [30, 31, 32, 6]]
@@ -64,7 +64,9 @@ def test_greedy_decoding_equals_decoding_without_a_cache(tiny):
     np.testing.assert_array_equal(out.length, [NEW] * 3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
+)
 def test_greedy_decoding_equals_transformers(family, tmp_path, key):
     import torch
 
