@@ -153,12 +153,11 @@ def activations(round_spec: RoundSpec, base: Params, trained: ClientParams, data
     temporarily: the gradient of the widest values of a layer, that of the logits that are computed
     at a time, or, where layers are recomputed, the activations of one layer. Logits that are
     computed in chunks are not kept between the passes, but their exponentials are needed with them.
-    (Without a loop over layers, each has given its values back when the next needs its gradient.)
     """
     inputs = round_spec.inputs
     config = inputs.module.config  # type: ignore[attr-defined]
     kept, widest = _kept(inputs, round_spec, base, trained, data)
-    temporary = [0 if is_unrolled(config.layers, config.scan_unroll) else widest]
+    temporary = [widest]
     if config.remat:
         module = inputs.module.clone(config=dataclasses.replace(config, remat=False))
         without_remat = dataclasses.replace(inputs, module=module)
@@ -182,14 +181,16 @@ def _kept(
       Those of all values that are kept, and those of the largest of them in one layer.
     """
     step, of_clients = trace(inputs, round_spec.spec, base, trained, data, round_spec.shapes[-1])
-    layers = inputs.module.config.layers  # type: ignore[attr-defined]
+    config = inputs.module.config  # type: ignore[attr-defined]
+    # A loop stacks what its layers keep.
+    stacked = 1 if is_unrolled(config.layers, config.scan_unroll) else config.layers
 
     def kept(count: int) -> list[Any]:
         leaves = jax.tree.leaves(jax.eval_shape(lambda *x: step(*x)[1], base, *of_clients(count)))
         return [x for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
 
-    def of_layer(size: int, x: Any) -> int:  # a loop stacks what its layers keep
-        return size // layers if x.shape[:1] == (layers,) else size
+    def of_layer(size: int, x: Any) -> int:
+        return size // stacked if x.shape[:1] == (stacked,) else size
 
     one, two = kept(1), kept(2)
     more = [stored_bytes(y) - stored_bytes(x) for x, y in zip(one, two, strict=True)]

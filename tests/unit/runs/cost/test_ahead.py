@@ -94,7 +94,8 @@ def test_program_arguments_are_base_state_data_and_plan_once():
 def test_compiled_memory_is_near_the_estimate():
     """As near as the choice of clients at once needs it, and nearer.
 
-    What is kept in the chip's vector memory is not counted by the compiler: at most all of it.
+    Less than the estimate may be what the chip's vector memory keeps. (With texts four times as
+    many, where that matters little, the compiler needed 1.05 times the estimate.)
     """
     one = made("v5e:2x2")
     used, estimate = one.found.usage.total - one.found.usage.code, one.needs.memory.total
