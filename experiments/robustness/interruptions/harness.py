@@ -23,9 +23,10 @@ DEADLINE = 1200.0  # seconds; forty times what anything takes on an idle machine
 
 
 class Workspace(NamedTuple):
-    """A folder with a small model, text files, and its own caches."""
+    """A folder with a small model, text files, and its own caches; and the rounds of its runs."""
 
     path: pathlib.Path
+    rounds: int = ROUNDS
 
     def command(self, *options: str) -> list[str]:
         """Return the command line of a run."""
@@ -37,7 +38,7 @@ class Workspace(NamedTuple):
             "max-length": "8",
             "clients": "6",
             "cohort": "3",
-            "rounds": str(ROUNDS),
+            "rounds": str(self.rounds),
             "batch": "4",
             "ranks": "tiers(ranks=[1, 2, 4])",
             "schedule": "linear(end=0.1)",
@@ -71,7 +72,7 @@ class Ended(NamedTuple):
         return self.output.strip().splitlines()[-1] if self.output.strip() else ""
 
 
-def prepare(path: pathlib.Path) -> Workspace:
+def prepare(path: pathlib.Path, *, rounds: int = ROUNDS) -> Workspace:
     """Write a random two-layer encoder with a tokenizer, and texts that contain their class."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from torch import manual_seed
@@ -106,7 +107,7 @@ def prepare(path: pathlib.Path) -> Workspace:
             for k, words in zip(label, noise, strict=True)
         ]
         (path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    return Workspace(path)
+    return Workspace(path, rounds)
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:
@@ -138,7 +139,7 @@ def rounds_done(out: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def phase(out: pathlib.Path, rounds: int = ROUNDS) -> str:
+def phase(out: pathlib.Path, rounds: int) -> str:
     """Infer from its folder what a run was doing when it ended."""
     if not (out / "config.json").exists():
         return "loading"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robustness.interruptions import ROUNDS, harness
+from experiments.robustness.interruptions import harness
 from experiments.robustness.interruptions.harness import CLI, Ended, Workspace
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Assets
@@ -48,11 +48,11 @@ def killed(
     if aim == "compiling":  # no compiled program is kept from an earlier run
         shutil.rmtree(target.path / "cache", ignore_errors=True)
     process = target.start(target.command(f"--out={out}"))
-    number = int(rng.integers(2, ROUNDS - 1))
+    number = int(rng.integers(2, target.rounds - 1))
     if aim == "compiling":
         harness.wait_for(process, (out / "config.json").exists)
     else:
-        target_round = ROUNDS if aim == "the results" else number
+        target_round = target.rounds if aim == "the results" else number
         harness.wait_for(process, lambda: harness.rounds_done(out) >= target_round)
     if aim == "a checkpoint":
         partial = (out / "checkpoints").glob
@@ -61,31 +61,36 @@ def killed(
     status = harness.kill(process).status
     if aim == "compiling":  # the cache of compiled programs may be damaged too
         return after(target, out) | {"status": status}
-    return after_here(target.path / "whole", out, assets, shared) | {"status": status}
+    return after_here(target, out, assets, shared) | {"status": status}
 
 
 def after(target: Workspace, out: pathlib.Path) -> Trial:
     """Resume an interrupted run in a new process; returns the trial."""
-    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
+    found = {"phase": harness.phase(out, target.rounds), "rounds": harness.rounds_done(out)}
     resumed = harness.resume(target, out)
-    return found | {"resumed": from_round(resumed), "same": same(target, resumed, out)}
+    return found | {"resumed": from_round(target, resumed), "same": same(target, resumed, out)}
 
 
 def after_here(
-    whole: pathlib.Path, out: pathlib.Path, assets: Assets, shared: CompiledFunctions
+    target: Workspace,
+    out: pathlib.Path,
+    assets: Assets,
+    shared: CompiledFunctions,
+    *,
+    whole: pathlib.Path | None = None,
 ) -> Trial:
     """Resume an interrupted run in this process, which has loaded and compiled everything."""
-    found = {"phase": harness.phase(out), "rounds": harness.rounds_done(out)}
+    found = {"phase": harness.phase(out, target.rounds), "rounds": harness.rounds_done(out)}
     config, executed = configs.load(out / "config.json"), []
     run(config, out=out, resume=True, assets=assets, programs=shared, on_round=executed.append)
-    same = harness.outputs(out) == harness.outputs(whole)
-    return found | {"resumed": ROUNDS - len(executed), "same": same}
+    same = harness.outputs(out) == harness.outputs(whole or target.path / "whole")
+    return found | {"resumed": target.rounds - len(executed), "same": same}
 
 
-def from_round(resumed: Ended) -> int:
+def from_round(target: Workspace, resumed: Ended) -> int:
     """Parse the round after which a run was resumed; all rounds if it was finished."""
     if "is finished" in resumed.output:
-        return ROUNDS
+        return target.rounds
     words = resumed.output.partition("resumed after round ")[2].split()
     return int(words[0]) if words else 0
 
@@ -99,7 +104,7 @@ def again_and_again(target: Workspace, rng: np.random.Generator) -> Trial:
     """Kill a run and its resumed successors repeatedly, each after some more rounds."""
     out, kills = harness.fresh(target.path / "again"), []
     process = target.start(target.command(f"--out={out}"))
-    while harness.rounds_done(out) < ROUNDS - 25:
+    while harness.rounds_done(out) < target.rounds - 25:
         target_round = (kills[-1] if kills else 0) + int(rng.integers(5, 25))
         harness.wait_for(process, lambda w=target_round: harness.rounds_done(out) >= w)
         harness.kill(process)
@@ -116,7 +121,10 @@ def stopped_by_signal(target: Workspace, number: signal.Signals) -> Trial:
     stopped = harness.kill(process, number)
     done = harness.rounds_done(out)
     saved = int(harness.newest_checkpoint(out).name) == done
-    message = f"stopped after round {done} of {ROUNDS}; resume with: fedjax-lora run --resume {out}"
+    message = (
+        f"stopped after round {done} of {target.rounds}; "
+        f"resume with: fedjax-lora run --resume {out}"
+    )
     return after(target, out) | {
         "status": stopped.status,
         "reported": message in stopped.output and saved,
@@ -158,7 +166,7 @@ def full_disk(target: Workspace) -> Trial:
     return {
         "status": full,
         "reported": "cannot be written" in sentence and "No space left on device" in sentence,
-        "resumed": from_round(done),
+        "resumed": from_round(target, done),
         "same": same(target, Ended(last, done.output), out),
     }
 
@@ -185,7 +193,7 @@ def damaged(target: Workspace, rng: np.random.Generator) -> Iterator[tuple[str, 
     """Truncate each file of the newest checkpoint, or flip a bit in it, and resume."""
     cut = harness.fresh(target.path / "cut")
     process = target.start(target.command(f"--out={cut}"))
-    harness.wait_for(process, lambda: harness.rounds_done(cut) >= ROUNDS // 2)
+    harness.wait_for(process, lambda: harness.rounds_done(cut) >= target.rounds // 2)
     harness.kill(process, signal.SIGTERM)
     files = harness.checkpoint_files(cut)
     for index, file in enumerate(files):
@@ -200,8 +208,8 @@ def damaged(target: Workspace, rng: np.random.Generator) -> Iterator[tuple[str, 
             yield (
                 f"{how}: file {index + 1} of {len(files)}, {name}",
                 {
-                    "reported": reported and from_round(resumed) < int(newest.name),
-                    "resumed": from_round(resumed),
+                    "reported": reported and from_round(target, resumed) < int(newest.name),
+                    "resumed": from_round(target, resumed),
                     "same": same(target, resumed, out),
                 },
             )
@@ -221,10 +229,10 @@ def method_killed(
     """
     out, whole = (harness.fresh(target.path / name) for name in ("method", "method-whole"))
     process = target.start(target.command(f"--method={method}", f"--ranks={ranks}", f"--out={out}"))
-    target_round = int(rng.integers(ROUNDS // 4, 3 * ROUNDS // 4))
+    target_round = int(rng.integers(target.rounds // 4, 3 * target.rounds // 4))
     harness.wait_for(process, lambda: harness.rounds_done(out) >= target_round)
     harness.kill(process)
     shared = programs()
     config = configs.load(out / "config.json")
     run(config, out=whole, assets=assets, programs=shared)
-    return after_here(whole, out, assets, shared)
+    return after_here(target, out, assets, shared, whole=whole)

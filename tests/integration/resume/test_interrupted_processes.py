@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.robustness.interruptions import commands, harness, trials
+from fedjax_lora.cli.main import main
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.build import Assets, load_assets
 from fedjax_lora.runs.compilation import programs
@@ -37,10 +38,15 @@ def assets(target) -> Assets:
     return load_assets(configs.load(target.path / "whole" / "config.json"))
 
 
-def test_run_killed_during_a_checkpoint_resumes(target, assets):
+def test_run_killed_during_a_checkpoint_resumes(tmp_path, capsys):
+    """The run that nothing happens to, and the resumed one, are those of this process."""
+    target = harness.prepare(tmp_path / "site", rounds=12)
+    words = target.command(f"--out={target.path / 'whole'}")[len(harness.CLI) :]
+    assert main(["run", *words]) == 0, capsys.readouterr()
+    assets = load_assets(configs.load(target.path / "whole" / "config.json"))
     trial = trials.killed(target, "a checkpoint", np.random.default_rng(0), assets, programs())
     assert trial["same"] and trial["status"] == -signal.SIGKILL
-    assert 0 < trial["resumed"] <= trial["rounds"]
+    assert 0 < trial["resumed"] <= trial["rounds"] < target.rounds
 
 
 @pytest.mark.slow
