@@ -25,7 +25,9 @@ def test_a_missing_model_is_answered_with_the_command_that_installs_it(monkeypat
 
 @pytest.mark.slow
 def test_each_client_and_one_question_before_and_after(tmp_path, monkeypatch, capsys):
-    folder, _ = small_decoders.saved(tmp_path, "llama", head_dim=8, max_position_embeddings=256)
+    # Wide enough for an adapter of rank 16 to be smaller than what it changes.
+    sizes = {"hidden_size": 128, "head_dim": 32, "max_position_embeddings": 256}
+    folder, _ = small_decoders.saved(tmp_path, "llama", **sizes)
     word_tokenizer.decoder_tokenizer().save_pretrained(folder)
     original = chat_demo.config_of
 
