@@ -254,4 +254,4 @@ def fits(value: object, hint: object) -> bool:
     if hint in (int, float):  # `bool` is a subclass of `int`
         numbers = int if hint is int else (int, float)
         return isinstance(value, numbers) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
+    return isinstance(value, typing.cast("type", origin or hint))
