@@ -23,9 +23,11 @@ def test_every_method_has_the_same_budget():
     assert len(runs) == len(METHODS) * len(TASKS) * len(MIXES) * len(SEEDS)
     assert {c.config.seed for c in distinct([tuning])}.isdisjoint(c.config.seed for c in runs)
     assert len(distinct(timed)) == len(METHODS)
-    for cell in runs:
-        mixed = methods.takes_mixed_ranks(cell.config.federation.method)
-        assert cell.config.federation.ranks.startswith("tiers" if mixed else "fixed(rank=")
+    federations = [cell.config.federation for cell in runs]
+    mixed = {spec: methods.takes_mixed_ranks(spec) for spec in {f.method for f in federations}}
+    for federation in federations:
+        word = "tiers" if mixed[federation.method] else "fixed(rank="
+        assert federation.ranks.startswith(word)
 
 
 def test_the_rate_with_the_best_validation_accuracy_is_used():
