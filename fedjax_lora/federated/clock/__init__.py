@@ -3,7 +3,7 @@
 >>> from fedjax_lora.federated import clock
 >>> devices = clock.classes(names=["jetson-nano", "laptop-m1"])(4, 0)
 >>> (devices.memory / 1e9).tolist()
-[8.0, 4.0, 8.0, 4.0]
+[4.0, 8.0, 8.0, 4.0]
 """
 
 from fedjax_lora.federated.clock.clock import Clock, Timing, Work

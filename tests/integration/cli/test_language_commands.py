@@ -14,7 +14,7 @@ from fedjax_lora import InputError, models
 from fedjax_lora.cli import main, predict
 from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.cli.run_or_model import open_folder
-from fedjax_lora.evaluation import generation, metrics
+from fedjax_lora.evaluation import generation, text_metrics
 from fedjax_lora.runs import config
 from fedjax_lora.runs.evaluate import local_perplexity
 from tests._helpers.character_tokenizer import make_tokenizer
@@ -107,7 +107,7 @@ def test_answers_are_generated_and_scored(metric, run, folder):
     found = evaluate(EvaluateOptions(where=run.out, task=task, data_dir=str(folder)))["global"]
     rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     answers = torch_answers(folder, run.out / "adapter", [f"{row['say']}\n" for row in rows], 6)
-    wanted = getattr(metrics, metric)(answers, [row["said"] for row in rows])
+    wanted = getattr(text_metrics, metric)(answers, [row["said"] for row in rows])
     assert found[metric] == pytest.approx(wanted)
     assert found["perplexity"] == pytest.approx(run.summary["perplexity"], rel=1e-5)
 
