@@ -24,7 +24,7 @@ from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
-from fedjax_lora.runs.client_work import make_fleet
+from fedjax_lora.runs.client_work import Fleet, make_fleet
 from fedjax_lora.runs.compilation import InputSpec, RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
@@ -114,7 +114,7 @@ def set_up(
     method.check(allocation.possible)
     _check_updates(config, choices, method)
     attackers = _attackers(choices, allocation, config.seed)
-    privacy = _privacy(config, choices, allocation, execution)
+    privacy = _privacy(config, choices, allocation, execution, fleet)
     return Setup(
         execution=execution,
         partition=partition,
@@ -181,6 +181,7 @@ def _privacy(
     choices: Choices,
     allocation: ranks.Allocation,
     execution: federated.Execution,
+    fleet: Fleet | None,
 ) -> Callable[[int], dict[str, float]]:
     """Return the report of the privacy spent.
 
@@ -197,6 +198,12 @@ def _privacy(
         raise InputError(
             f"The privacy of noise is counted for uniform sampling, and this run has "
             f"sampling={fed.sampling!r}; leave it out, or leave out the noise."
+        )
+    if report(1) and fleet is not None and fleet.devices.availability.min() < 1:
+        raise InputError(
+            "The privacy of noise is counted for cohorts drawn from all clients, and these device "
+            "profiles have clients that are not always available; give profiles an availability of "
+            "1, or leave out the noise."
         )
     if report(1) and allocation.schedule is not None and allocation.schedule.needs_validation:
         raise InputError(

@@ -53,7 +53,8 @@ class ModelConfig(_Group):
     """Precision of computation in the base; adapters and their optimizer stay float32."""
     precision: Literal["default", "highest"] = "default"
     """Precision of float32 products in the base, in training and scoring: a TPU rounds their
-    factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in float32."""
+    factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in float32.
+    Generated answers, and evaluate and predict, use the default."""
     storage: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     """Storage of the frozen base in memory; int8 and nf4 need fedjax-lora[quantized]."""
     dropout: float | None = 0.0

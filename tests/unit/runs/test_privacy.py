@@ -40,6 +40,13 @@ def test_run_ends_when_its_privacy_budget_is_spent(shared):
     assert made.ends([{}] * 3) and not made.ends([{}] * 2)
 
 
+def test_noise_with_clients_that_are_not_always_available_is_refused(shared):
+    profiles = "classes(names=['laptop-m1'], availability=0.9)"
+    noise = "gaussian_noise(multiplier=4.0, norm=0.5)"
+    with pytest.raises(InputError, match="not always available"):
+        build.build(changed(noise, device_profiles=profiles), *shared)
+
+
 def test_extending_a_run_with_noise_from_an_epsilon_is_refused():
     before = configs.to_record(changed("gaussian_noise(epsilon=6.0, norm=0.5)"))
     after = changed("gaussian_noise(epsilon=6.0, norm=0.5)", rounds=tiny_runs.ROUNDS + 1)
