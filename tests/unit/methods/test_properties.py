@@ -605,10 +605,8 @@ def test_traffic_equals_the_size_of_what_is_sent(spec: str):
     elif name == "fedsvd":  # both factors
         sizes = lora_spec.component_size * 4
         down = rank.astype(np.int64) * sizes
-    elif name == "lora_a2":  # the factor that the round before has changed: a
-        down = np.full(
-            CLIENTS, sum(np.asarray(p.a, np.float32).nbytes for p in server.adapter.values())
-        )
+    elif name == "lora_a2":  # both factors: a client remembers neither
+        down = np.full(CLIENTS, serialised(server.adapter, whole, lora_spec))
     elif name == "flora":
         down = np.full(CLIENTS, numbers.sum())  # the stack of the whole cohort
     elif name == "fedex_lora":
