@@ -129,8 +129,11 @@ def decompositions(compiled: Any) -> int:
     return int(loops[0]) if loops else 1
 
 
-@pytest.mark.parametrize("size", [WIDE, NARROW])
-@pytest.mark.parametrize(("layers", "share"), [(16, 2), (13, 2), (5, 1)])
+@pytest.mark.parametrize("size", [WIDE, pytest.param(NARROW, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layers", "share"),
+    [(13, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in [(16, 2), (5, 1)])],
+)
 def test_devices_share_the_decompositions(size: tuple[int, int], layers: int, share: int):
     alone, want = step(layers, size, 1)
     spread, ours = step(layers, size, DEVICES)

@@ -88,7 +88,9 @@ def test_quantized_bases_use_less_memory_and_have_similar_outputs(kind, share, t
     assert 1e-4 < error < {"bfloat16": 0.03, "int8": 0.1, "nf4": 0.7}[kind]
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "kind", ["int8", *(pytest.param(x, marks=pytest.mark.slow) for x in ("bfloat16", "nf4"))]
+)
 def test_quantized_base_is_shared_by_clients_under_vmap(kind, tmp_path, key):
     """Values and gradients are those of the decoded base, client by client."""
     small = checkpoint(tmp_path, key, storage=kind)

@@ -116,7 +116,7 @@ def test_backward_pass_keeps_one_array_in_the_compute_dtype():
     ("family", "remat", "dtype", "unroll"),
     [
         ("bert", False, "float32", 1),
-        ("bert", True, "bfloat16", None),
+        pytest.param("bert", True, "bfloat16", None, marks=pytest.mark.slow),
         ("qwen3", True, "float32", None),
     ],
 )

@@ -56,7 +56,7 @@ def test_remat_and_unroll_change_neither_value_nor_gradient(family):
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pooling", ["family", "mean"])
+@pytest.mark.parametrize("pooling", ["family", pytest.param("mean", marks=pytest.mark.slow)])
 def test_omitting_positions_not_pooled_keeps_the_result(family, pooling):
     model = with_config(models.tiny(family=family, pooling=pooling), scan_unroll=99)
 

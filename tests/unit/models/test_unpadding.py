@@ -57,7 +57,11 @@ def configured(family, **changes):
     ("family", "changes"),
     [
         ("bert", {"scan_unroll": 1}),
-        ("roberta", {"remat": True, "pooling": "mean", "scan_unroll": 1}),
+        pytest.param(
+            "roberta",
+            {"remat": True, "pooling": "mean", "scan_unroll": 1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("bert", {}, marks=pytest.mark.slow),
         pytest.param("bert", {"pooling": "mean", "scan_unroll": 1}, marks=pytest.mark.slow),
         pytest.param("distilbert", {"scan_unroll": 1}, marks=pytest.mark.slow),
