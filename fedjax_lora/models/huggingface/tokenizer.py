@@ -103,7 +103,8 @@ def _class_of(folder: Path) -> Any:
     """
     config, options = (_json_object(folder / f"{x}config.json") for x in ("", "tokenizer_"))
     family = _OF_FAMILY.get(str(config.get("model_type")))
-    name = options.get("tokenizer_class") or config.get("tokenizer_class") or family
+    named = (options.get("tokenizer_class"), config.get("tokenizer_class"), family)
+    name = next((x for x in named if x is not None), None)
     name = str(name).replace("PreTrainedTokenizerFast", "TokenizersBackend").removesuffix("Fast")
     if family and name in _MODULES and "auto_map" not in options:
         try:

@@ -115,6 +115,7 @@ def test_tokenizer_class_equals_that_of_transformers(family, declared, files, tm
     [
         ({"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizer"}),
         ({"model_type": "bert"}, {"tokenizer_class": "BertJapaneseTokenizer"}),
+        ({"model_type": "bert"}, {"tokenizer_class": {}}),
         ({"model_type": "bert"}, {"auto_map": {"AutoTokenizer": ["own.A", None]}}),
         ({"architectures": ["BertModel"]}, {"tokenizer_class": "BertTokenizer"}),
         (None, {}),
