@@ -42,6 +42,7 @@ class Workspace(NamedTuple):
             "batch": "4",
             "ranks": "tiers(ranks=[1, 2, 4])",
             "schedule": "linear(end=0.1)",
+            "step-shapes": "1",
         } | dict(option.removeprefix("--").split("=", 1) for option in options)
         return [*CLI, *(f"--{name}={value}" for name, value in given.items())]
 
