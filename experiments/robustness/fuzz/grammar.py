@@ -1,6 +1,7 @@
 """Drawing of options: every value of every option occurs, beside few others."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,21 @@ def draw(choices: Choices, rng: np.random.Generator) -> dict[str, Any]:
         for name, values in choices.items()
         if rng.random() < SHARE
     }
+
+
+def cases(part: str, choices: Choices, *, seed: int) -> Iterator[Case]:
+    """Endlessly many cases: each unusual value of each option in turn, beside few others.
+
+    Args:
+      part: name of the part of the fuzz.
+      choices: the values of each option.
+      seed: of the part; with its number a case is drawn again.
+    """
+    turns = focuses(choices)
+    for number in itertools.count():
+        rng = np.random.default_rng([number, seed])
+        about, value = turns[number % len(turns)]
+        yield Case(part, number, {"about": about, **draw(choices, rng), about: value})
 
 
 def simplified(case: Case) -> Case:

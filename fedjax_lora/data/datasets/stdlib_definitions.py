@@ -15,7 +15,7 @@ import ast
 import functools
 import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fedjax_lora.core.errors import InputError
@@ -54,19 +54,41 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
     Raises:
       InputError: source files are missing (a zipped or stripped library).
     """
+    train, test = split_texts("definitions", __file__, _read, least=LEAST, root=root)
+    return _table(train), _table(test)
+
+
+def split_texts(
+    task: str,
+    code: str,
+    make: Callable[[Sequence[tuple[int, str, Path]]], list[Text]],
+    *,
+    least: int,
+    root: Path | None,
+) -> tuple[list[Text], list[Text]]:
+    """Return the texts of a task made of the packages, as (train, test); they are cached.
+
+    Args:
+      task: name of the task.
+      code: path of the module that makes the texts.
+      make: makes them of source files, each with its label and dotted name.
+      least: texts that each package must have.
+      root: the folder of the standard library; None for that of the running Python.
+
+    Raises:
+      InputError: source files are missing (a zipped or stripped library).
+    """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = list(source_files(root))
-    texts = python_sources.cached(
-        "definitions", __file__, (path for _, _, path in files), lambda: _read(files)
-    )
+    texts = python_sources.cached(task, code, (path for _, _, path in files), lambda: make(files))
     counts = [sum(text.label == label for text in texts) for label in range(len(PACKAGES))]
-    if min(counts) < LEAST:
+    if min(counts) < least:
         raise InputError(
-            f"The task 'definitions' needs the standard library's .py files, and {root} lacks "
+            f"The task {task!r} needs the standard library's .py files, and {root} lacks "
             "them (zipped or stripped); choose another task."
         )
     train, test = ([text for text in texts if is_test(text) is side] for side in (False, True))
-    return _table(train), _table(test)
+    return train, test
 
 
 def _read(files: Sequence[tuple[int, str, Path]]) -> list[Text]:

@@ -11,15 +11,13 @@ The split is by function. Of texts that have nearly the same words only one is k
 import ast
 import functools
 import re
-import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedjax_lora.core.errors import InputError
 from fedjax_lora.data.datasets import python_sources
 from fedjax_lora.data.datasets.python_sources import Text
 from fedjax_lora.data.datasets.records import Table
-from fedjax_lora.data.datasets.stdlib_definitions import PACKAGES, SIMILAR, is_test, source_files
+from fedjax_lora.data.datasets.stdlib_definitions import PACKAGES, SIMILAR, split_texts
 
 WORDS = (4, 25)  # of a completion
 LONGEST = 80  # characters of a name with its arguments
@@ -36,18 +34,7 @@ def read(root: Path | None = None) -> tuple[Table, Table]:
     Raises:
       InputError: source files are missing (a zipped or stripped library).
     """
-    root = root or Path(sysconfig.get_path("stdlib"))
-    files = list(source_files(root))
-    texts = python_sources.cached(
-        "descriptions", __file__, (path for _, _, path in files), lambda: _read(files)
-    )
-    counts = [sum(text.label == label for text in texts) for label in range(len(PACKAGES))]
-    if min(counts) < LEAST:
-        raise InputError(
-            f"The task 'descriptions' needs the standard library's .py files, and {root} lacks "
-            "them (zipped or stripped); choose another task."
-        )
-    train, test = ([text for text in texts if is_test(text) is side] for side in (False, True))
+    train, test = split_texts("descriptions", __file__, _read, least=LEAST, root=root)
     return _table(train), _table(test)
 
 
