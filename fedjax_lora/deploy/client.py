@@ -23,7 +23,7 @@ from fedjax_lora.deploy.spec import FederationSpec
 from fedjax_lora.federated import optimizers, transforms
 from fedjax_lora.federated.planning import LocalSteps
 from fedjax_lora.runs.compilation import InputSpec
-from fedjax_lora.runs.loading import check_tokenizer, model_key
+from fedjax_lora.runs.loading import check_tokenizer, load_base
 
 FILE = "site.json"
 """Name of the file with a site's own options, in its kit."""
@@ -96,17 +96,7 @@ class Client:
             f"label={options.label!r})",
             classes=spec.classes,
         )
-        model = models.load(
-            config.model.model,
-            num_labels=len(spec.classes),
-            layers=config.model.layers,
-            dtype=config.model.dtype,
-            storage=config.model.storage,
-            pooling=config.model.pooling,
-            dropout=config.model.dropout,
-            remat=config.model.remat,
-            key=model_key(config),
-        )
+        model = load_base(config, num_labels=len(spec.classes))
         check_tokenizer(model)
         assert model.tokenizer is not None
         tokens = data.encode(task.train, model.tokenizer, max_length=config.data.max_length)
@@ -203,6 +193,7 @@ def training(spec: FederationSpec, model: models.Pretrained) -> federated.LocalT
         type="classification",
         dropout=False,
         lora_dropout=0.0,
+        precision=config.model.precision,
     )
     return federated.LocalTraining(
         inputs.objective(),

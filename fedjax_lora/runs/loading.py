@@ -14,6 +14,7 @@ from fedjax_lora.core.target import Target, current_target
 from fedjax_lora.core.types import Key
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import Execution
+from fedjax_lora.models.huggingface.checkpoint import Sharding
 from fedjax_lora.runs.config import ExecutionConfig, RunConfig
 
 log = logging.getLogger(__name__)
@@ -86,27 +87,50 @@ def _load_model(
     weights: bool,
 ) -> models.Pretrained:
     """Load the model with a head for a task, or draw the head of a loaded one anew."""
-    options, key = config.model, model_key(config)
     if config.lora.adapter is not None:
         interop.check_task(config.lora.adapter, language=task.task.type == "language")
     if loaded is not None:
-        model = models.reinitialize(loaded, key)
+        model = models.reinitialize(loaded, model_key(config))
     else:
-        model = models.load(
-            options.model,
+        model = load_base(
+            config,
             num_labels=TASK_TYPES[task.task.type].num_outputs(task),
-            layers=options.layers,
-            dtype=options.dtype,
-            storage=options.storage,
-            pooling=options.pooling,
-            dropout=options.dropout,
-            remat=options.remat,
             weights=weights,
             # Divided while loading: no single device may have room for all weights.
             sharding=federated.in_parts(execution_of(config).mesh),
-            key=key,
         )
     return with_adapter_head(model, config) if weights else model
+
+
+def load_base(
+    config: RunConfig,
+    *,
+    num_labels: int | None,
+    weights: bool = True,
+    sharding: Sharding | None = None,
+) -> models.Pretrained:
+    """Load the base model of a config, with a head that is drawn from its seed.
+
+    Args:
+      config: of the run.
+      num_labels: outputs of the head; None for a language model.
+      weights: whether parameters are loaded, or only their shapes.
+      sharding: of each parameter, by path and shape; the default device if None.
+    """
+    options = config.model
+    return models.load(
+        options.model,
+        num_labels=num_labels,
+        layers=options.layers,
+        dtype=options.dtype,
+        storage=options.storage,
+        pooling=options.pooling,
+        dropout=options.dropout,
+        remat=options.remat,
+        weights=weights,
+        sharding=sharding,
+        key=model_key(config),
+    )
 
 
 def _encode(
