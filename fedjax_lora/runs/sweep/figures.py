@@ -53,7 +53,9 @@ def curves(lines: Sequence[Line]) -> bytes:
       The figure as a PNG.
     """
     rows = _rows(lines)
-    panels = PANELS if all(line.time is not None for line in lines) else PANELS[:2]
+    panels = [*PANELS]
+    if all(line.time is not None for line in lines):
+        panels.append(_time_panel(lines))
     size = (5 * len(panels), 0.6 + 3.2 * len(rows))
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     grid = figure.subplots(len(rows), len(panels), squeeze=False, sharey="row")
@@ -103,11 +105,6 @@ def _megabytes(entry: dict[str, Any]) -> float:
     return (entry["up_bytes"] + entry["down_bytes"]) / MEGABYTE
 
 
-def _hours(entry: dict[str, Any]) -> float:
-    """Simulated hours so far."""
-    return entry[CLOCK] / 3600
-
-
 class _Panel(NamedTuple):
     position: Callable[[dict[str, Any]], float]  # of an evaluated round on the x axis
     label: str
@@ -116,17 +113,32 @@ class _Panel(NamedTuple):
 PANELS = (
     _Panel(_rounds, "round"),
     _Panel(_megabytes, "uploaded and downloaded by all clients so far, MB"),
-    _Panel(_hours, "simulated time, hours"),
 )
-"""The panels of a row; the last one needs a simulated clock."""
+"""The panels of a row; one of simulated time follows where runs have a clock."""
+
+UNITS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0))
+"""Units of simulated time and their seconds; the largest with at least two of it is taken."""
+
+
+def _time_panel(lines: Sequence[Line]) -> _Panel:
+    """The panel of simulated time, in a unit that fits the longest line."""
+    longest = max(line.time.total for line in lines if line.time is not None)
+    name, seconds = [unit for unit in UNITS if longest >= 2 * unit[1] or unit is UNITS[0]][-1]
+    return _Panel(lambda entry: entry[CLOCK] / seconds, f"simulated time, {name}")
 
 
 def _draw(axes: Axes, curve: _Curve, position: Any) -> None:
     histories = [evaluated(run) for run in curve.line.runs]
-    x = np.mean([[position(entry) for entry in history] for history in histories], axis=0)
+    x = _places(curve.line, position)
     values = [scores(history, curve.line.metric) for history in histories]
     bounds = BOUNDS.get(curve.line.metric, (-math.inf, math.inf))
     draw_seeds(axes, x.tolist(), values, curve.style, label=curve.label, bounds=bounds)
+
+
+def _places(line: Line, position: Callable[[dict[str, Any]], float]) -> np.ndarray:
+    """Where the evaluated rounds of a line are on the x axis, means over its seeds."""
+    histories = [evaluated(run) for run in line.runs]
+    return np.mean([[position(entry) for entry in history] for history in histories], axis=0)
 
 
 def _frame(panels: Sequence[tuple[Axes, _Panel]], lines: Sequence[Line], title: str) -> None:
@@ -137,8 +149,8 @@ def _frame(panels: Sequence[tuple[Axes, _Panel]], lines: Sequence[Line], title: 
     if len(baselines) == len(runs):
         values.append(float(np.mean([height for _, height in baselines])))
         for axes, panel in panels:
-            last = max(panel.position(entry) for run in runs for entry in evaluated(run))
-            reference_line(axes, values[-1], baselines[0][0], at=last)
+            last = max(_places(line, panel.position).max() for line in lines)
+            reference_line(axes, values[-1], baselines[0][0], at=float(last))
     left = panels[0][0]
     reached = [value for value in values if math.isfinite(value)]
     if reached:

@@ -4,6 +4,7 @@ import base64
 import math
 import re
 
+import numpy as np
 import pytest
 
 from fedjax_lora.runs.sweep import figures, html_report, statistics
@@ -104,6 +105,25 @@ def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
     assert whole == pytest.approx([math.nan] * 2 if lost == 4 else [0.2, 0.3], nan_ok=True)
     if lost == 1:
         assert 0.19 < first.get_ylim()[0] < 0.25 and 0.3 < first.get_ylim()[1] < 0.32
+
+
+@pytest.mark.parametrize(("second", "unit"), [(1.0, "seconds"), (90.0, "minutes"), (9e3, "hours")])
+def test_third_panel_is_over_simulated_time(second, unit, monkeypatch):
+    """Seeds take other times; curves are at their mean, and every label is inside its panel."""
+    made = runs({(method, seed): [0.1, 0.2] for method in ("fed_plora", "hlora") for seed in (0, 1)})
+    for cell, record in made:
+        for entry in record["history"]:
+            entry["simulated_seconds"] = second * (1 + 2 * cell.labels["seed"])
+    lines = statistics.summarise(made)
+    axes = drawn(lines, monkeypatch).axes
+    assert len(axes) == 3 and axes[2].get_xlabel() == f"simulated time, {unit}"
+    seconds = {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
+    x = np.array([4, 8]) * second / seconds  # two rounds of 2 on average
+    assert curves_in(axes[2])[1].get_xdata() == pytest.approx(x)
+    for panel in axes:
+        (label,) = panel.texts
+        low, high = panel.get_xlim()
+        assert label.get_text() == "majority class" and low < label.xy[0] <= high
 
 
 def test_settings_of_a_single_method_share_one_panel(monkeypatch):
