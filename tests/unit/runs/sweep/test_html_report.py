@@ -110,7 +110,7 @@ def test_diverged_runs_leave_a_gap_in_the_figure(lost, monkeypatch):
 @pytest.mark.parametrize(("second", "unit"), [(1.0, "seconds"), (90.0, "minutes"), (9e3, "hours")])
 def test_third_panel_is_over_simulated_time(second, unit, monkeypatch):
     """Seeds take other times; curves are at their mean, and every label is inside its panel."""
-    made = runs({(method, seed): [0.1, 0.2] for method in ("fed_plora", "hlora") for seed in (0, 1)})
+    made = runs({(name, seed): [0.1, 0.2] for name in ("fed_plora", "hlora") for seed in (0, 1)})
     for cell, record in made:
         for entry in record["history"]:
             entry["simulated_seconds"] = second * (1 + 2 * cell.labels["seed"])
