@@ -49,7 +49,8 @@ def report(run: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
     """
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora.runs import checkpoints
-    from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
+    from fedjax_lora.runs.folder import RunFolder, read_lines
+    from fedjax_lora.runs.folder_names import METRICS
     from fedjax_lora.runs.resume import read_config
 
     config = read_config(run)
@@ -84,7 +85,8 @@ def redraw(run: pathlib.Path) -> pathlib.Path:
     from fedjax_lora.core.errors import InputError
     from fedjax_lora.data import find_task
     from fedjax_lora.runs import plots
-    from fedjax_lora.runs.folder import METRICS, RunFolder, read_lines
+    from fedjax_lora.runs.folder import RunFolder, read_lines
+    from fedjax_lora.runs.folder_names import METRICS
     from fedjax_lora.runs.resume import read_config
 
     config, records = read_config(run), read_lines(run / METRICS)

@@ -15,7 +15,8 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.deploy import kits
 from fedjax_lora.deploy.spec import FederationSpec
-from fedjax_lora.runs.folder import METRICS, TIMING, read_lines
+from fedjax_lora.runs.folder import TIMING, read_lines
+from fedjax_lora.runs.folder_names import METRICS
 
 STATUS = "status.json"
 """File in which a job tells how it has ended, in the folder of the federation."""

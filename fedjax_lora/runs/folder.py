@@ -14,9 +14,15 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder_names import CHECKPOINTS, CONFIG, refuse_other_files, visible_files
+from fedjax_lora.runs.folder_names import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    refuse_other_files,
+    visible_files,
+)
 
-METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.json"
+TIMING, SUMMARY = "timing.jsonl", "summary.json"
 
 
 class RunFolder:

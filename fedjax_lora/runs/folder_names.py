@@ -7,6 +7,7 @@ from fedjax_lora.core.errors import InputError, first_names
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 ADAPTER, MERGED = "adapter", "merged"
 
 

@@ -1,9 +1,10 @@
 """Save and restore the state that a run carries from round to round.
 
 A checkpoint of round 7 is the folder ``checkpoints/7`` of a run folder: ``arrays/`` (Orbax),
-``about.json`` (the history, what the run is, and the shape and dtype of every array) and
-``SHA256SUMS`` (see `fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only
-its fingerprint. The folder takes its name when all of it is written.
+``about.json`` (what the run is, and the shape and dtype of every array) and ``SHA256SUMS`` (see
+`fedjax_lora.runs.checkpoints.checksums`). The frozen base is not in it, only its fingerprint, and
+the history is in a file that all checkpoints share (`fedjax_lora.runs.checkpoints.history`). The
+folder takes its name when all of it is written.
 """
 
 import json
@@ -26,6 +27,7 @@ from fedjax_lora.core.untrusted_files import first_line
 from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.runs.checkpoints.checksums import verify, write_checksums
+from fedjax_lora.runs.checkpoints.history import HistoryPart, has_history, read_history
 from fedjax_lora.runs.checkpoints.plain_path import plain_path
 from fedjax_lora.runs.folder_names import CHECKPOINTS as FOLDER
 
@@ -67,7 +69,7 @@ class Checkpoint(NamedTuple):
       path: its folder.
       round: rounds done.
       score: score of its model, see `fedjax_lora.runs.recorder.score`; higher is better.
-      about: config, digests, versions and history, as JSON values.
+      about: config, digests and versions, as JSON values.
     """
 
     path: pathlib.Path
@@ -77,8 +79,24 @@ class Checkpoint(NamedTuple):
 
     @property
     def history(self) -> History:
-        """One record for each round done, as in ``metrics.jsonl``."""
-        return self.about["history"]
+        """One record for each round done, as in ``metrics.jsonl``.
+
+        Raises:
+          InputError: the files that hold it have been damaged since the checkpoint was found.
+        """
+        part = _part(self.about)
+        if part is None:
+            return self.about["history"]
+        found = read_history(self.path.parent.parent, part)
+        if found is None:
+            raise InputError(f"The history of checkpoint {self.path} is damaged; resume again.")
+        return found
+
+
+def _part(about: Record) -> HistoryPart | None:
+    """Return which history is that of a checkpoint; None if it holds it, as until version 0.2."""
+    history = about["history"]
+    return None if isinstance(history, list) else HistoryPart(**history)
 
 
 def arrays(progress: Progress) -> dict[str, PyTree]:
@@ -103,7 +121,7 @@ def specs(tree: PyTree) -> dict[str, str]:
 def save(
     folder: pathlib.Path,
     progress: Progress,
-    history: History,
+    history: HistoryPart,
     about: Mapping[str, object],
     score: float | None = None,
 ) -> Checkpoint:
@@ -114,7 +132,7 @@ def save(
     Args:
       folder: the run folder.
       progress: what to save.
-      history: one record for each round done.
+      history: the part of the history, already on disk, that is its own.
       about: JSON values that say what the run is.
       score: score of the model; higher is better.
 
@@ -128,7 +146,7 @@ def save(
         "score": score,
         "seconds": progress.seconds,
         "arrays": specs(tree),
-        "history": list(history),
+        "history": history._asdict(),
     }
 
     def fill(partial: pathlib.Path) -> None:
@@ -176,7 +194,11 @@ def whole(folder: pathlib.Path) -> list[Checkpoint]:
             log.warning("checkpoint %s is damaged and not used: %s", path, damage)
         else:
             about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-            complete.append(Checkpoint(path, about["round"], about["score"], about))
+            part = _part(about)
+            if part is None or has_history(folder, part):
+                complete.append(Checkpoint(path, about["round"], about["score"], about))
+            else:
+                log.warning("checkpoint %s is not used: the history of its run is damaged", path)
     return sorted(complete, key=lambda checkpoint: checkpoint.round)
 
 

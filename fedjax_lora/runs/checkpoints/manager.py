@@ -13,13 +13,15 @@ from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import History
 from fedjax_lora.runs.checkpoints.checkpoint import FOLDER, Checkpoint, Progress, arrays, best, save
+from fedjax_lora.runs.checkpoints.history import HistoryFile
 
 
 class CheckpointManager:
     """The checkpoints of a run while it goes on.
 
     Saving copies the arrays to the host and leaves the rest to a thread, which writes one
-    checkpoint at a time. Leaving the context waits for the last one.
+    checkpoint at a time, and before it the rounds since the one before. Leaving the context waits
+    for the last one.
 
     (Orbax's own manager also writes in the background, but names a checkpoint before its digests
     can be in it; here the digests are written before the name.)
@@ -39,14 +41,20 @@ class CheckpointManager:
           folder: the run folder.
           about: JSON values that say what the run is, for every checkpoint.
           keep: how many of the newest are kept; the best one always is.
-          checkpoints: complete checkpoints of this run; all others in the folder are removed.
+          checkpoints: complete checkpoints of this run, oldest first; the run goes on from the last
+            one, and all others in the folder are removed.
         """
         self._folder, self._about, self._keep = folder, dict(about), keep
         self._checkpoints = list(checkpoints)
+        self._history, self._saved = HistoryFile(folder), 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> Self:
+        if self._checkpoints:
+            history = self._checkpoints[-1].history
+            self._history.start(history)
+            self._saved = len(history)
         self._remove_old()
         return self
 
@@ -72,7 +80,7 @@ class CheckpointManager:
 
         Args:
           progress: what to save.
-          history: one record for each round done.
+          history: one record for each round done; those of earlier calls are the same.
           score: score of the model; higher is better.
           always: wait if the checkpoint before this one is still being written; otherwise this
             one is skipped.
@@ -85,7 +93,8 @@ class CheckpointManager:
         self.wait()
         # Copies: on a CPU an array on the host is the device's memory, which the next round reuses.
         copy = progress._replace(**jax.tree.map(np.array, arrays(progress)))
-        self._writing = self._thread.submit(self._write, copy, list(history), score)
+        new, self._saved = list(history[self._saved :]), len(history)
+        self._writing = self._thread.submit(self._write, copy, new, score)
 
     def wait(self) -> None:
         """Wait until everything is on disk that has been saved.
@@ -97,11 +106,12 @@ class CheckpointManager:
         if writing is not None:
             writing.result()
 
-    def _write(self, progress: Progress, history: History, score: float | None) -> None:
+    def _write(self, progress: Progress, new: History, score: float | None) -> None:
         try:
-            new = save(self._folder, progress, history, self._about, score)
-            others = [c for c in self._checkpoints if c.round != new.round]
-            self._checkpoints = [*others, new]
+            part = self._history.extend(new)
+            made = save(self._folder, progress, part, self._about, score)
+            others = [c for c in self._checkpoints if c.round != made.round]
+            self._checkpoints = [*others, made]
             self._remove_old()
         except Exception as error:  # Orbax raises many types
             raise InputError(

@@ -33,12 +33,12 @@ def run(config, out, **options) -> Result:
 def interrupt(folder: pathlib.Path, copy: pathlib.Path, after: int) -> pathlib.Path:
     """What a killed run leaves: an older checkpoint, a torn line, half an adapter."""
     shutil.copytree(folder, copy)
-    for checkpoint in (copy / checkpoints.FOLDER).iterdir():
+    for checkpoint in (copy / checkpoints.FOLDER).glob("[0-9]*"):
         if int(checkpoint.name) > after:
             shutil.rmtree(checkpoint)
     (copy / "summary.json").unlink()
     (copy / "adapter").rename(copy / ".adapter.partial")
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    for name in ("metrics.jsonl", "timing.jsonl", "checkpoints/history.jsonl"):
         (copy / name).write_text((copy / name).read_text()[:-3])
     return copy
 
@@ -237,7 +237,7 @@ def test_another_base_and_other_data_are_refused(copy):
 
 
 def test_changed_package_versions_are_logged(copy, caplog):
-    (newest,) = (copy / checkpoints.FOLDER).iterdir()
+    (newest,) = (copy / checkpoints.FOLDER).glob("[0-9]*")
     about = json.loads((newest / "about.json").read_text())
     about["environment"]["packages"]["jax"] = "0.0.1"
     (newest / "about.json").write_text(json.dumps(about))

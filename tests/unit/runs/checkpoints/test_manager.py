@@ -1,5 +1,6 @@
 """Checkpoints restore bitwise or are refused; the newest and the best are kept."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from fedjax_lora.runs import checkpoints
 from fedjax_lora.runs.checkpoints import CheckpointManager, Progress
 from fedjax_lora.runs.checkpoints.checkpoint import arrays
 from fedjax_lora.runs.checkpoints.checksums import SUMS, verify, write_checksums
+from fedjax_lora.runs.checkpoints.history import FILE, HistoryFile
 from tests._helpers import problems
 
 ABOUT = {"config": {"seed": 0}, "base": "abc"}
@@ -46,11 +48,16 @@ def history(rounds: int) -> list[dict]:
     return [{"round": n + 1, "loss": n / 3, "rejected": [n]} for n in range(rounds)]
 
 
+def save(folder: pathlib.Path, rounds: int, seed: int = 0, score: float | None = None) -> None:
+    part = HistoryFile(folder).start(history(rounds))
+    checkpoints.save(folder, progress(rounds, seed), part, ABOUT, score)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("saved")
     for rounds in (1, 2):
-        checkpoints.save(folder, progress(rounds), history(rounds), ABOUT, score=0.5 / rounds)
+        save(folder, rounds, score=0.5 / rounds)
     return folder
 
 
@@ -99,6 +106,10 @@ def test_all_arrays_with_other_types_or_shapes_are_named(saved):
         "state/optimizer/0 is not expected",
     ):
         assert words in str(raised.value)
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in (folder / checkpoints.FOLDER).iterdir())
 
 
 def every_file(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -155,7 +166,7 @@ def test_partial_checkpoint_is_ignored(folder, monkeypatch):
     newest.rename(newest.with_name(".2.partial"))
     assert checkpoints.latest(folder).round == 1
     with CheckpointManager(folder, ABOUT, keep=2, checkpoints=checkpoints.whole(folder)):
-        assert [p.name for p in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
+        assert names(folder) == ["1", "history.jsonl"]
 
 
 def rounds_kept(folder: pathlib.Path) -> list[int]:
@@ -265,20 +276,22 @@ def test_checkpoint_is_read_below_paths_with_any_characters(
     if not descriptors:
         monkeypatch.setattr("fedjax_lora.runs.checkpoints.plain_path._DESCRIPTORS", "/not/there")
     for sibling in (name, "par0", "axb", "whatx"):  # what the name matches as a pattern
-        checkpoints.save(tmp_path / sibling / "run", progress(1, seed=len(sibling)), [], ABOUT)
+        save(tmp_path / sibling / "run", 1, seed=len(sibling))
     folder = tmp_path / name / "run"
     got = checkpoints.restore(checkpoints.latest(folder), progress(0, seed=1))
     problems.assert_same_bits(arrays(got), arrays(progress(1, seed=len(name))))
-    assert [path.name for path in (folder / checkpoints.FOLDER).iterdir()] == ["1"]
+    assert names(folder) == ["1", "history.jsonl"]
 
 
 def test_checkpoint_that_fails_verification_is_not_kept(tmp_path, monkeypatch):
     """It replaces no other checkpoint: what Orbax wrote without an error may still be damaged."""
-    checkpoints.save(tmp_path, progress(1), history(1), ABOUT)
-    save = ocp.StandardCheckpointer.save
+    save(tmp_path, 1)
+    save_arrays = ocp.StandardCheckpointer.save
 
     def wrong(self, folder, tree):
-        save(self, folder, jax.tree.map(lambda x: x if np.ndim(x) < 2 else np.array(x) + 1, tree))
+        save_arrays(
+            self, folder, jax.tree.map(lambda x: x if np.ndim(x) < 2 else np.array(x) + 1, tree)
+        )
 
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", wrong)
     complete = checkpoints.whole(tmp_path)
@@ -298,3 +311,76 @@ def test_unreadable_orbax_checkpoint_is_refused_in_one_sentence(folder):
     (newest.path / "arrays" / "manifest.ocdbt").unlink()
     with pytest.raises(InputError, match=r"Checkpoint .*/2 cannot be read \(.*\); move it away"):
         checkpoints.restore(newest, progress(0))
+
+
+def test_size_of_a_checkpoint_does_not_grow_with_the_rounds(tmp_path):
+    sizes = []
+    with CheckpointManager(tmp_path, ABOUT, keep=1) as manager:
+        for rounds in (1, 10, 1000):
+            manager.save(progress(1)._replace(round=rounds), history(rounds))
+            manager.wait()
+            about = tmp_path / checkpoints.FOLDER / str(rounds) / "about.json"
+            sizes.append(about.stat().st_size)
+    assert sizes[2] < sizes[0] + 10
+    assert checkpoints.latest(tmp_path).history == history(1000)
+
+
+def test_only_new_rounds_are_written(tmp_path, monkeypatch):
+    written, real = [], HistoryFile.extend
+
+    def extend(self, new):
+        written.append([record["round"] for record in new])
+        return real(self, new)
+
+    monkeypatch.setattr(HistoryFile, "extend", extend)
+    for first in (1, 4):  # the second time it goes on
+        complete = checkpoints.whole(tmp_path)
+        with CheckpointManager(tmp_path, ABOUT, keep=1, checkpoints=complete) as manager:
+            for rounds in (first, first + 2):
+                manager.save(progress(rounds), history(rounds))
+    assert written == [[1], [2, 3], [4], [5, 6]]
+    lines = (tmp_path / checkpoints.FOLDER / FILE).read_text().splitlines()
+    assert (
+        [json.loads(line) for line in lines] == history(6) == checkpoints.latest(tmp_path).history
+    )
+
+
+def test_lines_after_the_newest_checkpoint_are_not_its_history(folder):
+    """Of a process that ended between the lines and their checkpoint, in the middle of a line."""
+    file = folder / checkpoints.FOLDER / FILE
+    with file.open("a") as opened:
+        opened.write('{"round": 3, "lo')
+    complete = checkpoints.whole(folder)
+    assert complete[-1].history == history(2)
+    with CheckpointManager(folder, ABOUT, keep=2, checkpoints=complete) as manager:
+        manager.save(progress(3), history(3))
+    assert checkpoints.latest(folder).history == history(3)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_damaged_history_is_detected_and_that_of_the_metrics_serves(folder, damage, caplog):
+    file = folder / checkpoints.FOLDER / FILE
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        bad = content[:-9] if damage == "cut" else content[:-9] + b"?" + content[-8:]
+        file.write_bytes(bad)
+    left = [] if damage == "gone" else [1]
+    assert rounds_kept(folder) == left
+    assert f"{folder / checkpoints.FOLDER / '2'} is not used: the history" in caplog.text
+    (folder / "metrics.jsonl").write_bytes(content)
+    assert checkpoints.latest(folder).history == history(2)
+
+
+def test_checkpoint_of_version_0_2_holds_its_history(folder):
+    newest = folder / checkpoints.FOLDER / "2"
+    about = json.loads((newest / "about.json").read_text())
+    (newest / "about.json").write_text(json.dumps(about | {"history": history(2)}))
+    write_checksums(newest)
+    (folder / checkpoints.FOLDER / FILE).unlink()
+    complete = checkpoints.whole(folder)
+    assert [c.history for c in complete] == [history(2)]
+    with CheckpointManager(folder, ABOUT, keep=2, checkpoints=complete) as manager:
+        manager.save(progress(3), history(3))
+    assert [c.history for c in checkpoints.whole(folder)] == [history(2), history(3)]
