@@ -9,13 +9,12 @@ import jax
 from fedjax_lora import federated, models
 from fedjax_lora.core.types import Params
 from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
-from fedjax_lora.evaluation.task_types import Scores
-from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.faults import attacks_of
 from fedjax_lora.runs.choices import check_names, resolve
 from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
+from fedjax_lora.runs.evaluations import Evaluations, part_of
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
 from fedjax_lora.runs.poison import backdoor_splits
 from fedjax_lora.runs.prepared import Inputs, Run
@@ -88,7 +87,7 @@ def assemble(
         setup=setup,
         round_spec=round_spec,
         step=shared.round(round_spec),
-        evaluate=_make_evaluate(config, assets, base, round_spec, setup, shared, place),
+        evaluations=_make_evaluations(config, assets, base, round_spec, setup, shared, place),
         ranks=make_rank_updates(
             setup.allocation,
             round_spec,
@@ -105,7 +104,7 @@ def assemble(
     )
 
 
-def _make_evaluate(
+def _make_evaluations(
     config: RunConfig,
     assets: Assets,
     base: Params,
@@ -113,21 +112,29 @@ def _make_evaluate(
     setup: Setup,
     shared: CompiledFunctions,
     place: Callable[[Any], Any],
-) -> Callable[[FederatedState], Scores]:
-    """Build the evaluation on the test split and, if there is one, the validation split."""
-    batch = config.execution.eval_batch
-    splits = [LabelledSplit("", assets.task.test, assets.test)]
+) -> Evaluations:
+    """Build the evaluations on the test split, or a part of it, and on all other splits."""
+    batch, count = config.execution.eval_batch, config.execution.eval_examples
+    test, splits = LabelledSplit("", assets.task.test, assets.test), []
     if assets.task.validation is not None and assets.validation is not None:
         splits.append(LabelledSplit("validation_", assets.task.validation, assets.validation))
     splits += backdoor_splits(attacks_of(setup.faults), assets)
-    return make_evaluate(
+    evaluate = functools.partial(
+        make_evaluate,
         assets.task,
         assets.model,
         round_spec.spec,
-        splits,
         predict=shared.predict(round_spec.inputs, batch, round_spec.execution.mesh),
         base=base,
         place=place,
         max_length=config.data.max_length,
         batch=batch,
+    )
+    total = len(assets.test.label)
+    part = part_of(test, count, config.seed) if count is not None and count < total else None
+    return Evaluations(
+        test=evaluate([test]),
+        others=evaluate(splits),
+        part=evaluate([part]) if part is not None else None,
+        examples=(total, count or total),
     )

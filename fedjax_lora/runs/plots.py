@@ -63,7 +63,7 @@ def history(
     left.plot([r["round"] for r in tested], [r[metric] for r in tested], "o-", color=BLUE, ms=3)
     if beat is not None:
         reference_line(left, beat[1], beat[0], at=records[-1]["round"])
-    left.set(xlabel="round", ylabel=f"test {metric}")
+    left.set(xlabel="round", ylabel=f"test {metric}{_examples(tested)}")
     right.plot([r["round"] for r in records], [r["train_loss"] for r in records],
                color=ORANGE, label="training (clients)")  # fmt: skip
     right.plot([r["round"] for r in tested], [r["loss"] for r in tested],
@@ -75,6 +75,14 @@ def history(
     title = printable(f"{config.data.task}: {config.federation.method}", longest=120)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def _examples(tested: History) -> str:
+    """Say how many test examples the scores are of, where the last one is of more."""
+    counts = [record.get("eval_examples") for record in tested]
+    if len(set(counts)) < 2:
+        return ""
+    return f"\n({counts[0]:,} examples, last round {counts[-1]:,})"
 
 
 # Okabe & Ito's colours, which people with any common colour blindness tell apart. The order makes

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from fedjax_lora.runs.client_work import close_round
 from fedjax_lora.runs.compilation import RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
+from fedjax_lora.runs.evaluations import Evaluations
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.rank_updates import RankUpdates
 from fedjax_lora.runs.recorder import score
@@ -58,7 +59,7 @@ class Run:
       setup: method, transforms of updates, and what else is decided before compiling.
       round_spec: everything that the compiled round depends on.
       step: the compiled round.
-      evaluate: scores of the global model of a state.
+      evaluations: scores of the global model of a state, between rounds and at the end.
       ranks: the clients' initial ranks, and how ranks change between rounds.
     """
 
@@ -68,7 +69,7 @@ class Run:
     setup: Setup
     round_spec: RoundSpec
     step: federated.CompiledRound
-    evaluate: Callable[[FederatedState], Scores]
+    evaluations: Evaluations
     ranks: RankUpdates
 
     @property
@@ -123,9 +124,9 @@ class Run:
         """Return whether the run ends with the last of these rounds."""
         if len(history) >= self.rounds:
             return True
-        evaluated = [record for record in history if self.task.metric in record]
-        if not evaluated or evaluated[-1] is not history[-1]:
+        if not history or self.task.metric not in history[-1]:
             return False
+        evaluated = [record for record in history if self.task.metric in record]
         return self.setup.stop([score(record, self.task) for record in evaluated])
 
     def close(self, plan: Plan, state: FederatedState) -> tuple[Plan, Timing | None]:
@@ -138,6 +139,10 @@ class Run:
     def train(self, state: FederatedState, plan: Plan) -> tuple[FederatedState, RoundMetrics]:
         """Train and aggregate a round; the memory of ``state`` is given to the result."""
         return self.step(self.inputs.base, self.inputs.train, state, plan, self.key)
+
+    def evaluate(self, state: FederatedState) -> Scores:
+        """Return the scores of the global model of a state on all splits."""
+        return self.evaluations.whole(state)
 
     def reference(self, state: FederatedState) -> Scores:
         """Return the scores that those of the run are compared with.

@@ -7,7 +7,9 @@ from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.data import Task
 from fedjax_lora.runs.checkpoints import Checkpoint, CheckpointManager, Progress
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.folder import METRICS, TIMING, RunFolder
+from fedjax_lora.runs.evaluations import PART
+from fedjax_lora.runs.folder import TIMING, RunFolder
+from fedjax_lora.runs.folder_names import METRICS
 
 
 class Recorder:
@@ -130,8 +132,10 @@ def score(record: Record, task: Task) -> float | None:
 
     Returns:
       A number, higher is better; None if the round was not evaluated, or its model has diverged.
+      Test examples are the same ones in all rounds, see `fedjax_lora.runs.evaluations`.
     """
-    value = record.get(f"validation_{task.metric}", record.get(task.metric))
+    test = record.get(PART, record)
+    value = record.get(f"validation_{task.metric}", test.get(task.metric))
     if value is None:
         return None
     return -value if task.lower_is_better else value

@@ -174,6 +174,8 @@ def play(run: Run, progress: Progress, recorder: Recorder, clock: Clock, hooks: 
         progress, record, times = play_round(run, progress, hooks.on_phase)
         progress = progress._replace(seconds=clock.seconds())
         is_last = run.ends([*recorder.history, record])
+        if is_last:  # a rule has ended the run before its last round
+            record |= run.evaluations.complete(record, progress.state)
         stops = not is_last and any(distributed.gather(bool(hooks.stop())))
         warn_of_few_owners(record, recorder.history)
         with distributed.raise_on_all():
@@ -278,7 +280,7 @@ def end_round(
     if (t + 1) % options.eval_every == 0 or t + 1 == run.rounds:
         on_phase(f"evaluating after round {t + 1}")
         began = time.perf_counter()
-        record.values |= run.evaluate(state)
+        record.values |= run.evaluations.after_round(state, last=t + 1 == run.rounds)
         times["eval_seconds"] = time.perf_counter() - began
     progress = Progress(state, rank, record.logged_rank, begun.scores, t + 1)
     return progress, record.values, times

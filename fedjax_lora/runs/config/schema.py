@@ -189,6 +189,9 @@ class ExecutionConfig(_Group):
     accelerator, where padding costs little and compiling much."""
     eval_every: int = 1
     """Evaluate the global model every so many rounds, and after the last."""
+    eval_examples: int | None = None
+    """Evaluate on this many test examples, the same ones, and on all only after the last round;
+    by default always on all. Records say how many with the name eval_examples."""
     eval_batch: int = 64
     """Examples in an evaluation batch."""
     measure: bool = False

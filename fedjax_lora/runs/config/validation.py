@@ -36,6 +36,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "execution.devices": (1, math.inf),
     "execution.step_shapes": (1, 16),
     "execution.eval_every": (1, math.inf),
+    "execution.eval_examples": (1, math.inf),
     "execution.eval_batch": (1, LARGEST_BATCH),
     "execution.checkpoint_every": (1, math.inf),
     "execution.checkpoint_keep": (1, math.inf),

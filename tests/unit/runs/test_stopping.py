@@ -3,6 +3,7 @@
 import pytest
 
 from fedjax_lora import InputError
+from fedjax_lora.runs.compilation import programs
 from fedjax_lora.runs.run import run
 from fedjax_lora.runs.stopping import patience, target
 from fedjax_lora.runs.sweep import grid
@@ -53,15 +54,15 @@ def test_interrupted_run_ends_early_after_the_same_round(tmp_path):
     # Nothing is better than the first score by 1: three evaluations later the run ends.
     stop = {"federation.stop": "patience(evaluations=1, improvement=1.0)"}
     config = tiny_runs.change(tiny_runs.CONFIG, CHANGES | stop)
-    assets = tiny_runs.assets()
-    whole = run(config, out=tmp_path / "whole", assets=assets)
+    shared = {"assets": tiny_runs.assets(), "programs": programs()}
+    whole = run(config, out=tmp_path / "whole", **shared)
     assert len(whole.records) == 2 == whole.summary["rounds"]
     assert {n for n in whole.summary if "accuracy" in n} >= {"accuracy"}
 
-    again = run(config, out=tmp_path / "whole", assets=assets, resume=True)
+    again = run(config, out=tmp_path / "whole", **shared, resume=True)
     assert again.records == whole.records and again.summary == whole.summary
     everything = tiny_runs.change(tiny_runs.CONFIG, CHANGES)
-    longer = run(everything, out=tmp_path / "whole", assets=assets, resume=True)
+    longer = run(everything, out=tmp_path / "whole", **shared, resume=True)
     assert len(longer.records) == tiny_runs.ROUNDS and longer.records[:2] == whole.records
 
 

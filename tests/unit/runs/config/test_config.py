@@ -179,6 +179,7 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("execution", "mesh", [8], "mesh must be two sizes above 0, or -1 for one of them"),
         ("execution", "devices", 0, "devices must be at least 1"),
         ("execution", "eval_every", 0, "eval_every must be at least 1"),
+        ("execution", "eval_examples", 0, "eval_examples must be at least 1"),
         ("execution", "eval_batch", 0, "eval_batch must be at least 1"),
     ],
 )

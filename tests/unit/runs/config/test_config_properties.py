@@ -31,7 +31,15 @@ RANGES: dict[str, st.SearchStrategy] = {
     "learning_rate": POSITIVE,
     "lora_dropout": SMALL,
     **dict.fromkeys(
-        ("train_examples", "test_examples", "layers", "max_steps", "clients_per_step", "devices"),
+        (
+            "train_examples",
+            "test_examples",
+            "layers",
+            "max_steps",
+            "clients_per_step",
+            "devices",
+            "eval_examples",
+        ),
         st.none() | COUNT,
     ),
     "mesh": st.tuples(COUNT | st.just(-1), COUNT),
