@@ -16,6 +16,7 @@ from fedjax_lora.core.records import check_fields
 from fedjax_lora.data import Tokens
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
 from fedjax_lora.deploy.encodings import ENCODINGS
+from fedjax_lora.deploy.kernels import SiteKernels, first_kernels
 from fedjax_lora.deploy.message import Message, check_meta, from_bytes, to_bytes
 from fedjax_lora.deploy.server import make_rules
 from fedjax_lora.deploy.site import Site
@@ -103,16 +104,18 @@ class Client:
         self.spec, self.options, self.fingerprint = spec, options, model.fingerprint
         self.examples = len(tokens.label)
         method, rules = make_rules(spec, model)
+        base = models.frozen_base(model)
         self.site = Site(
             client=spec.sites.index(options.name),
             digest=spec.digest,
             rules=rules,
             work=jax.jit(federated.make_client_work(method, training(spec, model))),
-            base=jax.device_put(models.frozen_base(model)),
+            base=jax.device_put(base),
             data=jax.device_put(widened(tokens, config.data.max_length)),
             rows=np.arange(self.examples),
             local=local_steps(spec),
             head=jax.tree.map(np.asarray, model.params["head"]),
+            kernels=SiteKernels(method.spec, first_kernels(method, base) if rules.adds else {}),
             updates=_own_updates(spec, options, method),
         )
 
@@ -131,7 +134,8 @@ class Client:
             )
         values = {"digest": self.spec.digest, "client": self.site.client}
         examples = min(self.examples, self.spec.most_examples)
-        return to_bytes(Message({}, {**values, "examples": examples}))
+        values |= {"examples": examples, "kernels": self.site.kernels.version}
+        return to_bytes(Message({}, values))
 
     def fit(self, data: bytes) -> bytes:
         """Answer a round's message; see `Site.fit`."""

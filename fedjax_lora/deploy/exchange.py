@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora import lora
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.deploy import wire
+from fedjax_lora.deploy.kernels import KernelHistory
 from fedjax_lora.deploy.message import Refused, from_bytes, to_bytes
 from fedjax_lora.deploy.wire import Rules, Start, Update
-from fedjax_lora.federated import Answers, Assignment, ClientMetrics, Clients
+from fedjax_lora.federated import Answers, Assignment, ClientMetrics, Clients, Plan, RoundMetrics
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +50,25 @@ class Exchange:
       names: of the clients, for messages to people.
       sizes: of the messages of the last round, by client id.
       refused: why answers of the last round were not taken, by client id.
+      held: names of the kernels that clients hold, by client id, as far as it is known.
     """
 
     def __init__(
-        self, rules: Rules, digest: str, send: Send, *, least: int = 1, names: tuple[str, ...] = ()
+        self,
+        rules: Rules,
+        digest: str,
+        send: Send,
+        *,
+        least: int = 1,
+        names: tuple[str, ...] = (),
+        held: Mapping[int, str] | None = None,
     ) -> None:
         self.rules, self.digest, self.send = rules, digest, send
         self.least, self.names = least, names
         self.sizes: dict[int, Sizes] = {}
         self.refused: dict[int, str] = {}
+        self.held = dict(held or {})
+        self._history = KernelHistory(rules.spec) if rules.adds else None
 
     def __call__(self, given: Assignment) -> Answers:
         """Have a cohort trained.
@@ -66,7 +78,7 @@ class Exchange:
         """
         round, ids = int(np.asarray(given.plan.round)), np.asarray(given.plan.id).tolist()
         asked = np.asarray(given.plan.weight) > 0
-        starts = list(rows(given.clients))
+        starts = self._with_kernels(given, ids)
         steps = np.asarray(given.clients.batches.steps)
         messages = {}
         self.sizes, self.refused = {}, {}
@@ -84,12 +96,37 @@ class Exchange:
                 messages[ids[k]] = to_bytes(message)
                 self.sizes[ids[k]] = Sizes(message.array_bytes, 0, len(messages[ids[k]]), 0)
         got = self.send(round, messages)
+        before = dict(self.held)
         updates = [
             self._read(round, id, start, got.get(id), _most_examples(given.clients, k))
             for k, (id, start) in enumerate(zip(ids, starts, strict=True))
         ]
+        self.held = before | {
+            id: start.kernels.version
+            for id, start, update in zip(ids, starts, updates, strict=True)
+            if update is not None and start.kernels is not None
+        }
+        for id in messages.keys() - {i for i, u in zip(ids, updates, strict=True) if u is not None}:
+            self.held.pop(id, None)  # whether it has read the message is not known
         self._check_enough(round, updates, int(asked.sum()))
         return _answers(starts, updates)
+
+    def report(self, plan: Plan, metrics: RoundMetrics) -> None:
+        """Take note of a round's outcome; see `fedjax_lora.federated.Execution`."""
+        if self._history is not None and not isinstance(metrics.added, tuple):
+            self._history.add(metrics.added)
+
+    def _with_kernels(self, given: Assignment, ids: list[int]) -> list[Start]:
+        """The clients of a cohort, with what each needs to have the server's kernels."""
+        starts = list(rows(given.clients))
+        if self._history is None:
+            return starts
+        kernels = jax.device_get(lora.kernels_of(given.base, self.rules.spec))
+        self._history.begin(kernels)
+        return [
+            start._replace(kernels=self._history.change(self.held.get(id), kernels))
+            for id, start in zip(ids, starts, strict=True)
+        ]
 
     def _read(
         self, round: int, id: int, start: Start, data: bytes | None, most: float

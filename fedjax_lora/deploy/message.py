@@ -120,6 +120,18 @@ def check_meta(message: Message, wanted: Mapping[str, object], others: set[str])
             raise Refused(f"A message says {name} = {got!r} where {value!r} is due.")
 
 
+def text(message: Message, name: str, *, most: int = 200) -> str:
+    """Return a JSON string of a message.
+
+    Raises:
+      Refused: it is none, or longer than ``most`` characters.
+    """
+    got = message.meta.get(name)
+    if not isinstance(got, str) or len(got) > most:
+        raise Refused(f"A message has no text of at most {most} characters as {name}.")
+    return got
+
+
 def number(message: Message, name: str, low: float, high: float, *, whole: bool = False) -> float:
     """Return a JSON number of a message that is within limits.
 

@@ -10,17 +10,26 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lora import lora, methods
+from fedjax_lora import lora, methods, models
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.data import Split, Tokens
+from fedjax_lora.deploy import kernels
 from fedjax_lora.deploy.exchange import Exchange, Send
-from fedjax_lora.deploy.message import Message, Refused, check_meta, from_bytes, number, to_bytes
+from fedjax_lora.deploy.message import (
+    Message,
+    Refused,
+    check_meta,
+    from_bytes,
+    number,
+    text,
+    to_bytes,
+)
 from fedjax_lora.deploy.spec import FederationSpec
 from fedjax_lora.deploy.wire import Rules
 from fedjax_lora.federated import Execution
@@ -69,6 +78,7 @@ def make_rules(spec: FederationSpec, model: Pretrained) -> tuple[Method, Rules]:
         method.sends,
         selects=method.select is not None,
         trims=method.trim is not None,
+        adds=bool(kernels.first_kernels(method, models.frozen_base(model))),
         encoding=spec.encoding,  # pyright: ignore[reportArgumentType]
     )
     return method, rules
@@ -117,8 +127,8 @@ def serve(
     loaded = load_assets(config)
     _, rules = make_rules(spec, loaded.model)
     known = _known(out) if resume else {}
-    counts = register(spec, loaded.model.fingerprint, ask, known)
-    exchange = Exchange(rules, spec.digest, send, least=spec.least, names=spec.sites)
+    counts, held = register(spec, loaded.model.fingerprint, ask, known)
+    exchange = Exchange(rules, spec.digest, send, least=spec.least, names=spec.sites, held=held)
     began = time.perf_counter()
 
     def record(values: Record) -> None:
@@ -135,13 +145,20 @@ def serve(
         resume=resume,
         overwrite=overwrite,
         assets=stand_in(loaded, spec, counts),
-        execution=Execution(mode="remote", exchange=exchange),
+        execution=Execution(mode="remote", exchange=exchange, report=exchange.report),
         on_round=record,
     )
 
 
-def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]) -> dict[int, int]:
-    """How many examples each site has, by client id.
+class Register(NamedTuple):
+    """What sites say about themselves before a run, by client id."""
+
+    examples: dict[int, int]
+    kernels: dict[int, str]  # names of the base kernels that they hold, where a method changes them
+
+
+def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]) -> Register:
+    """Ask the sites about themselves.
 
     Args:
       spec: the federation.
@@ -153,11 +170,12 @@ def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]
       InputError: a site that has never answered, or that says something else than before.
     """
     question = Message({}, {"digest": spec.digest, "base": base})
-    counts = dict(known)
+    counts, held = dict(known), {}
     for id, answer in ask(to_bytes(question)).items():
         try:
             message = from_bytes(answer, most=1 << 16)
-            check_meta(message, {"digest": spec.digest, "client": id}, {"examples"})
+            check_meta(message, {"digest": spec.digest, "client": id}, {"examples", "kernels"})
+            held[id] = text(message, "kernels")
             examples = int(number(message, "examples", 1, 2**53, whole=True))
         except Refused as reason:
             raise InputError(f"Site {spec.sites[id]!r} cannot take part: {reason}") from reason
@@ -172,7 +190,7 @@ def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]
             f"Site {missing[0]!r} has not said how many examples it has; start it with "
             "fedjax-lora client, then the run again."
         )
-    return counts
+    return Register(counts, held)
 
 
 def stand_in(loaded: Assets, spec: FederationSpec, counts: Mapping[int, int]) -> Assets:

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lora import lora
 from fedjax_lora.core.types import ClientParams, LoRA, Params
 from fedjax_lora.data import Tokens
 from fedjax_lora.deploy import wire
 from fedjax_lora.deploy.exchange import header
-from fedjax_lora.deploy.message import Form, from_bytes, number, to_bytes
+from fedjax_lora.deploy.kernels import SiteKernels
+from fedjax_lora.deploy.message import Form, Refused, from_bytes, number, to_bytes
 from fedjax_lora.deploy.wire import Rules, Start, Update
 from fedjax_lora.federated import ClientResult, Clients, ClientWorkFn
 from fedjax_lora.federated.planning import LocalSteps
@@ -44,6 +46,7 @@ class Site:
       rows: which rows of ``data`` are its own, ``int[E]``.
       local: how it trains on them.
       head: the head of the base.
+      kernels: the kernels that the method changes, which it holds from round to round.
       updates: its own transforms of what it sends, such as clipping and noise. Their random
         numbers come from this machine's entropy, so that nobody who knows the run's seed can take
         noise away again.
@@ -58,6 +61,7 @@ class Site:
     rows: np.ndarray
     local: LocalSteps
     head: Mapping[str, Any]
+    kernels: SiteKernels
     updates: Sequence[UpdateTransform] = ()
 
     def fit(self, data: bytes) -> bytes:
@@ -70,6 +74,8 @@ class Site:
         round = int(number(message, "round", 0, 2**31 - 1, whole=True))
         known = header(self.digest, round, self.client)
         start = wire.unpack_down(self.rules, message, known, VALUES, head=self.head, key=KEY)
+        if (start.kernels is not None) != self.rules.adds:
+            raise Refused("A message changes kernels that the method does not, or none of its own.")
         rate = number(message, "rate", 0, 1e6)
         due = self.local.due(len(self.rows))
         steps = int(number(message, "steps", 0, due, whole=True))
@@ -99,8 +105,11 @@ class Site:
             batches=batches,
             key=jax.random.wrap_key_data(jnp.asarray(start.key))[None],
         )
+        base = self.base
+        if start.kernels is not None:
+            base = lora.with_kernels(base, self.kernels.apply(start.kernels))
         result = self.work(
-            self.base, self.data, clients, jnp.float32(rate), jnp.asarray(round, jnp.int32)
+            base, self.data, clients, jnp.float32(rate), jnp.asarray(round, jnp.int32)
         )
         params = self._sent(clients.params, result)
         params, metrics, trainable = jax.tree.map(

@@ -6,17 +6,19 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lora import lora, methods
+from fedjax_lora import methods
 from fedjax_lora.core import atomic_io, registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
+from fedjax_lora.core.types import Adapter, Kernels
 from fedjax_lora.deploy.encodings import ENCODINGS
 from fedjax_lora.federated import ranks
 from fedjax_lora.lora import LoraSpec, LoraTarget
-from fedjax_lora.methods.base import client_kernels
+from fedjax_lora.methods.base import Cohort, client_kernels
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 
@@ -169,10 +171,9 @@ def check_method(name: str, rank: Sequence[int]) -> None:
     """
     layer = LoraSpec(targets=(LoraTarget("layer", 2, 2, None),), rank=2, alpha=2.0)
     method = methods.make(name, layer)
-    adapter = {"layer": lora.LoRA(jnp.zeros((2, 2)), jnp.zeros((2, 2)))}
     reason = ""
-    if client_kernels(method, method.init(adapter, {"layer": jnp.zeros((2, 2))})):
-        reason = "it adds to the base, and a site that was away would have to catch up"
+    if changes_kernels_unsaid(method):
+        reason = "it changes the base and does not say by which products (AggregateResult.added)"
     elif method.keeps == "client":
         reason = "a part of its adapter stays on its client between rounds"
     if reason:
@@ -181,6 +182,25 @@ def check_method(name: str, rank: Sequence[int]) -> None:
             "'hlora'."
         )
     method.check(np.array(rank))
+
+
+def changes_kernels_unsaid(method: methods.Method) -> bool:
+    """Whether a method changes the clients' kernels without saying what it adds to them."""
+
+    def traced() -> tuple[Kernels, Adapter | tuple[()]]:
+        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)  # noqa: E731
+        targets, one = method.spec.targets, jnp.ones(1)
+        kernels = {t.path: jnp.zeros((*t.stack, t.inputs, t.outputs)) for t in targets}
+        server = method.init(zeros(method.spec.shapes()), kernels)
+        whole = jnp.ones(1, jnp.int32)
+        cohort = Cohort(whole, whole, one, one, jnp.zeros((), jnp.int32), jax.random.key(0))
+        clients = method.init_clients(1)
+        start = method.broadcast(server, clients, cohort)
+        result = method.aggregate(server, clients, cohort, start, start.adapter)
+        return client_kernels(method, server), result.added
+
+    kernels, added = jax.eval_shape(traced)
+    return bool(kernels) and set(kernels) != set(added or ())
 
 
 def _check_sites(sites: Sequence[str]) -> None:

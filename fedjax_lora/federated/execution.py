@@ -25,6 +25,9 @@ Mode = Literal["loop", "vmap", "sharded", "remote"]
 ClientsFn = Callable[[Params, Any, Clients, jax.Array], Any]
 """Work on some clients at once, ``(base, data, clients, rate)`` to leaves ``[w, ...]``."""
 
+Report = Callable[..., object]
+"""A host function that is told a round's outcome, ``(plan, metrics)``."""
+
 Exchange = Callable[..., Any]
 """A host function that has a cohort trained elsewhere, ``Assignment -> Answers``; see
 `fedjax_lora.federated.remote`."""
@@ -53,6 +56,8 @@ class Execution:
       clients_per_step: clients trained at once on one device; None for `default_clients_per_step`.
       mesh: the devices, see `fedjax_lora.federated.client_mesh`; only used in mode ``sharded``.
       exchange: has the cohort trained elsewhere; only used in mode ``remote``.
+      report: told the plan and the metrics of a round at its end, among them who was rejected and
+        what the method has added to the base; only used in mode ``remote``.
 
     Raises:
       InputError: values of the wrong type, mode ``sharded`` without a mesh, mode ``remote`` without
@@ -63,6 +68,7 @@ class Execution:
     clients_per_step: int | None = None
     mesh: Mesh | None = None
     exchange: Exchange | None = None
+    report: Report | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

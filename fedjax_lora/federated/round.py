@@ -319,8 +319,11 @@ def compile_round(
         placed["out_shardings"] = everywhere(execution.mesh)
     if measure is not None:
         measured = _measured(client_update, server, measure, execution, placed)
-        return CompiledRound(method, measured)
-    if execution.mode in ("loop", "remote"):
+        return CompiledRound(method, _reported(measured, execution))
+    if execution.mode == "remote":
+        composed = _composed(client_update, jax.jit(server.finish))
+        return CompiledRound(method, _reported(composed, execution))
+    if execution.mode == "loop":
         return CompiledRound(method, _composed(client_update, jax.jit(server.finish)))
     fused = jax.jit(_composed(client_update, server.finish), donate_argnums=2, **placed)
     if execution.mode == "sharded":
@@ -339,6 +342,22 @@ def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> Roun
         return finish(state, plan, key, client_update(base, data, state, plan, key))
 
     return round_fn
+
+
+def _reported(round_fn: RoundFn, execution: Execution) -> RoundFn:
+    """The round, after which whoever has the clients trained is told its outcome."""
+    if execution.report is None:
+        return round_fn
+
+    def reported_fn(
+        base: Params, data: PyTree, state: FederatedState, plan: Plan, key: Key
+    ) -> tuple[FederatedState, RoundMetrics]:
+        after, metrics = round_fn(base, data, state, plan, key)
+        assert execution.report is not None
+        execution.report(plan, metrics)
+        return after, metrics
+
+    return reported_fn
 
 
 def _measured(
@@ -405,7 +424,12 @@ class _Server:
         metrics = RoundMetrics(update.metrics.loss, update.metrics.examples, rejected, rank, few)
         if not isinstance(update.answered, tuple):
             silent = (plan.weight > 0) & ~update.answered
-            metrics = metrics._replace(rejected=rejected & ~silent, silent=silent)
+            none = jax.tree.map(jnp.zeros_like, result.added)
+            metrics = metrics._replace(
+                rejected=rejected & ~silent,
+                silent=silent,
+                added=if_any_present(cohort, result.added, none),
+            )
         return FederatedState(server, head, clients, moments), metrics
 
     def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:

@@ -48,7 +48,7 @@ def check_outcome(
     """
     check_same_structure(
         "What the method aggregates",
-        outcome._replace(owned=()),
+        outcome._replace(owned=(), added=()),
         AggregateResult(state.server, own, cohort.rank),
     )
     if not outcome.owned:

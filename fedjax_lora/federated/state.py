@@ -97,6 +97,8 @@ class RoundMetrics(NamedTuple):
     ) = ()  # what was measured besides, a dictionary of JSON values
     # bool[c], in mode ``remote``: who should have answered and has not
     silent: Array | tuple[()] = ()
+    # in mode ``remote``: what the method has added to the base, as factors, see `AggregateResult`
+    added: Adapter | tuple[()] = ()
     seconds: (
         Mapping[str, float] | tuple[()]
     ) = ()  # how long the parts of a measured round took, by name

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.core import trees
+from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import (
     EQUAL_RATES,
@@ -79,6 +79,9 @@ class AggregateResult(NamedTuple):
     # Booleans that broadcast against the server's adapter: what this round's clients own of it. A
     # server optimizer leaves the rest alone. (): what a present client has trained and sent.
     owned: Adapter | tuple[()] = ()
+    # What was added to the kernels, as factors [(L,) i, K] and [(L,) K, o], see `with_added`; ():
+    # nothing. A real client, which holds the kernels itself, is sent this.
+    added: Adapter | tuple[()] = ()
 
 
 class Traffic(NamedTuple):
@@ -161,6 +164,19 @@ def plain_server(adapter: Adapter, kernels: Kernels) -> ServerState:
 def client_kernels(method: Method, server: ServerState) -> Kernels:
     """The kernels that clients have in place of the base's own; ``{}`` if none."""
     return server.kernels if method.clients_hold_kernels else {}
+
+
+def with_added(kernels: Kernels, added: Adapter) -> Kernels:
+    """The kernels with products added: ``W + a b``, for server and real clients alike.
+
+    Args:
+      kernels: ``[(L,) i, o]`` by path.
+      added: factors ``[(L,) i, K]`` and ``[(L,) K, o]`` of these paths.
+    """
+    return {
+        path: kernels[path] + linalg.matmul(*pair).astype(kernels[path].dtype)
+        for path, pair in added.items()
+    }
 
 
 def client_gain(spec: LoraSpec, cohort: Cohort, components: Array | Gain) -> Gain:

@@ -22,7 +22,7 @@ from fedjax_lora.methods.base import (
     ServerState,
     Traffic,
     if_any_present,
-    per_client,
+    with_added,
 )
 from fedjax_lora.methods.florist import components_kept
 from fedjax_lora.methods.svd import (
@@ -104,31 +104,24 @@ class _FedMomentum:
         share = shares(cohort.weight, self.weights)
         share = jnp.broadcast_to(share[:, None], (share.shape[0], self.spec.rank))
         layers = {
-            path: each_layer(
-                self._layer,
-                (*pair, start.gain[path]),
-                share,
-                per_client((server.kernels[path],)),
-            )
+            path: each_layer(self._layer, (*pair, start.gain[path]), share, ())
             for path, pair in result.items()
         }
         adapter = only_adapted(self.spec, {path: pair for path, (pair, _, _) in layers.items()})
-        kernels = {path: kernel for path, (_, kernel, _) in layers.items()}
-        added = {path: number for path, (_, _, number) in layers.items()}
-        new = if_any_present(cohort, ServerState(adapter, kernels, added), server)
-        return AggregateResult(new, clients, cohort.rank)
+        added = {path: pair for path, (_, pair, _) in layers.items()}
+        number = {path: count for path, (_, _, count) in layers.items()}
+        kernels = with_added(server.kernels, added)
+        new = if_any_present(cohort, ServerState(adapter, kernels, number), server)
+        return AggregateResult(new, clients, cohort.rank, added=added)
 
-    def _layer(
-        self, a: Array, b: Array, gain: Array, share: Array, kernel: Array
-    ) -> tuple[LoRA, Array, Array]:
-        """One layer's factors and kernel, and how many components were added to the kernel."""
+    def _layer(self, a: Array, b: Array, gain: Array, share: Array) -> tuple[LoRA, LoRA, Array]:
+        """One layer's factors, those of what joins its kernel, and how many these are."""
         most, stacks = self.spec.rank, weighted_stack(LoRA(a, b), gain, share)
         u, s, vt = linalg.svd(stacks, min(*stacks.a.shape, stacks.b.shape[1]))
         kept = components_kept(s, self.energy)
         pair = split(u[:, :most], s[:most] / self.spec.server_scale, vt[:most], self.sigma)
         joins = jnp.where(lora.prefix_mask(kept, s.size), s, 0.0)[most:]
-        change = linalg.matmul(u[:, most:] * joins[None], vt[most:])
-        return pair, kernel[0] + change.astype(kernel.dtype), jnp.maximum(kept - most, 0)
+        return pair, LoRA(u[:, most:] * joins[None], vt[most:]), jnp.maximum(kept - most, 0)
 
     def traffic(self, server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         """A client's components each way, and down what the round before has added to the base."""

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.core import linalg
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Kernels
 from fedjax_lora.lora import LoraSpec
@@ -21,6 +20,7 @@ from fedjax_lora.methods.base import (
     ServerState,
     Traffic,
     truncated_start,
+    with_added,
 )
 from fedjax_lora.methods.svd import weighted_stack
 
@@ -58,12 +58,11 @@ def flora(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
         share = shares(cohort.weight, weights)
-        kernels = {}
-        for path, pair in result.items():
-            stacks = weighted_stack(pair, start.gain[path], share)
-            kernel = server.kernels[path]
-            kernels[path] = kernel + linalg.matmul(*stacks).astype(kernel.dtype)
-        return AggregateResult(server._replace(kernels=kernels), clients, cohort.rank)
+        added = {
+            path: weighted_stack(pair, start.gain[path], share) for path, pair in result.items()
+        }
+        new = server._replace(kernels=with_added(server.kernels, added))
+        return AggregateResult(new, clients, cohort.rank, added=added)
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         size = rank.astype(np.int64) * spec.component_size * FLOAT_BYTES

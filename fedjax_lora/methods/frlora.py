@@ -2,12 +2,12 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
-from fedjax_lora.core import linalg
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.core.types import Adapter, Kernels
+from fedjax_lora.core.types import Adapter, Kernels, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.averaging import Weights, masked_mean
 from fedjax_lora.methods.base import (
@@ -19,6 +19,7 @@ from fedjax_lora.methods.base import (
     ServerState,
     Traffic,
     whole_start,
+    with_added,
 )
 
 
@@ -60,12 +61,14 @@ def frlora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
         outcome = mean.aggregate(server, clients, cohort, start, result)
-        kernels = {}
-        for path, kernel in server.kernels.items():
-            (a, b), (first_a, first_b) = outcome.server.adapter[path], server.adapter[path]
-            change = linalg.matmul(a - first_a, b) + linalg.matmul(first_a, b - first_b)
-            kernels[path] = kernel + (spec.server_scale * change).astype(kernel.dtype)
-        return AggregateResult(server._replace(kernels=kernels), clients, cohort.rank)
+        added = {}
+        for path, (first_a, first_b) in server.adapter.items():
+            a, b = outcome.server.adapter[path]
+            left = jnp.concatenate([a - first_a, first_a], axis=-1)
+            right = jnp.concatenate([b, b - first_b], axis=-2)
+            added[path] = LoRA(spec.server_scale * left, right)
+        new = server._replace(kernels=with_added(server.kernels, added))
+        return AggregateResult(new, clients, cohort.rank, added=added)
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         component = spec.component_size * FLOAT_BYTES

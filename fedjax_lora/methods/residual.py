@@ -27,6 +27,7 @@ from fedjax_lora.methods.base import (
     plain_server,
     symmetric_traffic,
     truncated_start,
+    with_added,
 )
 from fedjax_lora.methods.svd import weighted_stack
 
@@ -71,19 +72,17 @@ def fedex_lora(spec: LoraSpec, *, residual_rank: int = 0, weights: Weights = "ex
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
         mean, share = _means(spec, cohort, result, weights)
-        kernels = {}
+        added = {}
         for path, pair in result.items():
-            left, right = _residual(pair, mean[path], start.gain[path], share)
+            added[path] = _residual(pair, mean[path], start.gain[path], share)
             if residual_rank:
-                u, s, vt = linalg.svd(LoRA(left, right), residual_rank)
-                left, right = u * s[..., None, :], vt
-            kernel = server.kernels[path]
-            kernels[path] = kernel + linalg.matmul(left, right).astype(kernel.dtype)
+                u, s, vt = linalg.svd(added[path], residual_rank)
+                added[path] = LoRA(u * s[..., None, :], vt)
         owned = jnp.any(owners(cohort, spec.rank), axis=0)
         adapter = keep_unowned(mean, server.adapter, owned)
-        return AggregateResult(
-            server._replace(adapter=adapter, kernels=kernels), clients, cohort.rank
-        )
+        kernels = with_added(server.kernels, added)
+        new = server._replace(adapter=adapter, kernels=kernels)
+        return AggregateResult(new, clients, cohort.rank, added=added)
 
     def traffic(server: ServerState, rank: np.ndarray, round: int) -> Traffic:
         rank = rank.astype(np.int64)

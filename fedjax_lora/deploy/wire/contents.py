@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_lora.core.trees import flat
 from fedjax_lora.core.types import ClientParams, Gain, LoRA
 from fedjax_lora.deploy.encodings import Encoding
+from fedjax_lora.deploy.wire.kernels import KernelChange, kernel_bytes
 from fedjax_lora.lora import LoraSpec
 
 
@@ -19,6 +20,7 @@ class Start(NamedTuple):
     trainable: ClientParams
     rank: int
     key: np.ndarray  # uint32, data of the client's random key
+    kernels: KernelChange | None = None  # how its kernels become the server's
 
 
 class Update(NamedTuple):
@@ -40,6 +42,7 @@ class Rules(NamedTuple):
       sends: which factors a client sends.
       selects: whether a client chooses what it trains.
       trims: whether it may send fewer components than it has.
+      adds: whether the method changes the kernels that clients train on.
       encoding: how a client writes its numbers.
     """
 
@@ -48,6 +51,7 @@ class Rules(NamedTuple):
     sends: LoRA = LoRA(True, True)
     selects: bool = False
     trims: bool = False
+    adds: bool = False
     encoding: Encoding = "float32"
 
 
@@ -73,4 +77,6 @@ def most_bytes(rules: Rules) -> int:
         for target in rules.spec.targets
     )
     numbers += sum(int(np.prod(x.shape)) for x in flat(rules.head).values())
-    return 4 * numbers + (1 << 16)
+    kernels = sum(map(kernel_bytes, rules.spec.targets)) if rules.adds else 0
+    # With the bits of many small products.
+    return 4 * numbers + 2 * kernels + (1 << 16)

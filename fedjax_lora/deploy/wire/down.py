@@ -9,6 +9,7 @@ from fedjax_lora.core.trees import flat, nested
 from fedjax_lora.core.types import ClientParams, LoRA
 from fedjax_lora.deploy.message import Form, Message, Refused, check_arrays, check_meta, number
 from fedjax_lora.deploy.wire.contents import Header, Rules, Start, trains_head
+from fedjax_lora.deploy.wire.kernels import kernel_forms, pack_kernels, unpack_kernels
 from fedjax_lora.deploy.wire.masks import (
     as_trainable,
     bits_form,
@@ -51,7 +52,9 @@ def pack_down(rules: Rules, start: Start, header: Header, **values: object) -> M
         if meta[name] == "listed":
             arrays |= {f"{path}.{name}": to_bits(mask) for path, mask in masks.items()}
     more, values_of = _pack_sizes(start, active)
-    return _with_head(rules, start, Message(arrays | more, {**meta, **values_of, **header}))
+    products, meta["kernels"] = pack_kernels(spec, start.kernels)
+    message = Message(arrays | more | products, {**meta, **values_of, **header})
+    return _with_head(rules, start, message)
 
 
 def _pack_sizes(
@@ -83,7 +86,9 @@ def _active_choices(spec: LoraSpec, rank: int) -> dict[str, dict[str, np.ndarray
     }
 
 
-DOWN_VALUES = {"rank", "active", "trains_a", "trains_b", "scale", "coefficients", "head"}
+DOWN_VALUES = {
+    "rank", "active", "trains_a", "trains_b", "scale", "coefficients", "head", "kernels",
+}  # fmt: skip
 
 
 def unpack_down(
@@ -133,6 +138,7 @@ def unpack_down(
         ClientParams(as_trainable(trained), trains, learns),
         rank,
         message.arrays["key"],
+        unpack_kernels(spec, message),
     )
 
 
@@ -193,7 +199,7 @@ def _down_forms(
     rules: Rules, message: Message, active: Mapping[str, np.ndarray], key: Form
 ) -> dict[str, Form]:
     """The arrays that a message with these values has."""
-    meta, made = message.meta, {"key": key}
+    meta, made = message.meta, {"key": key} | kernel_forms(rules.spec, message)
     masks = [n for n in ("active", "trains_a", "trains_b") if meta[n] == "listed"]
     for target in rules.spec.targets:
         path, count = target.path, int(active[target.path].sum())

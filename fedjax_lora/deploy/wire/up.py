@@ -100,8 +100,14 @@ def pack_up(
         "loss": loss if np.isfinite(loss) else None,
         "examples": float(update.examples),
         "encoding": rules.encoding,
+        "kernels": _held(start),
     }
     return Message(arrays, {**meta, **header})
+
+
+def _held(start: Start) -> str | None:
+    """The name of the kernels that a client has trained on, where the method changes them."""
+    return None if start.kernels is None else start.kernels.version
 
 
 UP_VALUES = {"rank", "loss", "examples"}
@@ -124,7 +130,8 @@ def unpack_up(
     Raises:
       Refused: it is not what was asked for.
     """
-    check_meta(message, {**header, "encoding": rules.encoding}, UP_VALUES)
+    known = {**header, "encoding": rules.encoding, "kernels": _held(start)}
+    check_meta(message, known, UP_VALUES)
     rank = int(number(message, "rank", 1 if rules.trims else start.rank, start.rank, whole=True))
     examples = number(message, "examples", 0, most_examples)
     loss = message.meta["loss"]

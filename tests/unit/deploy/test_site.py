@@ -9,6 +9,7 @@ from fedjax_lora import methods
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import Tokens
 from fedjax_lora.deploy.exchange import Exchange, header
+from fedjax_lora.deploy.kernels import SiteKernels
 from fedjax_lora.deploy.message import Refused, from_bytes, to_bytes
 from fedjax_lora.deploy.site import Site
 from fedjax_lora.deploy.wire import Rules
@@ -47,6 +48,7 @@ def site(client: int, *updates: str, digest: str = "d") -> Site:
         rows=np.arange(ROWS),
         local=FEDERATION.local,
         head=HEAD,
+        kernels=SiteKernels(SPEC, {}),
         updates=transforms.make_transforms(updates, method),
     )
 
@@ -119,7 +121,7 @@ def test_a_site_refuses_a_message_of_another_federation_or_client():
 def test_nothing_but_factors_head_and_four_numbers_leaves_a_site():
     message = from_bytes(site(0).fit(sent_to(0)), most=1 << 16)
     assert set(message.arrays) == {"layer.a", "layer.b", "head.w"}
-    told = {"rank", "loss", "examples", "encoding"}
+    told = {"rank", "loss", "examples", "encoding", "kernels"}  # the last: a name of the server's
     assert set(message.meta) == told | set(header("d", 0, 0))
 
 

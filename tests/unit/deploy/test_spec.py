@@ -12,14 +12,15 @@ from fedjax_lora.deploy.exchange import Exchange
 from fedjax_lora.deploy.message import Message, to_bytes
 from fedjax_lora.deploy.server import register
 from fedjax_lora.deploy.spec import FederationSpec
+from fedjax_lora.deploy.wire import Rules
 from fedjax_lora.runs.config import RunConfig
-from tests._helpers import command_line, tiny_runs
+from tests._helpers import command_line, problems, tiny_runs
 
 SPEC = FederationSpec(
     config=RunConfig(), classes=("ham", "spam"), sites=("a", "b"), ranks=(2, 4), most_examples=50
 )
 
-REFUSED = {"flora", "fedex_lora", "fedmomentum", "frlora", "fedsa_lora"}
+REFUSED = {"fedsa_lora"}
 
 
 def changed(**values) -> FederationSpec:
@@ -101,12 +102,12 @@ def test_ranks_that_need_more_than_their_number_are_refused(ranks):
 
 
 def answer(id: int, examples: object = 7, **other) -> bytes:
-    values = {"digest": SPEC.digest, "client": id, "examples": examples}
+    values = {"digest": SPEC.digest, "client": id, "examples": examples, "kernels": ""}
     return to_bytes(Message({}, values | other))
 
 
 def asked(answers: dict[int, bytes], known=()) -> dict[int, int]:
-    return register(SPEC, "base", lambda data: answers, dict(known))
+    return register(SPEC, "base", lambda data: answers, dict(known)).examples
 
 
 def test_sites_say_how_many_examples_they_have_up_to_a_limit():
@@ -136,7 +137,7 @@ def test_a_site_that_comes_back_with_another_file_is_refused():
 
 
 def test_an_exchange_names_the_site():
-    exchange = Exchange(None, "d", lambda round, given: {}, names=("a",))  # pyright: ignore
+    exchange = Exchange(Rules(problems.STUB, {}), "d", lambda round, given: {}, names=("a",))
     assert exchange.name(0) == "site 'a'"
     assert exchange.name(4) == "client 4"
 
