@@ -6,6 +6,7 @@ import pathlib
 import re
 
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.hub_ids import present_id
 from fedjax_lora.core.untrusted_files import check_regular_file
 from fedjax_lora.runs.folder_names import ADAPTER, CONFIG, MERGED
 from fedjax_lora.runs.registry_source import read_models
@@ -80,12 +81,13 @@ def check_base(run: pathlib.Path, name: str) -> None:
     """
     models = read_models()
     known = {*models, *(model["hub"] for model in models.values())}
-    is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.expanduser(name))
-    if name in known or not is_hub_id:
+    hub_id = present_id(name)
+    is_hub_id = _HUB_ID.fullmatch(hub_id) and not os.path.isdir(os.path.expanduser(name))
+    if name in known or hub_id in known or not is_hub_id:
         return
     from huggingface_hub import try_to_load_from_cache
 
-    if not isinstance(try_to_load_from_cache(name, CONFIG), str):
+    if not isinstance(try_to_load_from_cache(hub_id, CONFIG), str):
         raise InputError(
             f"The run in {run} says that its base is {name!r}, which is not on this machine; if "
             "you trust it, give it with --model."

@@ -9,6 +9,7 @@ import jax
 from fedjax_lora import models
 from fedjax_lora.core.backend import check_backend
 from fedjax_lora.core.errors import InputError, raise_all
+from fedjax_lora.core.hub_ids import former_id
 from fedjax_lora.core.registry import fits
 from fedjax_lora.interop import metadata, peft_config
 from fedjax_lora.interop.metadata import ModelMetadata
@@ -245,7 +246,7 @@ def _known_base(name: str, path: pathlib.Path) -> str:
       InputError: no known base has this name.
     """
     for alias, model in models.MODELS.items():
-        if name in (alias, model.hub, models.old_id(model.hub)):
+        if name in (alias, model.hub, former_id(model.hub)):
             return alias
     raise InputError(
         f"The adapter in {path} says that its base is {name!r}, which is none of the models known "

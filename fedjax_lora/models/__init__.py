@@ -26,7 +26,7 @@ from fedjax_lora.models.huggingface.pretrained import (
     reinitialize,
     replace_params,
 )
-from fedjax_lora.models.huggingface.registry import MODELS, Model, old_id, resolve
+from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
 from fedjax_lora.models.init import abstract_params, random_params
 from fedjax_lora.models.init import shapes as param_shapes
 from fedjax_lora.models.kv_cache import Cache, init_cache
@@ -59,7 +59,6 @@ __all__ = [
     "load",
     "logits",
     "module_of",
-    "old_id",
     "param_shapes",
     "random_params",
     "read_config",

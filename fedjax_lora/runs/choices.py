@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.hub_ids import present_id
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.registry_source import (
     Factories,
@@ -207,7 +208,7 @@ def check_model(name: str) -> None:
     Raises:
       InputError: an unknown name.
     """
-    if "/" in name or "\\" in name or os.path.lexists(os.path.expanduser(name)):
+    if "/" in present_id(name) or "\\" in name or os.path.lexists(os.path.expanduser(name)):
         return
     known = read_models()
     if name not in known:

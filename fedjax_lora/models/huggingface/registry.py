@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from fedjax_lora.core.errors import InputError, first_names, unknown
+from fedjax_lora.core.hub_ids import present_id
 from fedjax_lora.models.huggingface import gguf
 from fedjax_lora.models.huggingface.download import download
 
@@ -127,29 +128,6 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
-# Owners of the models that the hub once listed by name alone.
-_OLD_IDS: tuple[tuple[str, str], ...] = (
-    (r"bert-(base|large)-.+", "google-bert"),
-    (r"distil(bert|roberta)-base.*", "distilbert"),
-    (r"roberta-(base|large)(-.+)?", "FacebookAI"),
-    (r"albert-(base|large|xlarge|xxlarge)-v[12]", "albert"),
-)
-
-
-def old_id(hub: str) -> str:
-    """Return the id by which the hub once listed a model; the id itself if there is no other.
-
-    >>> old_id("google-bert/bert-base-uncased"), old_id("Qwen/Qwen3-0.6B")
-    ('bert-base-uncased', 'Qwen/Qwen3-0.6B')
-    """
-    owner, _, name = hub.partition("/")
-    return name if _old_owner(name) == owner else hub
-
-
-def _old_owner(name: str) -> str | None:
-    return next((owner for pattern, owner in _OLD_IDS if re.fullmatch(pattern, name)), None)
-
-
 def resolve(name: str, *, weights: bool = True) -> Source:
     """Find the checkpoint of a model, and download it if necessary.
 
@@ -175,8 +153,7 @@ def resolve(name: str, *, weights: bool = True) -> Source:
         return Source(folder)
     if name and os.path.lexists(folder):
         raise InputError(f"Model {name!r} is a file; give the checkpoint folder that holds it.")
-    owner = _old_owner(name)
-    name = f"{owner}/{name}" if owner else name
+    name = present_id(name)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return Source(download(name, weights=weights))
     if "/" in name or "\\" in name:

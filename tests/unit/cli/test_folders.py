@@ -83,9 +83,11 @@ def test_base_named_only_by_the_folder_is_not_downloaded(command, tmp_path, caps
 
 
 def test_registered_local_and_cached_models_need_no_confirmation(tmp_path, monkeypatch):
-    for name in ("minilm", "google-bert/bert-base-uncased", str(tmp_path), "not/a/hub-id"):
+    known = ("minilm", "google-bert/bert-base-uncased", "distilbert-base-uncased")
+    for name in (*known, str(tmp_path), "not/a/hub-id"):
         check_base(tmp_path, name)
-    with pytest.raises(InputError, match="not on this machine"):
-        check_base(tmp_path, "some-one/their-model")
+    for name in ("some-one/their-model", "bert-base-cased"):
+        with pytest.raises(InputError, match="not on this machine"):
+            check_base(tmp_path, name)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "a/file")
     check_base(tmp_path, "some-one/their-model")

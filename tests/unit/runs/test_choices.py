@@ -106,6 +106,14 @@ def test_unknown_choice_is_refused_in_one_sentence(config, sentence):
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["bert-base-cased", "distilbert-base-uncased", "albert-large-v2", "roberta-large-mnli"],
+)
+def test_names_that_the_hub_once_listed_without_an_owner_are_models(name):
+    choices.check_choices(RunConfig(model=ModelConfig(model=name)))
+
+
 def test_demo_config_is_valid():
     choices.check_choices(demo())
 
