@@ -23,7 +23,7 @@ from fedjax_lora.deploy.site import Site
 from fedjax_lora.deploy.spec import FederationSpec
 from fedjax_lora.federated import optimizers, transforms
 from fedjax_lora.federated.planning import LocalSteps
-from fedjax_lora.runs.compilation import InputSpec
+from fedjax_lora.runs.compilation import training_inputs
 from fedjax_lora.runs.loading import check_tokenizer, load_base
 
 FILE = "site.json"
@@ -191,14 +191,7 @@ def training(spec: FederationSpec, model: models.Pretrained) -> federated.LocalT
     """
     config, local = spec.config, spec.config.local
     lengths = (config.data.max_length,)
-    inputs = InputSpec(
-        module=model.module,
-        lengths=lengths,
-        type="classification",
-        dropout=False,
-        lora_dropout=0.0,
-        precision=config.model.precision,
-    )
+    inputs = training_inputs(config, model.module, lengths, task_type="classification")
     return federated.LocalTraining(
         inputs.objective(),
         optimizers.optimizer(local.optimizer, clip=local.clip),

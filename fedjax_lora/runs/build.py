@@ -16,10 +16,11 @@ from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.evaluations import Evaluations, part_of
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
+from fedjax_lora.runs.plans import make_federation, make_round_spec
 from fedjax_lora.runs.poison import backdoor_splits
 from fedjax_lora.runs.prepared import Inputs, Run
 from fedjax_lora.runs.rank_updates import make_rank_updates
-from fedjax_lora.runs.setup import Setup, make_federation, make_round_spec, set_up
+from fedjax_lora.runs.setup import Setup, set_up
 
 
 def build(

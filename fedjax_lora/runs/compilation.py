@@ -32,6 +32,7 @@ from fedjax_lora.federated import (
 from fedjax_lora.federated.faults import attacks_of, make_faults
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
+from fedjax_lora.runs.config import RunConfig
 
 
 def _classification(module: Any, lengths: tuple[int, ...], **options: Any) -> Objective:
@@ -81,6 +82,27 @@ class InputSpec:
             return made
         at = functools.partial(_at_precision, self.precision)
         return made._replace(loss=at(made.loss), outputs=at(made.outputs))
+
+
+def training_inputs(
+    config: RunConfig, module: nn.Module, lengths: tuple[int, ...], *, task_type: str
+) -> InputSpec:
+    """Return how a model reads the data in the training of a config.
+
+    Args:
+      config: the run.
+      module: the base model.
+      lengths: lengths in tokens that batches are padded to, ascending.
+      task_type: a name in `OBJECTIVES`.
+    """
+    return InputSpec(
+        module=module,
+        lengths=lengths,
+        type=task_type,
+        dropout=config.model.dropout != 0,
+        lora_dropout=config.lora.lora_dropout,
+        precision=config.model.precision,
+    )
 
 
 def _at_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:

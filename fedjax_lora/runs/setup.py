@@ -7,29 +7,26 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from fedjax_lora import data, federated, interop, lora, methods, models
-from fedjax_lora.core import registry
-from fedjax_lora.core.errors import InputError
+from fedjax_lora import data, federated, interop, lora, models
 from fedjax_lora.core.target import current_target
 from fedjax_lora.core.types import BatchShape
-from fedjax_lora.data import Tokens
 from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
 from fedjax_lora.federated.attacks import Attack
 from fedjax_lora.federated.clock import Clock
 from fedjax_lora.federated.faults import Fault, attacks_of
-from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
 from fedjax_lora.runs.choices import Choices
-from fedjax_lora.runs.client_work import Fleet, make_fleet
-from fedjax_lora.runs.compilation import InputSpec, RoundSpec
+from fedjax_lora.runs.client_work import make_fleet
+from fedjax_lora.runs.compilation import training_inputs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.poison import TrainingData, poisoned
 from fedjax_lora.runs.stopping import StoppingRule
+from fedjax_lora.runs.update_checks import check_updates, privacy_report
 
 
 class Setup(NamedTuple):
@@ -93,17 +90,11 @@ def set_up(
       InputError: choices that do not go with the data, the model or each other.
     """
     fed = config.federation
-    partition = data.partition(
-        choices.partitioner,
-        assets.task.train.labels,
-        clients=fed.clients,
-        seed=config.seed if fed.partition_seed is None else fed.partition_seed,
-        min_examples=fed.min_examples,
-        groups=assets.task.train.groups,
-    )
+    partition = _partition(config, choices, assets)
     warm_start = _load_warm_start(config.lora.adapter, assets.model)
     lengths, shapes = _step_shapes(config, assets)
-    one, inputs = _spec_maker(config, assets.model)(rank=1), _inputs(config, assets, lengths)
+    one = _spec_maker(config, assets.model)(rank=1)
+    inputs = training_inputs(config, assets.model.module, lengths, task_type=assets.task.task.type)
     fleet = make_fleet(config, choices, inputs, one, assets, shapes[-1])
     capacity = fleet and fleet.capacity(config, assets, partition, one.component_size)
     population = ranks.Population(
@@ -112,9 +103,9 @@ def set_up(
     allocation, spec = _allocate_ranks(config, choices, assets.model, population, warm_start)
     method = choices.method(spec=spec)
     method.check(allocation.possible)
-    _check_updates(config, choices, method)
+    check_updates(config, choices, method)
     attackers = _attackers(choices, allocation, config.seed)
-    privacy = _privacy(config, choices, allocation, execution, fleet)
+    privacy = privacy_report(config, choices, allocation, execution, fleet)
     return Setup(
         execution=execution,
         partition=partition,
@@ -144,22 +135,17 @@ def set_up(
     )
 
 
-def _check_updates(config: RunConfig, choices: Choices, method: Method) -> None:
-    """Refuse update transforms and a server optimizer that do not go with the method.
-
-    Raises:
-      InputError: they do not.
-    """
+def _partition(config: RunConfig, choices: Choices, assets: Assets) -> data.Partition:
+    """Divide the training examples among the clients."""
     fed = config.federation
-    transforms.check_transforms(choices.updates, fed.updates, method)
-    options = registry.with_defaults(fed.method, methods.METHODS, "method")
-    if any(x.reweighs for x in choices.updates) and options.get("weights") != "examples":
-        raise InputError(
-            f"Update 'geometric_median' gives clients new weights, and method {fed.method!r} does "
-            "not weigh clients by them; take a method with weights='examples', or krum."
-        )
-    if choices.server_optimizer is not None:
-        transforms.check_method_averages(method, f"Server optimizer {fed.server_optimizer!r}")
+    return data.partition(
+        choices.partitioner,
+        assets.task.train.labels,
+        clients=fed.clients,
+        seed=config.seed if fed.partition_seed is None else fed.partition_seed,
+        min_examples=fed.min_examples,
+        groups=assets.task.train.groups,
+    )
 
 
 def _attackers(choices: Choices, allocation: ranks.Allocation, seed: int) -> tuple[np.ndarray, ...]:
@@ -174,46 +160,6 @@ def _attackers(choices: Choices, allocation: ranks.Allocation, seed: int) -> tup
 def default_step_shapes() -> int:
     """Sizes of a batch to compile for: few on accelerators, which take long to compile."""
     return 3 if current_target().is_cpu else 1
-
-
-def _privacy(
-    config: RunConfig,
-    choices: Choices,
-    allocation: ranks.Allocation,
-    execution: federated.Execution,
-    fleet: Fleet | None,
-) -> Callable[[int], dict[str, float]]:
-    """Return the report of the privacy spent.
-
-    Real clients know who takes part in a round, so that sampling hides nobody.
-
-    Raises:
-      InputError: noise with cohorts that are not drawn as the report assumes, or with ranks that
-        the clients' data decide.
-    """
-    fed = config.federation
-    drawn = choices.deadline.drawn(fed.cohort, fed.clients)
-    report = transforms.make_privacy_report(choices.updates, cohort=drawn, clients=fed.clients)
-    if report(1) and fed.sampling != "uniform":
-        raise InputError(
-            f"The privacy of noise is counted for uniform sampling, and this run has "
-            f"sampling={fed.sampling!r}; leave it out, or leave out the noise."
-        )
-    if report(1) and fleet is not None and fleet.devices.availability.min() < 1:
-        raise InputError(
-            "The privacy of noise is counted for cohorts drawn from all clients, and these device "
-            "profiles have clients that are not always available; give profiles an availability of "
-            "1, or leave out the noise."
-        )
-    if report(1) and allocation.schedule is not None and allocation.schedule.needs_validation:
-        raise InputError(
-            "Rank allocation 'loss_based' reads clients' models without noise, and ranks then tell "
-            "of their data, so that noise on the updates protects nothing; take other ranks "
-            "(order='random' does not score), or leave out the noise."
-        )
-    if execution.mode == "remote":
-        return lambda rounds: {n: x for n, x in report(rounds).items() if n == "epsilon"}
-    return report
 
 
 def _load_warm_start(folder: str | None, model: models.Pretrained) -> interop.LoadedAdapter | None:
@@ -262,89 +208,3 @@ def _step_shapes(
         unpadded=models.supports_unpadding(assets.model.module),
         most=config.execution.step_shapes or default_step_shapes(),
     )
-
-
-def _inputs(config: RunConfig, assets: Assets, lengths: tuple[int, ...]) -> InputSpec:
-    """Return how the model reads the data in training."""
-    return InputSpec(
-        module=assets.model.module,
-        lengths=lengths,
-        type=assets.task.task.type,
-        dropout=config.model.dropout != 0,
-        lora_dropout=config.lora.lora_dropout,
-        precision=config.model.precision,
-    )
-
-
-def make_federation(
-    config: RunConfig, assets: Assets, setup: Setup, *, least_steps: int = 0
-) -> Federation:
-    """Build the plans of a run's rounds.
-
-    Args:
-      config: the run.
-      assets: its data and model.
-      setup: what is decided before anything is compiled.
-      least_steps: see `fedjax_lora.runs.compilation.programs`.
-    """
-    fed, local, clock = config.federation, config.local, setup.clock
-    tokens = setup.training.tokens
-    drawn = fed.cohort if clock is None else clock.deadline.drawn(fed.cohort, fed.clients)
-    return Federation(
-        members=setup.training.members,
-        length=tokens.length,
-        cohort=drawn,
-        padded=setup.execution.padded_size(drawn),
-        batch=local.batch,
-        epochs=local.epochs,
-        max_steps=local.max_steps,
-        by_length=local.group_by_length,
-        seed=config.seed,
-        least_steps=least_steps,
-        faults=setup.faults,
-        sampler=setup.sampler,
-        attacks=attacks_of(setup.faults),
-        attackers=setup.attackers,
-        availability=None if clock is None else clock.devices.availability,
-        amount=_tokens_to_learn(assets, setup.training.tokens)
-        if fed.client_weights == "tokens"
-        else None,
-    )
-
-
-def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpec:
-    """Collect everything that the compiled round of a run depends on.
-
-    Args:
-      config: the run.
-      assets: its data and model.
-      setup: what is decided before anything is compiled.
-    """
-    fed, local = config.federation, config.local
-    return RoundSpec(
-        inputs=_inputs(config, assets, setup.lengths),
-        spec=setup.method.spec,
-        method=fed.method,
-        optimizer=local.optimizer,
-        clip=local.clip,
-        batch=local.batch,
-        shapes=setup.shapes,
-        heads=fed.heads,
-        execution=setup.execution,
-        prox=local.prox,
-        updates=setup.update_specs,
-        attacks=tuple(
-            spec
-            for spec, fault in zip(fed.faults, setup.faults, strict=True)
-            if isinstance(fault, Attack)
-        ),
-        server_optimizer=fed.server_optimizer,
-        measure=config.execution.measure,
-    )
-
-
-def _tokens_to_learn(assets: Assets, tokens: Tokens) -> np.ndarray:
-    """Count the tokens that are learned from each training example, ``int32[E]``."""
-    if assets.task.task.type == "language":
-        return tokens.types.sum(axis=1)
-    return tokens.length

@@ -15,7 +15,8 @@ from fedjax_lora.federated.planning import Federation
 from fedjax_lora.runs.compilation import RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.loading import Assets
-from fedjax_lora.runs.setup import Setup, make_federation, make_round_spec
+from fedjax_lora.runs.plans import make_federation, make_round_spec
+from fedjax_lora.runs.setup import Setup
 
 
 class Devices(NamedTuple):
