@@ -11,7 +11,7 @@ GROUP = 4
 larger groups read from more places at once than a processor follows."""
 
 
-def weighted_sum(x: Float[Array, "c *n"], weight: Float[Array, "c ..."]) -> Float[Array, "*n"]:
+def weighted_sum(x: Float[Array, " c *n"], weight: Float[Array, "c ..."]) -> Float[Array, "*n"]:
     """Compute ``sum_k weight[k] * x[k]``.
 
     On a CPU a few clients are added at a time, so that memory is read in its order; XLA's own

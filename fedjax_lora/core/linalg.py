@@ -245,7 +245,7 @@ def _from_gram(m: Array, *, rank: int) -> Triplets:
     return u, s * largest, vt
 
 
-def gram_error(square: Float[Array, "n"], rank: int) -> Float[Array, ""]:
+def gram_error(square: Float[Array, " n"], rank: int) -> Float[Array, ""]:
     """Bound the error of the Gram matrix's leading triplets, relative to the first singular value.
 
     The Gram matrix has a rounding error of ``GRAM_ROUNDING * s_1^2``. With the last requested

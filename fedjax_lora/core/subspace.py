@@ -101,7 +101,7 @@ def _products(left: Array, right: Array) -> tuple[Product, Product]:
     )
 
 
-def excess_error(s: Float[Array, "p"], residual: Float[Array, "r"]) -> Float[Array, ""]:
+def excess_error(s: Float[Array, " p"], residual: Float[Array, " r"]) -> Float[Array, ""]:
     """Estimate by how much the error of a truncated product exceeds that of the best one.
 
     With ``m @ v_j = s_j u_j`` exactly, what is missed is seen in ``m^T u_j - s_j v_j``, of length

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+def accuracy(label: Int[np.ndarray, " E"], output: Float[np.ndarray, "E C"]) -> float:
     """Share of examples whose highest logit is that of the label.
 
     Args:
@@ -31,7 +31,7 @@ def accuracy(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
     return float(np.mean(output.argmax(axis=1) == label))
 
 
-def f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+def f1(label: Int[np.ndarray, " E"], output: Float[np.ndarray, "E C"]) -> float:
     """F1 score: of two classes that of the second, of three or more `macro_f1`.
 
     The second class is the positive one in GLUE, whose second metric of MRPC and QQP this is. Which
@@ -46,7 +46,7 @@ def f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
     return _f1_of(1, label, output.argmax(axis=1))
 
 
-def macro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+def macro_f1(label: Int[np.ndarray, " E"], output: Float[np.ndarray, "E C"]) -> float:
     """Unweighted mean of the F1 scores of the classes that occur or are predicted.
 
     Args:
@@ -58,7 +58,7 @@ def macro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
     return float(np.mean([_f1_of(int(c), label, predicted) for c in present]))
 
 
-def micro_f1(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+def micro_f1(label: Int[np.ndarray, " E"], output: Float[np.ndarray, "E C"]) -> float:
     """F1 score over the decisions for all classes together.
 
     With one class for each example every false positive is also a false negative, so this equals
@@ -78,7 +78,7 @@ def _f1_of(positive: int, label: np.ndarray, predicted: np.ndarray) -> float:
     return float(2 * hits / (2 * hits + errors)) if hits else 0.0
 
 
-def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> float:
+def matthews(label: Int[np.ndarray, " E"], output: Float[np.ndarray, "E C"]) -> float:
     """Matthews correlation of predicted and true classes; 0 if either is constant.
 
     Args:
@@ -94,7 +94,7 @@ def matthews(label: Int[np.ndarray, "E"], output: Float[np.ndarray, "E C"]) -> f
     return float(covariance(x, y) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
+def pearson(label: Float[np.ndarray, " E"], output: Float[np.ndarray, "E 1"]) -> float:
     """Pearson correlation of the single output with the label.
 
     Args:
@@ -110,7 +110,7 @@ def pearson(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> 
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def spearman(label: Float[np.ndarray, "E"], output: Float[np.ndarray, "E 1"]) -> float:
+def spearman(label: Float[np.ndarray, " E"], output: Float[np.ndarray, "E 1"]) -> float:
     """Spearman correlation of the single output with the label: Pearson's of their ranks.
 
     Args:
@@ -179,7 +179,7 @@ def mean_loss(label: np.ndarray, output: np.ndarray, *, regression: bool = False
 
 def by_group(
     score: Callable[[np.ndarray, np.ndarray], float],
-    code: Int[np.ndarray, "E"],
+    code: Int[np.ndarray, " E"],
     names: Sequence[str],
     label: np.ndarray,
     output: np.ndarray,

@@ -35,7 +35,7 @@ def language_scores(sums: Float[np.ndarray, "E 3"]) -> dict[str, float]:
 
 
 def perplexity_by(
-    code: Int[np.ndarray, "E"], names: Sequence[str], sums: Float[np.ndarray, "E 3"]
+    code: Int[np.ndarray, " E"], names: Sequence[str], sums: Float[np.ndarray, "E 3"]
 ) -> dict[str, float]:
     """Perplexity of each group of completions by name; empty groups are left out.
 
@@ -51,7 +51,7 @@ def perplexity_by(
 
 
 def choice_accuracy(
-    question: Int[np.ndarray, "E"], right: Int[np.ndarray, "E"], sums: Float[np.ndarray, "E 3"]
+    question: Int[np.ndarray, " E"], right: Int[np.ndarray, " E"], sums: Float[np.ndarray, "E 3"]
 ) -> float:
     """Share of questions whose likeliest choice is right.
 

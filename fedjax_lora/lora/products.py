@@ -46,7 +46,7 @@ def low_rank_term(
     x: Float[Array, "*n i"],
     a: Float[Array, "i R"],
     b: Float[Array, "R o"],
-    gain: Float[Array, "R"],
+    gain: Float[Array, " R"],
 ) -> Float[Array, "*n o"]:
     """``((x @ a) * gain) @ b`` in the dtype of ``x``."""
     a, b, gain = (z.astype(x.dtype) for z in (a, b, gain))

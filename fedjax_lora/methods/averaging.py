@@ -47,7 +47,7 @@ Empty = Literal["keep", "zero"]
 both of their factors become zero."""
 
 
-def shares(weight: Float[Array, "c"], kind: Weights = "examples") -> Float[Array, "c"]:
+def shares(weight: Float[Array, " c"], kind: Weights = "examples") -> Float[Array, " c"]:
     """Weights of the cohort, zero for absent clients, summing to one over the others: ``[c]``."""
     if kind == "uniform":
         weight = (weight > 0).astype(weight.dtype)
@@ -209,7 +209,7 @@ def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
 
 
 def owner_shares(
-    weight: Float[Array, "c"], owned: Bool[Array, "c *sites R"], kind: Weights
+    weight: Float[Array, " c"], owned: Bool[Array, "c *sites R"], kind: Weights
 ) -> Float[Array, "c *sites R"]:
     """Weights that sum to one over the owners of each component, 0 where there are none.
 

@@ -70,8 +70,8 @@ def normalise(
     dtype: str,
     centred: bool,
     x: Float[Array, "*n h"],
-    scale: Float[Array, "h"],
-    bias: Float[Array, "h"],
+    scale: Float[Array, " h"],
+    bias: Float[Array, " h"],
 ) -> Float[Array, "*n h"]:
     """Scale and shift ``(x - mean) / sqrt(variance + eps)``, or without a mean if not ``centred``.
 

@@ -24,8 +24,8 @@ class Layout(NamedTuple):
     """
 
     mask: Bool[Array, "n t"]
-    token: Int[Array, "rows"] | None
-    row: Int[Array, "n*t"] | None
+    token: Int[Array, " rows"] | None
+    row: Int[Array, " n*t"] | None
 
     def texts(self, x: Float[Array, "*rows h"]) -> Float[Array, "n t h"]:
         """Arrange rows as padded texts, with 0 for padding."""
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
         return _rows(x.reshape(-1, x.shape[-1]), self.token, self.row)
 
 
-def layout(mask: Bool[Array, "n t"], at: Int[Array, "rows"] | None) -> Layout:
+def layout(mask: Bool[Array, "n t"], at: Int[Array, " rows"] | None) -> Layout:
     """Compute the layout of a batch.
 
     Args:

@@ -25,7 +25,7 @@ class Generated(NamedTuple):
     """
 
     tokens: Int[Array, "n new"]
-    length: Int[Array, "n"]
+    length: Int[Array, " n"]
 
 
 class _LoopState(NamedTuple):
@@ -40,8 +40,8 @@ class _LoopState(NamedTuple):
     """
 
     step: Int[Array, ""]
-    last: Int[Array, "n"]
-    done: Bool[Array, "n"]
+    last: Int[Array, " n"]
+    done: Bool[Array, " n"]
     generated: Generated
     cache: Cache
 

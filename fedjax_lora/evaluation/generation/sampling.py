@@ -50,7 +50,7 @@ GREEDY = Sampling(temperature=0.0)
 """The most likely token, without randomness."""
 
 
-def sample_token(logits: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, "n"]:
+def sample_token(logits: Float[Array, "n V"], rule: Sampling, keys: Key) -> Int[Array, " n"]:
     """Choose the next token of each row.
 
     Args:

@@ -33,7 +33,7 @@ class AggregationNoise(NamedTuple):
 
 def initialization_noise(
     spec: LoraSpec, server: ServerState, start: ClientInit, *, held: Kernels | None = None
-) -> Float[Array, "c"]:
+) -> Float[Array, " c"]:
     """Distance between the server's model before the round and each client's start model.
 
     ``||s a b - g a_k b_k||_F`` with the server's and the client's gains `s` and `g`, computed as
@@ -138,6 +138,6 @@ def _dense_norm(matrix: Float[Array, "*batch i o"]) -> Float[Array, "*batch"]:
     return jnp.sqrt(jnp.sum(jnp.square(matrix), axis=(-2, -1)))
 
 
-def _total_norm(norms: Iterable[Float[Array, "c _"]]) -> Float[Array, "c"]:
+def _total_norm(norms: Iterable[Float[Array, "c _"]]) -> Float[Array, " c"]:
     """Norm over all adapted layers, from the norms of the single layers."""
     return jnp.linalg.norm(jnp.concatenate(list(norms), axis=1), axis=1)

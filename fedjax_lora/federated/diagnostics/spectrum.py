@@ -45,7 +45,7 @@ def delta_spectrum(spec: LoraSpec, server: ServerState, base: Kernels) -> dict[s
     return {path: layer_values(path) for path in server.adapter}
 
 
-def energy_beyond(spectrum: Spectrum, ranks: Sequence[int]) -> Float[Array, "_"]:
+def energy_beyond(spectrum: Spectrum, ranks: Sequence[int]) -> Float[Array, " _"]:
     """Share of the energy, over all layers, that the best approximation of each rank misses.
 
     ``sum_{j > r} s_j^2 / sum_j s_j^2``; 0 if there is no energy.

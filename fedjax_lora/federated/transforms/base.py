@@ -90,13 +90,13 @@ def apply_transforms(
     start: ClientParams,
     trained: ClientParams,
     trainable: ClientParams,
-    weight: Float[Array, "c"],
-    ids: Int[Array, "c"],
+    weight: Float[Array, " c"],
+    ids: Int[Array, " c"],
     key: Key,
     *,
     gain: Gain | None = None,
     attacked: Attacked | None = None,
-) -> tuple[ClientParams, Float[Array, "c"]]:
+) -> tuple[ClientParams, Float[Array, " c"]]:
     """Apply update transforms in order.
 
     Args:
@@ -140,7 +140,7 @@ def changed_by(start: Tree, trained: Tree, trainable: PyTree, change: Tree) -> T
     )
 
 
-def norms(change: ClientParams) -> Float[Array, "c"]:
+def norms(change: ClientParams) -> Float[Array, " c"]:
     """Norm of each client's update over all leaves: ``[c]``."""
     return jnp.sqrt(jax.vmap(trees.square_norm)(change))
 

@@ -15,7 +15,7 @@ def inner_products(
     trained: ClientParams,
     trainable: ClientParams,
     gain: Gain,
-    weight: Float[Array, "c"],
+    weight: Float[Array, " c"],
 ) -> Float[Array, "c c"]:
     """Inner products of the clients' updates of the model, those of absent clients 0.
 

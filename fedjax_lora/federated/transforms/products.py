@@ -89,7 +89,7 @@ def geometric_median() -> UpdateTransform:
     return _defence(weigh, reweighs=True)
 
 
-def center(inner: Float[Array, "c c"], weight: Float[Array, "c"]) -> Float[Array, "c"]:
+def center(inner: Float[Array, "c c"], weight: Float[Array, " c"]) -> Float[Array, " c"]:
     """Shares with which updates are averaged to their geometric median, 0 for absent clients."""
     square = jnp.diagonal(inner)
     smallest = 1e-6 * jnp.sqrt(jnp.max(square)) + 1e-30

@@ -120,7 +120,7 @@ def trimmed_mean(*, share: float = 0.1, least_owners: int = 1) -> UpdateTransfor
         )
     exact = fractions.Fraction(str(share))  # 0.29 of 100 is 29, which floating point misses
 
-    def statistic(x: Float[Array, "c *s"], mask: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
+    def statistic(x: Float[Array, " c *s"], mask: Bool[Array, " c *s"]) -> Float[Array, "*s"]:
         clients = x.shape[0]
         cuts = jnp.asarray([math.floor(exact * n) for n in range(clients + 1)])
         count = jnp.sum(mask, axis=0)
@@ -134,7 +134,7 @@ def trimmed_mean(*, share: float = 0.1, least_owners: int = 1) -> UpdateTransfor
     return _coordinatewise(statistic, least_owners, needs=needs)
 
 
-def masked_median(x: Float[Array, "c *s"], mask: Bool[Array, "c *s"]) -> Float[Array, "*s"]:
+def masked_median(x: Float[Array, " c *s"], mask: Bool[Array, " c *s"]) -> Float[Array, "*s"]:
     """Median over clients of the entries in the mask; of an even number, the middle two's mean."""
     ascending, count = _sort_masked(x, mask), jnp.sum(mask, axis=0)
 
