@@ -1,13 +1,16 @@
 """``fedjax-lora export``: write the model of a run, or of one client, for other programs."""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from fedjax_lora.cli import push
 from fedjax_lora.cli.folders import check_base, model_folder, need_run
 from fedjax_lora.cli.terminal import make_console
 from fedjax_lora.core import atomic_io
@@ -27,8 +30,13 @@ class ExportOptions:
 
     run: tyro.conf.Positional[pathlib.Path]
     """Folder of the run."""
-    out: pathlib.Path
-    """New or empty folder for the model."""
+    out: pathlib.Path | None = None
+    """New or empty folder for the model; not needed with --push."""
+    push: str | None = None
+    """Upload the model with its card to this repository of the Hugging Face hub, USER/NAME. It is
+    created if there is none; the token is that of `hf auth login` or HF_TOKEN."""
+    private: bool = False
+    """With --push: a repository that is created is private."""
     client: int | None = None
     """Write the model of this client (from 0) at its own rank, not the global model."""
     best: bool = False
@@ -48,17 +56,35 @@ class ExportOptions:
 
 
 def main(args: Sequence[str]) -> None:
-    """Write a model of a run into a folder.
+    """Write a model of a run into a folder, or upload it.
 
     Raises:
-      InputError: no run, no such client, a folder that holds something or cannot be written.
+      InputError: no run, no such client, a folder that holds something or cannot be written, or
+        the hub refuses.
     """
     options = tyro.cli(ExportOptions, args=args, prog="fedjax-lora export")
     _check_words(options)
+    model = _open(options)
+    what = "merged model" if options.merged else "adapter"
+    with contextlib.ExitStack() as stack:
+        out = options.out
+        if out is None:
+            out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
+        _write(options, model, out)
+        if options.out is not None:
+            make_console().print(f"{what} in {out}")
+        if options.push is not None:
+            make_console().print(
+                f"{what} at {push.push(out, options.push, private=options.private)}"
+            )
+
+
+def _write(options: ExportOptions, model: "TrainedModel", out: pathlib.Path) -> None:
     # Imported here: --help and wrong options should not wait for JAX.
     from fedjax_lora import interop
 
-    out, model = options.out, _open(options)
+    if options.push is not None and not options.merged:
+        push.check_base(interop.public_base(model.metadata), options.push)
     if options.merged:
         size = options.shard_size
         write = lambda path: interop.save_merged(path, model, shard_size=size)  # noqa: E731
@@ -67,8 +93,6 @@ def main(args: Sequence[str]) -> None:
         write = lambda path: interop.save_adapter(path, model, pad_ranks=pad)  # noqa: E731
     with atomic_io.reporting_write_errors(out):
         atomic_io.write_folder(out, write)
-    what = "merged model" if options.merged else "adapter"
-    make_console().print(f"{what} in {out}")
 
 
 def _check_words(options: ExportOptions) -> None:
@@ -78,17 +102,32 @@ def _check_words(options: ExportOptions) -> None:
       InputError: the first that is wrong.
     """
     need_run(options.run)
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
-    if out.exists() and out.samefile(pathlib.Path.cwd()):
-        # It would be replaced as a whole, and the shell be left in a folder that is gone.
-        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
+    if options.out is not None:
+        _check_out(options.out)
+    elif options.push is None:
+        raise InputError("Say where the model is to go: a new folder --out, or --push USER/NAME.")
     if options.model is not None:
         check_model(options.model)
     size = options.shard_size
     if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", size, re.IGNORECASE):
         raise InputError(f"Shard size {size!r} is not a size such as 500MB or 5GB.")
+    if options.private and options.push is None:
+        raise InputError("--private is about the repository of --push, which is not given.")
+    if options.push is not None:
+        push.check(options.push)
+
+
+def _check_out(out: pathlib.Path) -> None:
+    """Check that a folder can be written as a whole.
+
+    Raises:
+      InputError: it holds something, or is the current one.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"Output {out} is a file or holds files; choose a new folder with --out.")
+    if out.exists() and out.samefile(pathlib.Path.cwd()):
+        # It would be replaced as a whole, and the shell be left in a folder that is gone.
+        raise InputError(f"Output {out} is the folder you are in; choose a new folder with --out.")
 
 
 def _open(options: ExportOptions) -> "TrainedModel":

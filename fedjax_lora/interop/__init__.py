@@ -8,6 +8,7 @@ from fedjax_lora.interop.huggingface import save_merged
 from fedjax_lora.interop.load import load_model
 from fedjax_lora.interop.matrices import LoadedAdapter
 from fedjax_lora.interop.metadata import ModelMetadata
+from fedjax_lora.interop.model_card import public_base
 from fedjax_lora.interop.peft import (
     assemble,
     check_task,
@@ -36,6 +37,7 @@ __all__ = [
     "load_model",
     "make_logits_fn",
     "probabilities",
+    "public_base",
     "read_num_labels",
     "save_adapter",
     "save_merged",

@@ -17,7 +17,7 @@ from fedjax_lora.interop import torch_names
 from fedjax_lora.interop.metadata import ModelMetadata
 from fedjax_lora.models.encoder_config import EncoderConfig
 
-__all__ = ["ADAPTER", "MERGED", "CardType", "padded_tokenizer", "write"]
+__all__ = ["ADAPTER", "MERGED", "CardType", "padded_tokenizer", "public_base", "write"]
 
 
 class CardType(NamedTuple):
@@ -105,7 +105,7 @@ def _hub_metadata(metadata: ModelMetadata, card_type: CardType) -> str:
             metric_value=round(score, 4),
         )
     ]  # fmt: skip
-    base = _public_base_name(metadata)
+    base = public_base(metadata)
     return (
         ModelCardData(
             base_model=base if "/" in base else None,
@@ -185,7 +185,7 @@ def _loading(
     options = options if name.endswith("SequenceClassification") else []
     options += [f"num_hidden_layers={metadata.layers}"] if metadata.layers else []
     options += ["dtype=torch.float32"]
-    public = printable(_public_base_name(metadata))
+    public = printable(public_base(metadata))
     file = ""
     if public.endswith(".gguf"):  # its folder is not published
         public, file = ".", f", gguf_file={json.dumps(public, ensure_ascii=False)}"
@@ -264,7 +264,7 @@ def _rows(metadata: ModelMetadata) -> dict[str, str]:
     rows |= metadata.training
     rows |= {name: _number(x) for name, x in metadata.results.items()}
     cells = {_cell(name): _cell(text) for name, text in rows.items()}
-    return {"base model": _cell(_public_base_name(metadata))} | cells
+    return {"base model": _cell(public_base(metadata))} | cells
 
 
 def _number(value: float | None) -> str:
@@ -275,8 +275,8 @@ def _title(metadata: ModelMetadata) -> str:
     return f"{metadata.task or 'Text'} {'language model' if metadata.language else 'classifier'}"
 
 
-def _public_base_name(metadata: ModelMetadata) -> str:
-    """The base's hub id or, of a folder, its last part: local paths are not published."""
+def public_base(metadata: ModelMetadata) -> str:
+    """Return the base's hub id or, of a folder, its last part: local paths are not published."""
     base = metadata.base
     if base in models.MODELS:
         return models.MODELS[base].hub

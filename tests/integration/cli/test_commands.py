@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from fedjax_lora import interop
-from fedjax_lora.cli import main
+from fedjax_lora.cli import main, push
 from fedjax_lora.cli.evaluate import EvaluateOptions, evaluate
 from fedjax_lora.cli.predict import read_texts
 from fedjax_lora.cli.run_or_model import open_folder
@@ -24,6 +24,7 @@ from fedjax_lora.interop import load_adapter, probabilities
 from fedjax_lora.runs import checkpoints, outputs
 from fedjax_lora.runs.config import ExecutionConfig
 from fedjax_lora.runs.resume import read_config, reopen
+from tests._helpers.fake_hub import fake_hub
 from tests._helpers.small_options import small
 
 SMALL = small()
@@ -269,6 +270,11 @@ WRONG = [
     (["export", "{run}", "--out={new}", "--client=-1"], "the clients are 0..3"),
     (["export", "{run}", "--out={new}", "--merged", "--shard-size=big"], "500MB"),
     (["export", "{run}/adapter", "--out={new}"], "holds no run"),
+    (["export", "{run}"], "a new folder --out, or --push USER/NAME"),
+    (["export", "{run}", "--out={new}", "--private"], "about the repository of --push"),
+    (["export", "{run}", "--out={new}", "--push=models"], "not a repository USER/NAME"),
+    (["export", "{run}", "--out={new}", "--push=a/b/c"], "not a repository USER/NAME"),
+    (["export", "{run}", "--push=someone/model"], "HF_HUB_OFFLINE forbids it"),
     (["inspect", "{empty}"], "holds no run"),
 ]
 
@@ -287,6 +293,32 @@ def test_invalid_input_is_refused_and_writes_nothing(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("fedjax-lora: ") and sentence in error, error
     assert not (tmp_path / "new").exists()
+
+
+def test_pushed_adapter_is_the_exported_one_with_its_card(plain, tmp_path, capsys, monkeypatch):
+    with fake_hub(monkeypatch, token=SECRET) as hub:
+        words = ["export", str(plain), f"--out={tmp_path / 'out'}", "--push=someone/federated"]
+        assert main.main([*words, "--private"]) == 0
+    assert "/someone/federated" in capsys.readouterr().out.replace("\n", "")
+    assert hub.repos == {"someone/federated": "private"}
+    written = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert hub.files["someone/federated"] == written
+    assert "sentence-transformers/all-MiniLM-L6-v2" in written["README.md"].decode()
+
+
+def test_hub_that_refuses_is_reported_before_the_model_is_loaded(plain, capsys, monkeypatch):
+    with fake_hub(monkeypatch, token=SECRET[:-1]):
+        assert main.main(["export", str(plain), "--push=someone/federated"]) == 2
+    error = capsys.readouterr().err
+    assert "The hub did not take the model for someone/federated" in error and SECRET not in error
+    with fake_hub(monkeypatch, token=SECRET) as hub:
+        assert main.main(["export", str(plain), "--push=another/federated"]) == 2
+    assert "permission to write" in capsys.readouterr().err and hub.repos == {}
+
+
+def test_adapter_of_a_base_on_this_machine_is_not_pushed():
+    with pytest.raises(InputError, match="nobody else could load"):
+        push.check_base("my-bert", "someone/model")
 
 
 def test_current_folder_is_not_replaced(plain, tmp_path, capsys, monkeypatch):
