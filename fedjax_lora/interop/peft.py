@@ -192,7 +192,7 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
     shapes = {name: tuple(base[param].shape) for name, param in tables.items()}
     factors, tensors = peft_reader.load(path, modules=modules, tensors=expected | shapes)
     tensors = _without_tables(path, tensors, {name: base[param] for name, param in tables.items()})
-    init = peft_config.changes_base(peft_config.read_config(path))
+    init = _change_of_base(path, pretrained)
     factors = peft_init.add_change_of_base(init, factors, lambda name: _kernel(base, places[name]))
     if (path / torch_names.HEAD_FILE).is_file():
         tensors = tensors | peft_reader.read(path / torch_names.HEAD_FILE, expected)
@@ -205,6 +205,22 @@ def load_adapter(folder: Folder, pretrained: models.Pretrained) -> LoadedAdapter
         )
     factors = {name: matrices.compress(matrices.unpad(pair)) for name, pair in factors.items()}
     return matrices.join(places, factors)._replace(params=params, num_labels=num_labels)
+
+
+def _change_of_base(path: pathlib.Path, pretrained: models.Pretrained) -> str | None:
+    """How the adapter's initialisation changes the base; see `peft_config.changes_base`.
+
+    Raises:
+      InputError: PEFT cannot repeat the initialisation on this base.
+    """
+    init = peft_config.changes_base(peft_config.read_config(path))
+    if init == "olora" and pretrained.config.family == "gpt2":
+        raise InputError(
+            f"The adapter in {path} has init_lora_weights 'olora', which PEFT does not define for "
+            "GPT-2's layers (Conv1D); save it with save_pretrained(folder, "
+            "path_initial_model_for_weight_conversion=INITIAL)."
+        )
+    return init
 
 
 def _places(path: pathlib.Path, pretrained: models.Pretrained) -> dict[str, MatrixPlace]:

@@ -27,7 +27,7 @@ _TASK_OF_CLASS: tuple[tuple[str, str], ...] = (
     ("Model", "FEATURE_EXTRACTION"),
 )
 # What PEFT adapts in the models of this library if the config does not say.
-_DEFAULT_TARGETS = ("query", "value", "q_proj", "v_proj")
+_DEFAULT_TARGETS = ("query", "value", "q_proj", "v_proj", "c_attn")
 
 
 def read_config(folder: str | pathlib.Path) -> Record:

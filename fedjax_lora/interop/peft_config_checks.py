@@ -58,7 +58,7 @@ _WITHOUT_EFFECT = (
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "fan_in_fan_out",  # PEFT itself turns it off for linear layers
+    "fan_in_fan_out",  # PEFT itself sets it by the kind of layer
     "inference_mode",
     "loftq_config",
     "lora_dropout",

@@ -96,7 +96,7 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
       params: parameters of the model or of a part of it.
 
     Returns:
-      Float arrays by name, kernels transposed to ``[o, i]``, one per layer of a stack.
+      Float arrays by name, kernels as PyTorch stores them, one per layer of a stack.
     """
     named = {}
     for path, leaf in trees.flat(params).items():
@@ -105,7 +105,7 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
         for layer in range(value.shape[0]) if stacked else (None,):
             array = value if layer is None else value[layer]
             name = _class_name(model, models.hf_name(model.config, path, layer))
-            named[name] = array.T if path.endswith("/kernel") else array
+            named[name] = array.T if models.is_transposed(model.config, path) else array
     return named
 
 

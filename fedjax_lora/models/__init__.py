@@ -17,7 +17,12 @@ from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.heads import SequenceClassifier
 from fedjax_lora.models.huggingface.config import from_json, read_config, read_raw
 from fedjax_lora.models.huggingface.gguf import is_gguf
-from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
+from fedjax_lora.models.huggingface.param_names import (
+    hf_module,
+    hf_name,
+    is_stacked,
+    is_transposed,
+)
 from fedjax_lora.models.huggingface.pretrained import (
     Pretrained,
     frozen_base,
@@ -56,6 +61,7 @@ __all__ = [
     "init_cache",
     "is_gguf",
     "is_stacked",
+    "is_transposed",
     "load",
     "logits",
     "module_of",

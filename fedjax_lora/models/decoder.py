@@ -1,4 +1,4 @@
-"""One Flax module for decoders of the Llama shape: those of `decoder_config.DECODERS`.
+"""One Flax module for the decoders of `decoder_config.DECODERS`: Llama and those of its shape.
 
 Every projection is a plain `nn.Dense` under its Hugging Face name, and the layers are one module
 run by `layer_stack`. Other code can therefore find each product by its module path
@@ -19,7 +19,7 @@ from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, check_batch
 from fedjax_lora.models.kv_cache import Cache, View, advance, make_view, update_layer
-from fedjax_lora.models.norms import rms_norm
+from fedjax_lora.models.norms import layer_norm, rms_norm
 from fedjax_lora.models.rope import rotate
 
 
@@ -54,7 +54,9 @@ def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn
 
 
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
-    """RMSNorm computed in float32, with its result in the compute dtype."""
+    """The config's kind of norm, computed in float32, with its result in the compute dtype."""
+    if config.layer_norm:
+        return layer_norm(x, name=name, eps=config.norm_eps, dtype=config.dtype)
     options = {"eps": config.norm_eps, "dtype": config.dtype, "offset": config.norm_offset}
     return rms_norm(x, name=name, **options)
 
@@ -72,8 +74,9 @@ class Attention(nn.Module):
         query, key, value = self._projections(x)
         if config.qk_norm:
             query, key = _norm(config, "q_norm", query), _norm(config, "k_norm", key)
-        turn = view.turn_of(states.layer)
-        query, key = (rotate(z, turn, config.rope.attention_factor) for z in (query, key))
+        if config.rope is not None:
+            turn = view.turn_of(states.layer)
+            query, key = (rotate(z, turn, config.rope.attention_factor) for z in (query, key))
         if config.attention_scale is not None:
             query = query * (config.attention_scale * config.head_dim**0.5)
         cache, keys, values = states.cache, key, value
@@ -106,7 +109,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU feed-forward block."""
+    """Feed-forward block, with a gate (SwiGLU) or without."""
 
     config: DecoderConfig
 
@@ -114,6 +117,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "n t h"]) -> Float[Array, "n t h"]:
         """Compute the block's contribution to the hidden states."""
         config = self.config
+        if not config.gated:
+            up = _dense(config, config.intermediate, "up_proj", bias=config.mlp_bias)(x)
+            return self._down(activate(config.activation, up))
         if config.fused:
             both = _dense(config, 2 * config.intermediate, "gate_up_proj", bias=config.mlp_bias)(x)
             gate, up = jnp.split(both, 2, axis=-1)
@@ -122,8 +128,10 @@ class FeedForward(nn.Module):
                 _dense(config, config.intermediate, name, bias=config.mlp_bias)(x)
                 for name in ("gate_proj", "up_proj")
             )
-        y = activate(config.activation, gate) * up
-        return _dense(config, config.hidden, "down_proj", bias=config.mlp_bias)(y)
+        return self._down(activate(config.activation, gate) * up)
+
+    def _down(self, y: Array) -> Array:
+        return _dense(self.config, self.config.hidden, "down_proj", bias=self.config.mlp_bias)(y)
 
 
 class Layer(nn.Module):
@@ -142,11 +150,17 @@ class Layer(nn.Module):
         y = states.x
         if config.sandwich_norms:
             y, inner = _norm(config, inner, y), "pre_feedforward_layernorm"
-        x = x + y
+        x = x + self._drop(y)
         y = FeedForward(config, name="mlp")(_norm(config, inner, x))
         if config.sandwich_norms:
             y = _norm(config, "post_feedforward_layernorm", y)
-        return States(x + y, states.layer + 1, states.cache)
+        return States(x + self._drop(y), states.layer + 1, states.cache)
+
+    def _drop(self, y: Array) -> Array:
+        """Dropout of a residual branch."""
+        if not self.config.hidden_dropout:
+            return y
+        return nn.Dropout(self.config.hidden_dropout, deterministic=self.deterministic)(y)
 
 
 class Decoder(nn.Module):
@@ -181,11 +195,9 @@ class Decoder(nn.Module):
         check_batch(config, input_ids, attention_mask)
         at = None if positions is None else jnp.asarray(positions)
         view = make_view(config, jnp.asarray(attention_mask), at, cache)
-        # Rows are looked up before the cast, so that the table is not copied.
-        table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
-        x = table(jnp.asarray(input_ids)).astype(config.dtype)
-        if config.embedding_scale != 1:
-            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        x = self._embeddings(jnp.asarray(input_ids), view)
+        if config.embedding_dropout:
+            x = nn.Dropout(config.embedding_dropout, deterministic=deterministic)(x)
         states = layer_stack.run(
             Layer(config, deterministic, name="layers"),
             lambda layer, states, last: layer(states, view),
@@ -196,3 +208,17 @@ class Decoder(nn.Module):
         )
         hidden = _norm(config, "norm", states.x)
         return Decoded(hidden, None if cache is None else advance(states.cache, view))
+
+    def _embeddings(self, input_ids: Array, view: View) -> Float[Array, "n t h"]:
+        """Embeddings of tokens, and of their positions if these are learned."""
+        config = self.config
+        # Rows are looked up before the cast, so that the table is not copied.
+        table = nn.Embed(config.vocab_size, config.hidden, name="embed_tokens")
+        x = table(input_ids).astype(config.dtype)
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        if config.rope is not None:
+            return x
+        rows = config.max_positions + config.first_position
+        positions = nn.Embed(rows, config.hidden, name="embed_positions")
+        return x + positions(view.positions + config.first_position).astype(config.dtype)

@@ -8,7 +8,21 @@ from fedjax_lora.core.errors import raise_all
 from fedjax_lora.models import config_checks, rope
 from fedjax_lora.models.rope import Rope
 
-DECODERS = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+DECODERS = (
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "internlm3",
+    "llama",
+    "mistral",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+)
+WITHOUT_CLASSIFIER = ("internlm3",)
+"""Families for which `transformers` has no class with a classification head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,19 +40,24 @@ class DecoderConfig:
       head_dim: features of a head.
       intermediate: width inside the feed-forward block.
       max_positions: the context window that the checkpoint states; see `max_tokens`.
-      rope: the position embedding.
+      rope: the position embedding; None for a learned table of `max_positions` rows, added to the
+        token embeddings.
+      first_position: rows of that table before the one of position 0.
       local_rope: that of sliding layers, if it is another one; None if not.
       unrotated_layers: indices of the layers without a position embedding.
-      norm_eps: added to the mean square in every RMSNorm.
+      layer_norm: every norm is a LayerNorm with biases, not an RMSNorm.
+      norm_eps: added to the mean square (or variance) in every norm.
       norm_offset: added to the stored scales of every RMSNorm.
       sandwich_norms: blocks normalise their outputs too, before the residual is added.
       embedding_scale: multiplier of the token embeddings.
-      activation: of the gate, a key of `activations.ACTIVATIONS`.
+      gated: the feed-forward block multiplies its inner features by a gate.
+      activation: of the gate, or of the inner features without one; a key of
+        `activations.ACTIVATIONS`.
       qkv_bias: query, key and value have biases.
       output_bias: the attention's output projection has one.
       mlp_bias: the feed-forward projections have them.
       qk_norm: queries and keys are normalised per head.
-      fused: query, key and value are one matrix, and so are gate and up.
+      fused: query, key and value are one matrix, and so are gate and up if there is a gate.
       attention_scale: multiplier of the products of queries and keys; None for ``head_dim**-0.5``.
       attention_softcap: limit of their size, by a tanh; None for none.
       logit_softcap: likewise of a language model's logits.
@@ -47,10 +66,12 @@ class DecoderConfig:
       full_layers: indices of the layers with full attention in spite of `sliding_window`.
       tied: the embedding table is also the vocabulary matrix.
       attention_dropout: rate on attention weights.
+      hidden_dropout: rate on the residual branches.
+      embedding_dropout: rate on the embeddings.
       initializer_range: standard deviation of newly initialised kernels and tables.
       num_labels: width of a classifier's logits; 1 for regression; 0 for a language model.
       pooling: input of a classifier's head: the last token (``family``) or the ``mean`` of all.
-      dtype: compute dtype of matrix products; RMSNorm, softmax and logits are float32.
+      dtype: compute dtype of matrix products; norms, softmax and logits are float32.
       remat: recompute each layer in the backward pass instead of storing its activations.
       scan_unroll: layers per step of the layer loop; None chooses by backend.
       architectures: class names in the checkpoint's config.
@@ -65,13 +86,16 @@ class DecoderConfig:
     head_dim: int
     intermediate: int
     max_positions: int
-    rope: Rope = dataclasses.field(default_factory=Rope)
+    rope: Rope | None = dataclasses.field(default_factory=Rope)
+    first_position: int = 0
     local_rope: Rope | None = None
     unrotated_layers: tuple[int, ...] = ()
+    layer_norm: bool = False
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     sandwich_norms: bool = False
     embedding_scale: float = 1.0
+    gated: bool = True
     activation: str = "silu"
     qkv_bias: bool = False
     output_bias: bool = False
@@ -85,6 +109,8 @@ class DecoderConfig:
     full_layers: tuple[int, ...] = ()
     tied: bool = False
     attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    embedding_dropout: float = 0.0
     initializer_range: float = 0.02
     num_labels: int = 0
     pooling: str = "family"
@@ -99,15 +125,19 @@ class DecoderConfig:
     @property
     def prefix(self) -> str:
         """Prefix of the base model's tensors in a Hugging Face checkpoint with a head."""
-        return "model"
+        return "transformer" if self.family == "gpt2" else "model"
 
     def with_dropout(self, rate: float) -> "DecoderConfig":
         """Return the config with this dropout rate everywhere."""
-        return dataclasses.replace(self, attention_dropout=rate)
+        return dataclasses.replace(
+            self, attention_dropout=rate, hidden_dropout=rate, embedding_dropout=rate
+        )
 
     @property
     def max_tokens(self) -> int:
         """Longest text in tokens: the stated window, or the stretched one if that is longer."""
+        if self.rope is None:
+            return self.max_positions
         if self.rope.type in ("linear", "dynamic"):
             return int(self.max_positions * self.rope.factor)
         return max(self.max_positions, int(self.rope.original_positions * self.rope.factor))
@@ -115,7 +145,9 @@ class DecoderConfig:
 
 def _problems(config: DecoderConfig) -> Iterator[str]:
     """Yield a message for every field that is out of range."""
-    yield from config_checks.problems(config, families=DECODERS, rates=("attention_dropout",))
+    rates = ("attention_dropout", "hidden_dropout", "embedding_dropout")
+    yield from config_checks.problems(config, families=DECODERS, rates=rates)
+    yield from config_checks.sizes(config, {"first_position": 2**16}, least=0)
     yield from config_checks.sizes(config, {"kv_heads": config_checks.LARGEST["heads"]})
     if config.kv_heads > 0 and config.heads % config.kv_heads:
         yield f"the {config.heads} heads are not a multiple of the {config.kv_heads} kv_heads"
@@ -137,7 +169,7 @@ def _scale_problems(config: DecoderConfig) -> Iterator[str]:
 
 
 def _rope_problems(config: DecoderConfig) -> Iterator[str]:
-    ropes = (config.rope, *([] if config.local_rope is None else [config.local_rope]))
+    ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
     for one in ropes:
         yield from rope.problems(one)
     # One factor and one table of angles serve all layers.

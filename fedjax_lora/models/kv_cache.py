@@ -1,6 +1,6 @@
 """The cache of keys and values, and the positions and attention masks of new tokens."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ class View(NamedTuple):
     """Positions and attention masks of a batch's tokens.
 
     Attributes:
-      turn: rotary angles of the tokens' positions.
+      positions: positions of the tokens in their texts.
+      turn: rotary angles of the positions; None without a rotary embedding.
       near_turn: those of sliding layers, if they are others; None if not.
       rotates: True for layers with a position embedding.
       mask: True where a token may attend to a slot in a layer with full attention.
@@ -47,7 +48,8 @@ class View(NamedTuple):
       occupied: True for slots with a token, those of the batch included.
     """
 
-    turn: Float[Array, "n t half"]
+    positions: Int[Array, "n t"]
+    turn: Float[Array, "n t half"] | None
     near_turn: Float[Array, "n t half"] | None
     rotates: Bool[Array, " L"] | None
     mask: Bool[Array, "n 1 t s"]
@@ -57,8 +59,8 @@ class View(NamedTuple):
     occupied: Bool[Array, "n s"]
 
     def turn_of(self, layer: Int[Array, ""]) -> Float[Array, "n t half"]:
-        """Rotary angles in one layer."""
-        turn = self.turn
+        """Rotary angles in one layer, of a model with a rotary embedding."""
+        turn = cast(Array, self.turn)
         if self.near_turn is not None:
             turn = jnp.where(self.slides[layer], self.near_turn, turn)
         return turn if self.rotates is None else jnp.where(self.rotates[layer], turn, 0.0)
@@ -85,14 +87,16 @@ def make_view(
     if config.sliding_window is not None:
         near = (query_slot - key_slot < config.sliding_window)[None, None]
     sizes = {"width": config.head_dim, "window": config.max_positions}
-    turn, near_turn, rotates = angles(config.rope, positions, **sizes), None, None
+    turn = near_turn = rotates = None
+    if config.rope is not None:
+        turn = angles(config.rope, positions, **sizes)
     if config.local_rope is not None:
         near_turn = angles(config.local_rope, positions, **sizes)
     if config.unrotated_layers:
         rotates = _layers_but(config, config.unrotated_layers)
     slides = _layers_but(config, config.full_layers)
     causal = occupied[:, None, None, :] & (key_slot <= query_slot)[None, None]
-    return View(turn, near_turn, rotates, causal, near, slides, slot, occupied)
+    return View(positions, turn, near_turn, rotates, causal, near, slides, slot, occupied)
 
 
 def _layers_but(config: DecoderConfig, excluded: tuple[int, ...]) -> Bool[Array, " L"]:

@@ -24,6 +24,16 @@ _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
 }
 
 
+def _decoder_fields(family: str) -> dict[str, Any]:
+    """Fields of a small decoder; those of GPT-2 and OPT have names for their own shape alone."""
+    if family not in ("gpt2", "opt"):
+        return {"kv_heads": 2, "head_dim": 8}
+    biases = {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
+    shape = {"rope": None, "layer_norm": True, "gated": False, "fused": family == "gpt2"}
+    first = {"first_position": 2 if family == "opt" else 0, "tied": True}
+    return {"kv_heads": 4, "head_dim": 8, "activation": "relu", **biases, **shape, **first}
+
+
 def tiny(
     *,
     num_labels: int | None = 4,
@@ -62,7 +72,7 @@ def tiny(
     }
     config: Config
     if family in DECODERS:
-        config = DecoderConfig(**common, kv_heads=2, head_dim=8)
+        config = DecoderConfig(**{**common, **_decoder_fields(family)})
     else:
         sizes = {"type_vocab": 2, "pad_token_id": 0, "embedding_size": 32}
         config = EncoderConfig(**{**common, **sizes, **_OTHER_SIZES.get(family, {})})

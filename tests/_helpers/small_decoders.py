@@ -39,7 +39,15 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
         },
     },
+    "gpt2": {"n_inner": 40, "layer_norm_epsilon": 0.03},
+    "internlm3": {
+        "bias": True,
+        "qkv_bias": True,
+        "head_dim": 10,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 6.0, "rope_theta": 900.0},
+    },
     "mistral": {"sliding_window": 4, "head_dim": 8},
+    "opt": {"ffn_dim": 40, "word_embed_proj_dim": 24},
     "phi3": {"sliding_window": 5},
     "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
@@ -53,11 +61,7 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MORE = tuple(family for family in FAMILY_SIZES if family not in FAMILIES)
 """Families of which fewer combinations are tested, or with `slow`."""
-NAMES = {
-    "gemma2": "Gemma2", "gemma3_text": "Gemma3", "llama": "Llama", "mistral": "Mistral",
-    "phi3": "Phi3", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3",
-}  # fmt: skip
-TIED = ("gemma2", "gemma3_text", "qwen2")
+TIED = ("gemma2", "gemma3_text", "gpt2", "opt", "qwen2")
 
 
 class Texts(NamedTuple):
@@ -83,12 +87,12 @@ def build(family: str, task: str = "CausalLM", **overrides: Any) -> Any:
     sizes = SIZES | FAMILY_SIZES[family] | overrides
     config = transformers.AutoConfig.for_model(family, attn_implementation="eager", **sizes)
     torch.manual_seed(0)
-    name = "Gemma3Text" if (family, task[0]) == ("gemma3_text", "S") else NAMES[family]
-    model = getattr(transformers, f"{name}For{task}")(config).eval()
+    auto = getattr(transformers, f"AutoModelFor{task}")
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for label, value in model.named_parameters():
             value.normal_(0, 0.3)
-            if "norm" in label and label.endswith("weight"):
+            if ("norm" in label or ".ln_" in label) and label.endswith("weight"):
                 value.add_(1.0)
     return model
 
@@ -104,11 +108,12 @@ def torch_logits(model: Any, batch: Texts) -> np.ndarray:
     """What PyTorch computes."""
     import torch
 
+    mask = torch.tensor(batch.attention_mask, dtype=torch.long)
+    inputs = {"input_ids": torch.tensor(batch.input_ids, dtype=torch.long), "attention_mask": mask}
+    if model.config.model_type == "gpt2":  # by itself it counts padding; `generate` does not
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        out = model(
-            input_ids=torch.tensor(batch.input_ids, dtype=torch.long),
-            attention_mask=torch.tensor(batch.attention_mask, dtype=torch.long),
-        )
+        out = model(**inputs)
     return out.logits.float().numpy()
 
 

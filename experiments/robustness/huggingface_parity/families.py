@@ -53,8 +53,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma2": _GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": _GEMMA | {"layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": _DECODER | {"n_inner": 40, "n_positions": 96},  # the cards' answers need positions
+    "internlm3": _DECODER,
     "llama": _DECODER | {"attention_bias": True},
     "mistral": _DECODER | {"sliding_window": 4},
+    "opt": _DECODER | {"ffn_dim": 40, "word_embed_proj_dim": 32, "max_position_embeddings": 96},
     "phi3": _DECODER,
     "qwen2": _DECODER | {"tie_word_embeddings": True},
     "qwen3": _DECODER,
@@ -68,27 +71,45 @@ def build(folder: pathlib.Path, family: str) -> Any:
     if family in DECODERS:
         auto = transformers.AutoModelForCausalLM
     sizes = SIZES | (ENCODERS | DECODERS)[family]
+    if "n_positions" in sizes:  # GPT-2's name of the same
+        sizes = {name: x for name, x in sizes.items() if name != "max_position_embeddings"}
     config = transformers.AutoConfig.for_model(family, attn_implementation="eager", **sizes)
     torch.manual_seed(0)
     model = auto.from_config(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.normal_(0, 0.3)
-            if "norm" in name.lower() and name.endswith("weight"):
+            if ("norm" in name.lower() or ".ln_" in name) and name.endswith("weight"):
                 value.add_(1.0)
     model.save_pretrained(folder)
     specials = ["<pad>", "<s>", "</s>", "<unk>"]
     if family in ENCODERS and sizes.get("pad_token_id") == 1:
         specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    words = {word: n for n, word in enumerate([*specials, *(f"w{n}" for n in range(60))])}
-    backend = Tokenizer(tokenizer_models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+    backend = _words(specials)
+    if family.startswith("qwen"):
+        backend = _characters(specials)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
         unk_token="<unk>",
     )  # fmt: skip
     tokenizer.save_pretrained(folder)
     return model
+
+
+def _words(specials: list[str]) -> Tokenizer:
+    words = {word: n for n, word in enumerate([*specials, *(f"w{n}" for n in range(60))])}
+    backend = Tokenizer(tokenizer_models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore
+    return backend
+
+
+def _characters(specials: list[str]) -> Tokenizer:
+    """Byte-level BPE, which `transformers` takes every tokenizer of the Qwen models for."""
+    letters = [chr(ord("\u0120")), *"0123456789ABCDEFGHIJabcdefghijklmnopqrstuvwxyz"]
+    words = {word: n for n, word in enumerate([*specials, *letters])}
+    backend = Tokenizer(tokenizer_models.BPE(words, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    return backend
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -223,23 +244,20 @@ def row(folder: pathlib.Path, family: str) -> dict[str, Any]:
     return found
 
 
-def rows(families: Iterable[str]) -> list[dict[str, Any]]:
-    """Measure families."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for family in families:
-            found.append(row(pathlib.Path(folder), family))
-            print(found[-1], flush=True)
-    return found
+def measure(families: Iterable[str]) -> None:
+    """Measure families, and record each as it is done."""
+    versions = {m.__name__: m.__version__ for m in (jax, torch, transformers, peft)}
+    for family in families:
+        with tempfile.TemporaryDirectory() as folder:
+            new = row(pathlib.Path(folder), family)
+        print(new, flush=True)
+        kept = json.loads(FAMILIES.read_text("utf-8"))["rows"] if FAMILIES.is_file() else []
+        by_name = {x["family"]: x for x in [*kept, new]}
+        order = [by_name[name] for name in [*ENCODERS, *DECODERS] if name in by_name]
+        content = {"rows": order, "versions": versions}
+        FAMILIES.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or [*ENCODERS, *DECODERS]
-    kept = json.loads(FAMILIES.read_text("utf-8"))["rows"] if FAMILIES.is_file() else []
-    new = rows(chosen)
-    merged_rows = {x["family"]: x for x in [*kept, *new]}
-    order = [name for name in [*ENCODERS, *DECODERS] if name in merged_rows]
-    versions = {m.__name__: m.__version__ for m in (jax, torch, transformers, peft)}
-    content = {"rows": [merged_rows[name] for name in order], "versions": versions}
-    FAMILIES.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    measure(sys.argv[1:] or [*ENCODERS, *DECODERS])
     put("families", families_table())

@@ -122,7 +122,8 @@ def prompt_batches(
     Raises:
       InputError: prompts are empty or leave no room for the new tokens; the message names all.
     """
-    window = config.max_positions if config.rope.type == "dynamic" else config.max_tokens
+    stretched = config.rope is not None and config.rope.type == "dynamic"
+    window = config.max_positions if stretched else config.max_tokens
     raise_all("Prompts cannot be continued", _problems(prompts, window, new_tokens, batch))
     batch, order = min(batch, len(prompts)), np.arange(len(prompts))
     if by_length:

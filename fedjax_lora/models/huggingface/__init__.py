@@ -1,7 +1,12 @@
 """Hugging Face checkpoints: configurations, tensors, tokenizers and their sources."""
 
 from fedjax_lora.models.huggingface.config import from_json, read_config, read_raw
-from fedjax_lora.models.huggingface.param_names import hf_module, hf_name, is_stacked
+from fedjax_lora.models.huggingface.param_names import (
+    hf_module,
+    hf_name,
+    is_stacked,
+    is_transposed,
+)
 from fedjax_lora.models.huggingface.pretrained import Pretrained, load
 from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
 
@@ -13,6 +18,7 @@ __all__ = [
     "hf_module",
     "hf_name",
     "is_stacked",
+    "is_transposed",
     "load",
     "read_config",
     "read_raw",

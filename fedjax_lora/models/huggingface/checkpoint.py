@@ -25,7 +25,7 @@ _OTHER_PARTS = re.compile(
     r"embeddings\.(position_ids|token_type_ids)$"
     r"|(cls|lm_head|predictions|discriminator_predictions|generator_(predictions|lm_head)|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
     r"|(pooler|classifier|pre_classifier|score)\."
-    r"|layers\.\d+\.self_attn\.rotary_emb\."
+    r"|layers\.\d+\.self_attn\.rotary_emb\.|h\.\d+\.attn\.(masked_)?bias$"
 )
 _OUTPUTS = ("head/classifier/", "head/out_proj/", "head/score/")
 
@@ -53,12 +53,14 @@ class _Slot(NamedTuple):
       layer: index into its layer axis; None if it has none.
       name: name of the stored tensor, without the base prefix.
       shape: required shape of the stored tensor.
+      transposed: whether the stored tensor is the transposed parameter.
     """
 
     path: str
     layer: int | None
     name: str
     shape: tuple[int, ...]
+    transposed: bool
 
 
 def read(
@@ -115,7 +117,9 @@ def has_own_vocabulary(folder: Path, config: Config) -> bool:
     if not isinstance(config, DecoderConfig) or config.num_labels or not config.tied:
         return False
     stored = _bare_names(open_tensors(folder), config)
-    head, table = (stored.get(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
+    own = param_names.hf_name(config, "decoder/embed_tokens/embedding")
+    names = ("lm_head.weight", own.removeprefix(f"{config.prefix}."))
+    head, table = (stored.get(name) for name in names)
     if head is None or table is None:
         return False
     return head.shape != table.shape or not np.array_equal(head.read(), table.read())
@@ -139,11 +143,11 @@ def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range)
     for path, shape in shapes.items():
         stacked = param_names.is_stacked(config, path)
         one = shape[1:] if stacked else shape
-        one = one[::-1] if path.endswith("/kernel") else one
+        transposed = param_names.is_transposed(config, path)
+        one = one[::-1] if transposed else one
         for layer in layers if stacked else (None,):
-            yield _Slot(
-                path, layer, param_names.hf_name(config, path, layer).removeprefix(prefix), one
-            )
+            name = param_names.hf_name(config, path, layer).removeprefix(prefix)
+            yield _Slot(path, layer, name, one, transposed)
 
 
 def _new_paths(config: Config, slots: Collection[_Slot], stored: Mapping[str, Tensor]) -> set[str]:
@@ -209,7 +213,7 @@ def _grouped(tensor_names: Collection[str]) -> list[str]:
     """Sort names, and merge those that differ only in their layer: ``layer.{0,1}.x``."""
     layers: dict[str, list[int]] = {}
     for name in tensor_names:
-        number = re.search(r"\blayers?\.(\d+)", name)
+        number = re.search(r"\b(?:layers?|h)\.(\d+)", name)
         pattern = name if number is None else f"{name[: number.start(1)]}*{name[number.end(1) :]}"
         layers.setdefault(pattern, []).extend([] if number is None else [int(number[1])])
     return [
@@ -246,7 +250,7 @@ def _oriented(slot: _Slot, stored: Mapping[str, Tensor], broken: list[str]) -> n
     tensor = stored[slot.name].read()
     if not np.all(np.isfinite(tensor)):
         broken.append(slot.name)
-    return tensor.T if slot.path.endswith("/kernel") else tensor
+    return tensor.T if slot.transposed else tensor
 
 
 def _stacked(

@@ -1,11 +1,30 @@
-"""Conversion of `transformers` configurations of the Llama shape to `DecoderConfig`."""
+"""Conversion of `transformers` configurations of decoders to `DecoderConfig`."""
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.rope import ROPE_TYPES, Rope
+
+_ONLY: Mapping[str, Mapping[str, tuple[object, str]]] = MappingProxyType(
+    {
+        "gpt2": {
+            "add_cross_attention": (False, "attention to an encoder"),
+            "scale_attn_by_inverse_layer_idx": (False, "attention scaled by the layer's number"),
+        },
+        "opt": {
+            "do_layer_norm_before": (True, "LayerNorm after each block, as in OPT-350m"),
+            "_remove_final_layer_norm": (False, "no LayerNorm after the last layer"),
+            "layer_norm_elementwise_affine": (True, "LayerNorms without parameters"),
+            "layerdrop": (0, "layers left out in training"),
+        },
+    }
+)
+"""Fields that may have one value alone, and what other values mean."""
+
+_OPT_HIDDEN = 768  # the default of `transformers`
 
 
 def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -23,6 +42,13 @@ def unsupported(raw: Mapping[str, Any]) -> Iterator[str]:
         yield "quantised weights (use the original checkpoint, and storage int8 or nf4)"
     if raw.get("model_type") == "mistral" and raw.get("layer_types"):
         yield "layer_types in a mistral model"
+    for name, (only, meaning) in _ONLY.get(str(raw.get("model_type")), {}).items():
+        if raw.get(name, only) != only:
+            yield f"{meaning} ({name}={raw[name]!r})"
+    if raw.get("model_type") == "opt":
+        width = raw.get("word_embed_proj_dim")
+        if width is not None and width != raw.get("hidden_size", _OPT_HIDDEN):
+            yield f"embeddings of another width than the states (word_embed_proj_dim={width!r})"
 
 
 def _unsupported_rope(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterator[str]:
@@ -35,25 +61,77 @@ def _unsupported_rope(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterat
 
 def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
     """Make the config of a decoder; `options` replace fields of `hf`."""
-    return DecoderConfig(**{**_fields(hf), **options})
+    own = {"gpt2": _gpt2, "opt": _opt}.get(hf.model_type, _llama)
+    return DecoderConfig(**{**_common(hf), **own(hf), **options})
 
 
-def _fields(hf: Any) -> dict[str, Any]:
-    family = hf.model_type
-    bias = getattr(hf, "attention_bias", False)
+def _common(hf: Any) -> dict[str, Any]:
+    """Fields that every family's config has under the same name."""
     architectures = tuple(hf.architectures or ())
     classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
-    kinds = getattr(hf, "layer_types", None) or []
     return {
-        "family": family,
+        "family": hf.model_type,
         "vocab_size": hf.vocab_size,
         "hidden": hf.hidden_size,
         "layers": hf.num_hidden_layers,
         "heads": hf.num_attention_heads,
+        "max_positions": hf.max_position_embeddings,
+        "tied": hf.tie_word_embeddings,
+        "num_labels": hf.num_labels if classifier else 0,
+        "architectures": architectures,
+    }
+
+
+def _gpt2(hf: Any) -> dict[str, Any]:
+    return _learned_positions(hf) | {
+        "intermediate": 4 * hf.n_embd if hf.n_inner is None else hf.n_inner,
+        "norm_eps": hf.layer_norm_epsilon,
+        "fused": True,
+        "qkv_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "attention_scale": None if hf.scale_attn_weights else 1.0,
+        "attention_dropout": float(hf.attn_pdrop),
+        "hidden_dropout": float(hf.resid_pdrop),
+        "embedding_dropout": float(hf.embd_pdrop),
+        "initializer_range": hf.initializer_range,
+    }
+
+
+def _opt(hf: Any) -> dict[str, Any]:
+    return _learned_positions(hf) | {
+        "intermediate": hf.ffn_dim,
+        "first_position": 2,  # fixed in the architecture, not a field of its config
+        "norm_eps": 1e-5,  # likewise
+        "qkv_bias": hf.enable_bias,
+        "output_bias": hf.enable_bias,
+        "mlp_bias": hf.enable_bias,
+        "attention_dropout": float(hf.attention_dropout),
+        "hidden_dropout": float(hf.dropout),
+        "initializer_range": hf.init_std,
+    }
+
+
+def _learned_positions(hf: Any) -> dict[str, Any]:
+    """Fields in which GPT-2 and OPT (arXiv 2205.01068) agree, and differ from Llama."""
+    return {
+        "rope": None,
+        "layer_norm": True,
+        "gated": False,
+        "kv_heads": hf.num_attention_heads,
+        "head_dim": hf.hidden_size // hf.num_attention_heads,
+        "activation": hf.activation_function,
+    }
+
+
+def _llama(hf: Any) -> dict[str, Any]:
+    family = hf.model_type
+    bias = getattr(hf, "attention_bias", False)
+    kinds = getattr(hf, "layer_types", None) or []
+    return {
         "kv_heads": hf.num_key_value_heads,
         "head_dim": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         "intermediate": hf.intermediate_size,
-        "max_positions": hf.max_position_embeddings,
         "norm_eps": hf.rms_norm_eps,
         "activation": getattr(hf, "hidden_activation", None) or hf.hidden_act,
         "qkv_bias": family == "qwen2" or bias,
@@ -63,11 +141,8 @@ def _fields(hf: Any) -> dict[str, Any]:
         "fused": family == "phi3",
         "sliding_window": _window(hf, kinds),
         "full_layers": tuple(n for n, kind in enumerate(kinds) if kind == "full_attention"),
-        "tied": hf.tie_word_embeddings,
         "attention_dropout": float(hf.attention_dropout or 0.0),
         "initializer_range": hf.initializer_range,
-        "num_labels": hf.num_labels if classifier else 0,
-        "architectures": architectures,
         **_ropes(hf),
         **(_gemma(hf) if family.startswith("gemma") else {}),
     }

@@ -112,6 +112,38 @@ _DECODER = MappingProxyType(
     {"embed_tokens": "embed_tokens", "norm": "norm"}
     | {f"layers/{name}": "layers.{layer}." + name.replace("/", ".") for name in _DECODER_LAYER}
 )
+_GPT2 = MappingProxyType(
+    {
+        "embed_tokens": "wte",
+        "embed_positions": "wpe",
+        "layers/input_layernorm": "h.{layer}.ln_1",
+        "layers/self_attn/qkv_proj": "h.{layer}.attn.c_attn",
+        "layers/self_attn/o_proj": "h.{layer}.attn.c_proj",
+        "layers/post_attention_layernorm": "h.{layer}.ln_2",
+        "layers/mlp/up_proj": "h.{layer}.mlp.c_fc",
+        "layers/mlp/down_proj": "h.{layer}.mlp.c_proj",
+        "norm": "ln_f",
+    }
+)
+_OPT_LAYER = {
+    "input_layernorm": "self_attn_layer_norm",
+    **{f"self_attn/{name}": f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")},
+    "self_attn/o_proj": "self_attn.out_proj",
+    "post_attention_layernorm": "final_layer_norm",
+    "mlp/up_proj": "fc1",
+    "mlp/down_proj": "fc2",
+}
+_OPT = MappingProxyType(
+    {
+        "embed_tokens": "decoder.embed_tokens",
+        "embed_positions": "decoder.embed_positions",
+        "norm": "decoder.final_layer_norm",
+    }
+    | {f"layers/{path}": f"decoder.layers.{{layer}}.{name}" for path, name in _OPT_LAYER.items()}
+)
+_DECODERS = MappingProxyType({"gpt2": _GPT2, "opt": _OPT})
+"""Families whose names are not Llama's."""
+
 _HEADS = MappingProxyType(
     {
         "linear": {"classifier": "classifier"},
@@ -128,12 +160,22 @@ def is_stacked(config: Config, path: str) -> bool:
     return path.startswith(("encoder/layers/", "decoder/layers/")) and not shared
 
 
+def is_transposed(config: Config, path: str) -> bool:
+    """Whether PyTorch stores the parameter at a path as ``[o, i]``.
+
+    These are all kernels but those of GPT-2's layers, which are of the class ``Conv1D``.
+    """
+    as_it_is = config.family == "gpt2" and path.startswith("decoder/")
+    return path.endswith("/kernel") and not as_it_is
+
+
 def _modules(config: Config, part: str) -> Mapping[str, str]:
     """Map module paths below a part of the parameters to Hugging Face names below the prefix."""
     if isinstance(config, EncoderConfig):
         parts = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}
     else:
-        parts = {"decoder": _DECODER, "vocabulary": {"": "lm_head"}, "head": {"score": "score"}}
+        decoder = _DECODERS.get(config.family, _DECODER)
+        parts = {"decoder": decoder, "vocabulary": {"": "lm_head"}, "head": {"score": "score"}}
     return parts.get(part, {})
 
 
@@ -165,7 +207,8 @@ def hf_module(config: Config, path: str, layer: int | None = None) -> str:
 def hf_name(config: Config, path: str, layer: int | None = None) -> str:
     """Hugging Face name of the tensor for the parameter at `path`.
 
-    PyTorch stores kernels transposed, ``[o, i]``; tables and vectors are stored as they are.
+    PyTorch stores kernels transposed, ``[o, i]``, see `is_transposed`; tables and vectors are
+    stored as they are.
 
     Args:
       config: the model's config.

@@ -19,7 +19,7 @@ from fedjax_lora.core.target import current_target
 from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
-from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.decoder_config import DECODERS, WITHOUT_CLASSIFIER
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.huggingface import checkpoint
 from fedjax_lora.models.huggingface.config import read_config
@@ -227,6 +227,11 @@ def _with_labels(config: Config, num_labels: int | None) -> Config:
         raise InputError(
             f"A {config.family} model is an encoder and cannot generate text; choose a decoder "
             f"({', '.join(DECODERS)})."
+        )
+    if num_labels is not None and config.family in WITHOUT_CLASSIFIER:
+        raise InputError(
+            f"transformers has no classifier of the family {config.family}, so that none could be "
+            "exported; choose another model, or a task of language."
         )
     return dataclasses.replace(config, num_labels=num_labels or 0)
 

@@ -55,6 +55,18 @@ def test_cached_decoding_in_chunks_equals_one_pass(steps, left):
     np.testing.assert_array_equal(cache.mask, np.pad(mask, ((0, 0), (0, 3))))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_cached_decoding_with_learned_positions_equals_one_pass(family):
+    model = models.tiny(family=family, num_labels=None, vocab_size=50)
+    ids, mask = decoders.texts(left=True)
+    want = hidden(model, (ids, mask))
+    cache = models.init_cache(model.config, rows=4, slots=11)
+    first = outputs(model.module, model.params, ids[:, :8], mask[:, :8], cache=cache)
+    rest = outputs(model.module, model.params, ids[:, 8:], mask[:, 8:], cache=first.cache)
+    got = np.concatenate([first.hidden, rest.hidden], axis=1)
+    np.testing.assert_allclose(got[mask], want[mask], atol=1e-5)
+
+
 def test_attention_is_causal_and_limited_to_the_sliding_window():
     ids, mask = decoders.texts()
     at = 6

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import models
+from fedjax_lora.core.errors import InputError
 from tests._helpers import small_decoders as decoders
 
 TOLERANCE = 1e-4
@@ -51,7 +52,10 @@ def test_logits_equal_transformers_with_padding_on_either_side(family, left, tmp
 
 @pytest.mark.parametrize(
     "family",
-    [*decoders.FAMILIES, *(pytest.param(x, marks=pytest.mark.slow) for x in decoders.MORE)],
+    [
+        *decoders.FAMILIES,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in decoders.MORE if x != "internlm3"),
+    ],
 )
 def test_classifier_reads_the_last_real_token(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family, "SequenceClassification")
@@ -59,6 +63,50 @@ def test_classifier_reads_the_last_real_token(family, tmp_path, key):
     assert loaded.new_params == () and "vocabulary" not in loaded.params
     for left in (False, True):
         check(loaded, model, decoders.texts(left=left))
+
+
+def test_classifier_that_transformers_lacks_is_refused(tmp_path, key):
+    folder, _ = decoders.saved(tmp_path, "internlm3")
+    with pytest.raises(InputError, match="no classifier of the family internlm3"):
+        load(folder, key, num_labels=3)
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "value", "words"),
+    [
+        ("gpt2", "add_cross_attention", True, "attention to an encoder"),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scaled by the layer's number"),
+        ("opt", "do_layer_norm_before", False, "LayerNorm after each block"),
+        ("opt", "_remove_final_layer_norm", True, "no LayerNorm after the last"),
+        ("opt", "layer_norm_elementwise_affine", False, "LayerNorms without parameters"),
+        ("opt", "word_embed_proj_dim", 512, "embeddings of another width"),
+    ],
+)
+def test_variants_of_gpt2_and_opt_with_another_function_are_refused(family, option, value, words):
+    raw = {"model_type": family, option: value}
+    with pytest.raises(InputError, match=words):
+        models.from_json(raw)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("gpt2", {"scale_attn_weights": False}), ("opt", {"enable_bias": False})],
+)
+def test_options_of_gpt2_and_opt_equal_transformers(family, options, tmp_path, key):
+    folder, model = decoders.saved(tmp_path, family, **options)
+    check(load(folder, key), model, decoders.texts())
+
+
+def test_tensor_names_of_the_published_gpt2_are_read(tmp_path, key):
+    """They have no prefix, and bring buffers."""
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = decoders.saved(tmp_path, "gpt2")
+    stored = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in stored.items()}
+    bare |= {f"h.{n}.attn.bias": np.ones((1, 1, 32, 32), np.float32) for n in range(3)}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    check(load(folder, key), model, decoders.texts())
 
 
 ROPES = {
