@@ -224,6 +224,7 @@ def _check_config(config: RunConfig) -> None:
         ),
         "device_profiles": fed.device_profiles != "none",
         "a simulated deadline (--deadline of a run)": fed.deadline != "none",
+        "server but 'synchronous'": fed.server != "synchronous",
         "heads='local'": fed.heads == "local",
         "client_weights='tokens'": fed.client_weights != "examples",
         "validation_examples": config.data.validation_examples > 0,

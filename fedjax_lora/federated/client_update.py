@@ -15,6 +15,7 @@ from fedjax_lora.core.types import AnyArray, Array, ClientParams, Key, Params, P
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Exchange, Execution, execute
 from fedjax_lora.federated.remote import Assignment, trained_from
 from fedjax_lora.federated.shape_checks import check_start
+from fedjax_lora.federated.staleness import begun_in, broadcast_each, recall
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
 from fedjax_lora.federated.training import ClientMetrics, Clients, Training
 from fedjax_lora.lora import LoraSpec
@@ -124,19 +125,28 @@ class ClientParts:
         """What the clients receive, and all that their training needs."""
         store = jax.tree.map(lambda x: x.at[plan.id].get(mode="clip"), state.clients)
         cohort = cohort_of(self.method.spec, plan, plan.weight, key)
-        init = self.method.broadcast(state.server, store.method, cohort)
+        begun, head = jnp.broadcast_to(jnp.asarray(plan.round), plan.id.shape), None
+        if state.past and not isinstance(plan.staleness, tuple):
+            begun = begun - jnp.asarray(plan.staleness)
+            past = recall(state.past, begun)
+            head = past.head
+            own = begun_in(cohort, begun, key)
+            init = broadcast_each(self.method, past.server, store.method, own)
+        else:
+            init = self.method.broadcast(state.server, store.method, cohort)
         check_start(init, self.method.spec, plan.id.shape[0])
-        head, learns = self._heads(state, store, plan.id.shape[0])
-        training_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 1)
-        keys = jax.vmap(lambda i: jax.random.fold_in(training_key, i))(jnp.asarray(plan.id))
+        head, learns = self._heads(state, store, plan.id.shape[0], head)
+        keys = jax.vmap(_training_key, in_axes=(None, 0, 0))(key, begun, jnp.asarray(plan.id))
         params, trainable = trained_from(init, head, learns)
         rank = jnp.asarray(plan.rank)
         return init, Clients(params, init.gain, trainable, rank, plan.batches, keys), store
 
-    def _heads(self, state: FederatedState, store: ClientStore, count: int) -> tuple[Any, Any]:
-        """The clients' heads ``[c, ...]``, and which of them are trained."""
-        head = store.head
-        if self.heads != "local":
+    def _heads(
+        self, state: FederatedState, store: ClientStore, count: int, past: Any = None
+    ) -> tuple[Any, Any]:
+        """The clients' heads ``[c, ...]``, those of ``past`` if given, and which are trained."""
+        head = store.head if self.heads == "local" else past
+        if head is None:
             head = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), state.head)
         learns = jax.tree.map(
             lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), self.heads != "frozen"), head
@@ -152,6 +162,11 @@ class ClientParts:
         init = self.method.select(round, clients.rank, init, probed.adapter)
         params, trainable = trained_from(init, clients.params.head, clients.trainable.head)
         return init, clients._replace(params=params, gain=init.gain, trainable=trainable)
+
+
+def _training_key(key: Key, round: Array, id: Array) -> Key:
+    """The key of a client's training in the round in which it begins."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, round), 1), id)
 
 
 def all_finite(tree: PyTree) -> Array:

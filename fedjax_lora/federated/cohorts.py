@@ -23,6 +23,7 @@ def cohort(
     valid: ArrayLike | None = None,
     rate: float = 1.0,
     attackers: Sequence[ArrayLike] = (),
+    staleness: ArrayLike | None = None,
 ) -> RoundInput:
     """The clients of a round, and the examples of each of their local steps.
 
@@ -45,6 +46,7 @@ def cohort(
         with a row number of at least 0. A client takes no step after its last valid example.
       rate: multiplies the optimizer's updates, for a learning rate schedule over rounds.
       attackers: who of the cohort commits each attack of the round, ``bool[c]`` each.
+      staleness: rounds since each client began, ``int[c]``; see `make_round`.
 
     Raises:
       InputError: arrays of other shapes or types, equal ids, negative weights, row numbers beyond
@@ -72,8 +74,20 @@ def cohort(
         rate=np.float32(rate),
         round=np.int32(round),
         attackers=tuple(_per_client("attackers", np.asarray(x, bool), ids) for x in attackers),
+        staleness=_late(staleness, ids, round),
     )
     return RoundInput(plan, examples)
+
+
+def _late(staleness: ArrayLike | None, ids: np.ndarray, round: int) -> np.ndarray | tuple[()]:
+    if staleness is None:
+        return ()
+    late = _per_client("staleness", _whole("staleness", staleness), ids)
+    if late.size and not 0 <= late.min() <= late.max() <= round:
+        raise InputError(
+            f"staleness must be from 0 to the number of the round, {round}, got {late.tolist()}."
+        )
+    return late
 
 
 def _whole(name: str, values: Any) -> np.ndarray:

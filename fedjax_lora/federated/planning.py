@@ -40,7 +40,7 @@ class LocalSteps:
 
     def batches(
         self,
-        round: int,
+        round: int | np.ndarray,
         ids: Sequence[int] | np.ndarray,
         members: Sequence[np.ndarray],
         length: np.ndarray,
@@ -51,13 +51,14 @@ class LocalSteps:
         """The examples of some clients' steps, drawn from (seed, round, client id).
 
         Args:
-          round: counted from 0.
+          round: counted from 0; one for all, or of each client, ``int[c]``.
           ids: of the clients, ``int[c]``.
           members: per client, its rows of the data.
           length: ``int[E]``, tokens of each example.
           steps: ``int[c]``, how many steps each client takes.
           padded_steps: `s` of the result.
         """
+        rounds = np.broadcast_to(round, len(ids)).tolist()
         work = batching.client_batches(
             members,
             length,
@@ -65,7 +66,10 @@ class LocalSteps:
             epochs=self.epochs,
             max_steps=self.max_steps,
             padded_steps=padded_steps,
-            rngs=[np.random.default_rng([self.seed, 1, round, k]) for k in ids],
+            rngs=[
+                np.random.default_rng([self.seed, 1, t, k])
+                for t, k in zip(rounds, ids, strict=True)
+            ],
             by_length=self.by_length,
         )
         return batching.limit_steps(work, steps)
@@ -147,8 +151,37 @@ class Federation:
         ids = ids[np.argsort(-size, kind="stable")]
         return [ids[at : at + self.cohort] for at in range(0, len(ids), self.cohort)]
 
+    def begin(self, round: int, number: int, idle: np.ndarray, count: int) -> np.ndarray:
+        """The ids of clients that begin at once, of those that are idle.
+
+        Args:
+          round: in which they begin.
+          number: of the draw in this round, from 0; the first of all clients is `sample`.
+          idle: ids, ascending.
+          count: how many begin.
+        """
+        if number == 0:
+            return idle[self.sampler(self.seed, round, self._weights[idle], count)]
+        rng = np.random.default_rng([self.seed, 8, round, number])
+        return rng.choice(idle, count, replace=False)
+
+    def tokens(self, round: int, ids: np.ndarray) -> np.ndarray:
+        """The tokens that clients train on if they begin in a round, ``int[c]``."""
+        members = [self.members[k] for k in ids]
+        due = np.array([self.due(len(own)) for own in members])
+        batches = self.local.batches(
+            round, ids, members, self.length, due, padded_steps=int(due.max())
+        )
+        return np.asarray(batches.tokens).sum(axis=1)
+
     def plan(
-        self, round: int, rank: np.ndarray, rate: float, *, ids: np.ndarray | None = None
+        self,
+        round: int,
+        rank: np.ndarray,
+        rate: float,
+        *,
+        ids: np.ndarray | None = None,
+        begun: np.ndarray | None = None,
     ) -> Plan:
         """What happens in a round.
 
@@ -162,6 +195,7 @@ class Federation:
           rate: learning rate of the round.
           ids: who takes part, at most a cohort, and nothing goes wrong with them; by default those
             drawn for the round.
+          begun: the round in which each of ``ids`` began, where clients may be late.
         """
         faults = self.faults if ids is None else ()
         ids = self.sample(round) if ids is None else ids
@@ -172,12 +206,14 @@ class Federation:
         )
         order = np.lexsort((-size, -steps))
         ids, size, steps = ids[order], size[order], steps[order]
+        first = np.full(len(ids), round) if begun is None else begun[order]
         absent = self.padded - len(ids)
         members = [self.members[k] for k in ids] + [np.zeros(0, np.int32)] * absent
         fill = np.full(absent, len(self.members))
         taken = np.concatenate([steps, np.zeros(absent, steps.dtype)])
+        since = np.concatenate([first, np.full(absent, round)]).astype(np.int32)
         batches = self.local.batches(
-            round,
+            since,
             np.concatenate([ids, fill]),
             members,
             self.length,
@@ -194,6 +230,7 @@ class Federation:
             rate=np.float32(rate),
             round=np.int32(round),
             attackers=attackers,
+            staleness=() if begun is None else np.int32(round) - since,
         )
 
     def _amounts(

@@ -28,6 +28,15 @@ from fedjax_lora.federated.client_update import (
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Execution
 from fedjax_lora.federated.shape_checks import check_alike, check_outcome, check_plan
 from fedjax_lora.federated.sharding import everywhere
+from fedjax_lora.federated.staleness import (
+    Arrivals,
+    Past,
+    Staleness,
+    begun_in,
+    caught_up,
+    check_method,
+    remember,
+)
 from fedjax_lora.federated.state import (
     ClientStore,
     FederatedState,
@@ -243,6 +252,7 @@ def make_round(
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
     attacks: Sequence[Attack] = (),
+    staleness: Staleness | None = None,
 ) -> Round:
     """Compile a round of a method, all of its hooks included.
 
@@ -257,6 +267,8 @@ def make_round(
       server_optimizer: follows the change that the method makes; as given to ``init``.
       attacks: what attackers send, see `fedjax_lora.federated.attacks`; who they are is said by
         ``attackers`` of `fedjax_lora.federated.cohort`.
+      staleness: how late clients are mixed, see `fedjax_lora.federated.staleness`; as given to
+        ``init``. How late each is, is said by ``staleness`` of `fedjax_lora.federated.cohort`.
 
     Returns:
       ``step(params, state, cohort) -> (state, metrics)``.
@@ -274,6 +286,7 @@ def make_round(
             updates=updates,
             server_optimizer=server_optimizer,
             attacks=attacks,
+            staleness=staleness,
         )
     )
 
@@ -288,6 +301,7 @@ def compile_round(
     updates: Sequence[transforms.UpdateTransform] = (),
     server_optimizer: transforms.ServerOptimizer | None = None,
     attacks: Sequence[Attack] = (),
+    staleness: Staleness | None = None,
     measure: Measure | None = None,
 ) -> CompiledRound:
     """Compile a round as a function of base, data, state, plan and key.
@@ -302,17 +316,20 @@ def compile_round(
       updates: transforms of what clients send.
       server_optimizer: follows the change that the method makes.
       attacks: what the plan's attackers do, one for each row of ``Plan.attackers``.
+      staleness: how late clients are mixed; rounds with it need a ``Plan.staleness``.
       measure: called on the host after every round (see `fedjax_lora.federated.diagnostics`). The
         round is then compiled in parts, so that what is between them can be seen and timed, and
         keeps its input.
     """
     if server_optimizer is not None:
         transforms.check_method_averages(method)
+    if staleness is not None:
+        _check_late(method, staleness, execution, measure)
     client_update = make_client_update(method, train, heads=heads, execution=execution)
     if execution.mode == "remote":  # the clients have applied theirs, and the wire is a real one
         updates = [update for update in updates if update.stage == "server"]
     server = _Server(
-        method, heads, execution.mesh, tuple(updates), server_optimizer, tuple(attacks)
+        method, heads, execution.mesh, tuple(updates), server_optimizer, tuple(attacks), staleness
     )
     placed: dict[str, Any] = {}
     if execution.mode == "sharded":
@@ -331,6 +348,22 @@ def compile_round(
     parts = ClientParts(method, heads)
     together = make_together(parts, train.bind(method), server.finish, execution)
     return CompiledRound(method, fused, jax.jit(together, donate_argnums=2))
+
+
+def _check_late(
+    method: Method, staleness: Staleness, execution: Execution, measure: Measure | None
+) -> None:
+    """Refuse what late clients do not go with.
+
+    Raises:
+      InputError: the method, measuring, or clients that are other machines.
+    """
+    check_method(method, staleness)
+    if measure is not None or execution.mode == "remote":
+        raise InputError(
+            "Rounds with late clients are neither measured nor of real machines (mode 'remote'); "
+            "leave out --measure, or take server 'synchronous'."
+        )
 
 
 def _composed(client_update: ClientUpdateFn, finish: Callable[..., Any]) -> RoundFn:
@@ -402,19 +435,22 @@ class _Server:
     updates: tuple[transforms.UpdateTransform, ...]
     optimizer: transforms.ServerOptimizer | None
     attacks: tuple[Attack, ...]
+    staleness: Staleness | None = None
 
     def finish(
         self, state: FederatedState, plan: Plan, key: Key, update: CohortUpdate
     ) -> tuple[FederatedState, RoundMetrics]:
         """The state after the round, and what the round reports."""
         trained, cohort = self.received(plan, key, update)
-        result = self._aggregated(state, update, trained, cohort)
+        arrivals = self._arrivals(state, plan, key, update, trained, cohort)
+        result = self._aggregated(state, arrivals, len(plan.id))
         present = cohort.weight > 0
         # Whatever the method does then: a round without any client left changes nothing.
         server = if_any_present(cohort, result.server, state.server)
         head = state.head
         if self.heads == "average":
-            head = trees.weighted_mean(trained.head, cohort.weight, state.head)
+            weight = arrivals.cohort.weight
+            head = trees.weighted_mean(arrivals.trained.head, weight, state.head)
         owned = self._owned(update, result, present)
         server, head, moments = self._followed(state, server, head, owned)
         clients = self._stored(state, plan, update, result, trained, present)
@@ -430,7 +466,42 @@ class _Server:
                 silent=silent,
                 added=if_any_present(cohort, result.added, none),
             )
-        return FederatedState(server, head, clients, moments), metrics
+        past = state.past
+        if past:
+            past = remember(past, jnp.asarray(plan.round) + 1, server, head)
+        return FederatedState(server, head, clients, moments, past=past), metrics
+
+    def _arrivals(
+        self,
+        state: FederatedState,
+        plan: Plan,
+        key: Key,
+        update: CohortUpdate,
+        trained: ClientParams,
+        cohort: Cohort,
+    ) -> Arrivals:
+        """What the method aggregates: what has arrived, made up to date where it is late."""
+        given = Arrivals(update.store.method, update.init, trained, cohort)
+        if (self.staleness is None) != isinstance(plan.staleness, tuple) or (
+            self.staleness is not None and not state.past
+        ):
+            raise InputError(
+                "Late clients need staleness in make_round, init and every cohort alike; give it "
+                "to all of them, or to none."
+            )
+        if self.staleness is None or isinstance(plan.staleness, tuple):
+            return given
+        late = jnp.asarray(plan.staleness)
+        return caught_up(
+            self.staleness,
+            self.method,
+            Past(state.server, state.head),
+            given,
+            begun_in(cohort, jnp.asarray(plan.round) - late, key),
+            update.clients.params,
+            update.clients.trainable,
+            late,
+        )
 
     def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:
         """What arrives of what the clients have trained, and from whom."""
@@ -516,14 +587,14 @@ class _Server:
         averaged = self.heads == "average"
         return ClientParams(adapter, jax.tree.map(lambda x: anybody(x & averaged), sends.head))
 
-    def _aggregated(
-        self, state: FederatedState, update: CohortUpdate, trained: ClientParams, cohort: Cohort
-    ) -> AggregateResult:
-        own = update.store.method
+    def _aggregated(self, state: FederatedState, arrivals: Arrivals, count: int) -> AggregateResult:
+        """The aggregate, with ranks and state of so many clients."""
+        own, start, trained, cohort = arrivals
         with layerwise.spread_over(self.mesh):
-            result = self.method.aggregate(state.server, own, cohort, update.init, trained.adapter)
+            result = self.method.aggregate(state.server, own, cohort, start, trained.adapter)
         check_outcome(result, state, own, cohort)
-        return result
+        clients = jax.tree.map(lambda x: x[:count], result.clients)
+        return result._replace(clients=clients, rank=result.rank[:count])
 
     def _followed(
         self, state: FederatedState, server: ServerState, head: Params, owned: ClientParams

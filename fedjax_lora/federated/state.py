@@ -26,6 +26,7 @@ from fedjax_lora.core.types import (
 )
 from fedjax_lora.federated import transforms
 from fedjax_lora.federated.objectives import with_head
+from fedjax_lora.federated.staleness import Past, Staleness, begin, check_method
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods.base import Method, ServerState
 
@@ -58,6 +59,7 @@ class FederatedState(NamedTuple):
     loop: (
         LoopState | tuple[()]
     ) = ()  # `LoopState` in a loop of your own; a run keeps these values itself
+    past: Past | tuple[()] = ()  # models of the last rounds, where clients may be late
 
 
 class Plan(NamedTuple):
@@ -74,6 +76,8 @@ class Plan(NamedTuple):
     rate: ArrayLike  # float32[], learning rate
     round: ArrayLike  # int32[], from 0
     attackers: tuple[AnyArray, ...] = ()  # bool[c] per attack, who commits it
+    # int32[c], rounds since each client began; (): all begin in this round
+    staleness: AnyArray | tuple[()] = ()
 
 
 class RoundInput(NamedTuple):
@@ -115,6 +119,7 @@ def init(
     fully_trained: str | Sequence[str] = (),
     heads: Head = "average",
     server_optimizer: transforms.ServerOptimizer | None = None,
+    staleness: Staleness | None = None,
 ) -> FederatedState:
     """The state before the first round of a loop of your own.
 
@@ -128,6 +133,7 @@ def init(
         parameters that are trained in full besides the adapters, a task head for example.
       heads: what happens to them; give `fedjax_lora.federated.make_round` the same.
       server_optimizer: that of the rounds.
+      staleness: that of the rounds, if clients may be late.
 
     Raises:
       InputError: an expression that matches no parameter, or one that is adapted.
@@ -143,6 +149,7 @@ def init(
         clients=num_clients,
         heads=heads,
         server_optimizer=server_optimizer,
+        staleness=staleness,
     )
     # A copy: a round donates its input, and the parameters belong to the caller.
     return jax.tree.map(jnp.array, state)._replace(
@@ -179,6 +186,7 @@ def init_state(
     clients: int,
     heads: Head,
     server_optimizer: transforms.ServerOptimizer | None = None,
+    staleness: Staleness | None = None,
 ) -> FederatedState:
     """The state before the first round, from its parts.
 
@@ -191,6 +199,7 @@ def init_state(
       clients: `N`.
       heads: ``average`` (global, trained), ``frozen``, or ``local`` (each client keeps its own).
       server_optimizer: that of the rounds.
+      staleness: that of the rounds, if clients may be late.
     """
     own = ()
     if heads == "local":
@@ -200,7 +209,11 @@ def init_state(
     moments = ()
     if server_optimizer is not None:
         moments = server_optimizer.init(ClientParams(server.adapter, head))
-    return FederatedState(server, head, store, moments)
+    past = ()
+    if staleness is not None:
+        check_method(method, staleness)
+        past = begin(server, head, staleness)
+    return FederatedState(server, head, store, moments, past=past)
 
 
 def _in_full(method: Method, adapter: Adapter, kernels: Kernels) -> ServerState:

@@ -14,13 +14,14 @@ from fedjax_lora import lora
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, LoRA
 from fedjax_lora.lora import LoraSpec
-from fedjax_lora.methods.averaging import Weights, masked_mean
+from fedjax_lora.methods.averaging import Weights, masked_mean, mixed_late
 from fedjax_lora.methods.base import (
     FLOAT_BYTES,
     AggregateResult,
     ClientInit,
     Cohort,
     Method,
+    Mix,
     ServerState,
     Traffic,
     if_any_present,
@@ -36,6 +37,7 @@ def one_factor(
     name: str,
     paper: str = "",
     weights: Weights,
+    late: tuple[Mix, ...] = (),
 ) -> Method:
     """Train `b` in the rounds where ``trains_b(round)``, else `a`; average it over its owners.
 
@@ -68,7 +70,13 @@ def one_factor(
         return Traffic(up=size, down=size, factors=1)
 
     return dataclasses.replace(
-        mean, name=name, paper=paper, broadcast=broadcast, aggregate=aggregate, traffic=traffic
+        mean,
+        name=name,
+        paper=paper,
+        broadcast=broadcast,
+        aggregate=aggregate,
+        traffic=traffic,
+        late=late,
     )
 
 
@@ -83,7 +91,14 @@ def ffa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313.
     """
     always = lambda round: round >= 0  # noqa: E731
-    return one_factor(spec, always, name="ffa_lora", paper="arXiv 2403.12313", weights=weights)
+    return one_factor(
+        spec,
+        always,
+        name="ffa_lora",
+        paper="arXiv 2403.12313",
+        weights=weights,
+        late=mixed_late(weights),
+    )
 
 
 @checked_options

@@ -32,6 +32,7 @@ from fedjax_lora.methods.base import (
     ClientInit,
     Cohort,
     Method,
+    Mix,
     ServerState,
     need_equal_ranks,
     no_check,
@@ -52,6 +53,11 @@ def shares(weight: Float[Array, " c"], kind: Weights = "examples") -> Float[Arra
     if kind == "uniform":
         weight = (weight > 0).astype(weight.dtype)
     return trees.safe_divide(weight, jnp.sum(weight), jnp.zeros(()))
+
+
+def mixed_late(weights: Weights) -> tuple[Mix, ...]:
+    """How a mean over owners mixes late clients: models only if it weighs by examples."""
+    return ("changes", "models") if weights == "examples" else ("changes",)
 
 
 def owners(cohort: Cohort, most: int) -> Bool[Array, "c R"]:
@@ -102,6 +108,7 @@ def averaging(
     name: str,
     paper: str = "",
     empty: Empty = "keep",
+    late: tuple[Mix, ...] = (),
     check: Callable[[np.ndarray], None] = no_check,
 ) -> Method:
     """A method that averages with the weights returned by ``weigh``, ``[c, R]`` or per path.
@@ -112,6 +119,7 @@ def averaging(
       name: of the method.
       paper: where it is described.
       empty: components that no present client owns keep the server's value, or become zero.
+      late: how late clients may be mixed, see `Method`.
       check: raises `InputError` for ranks that the method does not take.
     """
 
@@ -135,6 +143,7 @@ def averaging(
         aggregate=aggregate,
         traffic=symmetric_traffic(spec),
         averages=True,
+        late=late,
         check=check,
     )
 
@@ -146,13 +155,14 @@ def _padded_mean(
     name: str,
     paper: str,
     empty: Empty = "keep",
+    late: tuple[Mix, ...] = ("changes",),
     check: Callable[[np.ndarray], None] = no_check,
 ) -> Method:
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         share = shares(cohort.weight, weights)
         return jnp.where(owners(cohort, spec.rank), share[:, None], 0.0)
 
-    return averaging(spec, weigh, name=name, paper=paper, empty=empty, check=check)
+    return averaging(spec, weigh, name=name, paper=paper, empty=empty, late=late, check=check)
 
 
 @checked_options
@@ -190,7 +200,14 @@ def fedit(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     Zhang et al., "Towards Building the Federated GPT", arXiv 2305.05644.
     """
     check = need_equal_ranks("fedit", "a heterogeneous method such as 'zero_padding'")
-    return _padded_mean(spec, weights, name="fedit", paper="arXiv 2305.05644", check=check)
+    return _padded_mean(
+        spec,
+        weights,
+        name="fedit",
+        paper="arXiv 2305.05644",
+        late=mixed_late(weights),
+        check=check,
+    )
 
 
 @checked_options
@@ -205,7 +222,8 @@ def masked_mean(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
     def weigh(cohort: Cohort, start: ClientInit, result: Adapter) -> Array:
         return owner_shares(cohort.weight, owners(cohort, spec.rank), weights)
 
-    return averaging(spec, weigh, name="masked_mean", paper="arXiv 2408.08699")
+    late = mixed_late(weights)
+    return averaging(spec, weigh, name="masked_mean", paper="arXiv 2408.08699", late=late)
 
 
 def owner_shares(
@@ -268,4 +286,4 @@ def replication(
         missing = jnp.sum(jnp.where(owned, 0.0, share[:, None]), axis=0)  # [R], mass to be filled
         return jnp.where(owned, share[:, None], 0.0) + missing[None] * fill
 
-    return averaging(spec, weigh, name="replication", paper="arXiv 2406.17477")
+    return averaging(spec, weigh, name="replication", paper="arXiv 2406.17477", late=("changes",))

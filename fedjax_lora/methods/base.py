@@ -35,6 +35,10 @@ from fedjax_lora.lora import LoraSpec
 
 BOTH = LoRA(True, True)
 
+Mix = Literal["changes", "models"]
+"""How an answer to the model of an earlier round enters the present one: its change of the factors
+is added, or its model is averaged with the present one."""
+
 Tree = TypeVar("Tree")
 
 FLOAT_BYTES = 4
@@ -131,6 +135,9 @@ class Method:
       sends: which factors a client sends. Transforms of messages leave the others unchanged.
       averages: whether the new components are means of the clients' (weights summing to at most
         one), so that their change is a direction that a server optimizer may follow.
+      late: how answers to the model of an earlier round can be mixed into the present one. For
+        ``changes`` factors must mean the same in both rounds; for ``models`` the aggregate must be
+        a mean by examples in which the server can take part as a client of rank `R`.
       clients_hold_kernels: whether clients train on the base kernels that the method has changed;
         False: on those of the beginning, where the change is more than a client can be sent.
       check: raises `InputError` if the method cannot take these ranks.
@@ -152,6 +159,7 @@ class Method:
     project: Callable[[Adapter], Adapter] | None = None
     sends: LoRA = BOTH
     averages: bool = False
+    late: tuple[Mix, ...] = ()
     clients_hold_kernels: bool = True
     check: Callable[[np.ndarray], None] = no_check
 

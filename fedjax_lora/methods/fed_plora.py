@@ -123,6 +123,7 @@ def fed_plora(
         aggregate=aggregate,
         traffic=traffic,
         averages=True,
+        late=("changes",),
     )
 
 

@@ -72,6 +72,7 @@ def fedrot_lora(
         paper="arXiv 2602.23638",
         aggregate=aggregate,
         averages=False,  # of what the server has rotated
+        late=(),
     )
 
 

@@ -89,5 +89,6 @@ def fedsa_lora(spec: LoraSpec, *, weights: Weights = "examples") -> Method:
         init_clients=init_clients,
         keeps="client",
         averages=False,  # the server's `b` belongs to no client
+        late=(),
         check=need_equal_ranks("fedsa_lora", "a method with one global model"),
     )

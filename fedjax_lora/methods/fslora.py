@@ -80,4 +80,5 @@ def fslora(spec: LoraSpec, *, indices: Indices = "layer", weights: Weights = "un
         aggregate=aggregate,
         traffic=traffic,
         averages=True,
+        late=("changes",),
     )

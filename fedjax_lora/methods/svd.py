@@ -26,6 +26,7 @@ from fedjax_lora.methods.base import (
     ClientInit,
     Cohort,
     Method,
+    Mix,
     ServerState,
     Tree,
     if_any_present,
@@ -92,6 +93,7 @@ def refactoring(
     sigma: Sigma,
     join: Callable[[LoRA, Array, Array], LoRA] = weighted_stack,
     keep: bool = False,
+    late: tuple[Mix, ...] = (),
 ) -> Method:
     """A method whose new server holds the best rank-`R` factors of a product.
 
@@ -103,6 +105,7 @@ def refactoring(
       sigma: see `refactor`.
       join: the clients' part of the product, from the arguments of `weighted_stack`.
       keep: components of weight 0 on all clients enter with the server's value.
+      late: how late clients may be mixed, see `Method`.
     """
     layer = make_layer(spec, sigma=sigma, join=join, keep=keep)
 
@@ -127,6 +130,7 @@ def refactoring(
         broadcast=lambda server, clients, cohort: rescaled_start(spec, server, cohort, sigma),
         aggregate=aggregate,
         traffic=symmetric_traffic(spec),
+        late=late,
     )
 
 
@@ -241,7 +245,8 @@ def product_mean(
         share = shares(cohort.weight, weights)
         return jnp.broadcast_to(share[:, None], (share.shape[0], spec.rank))
 
-    return refactoring(spec, weigh, name=name, paper=paper, sigma=sigma)
+    late = ("models",) if weights == "examples" else ()
+    return refactoring(spec, weigh, name=name, paper=paper, sigma=sigma, late=late)
 
 
 @checked_options

@@ -15,6 +15,7 @@ from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.evaluations import Evaluations, part_of
+from fedjax_lora.runs.late_clients import make_events
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
 from fedjax_lora.runs.plans import make_federation, make_round_spec
 from fedjax_lora.runs.poison import backdoor_splits
@@ -88,6 +89,7 @@ def assemble(
         setup=setup,
         round_spec=round_spec,
         step=shared.round(round_spec),
+        events=make_events(config, setup.server, federation),
         evaluations=_make_evaluations(config, assets, base, round_spec, setup, shared, place),
         ranks=make_rank_updates(
             setup.allocation,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import optax
 
     from fedjax_lora.data.partitioners import Partitioner
-    from fedjax_lora.federated.clock import Deadline, DeviceMix
+    from fedjax_lora.federated.clock import Deadline, DeviceMix, Server
     from fedjax_lora.federated.faults import Fault
     from fedjax_lora.federated.ranks import Allocation
     from fedjax_lora.federated.sampling import Sampler
@@ -61,6 +61,7 @@ REGISTRIES: Mapping[str, Registry] = {
     "fault": Registry("federated.faults", "FAULTS"),
     "device profiles": Registry("federated.clock.devices", "DEVICE_PROFILES"),
     "deadline": Registry("federated.clock.deadlines", "DEADLINES"),
+    "server": Registry("federated.clock.servers", "SERVERS"),
     "server optimizer": Registry("federated.transforms.server_optimizers", "SERVER_OPTIMIZERS"),
     "schedule": Registry("federated.optimizers", "SCHEDULES", ("rounds",)),
     "stopping rule": Registry("runs.stopping", "STOPPING_RULES", ("lower_is_better",)),
@@ -80,6 +81,7 @@ class Choices(NamedTuple):
       faults: what goes wrong with drawn clients, in its order.
       device_profiles: ``(clients, seed) -> Devices``, if clients have any.
       deadline: when the server closes a round.
+      server: how the server goes on while clients are at work; None waits for a round.
       server_optimizer: optimizer that follows the method's change, if there is one.
       schedule: ``(*, rounds) -> Schedule``, the factor on the learning rate by round.
       stop: ``(*, lower_is_better) -> StoppingRule``, which may end the run early.
@@ -94,6 +96,7 @@ class Choices(NamedTuple):
     faults: "tuple[Fault, ...]"
     device_profiles: "DeviceMix | None"
     deadline: "Deadline"
+    server: "Server | None"
     server_optimizer: "ServerOptimizer | None"
     schedule: "Callable[..., optax.Schedule]"
     stop: "Callable[..., StoppingRule]"
@@ -118,6 +121,7 @@ def resolve(config: RunConfig) -> Choices:
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
         device_profiles=registry.bind(fed.device_profiles, *_registered("device profiles"))(),
         deadline=registry.bind(fed.deadline, *_registered("deadline"))(),
+        server=registry.bind(fed.server, *_registered("server"))(),
         server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
         schedule=registry.bind(config.local.schedule, *_registered("schedule")),
         stop=registry.bind(fed.stop, *_registered("stopping rule")),
@@ -179,6 +183,7 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield from (("fault", spec) for spec in fed.faults)
     yield "device profiles", fed.device_profiles
     yield "deadline", fed.deadline
+    yield "server", fed.server
     yield "server optimizer", fed.server_optimizer
     yield "schedule", config.local.schedule
     yield "stopping rule", fed.stop

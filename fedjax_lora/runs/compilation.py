@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import federated, methods, models
+from fedjax_lora.core import registry
 from fedjax_lora.core.types import BatchShape
 from fedjax_lora.evaluation.predict import Predict, make_predict
 from fedjax_lora.federated import (
@@ -29,6 +30,7 @@ from fedjax_lora.federated import (
     optimizers,
     transforms,
 )
+from fedjax_lora.federated.clock import SERVERS
 from fedjax_lora.federated.faults import attacks_of, make_faults
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Method
@@ -133,6 +135,7 @@ class RoundSpec:
       prox: weight of FedProx's term.
       updates: transforms of the clients' updates, with their options.
       attacks: what attackers do, with its options.
+      server: how late clients are mixed, by the server with its options.
       server_optimizer: server optimizer with its options.
       measure: whether every round is measured.
     """
@@ -149,6 +152,7 @@ class RoundSpec:
     prox: float
     updates: tuple[str, ...]
     attacks: tuple[str, ...]
+    server: str
     server_optimizer: str
     measure: bool
 
@@ -176,6 +180,7 @@ def build_round(spec: RoundSpec) -> CompiledRound:
         optimizer=optimizers.optimizer(spec.optimizer, clip=spec.clip),
         clients_hold_kernels=method.clients_hold_kernels,
     )
+    server = registry.build(spec.server, SERVERS, "server")
     return federated.compile_round(
         method,
         spec.training(),
@@ -184,6 +189,7 @@ def build_round(spec: RoundSpec) -> CompiledRound:
         updates=transforms.make_transforms(spec.updates, method),
         server_optimizer=transforms.make_server_optimizer(spec.server_optimizer, method),
         attacks=attacks_of(make_faults(spec.attacks)),
+        staleness=server and server.staleness,
         measure=measure if spec.measure else None,
     )
 

@@ -26,6 +26,8 @@ def make_federation(
     fed, local, clock = config.federation, config.local, setup.clock
     tokens = setup.training.tokens
     drawn = fed.cohort if clock is None else clock.deadline.drawn(fed.cohort, fed.clients)
+    if setup.server is not None:
+        drawn = setup.server.answers(fed.cohort)
     return Federation(
         members=setup.training.members,
         length=tokens.length,
@@ -76,6 +78,7 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
             for spec, fault in zip(fed.faults, setup.faults, strict=True)
             if isinstance(fault, Attack)
         ),
+        server=fed.server,
         server_optimizer=fed.server_optimizer,
         measure=config.execution.measure,
     )

@@ -16,7 +16,7 @@ from fedjax_lora.core.json_values import History, Record
 from fedjax_lora.core.types import Adapter, Key, Params
 from fedjax_lora.evaluation.task_types import TASK_TYPES, Scores
 from fedjax_lora.federated import FederatedState, Plan, RoundMetrics
-from fedjax_lora.federated.clock import Timing
+from fedjax_lora.federated.clock import Events, Timing
 from fedjax_lora.federated.planning import Federation
 from fedjax_lora.federated.ranks import ClientScores
 from fedjax_lora.methods import Method
@@ -27,6 +27,7 @@ from fedjax_lora.runs.compilation import RoundSpec
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.environment import environment
 from fedjax_lora.runs.evaluations import Evaluations
+from fedjax_lora.runs.late_clients import late_round
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.rank_updates import RankUpdates
 from fedjax_lora.runs.recorder import score
@@ -61,6 +62,7 @@ class Run:
       step: the compiled round.
       evaluations: scores of the global model of a state, between rounds and at the end.
       ranks: the clients' initial ranks, and how ranks change between rounds.
+      events: who answers when, if the server does not wait for all.
     """
 
     config: RunConfig
@@ -71,6 +73,7 @@ class Run:
     step: federated.CompiledRound
     evaluations: Evaluations
     ranks: RankUpdates
+    events: Events | None = None
 
     @property
     def rounds(self) -> int:
@@ -129,9 +132,20 @@ class Run:
         evaluated = [record for record in history if self.task.metric in record]
         return self.setup.stop([score(record, self.task) for record in evaluated])
 
-    def close(self, plan: Plan, state: FederatedState) -> tuple[Plan, Timing | None]:
-        """Return what of a plan is in time on the simulated clock, and the times, if it has one."""
-        clock = self.setup.clock
+    def plan(
+        self, round: int, rank: np.ndarray, state: FederatedState
+    ) -> tuple[Plan, Timing | None]:
+        """Plan a round: what of it is in time on the simulated clock, and the times, if it has one.
+
+        Args:
+          round: counted from 0.
+          rank: of all clients, ``int[N]``.
+          state: before the round.
+        """
+        clock, rate = self.setup.clock, self.learning_rate(round)
+        if clock is not None and self.events is not None:
+            return late_round(self.events, clock, self.record_context, round, rank, rate, state)
+        plan = self.federation.plan(round, rank, rate)
         if clock is None:
             return plan, None
         return close_round(clock, self.record_context, plan, state)
@@ -184,6 +198,7 @@ def _initial_state(run: Run) -> FederatedState:
         clients=fed.clients,
         heads=fed.heads,
         server_optimizer=run.setup.server_optimizer,
+        staleness=run.setup.server and run.setup.server.staleness,
     )
     federated.check_method(run.method, state, run.federation.padded)
     # A copy, because the round donates its input.

@@ -158,6 +158,8 @@ class RoundRecord:
             "up_bytes": up[drawn].tolist(),
             "down_bytes": received.tolist(),
         }
+        if not isinstance(plan.staleness, tuple):
+            columns["staleness"] = np.asarray(plan.staleness)[drawn].tolist()
         if self._timing is not None:
             columns["seconds"] = self._timing.total.tolist()
         order = np.argsort(plan.id[drawn], kind="stable").tolist()

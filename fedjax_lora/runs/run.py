@@ -244,8 +244,7 @@ def begin_round(run: Run, progress: Progress) -> BegunRound:
     state, rank, scores, scored = run.ranks.reallocate(
         t, rate, progress.state, progress.rank.copy(), progress.scores
     )
-    plan = run.federation.plan(t, rank, rate)
-    plan, timing = run.close(plan, state)
+    plan, timing = run.plan(t, rank, state)
     record = RoundRecord(
         run.record_context, plan, state, scored, timing, logged_rank=progress.logged_rank
     )

@@ -14,7 +14,7 @@ from fedjax_lora.data.batch_shapes import step_shapes
 from fedjax_lora.evaluation.task_types import TASK_TYPES
 from fedjax_lora.federated import ranks, transforms
 from fedjax_lora.federated.attacks import Attack
-from fedjax_lora.federated.clock import Clock
+from fedjax_lora.federated.clock import Clock, Server
 from fedjax_lora.federated.faults import Fault, attacks_of
 from fedjax_lora.federated.sampling import Sampler
 from fedjax_lora.lora import LoraSpec
@@ -23,6 +23,7 @@ from fedjax_lora.runs.choices import Choices
 from fedjax_lora.runs.client_work import make_fleet
 from fedjax_lora.runs.compilation import training_inputs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.late_clients import check_server
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.poison import TrainingData, poisoned
 from fedjax_lora.runs.stopping import StoppingRule
@@ -47,6 +48,7 @@ class Setup(NamedTuple):
       update_specs: these in text, with all their numbers.
       server_optimizer: optimizer that follows the method's change, if there is one.
       clock: the simulated clock, if clients have device profiles.
+      server: goes on while clients are at work; None waits for them.
       privacy: privacy spent after a number of rounds; ``{}`` without noise.
       rounds: rounds of the run, at most those that the budget of epsilon lets happen.
       warm_start: the adapter that training begins with, unless it is a fresh one.
@@ -68,6 +70,7 @@ class Setup(NamedTuple):
     update_specs: tuple[str, ...]
     server_optimizer: transforms.ServerOptimizer | None
     clock: Clock | None
+    server: Server | None
     privacy: Callable[[int], dict[str, float]]
     rounds: int
     warm_start: interop.LoadedAdapter | None
@@ -104,6 +107,7 @@ def set_up(
     method = choices.method(spec=spec)
     method.check(allocation.possible)
     check_updates(config, choices, method)
+    check_server(config, choices, method, allocation, execution, fleet)
     attackers = _attackers(choices, allocation, config.seed)
     privacy = privacy_report(config, choices, allocation, execution, fleet)
     return Setup(
@@ -116,17 +120,12 @@ def set_up(
         sampler=choices.sampler,
         faults=choices.faults,
         attackers=attackers,
-        training=poisoned(
-            attacks_of(choices.faults),
-            attackers,
-            assets.task.task,
-            TrainingData(assets.train, tuple(partition.indices)),
-            config.seed,
-        ),
+        training=_training(choices, attackers, assets, partition, config.seed),
         updates=choices.updates,
         update_specs=choices.update_specs,
         server_optimizer=choices.server_optimizer,
         clock=fleet and fleet.clock(fed.cohort, method, allocation),
+        server=choices.server,
         privacy=privacy,
         rounds=transforms.affordable_rounds(choices.updates, privacy, fed.rounds),
         warm_start=warm_start,
@@ -155,6 +154,18 @@ def _attackers(choices: Choices, allocation: ranks.Allocation, seed: int) -> tup
         for n, fault in enumerate(choices.faults)
         if isinstance(fault, Attack)
     )
+
+
+def _training(
+    choices: Choices,
+    attackers: tuple[np.ndarray, ...],
+    assets: Assets,
+    partition: data.Partition,
+    seed: int,
+) -> TrainingData:
+    """Return the training examples, with those that attackers make."""
+    given = TrainingData(assets.train, tuple(partition.indices))
+    return poisoned(attacks_of(choices.faults), attackers, assets.task.task, given, seed)
 
 
 def default_step_shapes() -> int:

@@ -39,7 +39,8 @@ def privacy_report(
 ) -> Callable[[int], dict[str, float]]:
     """Return the report of the privacy spent.
 
-    Real clients know who takes part in a round, so that sampling hides nobody.
+    Real clients know who takes part in a round, so that sampling hides nobody; and where the server
+    does not wait, the speed of a client decides in which rounds it is.
 
     Raises:
       InputError: noise with cohorts that are not drawn as the report assumes, or with ranks that
@@ -65,6 +66,6 @@ def privacy_report(
             "of their data, so that noise on the updates protects nothing; take other ranks "
             "(order='random' does not score), or leave out the noise."
         )
-    if execution.mode == "remote":
+    if execution.mode == "remote" or choices.server is not None:
         return lambda rounds: {n: x for n, x in report(rounds).items() if n == "epsilon"}
     return report

@@ -1,4 +1,4 @@
-"""Time as it passes for clients: device profiles, the clock of a round, deadlines.
+"""Time as it passes for clients: device profiles, the clock of a round, deadlines, servers.
 
 >>> from fedjax_lora.federated import clock
 >>> devices = clock.classes(names=["jetson-nano", "laptop-m1"])(4, 0)
@@ -17,20 +17,38 @@ from fedjax_lora.federated.clock.devices import (
     classes,
     file,
 )
+from fedjax_lora.federated.clock.events import Answered, Events, Job
+from fedjax_lora.federated.clock.servers import (
+    SERVERS,
+    Server,
+    fedasync,
+    fedbuff,
+    semi_synchronous,
+    synchronous,
+)
 
 __all__ = [
     "DEADLINES",
     "DEVICE_CLASSES",
     "DEVICE_PROFILES",
+    "SERVERS",
+    "Answered",
     "Clock",
     "Deadline",
     "DeviceClass",
     "DeviceMix",
     "Devices",
+    "Events",
+    "Job",
+    "Server",
     "Timing",
     "Work",
     "after",
     "classes",
+    "fedasync",
+    "fedbuff",
     "file",
     "first",
+    "semi_synchronous",
+    "synchronous",
 ]

@@ -97,6 +97,27 @@ class Clock(NamedTuple):
         )
         return _limited(plan, np.where(counts, steps, 0)), timing
 
+    def times(
+        self,
+        ids: np.ndarray,
+        rank: np.ndarray,
+        tokens: np.ndarray,
+        *,
+        down: np.ndarray,
+        up: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Seconds in which clients receive, compute and send, ``float[c]`` each.
+
+        Args:
+          ids: of the clients.
+          rank: their ranks.
+          tokens: that they train on.
+          down: bytes that they receive.
+          up: bytes that they send.
+        """
+        compute = tokens * self.work.token_flops(rank) / self.devices.flops[ids]
+        return down / self.devices.down[ids], compute, up / self.devices.up[ids]
+
     def _in_time(
         self, seconds: np.ndarray, due: np.ndarray, traffic: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:

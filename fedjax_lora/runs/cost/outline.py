@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_lora import federated, lora
@@ -67,7 +68,11 @@ class Outline(NamedTuple):
 
     def plan(self, round: int) -> Plan:
         """Plan a round with the clients' initial ranks."""
-        return self.federation.plan(round, self.setup.allocation.ranks, 1.0)
+        rank = self.setup.allocation.ranks
+        if self.setup.server is None:
+            return self.federation.plan(round, rank, 1.0)
+        ids = self.federation.sample(round)  # about as much work as those who answer
+        return self.federation.plan(round, rank, 1.0, ids=ids, begun=np.full(len(ids), round))
 
     @property
     def trainings(self) -> int:
@@ -108,6 +113,7 @@ def _shapes(config: RunConfig, assets: Assets, setup: Setup) -> Shapes:
             clients=fed.clients,
             heads=fed.heads,
             server_optimizer=setup.server_optimizer,
+            staleness=setup.server and setup.server.staleness,
         )
 
     state = jax.eval_shape(init, spec.shapes(), kernels, head)
