@@ -5,6 +5,8 @@ receives examples, drawn at random, one at a time from the client that has the m
 (at random if several have).
 """
 
+import heapq
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +69,16 @@ def partition(
         )
     rng = np.random.default_rng(seed)
     assign = partitioner(labels, groups, clients, rng)
-    members = [np.flatnonzero(assign.owner == client) for client in range(clients)]
+    members = _members(assign.owner, clients)
     _level(members, min_examples, rng)
     return Partition(tuple(np.sort(part) for part in members), assign.quality)
+
+
+def _members(owner: np.ndarray, clients: int) -> list[np.ndarray]:
+    """Return the examples of each client, ascending."""
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(clients + 1))
+    return [order[begin:end] for begin, end in itertools.pairwise(starts)]
 
 
 def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -89,16 +98,18 @@ def _level(members: list[np.ndarray], minimum: int, rng: np.random.Generator) ->
         return
     order = rng.permutation(len(members))  # decides among equally large clients
     sizes = sizes[order]
+    # The largest client first, of equal ones that with the lowest place; none that gains is larger.
+    donors = [(-int(sizes[place]), place) for place in range(len(sizes)) if sizes[place] > minimum]
+    heapq.heapify(donors)
     spare: dict[int, list[np.int64]] = {}
     for place in np.flatnonzero(sizes < minimum):
         gained = []
-        while sizes[place] < minimum:
-            largest = int(sizes.argmax())
+        for _ in range(minimum - sizes[place]):
+            size, largest = donors[0]
+            heapq.heapreplace(donors, (size + 1, largest))
             if largest not in spare:
                 spare[largest] = list(rng.permutation(members[order[largest]]))
             gained.append(spare[largest].pop())
-            sizes[largest] -= 1
-            sizes[place] += 1
         client = order[place]
         members[client] = np.concatenate([members[client], np.array(gained, np.int64)])
     for place, remaining in spare.items():

@@ -1,10 +1,13 @@
 """Properties of partitions, for any classes, clients and seeds."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.data import PARTITIONERS, class_counts, partition
 from fedjax_lora.data.partitioners import round_shares, simplex
@@ -39,6 +42,54 @@ def requests(draw):
     groups = rng.permutation(np.arange(examples) % draw(st.integers(clients, examples))) * 3
     options = {"clients": clients, "min_examples": minimum, "groups": groups}
     return spec, labels, {**options, "seed": draw(st.integers(0, 2**32))}
+
+
+def one_by_one(spec, labels, options):
+    """A partition as its docstring says it: a scan for each client, and a search for each move."""
+    made = partition(spec, labels, **options | {"min_examples": 0})
+    rng = np.random.default_rng(options["seed"])
+    assign = registry.build(spec, PARTITIONERS, "partition")
+    owner = assign(labels, options["groups"], options["clients"], rng).owner
+    members = [np.flatnonzero(owner == client) for client in range(options["clients"])]
+    assert all(np.array_equal(a, b) for a, b in zip(members, made.indices, strict=True))
+    if min(map(len, members)) >= options["min_examples"]:
+        return members
+    order, drawn = rng.permutation(len(members)), {}
+    sizes = np.array([len(members[client]) for client in order])
+    gains: dict[int, list] = {}
+    for place in np.flatnonzero(sizes < options["min_examples"]):
+        while sizes[place] < options["min_examples"]:
+            most = int(sizes.argmax())
+            if most not in drawn:
+                drawn[most] = list(rng.permutation(members[order[most]]))
+            gains.setdefault(place, []).append(drawn[most].pop())
+            sizes[most], sizes[place] = sizes[most] - 1, sizes[place] + 1
+    for place, gained in gains.items():
+        members[order[place]] = np.append(members[order[place]], gained)
+    for place, left in drawn.items():
+        members[order[place]] = left
+    return [np.sort(part) for part in members]
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests())
+def test_partition_is_that_of_the_plain_algorithm(request):
+    spec, labels, options = request
+    got = partition(spec, labels, **options).indices
+    for mine, want in zip(got, one_by_one(spec, labels, options), strict=True):
+        assert np.array_equal(mine, want)
+
+
+@pytest.mark.parametrize("spec", ["iid", "dirichlet(alpha=0.1)"])
+def test_time_of_a_partition_grows_with_the_clients_and_not_with_their_square(spec):
+    def seconds(clients: int) -> float:
+        labels = np.arange(4 * clients) % 5
+        begins = time.process_time()
+        partition(spec, labels, clients=clients, seed=0, min_examples=2)
+        return time.process_time() - begins
+
+    few, many = (min(seconds(clients) for _ in range(3)) for clients in (1_500, 30_000))
+    assert many < 5 * 20 * few, "20 times the clients; the square would be 400 times"
 
 
 @settings(max_examples=150, deadline=None)
