@@ -51,6 +51,9 @@ class EvaluateOptions:
     """Pooling of the classifier, for an adapter that fedjax-lora has not written."""
     batch: int = 64
     """Texts computed, or prompts answered, at the same time."""
+    precision: Literal["default", "highest"] | None = None
+    """Precision of float32 products: a TPU rounds their factors to bfloat16 and a GPU to TF32,
+    unless this is highest. By default that of the run; for other folders, default."""
     out: pathlib.Path | None = None
     """JSON file for all scores."""
 
@@ -97,6 +100,14 @@ def evaluate(
       report: called with what is being done.
     """
     # Imported here: --help and wrong options should not wait for JAX.
+    from fedjax_lora.cli.run_or_model import with_precision
+
+    with with_precision(options.where, options.precision):
+        return _evaluate(options, report)
+
+
+def _evaluate(options: EvaluateOptions, report: Callable[[str], object]) -> Record:
+    """Compute the scores with the precision of the process."""
     from fedjax_lora.cli.run_or_model import check_options
     from fedjax_lora.core.cache import cache_dir, enable_compilation_cache
     from fedjax_lora.runs.evaluate import evaluate_ranks

@@ -62,6 +62,9 @@ class PredictOptions:
     """Largest number of tokens of an answer; by default that of the language model's task."""
     batch: int = 64
     """Texts computed at the same time."""
+    precision: Literal["default", "highest"] | None = None
+    """Precision of float32 products: a TPU rounds their factors to bfloat16 and a GPU to TF32,
+    unless this is highest. By default that of the run; for other folders, default."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -80,7 +83,7 @@ def main(args: Sequence[str]) -> None:
     if options.model is not None:
         check_model(options.model)
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import check_options, open_folder
+    from fedjax_lora.cli.run_or_model import check_options, open_folder, with_precision
     from fedjax_lora.core.cache import enable_compilation_cache
 
     enable_compilation_cache()
@@ -94,7 +97,8 @@ def main(args: Sequence[str]) -> None:
         prompt_format=options.prompt_format,
         answer_tokens=options.answer_tokens,
     )
-    lines = (_answered if model.metadata.language else _labelled)(options, model)
+    with with_precision(options.where, options.precision):
+        lines = (_answered if model.metadata.language else _labelled)(options, model)
     if options.out is None:
         sys.stdout.writelines(lines)
         return

@@ -1,7 +1,10 @@
 """Open the model of a run folder or a model folder, and check the options that go with it."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable
+
+import jax
 
 from fedjax_lora.cli.folders import check_base, is_run, need_model, need_model_folder
 from fedjax_lora.core.errors import raise_all
@@ -44,6 +47,22 @@ def open_run(folder: pathlib.Path, config: RunConfig, *, trusted: bool) -> Train
     if not trusted:
         check_base(folder, config.model.model)
     return load_model(need_model_folder(folder), base=config.model.model)
+
+
+def with_precision(
+    folder: pathlib.Path, precision: str | None
+) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which float32 products have the precision of a command.
+
+    Args:
+      folder: that of a run, whose precision is the default, or of a model.
+      precision: ``default`` or ``highest``, if the command says so.
+    """
+    if precision is None and is_run(folder):
+        precision = read_config(folder).model.precision
+    if precision != "highest":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 def has_adapter(model: TrainedModel) -> bool:

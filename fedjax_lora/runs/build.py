@@ -1,7 +1,7 @@
 """Build a run from its config: plans, compiled functions, evaluation and changes of ranks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,11 @@ import jax
 from fedjax_lora import federated, models
 from fedjax_lora.core.types import Params
 from fedjax_lora.evaluation.evaluator import LabelledSplit, make_evaluate
+from fedjax_lora.evaluation.task_types import Scores
+from fedjax_lora.federated import FederatedState
 from fedjax_lora.federated.faults import attacks_of
 from fedjax_lora.runs.choices import check_names, resolve
-from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, programs
+from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, at_precision, programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.evaluations import Evaluations, part_of
@@ -122,7 +124,7 @@ def _make_evaluations(
     if assets.task.validation is not None and assets.validation is not None:
         splits.append(LabelledSplit("validation_", assets.task.validation, assets.validation))
     splits += backdoor_splits(attacks_of(setup.faults), assets)
-    evaluate = functools.partial(
+    build_evaluation = functools.partial(
         make_evaluate,
         assets.task,
         assets.model,
@@ -133,6 +135,11 @@ def _make_evaluations(
         max_length=config.data.max_length,
         batch=batch,
     )
+
+    def evaluate(splits: Sequence[LabelledSplit]) -> Callable[[FederatedState], Scores]:
+        # Generated answers too: predictions alone have the precision of the objective.
+        return at_precision(config.model.precision, build_evaluation(splits))
+
     total = len(assets.test.label)
     part = part_of(test, count, config.seed) if count is not None and count < total else None
     return Evaluations(

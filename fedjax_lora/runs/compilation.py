@@ -80,9 +80,7 @@ class InputSpec:
         made = OBJECTIVES[self.type](
             self.module, self.lengths, dropout=self.dropout, lora_dropout=self.lora_dropout
         )
-        if self.precision == "default":
-            return made
-        at = functools.partial(_at_precision, self.precision)
+        at = functools.partial(at_precision, self.precision)
         return made._replace(loss=at(made.loss), outputs=at(made.outputs))
 
 
@@ -107,8 +105,10 @@ def training_inputs(
     )
 
 
-def _at_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def at_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Trace a function, and so its gradient, with this precision of products."""
+    if precision == "default":
+        return function
 
     @functools.wraps(function)
     def traced(*args: Any) -> Any:

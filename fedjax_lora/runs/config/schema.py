@@ -52,9 +52,9 @@ class ModelConfig(_Group):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of computation in the base; adapters and their optimizer stay float32."""
     precision: Literal["default", "highest"] = "default"
-    """Precision of float32 products in the base, in training and scoring: a TPU rounds their
-    factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in float32.
-    Generated answers, and evaluate and predict, use the default."""
+    """Precision of float32 products in the base, in training, scoring and generated answers: a TPU
+    rounds their factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in
+    float32. The commands evaluate and predict take that of the run."""
     storage: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     """Storage of the frozen base in memory; int8 and nf4 need fedjax-lora[quantized]."""
     dropout: float | None = 0.0

@@ -1,5 +1,6 @@
 """Products are computed with the precision that a config asks for, forwards and backwards."""
 
+import json
 from typing import Any
 
 import jax
@@ -8,13 +9,20 @@ import numpy as np
 import pytest
 
 from fedjax_lora import lora, models
+from fedjax_lora.cli.run_or_model import with_precision
 from fedjax_lora.core.types import ClientParams
+from fedjax_lora.evaluation import generation
 from fedjax_lora.federated.objectives import TokenBatch
-from fedjax_lora.runs.compilation import InputSpec
+from fedjax_lora.runs import build
+from fedjax_lora.runs import config as configs
+from fedjax_lora.runs.compilation import InputSpec, at_precision
+from tests._helpers import tiny_runs
+
+HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def precisions(function: Any, *args: Any) -> list[Any]:
-    """Of all matrix products in the gradient of a function, loops and calls included."""
+    """Of all matrix products in a function, loops and calls included."""
 
     def of(jaxpr: Any) -> list[Any]:
         found = []
@@ -27,7 +35,7 @@ def precisions(function: Any, *args: Any) -> list[Any]:
                     found += of(inner) if hasattr(inner, "eqns") else []
         return found
 
-    return of(jax.make_jaxpr(jax.grad(function))(*args).jaxpr)
+    return of(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "language")])
@@ -52,7 +60,42 @@ def test_products_of_forward_and_backward_pass_have_the_precision(family, task, 
             gain = lora.uniform_gain(spec)
             return objective.loss(model.params, trained, gain, None, batch, valid, key)
 
-        found = precisions(loss, trained)
-    highest = (jax.lax.Precision.HIGHEST,) * 2
+        found = precisions(jax.grad(loss), trained)
     assert len(found) > 20
-    assert all((one == highest) == (precision == "highest") for one in found)
+    assert all((one == HIGHEST) == (precision == "highest") for one in found)
+
+
+def test_answers_are_generated_with_the_precision():
+    model = models.tiny(family="llama", num_labels=0)
+    ids = jnp.ones((1, 4), jnp.int32)
+
+    def answer(params: Any) -> Any:
+        return generation.generate(model.module, params, ids, ids > 0, new_tokens=2, stop=(0,))
+
+    with jax.default_matmul_precision(None):
+        found = precisions(at_precision("highest", answer), model.params)
+    assert len(found) > 10 and set(found) == {HIGHEST}
+
+
+def test_evaluations_of_a_run_have_its_precision(monkeypatch):
+    def make(*given: Any, **options: Any) -> Any:
+        return lambda state: {"precision": jax.config.jax_default_matmul_precision}
+
+    monkeypatch.setattr(build, "make_evaluate", make)
+    config = tiny_runs.change(tiny_runs.CONFIG, {"model.precision": "highest"})
+    made = build.build(config, tiny_runs.assets())
+    with jax.default_matmul_precision(None):
+        assert made.evaluate(None) == {"precision": "highest"}
+
+
+def test_commands_take_the_precision_of_the_run(tmp_path):
+    def within(folder: Any, given: str | None) -> Any:
+        with jax.default_matmul_precision(None), with_precision(folder, given):
+            return jax.config.jax_default_matmul_precision
+
+    highest = tiny_runs.change(tiny_runs.CONFIG, {"model.precision": "highest"})
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_record(highest)))
+    assert within(tmp_path, None) == "highest" and within(tmp_path, "default") is None
+    assert within(tmp_path / "adapter", None) is None
+    assert within(tmp_path / "adapter", "highest") == "highest"
