@@ -80,7 +80,11 @@ Gain = dict[str, Array]
 """Multiplier of each component in the forward pass: ``[..., R]`` per path; 0 disables it."""
 
 Coefficients = Gain | tuple[()]
-"""Trained multipliers of the components, ``[..., R]`` per path; ``()`` if a method has none."""
+"""Trained numbers between the factors, per path; ``()`` if a method has none.
+
+``[..., R]`` multiply the components; ``[..., R, m]`` are the `R / m` blocks ``m x m`` of a core
+matrix, ``a @ block_diagonal(blocks) @ b``, one above the other: row `j` belongs to component `j`.
+"""
 
 Kernels = dict[str, Array]
 """Base kernels that a method has changed, ``[..., i, o]`` per path."""

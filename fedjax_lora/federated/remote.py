@@ -77,15 +77,19 @@ def make_client_work(method: Method, train: Training) -> ClientWorkFn:
 
 def started_with(clients: Clients) -> ClientInit:
     """What the method has given the clients to begin with."""
-    params = clients.params
-    return ClientInit(params.adapter, clients.gain, clients.trainable.adapter, params.coefficients)
+    params, trains = clients.params, clients.trainable
+    return ClientInit(
+        params.adapter, clients.gain, trains.adapter, params.coefficients, trains.coefficients
+    )
 
 
 def trained_from(
     init: ClientInit, head: Params, learns: Params
 ) -> tuple[ClientParams, ClientParams]:
-    """What clients begin with, and what of it they train; coefficients where either factor is."""
-    trains = lora.masked_components(init.trainable) if init.coefficients else ()
+    """What clients begin with, and what of it they train."""
+    trains = init.trained_coefficients
+    if init.coefficients and not trains:
+        trains = lora.masked_components(init.trainable)
     return (
         ClientParams(init.adapter, head, init.coefficients),
         ClientParams(init.trainable, learns, trains),

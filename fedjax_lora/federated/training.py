@@ -214,10 +214,12 @@ class LocalTraining:
         key: Key,
     ) -> tuple[Array, Array]:
         """What a client minimises, and the loss of the batch alone, both ``float32[]``."""
-        gain, fixed = lora.times(client.gain, params.coefficients), None
+        gain, fixed = client.gain, None
         if self.separate_fixed:
-            gain, fixed = split_gain(gain, client.trainable.adapter)
-        loss = self.objective.loss(base, params, gain, fixed, batch, valid, key)
+            gain, fixed = split_gain(gain, client.trainable)
+        factors = lora.fold(params.adapter, params.coefficients)
+        used = params._replace(adapter=factors)
+        loss = self.objective.loss(base, used, gain, fixed, batch, valid, key)
         penalty = self.hooks.penalty
         extra = jnp.zeros(()) if penalty is None else penalty(params.adapter, client.rank)
         return loss + extra, loss
@@ -275,9 +277,9 @@ def local_training(
     return LocalTraining(objective, optimizer, separate_fixed=lora_dropout > 0, prox=prox)
 
 
-def split_gain(gain: Gain, trainable: Adapter) -> tuple[Gain, Gain]:
+def split_gain(gain: Gain, trainable: ClientParams) -> tuple[Gain, Gain]:
     """The gain of trained components, and of those that act but are fixed (folded)."""
-    masks = lora.masked_components(trainable)
+    masks = lora.masked_components(trainable.adapter, trainable.coefficients)
     return (
         {path: jnp.where(masks[path], g, 0) for path, g in gain.items()},
         {path: jnp.where(masks[path], 0, g) for path, g in gain.items()},

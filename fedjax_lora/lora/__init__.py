@@ -18,7 +18,6 @@ from fedjax_lora.lora.params import (
     merge,
     prefix_mask,
     spread,
-    times,
     uniform_gain,
     with_kernels,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "prefix_mask",
     "principal",
     "spread",
-    "times",
     "uniform_gain",
     "with_kernels",
 ]

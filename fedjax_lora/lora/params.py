@@ -114,34 +114,51 @@ def factor_mask(
     }
 
 
-def masked_components(mask: Adapter) -> dict[str, Array]:
+def masked_components(mask: Adapter, coefficients: Coefficients = ()) -> dict[str, Array]:
     """Masks of components from masks of the factors, the inverse of `factor_mask`.
 
-    A component is in the mask if any entry of either factor is.
+    A component is in the mask if any entry of either factor is, or any of its coefficients.
+
+    Args:
+      mask: of the factors.
+      coefficients: of the coefficients, if there are masks of them.
 
     Returns:
       ``bool[..., R]`` per path; an axis of size one, which broadcasts, stays one.
     """
-    return {
+    found = {
         path: jnp.any(pair.a, axis=-2) | jnp.any(pair.b, axis=-1) for path, pair in mask.items()
     }
+    for path, own in dict(coefficients or {}).items():
+        found[path] |= jnp.any(own, axis=-1) if own.ndim > found[path].ndim else own
+    return found
 
 
 def fold(adapter: Adapter, coefficients: Coefficients) -> Adapter:
-    """Multiply trained coefficients into ``a``, so that two factors remain."""
+    """Multiply trained coefficients into ``a``, so that two factors remain.
+
+    >>> pair = LoRA(jnp.array([[1.0, 2.0]]), jnp.ones((2, 1)))
+    >>> fold({"x": pair}, {"x": jnp.array([3.0, 4.0])})["x"].a.tolist()
+    [[3.0, 8.0]]
+    >>> fold({"x": pair}, {"x": jnp.array([[0.0, 1.0], [1.0, 0.0]])})["x"].a.tolist()
+    [[2.0, 1.0]]
+    """
     if not coefficients:
         return adapter
     return {
-        path: LoRA(pair.a * coefficients[path][..., None, :], pair.b)
-        for path, pair in adapter.items()
+        path: LoRA(_times(pair.a, coefficients[path]), pair.b) for path, pair in adapter.items()
     }
 
 
-def times(gain: Gain, coefficients: Coefficients) -> Gain:
-    """The gain times the trained coefficients, if any: the multipliers of the forward pass."""
-    if not coefficients:
-        return gain
-    return {path: x * coefficients[path] for path, x in gain.items()}
+def _times(a: Float[Array, "*n i R"], sizes: Array) -> Float[Array, "*n i R"]:
+    """``a`` times coefficients of its columns or blocks of a core, see `Coefficients`."""
+    if sizes.ndim < a.ndim:
+        return a * sizes[..., None, :]
+    width = sizes.shape[-1]
+    columns = a.reshape(*a.shape[:-1], -1, width).swapaxes(-2, -3)  # [..., blocks, i, m]
+    blocks = sizes.reshape(*sizes.shape[:-2], -1, width, width)
+    product = jnp.matmul(columns, blocks, precision=HIGHEST)
+    return product.swapaxes(-2, -3).reshape(a.shape)
 
 
 def keep(adapter: Adapter, mask: Adapter) -> Adapter:

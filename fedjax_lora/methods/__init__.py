@@ -57,6 +57,7 @@ from fedjax_lora.methods.base import (
     client_kernels,
     truncated_start,
 )
+from fedjax_lora.methods.core_matrix import fed_sb, ravan
 from fedjax_lora.methods.eclora import eclora
 from fedjax_lora.methods.fed_plora import fed_plora
 from fedjax_lora.methods.fedhl import fedhl
@@ -103,6 +104,8 @@ METHODS: dict[str, Callable[..., Method]] = {
         fedsvd,
         fedrot_lora,
         frlora,
+        ravan,
+        fed_sb,
     )
 }
 """Factories ``(spec, *, ...options) -> Method`` by the method's name."""
@@ -175,6 +178,7 @@ __all__ = [
     "combine",
     "eclora",
     "fed_plora",
+    "fed_sb",
     "fedex_lora",
     "fedhl",
     "fedit",
@@ -200,6 +204,7 @@ __all__ = [
     "owners",
     "paper",
     "raflora",
+    "ravan",
     "rb_lora",
     "refactoring",
     "replication",

@@ -70,8 +70,10 @@ class ClientInit(NamedTuple):
     adapter: Adapter  # [c, (L,) i, R], zero at inactive components
     gain: Gain  # [c, (L,) R], 0 at inactive components
     trainable: Adapter  # booleans that broadcast against the factors
-    # [c, (L,) R], trained with their components, multiply the gain.
+    # Between the factors: [c, (L,) R], or [c, (L,) R, m] for blocks of a core matrix.
     coefficients: Coefficients = ()
+    # Booleans that broadcast against the coefficients; (): trained where either factor is.
+    trained_coefficients: Coefficients = ()
 
 
 class AggregateResult(NamedTuple):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lora import lora
+from fedjax_lora.core import trees
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Array, Gain, Key, LoRA
 from fedjax_lora.lora import LoraSpec
@@ -89,21 +90,15 @@ def fed_plora(
     """
 
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        chosen = chosen_modules(spec, server, cohort, selection=selection, indices=indices)
+        size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
+        chosen = chosen_modules(spec, size, cohort, selection=selection, indices=indices)
         return whole_start(spec, server, cohort, lora.factor_mask(chosen))
 
     def aggregate(
         server: ServerState, clients: Any, cohort: Cohort, start: ClientInit, result: Adapter
     ) -> AggregateResult:
         trained = {path: mask.b[..., 0] for path, mask in start.trainable.items()}
-        present = cohort.weight > 0
-        owned = {
-            path: mask & present.reshape(-1, *(1,) * (mask.ndim - 1))
-            for path, mask in trained.items()
-        }
-        weight = {path: owner_shares(cohort.weight, mask, weights) for path, mask in owned.items()}
-        kept = {path: jnp.any(mask, axis=0) for path, mask in owned.items()}
-        adapter = keep_unowned(combine(result, weight), server.adapter, kept)
+        adapter = mean_of_trained(server, cohort, trained, result, weights)
         return AggregateResult(server._replace(adapter=adapter), clients, cohort.rank)
 
     sets = 0 if selection != "random" else index_sets(spec, indices)
@@ -127,24 +122,50 @@ def fed_plora(
     )
 
 
+def mean_of_trained(
+    server: ServerState, cohort: Cohort, trained: Gain, result: Adapter, weights: Weights
+) -> Adapter:
+    """Each component's mean over those who trained it; the server's where nobody did.
+
+    Args:
+      server: before the round.
+      cohort: the clients.
+      trained: which components each of them has trained, ``bool[c, (L,) R]`` per path.
+      result: their adapters.
+      weights: of the means.
+    """
+    owned = {path: mask & trees.expand(cohort.weight > 0, mask) for path, mask in trained.items()}
+    weight = {path: owner_shares(cohort.weight, mask, weights) for path, mask in owned.items()}
+    kept = {path: jnp.any(mask, axis=0) for path, mask in owned.items()}
+    return keep_unowned(combine(result, weight), server.adapter, kept)
+
+
 def index_sets(spec: LoraSpec, indices: Indices) -> int:
     """How many sets of indices a client sends."""
     return spec.matrices if indices == "layer" else 1
 
 
 def chosen_modules(
-    spec: LoraSpec, server: ServerState, cohort: Cohort, *, selection: Selection, indices: Indices
+    spec: LoraSpec, size: Gain, cohort: Cohort, *, selection: Selection, indices: Indices
 ) -> Gain:
-    """The modules that each client trains, ``bool[c, (L,) R]`` per path."""
-    size = {path: module_norms(pair) for path, pair in server.adapter.items()}  # [(L,) R]
+    """The modules that each client trains, ``bool[c, (L,) R]`` per path.
+
+    Args:
+      spec: the adapted layers.
+      size: norm of each module, ``[(L,) R]`` per path; how many there are is read from it.
+      cohort: how many modules each client trains is its ``rank``.
+      selection: the rule.
+      indices: one set of modules for all layers, or one for each.
+    """
     if indices == "global":
-        total = sum(jnp.sum(x.reshape(-1, spec.rank), axis=0) for x in size.values())
+        total = sum(jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in size.values())
         chosen = select_modules(cohort, cohort.key, jnp.asarray(total), selection=selection)
         return lora.spread(spec, chosen)
     masks = {}
     for n, target in enumerate(spec.targets):
         key = jax.random.fold_in(cohort.key, n)
-        own = size[target.path].reshape(-1, spec.rank)  # [L or 1, R]
+        own = size[target.path]
+        own = own.reshape(-1, own.shape[-1])  # [L or 1, R]
         drawn = [
             select_modules(cohort, jax.random.fold_in(key, layer), own[layer], selection=selection)
             for layer in range(own.shape[0])

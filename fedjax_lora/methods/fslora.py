@@ -24,7 +24,7 @@ from fedjax_lora.methods.base import (
     per_client,
     plain_server,
 )
-from fedjax_lora.methods.fed_plora import Indices, chosen_modules, index_sets
+from fedjax_lora.methods.fed_plora import Indices, chosen_modules, index_sets, module_norms
 
 
 @checked_options
@@ -46,7 +46,8 @@ def fslora(spec: LoraSpec, *, indices: Indices = "layer", weights: Weights = "un
     """
 
     def broadcast(server: ServerState, clients: Any, cohort: Cohort) -> ClientInit:
-        chosen = chosen_modules(spec, server, cohort, selection="random", indices=indices)
+        size = {path: module_norms(pair) for path, pair in server.adapter.items()}
+        chosen = chosen_modules(spec, size, cohort, selection="random", indices=indices)
         mask = lora.factor_mask(chosen)
         stretched = spec.server_scale * spec.rank / cohort.rank.astype(jnp.float32)
         gain = client_gain(spec, cohort._replace(scale=stretched), chosen)

@@ -232,8 +232,8 @@ def rescaled_start(spec: LoraSpec, server: ServerState, cohort: Cohort, sigma: S
 
 def only_adapted(spec: LoraSpec, adapter: Adapter) -> Adapter:
     """Zeros at the layers left out: singular vectors of a zero product are not zero."""
-    everything = lora.spread(spec, jnp.ones(spec.rank, bool))
-    return lora.keep(adapter, lora.factor_mask(everything))
+    mask = lora.factor_mask(lora.spread(spec, jnp.ones(spec.rank, bool)))
+    return lora.keep(adapter, {path: mask[path] for path in adapter})
 
 
 def product_mean(

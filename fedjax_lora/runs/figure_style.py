@@ -66,6 +66,8 @@ METHOD_STYLES = {
     "fedsvd": MethodStyle("FedSVD", "#B48AB8", ":", "*"),
     "fedrot_lora": MethodStyle("FedRot-LoRA", "#823740", ":", "X"),
     "frlora": MethodStyle("FRLoRA", "#E251F2", ":", "*"),
+    "ravan": MethodStyle("RAVAN", "#412A6F", ":", "P"),
+    "fed_sb": MethodStyle("Fed-SB", "#6336BF", ":", "P"),
 }
 
 _SHADES = (0.0, -0.45, 0.4, -0.7)

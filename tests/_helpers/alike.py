@@ -7,7 +7,7 @@ these kinds, the default run has the rule itself and leaves the rest to ``make t
 
 import pytest
 
-ALIKE = {"fedhl", "fedmomentum", "eclora", "fedsvd", "fedrot_lora", "frlora"}
+ALIKE = {"fedhl", "fedmomentum", "eclora", "fedsvd", "fedrot_lora", "frlora", "ravan", "fed_sb"}
 
 OWN = {
     "test_a_round_agrees_with_the_oracle",

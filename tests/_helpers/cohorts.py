@@ -48,6 +48,7 @@ NUMBERS: dict[str, list[dict[str, Any]]] = {
     "fedrora": [{"first": 0.0, "coefficient_rate": 3.0}],
     "fedhl": [{"eps": 0.3}],
     "fedmomentum": [{"energy": 1.0}, {"energy": 0.8, "sigma": "b"}],
+    "ravan": [{"heads": 2}],
     "fedrot_lora": [{"strength": 0.5}, {"strength": 0.3, "align": "a"}],
 }
 """Values of options that are numbers."""
@@ -180,7 +181,11 @@ def in_two_factors(method: Method) -> Method:
 
     def broadcast(*given: Any) -> ClientInit:
         start = method.broadcast(*given)
-        return start._replace(adapter=lora.fold(start.adapter, start.coefficients), coefficients=())
+        folded = lora.fold(start.adapter, start.coefficients)
+        if start.trained_coefficients:  # a core moves the columns of `a` that belong to it
+            rows = lora.masked_components(start.trainable, start.trained_coefficients)
+            start = start._replace(trainable=lora.factor_mask(rows, b=False))
+        return start._replace(adapter=folded, coefficients=())
 
     return dataclasses.replace(method, broadcast=broadcast)
 
@@ -263,7 +268,8 @@ def trained_rows(lora_spec: LoraSpec, trainable: Adapter, client: int) -> dict[s
     """The components a client trains, per matrix."""
     rows = {}
     for target in lora_spec.targets:
-        mask = np.asarray(trainable[target.path].b)[client, ..., 0]
+        pair = trainable[target.path]
+        mask = (np.asarray(pair.a)[..., 0, :] | np.asarray(pair.b)[..., 0])[client]
         if target.layers is None:
             rows[target.path] = np.flatnonzero(mask).tolist()
         else:
@@ -271,6 +277,16 @@ def trained_rows(lora_spec: LoraSpec, trainable: Adapter, client: int) -> dict[s
                 if on:
                     rows[f"{target.path}[{n}]"] = np.flatnonzero(mask[n]).tolist()
     return rows
+
+
+def trained_by(spec: str, lora_spec: LoraSpec, rank: int) -> int:
+    """How many components of a matrix a client of this rank trains."""
+    if method_name(spec) not in oracles.CORES:
+        return rank
+    most = lora_spec.rank
+    heads = 1 if method_name(spec) == "fed_sb" else option(spec, "heads")
+    heads = heads or max(n for n in range(1, min(4, most) + 1) if most % n == 0)
+    return -(-heads * rank // most) * (most // heads)
 
 
 def oracle_round(
@@ -284,9 +300,10 @@ def oracle_round(
         before = matrices(lora_spec, client(played.start.adapter, n))
         r = int(cohort.rank[n])
         rows = {m: list(range(r)) for m in own}
-        if method_name(spec) in oracles.CHOSEN_ROWS | {"frlora"}:
+        if method_name(spec) in oracles.CHOSEN_ROWS | {"frlora"} | oracles.CORES:
             rows = trained_rows(lora_spec, played.start.trainable, n)
-            assert all(len(chosen) == r for chosen in rows.values())
+            count = trained_by(spec, lora_spec, r)
+            assert all(len(chosen) == count for chosen in rows.values())
         elif method_name(spec) in oracles.HOLD_ALL:
             rows = {m: list(range(lora_spec.rank)) for m in own}
         scale = lora_spec.alpha / (r if lora_spec.scale_rule == "alpha/r" else lora_spec.rank)

@@ -546,12 +546,29 @@ def frlora(round: Round, *, weights: str = "examples") -> Answer:
     return Answer(round.old, W)
 
 
+def cores_averaged(round: Round, weights: str) -> Answer:
+    """The columns of ``a H``, our `A`, averaged over those who trained their head; `B` is fixed."""
+    mean = fed_plora(round, weights=weights).pairs
+    return Answer({n: Pair(old.B, mean[n].A) for n, old in round.old.items()}, round.W)
+
+
+def ravan(
+    round: Round, *, heads: int = 0, selection: str = "random", weights: str = "examples"
+) -> Answer:
+    return cores_averaged(round, weights)
+
+
+def fed_sb(round: Round, *, bases: str = "kernel", weights: str = "uniform") -> Answer:
+    return cores_averaged(round, weights)
+
+
 ORACLES: dict[str, Callable[..., Answer]] = {
     fn.__name__: fn
     for fn in (
         fedit, zero_padding, hetlora, masked_mean, replication, fed_plora, hlora, flexlora, flora,
         raflora, rb_lora, florist, fslora, ffa_lora, rolora, lora_a2, fedex_lora, lora_fair,
         fedsa_lora, fedrora, fedhl, fedmomentum, eclora, fedsvd, fedrot_lora, frlora,
+        ravan, fed_sb,
     )
 }  # fmt: skip
 
@@ -581,7 +598,10 @@ PRODUCT_SPACE = {"hlora", "flexlora", "flora", "fedrora", "fedmomentum", "eclora
 KERNELS = {"flora", "fedex_lora", "fedhl", "fedmomentum", "frlora"}
 """Methods that change the base."""
 
-HOLD_ALL = {"fed_plora", "lora_a2", "frlora"}
+CORES = {"ravan", "fed_sb"}
+"""Clients train a core between fixed factors."""
+
+HOLD_ALL = {"fed_plora", "lora_a2", "frlora"} | CORES
 """Clients compute with all components, whatever their rank."""
 
 KEEPS_BEYOND = {"fedhl", "eclora"}

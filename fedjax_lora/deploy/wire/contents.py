@@ -72,8 +72,9 @@ def sends_head(rules: Rules, start: Start) -> bool:
 
 def most_bytes(rules: Rules) -> int:
     """Bytes that the arrays of any message of a round may take."""
+    most = rules.spec.rank + 16  # coefficients of a component, indices and masks
     numbers = sum(
-        int(np.prod(target.stack)) * rules.spec.rank * (target.inputs + target.outputs + 16)
+        int(np.prod(target.stack)) * rules.spec.rank * (target.inputs + target.outputs + most)
         for target in rules.spec.targets
     )
     numbers += sum(int(np.prod(x.shape)) for x in flat(rules.head).values())

@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_lora.core.trees import flat, nested
 from fedjax_lora.core.types import ClientParams, LoRA
 from fedjax_lora.deploy.message import Form, Message, Refused, check_arrays, check_meta, number
+from fedjax_lora.deploy.wire.coefficients import trained_rows, width_of, with_a_factor
 from fedjax_lora.deploy.wire.contents import Header, Rules, Start, trains_head
 from fedjax_lora.deploy.wire.kernels import kernel_forms, pack_kernels, unpack_kernels
 from fedjax_lora.deploy.wire.masks import (
@@ -51,14 +52,14 @@ def pack_down(rules: Rules, start: Start, header: Header, **values: object) -> M
         meta[name] = name_of(masks, {"all": active, "none": none})
         if meta[name] == "listed":
             arrays |= {f"{path}.{name}": to_bits(mask) for path, mask in masks.items()}
-    more, values_of = _pack_sizes(start, active)
+    more, values_of = _pack_sizes(spec, start, active, trained)
     products, meta["kernels"] = pack_kernels(spec, start.kernels)
     message = Message(arrays | more | products, {**meta, **values_of, **header})
     return _with_head(rules, start, message)
 
 
 def _pack_sizes(
-    start: Start, active: Mapping[str, np.ndarray]
+    spec: LoraSpec, start: Start, active: Mapping[str, np.ndarray], trained: Mapping[str, LoRA]
 ) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """The gains of acting components, one number if they are equal, and their coefficients."""
     arrays, meta = {}, {}
@@ -66,9 +67,13 @@ def _pack_sizes(
     meta["scale"] = float(gains[0]) if len(gains) and np.all(gains == gains[0]) else None
     if meta["scale"] is None:
         arrays |= {f"{p}.gain": np.asarray(x)[active[p]] for p, x in start.gain.items()}
-    meta["coefficients"] = bool(start.params.coefficients)
+    meta["coefficients"] = width_of(start, spec)
     for path, x in dict(start.params.coefficients or {}).items():
         arrays[f"{path}.s"] = np.asarray(x)[active[path]]
+    rows = trained_rows(start, trained)
+    meta["trains_s"] = name_of(rows, {"factors": with_a_factor(trained), "all": active})
+    if meta["trains_s"] == "listed":
+        arrays |= {f"{path}.trains_s": to_bits(mask) for path, mask in rows.items()}
     return arrays, meta
 
 
@@ -87,7 +92,8 @@ def _active_choices(spec: LoraSpec, rank: int) -> dict[str, dict[str, np.ndarray
 
 
 DOWN_VALUES = {
-    "rank", "active", "trains_a", "trains_b", "scale", "coefficients", "head", "kernels",
+    "rank", "active", "trains_a", "trains_b", "trains_s", "scale", "coefficients", "head",
+    "kernels",
 }  # fmt: skip
 
 
@@ -116,9 +122,10 @@ def unpack_down(
     check_meta(message, header, DOWN_VALUES | values)
     spec, meta = rules.spec, message.meta
     rank = int(number(message, "rank", 1, spec.rank, whole=True))
+    width = int(number(message, "coefficients", 0, spec.rank, whole=True))
     active = _read_active(rules, message, rank)
     trained = _read_trained(rules, message, active)
-    check_arrays(message, _down_forms(rules, message, active, key))
+    check_arrays(message, _down_forms(rules, message, active, key, width))
     adapter, gain, coefficients = {}, {}, {}
     for target in spec.targets:
         path, mask = target.path, active[target.path]
@@ -126,11 +133,11 @@ def unpack_down(
         gain[path] = np.zeros(mask.shape, np.float32)
         scale = meta["scale"]
         gain[path][mask] = message.arrays[f"{path}.gain"] if scale is None else np.float32(scale)
-        if meta["coefficients"]:
-            coefficients[path] = np.zeros(mask.shape, np.float32)
+        if width:
+            coefficients[path] = np.zeros(mask.shape + (width,) * (width > 1), np.float32)
             coefficients[path][mask] = message.arrays[f"{path}.s"]
     own_head, trains = _read_down_head(rules, message, head)
-    learns: Any = {path: m.a | m.b for path, m in trained.items()} if coefficients else ()
+    learns: Any = _read_rows(rules, message, active, trained, width) if width else ()
     sizes: Any = coefficients or ()
     return Start(
         ClientParams(adapter, own_head, sizes),
@@ -195,12 +202,27 @@ def _read_trained(
     return {path: LoRA(factors["a"][path], factors["b"][path]) for path in active}
 
 
+def _read_rows(
+    rules: Rules,
+    message: Message,
+    active: Mapping[str, np.ndarray],
+    trained: Mapping[str, LoRA],
+    width: int,
+) -> dict[str, np.ndarray]:
+    """Which coefficients are trained, in the form of a mask."""
+    choices = {"factors": with_a_factor(trained), "all": dict(active)}
+    code = message.meta["trains_s"]
+    rows = choices[code] if code in choices else _listed(rules, message, "trains_s", code)
+    return {path: mask[..., None] for path, mask in rows.items()} if width > 1 else rows
+
+
 def _down_forms(
-    rules: Rules, message: Message, active: Mapping[str, np.ndarray], key: Form
+    rules: Rules, message: Message, active: Mapping[str, np.ndarray], key: Form, width: int
 ) -> dict[str, Form]:
     """The arrays that a message with these values has."""
     meta, made = message.meta, {"key": key} | kernel_forms(rules.spec, message)
-    masks = [n for n in ("active", "trains_a", "trains_b") if meta[n] == "listed"]
+    names = ("active", "trains_a", "trains_b", "trains_s")
+    masks = [n for n in names if meta[n] == "listed"]
     for target in rules.spec.targets:
         path, count = target.path, int(active[target.path].sum())
         made[f"{path}.a"] = Form((count, target.inputs), FLOAT)
@@ -208,8 +230,8 @@ def _down_forms(
         made |= {f"{path}.{name}": bits_form(target, rules.spec) for name in masks}
         if meta["scale"] is None:
             made[f"{path}.gain"] = Form((count,), FLOAT)
-        if meta["coefficients"]:
-            made[f"{path}.s"] = Form((count,), FLOAT)
+        if width:
+            made[f"{path}.s"] = Form((count,) + (width,) * (width > 1), FLOAT)
     return made | {f"head.{n}": Form(tuple(x.shape), FLOAT) for n, x in flat(rules.head).items()}
 
 

@@ -9,6 +9,7 @@ from fedjax_lora.core.trees import flat, nested
 from fedjax_lora.core.types import ClientParams, LoRA
 from fedjax_lora.deploy.encodings import decode, encode, forms
 from fedjax_lora.deploy.message import Form, Message, Refused, check_arrays, check_meta, number
+from fedjax_lora.deploy.wire.coefficients import trained_rows, width_of, with_a_factor
 from fedjax_lora.deploy.wire.contents import Header, Rules, Start, Update, sends_head
 from fedjax_lora.deploy.wire.masks import as_trainable, first_components, in_rows, trained_masks
 
@@ -24,17 +25,20 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    rules: Rules, trained: Mapping[str, LoRA], rank: int | None, coefficients: bool
+    rules: Rules, start: Start, trained: Mapping[str, LoRA], rank: int | None
 ) -> list[_Part]:
     """What a client sends of its adapter.
 
     Args:
       rules: what is sent.
+      start: what it began with.
       trained: which components it has trained.
       rank: send no component from this one on; None to send all.
-      coefficients: whether it has coefficients.
     """
-    made = []
+    made, each = [], width_of(start, rules.spec)
+    rows = with_a_factor(trained)
+    if not rules.selects:  # else those that it has chosen
+        rows |= trained_rows(start, trained)
     for target in rules.spec.targets:
         path = target.path
         kept = first_components(target, rules.spec, rules.spec.rank if rank is None else rank)
@@ -47,14 +51,14 @@ def _parts(
                     return in_rows(np.asarray(getattr(params.adapter[path], f)), f)
 
                 made.append(_part(f"{path}.{factor}", mask, width, read))
-        if coefficients:
-            mask = (trained[path].a | trained[path].b) & kept
+        if each:
 
             def read_s(params: ClientParams, path: str = path) -> np.ndarray:
                 assert isinstance(params.coefficients, Mapping)
-                return np.asarray(params.coefficients[path])[..., None]
+                sizes = np.asarray(params.coefficients[path])
+                return sizes if each > 1 else sizes[..., None]
 
-            made.append(_part(f"{path}.s", mask, 1, read_s))
+            made.append(_part(f"{path}.s", rows[path] & kept, each, read_s))
     return made
 
 
@@ -84,7 +88,7 @@ def pack_up(
             chosen = np.flatnonzero(np.asarray(pair.a | pair.b))
             arrays[f"{path}.chosen"] = chosen.astype(np.int32)
     rank = update.rank if rules.trims else None
-    for part in _parts(rules, trained, rank, bool(start.params.coefficients)):
+    for part in _parts(rules, start, trained, rank):
         new, old = (part.read(x)[part.mask] for x in (update.params, start.params))
         arrays |= encode(part.name, new, old, part.rows, rules.encoding, rng)
     if sends_head(rules, start):
@@ -137,10 +141,9 @@ def unpack_up(
     loss = message.meta["loss"]
     loss = float("nan") if loss is None else number(message, "loss", -1e30, 1e30)
     trained = trained_masks(start.trainable, rules.spec)
-    has_s = bool(start.params.coefficients)
     if rules.selects:
         trained = _chosen(rules, start, trained, message)
-    parts = _parts(rules, trained, rank if rules.trims else None, has_s)
+    parts = _parts(rules, start, trained, rank if rules.trims else None)
     check_arrays(message, _up_forms(rules, start, parts, trained))
     params = _copied(start.params)
     for part in parts:

@@ -61,7 +61,7 @@ def estimate_client_memory(
     trained = trained_entries(spec, start)
     active = [
         np.count_nonzero(np.asarray(start.gain[s.path]).reshape(len(trained), -1), axis=1)
-        * (s.inputs + s.outputs + bool(start.coefficients))
+        * (s.inputs + s.outputs + _coefficients_of_each(start, s.path))
         for s in spec.targets
     ]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), head)
@@ -88,9 +88,17 @@ def trained_entries(spec: LoraSpec, start: ClientInit) -> np.ndarray:
 
     counts = jax.tree.leaves(jax.tree.map(leaf, start.trainable, spec.shapes()))
     if start.coefficients:
-        trains = lora.masked_components(start.trainable)
+        trains = start.trained_coefficients or lora.masked_components(start.trainable)
         counts += [leaf(trains[path], x[0]) for path, x in start.coefficients.items()]
     return np.sum(counts, axis=0, dtype=np.int64)
+
+
+def _coefficients_of_each(start: ClientInit, path: str) -> int:
+    """How many coefficients a component has: one, a row of a core, or none."""
+    if not start.coefficients:
+        return 0
+    sizes, gain = start.coefficients[path], start.gain[path]
+    return sizes.shape[-1] if sizes.ndim > gain.ndim else 1
 
 
 def _state_bytes(optimizer: optax.GradientTransformation, params: Any) -> tuple[float, int]:

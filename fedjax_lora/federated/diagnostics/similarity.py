@@ -35,7 +35,7 @@ def module_cosines(cohort: Cohort, start: ClientInit, result: Adapter) -> Cosine
       result: adapters after training, ``[c, (L,) i, R]`` and ``[c, (L,) R, o]``.
     """
     present = cohort.weight > 0
-    trains = lora.masked_components(start.trainable)
+    trains = lora.masked_components(start.trainable, start.trained_coefficients)
 
     def cosine_sums(path: str) -> Array:
         a, b = result[path]

@@ -99,8 +99,9 @@ def make_validate_fn(
             batch = objective.take(data, index, size)
 
             def one(client: Clients) -> Score:
-                gain = lora.times(client.gain, client.params.coefficients)
-                output = objective.outputs(base, client.params, gain, batch)
+                factors = lora.fold(client.params.adapter, client.params.coefficients)
+                own = client.params._replace(adapter=factors)
+                output = objective.outputs(base, own, client.gain, batch)
                 score = objective.score(output, batch)
                 return Score(*(jnp.sum(jnp.where(valid, x, 0)) for x in score))
 

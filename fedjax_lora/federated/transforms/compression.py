@@ -59,7 +59,12 @@ def largest(change: ClientParams) -> ClientParams:
     return ClientParams(
         jax.tree.map(lambda x: top(x, (-2, -1)), change.adapter),
         jax.tree.map(lambda x: top(x, tuple(range(1, x.ndim))), change.head),
-        jax.tree.map(lambda x: top(x, (-1,)), change.coefficients),
+        {
+            path: top(x, (-2, -1) if x.ndim == change.adapter[path].a.ndim else (-1,))
+            for path, x in change.coefficients.items()
+        }
+        if change.coefficients
+        else (),
     )
 
 

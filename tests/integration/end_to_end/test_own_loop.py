@@ -124,6 +124,8 @@ def trained_cohort(method: Method, params: Any, init: Any, plan: Any, data: Any)
             },
             "gain": own.gain,
         }
+        if own.trained_coefficients:
+            start["trainable"]["coefficients"] = own.trained_coefficients
         batches = [jax.tree.map(lambda x, i=i: x[i], data) for i in plan.batches.index[k]]
         results.append(trained_client(method, params, start, int(rank), batches))
     return jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *results)

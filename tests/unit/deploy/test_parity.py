@@ -20,7 +20,7 @@ STAYS = {"fedsa_lora"}
 TRAVELS = [name for name in methods.METHODS if name not in STAYS]
 """Those whose clients keep nothing between rounds."""
 
-REMEMBERS = {"ffa_lora", "rolora", "florist", "flora"}
+REMEMBERS = {"ffa_lora", "rolora", "florist", "flora", "ravan", "fed_sb"}
 """Methods whose ``traffic`` counts less down than a client gets that remembers nothing."""
 
 

@@ -13,6 +13,8 @@ from fedjax_lora import federated, lora, methods
 from fedjax_lora.core import trees
 from fedjax_lora.core.types import ClientParams, LoRA, Rates
 from fedjax_lora.federated import optimizers, transforms
+from fedjax_lora.federated.client_update import cohort_of
+from fedjax_lora.federated.remote import trained_from
 from fedjax_lora.methods.fedrora import directions
 from tests._helpers import problems
 from tests._helpers.problems import R, assert_close, assert_same_bits, make_clients, plan_for
@@ -176,6 +178,69 @@ def test_noise_is_added_only_to_sent_parameters():
     assert problems.changed(a(noisy), a(plain))
 
 
+def core_by_hand(params: ClientParams, k: int, moves: np.ndarray, batches: list[np.ndarray]) -> Any:
+    """Steps of gradient descent on a merged kernel: a client's core and head alone are trained."""
+    problem = problems.bag()
+    data = jax.tree.map(np.asarray, problem.data)
+    a, b = (jnp.asarray(x[k]) for x in params.adapter[PATH])
+    take = lambda x: jnp.asarray(x[k])  # noqa: E731
+    own = {"core": take(params.coefficients[PATH]), "head": jax.tree.map(take, params.head)}
+
+    @jax.jit
+    def gradient(own: dict, rows: dict) -> dict:
+        def loss(own: dict) -> jax.Array:
+            layer, core = problem.base["layers"]["query"], own["core"]
+            first = jnp.einsum("lip,lpq->liq", a[..., :2], core[:, :2])
+            second = jnp.einsum("lip,lpq->liq", a[..., 2:], core[:, 2:])
+            added = SCALE * jnp.concatenate([first, second], axis=-1) @ b
+            query = {**layer, "kernel": layer["kernel"] + added}
+            full = {**problem.base, "layers": {"query": query}, "head": own["head"]}
+            logits = problem.module.apply({"params": full}, rows["ids"], rows["mask"], rows["ids"])
+            right = jax.nn.log_softmax(logits)[np.arange(len(rows["label"])), rows["label"]]
+            return -jnp.mean(right)
+
+        return jax.grad(loss)(own)
+
+    for rows in batches:
+        mask = np.arange(problems.WIDTH) < data.length[rows, None]
+        given = {"ids": data.ids[rows], "mask": mask, "label": data.label[rows]}
+        steps = gradient(own, given)
+        own["core"] = own["core"] - RATE * jnp.where(moves, steps["core"], 0)
+        own["head"] = jax.tree.map(lambda x, g: x - RATE * g, own["head"], steps["head"])
+    return own
+
+
+def test_clients_train_the_cores_of_their_heads_and_nothing_else():
+    """Two blocks of two rows: every client against gradient descent on a merged kernel."""
+    problem, plan = problems.bag(), plan_for(problems.bag(), rate=RATE)
+    method = methods.make("ravan(heads=2)", problem.spec)
+    server = method.init(problems.random_adapter(problem.spec, 7), {})
+    cohort = cohort_of(problem.spec, plan, plan.weight, jax.random.key(0))
+    init = method.broadcast(server, (), cohort)
+    made = make_clients(problem, plan)
+    params, trains = trained_from(init, made.params.head, made.trainable.head)
+    start = made._replace(params=params, gain=init.gain, trainable=trains)
+    fn = problems.cohort_fn(
+        "bag", mode="vmap", clients_per_step=len(plan.id), optimizer="sgd", clip=None
+    )
+    result, _ = jax.device_get(fn(problem.base, problem.data, start, plan.rate))
+    assert_same_bits(result.adapter, problems.copy(params.adapter))
+    rows = np.asarray(trains.coefficients[PATH])
+    assert [int(x[0].sum()) for x in rows] == [2 * -(-r // 2) for r in plan.rank.tolist()]
+    for k in range(len(plan.id)):
+        batches = plan.batches
+        seen = [batches.index[k, t][batches.valid[k, t]] for t in range(int(batches.steps[k]))]
+        if sum(map(len, seen)) != 12:
+            continue  # one shape of batches: few to compile
+        want = core_by_hand(params, k, rows[k], seen)
+        mine = {
+            "core": result.coefficients[PATH][k],
+            "head": jax.tree.map(lambda x, k=k: x[k], result.head),
+        }
+        assert problems.changed(mine["core"], params.coefficients[PATH][k])
+        assert_close(mine, want)
+
+
 @pytest.mark.parametrize("text", ["int8", "bfloat16"])
 def test_coefficients_are_quantized_with_one_scale_per_layer(text: str):
     rng = np.random.default_rng(0)
@@ -183,8 +248,9 @@ def test_coefficients_are_quantized_with_one_scale_per_layer(text: str):
     sizes = draw(3, 2, R) * jnp.asarray([1.0, 100.0])[None, :, None]
     mask = jnp.arange(R)[None, None] < jnp.asarray([1, R, 2])[:, None, None]
     mask = jnp.broadcast_to(mask, sizes.shape)
-    trained = ClientParams({"x": LoRA(draw(3, 5, R), draw(3, R, 6))}, {}, {"x": sizes})
-    trainable = ClientParams({"x": LoRA(jnp.ones((3, 1, R), bool), jnp.ones((3, R, 1), bool))}, {})
+    trained = ClientParams({"x": LoRA(draw(3, 2, 5, R), draw(3, 2, R, 6))}, {}, {"x": sizes})
+    factors = LoRA(jnp.ones((3, 2, 1, R), bool), jnp.ones((3, 2, R, 1), bool))
+    trainable = ClientParams({"x": factors}, {})
     update = transforms.make_transforms([text], methods.make("fedit", problems.bag().spec))
     got, _ = transforms.apply_transforms(
         update,

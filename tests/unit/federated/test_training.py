@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_lora.core.types import BatchShape, LoRA
+from fedjax_lora.core.types import BatchShape, ClientParams, LoRA
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
 from fedjax_lora.federated import ClientHooks, LocalTraining, optimizers
 from fedjax_lora.federated.training import split_gain
@@ -296,7 +296,7 @@ def test_gain_is_split_between_trained_and_fixed_components():
     mask = jnp.array([[True, False, False], [False, True, True]])
     for a, b in ((True, True), (True, False), (False, True)):
         trainable = {"layer": LoRA(mask[:, None, :] & a, mask[:, :, None] & b)}
-        trained, fixed = split_gain(gain, trainable)
+        trained, fixed = split_gain(gain, ClientParams(trainable, {}))
         np.testing.assert_array_equal(trained["layer"], [[1, 0, 0], [0, 4, 5]])
         np.testing.assert_array_equal(fixed["layer"], [[0, 2, 0], [3, 0, 0]])
 

@@ -17,7 +17,7 @@ import pytest
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
-from tests._helpers import cohorts
+from tests._helpers import cohorts, oracles
 from tests._helpers.cohorts import EXACT, make_cohort, ranks_for
 from tests._helpers.oracle_comparison import compare
 
@@ -26,12 +26,15 @@ every_method = pytest.mark.parametrize("name", list(methods.METHODS))
 FIXED_A = {"ffa_lora", "rolora", "fedsvd"}
 """Only `b` is trained in round 0; `a` is the server's."""
 
+FIXED_B = oracles.CORES
+"""A core is trained, which moves the columns of `a`; `b` is the server's."""
+
 R, SIZE = 2, 5
 SQUARE = LoraSpec(
     targets=(LoraTarget("x", SIZE, SIZE, None),), rank=R, alpha=6.0
 )  # multiplies by 3
 
-WEIGHS = {"hetlora": "norm", "fed_plora": "uniform", "fslora": "uniform", "fedhl": "uniform"}
+WEIGHS = {"hetlora": "norm"} | dict.fromkeys(("fed_plora", "fslora", "fedhl", "fed_sb"), "uniform")
 """By what a method weighs its clients unless told otherwise; the others by their examples."""
 
 
@@ -47,6 +50,9 @@ def change_of_model(
     kernel = jnp.zeros((target.inputs, target.outputs))
     common = a[0] if name in FIXED_A else 0 * a[0]
     server = method.init({target.path: cohorts.pair(common, 0 * b[0])}, {target.path: kernel})
+    if name in FIXED_B:
+        old = server.adapter[target.path]
+        server = server._replace(adapter={target.path: cohorts.pair(old.a, b[0])})
     cohort = make_cohort(lora_spec, [lora_spec.rank] * len(weight), weight)
     start = method.broadcast(server, method.init_clients(len(weight)), cohort)
     result = {target.path: cohorts.pair(a, b)}
@@ -104,7 +110,7 @@ def test_clients_are_weighed_once_in_the_product(name: str, factor: str):
     Two clients with 1 and 3 examples share one factor and hold 1 and 5 times the other, so that
     means of factors and means of products agree: 4 times, or 3 times if clients count equally.
     """
-    if factor == "a" and name in FIXED_A:
+    if name in (FIXED_A if factor == "a" else FIXED_B):
         return  # clients cannot differ in it
     a, b = (np.repeat(x[:1], 2, axis=0) for x in factors(1))
     product = 3.0 * a[0] @ b[0]
