@@ -30,6 +30,25 @@ A site runs fedjax-lora client KIT --train FILE."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of columns of a file."""
+
+    text: str = "text"
+    """Text column."""
+    label: str = "label"
+    """Label column."""
+    instruction: str = "instruction"
+    """Instruction column of a language task."""
+    completion: str = "completion"
+    """Completion column of a language task."""
+
+    def named(self, *, language: bool) -> dict[str, str]:
+        """The names of the columns that a task has."""
+        names = ("instruction", "completion") if language else ("text", "label")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NewOptions:
     """Make a federation: a spec that all machines share, and a startup kit for each site."""
 
@@ -37,14 +56,13 @@ class NewOptions:
     """Folder of the federation; it must not exist."""
     sites: tuple[str, ...]
     """Names of the sites: letters, digits and -."""
-    classes: tuple[str, ...]
-    """Names of the classes, in any order; sites may have some of them only."""
     test: pathlib.Path
-    """File of labelled examples at the server, by which the model is judged."""
-    text: str = "text"
-    """Text column of the test file."""
-    label: str = "label"
-    """Label column of the test file."""
+    """File of examples at the server, by which the model is judged; it stays there."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in any order; sites may have some of them only. None for --language."""
+    language: bool = False
+    """The model generates text: it learns completions of instructions, and there are no classes."""
+    columns: tyro.conf.OmitArgPrefixes[Columns] = dataclasses.field(default_factory=Columns)
     server: str = "localhost"
     """Host name of the server, as the sites reach it."""
     port: int = 8002
@@ -65,11 +83,10 @@ class TryOptions:
     data: tuple[pathlib.Path, ...]
     """The sites' files; a site is named after its file."""
     test: pathlib.Path
-    """File of labelled examples at the server, by which the model is judged."""
-    text: str = "text"
-    """Text column of all files."""
-    label: str = "label"
-    """Label column of all files."""
+    """File of examples at the server, by which the model is judged."""
+    language: bool = False
+    """The model generates text: it learns completions of instructions, and there are no classes."""
+    columns: tyro.conf.OmitArgPrefixes[Columns] = dataclasses.field(default_factory=Columns)
     out: pathlib.Path | None = None
     """Run folder; by default FOLDER/run."""
     min_clients: int = 1
@@ -110,11 +127,13 @@ class ClientOptions:
     kit: tyro.conf.Positional[pathlib.Path]
     """Startup kit of this site: the zip file from the server, or its folder."""
     train: pathlib.Path
-    """File of this site's labelled examples."""
-    text: str = "text"
-    """Text column."""
-    label: str = "label"
-    """Label column."""
+    """File of this site's examples."""
+    columns: tyro.conf.OmitArgPrefixes[Columns] = dataclasses.field(default_factory=Columns)
+    rank: int | None = None
+    """Rank of this site's adapter, up to that of the federation; by default what the kit says."""
+    memory: float | None = None
+    """Gigabytes for base, adapter and head in training (activations come on top): the largest rank
+    that fits is taken."""
     updates: tuple[str, ...] = ()
     """What this site does to its updates before it sends them, on top of what the federation asks
     for: clip(norm=1.0), gaussian_noise(multiplier=1.0, norm=1.0). Drawn from its own entropy."""
@@ -135,12 +154,14 @@ def _spec(
     Raises:
       InputError: choices that do not go together or cannot be deployed.
     """
+    from fedjax_lora.deploy import tasks
     from fedjax_lora.deploy.spec import FederationSpec, site_ranks
 
-    check_choices(config)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, task=task))
+    own = dataclasses.replace(config.data, task=task)
+    check_choices(dataclasses.replace(config, data=own))
+    data = dataclasses.replace(config.data, task=tasks.shared(task), data_dir=None)
     return FederationSpec(
-        config=config,
+        config=dataclasses.replace(config, data=data),
         classes=classes,
         sites=sites,
         ranks=site_ranks(config, len(sites)),
@@ -149,9 +170,12 @@ def _spec(
     )
 
 
-def _task(test: pathlib.Path, text: str, label: str) -> str:
-    name = str(test.resolve())
-    return f"file(train={name!r}, test={name!r}, text={text!r}, label={label!r})"
+def _task(test: pathlib.Path, columns: Columns, *, language: bool) -> str:
+    """The task with the server's own file."""
+    from fedjax_lora.deploy import tasks
+
+    kind = "instructions" if language else "file"
+    return tasks.with_file(kind, str(test.resolve()), columns.named(language=language))
 
 
 def _refuse_folder(folder: pathlib.Path) -> None:
@@ -166,7 +190,7 @@ def new_command(args: Sequence[str]) -> int:
 
     kits.check_engine()
     _refuse_folder(options.folder)
-    task = _task(options.test, options.text, options.label)
+    task = _task(options.test, options.columns, language=options.language)
     spec = _spec(
         options.run,
         options.sites,
@@ -175,7 +199,7 @@ def new_command(args: Sequence[str]) -> int:
         options.min_clients,
         options.round_seconds,
     )
-    made = kits.create(options.folder, spec, server=options.server, port=options.port)
+    made = kits.create(options.folder, spec, task=task, server=options.server, port=options.port)
     console = make_console()
     console.print(f"{options.folder}: {spec.config.federation.method}, ranks {list(spec.ranks)}")
     for site in spec.sites:
@@ -188,27 +212,24 @@ def try_command(args: Sequence[str]) -> int:
     """``fedjax-lora deploy try``; returns the exit status."""
     options = tyro.cli(TryOptions, args=args, prog="fedjax-lora deploy try")
     from fedjax_lora import data
-    from fedjax_lora.deploy import kits, operate
+    from fedjax_lora.core import registry
+    from fedjax_lora.deploy import kits, operate, tasks
     from fedjax_lora.deploy.client import SiteOptions
 
     kits.check_engine()
     _refuse_folder(options.folder)
     names = tuple(path.stem for path in options.data)
+    columns = options.columns.named(language=options.language)
+    task = _task(options.test, options.columns, language=options.language)
+    name, given = registry.parse(task, "task")
     files = [str(path.resolve()) for path in options.data]
-    columns = f"text={options.text!r}, label={options.label!r}"
-    everything = data.load(
-        f"file(train={files!r}, test={str(options.test.resolve())!r}, {columns})"
-    )
-    task = _task(options.test, options.text, options.label)
-    spec = _spec(
-        options.run, names, everything.classes, task, options.min_clients, options.round_seconds
-    )
-    kits.create(options.folder, spec, server="localhost", port=_free_port())
+    everything = data.load(tasks.written(name, {**given, "train": files}))
+    classes = () if options.language else everything.classes
+    spec = _spec(options.run, names, classes, task, options.min_clients, options.round_seconds)
+    kits.create(options.folder, spec, task=task, server="localhost", port=_free_port())
     found = kits.find(options.folder, spec)
     for name, file in zip(names, files, strict=True):
-        SiteOptions(name=name, train=file, text=options.text, label=options.label).write(
-            found[name] / "local"
-        )
+        SiteOptions(name=name, train=file, columns=columns).write(found[name] / "local")
     commands = {"server": operate.server_command(found["server"])}
     commands |= {name: operate.client_command(found[name], name) for name in names}
     out, console = options.out or options.folder / "run", make_console()
@@ -249,7 +270,7 @@ def run_command(args: Sequence[str]) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         patience=options.patience,
-        on_round=row_printer(console, "accuracy"),
+        on_round=row_printer(console, "perplexity" if federation.is_language else "accuracy"),
     )
     console.print(f"{options.out} has the run")
     return 0
@@ -265,8 +286,9 @@ def client_command(args: Sequence[str]) -> int:
     own = client.SiteOptions(
         name=name,
         train=str(options.train.resolve()),
-        text=options.text,
-        label=options.label,
+        columns=options.columns.named(language=federation.is_language),
+        rank=options.rank,
+        memory=None if options.memory is None else int(options.memory * 1e9),
         updates=options.updates,
     )
     if options.check:

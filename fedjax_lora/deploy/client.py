@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from fedjax_lora import data, federated, models
-from fedjax_lora.core import atomic_io
+from fedjax_lora.core import atomic_io, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.json_values import Record
 from fedjax_lora.core.records import check_fields
+from fedjax_lora.core.types import Params
 from fedjax_lora.data import Tokens
 from fedjax_lora.data.batch_shapes import padded_shapes, row_buckets
+from fedjax_lora.deploy import tasks
 from fedjax_lora.deploy.encodings import ENCODINGS
 from fedjax_lora.deploy.kernels import SiteKernels, first_kernels
 from fedjax_lora.deploy.message import Message, check_meta, from_bytes, to_bytes
@@ -23,8 +25,11 @@ from fedjax_lora.deploy.site import Site
 from fedjax_lora.deploy.spec import FederationSpec
 from fedjax_lora.federated import optimizers, transforms
 from fedjax_lora.federated.planning import LocalSteps
+from fedjax_lora.lora import LoraSpec
+from fedjax_lora.methods.base import FLOAT_BYTES
+from fedjax_lora.runs.client_work import COPIES
 from fedjax_lora.runs.compilation import training_inputs
-from fedjax_lora.runs.loading import check_tokenizer, load_base
+from fedjax_lora.runs.loading import check_tokenizer, encode_split, load_base, num_labels
 
 FILE = "site.json"
 """Name of the file with a site's own options, in its kit."""
@@ -37,19 +42,24 @@ class SiteOptions:
     Attributes:
       name: of the site in the federation.
       train: file of its examples; it is read on this machine and nowhere else.
-      text: name of the text column.
-      label: name of the label column.
+      columns: names of its columns, by what they are in `fedjax_lora.deploy.tasks.COLUMNS`.
+      rank: that it chooses; None for what the federation says.
+      memory: bytes that it has for training; it takes the largest rank that fits, see
+        `rank_for_memory`.
       updates: transforms of what it sends, on top of the federation's.
     """
 
     name: str
     train: str
-    text: str = "text"
-    label: str = "label"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rank: int | None = None
+    memory: int | None = None
     updates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.rank is not None and self.memory is not None:
+            raise InputError("A site's rank is given, or follows from memory; leave out one.")
 
     def write(self, folder: pathlib.Path) -> None:
         """Write the options' file."""
@@ -93,17 +103,17 @@ class Client:
             )
         config = spec.config
         task = data.load(
-            f"file(train={options.train!r}, test={options.train!r}, text={options.text!r}, "
-            f"label={options.label!r})",
+            tasks.with_file(config.data.task, options.train, options.columns),
             classes=spec.classes,
+            date=config.data.chat_date,
         )
-        model = load_base(config, num_labels=len(spec.classes))
+        model = load_base(config, num_labels=num_labels(task))
         check_tokenizer(model)
-        assert model.tokenizer is not None
-        tokens = data.encode(task.train, model.tokenizer, max_length=config.data.max_length)
+        tokens = encode_split(task, task.train, model, config.data.max_length)
         self.spec, self.options, self.fingerprint = spec, options, model.fingerprint
         self.examples = len(tokens.label)
         method, rules = make_rules(spec, model)
+        self.rank = chosen_rank(spec, options, method.spec, model.params)
         base = models.frozen_base(model)
         self.site = Site(
             client=spec.sites.index(options.name),
@@ -134,7 +144,7 @@ class Client:
             )
         values = {"digest": self.spec.digest, "client": self.site.client}
         examples = min(self.examples, self.spec.most_examples)
-        values |= {"examples": examples, "kernels": self.site.kernels.version}
+        values |= {"examples": examples, "rank": self.rank, "kernels": self.site.kernels.version}
         return to_bytes(Message({}, values))
 
     def fit(self, data: bytes) -> bytes:
@@ -143,8 +153,7 @@ class Client:
 
     def leaves(self) -> Record:
         """What leaves this machine in a round, by name: shapes of arrays, and numbers."""
-        rank = self.spec.ranks[self.site.client]
-        rules = self.site.rules
+        rank, rules = self.rank, self.site.rules
         arrays = {}
         for target in rules.spec.targets:
             for factor, size in (("a", target.inputs), ("b", target.outputs)):
@@ -153,18 +162,22 @@ class Client:
         arrays |= {
             f"head.{name}": [int(np.prod(np.shape(x)))] for name, x in _flat(rules.head).items()
         }
-        numbers = ["number of examples (once)", "rank", "mean training loss", "examples processed"]
+        numbers = [
+            "number of examples (once)",
+            "rank (once)",
+            "mean training loss",
+            "examples processed",
+        ]
         return {"arrays": arrays, "encoding": rules.encoding, "numbers": numbers}
 
 
 def describe(client: Client) -> list[str]:
     """What a site's owner is told before anything leaves: lines of text."""
     spec, leaves = client.spec, client.leaves()
-    rank = spec.ranks[client.site.client]
     lines = [
         f"site {client.options.name}: {client.examples} examples in {client.options.train}, "
-        f"rank {rank} of {spec.rank}, {spec.config.federation.method}",
-        f"classes: {', '.join(spec.classes)}",
+        f"rank {client.rank} of {spec.rank}, {spec.config.federation.method}",
+        f"classes: {', '.join(spec.classes)}" if spec.classes else "task: texts to generate",
         f"base: {spec.config.model.model}, sha256 {client.fingerprint[:16]}",
         "these numbers leave this machine, and nothing else of the file:",
         *(f"  {number}" for number in leaves["numbers"]),
@@ -191,13 +204,63 @@ def training(spec: FederationSpec, model: models.Pretrained) -> federated.LocalT
     """
     config, local = spec.config, spec.config.local
     lengths = (config.data.max_length,)
-    inputs = training_inputs(config, model.module, lengths, task_type="classification")
+    kind = "language" if spec.is_language else "classification"
+    inputs = training_inputs(config, model.module, lengths, task_type=kind)
     return federated.LocalTraining(
         inputs.objective(),
         optimizers.optimizer(local.optimizer, clip=local.clip),
         shapes=padded_shapes(row_buckets(local.batch), lengths),
         prox=local.prox,
     )
+
+
+def chosen_rank(
+    spec: FederationSpec, options: SiteOptions, layers: LoraSpec, params: Params
+) -> int:
+    """The rank of a site.
+
+    Args:
+      spec: the federation.
+      options: the site's own.
+      layers: the adapted layers.
+      params: base and head.
+
+    Raises:
+      InputError: a rank that the federation does not store, or memory for none.
+    """
+    if options.memory is not None:
+        return rank_for_memory(options.memory, layers, params)
+    rank = options.rank or spec.ranks[spec.sites.index(options.name)]
+    if options.rank is not None and not 1 <= options.rank <= spec.rank:
+        raise InputError(
+            f"This federation stores rank {spec.rank}, and rank {options.rank} was asked for; give "
+            f"a rank from 1 to {spec.rank}."
+        )
+    return rank
+
+
+def rank_for_memory(memory: int, layers: LoraSpec, params: Params) -> int:
+    """The largest rank whose training fits: base, and each trained number four times.
+
+    These are its value, its gradient and Adam's two moments. Activations come on top of it.
+
+    Args:
+      memory: bytes.
+      layers: the adapted layers, with the largest rank.
+      params: base and head.
+
+    Raises:
+      InputError: not even rank 1 fits.
+    """
+    base = trees.size_bytes({name: part for name, part in params.items() if name != "head"})
+    fixed = base + COPIES * trees.size_bytes(params["head"])
+    component = COPIES * FLOAT_BYTES * layers.component_size
+    if (rank := (memory - fixed) // component) < 1:
+        raise InputError(
+            f"Rank 1 needs {(fixed + component) / 1e9:.3g} GB besides activations, and memory is "
+            f"{memory / 1e9:.3g} GB; give more, or a smaller model."
+        )
+    return min(rank, layers.rank)
 
 
 def local_steps(spec: FederationSpec) -> LocalSteps:

@@ -23,6 +23,9 @@ ORGANISATION = "fedjax"
 KITS = "kits"
 PORT = 8002
 
+TASK = "task.txt"
+"""File of the task with the server's own test examples, in the folder of the federation."""
+
 EXECUTOR = "fedjax_lora.deploy.nvflare.SiteExecutor"
 CONTROLLER = "fedjax_lora.deploy.nvflare.FederationController"
 
@@ -102,21 +105,43 @@ def provision(
 
 
 def create(
-    folder: pathlib.Path, spec: FederationSpec, *, server: str, port: int
+    folder: pathlib.Path, spec: FederationSpec, *, task: str, server: str, port: int
 ) -> dict[str, pathlib.Path]:
     """Make the folder of a federation: its spec, all kits, and a zip file for each site.
+
+    Args:
+      folder: to be made.
+      spec: the federation.
+      task: its task with the server's own file, which stays in this folder.
+      server: host name of the server, as sites reach it.
+      port: its port.
 
     Returns:
       The zip files by site.
     """
     folder.mkdir(parents=True)
     spec.write(folder)
+    atomic_io.write(folder / TASK, task + "\n")
     kits = provision(folder, spec, server=server, port=port)
     made = {site: folder / f"{site}.zip" for site in spec.sites}
     for site, path in made.items():
         path.write_bytes(zipped(kits[site]))
         path.chmod(0o600)  # it holds the site's private key
     return made
+
+
+def server_task(folder: pathlib.Path) -> str:
+    """The task of a federation with the server's own file.
+
+    Raises:
+      InputError: it is not there.
+    """
+    try:
+        return (folder / TASK).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(
+            f"{folder / TASK} cannot be read ({error}); make the federation anew."
+        ) from error
 
 
 def site_of(kit: pathlib.Path) -> str:
@@ -200,6 +225,8 @@ def write_job(
 ) -> pathlib.Path:
     """Write the job that the administrator submits: the names of two classes, and the spec.
 
+    Sites get their part alone: the server's has names of files on its machine.
+
     Args:
       folder: where to write it; what is there is replaced.
       spec: the federation.
@@ -207,8 +234,10 @@ def write_job(
     """
     if folder.exists():
         shutil.rmtree(folder)
-    config = folder / "app" / "config"
-    config.mkdir(parents=True)
+    apps = {"server": ["server"], "site": list(spec.sites)}
+    config = {name: folder / f"app_{name}" / "config" for name in apps}
+    for path in config.values():
+        path.mkdir(parents=True)
     record = spec.to_record()
     common = {
         "format_version": 2,
@@ -225,11 +254,13 @@ def write_job(
         "name": PROJECT,
         "resource_spec": {},
         "min_clients": spec.least,
-        "deploy_map": {"app": ["@ALL"]},
+        "deploy_map": {f"app_{name}": where for name, where in apps.items()},
     }
     atomic_io.write(folder / "meta.json", json.dumps(meta))
     atomic_io.write(
-        config / "config_fed_server.json", json.dumps({**common, "workflows": [server]})
+        config["server"] / "config_fed_server.json", json.dumps({**common, "workflows": [server]})
     )
-    atomic_io.write(config / "config_fed_client.json", json.dumps({**common, "executors": [site]}))
+    atomic_io.write(
+        config["site"] / "config_fed_client.json", json.dumps({**common, "executors": [site]})
+    )
     return folder

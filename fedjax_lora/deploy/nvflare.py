@@ -82,6 +82,7 @@ class FederationController(Controller):
 
     Args:
       spec: the federation, as JSON values.
+      task: its task with the server's own file.
       out: the run folder.
       status: file in which the end of the run is told.
       resume: continue the run in ``out``.
@@ -92,6 +93,7 @@ class FederationController(Controller):
     def __init__(
         self,
         spec: Mapping[str, Any],
+        task: str,
         out: str,
         status: str,
         resume: bool = False,
@@ -99,7 +101,7 @@ class FederationController(Controller):
         patience: int = 600,
     ) -> None:
         super().__init__(task_check_period=0.1)
-        self.spec, self.out, self.status = dict(spec), out, status
+        self.spec, self.task, self.out, self.status = dict(spec), task, out, status
         self.resume, self.overwrite, self.patience = resume, overwrite, patience
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -119,6 +121,7 @@ class FederationController(Controller):
                 federation,
                 lambda data: carrier.ask(data, self.patience),
                 lambda round, data: carrier.carry(FIT, data, federation.deadline),
+                task=self.task,
                 out=pathlib.Path(self.out),
                 resume=self.resume,
                 overwrite=self.overwrite,

@@ -65,12 +65,21 @@ def processes(
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process and those that it has started."""
+    """End a process and those that it has started, in sessions of their own too."""
+    import psutil  # comes with the engine
+
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
     for how, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
+        for one in psutil.wait_procs(started, timeout=1)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(how)
+    psutil.wait_procs(started, timeout=5)
     process.wait()
 
 
@@ -108,6 +117,7 @@ def play(
         folder / "job",
         spec,
         {
+            "task": kits.server_task(folder),
             "out": str(out.resolve()),
             "status": str(status),
             "resume": resume,

@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,8 +84,16 @@ def make_rules(spec: FederationSpec, model: Pretrained) -> tuple[Method, Rules]:
     return method, rules
 
 
-def run_config(spec: FederationSpec) -> RunConfig:
-    """The config of the run that a federation is: its sites are natural clients."""
+def run_config(
+    spec: FederationSpec, task: str = "", ranks: Sequence[int] | None = None
+) -> RunConfig:
+    """The config of the run that a federation is: its sites are natural clients.
+
+    Args:
+      spec: the federation.
+      task: with the server's own file; by default as in the spec, without one.
+      ranks: those that sites have chosen; by default as in the spec.
+    """
     config, count = spec.config, len(spec.sites)
     federation = dataclasses.replace(
         config.federation,
@@ -93,9 +101,10 @@ def run_config(spec: FederationSpec) -> RunConfig:
         cohort=min(config.federation.cohort, count),
         partition="natural",
         min_examples=1,
-        ranks=f"table(ranks={list(spec.ranks)})",
+        ranks=f"table(ranks={list(ranks or spec.ranks)}, most={spec.rank})",
     )
-    return dataclasses.replace(config, federation=federation)
+    data = dataclasses.replace(config.data, task=task or config.data.task)
+    return dataclasses.replace(config, federation=federation, data=data)
 
 
 def serve(
@@ -103,6 +112,7 @@ def serve(
     ask: Ask,
     send: Send,
     *,
+    task: str,
     out: pathlib.Path,
     resume: bool = False,
     overwrite: bool = False,
@@ -114,6 +124,7 @@ def serve(
       spec: the federation.
       ask: asks all sites about themselves, once.
       send: carries the messages of a round.
+      task: the federation's, with the server's own file of test examples.
       out: the run folder.
       resume: continue the run in ``out``.
       overwrite: replace it.
@@ -123,11 +134,11 @@ def serve(
       InputError: a method that cannot be deployed, a site that does not answer at the beginning or
         has another base, too few answers in a round, or as for `fedjax_lora.runs.run`.
     """
-    config = run_config(spec)
-    loaded = load_assets(config)
+    loaded = load_assets(run_config(spec, task), classes=spec.classes)
     _, rules = make_rules(spec, loaded.model)
     known = _known(out) if resume else {}
-    counts, held = register(spec, loaded.model.fingerprint, ask, known)
+    sites, held = register(spec, loaded.model.fingerprint, ask, known)
+    config = run_config(spec, task, [sites[k].rank for k in range(len(spec.sites))])
     exchange = Exchange(rules, spec.digest, send, least=spec.least, names=spec.sites, held=held)
     began = time.perf_counter()
 
@@ -135,7 +146,7 @@ def serve(
         nonlocal began
         _append(out / MESSAGES, _messages(exchange, values, time.perf_counter() - began))
         if not (out / REGISTER).exists():
-            _write(out / REGISTER, {str(k): n for k, n in counts.items()})
+            _write(out / REGISTER, {str(k): one._asdict() for k, one in sites.items()})
         began = time.perf_counter()
         on_round(values)
 
@@ -144,20 +155,29 @@ def serve(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        assets=stand_in(loaded, spec, counts),
+        assets=stand_in(loaded, spec, [sites[k].examples for k in range(len(spec.sites))]),
         execution=Execution(mode="remote", exchange=exchange, report=exchange.report),
         on_round=record,
     )
 
 
-class Register(NamedTuple):
-    """What sites say about themselves before a run, by client id."""
+class Registered(NamedTuple):
+    """What a site says about itself before a run, which stays."""
 
-    examples: dict[int, int]
+    examples: int
+    rank: int
+
+
+class Register(NamedTuple):
+    """What all sites say about themselves before a run, by client id."""
+
+    sites: dict[int, Registered]
     kernels: dict[int, str]  # names of the base kernels that they hold, where a method changes them
 
 
-def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]) -> Register:
+def register(
+    spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, Registered]
+) -> Register:
     """Ask the sites about themselves.
 
     Args:
@@ -170,39 +190,40 @@ def register(spec: FederationSpec, base: str, ask: Ask, known: Mapping[int, int]
       InputError: a site that has never answered, or that says something else than before.
     """
     question = Message({}, {"digest": spec.digest, "base": base})
-    counts, held = dict(known), {}
+    sites, held = dict(known), {}
     for id, answer in ask(to_bytes(question)).items():
         try:
             message = from_bytes(answer, most=1 << 16)
-            check_meta(message, {"digest": spec.digest, "client": id}, {"examples", "kernels"})
-            held[id] = text(message, "kernels")
+            values = {"examples", "rank", "kernels"}
+            check_meta(message, {"digest": spec.digest, "client": id}, values)
             examples = int(number(message, "examples", 1, 2**53, whole=True))
+            rank = int(number(message, "rank", 1, spec.rank, whole=True))
+            held[id] = text(message, "kernels")
         except Refused as reason:
             raise InputError(f"Site {spec.sites[id]!r} cannot take part: {reason}") from reason
-        examples = min(examples, spec.most_examples)
-        if counts.setdefault(id, examples) != examples:
+        one = Registered(min(examples, spec.most_examples), rank)
+        if sites.setdefault(id, one) != one:
             raise InputError(
-                f"Site {spec.sites[id]!r} has {examples} examples and had {counts[id]} when the "
-                "run began; give it the same file, or begin a new run."
+                f"Site {spec.sites[id]!r} has {one.examples} examples and rank {one.rank}, and had "
+                f"{sites[id].examples} and {sites[id].rank} when the run began; give it the same, "
+                "or begin a new run."
             )
-    if missing := [name for k, name in enumerate(spec.sites) if k not in counts]:
+    if missing := [name for k, name in enumerate(spec.sites) if k not in sites]:
         raise InputError(
             f"Site {missing[0]!r} has not said how many examples it has; start it with "
             "fedjax-lora client, then the run again."
         )
-    return Register(counts, held)
+    return Register(sites, held)
 
 
-def stand_in(loaded: Assets, spec: FederationSpec, counts: Mapping[int, int]) -> Assets:
+def stand_in(loaded: Assets, spec: FederationSpec, examples: Sequence[int]) -> Assets:
     """The server's assets, with as many empty training rows as the sites have examples."""
-    group = np.repeat(np.arange(len(spec.sites)), [counts[k] for k in range(len(spec.sites))])
+    group = np.repeat(np.arange(len(spec.sites)), examples)
     zeros = np.zeros(len(group), np.int32)
     split = Split([""] * len(group), None, zeros, group.astype(np.int32))
     one = np.zeros((len(group), 1), np.int32)
     tokens = Tokens(one, one, np.ones(len(group), np.int32), zeros)
-    task = loaded.task._replace(
-        train=split, classes=spec.classes, overlap=0, skipped=0, groups=spec.sites
-    )
+    task = loaded.task._replace(train=split, overlap=0, skipped=0, groups=spec.sites)
     return loaded._replace(task=task, train=tokens)
 
 
@@ -216,12 +237,12 @@ def _messages(exchange: Exchange, record: Record, seconds: float) -> Record:
     return {"round": record["round"], "seconds": round(seconds, 3), "sites": sites}
 
 
-def _known(out: pathlib.Path) -> dict[int, int]:
+def _known(out: pathlib.Path) -> dict[int, Registered]:
     """What sites have said about themselves when the run in a folder began."""
     try:
         values = json.loads((out / REGISTER).read_text(encoding="utf-8"))
-        return {int(k): int(n) for k, n in values.items()}
-    except (OSError, ValueError, AttributeError):
+        return {int(k): Registered(**one) for k, one in values.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 

@@ -15,6 +15,7 @@ from fedjax_lora.core import atomic_io, registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import Adapter, Kernels
+from fedjax_lora.deploy import tasks
 from fedjax_lora.deploy.encodings import ENCODINGS
 from fedjax_lora.federated import ranks
 from fedjax_lora.lora import LoraSpec, LoraTarget
@@ -25,7 +26,7 @@ from fedjax_lora.runs.config import RunConfig
 FILE = "federation.json"
 """Name of the spec's file, in the folder of the federation and in each kit."""
 
-VERSION = 1
+VERSION = 2
 
 MOST_EXAMPLES = 10_000_000
 """Examples that a site may claim, unless the spec says less."""
@@ -36,11 +37,11 @@ class FederationSpec:
     """A federation of real machines.
 
     Attributes:
-      config: method, model, local training and rounds, as of a simulated run. Its task is the
-        server's test set; sites have their own files.
-      classes: names of the classes, in the order of their numbers.
+      config: method, model, local training and rounds, as of a simulated run. Its task names no
+        files: the server and each site have their own, see `fedjax_lora.deploy.tasks`.
+      classes: names of the classes, in the order of their numbers; none of a language task.
       sites: names of the sites; a site's place is its client id.
-      ranks: the rank of each site.
+      ranks: the rank of each site, unless it chooses another, up to the largest of these.
       least: a round needs so many answers.
       deadline: seconds that sites have for a round.
       most_examples: a site that claims more examples counts as one with so many.
@@ -59,8 +60,7 @@ class FederationSpec:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"A federation needs two classes or more, got {list(self.classes)}.")
+        _check_classes(self.config.data.task, self.classes)
         if len(self.ranks) != len(self.sites):
             raise InputError(
                 f"A federation of {len(self.sites)} sites needs a rank for each, got "
@@ -83,6 +83,11 @@ class FederationSpec:
         """Hex sha256 digest of everything in the spec."""
         values = json.dumps(self.to_record(), sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the model generates text."""
+        return tasks.is_language(self.config.data.task)
 
     @property
     def rank(self) -> int:
@@ -201,6 +206,24 @@ def changes_kernels_unsaid(method: methods.Method) -> bool:
 
     kernels, added = jax.eval_shape(traced)
     return bool(kernels) and set(kernels) != set(added or ())
+
+
+def _check_classes(task: str, classes: Sequence[str]) -> None:
+    """Refuse classes that do not go with the task, and a task that tells where its files are.
+
+    Raises:
+      InputError: they do not.
+    """
+    if tasks.shared(task) != task:
+        raise InputError(
+            f"A federation's task names no files or columns, got {task!r}; write it as "
+            f"{tasks.shared(task)!r}."
+        )
+    if tasks.is_language(task):
+        if classes:
+            raise InputError("A language task has no classes; leave them out.")
+    elif len(classes) < 2 or len(set(classes)) < len(classes):
+        raise InputError(f"A federation needs two classes or more, got {list(classes)}.")
 
 
 def _check_sites(sites: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,7 @@ def load_assets(
     cache_dir: str | None = None,
     model: models.Pretrained | None = None,
     weights: bool = True,
+    classes: Sequence[str] = (),
 ) -> Assets:
     """Load and tokenise the task, and load the model with a head for it.
 
@@ -59,6 +61,7 @@ def load_assets(
       model: a model loaded before for the same model options and task with any seed. The new model
         shares its base, and only what the checkpoint lacks is drawn from the config's seed.
       weights: False leaves the model's weights on disk: its parameters are shapes alone.
+      classes: names of the classes in label order; by default those of the data.
 
     Raises:
       InputError: anything wrong with task, files or model, in one sentence.
@@ -73,6 +76,7 @@ def load_assets(
         test_examples=options.test_examples,
         seed=config.seed,
         date=options.chat_date,
+        classes=classes,
     )
     model = _load_model(config, task, model, weights=weights)
     check_tokenizer(model)
@@ -94,12 +98,25 @@ def _load_model(
     else:
         model = load_base(
             config,
-            num_labels=TASK_TYPES[task.task.type].num_outputs(task),
+            num_labels=num_labels(task),
             weights=weights,
             # Divided while loading: no single device may have room for all weights.
             sharding=federated.in_parts(execution_of(config).mesh),
         )
     return with_adapter_head(model, config) if weights else model
+
+
+def num_labels(task: data.TaskData) -> int | None:
+    """Outputs of the head of a model for a task; None for a language model."""
+    return TASK_TYPES[task.task.type].num_outputs(task)
+
+
+def encode_split(
+    task: data.TaskData, split: data.Split, model: models.Pretrained, max_length: int
+) -> data.Tokens:
+    """Tokenise a split as its task does; examples that cannot be used are left out."""
+    encode = TASK_TYPES[task.task.type].encode
+    return encode(task.task, split, model.tokenizer, max_length, None).tokens
 
 
 def load_base(

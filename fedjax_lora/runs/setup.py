@@ -187,7 +187,7 @@ def _allocate_ranks(
 ) -> tuple[ranks.Allocation, LoraSpec]:
     """Allocate the clients' ranks, and build the LoRA spec with the largest of them."""
     allocation = ranks.checked(choices.ranks(population=population), config.federation.ranks)
-    spec = _spec_maker(config, model)(rank=int(allocation.possible.max()))
+    spec = _spec_maker(config, model)(rank=allocation.stored)
     if warm_start is not None:
         spec = interop.warm_start_spec(spec, warm_start, keep_scale=config.lora.alpha is None)
     return allocation, spec

@@ -37,8 +37,14 @@ class Allocation(NamedTuple):
 
     ranks: np.ndarray  # int32[N], at the start
     schedule: RankSchedule | None = None  # changes the ranks during the run; None keeps them
+    most: int | None = None  # the rank `R` of storage, where it is more than any that occurs
 
     @property
     def possible(self) -> np.ndarray:
-        """All ranks that may occur, possibly repeated; the largest is `R`."""
+        """All ranks that may occur, possibly repeated."""
         return self.ranks if self.schedule is None else np.array(self.schedule.levels)
+
+    @property
+    def stored(self) -> int:
+        """The rank `R` at which adapters are stored."""
+        return max(int(self.possible.max()), self.most or 0)

@@ -106,13 +106,21 @@ def random(population: Population, *, low: int, high: int) -> Allocation:
 
 
 @checked_options
-def table(population: Population, *, ranks: Sequence[int]) -> Allocation:
-    """Give every client the rank listed for it, in the order of client ids."""
+def table(population: Population, *, ranks: Sequence[int], most: int | None = None) -> Allocation:
+    """Give every client the rank listed for it, in the order of client ids.
+
+    Args:
+      population: the federation.
+      ranks: one for each client.
+      most: the rank that adapters are stored at, where that is more than any client's.
+    """
     if len(ranks) != population.clients:
         raise InputError(
             f"Rank allocation 'table' lists {len(ranks)} ranks for {population.clients} clients."
         )
-    return Allocation(np.asarray(ranks))
+    if most is not None and most < max(ranks):
+        raise InputError(f"Rank allocation 'table' lists rank {max(ranks)}, more than most={most}.")
+    return Allocation(np.asarray(ranks), most=most)
 
 
 @checked_options

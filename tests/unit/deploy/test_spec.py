@@ -2,23 +2,34 @@
 
 import dataclasses
 import json
+import pathlib
 
+import numpy as np
 import pytest
 
 from fedjax_lora import methods
+from fedjax_lora.cli import deploy as deploy_commands
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.deploy import client, kits, spec
 from fedjax_lora.deploy.exchange import Exchange
 from fedjax_lora.deploy.message import Message, to_bytes
-from fedjax_lora.deploy.server import register
+from fedjax_lora.deploy.server import Registered, register, run_config
 from fedjax_lora.deploy.spec import FederationSpec
 from fedjax_lora.deploy.wire import Rules
-from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.lora import LoraSpec, LoraTarget
+from fedjax_lora.runs.config import DataConfig, RunConfig
 from tests._helpers import command_line, problems, tiny_runs
 
 SPEC = FederationSpec(
-    config=RunConfig(), classes=("ham", "spam"), sites=("a", "b"), ranks=(2, 4), most_examples=50
+    config=RunConfig(data=DataConfig(task="file")),
+    classes=("ham", "spam"),
+    sites=("a", "b"),
+    ranks=(2, 4),
+    most_examples=50,
 )
+
+KINDS = (("site", "client"), ("server", "server"))
+COLUMNS = deploy_commands.Columns(text="body")
 
 REFUSED = {"fedsa_lora"}
 
@@ -102,17 +113,18 @@ def test_ranks_that_need_more_than_their_number_are_refused(ranks):
 
 
 def answer(id: int, examples: object = 7, **other) -> bytes:
-    values = {"digest": SPEC.digest, "client": id, "examples": examples, "kernels": ""}
+    values = {"digest": SPEC.digest, "client": id, "examples": examples, "rank": 2, "kernels": ""}
     return to_bytes(Message({}, values | other))
 
 
-def asked(answers: dict[int, bytes], known=()) -> dict[int, int]:
-    return register(SPEC, "base", lambda data: answers, dict(known)).examples
+def asked(answers: dict[int, bytes], known=()) -> dict[int, tuple[int, int]]:
+    earlier = {k: Registered(*one) for k, one in dict(known).items()}
+    return {**register(SPEC, "base", lambda data: answers, earlier).sites}
 
 
-def test_sites_say_how_many_examples_they_have_up_to_a_limit():
-    assert asked({0: answer(0), 1: answer(1, 10**6)}) == {0: 7, 1: 50}
-    assert asked({0: answer(0)}, {1: 9}) == {0: 7, 1: 9}
+def test_sites_say_how_many_examples_they_have_up_to_a_limit_and_their_rank():
+    assert asked({0: answer(0), 1: answer(1, 10**6)}) == {0: (7, 2), 1: (50, 2)}
+    assert asked({0: answer(0)}, {1: (9, 4)}) == {0: (7, 2), 1: (9, 4)}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +135,8 @@ def test_sites_say_how_many_examples_they_have_up_to_a_limit():
         ({0: answer(0, -1), 1: answer(1)}, "examples = -1"),
         ({0: answer(0, 1.5), 1: answer(1)}, "examples = 1.5"),
         ({0: answer(0, digest="x"), 1: answer(1)}, "digest"),
+        ({0: answer(0, rank=5), 1: answer(1)}, "rank = 5, must be from 1 to 4"),
+        ({0: answer(0, kernels=3), 1: answer(1)}, "no text .* as kernels"),
         ({0: b"", 1: answer(1)}, "Site 'a' cannot take part"),
     ],
 )
@@ -132,8 +146,56 @@ def test_a_site_that_does_not_register_as_it_must_is_named(answers, words):
 
 
 def test_a_site_that_comes_back_with_another_file_is_refused():
-    with pytest.raises(InputError, match="has 7 examples and had 9"):
-        asked({0: answer(0), 1: answer(1)}, {0: 9})
+    with pytest.raises(InputError, match="has 7 examples and rank 2, and had 9 and 2"):
+        asked({0: answer(0), 1: answer(1)}, {0: (9, 2)})
+    with pytest.raises(InputError, match="has 7 examples and rank 2, and had 7 and 4"):
+        asked({0: answer(0), 1: answer(1)}, {0: (7, 4)})
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "words"),
+    [
+        ("instructions", ("a", "b"), "no classes"),
+        ("file(train='/home/me/a.csv')", ("a", "b"), "names no files or columns"),
+        ("mrpc", ("a", "b"), "file or instructions"),
+        ("file(metric='pearson')", (), "no scores as labels"),
+    ],
+)
+def test_a_task_that_sites_cannot_share_is_refused(task, classes, words):
+    config = RunConfig(data=DataConfig(task=task))
+    with pytest.raises(InputError, match=words):
+        changed(config=config, classes=classes)
+
+
+def test_a_spec_holds_no_name_of_a_file_or_column():
+    """Kits hold it, and the server's folders are nobody else's business."""
+    own = deploy_commands._task(pathlib.Path("/secret/test.csv"), COLUMNS, language=False)
+    made = deploy_commands._spec(RunConfig(), ("a", "b"), ("x", "y"), own, 1, 60)
+    text = json.dumps(made.to_record())
+    assert "secret" in own and "body" in own
+    assert "secret" not in text and "body" not in text
+
+
+def test_a_site_chooses_its_rank_or_says_its_memory_and_the_server_stores_the_largest():
+    config = run_config(SPEC, ranks=[1, 3])
+    assert config.federation.ranks == "table(ranks=[1, 3], most=4)"
+    layer = LoraSpec(targets=(LoraTarget("out", 5, 7, None),), rank=4, alpha=4.0)
+    kernel, bias = np.zeros((5, 7), np.float32), np.zeros(3, np.float32)
+    params = {"out": {"kernel": kernel}, "head": {"bias": bias}}
+    one, fixed = 4 * 4 * 12, 4 * 35 + 4 * 12  # value, gradient and two moments
+
+    def rank(**options):
+        own = client.SiteOptions(name="a", train="x.csv", **options)
+        return client.chosen_rank(SPEC, own, layer, params)
+
+    assert (rank(), rank(rank=3)) == (2, 3)
+    assert [rank(memory=fixed + n * one + 5) for n in (1, 3, 40)] == [1, 3, 4]
+    with pytest.raises(InputError, match="rank from 1 to 4"):
+        rank(rank=5)
+    with pytest.raises(InputError, match="Rank 1 needs"):
+        rank(memory=fixed)
+    with pytest.raises(InputError, match="leave out one"):
+        rank(rank=1, memory=10)
 
 
 def test_an_exchange_names_the_site():
@@ -165,9 +227,11 @@ def test_a_kit_with_files_outside_of_it_is_refused(name, tmp_path):
 def test_a_job_holds_the_names_of_two_classes_and_no_code(tmp_path):
     job = kits.write_job(tmp_path / "job", SPEC, {"out": "x"})
     files = {path.relative_to(job).as_posix() for path in job.rglob("*") if path.is_file()}
-    config = "app/config/config_fed_"
-    assert files == {"meta.json", f"{config}server.json", f"{config}client.json"}
-    text = (job / f"{config}client.json").read_text("utf-8")
+    client, server = (f"app_{n}/config/config_fed_{m}.json" for n, m in KINDS)
+    assert files == {"meta.json", server, client}
+    apps = json.loads((job / "meta.json").read_text("utf-8"))["deploy_map"]
+    assert apps == {"app_server": ["server"], "app_site": ["a", "b"]}
+    text = (job / client).read_text("utf-8")
     assert kits.EXECUTOR in text and spec.from_record(
         json.loads(text)["executors"][0]["executor"]["args"]["spec"]
     ) == SPEC  # fmt: skip
