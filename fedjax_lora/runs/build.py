@@ -17,6 +17,7 @@ from fedjax_lora.runs.compilation import CompiledFunctions, RoundSpec, at_precis
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
 from fedjax_lora.runs.evaluations import Evaluations, part_of
+from fedjax_lora.runs.fairness import check_clients_can_be_scored
 from fedjax_lora.runs.late_clients import make_events
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets
 from fedjax_lora.runs.plans import make_federation, make_round_spec
@@ -119,6 +120,7 @@ def _make_evaluations(
     place: Callable[[Any], Any],
 ) -> Evaluations:
     """Build the evaluations on the test split, or a part of it, and on all other splits."""
+    check_clients_can_be_scored(config, assets.task)
     batch, count = config.execution.eval_batch, config.execution.eval_examples
     test, splits = LabelledSplit("", assets.task.test, assets.test), []
     if assets.task.validation is not None and assets.validation is not None:

@@ -181,7 +181,7 @@ def evaluate_clients(
         classes.
       on_client: called with each client that is done.
     """
-    shares = _class_shares(run) if local_scores else None
+    shares = class_shares(run) if local_scores else None
     predictions: dict[str, Any] = {}
     rows = []
     for client, rank in enumerate(progress.rank.tolist()):
@@ -197,7 +197,7 @@ def evaluate_clients(
     return rows
 
 
-def _class_shares(run: Run) -> np.ndarray | None:
+def class_shares(run: Run) -> np.ndarray | None:
     """Compute the share of each class among each client's training examples, ``[N, C]``."""
     task = run.inputs.assets.task
     if not task.classes:

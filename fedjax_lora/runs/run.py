@@ -22,6 +22,7 @@ from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.compilation import programs as new_programs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.cost.clients_per_step import choose_clients_per_step
+from fedjax_lora.runs.fairness import client_scores
 from fedjax_lora.runs.folder import RunFolder
 from fedjax_lora.runs.loading import Assets, execution_of, load_assets, log_notes
 from fedjax_lora.runs.outputs import Result, finish, make_result
@@ -138,7 +139,8 @@ def run(
                 hooks = Hooks(on_round, on_phase, stop)
                 progress = play(built, progress, recorder, clock, hooks)
             history = recorder.history
-            summary = finish(built, progress, history, reference, clock.times(), folder)
+            found = reference | client_scores(built, progress, history[-1])
+            summary = finish(built, progress, history, found, clock.times(), folder)
         return make_result(built, progress, history, summary, folder)
 
 
@@ -295,8 +297,8 @@ def _check_arguments(config: RunConfig, out: str | pathlib.Path | None, *, resum
     if resume and out is None:
         raise InputError("A run is resumed in its folder; give out.")
     count, options = jax.process_count(), config.execution
-    if count > 1 and (options.mode != "sharded" or options.measure):
+    if count > 1 and (options.mode != "sharded" or options.measure or options.evaluate_clients):
         raise InputError(
-            f"A run of {count} processes needs --mode sharded, and cannot measure; leave out "
-            "--measure."
+            f"A run of {count} processes needs --mode sharded, and can neither measure nor score "
+            "clients; leave out --measure and --evaluate-clients."
         )

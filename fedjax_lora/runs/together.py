@@ -23,6 +23,7 @@ from fedjax_lora.runs.checkpoints import Progress
 from fedjax_lora.runs.compilation import CompiledFunctions
 from fedjax_lora.runs.compilation import programs as new_programs
 from fedjax_lora.runs.config import RunConfig
+from fedjax_lora.runs.fairness import client_scores
 from fedjax_lora.runs.loading import Assets
 from fedjax_lora.runs.outputs import Result, finish, make_result
 from fedjax_lora.runs.prepared import Run
@@ -232,7 +233,8 @@ def _result(
     times: dict[str, float],
     together: int,
 ) -> Result:
-    summary = finish(run, progress, history, reference, times, None)
+    found = reference | client_scores(run, progress, history[-1])
+    summary = finish(run, progress, history, found, times, None)
     return make_result(run, progress, history, summary | {"runs_together": together}, None)
 
 

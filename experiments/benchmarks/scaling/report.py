@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments.benchmarks.scaling import RECORDS, RESULTS
+from experiments.benchmarks.scaling import RECORDS, RESULTS, federation
 from experiments.benchmarks.scaling.points import POINTS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
@@ -67,6 +67,20 @@ def table(results: pathlib.Path = RESULTS) -> str:
     """Tabulate all measurements."""
     found = records(results).values()
     return as_table(COLUMNS, [row(record, made[0]) for made in found for record in made])
+
+
+def federation_table(results: pathlib.Path = RESULTS) -> str:
+    """Tabulate the runs of large federations."""
+    found = json_lines.by_name(results / federation.RECORDS).values()
+    cells = [
+        [
+            f"{record['cohort']:,} of {record['clients']:,}",
+            f"{record['peak_megabytes']:,.0f}",
+            f"{record['processor_seconds']:,.0f}",
+        ]
+        for record in sorted(found, key=lambda record: record["clients"])
+    ]
+    return as_table(("clients in a round", "peak memory, MB", "processor seconds"), cells)
 
 
 def draw(results: pathlib.Path, file: pathlib.Path) -> None:
@@ -129,3 +143,4 @@ if __name__ == "__main__":
     (RESULTS / "table.md").write_text(table(), encoding="utf-8")
     draw(RESULTS, RESULTS / "scaling.png")
     put("scaling", table())
+    put("scaling_federation", federation_table())

@@ -4,9 +4,6 @@ import dataclasses
 
 from experiments.benchmarks.backbones import Work
 
-SLICES = ("v5e:1x1", "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:2x2x1", "v6e:2x2", "h100:8")
-METHODS = ("fed_plora", "hlora", "flora")
-
 SIZES = {
     "minilm": (16, 64),
     "bert-base": (16, 64),
@@ -45,10 +42,29 @@ class Point:
         )
 
 
-POINTS = tuple(
-    Point(target=target, backbone=backbone, method=method)
-    for backbone in SIZES
-    for method in METHODS
-    for target in SLICES
+def _points(backbone: str, method: str, *targets: str) -> tuple[Point, ...]:
+    return tuple(Point(target=t, backbone=backbone, method=method) for t in targets)
+
+
+POINTS = (
+    *_points("minilm", "fed_plora", "v5e:1x1", "v5e:4x4"),
+    *_points("bert-base", "fed_plora", "v5e:4x4"),
+    *_points("llama-1b", "fed_plora", "v5e:4x4"),
+    *_points("minilm", "flora", "v5e:4x4"),
+    *_points("minilm", "hlora", "v5e:4x4"),
+    *_points("roberta-large", "fed_plora", "v5e:4x4"),
+    *_points("llama-8b", "fed_plora", "v5p:2x2x1"),
+    *_points("minilm", "fed_plora", "v5e:16x16"),
+    *_points("bert-base", "fed_plora", "v5e:1x1", "v5e:16x16"),
+    *_points("llama-1b", "fed_plora", "v5e:1x1", "v5e:16x16"),
+    *_points("bert-base", "hlora", "v5e:4x4"),
+    *_points("bert-base", "flora", "v5e:4x4"),
+    *_points("roberta-large", "fed_plora", "v5e:1x1", "v5e:16x16"),
+    *_points("bert-base", "fed_plora", "v6e:2x2", "v5p:2x2x1"),
+    *_points("llama-8b", "fed_plora", "v5e:1x1"),
+    *_points("llama-1b", "hlora", "v5e:4x4"),
+    *_points("llama-1b", "flora", "v5e:4x4"),
+    *_points("minilm", "hlora", "v5e:1x1", "v5e:16x16"),
+    *_points("minilm", "flora", "v5e:1x1", "v5e:16x16"),
 )
-"""In the order of what compiling them takes."""
+"""What matters most first: every backbone and every method, then how they grow with the chips."""

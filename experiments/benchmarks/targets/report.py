@@ -22,7 +22,7 @@ COLUMNS = (
     "round, estimated ms",
     "% of the peak",
     "exchanged on a chip",
-    "compiled in, s",
+    "compiled in, processor s",
 )
 
 
@@ -48,7 +48,7 @@ def _row(name: str, target: str, record: dict[str, Any]) -> list[str]:
     """Format a point; a round that does not fit has the memory that it needs."""
     estimate = f"({record['estimated_bytes'] / 1e9:.2f})"
     first = [name, f"{record['chips']}; {record['clients_at_once']} of {CLIENTS_PER_CHIP}"]
-    seconds = f"{record['compile_seconds']:.0f}"
+    seconds = f"{record['processor_seconds']:.0f}"
     if "needed" in record:
         room = record["available"] / 1e9
         needed = f"does not fit: {record['needed'] / 1e9:.2f} of {room:.2f} {estimate}"

@@ -48,7 +48,11 @@ def compiled(point: Point) -> dict[str, Any]:
         outline = cost.outline_run(run_config(work), assets(work, weights=False))
         needs = cost.needs_of(outline)
         found = cost.compile_round(outline)
-    return described(needs, found) | {"chips": spec.count, "jax": jax.__version__}
+    return described(needs, found) | {
+        "chips": spec.count,
+        "jax": jax.__version__,
+        "processor_seconds": time.process_time(),
+    }
 
 
 def described(needs: Any, found: Any) -> dict[str, Any]:

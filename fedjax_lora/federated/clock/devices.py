@@ -76,15 +76,21 @@ DEVICE_CLASSES: Mapping[str, DeviceClass] = {
     ),
     "jetson-orin-nano": DeviceClass(
         1.28e12, 8 * GIGABYTE, *MOBILE_5G,
-        "NVIDIA data sheet: 1024 cores at 625 MHz, two operations a cycle",
+        "NVIDIA data sheet of the 8 GB module: 1024 cores at 625 MHz, two operations a cycle (the "
+        "Super mode of 2024 has 1020 MHz)",
     ),
     "laptop-m1": DeviceClass(
-        2.6e12, 8 * GIGABYTE, *BROADBAND, "Apple, press release of the M1 (2020): 2.6 teraflops"
+        2.6e12, 8 * GIGABYTE, *BROADBAND,
+        "Apple, press release of the M1 (2020): 2.6 teraflops, with 8 GPU cores",
     ),
     "desktop-rtx4090": DeviceClass(
-        82.6e12, 24 * GIGABYTE, *BROADBAND, "NVIDIA Ada architecture whitepaper"
+        82.6e12, 24 * GIGABYTE, *BROADBAND,
+        "NVIDIA Ada architecture whitepaper: 16384 cores at 2.52 GHz, two operations a cycle",
     ),
-    "server-t4": DeviceClass(8.1e12, 16 * GIGABYTE, *WIRED, "NVIDIA T4 data sheet"),
+    "server-t4": DeviceClass(
+        8.1e12, 16 * GIGABYTE, *WIRED,
+        "NVIDIA T4 data sheet: 2560 cores at 1.59 GHz, two operations a cycle",
+    ),
 }  # fmt: skip
 """Classes of devices by name."""
 

@@ -198,6 +198,9 @@ class ExecutionConfig(_Group):
     by default always on all. Records say how many with the name eval_examples."""
     eval_batch: int = 64
     """Examples in an evaluation batch."""
+    evaluate_clients: bool = False
+    """After the last round, score every client's own model and the global one on the client's mix
+    of classes; compare then tells the mean over clients, the worst tenth, and each rank."""
     measure: bool = False
     """Measure every round: noise of initialisation and aggregation, spectrum of the global adapter,
     similarity of the clients' components, server time, memory of a client."""

@@ -33,6 +33,13 @@ sums over all rounds and clients, as clients would send them. Where clients have
 reaches it: that of the stopping rule, or else the highest that every run reaches."""
 
 
+CLIENTS_NOTE = """Accuracy on test examples mixed as each client's own: sum over classes of the
+client's share of the class times the accuracy on it. "own" is the model that a client would begin
+the next round with, cut to its rank, with its personal factors and head where a method or
+heads='local' keeps them; "global" is the server's model. Means over seeds; the worst tenth is that
+of each seed, and ranks are those after the last round."""
+
+
 def page(
     lines: Sequence[Line],
     figure: bytes,
@@ -60,6 +67,7 @@ def page(
         f'src="data:image/png;base64,{picture}"></p>',
         _table(header, body),
         f'<p class="note">{NOTE}</p>',
+        *_clients(lines),
         *_failed(errors),
         "<h2>What differs between runs</h2>",
         _table(["setting", "values"], varied),
@@ -117,6 +125,13 @@ def _unquoted(value: str) -> str:
 
 def _escape(text: str) -> str:
     return html.escape(printable(text))
+
+
+def _clients(lines: Sequence[Line]) -> list[str]:
+    found = statistics.by_client(lines)
+    if found is None:
+        return []
+    return ["<h2>Clients</h2>", _table(*found), f'<p class="note">{CLIENTS_NOTE}</p>']
 
 
 def _failed(errors: Mapping[str, str]) -> list[str]:

@@ -23,6 +23,7 @@ from fedjax_lora import data
 from fedjax_lora.core import registry
 from fedjax_lora.core.json_values import History, JsonValue
 from fedjax_lora.core.safe_text import markdown_cell, spreadsheet_cell
+from fedjax_lora.runs.sweep.fairness import Fairness, fairness, table
 from fedjax_lora.runs.sweep.grid import Cell
 from fedjax_lora.runs.sweep.intervals import Estimate, estimate
 from fedjax_lora.runs.sweep.record_store import Record
@@ -47,6 +48,7 @@ class Line(NamedTuple):
     up: float  # bytes of a whole run, mean over seeds
     down: float
     time: "Time | None" = None  # on the simulated clock, if all runs of the table have one
+    fairness: dict[str, Fairness] | None = None  # by model, if all runs of the line have it
 
 
 class Time(NamedTuple):
@@ -209,6 +211,7 @@ def _line(group: list[Run], groups: Mapping[str, list[Run]], first: str) -> Line
         estimate(common) if common and labels["method"] != first else None,
         float(np.mean([h["up_bytes"] for h in sent])),
         float(np.mean([h["down_bytes"] for h in sent])),
+        fairness=fairness([record["summary"] for _, record in group]),
     )
 
 
@@ -230,7 +233,30 @@ def shown(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         targets = {line.time.target for line in lines if line.time is not None}
         reached = f"{targets.pop():.4f}" if len(targets) == 1 else "the score of all runs"
         header += ["simulated h", f"h to {reached}"]
-    return header, [list(_texts(line, several, len(metrics) > 1)) for line in lines]
+    body = [list(_texts(line, several, len(metrics) > 1)) for line in lines]
+    if worst := _worst_tenths(lines):
+        header.append("worst tenth of clients")
+        body = [[*row, text] for row, text in zip(body, worst, strict=True)]
+    return header, body
+
+
+def _worst_tenths(lines: Sequence[Line]) -> list[str]:
+    """The accuracy of the worst tenth of clients with their own models, if all lines have it."""
+    found = [line.fairness["own"].worst_tenth for line in lines if line.fairness is not None]
+    return [f"{value:.4f}" for value in found] if len(found) == len(lines) else []
+
+
+def by_client(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]] | None:
+    """A table of how clients fare as text: a header and rows; None if no run has scored them."""
+    found = [
+        ([str(_plain(value)) for value in line.labels.values()], line.fairness)
+        for line in lines
+        if line.fairness is not None
+    ]
+    if not found:
+        return None
+    header, *body = table(found)
+    return [*lines[0].labels, *header], body
 
 
 def _texts(line: Line, several: bool, name_metric: bool) -> Iterator[str]:
@@ -269,7 +295,12 @@ def _difference(difference: Estimate | None, n: int) -> str:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The summary as a Markdown table."""
-    header, body = shown(lines)
+    """The summary as a Markdown table, and a second one of clients if runs have scored them."""
+    text = _markdown_of(*shown(lines))
+    clients = by_client(lines)
+    return text if clients is None else text + "\n" + _markdown_of(*clients)
+
+
+def _markdown_of(header: list[str], body: list[list[str]]) -> str:
     made = [header, ["---"] * len(header), *body]
     return "".join("| " + " | ".join(map(markdown_cell, row)) + " |\n" for row in made)
