@@ -9,11 +9,11 @@ import shlex
 from typing import Any
 
 from experiments.benchmarks.targets import RESULTS
-from experiments.benchmarks.targets.points import CLIENTS_PER_CHIP, POINTS
+from experiments.benchmarks.targets.points import CLIENTS_PER_CHIP, POINTS, SIZES, Point
 from experiments.benchmarks.targets.scaling import RECORDS
 from experiments.tools import json_lines
 from experiments.tools.markdown import as_table, put
-from fedjax_lora.core.chips import CHIPS
+from fedjax_lora.core.chips import CHIPS, parse_target
 
 COLUMNS = (
     "round",
@@ -37,11 +37,17 @@ def block() -> str:
 def table(file: pathlib.Path = RESULTS / RECORDS) -> str:
     """Tabulate the points that were compiled, and say how many were not."""
     found = json_lines.by_name(file)
-    told = [(p, found[p.name]) for p in POINTS if "error" not in found.get(p.name, {"error": ""})]
+    ordered = sorted(POINTS, key=_place)
+    told = [(p, found[p.name]) for p in ordered if "error" not in found.get(p.name, {"error": ""})]
     late = [name for name, record in found.items() if "error" in record]
     words = f"Of {len(POINTS)} rounds {len(told)} were compiled so far"
     words += f"; not in their time, or not at all: {', '.join(late)}." if late else "."
     return "\n".join([as_table(COLUMNS, [_row(p.name, p.target, r) for p, r in told]), words, ""])
+
+
+def _place(point: Point) -> tuple[int, str, int]:
+    """Return the place of a point in the table: by backbone, method and chips."""
+    return [*SIZES].index(point.backbone), point.method, parse_target(point.target).count
 
 
 def _row(name: str, target: str, record: dict[str, Any]) -> list[str]:
