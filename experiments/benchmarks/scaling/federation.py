@@ -1,6 +1,6 @@
 """Memory of a whole run whose federation is much larger than its cohorts.
 
-``fedjax-lora run`` on made-up texts, four for every client, with three layers of MiniLM and clients
+``fedjax-lora run`` on made-up texts, two for every client, with three layers of MiniLM and clients
 of ranks 2 to 16. Peak memory is that of the process and its children, from reading the texts to the
 results. Two processes, about two minutes each on two idle cores:
 
@@ -24,9 +24,9 @@ from experiments.benchmarks.scaling import RESULTS
 from experiments.tools import json_lines
 
 RECORDS = "federation.jsonl"
-COHORT, SIZES = 1_000, (1_000, 100_000)
+COHORT, SIZES = 1_000, (100_000, 1_000)
 OPTIONS = (
-    "--layers=3", "--rounds=2", "--eval-every=2", "--batch=4", "--max-length=16",
+    "--layers=3", "--rounds=2", "--eval-every=2", "--batch=2", "--max-length=16",
     "--min-examples=1", "--clients-per-step=10", "--step-shapes=1", "--learning-rate=0.01",
 )  # fmt: skip
 WORDS = (
@@ -49,7 +49,7 @@ def measure(clients: int, cohort: int, options: tuple[str, ...] = OPTIONS) -> di
     """Run a federation of this size in a process of its own; returns its record."""
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
-        write_texts(folder / "train.csv", 4 * clients, seed=0)
+        write_texts(folder / "train.csv", 2 * clients, seed=0)
         write_texts(folder / "test.csv", 100, seed=1)
         task = f"file(train={made + '/train.csv'!r}, test={made + '/test.csv'!r})"
         command = [
