@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_lora import data, federated, interop, models
-from fedjax_lora.core.backend import check_backend
+from fedjax_lora.core.backend import check_backend, multiplies_bfloat16
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.target import Target, current_target
 from fedjax_lora.core.types import Key
@@ -67,6 +67,7 @@ def load_assets(
       InputError: anything wrong with task, files or model, in one sentence.
     """
     check_backend()
+    warn_of_slow_dtype(config.model.dtype)
     options = config.data
     task = data.load(
         options.task,
@@ -81,6 +82,15 @@ def load_assets(
     model = _load_model(config, task, model, weights=weights)
     check_tokenizer(model)
     return _encode(task, model, options.max_length, cache_dir)
+
+
+def warn_of_slow_dtype(dtype: str) -> None:
+    """Warn of products in bfloat16 on a processor that has none."""
+    if dtype == "bfloat16" and current_target().is_cpu and multiplies_bfloat16() is False:
+        log.warning(
+            "this processor does not multiply bfloat16 (its features name no avx512_bf16, amx_bf16 "
+            "or bf16), so --dtype bfloat16 is slower than float32 here"
+        )
 
 
 def _load_model(

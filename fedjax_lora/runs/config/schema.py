@@ -50,7 +50,8 @@ class ModelConfig(_Group):
     pooling: Literal["family", "mean"] = "family"
     """Input of the classifier: that of the model family, or the mean over all tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of computation in the base; adapters and their optimizer stay float32."""
+    """Precision of computation in the base; adapters and their optimizer stay float32. A CPU gains
+    from bfloat16 only if it multiplies it (avx512_bf16, amx_bf16); others are told so."""
     precision: Literal["default", "highest"] = "default"
     """Precision of float32 products in the base, in training, scoring and generated answers: a TPU
     rounds their factors to bfloat16 and a GPU to TF32, unless this is highest. A CPU computes in
