@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,11 @@ from fedjax_lora.interop.trained_model import TrainedModel
 __all__ = ["save_merged"]
 
 _GENERATION = "generation_config.json"
+_OTHER_CLASSES = MappingProxyType(
+    {"GPT2ForCausalLM": "GPT2LMHeadModel", "Gemma3TextForCausalLM": "Gemma3ForCausalLM"}
+)
+"""Classes of `transformers` whose names do not follow from the family and the task."""
+
 # Fields of the base's config that must not be copied: code to run, paths and storage types.
 _DROPPED_FIELDS = (
     "auto_map",
@@ -121,7 +127,7 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
         **{name: value for name, value in base.items() if name not in _DROPPED_FIELDS}
     )
     config.num_hidden_layers = pretrained.config.layers
-    if isinstance(pretrained.config, models.DecoderConfig):
+    if not models.is_encoder(pretrained.config):
         _set_decoder_fields(config, pretrained)
     if not metadata.language:
         config.id2label = dict(enumerate(metadata.classes or ["score"]))
@@ -130,8 +136,8 @@ def _config(pretrained: models.Pretrained, metadata: ModelMetadata) -> dict[str,
     config.dtype = "float32"
     family = type(config).__name__.removesuffix("Config")
     suffix = _class_suffix(pretrained)
-    family = "Gemma3" if (family, suffix) == ("Gemma3Text", "ForCausalLM") else family
-    config.architectures = [f"{family}{suffix}"]
+    name = f"{family}{suffix}"
+    config.architectures = [_OTHER_CLASSES.get(name, name)]
     return json.loads(config.to_json_string(use_diff=True))
 
 

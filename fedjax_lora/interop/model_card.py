@@ -79,7 +79,7 @@ def padded_tokenizer(pretrained: models.Pretrained) -> Tokenizer:
       pretrained: a base with a tokenizer.
     """
     tokenizer = copy.deepcopy(cast(Tokenizer, pretrained.tokenizer))
-    if isinstance(pretrained.config, EncoderConfig) or not pretrained.config.num_labels:
+    if models.is_encoder(pretrained.config) or not pretrained.config.num_labels:
         return tokenizer
     last = tokenizer("a", return_attention_mask=False)["input_ids"][-1:]
     if tokenizer.pad_token_id in (None, *last):
@@ -196,7 +196,7 @@ def _loading(
     yield f"    base, {', '.join(options)}"
     yield ")"
     yield 'model = PeftModel.from_pretrained(model, ".").eval()'
-    if not isinstance(pretrained.config, EncoderConfig) and not metadata.language:
+    if not models.is_encoder(pretrained.config) and not metadata.language:
         tokenizer = padded_tokenizer(pretrained) if pretrained.tokenizer is not None else None
         if tokenizer is not None and tokenizer.pad_token is not None:
             yield f"tokenizer.pad_token = {json.dumps(tokenizer.pad_token, ensure_ascii=False)}"
@@ -231,7 +231,7 @@ def _classifying(
 
 
 def _head_term(config: Any) -> str:
-    if isinstance(config, EncoderConfig):
+    if models.is_encoder(config):
         return 'head["classifier.weight"].T + head["classifier.bias"]'
     return 'head["score.weight"].T'
 

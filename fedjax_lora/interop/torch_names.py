@@ -80,7 +80,8 @@ def vocabulary(model: models.Pretrained, *, bare: bool = False) -> dict[str, str
       Path of the parameter by the tensor's name; both names have one path if they are tied.
     """
     flat = trees.flat(model.params)
-    candidates = ("encoder/embeddings/word", "decoder/embed_tokens", "vocabulary")
+    tables = ("encoder/embeddings/word", "encoder/embed_tokens", "decoder/embed_tokens")
+    candidates = (*tables, "vocabulary")
     paths = [f"{part}/embedding" for part in candidates if f"{part}/embedding" in flat]
     names = {models.hf_name(model.config, path): path for path in paths}
     if not model.config.num_labels and "vocabulary/embedding" not in flat:
@@ -103,6 +104,8 @@ def tensors(model: models.Pretrained, params: Params) -> dict[str, np.ndarray]:
         value = np.asarray(quantization.dequantize(leaf))
         stacked = models.is_stacked(model.config, path)
         for layer in range(value.shape[0]) if stacked else (None,):
+            if not models.is_stored(model.config, path, layer):
+                continue
             array = value if layer is None else value[layer]
             name = _class_name(model, models.hf_name(model.config, path, layer))
             named[name] = array.T if models.is_transposed(model.config, path) else array

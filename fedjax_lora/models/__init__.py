@@ -21,6 +21,7 @@ from fedjax_lora.models.huggingface.param_names import (
     hf_module,
     hf_name,
     is_stacked,
+    is_stored,
     is_transposed,
 )
 from fedjax_lora.models.huggingface.pretrained import (
@@ -35,7 +36,7 @@ from fedjax_lora.models.huggingface.registry import MODELS, Model, resolve
 from fedjax_lora.models.init import abstract_params, random_params
 from fedjax_lora.models.init import shapes as param_shapes
 from fedjax_lora.models.kv_cache import Cache, init_cache
-from fedjax_lora.models.module_types import module_of, supports_unpadding
+from fedjax_lora.models.module_types import is_encoder, module_of, supports_unpadding
 from fedjax_lora.models.tiny import tiny
 
 __all__ = [
@@ -59,8 +60,10 @@ __all__ = [
     "hf_module",
     "hf_name",
     "init_cache",
+    "is_encoder",
     "is_gguf",
     "is_stacked",
+    "is_stored",
     "is_transposed",
     "load",
     "logits",

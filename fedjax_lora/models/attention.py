@@ -15,7 +15,7 @@ def attend(
     value: Float[Array, "n s kv d"],
     mask: Bool[Array, "n 1 #t s"],
     *,
-    bias: Float[Array, "1 heads t s"] | None = None,
+    bias: Float[Array, "#n heads t s"] | None = None,
     softcap: float | None = None,
     drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "n t heads d"]:

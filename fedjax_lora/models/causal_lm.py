@@ -1,4 +1,4 @@
-"""Causal language models, and decoders with a classification head."""
+"""Causal language models, and decoders and encoders of their layers with a classification head."""
 
 import flax.linen as nn
 import jax
@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fedjax_lora.core.types import Params
+from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.decoder import Decoded, Decoder
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder import Mask, Tokens, mean_of_tokens
 from fedjax_lora.models.kv_cache import Cache
+from fedjax_lora.models.norms import layer_norm
 
 
 class LanguageModel(nn.Module):
@@ -66,6 +68,55 @@ def logits(
         preferred_element_type=jnp.float32,
     )
     return values if softcap is None else softcap * jnp.tanh(values / softcap)
+
+
+class ModernClassifier(nn.Module):
+    """An encoder with a decoder's layers and a head; parameters are ``{'encoder', 'head'}``.
+
+    The head of ModernBERT (arXiv 2412.13663) is a layer, a norm and the output layer, on the first
+    token or the mean of all, as the config says; with mean pooling it is one linear layer.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Tokens,
+        attention_mask: Mask,
+        token_types: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "n labels"]:
+        """Compute float32 logits; the model has no token types and ignores `token_types`."""
+        config = self.config
+        encoder = Decoder(config, name="encoder")
+        hidden = encoder(input_ids, attention_mask, deterministic=deterministic).hidden
+        own = config.pooling == "family"
+        if own and config.head_pooling == "first":
+            pooled = hidden[:, 0].astype(jnp.float32)
+        else:
+            pooled = mean_of_tokens(hidden, jnp.asarray(attention_mask))
+        return PredictionHead(config, deterministic, name="head")(pooled)
+
+
+class PredictionHead(nn.Module):
+    """The head of a `ModernClassifier`, in float32."""
+
+    config: DecoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Compute logits."""
+        config = self.config
+        if config.pooling == "family":
+            dense = nn.Dense(config.hidden, use_bias=config.head_bias, name="dense")
+            pooled = ACTIVATIONS[config.head_activation](dense(pooled))
+            options = {"eps": config.norm_eps, "dtype": "float32", "bias": config.norm_bias}
+            pooled = layer_norm(pooled, name="norm", **options)
+        pooled = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(pooled)
+        return nn.Dense(config.num_labels, name="classifier")(pooled)
 
 
 class DecoderClassifier(nn.Module):

@@ -56,13 +56,14 @@ def _dense(config: DecoderConfig, features: int, name: str, *, bias: bool) -> nn
 def _norm(config: DecoderConfig, name: str, x: Array) -> Array:
     """The config's kind of norm, computed in float32, with its result in the compute dtype."""
     if config.layer_norm:
-        return layer_norm(x, name=name, eps=config.norm_eps, dtype=config.dtype)
+        plain = {"eps": config.norm_eps, "dtype": config.dtype, "bias": config.norm_bias}
+        return layer_norm(x, name=name, **plain)
     options = {"eps": config.norm_eps, "dtype": config.dtype, "offset": config.norm_offset}
     return rms_norm(x, name=name, **options)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped query heads."""
+    """Self-attention with grouped query heads, causal in a decoder."""
 
     config: DecoderConfig
     deterministic: bool
@@ -146,7 +147,10 @@ class Layer(nn.Module):
         config = self.config
         attention = Attention(config, self.deterministic, name="self_attn")
         x, inner = states.x, "post_attention_layernorm"
-        states = attention(states, _norm(config, "input_layernorm", x), view)
+        y = _norm(config, "input_layernorm", x)
+        if config.embedding_norm:
+            y = jnp.where(states.layer == 0, x, y)
+        states = attention(states, y, view)
         y = states.x
         if config.sandwich_norms:
             y, inner = _norm(config, inner, y), "pre_feedforward_layernorm"
@@ -196,6 +200,8 @@ class Decoder(nn.Module):
         at = None if positions is None else jnp.asarray(positions)
         view = make_view(config, jnp.asarray(attention_mask), at, cache)
         x = self._embeddings(jnp.asarray(input_ids), view)
+        if config.embedding_norm:
+            x = _norm(config, "embed_norm", x)
         if config.embedding_dropout:
             x = nn.Dropout(config.embedding_dropout, deterministic=deterministic)(x)
         states = layer_stack.run(

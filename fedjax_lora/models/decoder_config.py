@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from fedjax_lora.core.errors import raise_all
+from fedjax_lora.core.errors import raise_all, unknown
 from fedjax_lora.models import config_checks, rope
+from fedjax_lora.models.activations import ACTIVATIONS
 from fedjax_lora.models.rope import Rope
 
 DECODERS = (
@@ -21,6 +22,9 @@ DECODERS = (
     "qwen3",
     "smollm3",
 )
+ENCODERS = ("modernbert",)
+"""Encoders with the layers of a decoder, whose tokens attend in both directions."""
+
 WITHOUT_CLASSIFIER = ("internlm3",)
 """Families for which `transformers` has no class with a classification head."""
 
@@ -30,8 +34,8 @@ class DecoderConfig:
     """Configuration that determines a decoder's parameter shapes and its function.
 
     Attributes:
-      family: the architecture's name, one of `DECODERS`; the other fields express how the families
-        differ.
+      family: the architecture's name, one of `DECODERS` or `ENCODERS`; the other fields express how
+        the families differ.
       vocab_size: rows of the token embedding table.
       hidden: width of the hidden states.
       layers: number of layers that run.
@@ -40,12 +44,15 @@ class DecoderConfig:
       head_dim: features of a head.
       intermediate: width inside the feed-forward block.
       max_positions: the context window that the checkpoint states; see `max_tokens`.
+      causal: tokens attend to earlier tokens alone; False for an encoder.
       rope: the position embedding; None for a learned table of `max_positions` rows, added to the
         token embeddings.
       first_position: rows of that table before the one of position 0.
       local_rope: that of sliding layers, if it is another one; None if not.
       unrotated_layers: indices of the layers without a position embedding.
-      layer_norm: every norm is a LayerNorm with biases, not an RMSNorm.
+      layer_norm: every norm is a LayerNorm, not an RMSNorm.
+      norm_bias: LayerNorms have biases.
+      embedding_norm: the embeddings are normalised, and not again in the first layer.
       norm_eps: added to the mean square (or variance) in every norm.
       norm_offset: added to the stored scales of every RMSNorm.
       sandwich_norms: blocks normalise their outputs too, before the residual is added.
@@ -62,15 +69,21 @@ class DecoderConfig:
       attention_softcap: limit of their size, by a tanh; None for none.
       logit_softcap: likewise of a language model's logits.
       sliding_window: number of tokens, itself included, to which a token attends in a sliding
-        layer; None if there is no such layer.
+        layer, and in an encoder one more of earlier and of later tokens each; None if there is no
+        such layer.
       full_layers: indices of the layers with full attention in spite of `sliding_window`.
       tied: the embedding table is also the vocabulary matrix.
       attention_dropout: rate on attention weights.
       hidden_dropout: rate on the residual branches.
       embedding_dropout: rate on the embeddings.
+      head_dropout: rate inside an encoder's classification head.
       initializer_range: standard deviation of newly initialised kernels and tables.
       num_labels: width of a classifier's logits; 1 for regression; 0 for a language model.
-      pooling: input of a classifier's head: the last token (``family``) or the ``mean`` of all.
+      pooling: input of a classifier's head: the last token, or of an encoder what `head_pooling`
+        says (``family``); or the ``mean`` of all, with a linear head.
+      head_pooling: input of an encoder's own head: the ``first`` token or the ``mean`` of all.
+      head_activation: inside an encoder's own head, a key of `activations.ACTIVATIONS`.
+      head_bias: the first layer of that head has a bias.
       dtype: compute dtype of matrix products; norms, softmax and logits are float32.
       remat: recompute each layer in the backward pass instead of storing its activations.
       scan_unroll: layers per step of the layer loop; None chooses by backend.
@@ -86,11 +99,14 @@ class DecoderConfig:
     head_dim: int
     intermediate: int
     max_positions: int
+    causal: bool = True
     rope: Rope | None = dataclasses.field(default_factory=Rope)
     first_position: int = 0
     local_rope: Rope | None = None
     unrotated_layers: tuple[int, ...] = ()
     layer_norm: bool = False
+    norm_bias: bool = True
+    embedding_norm: bool = False
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     sandwich_norms: bool = False
@@ -111,9 +127,13 @@ class DecoderConfig:
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     embedding_dropout: float = 0.0
+    head_dropout: float = 0.0
     initializer_range: float = 0.02
     num_labels: int = 0
     pooling: str = "family"
+    head_pooling: str = "first"
+    head_activation: str = "gelu"
+    head_bias: bool = False
     dtype: str = "float32"
     remat: bool = False
     scan_unroll: int | None = None
@@ -130,7 +150,11 @@ class DecoderConfig:
     def with_dropout(self, rate: float) -> "DecoderConfig":
         """Return the config with this dropout rate everywhere."""
         return dataclasses.replace(
-            self, attention_dropout=rate, hidden_dropout=rate, embedding_dropout=rate
+            self,
+            attention_dropout=rate,
+            hidden_dropout=rate,
+            embedding_dropout=rate,
+            head_dropout=0.0 if self.causal else rate,
         )
 
     @property
@@ -145,8 +169,9 @@ class DecoderConfig:
 
 def _problems(config: DecoderConfig) -> Iterator[str]:
     """Yield a message for every field that is out of range."""
-    rates = ("attention_dropout", "hidden_dropout", "embedding_dropout")
-    yield from config_checks.problems(config, families=DECODERS, rates=rates)
+    rates = ("attention_dropout", "hidden_dropout", "embedding_dropout", "head_dropout")
+    families = (*DECODERS, *ENCODERS)
+    yield from config_checks.problems(config, families=families, rates=rates)
     yield from config_checks.sizes(config, {"first_position": 2**16}, least=0)
     yield from config_checks.sizes(config, {"kv_heads": config_checks.LARGEST["heads"]})
     if config.kv_heads > 0 and config.heads % config.kv_heads:
@@ -155,10 +180,20 @@ def _problems(config: DecoderConfig) -> Iterator[str]:
         yield f"head_dim is {config.head_dim} but must be even and at least 4"
     if config.num_labels < 0:
         yield f"num_labels is {config.num_labels} but must be at least 0 (0: a language model)"
+    yield from _head_problems(config)
     if config.sliding_window is not None and config.sliding_window < 1:
         yield f"sliding_window is {config.sliding_window} but must be at least 1, or None"
     yield from _scale_problems(config)
     yield from _rope_problems(config)
+
+
+def _head_problems(config: DecoderConfig) -> Iterator[str]:
+    if config.head_activation not in ACTIVATIONS:
+        yield str(unknown("activation of the head", config.head_activation, ACTIVATIONS)).rstrip(
+            "."
+        )
+    if config.head_pooling not in ("first", "mean"):
+        yield f"head_pooling is {config.head_pooling!r} but must be first or mean"
 
 
 def _scale_problems(config: DecoderConfig) -> Iterator[str]:

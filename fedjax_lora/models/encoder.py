@@ -20,7 +20,12 @@ from fedjax_lora.models.attention import attend
 from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.norms import layer_norm
-from fedjax_lora.models.relative_positions import RelativePositions
+from fedjax_lora.models.relative_positions import (
+    Distances,
+    RelativePositions,
+    disentangled_bias,
+    distance_rows,
+)
 from fedjax_lora.models.unpadding import Layout, layout
 
 Tokens = Int[Array | np.ndarray, "n t"]
@@ -64,7 +69,8 @@ class Embeddings(nn.Module):
         """Compute the embeddings, in the compute dtype."""
         config = self.config
         x = self._rows("word", config.vocab_size, input_ids)
-        x = x + self._rows("position", config.max_positions, _positions(config, input_ids))
+        if not config.traits.disentangled:
+            x = x + self._rows("position", config.max_positions, _positions(config, input_ids))
         if config.type_vocab:
             types = jnp.zeros_like(input_ids) if token_types is None else token_types
             x = x + self._rows("token_type", config.type_vocab, types)
@@ -98,6 +104,7 @@ class Attention(nn.Module):
         at: Layout,
         first_tokens: int | None,
         bias: Float[Array, "1 heads t t"] | None,
+        distances: Distances | None,
     ) -> Float[Array, "*rows_left h"]:
         """Apply the block; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
         config = self.config
@@ -105,15 +112,22 @@ class Attention(nn.Module):
         def heads(x: Array) -> Array:
             return x.reshape(*x.shape[:2], config.heads, config.hidden // config.heads)
 
-        key, value = (
-            heads(at.texts(dense(config, config.hidden, name)(x))) for name in ("key", "value")
+        key_of, value_of, query_of = (
+            dense(config, config.hidden, name) for name in ("key", "value", "query")
         )
+        key, value = (heads(at.texts(of(x))) for of in (key_of, value_of))
         texts, states = at.texts, at.states
         if first_tokens is not None:
             x = at.texts(x)[:, :first_tokens]
             texts = states = lambda x: x
             bias = None if bias is None else bias[:, :, :first_tokens]
-        query = heads(texts(dense(config, config.hidden, "query")(x)))
+        query = heads(texts(query_of(x)))
+        if distances is not None:
+            states_of = nn.Dropout(config.hidden_dropout, deterministic=self.deterministic)
+            rows = states_of(distances.states)[None]
+            far_key, far_query = (heads(of(rows))[0] for of in (key_of, query_of))
+            bias = disentangled_bias(query, key, far_query, far_key, distances.rows)
+            query = query * jnp.asarray(3**-0.5, query.dtype)  # three terms in place of one
         drop = None
         if config.attention_dropout and not self.deterministic:
             drop = nn.Dropout(config.attention_dropout, deterministic=False)
@@ -155,9 +169,11 @@ class Layer(nn.Module):
         at: Layout,
         first_tokens: int | None = None,
         bias: Float[Array, "1 heads t t"] | None = None,
+        distances: Distances | None = None,
     ) -> Float[Array, "*rows_left h"]:
         """Apply the layer; with `first_tokens`, to ``[n, first_tokens, h]`` of each text only."""
-        x = Attention(self.config, self.deterministic, name="attention")(x, at, first_tokens, bias)
+        attention = Attention(self.config, self.deterministic, name="attention")
+        x = attention(x, at, first_tokens, bias, distances)
         return FeedForward(self.config, self.deterministic, name="feed_forward")(x)
 
 
@@ -198,6 +214,7 @@ class Encoder(nn.Module):
         bias = None
         if config.traits.relative_positions:
             bias = RelativePositions(config.heads, name="relative_positions")(input_ids.shape[1])
+        distances = self._distances(input_ids.shape[1]) if config.traits.disentangled else None
         if config.projects_embeddings:
             x = dense(config, config.hidden, "projection")(x)
         where = layout(jnp.asarray(attention_mask), None if at is None else jnp.asarray(at))
@@ -207,7 +224,7 @@ class Encoder(nn.Module):
         first_tokens = 1 if first and unrolled else None
         x = layer_stack.run(
             Layer(config, deterministic, name="layers"),
-            lambda layer, x, last: layer(x, where, first_tokens if last else None, bias),
+            lambda layer, x, last: layer(x, where, first_tokens if last else None, bias, distances),
             where.states(x),
             count=config.layers,
             scan_unroll=config.scan_unroll,
@@ -216,6 +233,18 @@ class Encoder(nn.Module):
         )
         x = where.texts(x) if first_tokens is None else x
         return Encoded(hidden=x, pooled=self._pool(x, where.mask))
+
+    def _distances(self, tokens: int) -> Distances:
+        """Embeddings of the buckets of distances, and the bucket of every two tokens."""
+        config = self.config
+        buckets, longest = config.distance_buckets, config.longest_distance
+        table = nn.Embed(2 * buckets, config.hidden, name="distances")
+        states = table(jnp.arange(2 * buckets)).astype(config.dtype)
+        if config.distance_norm:
+            states = layer_norm(
+                states, name="distance_norm", eps=config.layer_norm_eps, dtype=config.dtype
+            )
+        return Distances(states, distance_rows(tokens, buckets, longest))
 
     def _pool(self, hidden: Array, mask: Array) -> Float[Array, "n h"]:
         if self.config.pooling == "mean":

@@ -22,6 +22,9 @@ class EncoderConfig:
       heads: attention heads; divides `hidden`.
       intermediate: width inside the feed-forward block.
       max_positions: rows of the position embedding table; see `max_tokens`.
+      distance_buckets: buckets of distances on each side, of a family with disentangled attention.
+      longest_distance: the distance from which on all are in one bucket.
+      distance_norm: the embeddings of distances are normalised.
       type_vocab: rows of the token-type table; 0 for a family without one.
       pad_token_id: the id that position counting skips (RoBERTa).
       layer_norm_eps: added to the variance in every LayerNorm.
@@ -49,6 +52,9 @@ class EncoderConfig:
     max_positions: int
     type_vocab: int
     pad_token_id: int
+    distance_buckets: int = 0
+    longest_distance: int = 0
+    distance_norm: bool = False
     layer_norm_eps: float = 1e-12
     activation: str = "gelu"
     hidden_dropout: float = 0.1
@@ -115,6 +121,10 @@ def _problems(config: EncoderConfig) -> Iterator[str]:
     yield from config_checks.problems(config, families=FAMILIES, rates=rates)
     yield from config_checks.sizes(config, {"embedding_size": config_checks.LARGEST["hidden"]})
     yield from config_checks.sizes(config, {"type_vocab": 2**16}, least=0)
+    if config.family in FAMILIES and config.traits.disentangled:
+        yield from config_checks.sizes(config, {"distance_buckets": 2**16}, least=4)
+        if config.longest_distance <= config.distance_buckets // 2 + 1:
+            yield f"longest_distance is {config.longest_distance}, which the buckets do not need"
     if not 0 < config.layer_norm_eps < math.inf:
         yield f"layer_norm_eps is {config.layer_norm_eps} but must be above 0 and finite"
     if config.family in FAMILIES and not 0 <= config.first_position < config.max_positions:

@@ -21,6 +21,8 @@ class Family(NamedTuple):
       shared_layers: one set of layer parameters serves every layer.
       relative_positions: attention adds a learned bias by the distance of two tokens (arXiv
         1910.10683), the same in all layers.
+      disentangled: attention has terms of content and distance in place of position embeddings
+        (arXiv 2006.03654), with keys and queries of distances by the projections of the content.
       padded_positions: positions count the tokens that are not padding, from ``pad_token_id + 1``.
       attention_output_dropout: dropout on the residual branch of the attention block.
       feed_forward_dropout: dropout on the residual branch of the feed-forward block.
@@ -34,6 +36,7 @@ class Family(NamedTuple):
     square_projection: bool = False
     shared_layers: bool = False
     relative_positions: bool = False
+    disentangled: bool = False
     padded_positions: bool = False
     attention_output_dropout: bool = True
     feed_forward_dropout: bool = True
@@ -51,6 +54,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "bert": Family("bert", pooler=True),
         "camembert": Family("roberta", head="dense_tanh", padded_positions=True),
+        "deberta-v2": Family("deberta", head="context", disentangled=True),
         "distilbert": Family(
             "distilbert", head="pre_classifier", token_types=False, attention_output_dropout=False
         ),

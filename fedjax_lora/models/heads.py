@@ -58,8 +58,24 @@ class PreClassifierHead(nn.Module):
         return _dense(config, config.num_labels, "classifier")(x)
 
 
+class ContextHead(nn.Module):
+    """DeBERTa-v3: a GELU layer, dropout, then the output layer."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n h"]) -> Float[Array, "n labels"]:
+        """Logits."""
+        config = self.config
+        x = ACTIVATIONS["gelu"](_dense(config, config.hidden, "pooler")(pooled))
+        x = nn.Dropout(config.head_dropout, deterministic=self.deterministic)(x)
+        return _dense(config, config.num_labels, "classifier")(x)
+
+
 HEADS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
+        "context": ContextHead,
         "linear": LinearHead,
         "dense_gelu": functools.partial(DenseHead, activation="gelu"),
         "dense_tanh": DenseHead,

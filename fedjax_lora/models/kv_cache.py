@@ -52,7 +52,7 @@ class View(NamedTuple):
     turn: Float[Array, "n t half"] | None
     near_turn: Float[Array, "n t half"] | None
     rotates: Bool[Array, " L"] | None
-    mask: Bool[Array, "n 1 t s"]
+    mask: Bool[Array, "n 1 #t s"]
     near: Bool[Array, "1 1 t s"] | None
     slides: Bool[Array, " L"]
     slot: Int[Array, ""]
@@ -65,7 +65,7 @@ class View(NamedTuple):
             turn = jnp.where(self.slides[layer], self.near_turn, turn)
         return turn if self.rotates is None else jnp.where(self.rotates[layer], turn, 0.0)
 
-    def seen_by(self, layer: Int[Array, ""]) -> Bool[Array, "n 1 t s"]:
+    def seen_by(self, layer: Int[Array, ""]) -> Bool[Array, "n 1 #t s"]:
         """Attention mask of one layer: True where a token may attend to a slot."""
         return self.mask if self.near is None else self.mask & (self.near | ~self.slides[layer])
 
@@ -85,7 +85,11 @@ def make_view(
     key_slot = jnp.arange(occupied.shape[1], dtype=jnp.int32)[None, :]
     near = None
     if config.sliding_window is not None:
-        near = (query_slot - key_slot < config.sliding_window)[None, None]
+        apart = query_slot - key_slot
+        near = (
+            apart < config.sliding_window if config.causal else abs(apart) <= config.sliding_window
+        )
+        near = near[None, None]
     sizes = {"width": config.head_dim, "window": config.max_positions}
     turn = near_turn = rotates = None
     if config.rope is not None:
@@ -95,8 +99,10 @@ def make_view(
     if config.unrotated_layers:
         rotates = _layers_but(config, config.unrotated_layers)
     slides = _layers_but(config, config.full_layers)
-    causal = occupied[:, None, None, :] & (key_slot <= query_slot)[None, None]
-    return View(positions, turn, near_turn, rotates, causal, near, slides, slot, occupied)
+    seen = occupied[:, None, None, :]
+    if config.causal:
+        seen = seen & (key_slot <= query_slot)[None, None]
+    return View(positions, turn, near_turn, rotates, seen, near, slides, slot, occupied)
 
 
 def _layers_but(config: DecoderConfig, excluded: tuple[int, ...]) -> Bool[Array, " L"]:

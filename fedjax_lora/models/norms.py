@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from fedjax_lora.core.target import current_target
 
 
-def layer_norm(x: Array, *, name: str, eps: float, dtype: str) -> Array:
+def layer_norm(x: Array, *, name: str, eps: float, dtype: str, bias: bool = True) -> Array:
     """LayerNorm of the last axis; to be called inside a module, whose child it is.
 
     Args:
@@ -23,11 +23,13 @@ def layer_norm(x: Array, *, name: str, eps: float, dtype: str) -> Array:
       name: of the child, which has ``scale`` and ``bias``.
       eps: added to the variance.
       dtype: of the result.
+      bias: False for a child without ``bias``.
     """
     if not current_target().is_cpu:
-        return _KeepsNormalised(eps, dtype, centred=True, name=name)(x)
+        return _KeepsNormalised(eps, dtype, centred=True, shifted=bias, name=name)(x)
     # The fast variance E[x^2] - E[x]^2 cancels; PyTorch computes the exact one.
-    norm = nn.LayerNorm(name=name, epsilon=eps, dtype=jnp.float32, use_fast_variance=False)
+    options = {"use_fast_variance": False, "use_bias": bias}
+    norm = nn.LayerNorm(name=name, epsilon=eps, dtype=jnp.float32, **options)
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 
@@ -54,12 +56,13 @@ class _KeepsNormalised(nn.Module):
     dtype: str
     centred: bool
     offset: float = 0.0
+    shifted: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n h"]) -> Float[Array, "*n h"]:
         width = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, width)
-        bias = self.param("bias", nn.initializers.zeros, width) if self.centred else 0 * scale
+        bias = self.param("bias", nn.initializers.zeros, width) if self.shifted else 0 * scale
         arrays = (z.astype(jnp.float32) for z in (x, scale + self.offset, bias))
         return normalise(self.eps, self.dtype, self.centred, *arrays)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fedjax_lora.core import trees
-from fedjax_lora.models.decoder_config import DECODERS, DecoderConfig
+from fedjax_lora.models.decoder_config import DECODERS, ENCODERS, DecoderConfig
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.huggingface.pretrained import Pretrained, fingerprint
 from fedjax_lora.models.init import random_params
@@ -16,6 +16,7 @@ from fedjax_lora.models.module_types import Config, module_of
 _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
     "albert": {"embedding_size": 16},
     "camembert": {"type_vocab": 1, "max_positions": 66, "pad_token_id": 1},
+    "deberta-v2": {"type_vocab": 0, "distance_buckets": 8, "longest_distance": 64},
     "distilbert": {"type_vocab": 0},
     "electra": {"embedding_size": 16},
     "mpnet": {"type_vocab": 0, "max_positions": 66, "pad_token_id": 1},
@@ -26,6 +27,9 @@ _OTHER_SIZES: Mapping[str, Mapping[str, int]] = {
 
 def _decoder_fields(family: str) -> dict[str, Any]:
     """Fields of a small decoder; those of GPT-2 and OPT have names for their own shape alone."""
+    if family in ENCODERS:
+        shape = {"causal": False, "layer_norm": True, "norm_bias": False, "embedding_norm": True}
+        return {"kv_heads": 4, "head_dim": 8, "activation": "gelu", "fused": True, **shape}
     if family not in ("gpt2", "opt"):
         return {"kv_heads": 2, "head_dim": 8}
     biases = {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
@@ -49,7 +53,7 @@ def tiny(
     Args:
       num_labels: width of the logits; None makes a decoder a language model.
       layers: number of layers.
-      family: a key of `families.FAMILIES`, or one of `decoder_config.DECODERS`.
+      family: a key of `families.FAMILIES`, or one of `decoder_config.DECODERS` or ``ENCODERS``.
       pooling: ``family`` or ``mean``.
       dropout: every dropout rate.
       vocab_size: valid token ids are ``0 .. vocab_size - 1``; 0 is padding (1 for RoBERTa).
@@ -71,7 +75,7 @@ def tiny(
         "pooling": pooling,
     }
     config: Config
-    if family in DECODERS:
+    if family in (*DECODERS, *ENCODERS):
         config = DecoderConfig(**{**common, **_decoder_fields(family)})
     else:
         sizes = {"type_vocab": 2, "pad_token_id": 0, "embedding_size": 32}

@@ -17,7 +17,7 @@ from experiments.studies.ag_news import report as ag_news
 from experiments.studies.instruction_tuning import report as instruction_tuning
 from experiments.studies.noise import report as noise
 from fedjax_lora.methods import METHODS
-from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.decoder_config import DECODERS, ENCODERS
 from fedjax_lora.models.families import FAMILIES
 
 REPORTS = [
@@ -66,7 +66,7 @@ def test_committed_parity_results_are_within_tolerance():
 def test_committed_families_are_within_tolerance():
     found = json.loads(huggingface_parity.FAMILIES.read_text("utf-8"))["rows"]
     names = {row["family"] for row in found}
-    assert len(names) == len(found) and names == {*FAMILIES, *DECODERS}
+    assert len(names) == len(found) and names == {*FAMILIES, *ENCODERS, *DECODERS}
     for row in found:
         assert max(row["logits"], row["adapter"], row["merged"], row["gradients"]) < 1e-4
         assert row["back"] and row["cards"] and row["effect"] > 0.1

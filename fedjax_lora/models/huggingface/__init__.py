@@ -5,6 +5,7 @@ from fedjax_lora.models.huggingface.param_names import (
     hf_module,
     hf_name,
     is_stacked,
+    is_stored,
     is_transposed,
 )
 from fedjax_lora.models.huggingface.pretrained import Pretrained, load
@@ -18,6 +19,7 @@ __all__ = [
     "hf_module",
     "hf_name",
     "is_stacked",
+    "is_stored",
     "is_transposed",
     "load",
     "read_config",

@@ -14,17 +14,17 @@ from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init
-from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.huggingface import param_names
 from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
-from fedjax_lora.models.module_types import Config
+from fedjax_lora.models.module_types import Config, is_encoder
 
 # Tensors that a checkpoint may contain besides the model: heads of pretraining and of other tasks,
 # a pooler that the config does not use, a tied vocabulary matrix, and buffers of old versions.
 _OTHER_PARTS = re.compile(
     r"embeddings\.(position_ids|token_type_ids)$"
+    r"|(lm_predictions|mask_predictions)\."
     r"|(cls|lm_head|predictions|discriminator_predictions|generator_(predictions|lm_head)|sop_classifier|qa_outputs|vocab_[a-z_]+)\."
-    r"|(pooler|classifier|pre_classifier|score)\."
+    r"|(pooler|classifier|pre_classifier|score|head)\.|decoder\.(weight|bias)$"
     r"|layers\.\d+\.self_attn\.rotary_emb\.|h\.\d+\.attn\.(masked_)?bias$"
 )
 _OUTPUTS = ("head/classifier/", "head/out_proj/", "head/score/")
@@ -114,7 +114,7 @@ def has_own_vocabulary(folder: Path, config: Config) -> bool:
       folder: the checkpoint folder with the weights.
       config: the model.
     """
-    if not isinstance(config, DecoderConfig) or config.num_labels or not config.tied:
+    if is_encoder(config) or config.num_labels or not config.tied:
         return False
     stored = _bare_names(open_tensors(folder), config)
     own = param_names.hf_name(config, "decoder/embed_tokens/embedding")
@@ -146,6 +146,8 @@ def _slots(config: Config, shapes: Mapping[str, tuple[int, ...]], layers: range)
         transposed = param_names.is_transposed(config, path)
         one = one[::-1] if transposed else one
         for layer in layers if stacked else (None,):
+            if not param_names.is_stored(config, path, layer):
+                continue
             name = param_names.hf_name(config, path, layer).removeprefix(prefix)
             yield _Slot(path, layer, name, one, transposed)
 
@@ -204,7 +206,7 @@ def _unexpected(
 
 def _other_head_parts(config: Config, stored: Mapping[str, Tensor]) -> list[str]:
     """Parts of a language model's head besides its matrix, which may be a tied copy."""
-    if not isinstance(config, DecoderConfig) or config.num_labels:
+    if is_encoder(config) or config.num_labels:
         return []
     return [x for x in stored if x.startswith("lm_head.") and x != "lm_head.weight"]
 
@@ -262,6 +264,8 @@ def _stacked(
     broken: list[str],
 ) -> np.ndarray:
     value = np.empty(shape, quantization.dtype_of(path, storage))
+    if path.endswith("/scale"):
+        value.fill(1)  # of a norm that one layer does not have
     for slot in slots:
         value[... if slot.layer is None else slot.layer] = _oriented(slot, stored, broken)
     return value

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.untrusted_files import check_regular_file, read_json
-from fedjax_lora.models.decoder_config import DECODERS
+from fedjax_lora.models.decoder_config import DECODERS, ENCODERS
 from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.families import FAMILIES
 from fedjax_lora.models.huggingface import gguf
@@ -16,7 +16,8 @@ from fedjax_lora.models.module_types import Config
 from fedjax_lora.models.relative_positions import BUCKETS
 
 MOST_LABELS = 10**6
-_SUPPORTED = (*FAMILIES, *DECODERS)
+_LAYERS_OF_DECODERS = (*DECODERS, *ENCODERS)
+_SUPPORTED = (*FAMILIES, *_LAYERS_OF_DECODERS)
 _SHARED_KINDS = {
     "vocab_size": int,
     "max_position_embeddings": int,
@@ -63,9 +64,14 @@ _KINDS: Mapping[str, Mapping[str, type]] = MappingProxyType(
 )
 """What is read of the config of each family of encoders."""
 
-_ONLY: Mapping[str, Mapping[str, int]] = MappingProxyType(
+_ONLY: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "albert": {"num_hidden_groups": 1, "inner_group_num": 1},
+        "deberta-v2": {
+            "conv_kernel_size": 0,
+            "pooler_dropout": 0,
+            "pooler_hidden_act": "gelu",
+        },
         "mpnet": {"relative_attention_num_buckets": BUCKETS, "pad_token_id": 1},
     }
 )
@@ -131,7 +137,7 @@ def from_json(
 
     try:
         hf = CONFIG_MAPPING[family](**raw)
-        if family in DECODERS:
+        if family in _LAYERS_OF_DECODERS:
             return decoder_config(hf, **options)
     except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
@@ -180,7 +186,10 @@ def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
 
 def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     """Yield features of a config that change the function and that the modules do not have."""
-    yield from unsupported(raw) if family in DECODERS else _unsupported_encoder(raw, family)
+    if family in _LAYERS_OF_DECODERS:
+        yield from unsupported(raw)
+    else:
+        yield from _unsupported_encoder(raw, family)
 
 
 def _unsupported_encoder(raw: Mapping[str, Any], family: str) -> Iterator[str]:
@@ -201,6 +210,37 @@ def _unsupported_encoder(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     for name, only in _ONLY.get(family, {}).items():
         if raw.get(name, only) != only:
             yield f"{name}={raw[name]} (only {only})"
+    if family == "deberta-v2":
+        yield from _unsupported_deberta(raw)
+
+
+def _unsupported_deberta(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what of a DeBERTa model's config is not that of DeBERTa-v3 (arXiv 2111.09543)."""
+    for name in ("relative_attention", "share_att_key"):
+        if not raw.get(name):
+            yield f"{name}=False (only True, as in DeBERTa-v3)"
+    if raw.get("position_biased_input", True):
+        yield "position_biased_input=True (only False, as in DeBERTa-v3)"
+    terms = raw.get("pos_att_type") or []
+    names = terms.split("|") if isinstance(terms, str) else terms
+    if not isinstance(names, list) or sorted(map(str, names)) != ["c2p", "p2c"]:
+        yield f"pos_att_type={terms!r} (only p2c and c2p, as in DeBERTa-v3)"
+    buckets = raw.get("position_buckets", -1)
+    if not isinstance(buckets, int) or buckets < 1:
+        yield f"position_buckets={buckets!r} (only a number of buckets)"
+    for name in ("embedding_size", "pooler_hidden_size"):
+        hidden = raw.get("hidden_size")
+        if raw.get(name) not in (None, hidden):
+            yield f"{name}={raw[name]} in a model of width {hidden}"
+
+
+def _deberta_fields(hf: Any) -> dict[str, Any]:
+    longest = hf.max_relative_positions
+    return {
+        "distance_buckets": hf.position_buckets,
+        "longest_distance": hf.max_position_embeddings if longest < 1 else longest,
+        "distance_norm": "layer_norm" in str(getattr(hf, "norm_rel_ebd", "none")).lower(),
+    }
 
 
 def _fields(hf: Any, family: str) -> dict[str, Any]:
@@ -220,12 +260,14 @@ def _fields(hf: Any, family: str) -> dict[str, Any]:
         "num_labels": hf.num_labels,
         "architectures": tuple(hf.architectures or ()),
     }
+    if traits.disentangled:
+        fields |= _deberta_fields(hf)
     return fields | (_distilbert_fields(hf) if family == "distilbert" else _bert_fields(hf, family))
 
 
 def _bert_fields(hf: Any, family: str) -> dict[str, Any]:
-    name = "classifier_dropout_prob" if family == "albert" else "classifier_dropout"
-    head = getattr(hf, name, None)
+    names = {"albert": "classifier_dropout_prob", "deberta-v2": "cls_dropout"}
+    head = getattr(hf, names.get(family, "classifier_dropout"), None)
     return {
         "intermediate": hf.intermediate_size,
         "layer_norm_eps": hf.layer_norm_eps,

@@ -14,6 +14,10 @@ _ONLY: Mapping[str, Mapping[str, tuple[object, str]]] = MappingProxyType(
             "add_cross_attention": (False, "attention to an encoder"),
             "scale_attn_by_inverse_layer_idx": (False, "attention scaled by the layer's number"),
         },
+        "modernbert": {
+            "attention_dropout": (0, "dropout of the attention's output"),
+            "mlp_dropout": (0, "dropout inside the feed-forward block"),
+        },
         "opt": {
             "do_layer_norm_before": (True, "LayerNorm after each block, as in OPT-350m"),
             "_remove_final_layer_norm": (False, "no LayerNorm after the last layer"),
@@ -61,7 +65,7 @@ def _unsupported_rope(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterat
 
 def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
     """Make the config of a decoder; `options` replace fields of `hf`."""
-    own = {"gpt2": _gpt2, "opt": _opt}.get(hf.model_type, _llama)
+    own = {"gpt2": _gpt2, "modernbert": _modernbert, "opt": _opt}.get(hf.model_type, _llama)
     return DecoderConfig(**{**_common(hf), **own(hf), **options})
 
 
@@ -95,6 +99,35 @@ def _gpt2(hf: Any) -> dict[str, Any]:
         "hidden_dropout": float(hf.resid_pdrop),
         "embedding_dropout": float(hf.embd_pdrop),
         "initializer_range": hf.initializer_range,
+    }
+
+
+def _modernbert(hf: Any) -> dict[str, Any]:
+    """Fields of ModernBERT (arXiv 2412.13663)."""
+    kinds = hf.layer_types
+    return {
+        "causal": False,
+        "kv_heads": hf.num_attention_heads,
+        "head_dim": hf.hidden_size // hf.num_attention_heads,
+        "intermediate": int(hf.intermediate_size),
+        "layer_norm": True,
+        "norm_bias": hf.norm_bias,
+        "norm_eps": hf.norm_eps,
+        "embedding_norm": True,
+        "activation": hf.hidden_activation,
+        "fused": True,
+        "qkv_bias": hf.attention_bias,
+        "output_bias": hf.attention_bias,
+        "mlp_bias": hf.mlp_bias,
+        "sliding_window": _window(hf, kinds),
+        "full_layers": tuple(n for n, kind in enumerate(kinds) if kind == "full_attention"),
+        "embedding_dropout": float(hf.embedding_dropout),
+        "head_dropout": float(hf.classifier_dropout),
+        "head_pooling": "first" if hf.classifier_pooling == "cls" else hf.classifier_pooling,
+        "head_activation": hf.classifier_activation,
+        "head_bias": hf.classifier_bias,
+        "initializer_range": hf.initializer_range,
+        **_ropes(hf),
     }
 
 

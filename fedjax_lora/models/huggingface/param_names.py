@@ -73,6 +73,20 @@ _ALBERT = _table(
     {"projection": "encoder.embedding_hidden_mapping_in", "pooler": "pooler"},
 )
 _ELECTRA = MappingProxyType({**_BERT, "projection": "embeddings_project"})
+_DEBERTA = _table(
+    "encoder.layer.{layer}",
+    {
+        **{
+            f"attention/{name}": f"attention.self.{name}_proj" for name in ("query", "key", "value")
+        },
+        "attention/output": "attention.output.dense",
+        "attention/norm": "attention.output.LayerNorm",
+        "feed_forward/intermediate": "intermediate.dense",
+        "feed_forward/output": "output.dense",
+        "feed_forward/norm": "output.LayerNorm",
+    },
+    {"distances": "encoder.rel_embeddings", "distance_norm": "encoder.LayerNorm"},
+)
 _MPNET = _table(
     "encoder.layer.{layer}",
     {
@@ -92,6 +106,7 @@ _ENCODERS = MappingProxyType(
         "albert": _ALBERT,
         "bert": _BERT,
         "camembert": _BERT,
+        "deberta-v2": _DEBERTA,
         "distilbert": _DISTILBERT,
         "electra": _ELECTRA,
         "mpnet": _MPNET,
@@ -141,15 +156,33 @@ _OPT = MappingProxyType(
     }
     | {f"layers/{path}": f"decoder.layers.{{layer}}.{name}" for path, name in _OPT_LAYER.items()}
 )
+_MODERNBERT_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn/qkv_proj": "attn.Wqkv",
+    "self_attn/o_proj": "attn.Wo",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp/gate_up_proj": "mlp.Wi",
+    "mlp/down_proj": "mlp.Wo",
+}
+_MODERNBERT = MappingProxyType(
+    {
+        "embed_tokens": "embeddings.tok_embeddings",
+        "embed_norm": "embeddings.norm",
+        "norm": "final_norm",
+    }
+    | {f"layers/{path}": f"layers.{{layer}}.{name}" for path, name in _MODERNBERT_LAYER.items()}
+)
 _DECODERS = MappingProxyType({"gpt2": _GPT2, "opt": _OPT})
 """Families whose names are not Llama's."""
 
 _HEADS = MappingProxyType(
     {
+        "context": {"pooler": "pooler.dense", "classifier": "classifier"},
         "linear": {"classifier": "classifier"},
         "dense_gelu": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
         "dense_tanh": {"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
         "pre_classifier": {"pre_classifier": "pre_classifier", "classifier": "classifier"},
+        "norm": {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"},
     }
 )
 
@@ -169,10 +202,23 @@ def is_transposed(config: Config, path: str) -> bool:
     return path.endswith("/kernel") and not as_it_is
 
 
+def is_stored(config: Config, path: str, layer: int | None) -> bool:
+    """Whether a checkpoint has the parameter at a path for this layer.
+
+    ModernBERT's first layer does not normalise its input again: that norm is not used, and 1.
+    """
+    if config.family != "modernbert" or layer != 0:
+        return True
+    return not path.startswith("encoder/layers/input_layernorm/")
+
+
 def _modules(config: Config, part: str) -> Mapping[str, str]:
     """Map module paths below a part of the parameters to Hugging Face names below the prefix."""
     if isinstance(config, EncoderConfig):
         parts = {"encoder": _ENCODERS[config.family], "head": _HEADS[config.head]}
+    elif not config.causal:
+        head = _HEADS["norm" if config.pooling == "family" else "linear"]
+        parts = {"encoder": _MODERNBERT, "head": head}
     else:
         decoder = _DECODERS.get(config.family, _DECODER)
         parts = {"decoder": decoder, "vocabulary": {"": "lm_head"}, "head": {"score": "score"}}

@@ -20,14 +20,13 @@ from fedjax_lora.core.tokenizer import Tokenizer
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init, layer_stack
 from fedjax_lora.models.decoder_config import DECODERS, WITHOUT_CLASSIFIER
-from fedjax_lora.models.encoder_config import EncoderConfig
 from fedjax_lora.models.huggingface import checkpoint
 from fedjax_lora.models.huggingface.config import read_config
 from fedjax_lora.models.huggingface.param_names import is_stacked
 from fedjax_lora.models.huggingface.registry import resolve
 from fedjax_lora.models.huggingface.tensors import weight_files, weights_sha256
 from fedjax_lora.models.huggingface.tokenizer import load_tokenizer
-from fedjax_lora.models.module_types import Config, Module, module_of
+from fedjax_lora.models.module_types import Config, Module, is_encoder, module_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +222,7 @@ def _with_labels(config: Config, num_labels: int | None) -> Config:
     """Config of a classifier with this number of labels, or of a language model if None."""
     if num_labels is not None and num_labels < 1:
         raise InputError(f"num_labels is {num_labels} but must be at least 1 (1 means regression).")
-    if num_labels is None and isinstance(config, EncoderConfig):
+    if num_labels is None and is_encoder(config):
         raise InputError(
             f"A {config.family} model is an encoder and cannot generate text; choose a decoder "
             f"({', '.join(DECODERS)})."

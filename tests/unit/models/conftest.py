@@ -26,6 +26,16 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
         **EPSILON,
     },
+    "deberta-v2": {
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_buckets": 6,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        **EPSILON,
+    },
     "distilbert": {"hidden_dim": 40},
     "albert": {"embedding_size": 12, "hidden_act": "gelu_new", **EPSILON},
     "electra": {"embedding_size": 12, **EPSILON},
@@ -38,7 +48,8 @@ FAMILY_SIZES |= {
 
 
 NAMES = {
-    "albert": "Albert", "bert": "Bert", "camembert": "Camembert", "distilbert": "DistilBert",
+    "albert": "Albert", "bert": "Bert", "camembert": "Camembert", "deberta-v2": "DebertaV2",
+    "distilbert": "DistilBert",
     "electra": "Electra", "mpnet": "MPNet", "roberta": "Roberta", "xlm-roberta": "XLMRoberta",
 }  # fmt: skip
 
@@ -51,11 +62,11 @@ class Batch(NamedTuple):
     token_types: np.ndarray
 
 
-def batch(*, pad: int = 0, segments: int = 2, tokens: int = 11) -> Batch:
-    """Texts of 11, 3, 7 and 1 tokens, the third padded on the left."""
+def batch(*, pad: int = 0, segments: int = 2, tokens: int = 11, left: bool = True) -> Batch:
+    """Texts of 11, 3, 7 and 1 tokens, the third padded on the left if asked to."""
     rng = np.random.default_rng(0)
     mask = np.arange(tokens)[None] < np.array([[tokens], [3], [7], [1]])
-    mask[2] = mask[2, ::-1]
+    mask[2] = mask[2, ::-1] if left else mask[2]
     ids = np.where(mask, rng.integers(3, 50, mask.shape), pad).astype(np.int32)
     second = np.arange(tokens)[None] >= np.array([[5], [2], [4], [1]])
     types = np.where(mask & second, min(1, segments - 1), 0).astype(np.int32)

@@ -11,8 +11,8 @@ from fedjax_lora import interop, lora, models
 from tests._helpers import small_decoders as decoders
 from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
-SLOW = {"mistral", "gemma3_text", "phi3", "smollm3"}
-"""Llama's or Gemma 2's layers with another mask or order, which `test_decoder_parity` compares."""
+SLOW = {"mistral", "gemma3_text", "internlm3", "opt", "phi3", "smollm3"}
+"""Llama's, GPT-2's or Gemma 2's layers but for what `test_decoder_parity` compares."""
 
 
 def families(slow: set[str]) -> list[Any]:

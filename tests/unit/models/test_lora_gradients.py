@@ -13,6 +13,7 @@ TARGETS = {
     "roberta": ["query", "value", "attention.output.dense"],
     "distilbert": ["q_lin", "v_lin", "out_lin"],
     "albert": ["query", "value", "attention.dense"],
+    "deberta-v2": ["query_proj", "value_proj", "attention.output.dense"],
     "electra": ["query", "value", "attention.output.dense"],
     "mpnet": ["attn.q", "attn.v", "attn.o"],
     "camembert": ["query", "value", "attention.output.dense"],
@@ -25,7 +26,7 @@ PATHS = r"attention/(query|value|output)$"
 @pytest.mark.parametrize(
     # The layers of the others are BERT's.
     "family",
-    ["albert", "bert", "distilbert", "mpnet"]
+    ["albert", "bert", "deberta-v2", "distilbert", "mpnet"]
     + [
         pytest.param(family, marks=pytest.mark.slow)
         for family in ("roberta", "camembert", "electra", "xlm-roberta")
@@ -40,7 +41,7 @@ def test_factor_gradients_equal_peft(family, saved, texts, key):
         lora.init(spec, key),
     )
     gain = lora.uniform_gain(spec)
-    batch = texts(pad=loaded.config.pad_token_id, segments=1)
+    batch = texts(pad=loaded.config.pad_token_id, segments=1, left=family != "deberta-v2")
     labels = np.array([0, 2, 1, 2])
 
     @jax.jit

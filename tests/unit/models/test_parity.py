@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_lora import models
+from fedjax_lora.core.errors import InputError
 
 pytestmark = pytest.mark.optimized
 
@@ -20,7 +21,10 @@ class Batch(NamedTuple):
 
 
 FAMILIES = ("albert", "bert", "distilbert", "roberta")
-MORE = ("camembert", "electra", "mpnet", "xlm-roberta")
+MORE = ("camembert", "deberta-v2", "electra", "mpnet", "xlm-roberta")
+WITHOUT_PADDING = ("deberta-v2",)
+"""Of these `transformers` masks the states of padding too, which nothing reads."""
+
 TOLERANCE = 1e-4
 
 
@@ -47,7 +51,8 @@ def check(loaded, model, torch_outputs, batch, **options):
     hidden, logits = run(loaded, batch, **options)
     want_hidden, want_logits = torch_outputs(model, batch, **options)
     assert want_hidden.std() > 0.5, "a vacuous comparison"
-    np.testing.assert_allclose(hidden, want_hidden, atol=TOLERANCE, rtol=0)
+    at = batch.attention_mask if loaded.config.family in WITHOUT_PADDING else ...
+    np.testing.assert_allclose(hidden[at], want_hidden[at], atol=TOLERANCE, rtol=0)
     if want_logits is not None:
         assert want_logits.std(axis=0).max() > 0.1, "a vacuous comparison"
         np.testing.assert_allclose(logits, want_logits, atol=TOLERANCE, rtol=0)
@@ -55,7 +60,8 @@ def check(loaded, model, torch_outputs, batch, **options):
 
 def fitting(texts, config):
     """Texts for a config: its padding token, no more segments than it has."""
-    return texts(pad=config.pad_token_id, segments=max(config.type_vocab, 1))
+    left = config.family not in WITHOUT_PADDING
+    return texts(pad=config.pad_token_id, segments=max(config.type_vocab, 1), left=left)
 
 
 @pytest.mark.parametrize("family", (*FAMILIES, *MORE))
@@ -113,6 +119,43 @@ def test_encoder_of_checkpoints_for_other_tasks_is_loaded(
     assert {path.split("/")[0] for path in loaded.new_params} == {"head"}
     base = model if task == "base" else model.base_model
     check(loaded, base, torch_outputs, fitting(texts, loaded.config))
+
+
+def test_buckets_of_distances_equal_transformers():
+    import torch
+    from transformers.models.deberta_v2 import modeling_deberta_v2 as theirs
+
+    from fedjax_lora.models.relative_positions import distance_rows
+
+    for tokens, buckets, longest in [(512, 256, 512), (90, 32, 64), (33, 8, 40), (11, 6, 16)]:
+        states = torch.zeros(1, tokens, 4)
+        want = theirs.build_relative_position(states, states, buckets, longest)[0].numpy()
+        want = np.clip(want + buckets, 0, 2 * buckets - 1)
+        np.testing.assert_array_equal(distance_rows(tokens, buckets, longest), want)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("relative_attention", False),
+        ("share_att_key", False),
+        ("position_biased_input", True),
+        ("pos_att_type", ["c2p"]),
+        ("position_buckets", -1),
+        ("conv_kernel_size", 3),
+        ("embedding_size", 8),
+        ("pooler_hidden_act", "tanh"),
+    ],
+)
+def test_deberta_of_another_shape_than_version_3_is_refused(option, value):
+    version_3 = {
+        "model_type": "deberta-v2", "hidden_size": 24, "relative_attention": True,
+        "share_att_key": True, "position_biased_input": False, "pos_att_type": "p2c|c2p",
+        "position_buckets": 6, "max_position_embeddings": 16, "num_attention_heads": 4,
+    }  # fmt: skip
+    assert models.from_json(version_3).distance_buckets == 6
+    with pytest.raises(InputError, match=option):
+        models.from_json(version_3 | {option: value})
 
 
 def test_mean_pooling_is_the_mean_of_real_tokens(saved, texts, key):

@@ -64,6 +64,7 @@ def configured(family, **changes):
         ),
         pytest.param("bert", {}, marks=pytest.mark.slow),
         pytest.param("bert", {"pooling": "mean", "scan_unroll": 1}, marks=pytest.mark.slow),
+        pytest.param("deberta-v2", {}, marks=pytest.mark.slow),
         pytest.param("distilbert", {"scan_unroll": 1}, marks=pytest.mark.slow),
         pytest.param("albert", {"pooling": "mean", "scan_unroll": 1}, marks=pytest.mark.slow),
     ],
