@@ -39,6 +39,7 @@ def execute(
     only: Sequence[str] = (),
     models_dir: str | None = None,
     together: int = 1,
+    most: int | None = None,
 ) -> int:
     """Run what has no record yet, study by study; returns the number of failed runs.
 
@@ -52,6 +53,8 @@ def execute(
       only: names of the studies to run; all by default.
       models_dir: folder with the models' folders; None resolves models by name.
       together: runs that are trained at once, see `fedjax_lora.runs.together`.
+      most: runs of this call, by default all: a few tell what the others will take. The stage with
+        the last of them is the last of its study.
 
     Raises:
       InputError: an unknown study, an invalid config or missing data, before any run of the stage.
@@ -66,23 +69,35 @@ def execute(
     for name in only or known:
         for number, stage in enumerate(known[name].stages, 1):
             log = functools.partial(_log, f"{name}, stage {number}")
-            failures = execute_stage(known[name], stage, size, locate, log, together)
+            failures, done = execute_stage(known[name], stage, size, locate, log, together, most)
             failed += failures
-            if failures:
+            if failures or not done:
                 break
     return failed
 
 
 def execute_stage(
-    study: Study, stage: Stage, size: Size, locate: Locate, log: Log, together: int = 1
-) -> int:
-    """Run the cells of a stage that have no record; returns the number of failed runs."""
+    study: Study,
+    stage: Stage,
+    size: Size,
+    locate: Locate,
+    log: Log,
+    together: int = 1,
+    most: int | None = None,
+) -> tuple[int, bool]:
+    """Run the cells of a stage that have no record, at most so many.
+
+    Returns:
+      The number of failed runs, and whether none has been left for another call.
+    """
     records = study.records(size)
     cells = distinct(stage(size, records))
     missing = [cell for cell in cells if cell.config not in records]
     log(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished")
+    everything = len(missing)
+    missing = missing[:most]
     if not missing:
-        return 0
+        return 0, not everything
     assets = AssetCache(str(cache_dir() / "tokens"))
     steps, problems = check([c._replace(config=locate(c.config)) for c in missing], assets)
     grid.refuse(problems)
@@ -104,7 +119,7 @@ def execute_stage(
             f"[{number}/{len(cells)}] {grid.name(cell.labels)}: {outcome} in "
             f"{seconds[-1]:.0f} s, about {left:.0f} min left"
         )
-    return failures
+    return failures, len(missing) == everything
 
 
 class _Pending(NamedTuple):
@@ -193,10 +208,11 @@ def main(
     only: Sequence[str] = (),
     models_dir: str | None = None,
     together: int = 1,
+    most: int | None = None,
 ) -> int:
     """Run `execute` as a command; returns the exit status."""
     try:
-        options = {"only": only, "models_dir": models_dir, "together": together}
+        options = {"only": only, "models_dir": models_dir, "together": together, "most": most}
         return 1 if execute(studies, size, data_dir, **options) else 0
     except InputError as error:
         print(error)

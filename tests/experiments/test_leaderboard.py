@@ -19,10 +19,12 @@ def test_every_method_has_the_same_budget():
     assert named == set(methods.METHODS)
     assert len(distinct([tuning])) == len(METHODS) * len(RATES) * len(TASKS)
     timed = [part for part in reporting if part.name == "timing"]
-    runs = distinct(part for part in reporting if part not in timed)
+    checked = [part for part in reporting if part.name.endswith("_all_layers")]
+    runs = distinct(part for part in reporting if part not in timed + checked)
     assert len(runs) == len(METHODS) * len(TASKS) * len(MIXES) * len(SEEDS)
     assert {c.config.seed for c in distinct([tuning])}.isdisjoint(c.config.seed for c in runs)
     assert len(distinct(timed)) == len(METHODS)
+    assert len(distinct(checked)) == 5 * len(TASKS) * 3
     federations = [cell.config.federation for cell in runs]
     mixed = {spec: methods.takes_mixed_ranks(spec) for spec in {f.method for f in federations}}
     for federation in federations:
@@ -74,6 +76,25 @@ def test_the_table_has_the_finished_methods_in_their_order(tmp_path):
     assert "| 2 | 3 | - | 3 (20 of 20 runs) |" in lines[0]
     assert "3 (10 of 20 runs)" in lines[2]  # 0.70 reaches the target of one task
     assert report.table(made_up({}, tmp_path)) == "Not yet run.\n"
+
+
+def test_the_first_five_are_checked_on_all_layers(tmp_path):
+    accuracy = {name: 0.5 + 0.01 * n for n, name in enumerate([*METHODS][:7])}
+    found = made_up(accuracy, tmp_path)
+    first = leaderboard.first_methods(found.records)
+    assert list(first) == [*METHODS][6:1:-1]
+    parts = {part.name: part for part in leaderboard.checking("small", found.records)}
+    records = dict(found.records)
+    for part in parts.values():
+        assert part.backbone().startswith("all layers")
+        for name in first[:2]:
+            for seed in part.seeds:
+                config = part.config(name, part.tasks[0], seed)
+                records[config] = {"history": [{"accuracy": 0.9 if name == first[1] else 0.8}]}
+    text = report.check(found._replace(parts=found.parts | parts, records=records))
+    lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if "±" in line]
+    assert lines == [first[1], first[0]]
+    assert report.check(made_up({}, tmp_path)) == ""
 
 
 def test_the_figure_names_the_backbone_and_every_finished_method(tmp_path):

@@ -65,6 +65,22 @@ def table(found: Results) -> str:
     return as_table(COLUMNS, lines)
 
 
+def check(found: Results) -> str:
+    """Tabulate the first methods again, on all layers of the backbone, in the order of these."""
+    parts = [found.parts[f"{task}_all_layers"] for task in TASKS]
+    rows = []
+    for name in parts[0].arms:
+        each = [_seeds(found, part.name, name, part.tasks[0]) for part in parts]
+        if all(each):
+            score = np.array([[last(run) for run in runs] for runs in each])
+            cells = [f"{100 * x.mean():.1f} ± {100 * x.std(ddof=1):.1f}" for x in score]
+            rows.append((float(score.mean()), [name, *cells]))
+    if not rows:
+        return ""
+    lines = [line for _, line in sorted(rows, key=lambda row: -row[0])]
+    return f"\n{parts[0].backbone()}:\n\n" + as_table(["method", *TASKS], lines)
+
+
 def _cost(found: Results, name: str, runs: Sequence[Sequence[Record]]) -> list[str]:
     every = [run for of in runs for run in of]
     sent = [np.mean([run["summary"][f"{way}_bytes"] for run in every]) for way in ("up", "down")]
@@ -139,7 +155,7 @@ def main() -> None:
     """Write table and figure beside the results."""
     found = results(STUDY, "small")
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(table(found), encoding="utf-8")
+    PAGE.write_text(table(found) + check(found), encoding="utf-8")
     if (drawn := figure(found)) is not None:
         drawn.savefig(FIGURE)
 

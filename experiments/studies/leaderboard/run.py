@@ -8,14 +8,15 @@ from experiments.studies.leaderboard import SEEDS, STUDY
 from experiments.tools.runner import main
 
 
-def run(data_dir: str, together: int = len(SEEDS)) -> int:
+def run(data_dir: str, together: int = len(SEEDS), most: int | None = None) -> int:
     """Tune and run every method; what has a record is not run again.
 
     Args:
       data_dir: folder with the tasks' official files.
       together: runs that are trained at once, of those that differ in seed and learning rate alone.
+      most: runs of this call, by default all.
     """
-    return main((STUDY,), "small", data_dir, together=together)
+    return main((STUDY,), "small", data_dir, together=together, most=most)
 
 
 if __name__ == "__main__":
