@@ -24,6 +24,12 @@ STATUS = "status.json"
 STEP = 0.5
 """Seconds between looks at a run."""
 
+ENDED = (
+    "its process has ended without a word; see the server's log, start the server again if it does "
+    "not run, and then the run with --resume."
+)
+"""What is told of a job that could tell nothing itself."""
+
 
 def server_command(kit: pathlib.Path) -> list[str]:
     """The engine's server, in the foreground."""
@@ -201,18 +207,33 @@ def _follow(
             break
         if time.monotonic() > asked + 10:
             asked = time.monotonic()
-            meta = session.get_job_meta(number)
-            if str(meta.get("status", "")).startswith("FINISHED") and not status.exists():
+            if _has_finished(session, number) and not status.exists():
                 time.sleep(STEP)
                 break
         time.sleep(STEP)
     _raise_failure(status)
 
 
+def _has_finished(session: Any, number: str) -> bool:
+    """Whether the engine has ended a job.
+
+    Raises:
+      InputError: the server does not answer.
+    """
+    try:
+        meta = session.get_job_meta(number)
+    except Exception as error:  # the engine has no common class of errors
+        raise InputError(
+            f"The server does not answer any more ({type(error).__name__}); start it again with "
+            "fedjax-lora deploy serve, and the run with --resume."
+        ) from error
+    return str(meta.get("status", "")).startswith("FINISHED")
+
+
 def _raise_failure(status: pathlib.Path) -> None:
     try:
         values = json.loads(status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        values = {"state": "failed", "error": "The job has ended without a word; see the logs."}
+        values = {"state": "failed", "error": ENDED}
     if values["state"] != "finished":
         raise InputError(f"The federation has stopped: {values['error']}")

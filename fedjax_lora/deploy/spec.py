@@ -246,6 +246,7 @@ def _check_config(config: RunConfig) -> None:
             "epsilon" in update for update in fed.updates
         ),
         "device_profiles": fed.device_profiles != "none",
+        "server that does not wait (server=...)": fed.server != "synchronous",
         "a simulated deadline (--deadline of a run)": fed.deadline != "none",
         "server but 'synchronous'": fed.server != "synchronous",
         "heads='local'": fed.heads == "local",

@@ -120,18 +120,20 @@ def unpack_down(
       Refused: it is not what the client expects.
     """
     check_meta(message, header, DOWN_VALUES | values)
+    if not isinstance(message.meta["head"], bool):
+        raise Refused(f"A message says head = {message.meta['head']!r}, must be true or false.")
     spec, meta = rules.spec, message.meta
     rank = int(number(message, "rank", 1, spec.rank, whole=True))
     width = int(number(message, "coefficients", 0, spec.rank, whole=True))
     active = _read_active(rules, message, rank)
     trained = _read_trained(rules, message, active)
     check_arrays(message, _down_forms(rules, message, active, key, width))
+    scale = None if meta["scale"] is None else number(message, "scale", -1e30, 1e30)
     adapter, gain, coefficients = {}, {}, {}
     for target in spec.targets:
         path, mask = target.path, active[target.path]
         adapter[path] = _filled(target, spec, message.arrays, mask)
         gain[path] = np.zeros(mask.shape, np.float32)
-        scale = meta["scale"]
         gain[path][mask] = message.arrays[f"{path}.gain"] if scale is None else np.float32(scale)
         if width:
             coefficients[path] = np.zeros(mask.shape + (width,) * (width > 1), np.float32)
@@ -212,7 +214,8 @@ def _read_rows(
     """Which coefficients are trained, in the form of a mask."""
     choices = {"factors": with_a_factor(trained), "all": dict(active)}
     code = message.meta["trains_s"]
-    rows = choices[code] if code in choices else _listed(rules, message, "trains_s", code)
+    known = isinstance(code, str) and code in choices
+    rows = choices[code] if known else _listed(rules, message, "trains_s", code)
     return {path: mask[..., None] for path, mask in rows.items()} if width > 1 else rows
 
 

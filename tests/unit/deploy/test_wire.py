@@ -13,6 +13,7 @@ from fedjax_lora.deploy import wire
 from fedjax_lora.deploy.exchange import header
 from fedjax_lora.deploy.message import Form, Message, Refused, from_bytes, to_bytes
 from fedjax_lora.deploy.wire import Rules, Start, Update
+from fedjax_lora.deploy.wire.kernels import KernelChange
 from fedjax_lora.lora import LoraSpec, LoraTarget
 from tests._helpers.problems import assert_same_bits
 
@@ -295,6 +296,54 @@ def test_damaged_bytes_are_refused_in_a_sentence(data):
     else:
         shapes = lambda tree: jax.tree.map(np.shape, tree.params)  # noqa: E731
         assert shapes(got) == shapes(trained(start))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["own", "all", "none", "listed", "x", "int8", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner,
+                                                                max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+DTYPES = ("float32", "float64", "float16", "int32", "uint8", "bool")
+
+
+def changed(data, message: Message) -> Message:
+    """The message with one array or JSON value in place of another."""
+    arrays, meta = dict(message.arrays), copy.deepcopy(message.meta)
+    if data.draw(st.booleans()):
+        meta[data.draw(st.sampled_from(sorted(meta)))] = data.draw(JSON)
+    else:
+        name = data.draw(st.sampled_from(sorted(arrays)))
+        shape = data.draw(st.lists(st.integers(0, 4), max_size=3))
+        arrays[name] = np.zeros(shape, data.draw(st.sampled_from(DTYPES)))
+    return Message(arrays, meta)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_array_or_value_in_place_of_another_is_refused_in_a_sentence_or_read(data):
+    """Messages both ways, with products for the base, several gains, coefficients and bit masks."""
+    some = masks(lambda shape: np.arange(int(np.prod(shape))).reshape(shape) % 2 == 0)
+    gain = data.draw(st.sampled_from([None, 0.3]))
+    start = start_of(some, some, some, gain=gain, s=True)
+    pair = {t.path: LoRA(draw(np.random.default_rng(0), *t.stack, t.inputs, 2),
+                         draw(np.random.default_rng(1), *t.stack, 2, t.outputs))
+            for t in SPEC.targets}  # fmt: skip
+    start = start._replace(kernels=KernelChange(("v", "w"), (pair,), {}))
+    shapes = lambda tree: jax.tree.map(np.shape, tree)  # noqa: E731
+    try:
+        if data.draw(st.booleans()):
+            message = changed(data, wire.pack_down(RULES, start, KNOWN, rate=0.1))
+            message = from_bytes(to_bytes(message), most=MOST)
+            got = wire.unpack_down(RULES, message, KNOWN, {"rate"}, head=HEAD, key=KEY)
+            assert shapes(got.params) == shapes(start.params) or not got.params.coefficients
+        else:
+            message = changed(data, up(RULES, start, trained(start)))
+            got = read(RULES, start, from_bytes(to_bytes(message), most=MOST))
+            assert shapes(got.params) == shapes(start.params)
+    except Refused as told:
+        assert len(str(told).splitlines()) == 1
 
 
 def test_a_message_larger_than_expected_is_not_read():
