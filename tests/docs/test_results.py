@@ -12,6 +12,7 @@ from experiments.benchmarks.end_to_end import report as end_to_end
 from experiments.benchmarks.quantized_base import report as quantized_base
 from experiments.benchmarks.scaling import report as scaling
 from experiments.robustness.huggingface_parity import report as huggingface_parity
+from experiments.robustness.deployment import report as deployment
 from experiments.robustness.interruptions import report as interruptions
 from experiments.studies.ag_news import report as ag_news
 from experiments.studies.instruction_tuning import report as instruction_tuning
@@ -26,6 +27,7 @@ REPORTS = [
     cohort,
     compilation,
     cost_estimates,
+    deployment,
     end_to_end,
     huggingface_parity,
     instruction_tuning,
@@ -55,6 +57,11 @@ def test_committed_interruptions_all_recovered():
     assert set(interruptions.read("methods")) <= set(METHODS)
     methods = interruptions.RESULTS / "methods.md"
     assert methods.read_text("utf-8") == interruptions.methods_table()
+
+
+def test_committed_deployments_left_the_bytes_of_one_process():
+    trials = [t for part in ("kills", "parity") for t in deployment.read(part).values()]
+    assert len(trials) >= 4 and all(trial["same_bytes"] for trial in trials)
 
 
 def test_committed_parity_results_are_within_tolerance():

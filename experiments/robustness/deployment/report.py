@@ -70,7 +70,7 @@ def _kills() -> str:
     trials = read("kills")
     phases = {"site": faults.SITE, "server": faults.SERVER}
     rows = [
-        [f"{who}: {words}", *_end(trials[f"{who} {phase}"])]
+        [f"{who}: {words}", *_end(who, trials[f"{who} {phase}"])]
         for who, names in phases.items()
         for phase, words in names.items()
         if f"{who} {phase}" in trials
@@ -79,8 +79,12 @@ def _kills() -> str:
     return as_table(names, rows) if rows else ""
 
 
-def _end(trial: Trial) -> list[str]:
-    what = "stops, and is played again" if trial["told"] else "goes on"
+def _end(who: str, trial: Trial) -> list[str]:
+    what = "the run goes on without it"
+    if trial["told"]:
+        what = "the run ends, and is played again with it"
+    if who == "server":
+        what = "it is started again, and the run resumed"
     silent = "; ".join(", ".join(map(str, ids)) or "nobody" for ids in trial["silent"])
     return [what, silent, "yes" if trial["same_bytes"] else "no"]
 
