@@ -11,8 +11,8 @@ from experiments.benchmarks.cost_estimates import report as cost_estimates
 from experiments.benchmarks.end_to_end import report as end_to_end
 from experiments.benchmarks.quantized_base import report as quantized_base
 from experiments.benchmarks.scaling import report as scaling
-from experiments.robustness.huggingface_parity import report as huggingface_parity
 from experiments.robustness.deployment import report as deployment
+from experiments.robustness.huggingface_parity import report as huggingface_parity
 from experiments.robustness.interruptions import report as interruptions
 from experiments.studies.ag_news import report as ag_news
 from experiments.studies.instruction_tuning import report as instruction_tuning
