@@ -15,11 +15,15 @@ from experiments.robustness.deployment import report as deployment
 from experiments.robustness.huggingface_parity import report as huggingface_parity
 from experiments.robustness.interruptions import report as interruptions
 from experiments.studies.ag_news import report as ag_news
+from experiments.studies.demo import centralised
 from experiments.studies.instruction_tuning import report as instruction_tuning
 from experiments.studies.noise import report as noise
+from experiments.tools import json_lines, readme_demo
+from experiments.tools.markdown import text_of
 from fedjax_lora.methods import METHODS
 from fedjax_lora.models.decoder_config import DECODERS, ENCODERS
 from fedjax_lora.models.families import FAMILIES
+from fedjax_lora.runs.config import demo
 
 REPORTS = [
     ag_news,
@@ -77,3 +81,16 @@ def test_committed_families_are_within_tolerance():
     for row in found:
         assert max(row["logits"], row["adapter"], row["merged"], row["gradients"]) < 1e-4
         assert row["back"] and row["cards"] and row["effect"] > 0.1
+
+
+def test_large_federation_fits_into_memory():
+    (record,) = json_lines.read(scaling.RESULTS / scaling.federation.RECORDS)
+    assert (record["clients"], record["cohort"]) == (100_000, 1_000)
+    assert record["peak_megabytes"] < 6_000 and len(record["train_loss"]) == 2
+    assert text_of("scaling_federation") == [scaling.federation_table()]
+
+
+def test_the_demo_tells_what_lora_in_one_place_reaches():
+    found = centralised.best()["records"]
+    assert [x["round"] for x in found] == list(range(1, demo().federation.rounds + 1))
+    assert readme_demo.in_one_place() in text_of("demo")[0]

@@ -2,7 +2,7 @@
 
 ``fedjax-lora run`` on made-up texts, two for every client, with three layers of MiniLM and clients
 of ranks 2 to 16. Peak memory is that of the process and its children, from reading the texts to the
-results. Two processes, about two minutes each on two idle cores:
+results. It takes a minute or two on two idle cores:
 
     python -m experiments.benchmarks.scaling.federation             # resumable
     python -m experiments.benchmarks.scaling.report                 # tables and figure
@@ -24,7 +24,7 @@ from experiments.benchmarks.scaling import RESULTS
 from experiments.tools import json_lines
 
 RECORDS = "federation.jsonl"
-COHORT, SIZES = 1_000, (100_000, 1_000)
+COHORT, SIZES = 1_000, (100_000,)
 OPTIONS = (
     "--layers=3", "--rounds=2", "--eval-every=2", "--batch=2", "--max-length=16",
     "--min-examples=1", "--clients-per-step=10", "--step-shapes=1", "--learning-rate=0.01",
