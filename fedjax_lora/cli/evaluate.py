@@ -35,6 +35,9 @@ class EvaluateOptions:
     clients: bool = False
     """Also evaluate each client's own model (its rank, local head and method state), and the global
     model cut to the clients' ranks; needs a checkpoint of the run."""
+    best: bool = False
+    """Evaluate the checkpoint with the best score, not the last one, as `export --best` writes it;
+    the score is that on validation data if the run has some, else on test data."""
     ranks: tuple[int, ...] = ()
     """Also evaluate the global model cut to its first components: to each of these numbers. The
     scale of the components stays that of the whole model."""
@@ -82,7 +85,7 @@ def _check_words(options: EvaluateOptions) -> None:
     Raises:
       InputError: the first that is wrong.
     """
-    (need_run if options.clients else need_model)(options.where)
+    (need_run if options.clients or options.best else need_model)(options.where)
     check_output(options.out)
     if options.model is not None:
         check_model(options.model)
@@ -149,18 +152,19 @@ def _open(
     from fedjax_lora.runs.resume import read_config, reopen
 
     where = options.where
-    if options.clients:
+    if options.clients or options.best:
         need_run(where)
     if not is_run(where):
         return open_folder(where, model=options.model, pooling=options.pooling), None, None
     data_dir = None if options.task else options.data_dir
     config = read_config(where, data_dir=data_dir, model=options.model)
-    if not options.clients:
+    if not options.clients and not options.best:
         return open_run(where, config, trusted=options.model is not None), config, None
     if options.model is None:
         check_base(where, config.model.model)
-    reopened = reopen(where, config, cache_dir=cache_dir)
-    return server_model(reopened.run, reopened.progress.state, {}), config, reopened
+    reopened = reopen(where, config, best=options.best, cache_dir=cache_dir)
+    model = server_model(reopened.run, reopened.progress.state, {})
+    return model, config, reopened if options.clients else None
 
 
 def _evaluate_clients(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fedjax_lora.cli.folders import check_input, check_output, need_model
+from fedjax_lora.cli.folders import check_input, check_output, need_model, need_run
 from fedjax_lora.cli.terminal import write_output
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.safe_text import json_text, spreadsheet_cell
@@ -51,6 +51,9 @@ class PredictOptions:
     pair: str | None = None
     """Column of the second text, for a model of pairs: "pair". For a language model, the column of
     an instruction's context; by default there is none."""
+    best: bool = False
+    """Use the model of a run's checkpoint with the best score, as `export --best` writes it; it is
+    opened with the run's data."""
     model: str | None = None
     """Base model of an adapter, if it is not the one that the folder names."""
     pooling: Literal["family", "mean"] | None = None
@@ -77,17 +80,25 @@ def main(args: Sequence[str]) -> None:
     counts = (("batch", options.batch), ("answer_tokens", options.answer_tokens))
     low = [f"{n} must be at least 1, got {x}" for n, x in counts if x is not None and x < 1]
     raise_all("Options", low)
-    need_model(options.where)
+    (need_run if options.best else need_model)(options.where)
     check_input(options.input)
     check_output(options.out)
     if options.model is not None:
         check_model(options.model)
     # Imported here: --help and wrong options should not wait for JAX.
-    from fedjax_lora.cli.run_or_model import check_options, open_folder, with_precision
+    from fedjax_lora.cli.run_or_model import (
+        check_options,
+        open_best,
+        open_folder,
+        with_precision,
+    )
     from fedjax_lora.core.cache import enable_compilation_cache
 
     enable_compilation_cache()
-    model = open_folder(options.where, model=options.model, pooling=options.pooling)
+    if options.best:
+        model = open_best(options.where, model=options.model)
+    else:
+        model = open_folder(options.where, model=options.model, pooling=options.pooling)
     check_options(
         options.where,
         model,

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import jax
 
 from fedjax_lora.cli.folders import check_base, is_run, need_model, need_model_folder
+from fedjax_lora.core.cache import cache_dir
 from fedjax_lora.core.errors import raise_all
 from fedjax_lora.interop import TrainedModel, load_model
 from fedjax_lora.runs.config import RunConfig
-from fedjax_lora.runs.resume import read_config
+from fedjax_lora.runs.outputs import server_model
+from fedjax_lora.runs.resume import read_config, reopen
 
 
 def open_folder(
@@ -47,6 +49,25 @@ def open_run(folder: pathlib.Path, config: RunConfig, *, trusted: bool) -> Train
     if not trusted:
         check_base(folder, config.model.model)
     return load_model(need_model_folder(folder), base=config.model.model)
+
+
+def open_best(folder: pathlib.Path, *, model: str | None = None) -> TrainedModel:
+    """Open the global model of a run's checkpoint with the best score.
+
+    Args:
+      folder: the run folder.
+      model: present folder of the base, if it has moved.
+
+    Raises:
+      InputError: as `fedjax_lora.runs.resume.reopen`; a base that would have to be downloaded.
+    """
+    config = read_config(folder, model=model)
+    if model is None:
+        check_base(folder, config.model.model)
+    run, progress, history = reopen(
+        folder, config, best=True, cache_dir=str(cache_dir() / "tokens")
+    )
+    return server_model(run, progress.state, history[-1])
 
 
 def with_precision(

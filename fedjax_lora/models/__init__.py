@@ -4,9 +4,9 @@ pretrained = load("minilm", num_labels=4, pooling="mean", key=jax.random.key(0))
 logits = pretrained.module.apply({"params": pretrained.params}, input_ids, attention_mask)
 
 The modules are written in Linen for this package: `transformers` 5 has no Flax classes, and the
-maintained NNX models (google-tunix) loop over layers in Python, write attention as einsums and
-require some 80 packages. Here layers are scanned, every product is an `nn.Dense` that can be found
-by its path, and a frozen base is shared under `jax.vmap`.
+maintained NNX models (google-tunix, bonsai) need other versions of jax and have no encoders and
+classifiers, see the page on model libraries. Here layers are scanned, every product is an
+`nn.Dense` that can be found by its path, and a frozen base is shared under `jax.vmap`.
 """
 
 from fedjax_lora.models.causal_lm import DecoderClassifier, LanguageModel, logits

@@ -14,6 +14,7 @@ from fedjax_lora.core import quantization
 from fedjax_lora.core.errors import InputError, raise_all
 from fedjax_lora.core.types import Params
 from fedjax_lora.models import init
+from fedjax_lora.models.decoder_config import DecoderConfig
 from fedjax_lora.models.huggingface import param_names
 from fedjax_lora.models.huggingface.tensors import Tensor, open_tensors
 from fedjax_lora.models.module_types import Config, is_encoder
@@ -114,7 +115,9 @@ def has_own_vocabulary(folder: Path, config: Config) -> bool:
       folder: the checkpoint folder with the weights.
       config: the model.
     """
-    if is_encoder(config) or config.num_labels or not config.tied:
+    if not isinstance(config, DecoderConfig) or is_encoder(config):
+        return False
+    if config.num_labels or not config.tied:
         return False
     stored = _bare_names(open_tensors(folder), config)
     own = param_names.hf_name(config, "decoder/embed_tokens/embedding")

@@ -17,6 +17,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
+_OTHER_LIBRARIES = ("flax_model.msgpack", "flax_model.msgpack.index.json", "tf_model.h5")
 
 
 class Tensor(NamedTuple):
@@ -49,6 +50,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             return (folder / single,)
         if (folder / index).is_file():
             return tuple(folder / name for name in sorted(set(_weight_map(folder, index).values())))
+    others = [name for name in _OTHER_LIBRARIES if (folder / name).is_file()]
+    if others:
+        raise InputError(
+            f"{folder} holds weights of another library alone ({', '.join(others)}), which are not "
+            "read; save them for PyTorch with transformers 4 (from_pretrained(folder, "
+            "from_flax=True) or from_tf=True, then save_pretrained)."
+        )
     raise InputError(
         f"{folder} holds no weights: no {_SINGLE}, {_INDEX}, {_PICKLE} or {_PICKLE_INDEX}."
     )

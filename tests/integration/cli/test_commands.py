@@ -164,6 +164,24 @@ def test_best_scoring_model_is_exported(personal, tmp_path, monkeypatch):
         np.testing.assert_array_equal(pair.a, progress.state.server.adapter[path].a)
 
 
+def test_best_checkpoint_is_evaluated_and_predicts(personal, tmp_path, monkeypatch):
+    """As its export does, and not as the last one does."""
+    monkeypatch.setattr(checkpoints, "best", lambda found: found[0])
+    out = tmp_path / "best"
+    assert main.main(["export", str(personal), "--best", f"--out={out}"]) == 0
+    best = evaluate(EvaluateOptions(where=personal, best=True))["global"]
+    exported = evaluate(EvaluateOptions(where=out, test_examples=30))["global"]
+    last = evaluate(EvaluateOptions(where=personal))["global"]
+    assert best["loss"] == pytest.approx(exported["loss"], abs=1e-6)
+    assert abs(best["loss"] - last["loss"]) > 1e-4
+    (tmp_path / "texts").write_text(TEXTS)
+    tables = [tmp_path / name for name in ("run", "export")]
+    for where, table, words in zip((personal, out), tables, (["--best"], []), strict=True):
+        given = [f"--input={tmp_path / 'texts'}", f"--out={table}"]
+        assert main.main(["predict", str(where), *given, *words]) == 0
+    assert tables[0].read_text() == tables[1].read_text() != ""
+
+
 def test_large_change_is_exported_merged(plain, tmp_path):
     """A base that was changed everywhere: the adapter for it would be larger than the change."""
     folder = shutil.copytree(plain, tmp_path / "run")
@@ -256,6 +274,8 @@ WRONG = [
     (["evaluate", "{run}", "--task=nope"], "Unknown task 'nope'"),
     (["evaluate", "{run}", "--ranks", "0"], "ranks must be at least 1"),
     (["evaluate", "{run}/adapter", "--clients"], "holds no run"),
+    (["evaluate", "{run}/adapter", "--best"], "holds no run"),
+    (["predict", "{run}/adapter", "--best"], "holds no run"),
     (["evaluate", "{run}/adapter", "--model=bert-base"], "bert"),
     (["evaluate", "{run}", "--test-examples=0"], "test_examples is 0, must be at least 1"),
     (["evaluate", "{run}", "--pooling=mean"], "only for adapters that fedjax-lora has not written"),

@@ -219,6 +219,10 @@ def test_tensor_stored_under_two_names_is_refused(bert, key):
 def test_checkpoint_without_weights_is_refused(bert, key):
     folder, _ = bert
     (folder / "model.safetensors").unlink()
+    (folder / "flax_model.msgpack").write_bytes(b"")
+    with pytest.raises(InputError, match=r"another library alone \(flax_model\.msgpack\)"):
+        load(folder, key)
+    (folder / "flax_model.msgpack").unlink()
     with pytest.raises(InputError, match=r"holds no weights: no model\.safetensors"):
         load(folder, key)
 
