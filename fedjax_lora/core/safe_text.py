@@ -11,6 +11,9 @@ import unicodedata
 
 _JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts and of emoji
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_SPACES = {"Cc", "Cf", "Zl", "Zp", "Zs"}
+# Letters and signs without a shape, and the selectors of a shape.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0\ufe0e\ufe0f")
 _FORMULA = re.compile(
     r"[=@\uff1d\uff20]|[+\uff0b\uff0d-](?=.)(?!\.?\d[\d.,]*(e[+-]?\d+)?%?\s*$)", re.IGNORECASE
 )
@@ -76,6 +79,15 @@ def markdown_cell(text: str) -> str:
     a\|b &lt;img src=x>
     """
     return printable(text).replace("|", r"\|").replace("<", "&lt;")
+
+
+def is_blank(text: str) -> bool:
+    r"""Whether nothing of a text can be seen: it is empty, or white space and invisible characters.
+
+    >>> is_blank(" \u00a0\u200b"), is_blank("\ufeff"), is_blank("-")
+    (True, True, False)
+    """
+    return all(c in _INVISIBLE or unicodedata.category(c) in _SPACES for c in text)
 
 
 def _is_unsafe(character: str) -> bool:

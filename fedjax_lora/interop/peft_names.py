@@ -1,7 +1,8 @@
 """Names of the tensors in PEFT's files, with the traces of wrappers removed.
 
 PEFT stores ``base_model.model.MODULE.lora_A.weight``. Files that were made from the ``state_dict``
-of a wrapped or compiled model have further prefixes, or the name of the adapter inside.
+of a wrapped or compiled model have further prefixes, or the name of the adapter inside: those of a
+training framework have in front the name under which it holds the model.
 """
 
 import re
@@ -12,10 +13,11 @@ from fedjax_lora.interop.peft_writer import PREFIX
 
 __all__ = ["plain_names"]
 
-_PREFIXES = (PREFIX, "module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""Prefixes of PEFT, of distributed training and of `torch.compile`, in any order and number."""
+_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""Prefixes of distributed training and of `torch.compile`, in any order and number."""
 
 _WRAPPERS = re.compile(r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+_SAVED = re.compile(r"\.modules_to_save(?=\.(?:weight|bias)$)")
 _ADAPTER = re.compile(r"(?P<part>\.(?:lora_[A-Z]|modules_to_save))\.(?P<adapter>[^.]+)(?=\.|$)")
 
 
@@ -34,7 +36,7 @@ def plain_names(names: Iterable[str], file: object) -> dict[str, str]:
     plain: dict[str, str] = {}
     adapters: set[str] = set()
     for stored in names:
-        name = _WRAPPERS.sub("", stored)
+        name = _SAVED.sub("", _WRAPPERS.sub("", stored).rpartition(PREFIX)[2])
         while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
             name = name.removeprefix(prefix)
         if ".original_module." in name:

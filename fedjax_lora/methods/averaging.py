@@ -101,6 +101,7 @@ def keep_unowned(new: Adapter, old: Adapter, owned: Array | Mapping[str, Array])
     return {path: layer(path, new[path], old[path]) for path in new}
 
 
+@checked_options
 def averaging(
     spec: LoraSpec,
     weigh: Callable[[Cohort, ClientInit, Adapter], Array | Mapping[str, Array]],

@@ -84,6 +84,7 @@ def in_factors(size: Array, sigma: Sigma) -> tuple[Array, Array]:
     return {"a": (size, one), "b": (one, size), "both": (root, root)}[sigma]
 
 
+@checked_options
 def refactoring(
     spec: LoraSpec,
     weigh: Callable[[Cohort], Array],

@@ -10,7 +10,7 @@ import pytest
 from experiments.robustness import malformed_input
 from experiments.robustness.malformed_input import damage, run
 from experiments.robustness.malformed_input.case import Case, write_case
-from experiments.robustness.malformed_input.judge import judge
+from experiments.robustness.malformed_input.judge import Verdict, judge
 from fedjax_lora.cli import main
 
 FAMILIES = (
@@ -58,6 +58,14 @@ def test_cases_are_many_and_uniquely_named():
     assert sorted({case.family for case in all_cases()}) == list(FAMILIES)
     assert len(all_cases()) > 900
     assert len({(case.family, case.name) for case in all_cases()}) == len(all_cases())
+    assert all(case.says for case in all_cases())
+
+
+def test_a_refusal_for_another_reason_is_a_wrong_one():
+    (case,) = (case for case in all_cases() if case.name == "csv: an empty label")
+    verdict = Verdict("refused", "a.csv row 26: column 'label' is empty", 1, False, 0.1, 1.0)
+    assert not run.is_unclear((case, verdict))
+    assert run.is_unclear((case, verdict._replace(sentence="a.csv row 26: check its quotes")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

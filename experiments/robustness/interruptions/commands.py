@@ -12,6 +12,7 @@ import pathlib
 import resource
 import shlex
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -101,11 +102,7 @@ def stopped(
       rng: draws the moment.
     """
     whole, seconds = uninterrupted(target, name)
-    out = fresh(target, f"{name}-stopped")
-    process = target.start(command(target, name, out))
-    # The first call, whose time is known, compiled more.
-    moment = rng.uniform(0.1, 0.6) * seconds
-    harness.wait_for(process, lambda: processor_time(process.pid) >= moment, poll=0.01)
+    process, out = at_moment(target, name, rng.uniform(0.1, 0.6) * seconds)
     ended = harness.kill(process, number)
     left = outputs(out)
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
@@ -117,6 +114,27 @@ def stopped(
         "whole_files": all(whole[path] == content for path, content in left.items()),
         "same": again.status == 0 and outputs(out) == whole,
     }
+
+
+def at_moment(
+    target: Workspace, name: str, moment: float
+) -> tuple["subprocess.Popen[str]", pathlib.Path]:
+    """Start a command and wait until it has used this processor time, in seconds.
+
+    The first call, whose time is known, compiled more: where a command has ended before, the moment
+    is half as late.
+
+    Returns:
+      The process, and the folder that it writes to.
+    """
+    while True:
+        out = fresh(target, f"{name}-stopped")
+        process = target.start(command(target, name, out))
+        harness.wait_for(process, lambda: processor_time(process.pid) >= moment, poll=0.01)  # noqa: B023
+        if process.poll() is None:
+            return process, out
+        harness.ended(process)
+        moment /= 2
 
 
 def processor_time(process: int) -> float:

@@ -19,7 +19,8 @@ class Case(NamedTuple):
       name: description of the defect.
       files: changes of the files of the valid run, by path.
       words: further arguments of the command line.
-      says: text that the sentence has to contain, for defects behind which there are others.
+      says: pattern that the sentence has to match: where the defect is, and what it is. A refusal
+        for another reason is a wrong one. From `expected.says`.
     """
 
     family: str

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,10 +30,10 @@ def verdicts(chosen: Iterable[Case], place: pathlib.Path) -> Iterator[Judged]:
 
 
 def is_unclear(judged: Judged) -> bool:
-    """Whether a case did not end with status 2, its sentence and no output folder."""
+    """Whether a case did not end with status 2, a sentence on its defect and no output folder."""
     case, verdict = judged
-    clear = verdict.outcome == "refused" and verdict.lines == 1 and case.says in verdict.sentence
-    return verdict.left or not clear
+    clear = verdict.outcome == "refused" and verdict.lines == 1
+    return verdict.left or not clear or not re.search(case.says, verdict.sentence)
 
 
 def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def summarise(malformed: list[Judged], damaged: list[Judged]) -> dict[str, Any]:
         "cases": len(malformed),
         "families": dict(collections.Counter(case.family for case, _ in malformed)),
         "not refused in one sentence": [
-            f"{case.family}: {case.name}: {verdict.outcome}"
+            f"{case.family}: {case.name}: {verdict.outcome}: {verdict.sentence}"
             for case, verdict in filter(is_unclear, malformed)
         ],
         "random damage": dict(collections.Counter(verdict.outcome for _, verdict in damaged)),

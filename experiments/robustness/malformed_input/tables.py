@@ -54,10 +54,11 @@ CSV: dict[str, bytes] = {
     "an empty text": valid.csv() + b",yes\n",
     "an empty label": valid.csv() + b"a text,\n",
     "a blank label": valid.csv() + b'a text," \t"\n',
-    "a text of 17 million characters over many lines": valid.csv()
+    "an invisible label": valid.csv() + "a text,\u200b\ufeff\n".encode(),
+    "a text of 17 million characters over lines": valid.csv()
     + b'"'
-    + b"x\n" * 2**23
-    + b'"x"\n',
+    + (b"x" * 2**20 + b"\n") * 17
+    + b'",yes\n',
     "a line of 17 million characters": valid.csv() + LONG_LINE + b",yes\n",
     "one row": b"text,label\na,b\n",
     "fewer rows than clients": b"text,label\na,b\nc,d\n",
@@ -210,7 +211,7 @@ def cases() -> Iterator[Case]:
     for name, row in CONVERSATIONS.items():
         files = {"data/train.jsonl": valid.as_json(row) + b"\n"}
         # The model is a classifier, which is refused too, but only where the row can be read.
-        yield Case("data files", f"conversations: {name}", files, (_CONVERSATIONS,), "row 1")
+        yield Case("data files", f"conversations: {name}", files, (_CONVERSATIONS,))
     yield from _compressed()
     yield from _labels()
     yield from _specs()
@@ -292,7 +293,8 @@ def _specs() -> Iterator[Case]:
         "a missing test file": valid.task("train.csv", test="none.csv"),
         "a web address": "file(train='https://example.org/train.csv')",
     }.items():
-        yield Case("data files", f"a task with {name}", {}, (f"--task={spec}",))
+        files = {"data/train.xls": valid.csv()} if "unknown ending" in name else {}
+        yield Case("data files", f"a task with {name}", files, (f"--task={spec}",))
     yield Case("data files", "a missing data folder", {}, ("--data-dir=/no/such",))
     yield Case(
         "data files",

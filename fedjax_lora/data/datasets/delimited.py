@@ -178,6 +178,11 @@ def read_rows(
                 if fields:
                     yield row, fields
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise InputError(
+                    f"{path} row {row + 1} has a field of more than {LONGEST_LINE} characters; "
+                    "shorten it, or check whether a quote is missing."
+                ) from error
             raise InputError(
                 f"{path} row {row + 1} is not well-formed ({error}); check its quotes."
             ) from error

@@ -183,13 +183,20 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def missing(folder: Path, names: Sequence[str]) -> InputError:
-    """Make the error for files that are not there, or are folders of something else."""
+    """Make the error for files that are not there, or are something else."""
     named = next((name for name in names if os.path.isdir(folder / name)), None)
     if named is not None:
         other = folder / named
         return InputError(
             f"{other} is a folder, but none that datasets has saved (it has no {SAVED[0]}); name a "
             f"file, or a pattern such as '{named}/*{next(_endings(other), '.jsonl')}'."
+        )
+    if address := next((name for name in names if "://" in name), None):
+        return InputError(f"{address} is an address, and files are read; download it first.")
+    if special := next((name for name in names if os.path.lexists(folder / name)), None):
+        return InputError(
+            f"{folder / special} is no regular file, but a broken link, a pipe or a device; put "
+            "a file there."
         )
     return InputError(
         f"{folder} has none of {', '.join(names)} (also as .gz); put one there or check --data-dir."

@@ -1,5 +1,6 @@
 """Notes about labels that are probably not as they were meant."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,9 @@ from fedjax_lora.core.safe_text import printable
 
 SHOWN = 3
 """Names that a note lists; it counts the others."""
+
+_HYPHENS = re.compile(r"(?<=\w)[-_\u2010-\u2015](?=\w)")
+"""What joins words: ``non-toxic`` and ``non_toxic`` are probably one class."""
 
 
 def label_notes(classes: Sequence[str], train: np.ndarray, test: np.ndarray) -> list[str]:
@@ -24,8 +28,8 @@ def label_notes(classes: Sequence[str], train: np.ndarray, test: np.ndarray) -> 
     counts = np.bincount(train, minlength=len(classes))
     tested = np.bincount(test, minlength=len(classes))
     notes = [
-        f"the classes {_listed(names)} differ only in white space, case or spelling of a number; "
-        "if one is meant, correct the labels"
+        f"the classes {_listed(names)} differ only in white space, hyphens, case or spelling of a "
+        "number; if one is meant, correct the labels"
         for names in alike(classes)
     ]
     return notes + _count_notes(classes, counts, tested) + _name_notes(classes)
@@ -84,11 +88,11 @@ def are_scores(names: Sequence[str]) -> bool:
 
 
 def _key(name: str) -> str:
-    """What is left of a name without case, white space, invisible characters and decimals."""
+    """What is left of a name without case, white space, hyphens, what is invisible and decimals."""
     number = _number(name)
     if number is not None:
         return repr(number)
-    text = unicodedata.normalize("NFKC", name).casefold()
+    text = _HYPHENS.sub(" ", unicodedata.normalize("NFKC", name).casefold())
     return " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split())
 
 

@@ -6,6 +6,7 @@ caller to report; AG News contains such texts.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -221,11 +222,15 @@ def _scores(table: Table) -> np.ndarray:
     values = []
     for row, label in enumerate(table.labels):
         try:
-            values.append(float(label))
-        except (TypeError, ValueError, OverflowError):
-            values.append(float("nan"))
-        if not abs(values[-1]) <= float(np.finfo(np.float32).max):
-            raise InputError(f"{table.place(row)}: the score is {label!r}, not a number.")
+            value = float(label)
+        except OverflowError:
+            value = math.inf
+        except (TypeError, ValueError):
+            value = math.nan
+        if not abs(value) <= float(np.finfo(np.float32).max):
+            problem = "not a number" if math.isnan(value) else "more than float32 holds"
+            raise InputError(f"{table.place(row)}: the score is {label!r}, {problem}.")
+        values.append(value)
     return np.array(values, np.float32)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_lora.core.errors import InputError, unknown
+from fedjax_lora.core.safe_text import is_blank
 from fedjax_lora.data.datasets import arrow_tables, json_rows
 from fedjax_lora.data.datasets.delimited import (
     DELIMITERS,
@@ -209,7 +210,7 @@ def check_values(
                 "fill it or remove the row."
             )
         if isinstance(value, str):
-            if not blank and not value.strip():
+            if not blank and is_blank(value):
                 raise InputError(
                     f"{where} row {row}: column {name!r} is {'blank' if value else 'empty'}; fill "
                     "it or remove the row."

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from fedjax_lora import lora
 from fedjax_lora.core import linalg
+from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, Kernels, LoRA
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import ClientInit, Cohort, ServerState, shares
@@ -70,6 +71,7 @@ def initialization_noise(
     return _total_norm(distance(path).reshape(count, -1) for path in start.adapter)
 
 
+@checked_options
 def aggregation_noise(
     spec: LoraSpec,
     before: ServerState,

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.federated.ranks.base import Allocation, Capacity, Population
+from fedjax_lora.federated.ranks.base import LARGEST, Allocation, Capacity, Population
 from fedjax_lora.federated.ranks.loss_based import loss_based
 from fedjax_lora.federated.ranks.schedule import ClientScores, RankSchedule
 from fedjax_lora.federated.ranks.static import (
@@ -73,12 +73,14 @@ def checked(allocation: Allocation, spec: str) -> Allocation:
       spec: its name and options, for the message.
 
     Raises:
-      InputError: a rank below 1 or not an integer.
+      InputError: a rank that is no integer, below 1 or above `LARGEST`.
     """
     ranks = allocation.possible
-    if not np.issubdtype(ranks.dtype, np.integer) or ranks.min() < 1 or ranks.max() >= 2**31:
+    # Python integers beyond those of NumPy are objects.
+    whole = all(isinstance(rank, int) for rank in ranks.ravel().tolist())
+    if not whole or ranks.min() < 1 or ranks.max() > LARGEST:
         raise InputError(
-            f"Rank allocation {spec!r} gives ranks that are not integers of at least 1."
+            f"Rank allocation {spec!r} gives ranks that are not whole numbers from 1 to {LARGEST}."
         )
     return allocation._replace(ranks=allocation.ranks.astype(np.int32))
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from fedjax_lora.federated.ranks.schedule import RankSchedule
 
+LARGEST = 2**31 - 1
+"""The largest rank: ranks are 32-bit integers."""
+
 
 class Capacity(NamedTuple):
     """What the clients' devices can do, for allocations by device."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
-from fedjax_lora.federated.ranks.base import Allocation, Population
+from fedjax_lora.federated.ranks.base import LARGEST, Allocation, Population
 
 Shares = Literal["uniform", "heavy_tail", "normal"]
 NUMBERS = {"message": 1, "memory": 4}  # per parameter; memory: value, gradient, Adam's moments
@@ -74,8 +74,8 @@ def spread(
     possible = len(shares) == len(levels) > 0 and min(shares) >= 0 and 0 < sum(shares) < np.inf
     if not possible:
         raise InputError(
-            f"Rank allocation {allocation!r} needs as many non-negative shares as {option}, got "
-            f"{option} {list(levels)} and shares {list(shares)}."
+            f"Rank allocation {allocation!r} needs as many non-negative shares as {option}, with a "
+            f"finite sum above 0, got {option} {list(levels)} and shares {list(shares)}."
         )
     exact = np.asarray(shares, float) / sum(shares) * population.clients
     counts = np.floor(exact).astype(int)
@@ -100,8 +100,11 @@ def named_shares(name: Shares, count: int) -> list[int]:
 @checked_options
 def random(population: Population, *, low: int, high: int) -> Allocation:
     """Draw each client's rank uniformly from ``low`` to ``high`` inclusive."""
-    if not 0 <= low <= high < 2**31:
-        raise InputError(f"Rank allocation 'random' needs low <= high, got {low} and {high}.")
+    if not 0 <= low <= high <= LARGEST:
+        raise InputError(
+            f"Rank allocation 'random' needs low <= high, both from 1 to {LARGEST}, got {low} and "
+            f"{high}."
+        )
     return Allocation(population.rng.integers(low, high, size=population.clients, endpoint=True))
 
 

@@ -186,6 +186,12 @@ def _family(raw: Mapping[str, Any], *, where: str, name: str) -> str:
 
 def _unsupported(raw: Mapping[str, Any], family: str) -> Iterator[str]:
     """Yield features of a config that change the function and that the modules do not have."""
+    # Errors of `transformers` about these two do not name them.
+    count, names = raw.get("num_labels"), raw.get("id2label")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+        yield f"num_labels {count!r} (only a whole number)"
+    if names is not None and not isinstance(names, dict):
+        yield f"id2label {names!r} (only an object of names by number)"
     if family in _LAYERS_OF_DECODERS:
         yield from unsupported(raw)
     else:

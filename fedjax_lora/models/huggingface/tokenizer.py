@@ -89,9 +89,9 @@ def _fitting(tokenizer: Any, folder: Path, config: Config) -> Tokenizer:
     elif beyond:
         names = first_names([*map(repr, sorted(beyond))])
         raise InputError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
-            f"{config.vocab_size}: {names} have no "
-            "embedding; save the model after resize_token_embeddings, or use its own tokenizer."
+            f"The tokenizer in {folder} has ids up to {max(tokenizer.get_vocab().values())} but "
+            f"the model only {config.vocab_size} embeddings, none for {names}; save the model "
+            "after resize_token_embeddings, or use its own tokenizer."
         )
     return _padding_with_end(tokenizer)
 

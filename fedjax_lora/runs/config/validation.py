@@ -46,7 +46,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """Lowest and highest value of each field; None is always possible."""
 
 POSITIVE = ("local.learning_rate", "local.clip", "lora.alpha")
-"""Fields that must be above 0 and finite."""
+"""Fields that must be above 0 and no more than `FINITE`."""
 
 RATES = ("model.dropout", "lora.lora_dropout")
 """Fields that must be in [0, 1)."""
@@ -83,7 +83,8 @@ def _not_positive(config: Any, field: str) -> str | None:
     name, value = _field(config, field)
     if value is None or 0 < value <= FINITE:
         return None
-    return f"{name} must be finite" if value > 0 else f"{name} must be above 0, got {value}"
+    bound = f"at most {FINITE}" if value > 0 else "above 0"
+    return f"{name} must be {bound}, got {value}"
 
 
 def _no_rate(config: Any, field: str) -> str | None:

@@ -52,6 +52,14 @@ SPEC = spec()
         (lambda: RunConfig(seed=np.int64(-1)), "seed must be at least 0, got -1"),
         (lambda: dataclasses.replace(RunConfig(), seed=True), "seed cannot be True"),
         (lambda: Grid(base=RunConfig(), methods="hlora", seeds=(0,)), "methods cannot be 'hlora'"),
+        (
+            lambda: methods.averaging(None, None, name="own", empty="drop"),
+            "empty cannot be 'drop', it is one of 'keep', 'zero'",
+        ),
+        (
+            lambda: methods.refactoring(None, None, name="own", sigma="c"),
+            "sigma cannot be 'c', it is one of 'a', 'b', 'both'",
+        ),
         (lambda: Execution(mode="shard"), "mode cannot be 'shard'"),
         (lambda: Execution(clients_per_step=2.5), "clients_per_step cannot be 2.5"),
         (lambda: LocalTraining(None, optax.sgd(1.0), prox="1"), "prox cannot be '1'"),

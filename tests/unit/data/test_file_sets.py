@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import datasets
@@ -302,3 +303,11 @@ def test_own_hub_dataset_is_read_by_split_and_column(on_hub):
 def test_unreachable_hub_dataset_is_refused_in_one_sentence(folder):
     with pytest.raises(InputError, match=r"could not be loaded from the hub's org/name .*network"):
         load("file(hub='org/name')")
+
+
+def test_what_is_no_regular_file_is_named(folder):
+    os.mkfifo(folder / "pipe.csv")
+    (folder / "link.csv").symlink_to("nowhere.csv")
+    for name in ("pipe.csv", "link.csv"):
+        with pytest.raises(InputError, match=f"{name} is no regular file, but a broken link, a"):
+            load(f"file(train='{name}')", data_dir=str(folder))

@@ -30,6 +30,7 @@ def test_single_class_is_noted():
     [
         ("pos", "pos "), ("pos", " pos"), ("pos", "Pos"), ("a b", "a  b"), ("pos", "pos\u200b"),
         ("pos", "pos\xa0"), ("1", "1.0"), ("1", "01"), ("ﬁne", "fine"), ("é", "e\u0301"),
+        ("non toxic", "non-toxic", "non_toxic"), ("x-ray", "X\u2013ray"),
     ],
 )  # fmt: skip
 def test_similar_class_names_are_noted(names):
@@ -38,7 +39,7 @@ def test_similar_class_names_are_noted(names):
 
 
 @pytest.mark.parametrize(
-    "names", [("pos", "neg"), ("1", "2"), ("1", "-1"), ("a b", "ab"), ("C", "C#")]
+    "names", [("pos", "neg"), ("1", "2"), ("1", "-1"), ("a b", "ab"), ("C", "C#"), ("-", "_")]
 )
 def test_distinct_class_names_are_not_noted(names):
     assert alike(names) == []

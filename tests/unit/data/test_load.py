@@ -99,9 +99,12 @@ def test_scores_are_read_as_a_regression_task(tmp_path):
     assert data.classes == ()
     assert data.train.labels.dtype == np.float32
     assert data.train.labels.tolist() == [0.5, 4.0]
-    (tmp_path / "a.csv").write_text("text,label\na,0.5\nb,good\n")
-    with pytest.raises(InputError, match=r"a.csv row 3: the score is 'good', not a number"):
-        load(spec, data_dir=str(tmp_path))
+    for score, problem in {
+        "good": "not a number", "nan": "not a number", "1e39": "more than float32 holds",
+    }.items():  # fmt: skip
+        (tmp_path / "a.csv").write_text(f"text,label\na,0.5\nb,{score}\n")
+        with pytest.raises(InputError, match=f"a.csv row 3: the score is '{score}', {problem}"):
+            load(spec, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,7 @@ def test_scores_are_read_as_a_regression_task(tmp_path):
         ("file(train=[''])", {}, "train is a file name or a list of them"),
         ("file(train='train.csv', metric='bleu')", {}, "Unknown metric 'bleu'"),
         ("file(train='none.csv')", {}, "has none of none.csv"),
+        ("file(train='https://a.org/b.csv')", {}, "is an address, and files are read; download"),
         ("file(train='train.csv', test='none.csv')", {}, "has none of none.csv"),
         ("file(train='train.csv', text='body')", {}, "no column 'body'"),
         (SPEC, {"train_examples": 11}, "has 10 training examples, but 11 are asked for"),

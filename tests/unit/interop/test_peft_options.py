@@ -202,6 +202,10 @@ SPELLINGS = {
     "compiled inside": lambda name: name.replace(".encoder.", ".encoder._orig_mod."),
     "bare": lambda name: name.removeprefix("base_model.model."),
     "default": lambda name: inside(name, "default"),
+    "in a module of a trainer": lambda name: f"student.model.{name}",
+    "saved without an adapter name": lambda name: name.replace(
+        ".classifier.", ".classifier.modules_to_save."
+    ),
     "another adapter name": lambda name: f"module.{inside(name, 'mine')}",
 }
 

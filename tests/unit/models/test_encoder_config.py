@@ -93,6 +93,8 @@ def test_options_override_config_fields():
         ({"hidden_act": "prelu"}, "Unknown activation 'prelu'"),
         ({"hidden_size": 100}, "hidden size 100 is not a multiple of the 12 heads"),
         ({"hidden_size": "wide"}, "not a valid bert configuration"),
+        ({"num_labels": "many"}, r"num_labels 'many' \(only a whole number\)"),
+        ({"id2label": ["a", "b"]}, r"id2label \['a', 'b'\] \(only an object of names"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout is 1.5"),
         ({"num_hidden_layers": 0}, "layers is 0 but must be at least 1"),
         ({"model_type": "albert", "num_hidden_groups": 2}, r"num_hidden_groups=2 \(only 1\)"),

@@ -172,6 +172,7 @@ def test_all_values_of_the_wrong_kind_are_listed():
         ("model", "dropout", 1.0, "dropout must be in [0, 1), got 1.0"),
         ("model", "dropout", -0.1, "dropout must be in [0, 1)"),
         ("lora", "alpha", 0, "alpha must be above 0"),
+        ("lora", "alpha", 1e300, "alpha must be at most 3e+38, got 1e+300"),
         ("lora", "lora_dropout", 1, "lora_dropout must be in [0, 1), got 1"),
         ("execution", "clients_per_step", 0, "clients_per_step must be at least 1"),
         ("execution", "mesh", [4, 0], "mesh must be two sizes above 0, or -1 for one of them"),
