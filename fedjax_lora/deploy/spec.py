@@ -242,6 +242,7 @@ def _check_config(config: RunConfig) -> None:
     fed = config.federation
     problems = {
         "faults": bool(fed.faults),
+        "central_noise": any("central_noise" in update for update in fed.updates),
         "gaussian_noise(epsilon=...), only gaussian_noise(multiplier=...),": any(
             "epsilon" in update for update in fed.updates
         ),

@@ -14,8 +14,8 @@ from fedjax_lora.core import layerwise, trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.tree_structure import check_same_structure
-from fedjax_lora.core.types import Array, ClientParams, Key, LoRA, Params, PyTree
-from fedjax_lora.federated import transforms
+from fedjax_lora.core.types import Adapter, Array, ClientParams, Key, LoRA, Params, PyTree
+from fedjax_lora.federated import central_noise, transforms
 from fedjax_lora.federated.attacks import Attack, send_attacks
 from fedjax_lora.federated.client_update import (
     ClientParts,
@@ -325,6 +325,11 @@ def compile_round(
         transforms.check_method_averages(method)
     if staleness is not None:
         _check_late(method, staleness, execution, measure)
+    if any(update.central for update in updates) and (staleness or execution.mode == "remote"):
+        raise InputError(
+            "Update 'central_noise' goes neither with late clients nor with real machines (mode "
+            "'remote') yet; take 'gaussian_noise'."
+        )
     client_update = make_client_update(method, train, heads=heads, execution=execution)
     if execution.mode == "remote":  # the clients have applied theirs, and the wire is a real one
         updates = [update for update in updates if update.stage == "server"]
@@ -451,6 +456,7 @@ class _Server:
         if self.heads == "average":
             weight = arrivals.cohort.weight
             head = trees.weighted_mean(arrivals.trained.head, weight, state.head)
+        server, head = self._noised(state, plan, key, update, arrivals, (server, head))
         owned = self._owned(update, result, present)
         server, head, moments = self._followed(state, server, head, owned)
         clients = self._stored(state, plan, update, result, trained, present)
@@ -502,6 +508,34 @@ class _Server:
             update.clients.trainable,
             late,
         )
+
+    def _noised(
+        self,
+        state: FederatedState,
+        plan: Plan,
+        key: Key,
+        update: CohortUpdate,
+        arrivals: Arrivals,
+        mean: tuple[ServerState, Params],
+    ) -> tuple[ServerState, Params]:
+        """Server and head with the noise that the server adds, if there is any."""
+        deviation, (server, head) = sum(one.central for one in self.updates), mean
+        if not deviation:
+            return mean
+
+        def aggregate(adapter: Adapter) -> Adapter:
+            given = arrivals._replace(trained=arrivals.trained._replace(adapter=adapter))
+            return self._aggregated(state, given, len(plan.id)).server.adapter
+
+        cohort, sends = arrivals.cohort, self._sends(update).adapter
+        largest, touched = central_noise.shares(
+            aggregate, arrivals.start.adapter, sends, cohort.weight
+        )
+        averaged = self.heads == "average"
+        released = ClientParams(server.adapter, head if averaged else {})
+        own_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 3)
+        new = central_noise.noised(released, deviation, largest, touched, cohort, own_key)
+        return server._replace(adapter=new.adapter), new.head if averaged else head
 
     def received(self, plan: Plan, key: Key, update: CohortUpdate) -> tuple[ClientParams, Cohort]:
         """What arrives of what the clients have trained, and from whom."""

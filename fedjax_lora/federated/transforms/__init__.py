@@ -22,7 +22,7 @@ from fedjax_lora.federated.transforms.base import (
     UpdateTransform,
     apply_transforms,
 )
-from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
+from fedjax_lora.federated.transforms.clip_noise import central_noise, clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8, uplink_bytes
 from fedjax_lora.federated.transforms.inner_products import inner_products
 from fedjax_lora.federated.transforms.products import (
@@ -61,6 +61,7 @@ __all__ = [
     "affordable_rounds",
     "apply_transforms",
     "bfloat16",
+    "central_noise",
     "check_method_averages",
     "check_transforms",
     "clip",

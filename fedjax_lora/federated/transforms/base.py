@@ -65,6 +65,8 @@ class UpdateTransform:
       is_aggregate: whether every client's update becomes a statistic over the cohort; this needs a
         method that averages, which then returns the statistic.
       noise: parameters of the added noise, for the privacy accountant.
+      central: deviation of noise that the server adds to the aggregate, for a client whose share of
+        it is 1, see `fedjax_lora.federated.central_noise`; 0 for none.
       weigh: weights from the inner products of updates, before ``apply``.
       reweighs: whether its weights are more than the clients' own and 0, so that it needs a method
         that weighs by them.
@@ -77,6 +79,7 @@ class UpdateTransform:
     uplink_bytes: Callable[[np.ndarray, int], np.ndarray] = float32_bytes
     is_aggregate: bool = False
     noise: Noise | None = None
+    central: float = 0.0
     weigh: Weigh | None = None
     reweighs: bool = False
     needs_owners: int = 0

@@ -1,4 +1,6 @@
-"""Client-side update transforms: clipping and Gaussian noise."""
+"""Update transforms of privacy: clipping and Gaussian noise, of clients or of the server."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -84,25 +86,75 @@ def gaussian_noise(
     Raises:
       InputError: an option out of range.
     """
-    if multiplier is None:
-        raise InputError(
-            "Update 'gaussian_noise' needs a multiplier; a run finds it for an epsilon, and a loop "
-            "of your own with transforms.multiplier_for."
-        )
-    if epsilon is not None:
-        raise InputError("Update 'gaussian_noise' takes a multiplier or an epsilon, not both.")
-    need_positive("Update 'gaussian_noise'", multiplier=multiplier, norm=norm)
-    if budget is not None:
-        need_positive("Update 'gaussian_noise'", budget=budget)
-    if delta is not None and not 0 < delta < 1:
-        raise InputError(f"Update 'gaussian_noise' needs delta between 0 and 1, got {delta}.")
+    made = _noise("gaussian_noise", norm, multiplier, delta, epsilon, budget)
 
     def apply(
         start: ClientParams, trained: ClientParams, trainable: ClientParams, weight: Array, key: Key
     ) -> tuple[ClientParams, Array]:
         change = clipped(changes(start, trained, trainable), norm)
         noise = draw(jax.random.normal, key, change)
-        noisy = jax.tree.map(lambda d, z: d + multiplier * norm * z, change, noise)
+        noisy = jax.tree.map(lambda d, z: d + made.multiplier * norm * z, change, noise)
         return changed_by(start, trained, trainable, noisy), weight
 
-    return UpdateTransform(apply=apply, stage="client", noise=Noise(multiplier, delta, budget))
+    return UpdateTransform(apply=apply, stage="client", noise=made)
+
+
+@checked_options
+def central_noise(
+    *,
+    norm: float,
+    multiplier: float | None = None,
+    delta: float | None = None,
+    epsilon: float | None = None,
+    budget: float | None = None,
+) -> UpdateTransform:
+    """Clip updates to ``norm``; a trusted server adds normal noise once, to their mean.
+
+    Its deviation is ``multiplier * norm`` times the largest share that any client has in any number
+    of the mean (one over the cohort for equal clients), see `fedjax_lora.federated.central_noise`.
+    Epsilon is that of `gaussian_noise` with the same multiplier, but holds only against those who
+    see the models: the server sees the clipped updates. For methods that average with weights that
+    do not depend on the updates, without other transforms.
+
+    Args:
+      norm: norm to which updates are clipped, adapter and head together.
+      multiplier: standard deviation of the noise, over the norm and the largest share.
+      delta: as for `gaussian_noise`.
+      epsilon: as for `gaussian_noise`.
+      budget: as for `gaussian_noise`.
+
+    McMahan et al., "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963.
+
+    Raises:
+      InputError: an option out of range.
+    """
+    made = _noise("central_noise", norm, multiplier, delta, epsilon, budget)
+    return dataclasses.replace(clip(norm=norm), noise=made, central=made.multiplier * norm)
+
+
+def _noise(
+    name: str,
+    norm: float,
+    multiplier: float | None,
+    delta: float | None,
+    epsilon: float | None,
+    budget: float | None,
+) -> Noise:
+    """The noise of checked options.
+
+    Raises:
+      InputError: an option out of range.
+    """
+    if multiplier is None:
+        raise InputError(
+            f"Update {name!r} needs a multiplier; a run finds it for an epsilon, and a loop of "
+            "your own with transforms.multiplier_for."
+        )
+    if epsilon is not None:
+        raise InputError(f"Update {name!r} takes a multiplier or an epsilon, not both.")
+    need_positive(f"Update {name!r}", multiplier=multiplier, norm=norm)
+    if budget is not None:
+        need_positive(f"Update {name!r}", budget=budget)
+    if delta is not None and not 0 < delta < 1:
+        raise InputError(f"Update {name!r} needs delta between 0 and 1, got {delta}.")
+    return Noise(multiplier, delta, budget)

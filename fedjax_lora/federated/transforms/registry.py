@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from fedjax_lora.core import registry
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.federated.transforms.base import STAGES, UpdateTransform
-from fedjax_lora.federated.transforms.clip_noise import clip, gaussian_noise
+from fedjax_lora.federated.transforms.clip_noise import central_noise, clip, gaussian_noise
 from fedjax_lora.federated.transforms.compression import bfloat16, int8
 from fedjax_lora.federated.transforms.products import (
     foolsgold,
@@ -24,6 +24,7 @@ from fedjax_lora.methods.base import Method
 TRANSFORMS: dict[str, Callable[..., UpdateTransform]] = {
     "clip": clip,
     "gaussian_noise": gaussian_noise,
+    "central_noise": central_noise,
     "int8": int8,
     "bfloat16": bfloat16,
     "reject_outliers": reject_outliers,
@@ -74,10 +75,30 @@ def check_transforms(
             f"Updates 'median' and 'trimmed_mean' need a method that averages the clients' "
             f"factors, and {method.name!r} does not; take one such as 'masked_mean'."
         )
+    if any(update.central for update in updates):
+        _check_central(updates, specs, method)
     if any(update.noise is not None for update in updates) and method.select is not None:
         raise InputError(
             f"Update 'gaussian_noise' does not cover method {method.name!r}, whose choice of what "
             "to train looks at the clients' data; take a method that does not probe."
+        )
+
+
+def _check_central(
+    updates: Sequence[UpdateTransform], specs: Sequence[str], method: Method
+) -> None:
+    """Refuse central noise where a client's share of the aggregate is not known beforehand."""
+    if not method.averages or method.trim is not None:
+        raise InputError(
+            "Update 'central_noise' needs a mean of the clients' factors with weights that do not "
+            f"depend on them, and method {method.name!r} has another aggregate, whose sensitivity "
+            "is not known; take a method such as 'masked_mean', or 'gaussian_noise', which goes "
+            "with every method."
+        )
+    if len(updates) > 1:
+        raise InputError(
+            f"Updates {list(specs)}: 'central_noise' is used alone, because after other "
+            "transforms a client's part of the mean has no known bound; leave out the others."
         )
 
 
