@@ -127,9 +127,8 @@ class FederationConfig(_Group):
     """Transforms of the clients' updates, in this order: clip(norm=1.0),
     gaussian_noise(multiplier=1.0, norm=1.0) (or epsilon=8.0 for the multiplier; budget=8.0 ends the
     run in time), or central_noise with the same options, added by a trusted server; int8, bfloat16;
-    reject_outliers,
-    norm_bound(quantile=0.5), reject_dissimilar, krum(attackers=0.2), foolsgold, geometric_median,
-    median, trimmed_mean(share=0.1)."""
+    reject_outliers, norm_bound(quantile=0.5), reject_dissimilar, krum(attackers=0.2), foolsgold,
+    geometric_median, median, trimmed_mean(share=0.1)."""
     faults: tuple[str, ...] = ()
     """Faults of the clients in a cohort, in this order:
     dropout(probability=0.1), stragglers(share=0.3, work=0.5). Attackers are the same in all rounds:
