@@ -27,6 +27,7 @@ from tests._helpers.client_messages import (
 SPECS = [
     "clip(norm=20.0)",
     "gaussian_noise(multiplier=0.5, norm=20.0)",
+    "central_noise(multiplier=0.5, norm=20.0)",
     "int8",
     "bfloat16",
     "reject_outliers(factor=1.2)",
