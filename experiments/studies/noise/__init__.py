@@ -30,7 +30,9 @@ FORMER = {
     "lora_fair": "lora_fair(penalty=0.01, relative=False)",
 }
 """Measured with the defaults of version 0.2."""
-LATER = {"fedhl", "fedmomentum", "eclora", "fedsvd", "fedrot_lora", "frlora"}
+LATER = {
+    "fedhl", "fedmomentum", "eclora", "fedsvd", "fedrot_lora", "frlora", "ravan", "fed_sb",
+}  # fmt: skip
 """Methods that are younger than the measurements."""
 METHODS = tuple(FORMER.get(name, name) for name in methods.METHODS if name not in LATER)
 COHORTS = (2, 4, 8)
