@@ -28,8 +28,9 @@ def layer_norm(x: Array, *, name: str, eps: float, dtype: str, bias: bool = True
     if not current_target().is_cpu:
         return _KeepsNormalised(eps, dtype, centred=True, shifted=bias, name=name)(x)
     # The fast variance E[x^2] - E[x]^2 cancels; PyTorch computes the exact one.
-    options = {"use_fast_variance": False, "use_bias": bias}
-    norm = nn.LayerNorm(name=name, epsilon=eps, dtype=jnp.float32, **options)
+    norm = nn.LayerNorm(
+        name=name, epsilon=eps, dtype=jnp.float32, use_bias=bias, use_fast_variance=False
+    )
     return norm(x.astype(jnp.float32)).astype(dtype)
 
 

@@ -119,3 +119,38 @@ def test_exported_layers_are_padded_to_one_rank_and_one_scale():
         np.testing.assert_array_equal(again.a, a)
     fresh = peft_writer.Factors(np.ones((6, 3), np.float32), np.zeros((3, 5), np.float32), 1.0)
     assert matrices.unpad(fresh).rank == 3, "what can be trained is kept"
+
+
+def test_servers_with_one_scale_for_all_layers_compute_the_exported_products(tmp_path):
+    """By the rules of vLLM (`lora/peft_helper.py`) and of llama.cpp (its converter of adapters).
+
+    vLLM reads one rank and one alpha, and refuses `modules_to_save`; llama.cpp divides alpha by the
+    rank of each pair, and refuses tensors that are no factors. Neither reads patterns.
+    """
+    rng = np.random.default_rng(0)
+    clients = {"client0": {"q_proj": (2, 0.5), "v_proj": (4, 1.5)}, "client1": {"q_proj": (3, 2.0)}}
+    for client, sizes in clients.items():
+        factors = {
+            f"model.layers.0.self_attn.{name}": peft_writer.Factors(
+                rng.normal(size=(6, rank)).astype(np.float32),
+                rng.normal(size=(rank, 5)).astype(np.float32),
+                scale,
+            )
+            for name, (rank, scale) in sizes.items()
+        }
+        options = {"base_model": "org/base", "task_type": "CAUSAL_LM", "saved_modules": {}}
+        peft_writer.save(tmp_path / client, matrices.pad_ranks(factors), **options)
+        config = json.loads((tmp_path / client / "adapter_config.json").read_text())
+        assert {"r", "lora_alpha", "target_modules"} <= config.keys()
+        refused = ("modules_to_save", "use_dora", "rank_pattern", "alpha_pattern")
+        assert config["bias"] == "none" and not any(config.get(name) for name in refused)
+        tensors = load_file(tmp_path / client / "adapter_model.safetensors")
+        assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
+        for name, (a, b, scale) in factors.items():
+            A, B = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+            assert A.shape[0] <= config["r"], "what --max-lora-rank must hold"
+            for multiplier in (
+                config["lora_alpha"] / config["r"],  # vLLM
+                config["lora_alpha"] / A.shape[0],  # llama.cpp
+            ):
+                np.testing.assert_allclose(multiplier * B @ A, (scale * a @ b).T, atol=1e-5)
