@@ -46,6 +46,8 @@ install_import_hook(
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Programs without the lines of Python that made them are smaller, and written and compiled sooner.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # A program that several tests or processes need is compiled once.
 jax.config.update("jax_compilation_cache_dir", os.environ["FEDJAX_LORA_CACHE"] + "/xla")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -134,7 +134,7 @@ def random_head(head: Any, seed: list[int]) -> Any:
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+    return jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *trees)  # compiles nothing
 
 
 def make_clients(
@@ -168,7 +168,9 @@ def make_clients(
         gain=lora.spread(spec, scale),
         trainable=ClientParams(
             mask(own),
-            jax.tree.map(lambda x: jnp.full((count,) + (1,) * (x.ndim - 1), train_head), head),
+            jax.tree.map(
+                lambda x: jnp.asarray(np.full((count,) + (1,) * (x.ndim - 1), train_head)), head
+            ),
         ),
         rank=rank,
         batches=jax.tree.map(jnp.asarray, plan.batches),
@@ -222,7 +224,8 @@ def cohort_fn(
 
 
 def first(count: int, tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[:count], tree)
+    """Of arrays over clients those of the first, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x)[:count], tree)
 
 
 # ------------------------------------------------------------------------ objectives in closed form
@@ -490,9 +493,9 @@ def round_federation(**options: Any) -> Federation:
     return federation(bag().data, **({"cohort": COHORT, "padded": PADDED} | options))
 
 
-KINDS = {"fed_plora", "hlora", "flora", "fedex_lora", "fedsa_lora", "fedrora", "lora_a2"}
-"""A method of each kind: folded components, products, stacks, changed kernels, parts that clients
-keep, coefficients, a probe."""
+KINDS = {"fed_plora", "hlora", "flora", "fedsa_lora", "fedrora", "lora_a2"}
+"""A method of each kind: folded components, products, stacks that change kernels, parts that
+clients keep, coefficients, a probe."""
 
 
 ON_THE_BASE = {"flora", "fed_plora"}

@@ -36,7 +36,7 @@ def compiled():
 
 @pytest.mark.parametrize(
     "way",
-    [pytest.param(way, marks=[pytest.mark.slow] * (way == "on eight devices")) for way in WAYS],
+    [pytest.param(way, marks=[pytest.mark.slow] * (way != "base in two parts")) for way in WAYS],
 )
 def test_nothing_is_compiled_after_the_first_round(way, compiled):
     changes = WAYS[way] | {"execution.eval_every": 1, "federation.cohort": 4}

@@ -62,16 +62,26 @@ def torch_losses(folder, left, split):
     return np.array(found)
 
 
-def test_sharded_decoder_trains_equally(folder, finished, assets):
-    """On eight devices, the base in two parts: kernels that FLoRA changes, scores and all."""
+def sharded(folder):
+    """On eight devices, the base in two parts: the config, and what is loaded for it."""
     how = config.ExecutionConfig(mode="sharded", mesh=(4, 2))
     made = dataclasses.replace(make(folder, learning_rate=3e-2), execution=how)
-    straight = build.load_assets(made)  # every part of a matrix goes to its device at once
+    return made, build.load_assets(made)  # every part of a matrix goes to its device at once
+
+
+def test_decoder_is_loaded_in_parts(folder, assets):
+    made, straight = sharded(folder)
     problems.assert_same_bits(straight.model.params, assets.model.params)
     assert straight.model.fingerprint == assets.model.fingerprint
     for base in (straight.model.params, build.build(made, assets).inputs.base):
         up = jax.tree.leaves(base["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
         assert not any(kernel.is_fully_replicated for kernel in up)
+
+
+@pytest.mark.slow  # by default an encoder, in `test_execution` and `test_method_matrix`
+def test_sharded_decoder_trains_equally(folder, finished):
+    """Kernels that FLoRA changes, scores and all."""
+    made, straight = sharded(folder)
     got = fl.run(made, assets=straight)
     problems.assert_close(
         problems.copy(got.state.server), problems.copy(finished.state.server), 2e-5
@@ -80,7 +90,10 @@ def test_sharded_decoder_trains_equally(folder, finished, assets):
         assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("method", "leaves"), [("flora", "merged"), ("fed_plora", "adapter")])
+@pytest.mark.parametrize(
+    ("method", "leaves"),
+    [("flora", "merged"), pytest.param("fed_plora", "adapter", marks=pytest.mark.slow)],
+)
 def test_exported_model_has_the_recorded_perplexity_in_pytorch(
     method, leaves, folder, finished, assets
 ):

@@ -26,10 +26,10 @@ TOLERANCE = 2e-4
 OPTIMIZER = optax.adam(own_loop.RATE, eps=1e-4)
 
 some_methods = pytest.mark.parametrize(
-    "name", problems.one_of_each_kind({*problems.KINDS, "hetlora", "rolora", "fslora"})
+    "name", problems.one_of_each_kind({*problems.KINDS, "hetlora"})
 )
-"""By default one of each kind, a penalty, factors in turn, and a scale of the method's own. Every
-method has its oracle in `test_oracles`, and its rounds in `test_sharding`."""
+"""By default one of each kind, and one with a penalty. Every
+method has its oracle in `test_oracles`."""
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +195,7 @@ def test_missing_method_hook_is_detected(name: str, forgotten: dict[str, Any]):
     assert apart(loop(name)[0], without) > 2 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["flora", "fedex_lora"])
+@pytest.mark.parametrize("name", ["flora", pytest.param("fedex_lora", marks=pytest.mark.slow)])
 def test_kernels_changed_by_a_method_are_part_of_the_model(name: str):
     params, server, _ = loop(name)
     for path, kernel in server.kernels.items():

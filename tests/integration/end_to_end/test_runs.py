@@ -303,7 +303,7 @@ def test_impossible_loss_based_run_is_refused(federation, validation, words, ass
 
 
 FAMILIES = {factory.__module__: name for name, factory in methods.METHODS.items()}
-"""One method of each file. `test_method_matrix` has all of them on a small model, by default;
+"""One method of each file. `test_method_matrix` has one of each kind on a small model, by default;
 Fed-PLoRA and FLoRA are compared with PEFT above."""
 
 

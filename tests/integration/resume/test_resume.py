@@ -67,9 +67,9 @@ AROUND = {
     },
 }
 CASES = {name: tiny_runs.with_method(name) for name in methods.METHODS} | AROUND
-ALONE = {"fed_plora", "flora", "fedsa_lora", "fedrora", "lora_a2", "hetlora", "rolora"}
-"""Methods whose state none of the others has: no more than an adapter, kernels, what clients keep,
-coefficients too, a probe; ranks that change, and a rule that looks at the number of the round."""
+ALONE = {"flora", "fedrora"}
+"""Methods whose state no other case has: kernels, and coefficients with what clients keep. Rates
+depend on the number of the round in all cases; ranks change in `scored_every_round`."""
 ALIKE = CASES.keys() - AROUND.keys() - ALONE | {"promoted_fresh"}
 """What has a state like another case; scores decide the ranks of `scored_every_round` as well."""
 

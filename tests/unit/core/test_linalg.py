@@ -273,7 +273,9 @@ def product(u: jax.Array, s: jax.Array, vt: jax.Array) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize(("i", "o"), [(MANY, MANY), (MANY, 200), (200, MANY)])
+@pytest.mark.parametrize(
+    ("i", "o"), [(MANY, MANY), (MANY, 200), pytest.param(200, MANY, marks=pytest.mark.slow)]
+)
 def test_leading_triplets_are_accurate_for_any_spectrum(spectrum: str, i: int, o: int):
     """As accurate as the full SVD, whatever the values beyond the requested ones."""
     s = SPECTRA[spectrum]
@@ -345,7 +347,9 @@ def cohort_pair(count: int, i: int, rank: int, o: int, seed: int = 0) -> LoRA:
     return LoRA(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
 
 
-@pytest.mark.parametrize(("i", "o"), [(64, 64), (64, 40), (40, 64)])
+@pytest.mark.parametrize(
+    ("i", "o"), [pytest.param(64, 64, marks=pytest.mark.slow), (64, 40), (40, 64)]
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_svd_of_a_thousand_stacked_clients_agrees_with_numpy(i: int, o: int, dtype: Any):
     """Stacks of 4,000 components, a hundred times as many as there are dimensions."""

@@ -162,7 +162,7 @@ def round_memory(shape: tuple[int, int] | None) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("shape", "parts"),
     [
-        (None, 1),
+        pytest.param(None, 1, marks=pytest.mark.slow),
         ((4, 2), 2),
         pytest.param((8, 1), 1, marks=pytest.mark.slow),
         pytest.param((2, 4), 4, marks=pytest.mark.slow),

@@ -35,6 +35,9 @@ MODES = {
     },
 }
 
+BETWEEN = {"vmap of all", "base in eight parts"}
+"""What lies between or beyond others: one wave, and a base in more parts than two."""
+
 
 def mesh_of(options: dict):
     if "devices" not in options:
@@ -60,7 +63,7 @@ def train(problem: str, count: int, **options):
 
 @pytest.mark.parametrize(
     ("problem", "mode"),
-    [("bag", mode) for mode in MODES]
+    [pytest.param("bag", mode, marks=[pytest.mark.slow] * (mode in BETWEEN)) for mode in MODES]
     + [("encoder", "base in two parts")]
     + [
         pytest.param("encoder", mode, marks=pytest.mark.slow)

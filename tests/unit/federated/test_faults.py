@@ -29,7 +29,7 @@ from tests._helpers.problems import (
     stub_rounds,
 )
 
-every_method = pytest.mark.parametrize("method", list(methods.METHODS))
+kinds_of_method = pytest.mark.parametrize("method", problems.one_of_each_kind())
 
 RANK = np.array([1, 2, 4, 3, 2, 1])
 ALL_DROPPED = ("dropout(probability=1.0)",)
@@ -165,7 +165,7 @@ def test_invalid_faults_are_refused_in_one_sentence(spec, words):
 # ------------------------------------------------------------------------------------- every method
 
 
-@every_method
+@kinds_of_method
 def test_dropped_client_equals_an_absent_client(method):
     """For several rounds in a row, and in the program that all other clients use."""
     made = bag_rounds(method, "vmap")
@@ -189,7 +189,7 @@ def test_dropped_client_equals_an_absent_client(method):
     assert made.fn.compiled._cache_size() == 1
 
 
-@every_method
+@kinds_of_method
 def test_if_no_client_answers_the_state_is_unchanged(method):
     made = bag_rounds(method, "vmap")
     before, _ = made.run(made.state(), plan_of(0, method=method))

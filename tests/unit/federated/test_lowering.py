@@ -1,4 +1,4 @@
-"""Every method's round lowers for TPUs and GPUs, which need not be there."""
+"""A method's round lowers for TPUs and GPUs, which need not be there."""
 
 import dataclasses
 import re
@@ -58,7 +58,9 @@ def exported(name: str, method: str) -> jax.export.Exported:
         )
 
 
-@pytest.mark.parametrize("method", list(methods.METHODS))
+@pytest.mark.parametrize(
+    "method", problems.one_of_each_kind({*problems.KINDS, "lora_fair", "florist", "hetlora"})
+)
 def test_round_of_every_method_lowers_for_accelerators(method):
     """A primitive without a rule for a platform, or a callback to Python, would be found here."""
     found = exported("bag", method)

@@ -1,4 +1,4 @@
-"""Every method in every mode: the same server, and a model that learns."""
+"""Methods of every kind in every mode: the same server, and a model that learns."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from tests._helpers import problems
 from tests._helpers.problems import ON_THE_BASE, bag_rounds, ranks_for
 from tests._helpers.tolerances import FROM_AN_SVD, TOLERANCE
 
-every_method = pytest.mark.parametrize("method", list(methods.METHODS))
 kinds_of_method = pytest.mark.parametrize("method", problems.one_of_each_kind())
 
 
@@ -37,7 +36,7 @@ def model(state):
 
 @kinds_of_method
 def test_execution_modes_give_the_same_server(method):
-    """Every method is sharded in `test_sharding`, with a stand-in for training."""
+    """More methods are sharded in `test_sharding`, with a stand-in for training."""
     others = ("sharded", "base in parts") if method in ON_THE_BASE else ()
     assert_modes_agree(method, ("vmap", *others))
 
@@ -65,7 +64,7 @@ def assert_modes_agree(method: str, modes) -> None:
             np.testing.assert_array_equal(one.rank, other.rank)
 
 
-@every_method
+@kinds_of_method
 def test_training_loss_decreases(method):
     _, reports, _ = play(method, "vmap", 16, 0.05)
     means = [np.average(r.loss, weights=r.examples) for r in reports]

@@ -21,8 +21,8 @@ from tests._helpers.problems import (
     stub_rounds,
 )
 
-METHODS = list(methods.METHODS)
-every_method = pytest.mark.parametrize("method", METHODS)
+KINDS = problems.one_of_each_kind()
+kinds_of_method = pytest.mark.parametrize("method", KINDS)
 
 
 def plan_of(t: int = 0, method: str = "zero_padding", rate: float = 0.05, seed: int = 0):
@@ -37,12 +37,12 @@ def stub_plan_of(t: int = 0, rate: float = 0.05):
 # ---------------------------------------------------------------------------------------- compiling
 
 SHARDED = problems.one_of_each_kind({*problems.ON_THE_BASE, "fedsa_lora"})
-"""`test_sharding` has every method on several devices, with an objective that compiles sooner."""
+"""`test_sharding` has more methods on several devices, with an objective that compiles sooner."""
 
 
 @pytest.mark.parametrize(
     ("method", "mode"),
-    [(method, "vmap") for method in METHODS]
+    [pytest.param(*x.values, "vmap", marks=x.marks) for x in KINDS]
     + [pytest.param(*x.values, "sharded", marks=x.marks) for x in SHARDED],
 )
 def test_round_compiles_once(method, mode):
@@ -177,7 +177,7 @@ def break_client(made, client):
     return made.data._replace(ids=made.data.ids.at[rows, 0].set(problems.BROKEN))
 
 
-@every_method
+@kinds_of_method
 def test_non_finite_client_equals_an_absent_client(method):
     """Weights of the others are renormalised: the same bits as without it."""
     made, plan = bag_rounds(method, "vmap"), plan_of(method=method)
@@ -192,7 +192,7 @@ def test_non_finite_client_equals_an_absent_client(method):
         assert problems.changed(got.head, made.begin.head)
 
 
-@every_method
+@kinds_of_method
 def test_if_every_update_is_rejected_the_state_is_unchanged(method):
     made, plan = bag_rounds(method, "vmap"), plan_of(method=method)
     state, seen = made.run(made.state(), plan, base=broken_base(made, slice(None)))
@@ -304,7 +304,7 @@ def test_initial_state_has_heads_and_client_state_of_the_method():
     problem = problems.bag()
     adapter = problems.random_adapter(problem.spec, 0)
     kernels = {"layers/query": problem.base["layers"]["query"]["kernel"]}
-    for name in METHODS:
+    for name in methods.METHODS:
         method = methods.make(name, problem.spec)
         begin = lambda heads, method=method: federated.init_state(  # noqa: E731
             method, adapter, kernels, problem.head, clients=5, heads=heads

@@ -266,7 +266,11 @@ UNPADDED = (
 @pytest.mark.parametrize(
     ("problem", "options"),
     [
-        ("encoder", {"shapes": padded_shapes([problems.BATCH], (8, problems.WIDTH))}),
+        pytest.param(
+            "encoder",
+            {"shapes": padded_shapes([problems.BATCH], (8, problems.WIDTH))},
+            marks=pytest.mark.slow,
+        ),
         ("encoder", {"shapes": UNPADDED, "unpadded": True}),
         ("bag", {"shapes": padded_shapes(row_buckets(problems.BATCH), (problems.WIDTH,))}),
     ],

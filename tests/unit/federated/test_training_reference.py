@@ -83,7 +83,7 @@ def unpadded(batches: Any, k: int) -> list[np.ndarray]:
         ("bag", (1, 5, 9), False),
         ("bag", (1, 5, 9), True),
         pytest.param("encoder", (12,), False, marks=pytest.mark.slow),
-        ("encoder", (12,), True),
+        pytest.param("encoder", (12,), True, marks=pytest.mark.slow),
     ],
 )
 def test_padded_cohort_equals_clients_trained_separately(problem, sizes, folded):

@@ -27,7 +27,6 @@ from tests._helpers.small_model import (
 )
 
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
-pytestmark = pytest.mark.optimized
 
 SUBSETS = [s for r in range(1, R + 1) for s in itertools.combinations(range(R), r)]
 SCALE = TEMPLATE.server_scale

@@ -109,7 +109,13 @@ SCANS = {
 }
 
 
-@pytest.mark.parametrize("lift", SCANS.values(), ids=SCANS)
+@pytest.mark.parametrize(
+    "lift",
+    [
+        pytest.param(lift, id=name, marks=[pytest.mark.slow] * (name in ("everything", "unrolled")))
+        for name, lift in SCANS.items()
+    ],
+)
 def test_adapted_scan_equals_merged_parameters(lift: Callable):
     check_equals_merged(Lifted(lift), X, targets=["up|down", "first"])
 

@@ -1,6 +1,6 @@
 """Adapted NNX modules compute what their merged parameters compute, with one base for all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def assert_close(got, want):
 
 
 def check_equals_merged(module: nnx.Module, x: jax.Array, targets: Any, **options: Any) -> None:
-    """Outputs and gradients of the factors and of the base, see `assert_close`."""
+    """Outputs and gradients of the factors and of the base, compiled; see `assert_close`."""
     model, params, adapter, gain = adapt(module, targets, **options)
 
     def adapted(params: Any, adapter: Adapter) -> jax.Array:
@@ -88,13 +88,19 @@ def check_equals_merged(module: nnx.Module, x: jax.Array, targets: Any, **option
     def merged(params: Any, adapter: Adapter) -> jax.Array:
         return model.merge(lora.merge(params, adapter, gain))(x)
 
-    want = merged(params, adapter)
+    def compiled(f: Callable[[Any, Adapter], jax.Array]) -> Any:
+        """One program for the gradients and the outputs."""
+
+        def loss(params: Any, adapter: Adapter) -> Any:
+            outputs = f(params, adapter)
+            return jnp.sum(jnp.sin(outputs)), outputs
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, adapter)
+
+    (ours, got), (right, want) = compiled(adapted), compiled(merged)
+    gradients = [ours, right]
     assert float(np.max(np.abs(want - module(x)))) > 1e-2
-    assert_close(adapted(params, adapter), want)
-    gradients = [
-        jax.jit(jax.grad(lambda *z, f=f: jnp.sum(jnp.sin(f(*z))), argnums=(0, 1)))(params, adapter)
-        for f in (adapted, merged)
-    ]
+    assert_close(got, want)
     for ours, right in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert_close(ours, right)
     assert all(np.any(x) for x in jax.tree.leaves(gradients[0][1]))

@@ -13,7 +13,6 @@ from tests._helpers import small_model
 from tests._helpers.small_model import INPUT, PARAMS, TEMPLATE, R, adapted, plain, random_adapter
 
 # Two ways to the same sum are compared to the last digit: programs as users compile them.
-pytestmark = pytest.mark.optimized
 
 PARTLY = small_model.spec(layers=[0, 2])
 

@@ -45,7 +45,13 @@ def directions_and_coefficients(
 
 
 @pytest.mark.parametrize("largest", ["signed", "magnitude"])
-@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
+@pytest.mark.parametrize(
+    "lora_spec",
+    [
+        pytest.param(GLOBAL, marks=pytest.mark.slow, id="alpha/R"),
+        pytest.param(PER_CLIENT, id="alpha/r"),
+    ],
+)
 def test_each_client_gets_its_largest_projections(largest: str, lora_spec: LoraSpec):
     """``s_k = u_k^T delta_i v_k`` against dense float64 products, and unit lengths."""
     spec = f"fedrora(largest={largest!r})"

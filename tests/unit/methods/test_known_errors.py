@@ -17,7 +17,7 @@ import pytest
 from fedjax_lora import lora, methods
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
-from tests._helpers import cohorts, oracles
+from tests._helpers import cohorts, oracles, problems
 from tests._helpers.cohorts import EXACT, make_cohort, ranks_for
 from tests._helpers.oracle_comparison import compare
 
@@ -82,7 +82,12 @@ def test_no_client_is_dropped(name: str):
         assert np.max(np.abs(change_of_model(name, *other, [1.0, 2.0, 3.0]) - base)) > 0.1
 
 
-@every_method
+@pytest.mark.parametrize(
+    "name",
+    problems.one_of_each_kind(
+        {*problems.KINDS, "hetlora", "raflora", "rb_lora", "florist", "lora_fair"}
+    ),
+)
 def test_axes_are_not_inferred_from_their_length(name: str):
     """The rank axis was looked for by its size. Here clients, layers, inputs, outputs and R agree.
 
@@ -122,7 +127,9 @@ def test_clients_are_weighed_once_in_the_product(name: str, factor: str):
 
 
 @every_method
-@pytest.mark.parametrize(("alpha", "times"), [(3.0, 1.5), (16.0, 8.0)])
+@pytest.mark.parametrize(
+    ("alpha", "times"), [pytest.param(3.0, 1.5, marks=pytest.mark.slow), (16.0, 8.0)]
+)
 def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float):
     """Elsewhere it was lost on conversion; `test_peft_format` checks the exported files."""
     lora_spec = LoraSpec(targets=SQUARE.targets, rank=R, alpha=alpha)
@@ -132,7 +139,7 @@ def test_alpha_is_neither_lost_nor_doubled(name: str, alpha: float, times: float
     np.testing.assert_allclose(ours, want, atol=2e-6 * np.max(np.abs(want)))
 
 
-@every_method
+@pytest.mark.parametrize("name", problems.one_of_each_kind())
 def test_method_source_has_no_hard_coded_constants(name: str):
     """Elsewhere rank 360 and alpha 16 were: here rank, alpha and number of clients differ."""
     lora_spec = LoraSpec(targets=(LoraTarget("x", 9, 14, None),), rank=7, alpha=2.5)

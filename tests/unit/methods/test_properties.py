@@ -15,7 +15,7 @@ from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.types import LoRA
 from fedjax_lora.lora import LoraSpec, LoraTarget
 from fedjax_lora.methods import AggregateResult, ClientInit, Cohort, ServerState
-from tests._helpers import cohorts, oracles
+from tests._helpers import cohorts, oracles, problems
 from tests._helpers.cohorts import (
     CLIENTS,
     EXACT,
@@ -473,7 +473,9 @@ def test_another_cohort_does_not_recompile(spec: str):
 HEAD = LoraSpec(targets=GLOBAL.targets[1:], rank=R, alpha=6.0)
 
 
-@every_method
+@pytest.mark.parametrize(
+    "name", problems.one_of_each_kind({*problems.KINDS, "hetlora", "florist", "lora_fair"})
+)
 def test_jit_and_plain_python_agree(name: str):
     """In value, type and structure, for both functions; and broadcast compiles once."""
     method = cohorts.in_two_factors(methods.make(name, HEAD))
@@ -529,7 +531,7 @@ def test_the_scale_is_applied_exactly_once(name: str, rule: str, multiplier: flo
         assert_close(client(client_deltas(again, again.adapter), 0)["head/dense"], want)
 
 
-@pytest.mark.slow  # by default whole rounds of every method, in `test_sharding`
+@pytest.mark.slow  # by default whole rounds of one method of each kind, in `test_sharding`
 @every_method
 def test_sharding_the_clients_over_devices_changes_nothing(name: str):
     """The client axis spread over eight devices; two of the clients are absent padding."""

@@ -12,7 +12,8 @@ from tests._helpers import small_decoders as decoders
 from tests._helpers.peft_oracle import ALPHA, RANK, by_peft_name, loss_and_gradients
 
 SLOW = {"mistral", "gemma3_text", "internlm3", "opt", "phi3", "smollm3"}
-"""Llama's, GPT-2's or Gemma 2's layers but for what `test_decoder_parity` compares."""
+"""Llama's, GPT-2's or Gemma 2's layers but for what `test_decoder_parity` compares. Qwen 3 has
+Llama's layers and norms besides; `test_completion_gradients` has Llama itself."""
 
 
 def families(slow: set[str]) -> list[Any]:
@@ -23,7 +24,7 @@ def families(slow: set[str]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("family", families(SLOW))
+@pytest.mark.parametrize("family", families({*SLOW, "llama", "qwen2"}))
 def test_loss_and_factor_gradients_of_every_linear_layer_equal_peft(family, tmp_path, key):
     folder, model = decoders.saved(tmp_path, family)
     loaded = models.load(str(folder), num_labels=None, scan_unroll=1, remat=True, key=key)

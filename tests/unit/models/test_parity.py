@@ -86,7 +86,10 @@ def test_configs_with_other_activations_or_without_token_types_equal_transformer
     check(loaded, model, torch_outputs, batch, token_types=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x not in {"albert", "bert"})) for x in FAMILIES],
+)
 def test_first_layers_alone_equal_transformers(family, saved, texts, torch_outputs, key):
     import transformers
 

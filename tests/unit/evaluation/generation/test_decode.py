@@ -65,7 +65,11 @@ def test_greedy_decoding_equals_decoding_without_a_cache(tiny):
 
 
 @pytest.mark.parametrize(
-    "family", [*FAMILIES, *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
+    "family",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x not in {"mistral", "qwen3"}))
+        for x in (*FAMILIES, *MORE)
+    ],
 )
 def test_greedy_decoding_equals_transformers(family, tmp_path, key):
     import torch

@@ -16,7 +16,7 @@ from fedjax_lora.federated.diagnostics import (
 )
 from fedjax_lora.lora import LoraSpec
 from fedjax_lora.methods import Cohort, ServerState
-from tests._helpers import cohorts
+from tests._helpers import cohorts, problems
 from tests._helpers.cohorts import GLOBAL, PER_CLIENT, SITES, R, make_cohort, play
 from tests._helpers.mixed_ranks import WEIGHT, cohort_for
 
@@ -80,8 +80,14 @@ def mean_model(models: dict, weight) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------- dense products
 
 
-@pytest.mark.parametrize("lora_spec", [GLOBAL, PER_CLIENT], ids=["alpha/R", "alpha/r"])
-@every_method
+@pytest.mark.parametrize(
+    "lora_spec",
+    [
+        pytest.param(GLOBAL, marks=pytest.mark.slow, id="alpha/R"),
+        pytest.param(PER_CLIENT, id="alpha/r"),
+    ],
+)
+@pytest.mark.parametrize("name", problems.one_of_each_kind({*problems.KINDS, "hetlora", "fslora"}))
 def test_noise_equals_its_definition_on_dense_products(name: str, lora_spec: LoraSpec):
     cohort = cohort_for(name, lora_spec)
     server = server_of(name, lora_spec)

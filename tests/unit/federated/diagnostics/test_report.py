@@ -47,8 +47,8 @@ def plan_of(t: int = 0):
     ("method", "mode"),
     [
         ("fed_plora", "vmap"),
-        ("flora", "vmap"),
         ("flora", "sharded"),
+        pytest.param("flora", "vmap", marks=pytest.mark.slow),
         pytest.param("fed_plora", "loop", marks=pytest.mark.slow),
         pytest.param("fed_plora", "sharded", marks=pytest.mark.slow),
         pytest.param("flora", "loop", marks=pytest.mark.slow),
