@@ -108,7 +108,7 @@ def execute_stage(
     pending = _Pending(study, size, locate, assets, compiled, groups)
     seconds: list[float] = []
     failures = 0
-    for number, cell in enumerate(missing, len(cells) - len(missing) + 1):
+    for number, cell in enumerate(missing, len(cells) - everything + 1):
         clock = time.perf_counter()
         record, error = pending.attempt(cell)
         failures += record is None
