@@ -44,7 +44,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("swiglu", "", 7, ["gelu"], {"gelu": 1}),
     "layer_norm_eps": ("x", 0.0, -1.0, float("nan"), float("inf"), [], {}),
     "initializer_range": ("x", -1.0, float("nan"), float("inf"), [], {}),
-    "model_type": ("gpt2", "", 7, None, [], {}, ["bert"], "BERT", LONG_NAME),
+    "model_type": ("t5", "", 7, None, [], {}, ["bert"], "BERT", LONG_NAME),
     "position_embedding_type": ("relative_key", 7, ["absolute"]),
     "is_decoder": (True, "yes", 1),
     "add_cross_attention": (True,),

@@ -86,7 +86,7 @@ def test_options_override_config_fields():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "describes a 'gpt2' model; supported are albert, bert"),
+        ({"model_type": "t5"}, "describes a 't5' model; supported are albert, bert"),
         ({"model_type": None}, "describes a None model"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' position embeddings"),
         ({"is_decoder": True, "pruned_heads": {"0": [1]}}, "is_decoder .*; pruned attention"),
