@@ -186,6 +186,19 @@ def _restrict(kit: pathlib.Path, only: str) -> None:
     (local / "resources.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
+def keep_jobs(kit: pathlib.Path) -> None:
+    """Let the server keep jobs in its kit; the engine's folder is one for all of a machine.
+
+    A kit may have been moved since it was made, so this is done when the server starts.
+    """
+    path = kit / "local" / "resources.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(kit / "snapshots")
+    jobs = next(one for one in values["components"] if one["id"] == "job_manager")
+    jobs["args"]["uri_root"] = str(kit / "jobs")
+    atomic_io.write(path, json.dumps(values, indent=2))
+
+
 def zipped(kit: pathlib.Path) -> bytes:
     """A kit as one file, to be handed to a site."""
     buffer = io.BytesIO()

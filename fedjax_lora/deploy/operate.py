@@ -32,7 +32,8 @@ ENDED = (
 
 
 def server_command(kit: pathlib.Path) -> list[str]:
-    """The engine's server, in the foreground."""
+    """The engine's server, in the foreground, with its jobs in its own kit."""
+    kits.keep_jobs(kit.resolve())
     return _command("server.server_train", kit, "fed_server.json", [])
 
 

@@ -4,6 +4,7 @@ import re
 import tomllib
 
 import fedjax_lora as fl
+from tests._helpers import alike
 from tests._helpers.pages import README, ROOT, blocks
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -49,3 +50,8 @@ def test_citation_and_changelog_have_the_version_of_the_package():
     citation = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert citation and newest and citation[1] == newest[1] == fl.__version__
+
+
+def test_tests_that_the_default_run_keeps_exist():
+    texts = "\n".join(path.read_text("utf-8") for path in ROOT.glob("tests/unit/**/test_*.py"))
+    assert [name for name in sorted(alike.OWN) if f"def {name}(" not in texts] == []

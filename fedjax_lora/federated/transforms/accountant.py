@@ -89,7 +89,7 @@ def affordable_rounds(
         return rounds
     if report(1)["epsilon"] > budgets[0]:
         raise InputError(
-            f"The noise of 'gaussian_noise' spends an epsilon of {report(1)['epsilon']:.3g} in the "
+            f"The noise on updates spends an epsilon of {report(1)['epsilon']:.3g} in the "
             f"first round, and the budget is {budgets[0]:g}; give a larger multiplier or budget."
         )
     low, high = 1, rounds + 1  # affordable, and not known to be
@@ -120,9 +120,7 @@ def multiplier_for(
         not installed.
     """
     if not 0 < epsilon < math.inf:
-        raise InputError(
-            f"Update 'gaussian_noise' needs epsilon above 0 and finite, got {epsilon}."
-        )
+        raise InputError(f"Noise on updates needs an epsilon above 0 and finite, got {epsilon}.")
     delta = _delta(delta, clients)
 
     def spent(multiplier: float) -> float:
@@ -169,7 +167,7 @@ def with_multipliers(specs: Sequence[str], *, rounds: int, clients: int) -> tupl
 def _delta(delta: float | None, clients: int) -> float:
     if delta is None and clients == 1:
         raise InputError(
-            "Update 'gaussian_noise' needs a delta: its default of one over the number of clients "
+            "Noise on updates needs a delta: its default of one over the number of clients "
             "is 1 for a single client, at which anything is private."
         )
     return 1 / clients if delta is None else delta
@@ -182,7 +180,7 @@ def _epsilon(noise: Noise, cohort: int, clients: int, delta: float) -> Callable[
         from dp_accounting import rdp
     except ImportError as error:
         raise InputError(
-            "Update 'gaussian_noise' needs the package dp-accounting to count epsilon; install "
+            "Noise on updates needs the package dp-accounting to count epsilon; install "
             "fedjax-lora[privacy]."
         ) from error
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE

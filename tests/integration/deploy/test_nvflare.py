@@ -64,3 +64,5 @@ def test_a_federation_of_processes_leaves_the_adapter_of_a_simulation(tmp_path):
         assert record["silent"] == []
         assert record["up_bytes"] == sum(site["up"] for site in sites)
         assert record["down_bytes"] == sum(site["down"] - 8 for site in sites)  # a random key
+    # Not in the engine's folder, which servers of one machine would share.
+    assert any((tmp_path / "fed").glob("**/jobs/*"))
