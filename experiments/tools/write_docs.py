@@ -16,6 +16,7 @@ import experiments.benchmarks.quantized_base.report as quantized_base
 import experiments.benchmarks.scaling.report as scaling
 import experiments.benchmarks.targets.report as targets
 import experiments.robustness.attacks.report as attacks
+import experiments.robustness.deployment.report as deployment
 import experiments.robustness.fuzz.report as fuzz
 import experiments.robustness.huggingface_parity.report as huggingface_parity
 import experiments.robustness.interruptions.report as interruptions
@@ -43,6 +44,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "cohort_profile": cohort.profile_table,
     "compilation": compilation.table,
     "demo": readme_demo.block,
+    "deployment": deployment.table,
     "cost_estimates": cost_estimates.table,
     "former_partitions": former_partitions.table,
     "fuzz": fuzz.table,
@@ -58,6 +60,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "huggingface_parity": huggingface_parity.table,
     "reruns": write_reports.overview,
     "scaling": scaling.table,
+    "scaling_federation": scaling.federation_table,
     "targets": targets.block,
     "target_scaling": targets.table,
     "quantized_base": quantized_base.table,

@@ -247,9 +247,8 @@ def _check_config(config: RunConfig) -> None:
             "epsilon" in update for update in fed.updates
         ),
         "device_profiles": fed.device_profiles != "none",
-        "server that does not wait (server=...)": fed.server != "synchronous",
         "a simulated deadline (--deadline of a run)": fed.deadline != "none",
-        "server but 'synchronous'": fed.server != "synchronous",
+        "server_mode but 'synchronous'": fed.server_mode != "synchronous",
         "heads='local'": fed.heads == "local",
         "client_weights='tokens'": fed.client_weights != "examples",
         "validation_examples": config.data.validation_examples > 0,

@@ -36,7 +36,7 @@ from fedjax_lora.methods.base import ClientInit, Cohort, Method, Mix, ServerStat
 class Staleness:
     """How late clients are mixed into the present model.
 
-    >>> Staleness().discount(np.array([0, 3])).tolist()
+    >>> Staleness().discount(jnp.array([0, 3])).tolist()
     [1.0, 0.5]
 
     Attributes:

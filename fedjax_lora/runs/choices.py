@@ -121,7 +121,7 @@ def resolve(config: RunConfig) -> Choices:
         faults=tuple(registry.bind(spec, *_registered("fault"))() for spec in fed.faults),
         device_profiles=registry.bind(fed.device_profiles, *_registered("device profiles"))(),
         deadline=registry.bind(fed.deadline, *_registered("deadline"))(),
-        server=registry.bind(fed.server, *_registered("server"))(),
+        server=registry.bind(fed.server_mode, *_registered("server"))(),
         server_optimizer=registry.bind(fed.server_optimizer, *_registered("server optimizer"))(),
         schedule=registry.bind(config.local.schedule, *_registered("schedule")),
         stop=registry.bind(fed.stop, *_registered("stopping rule")),
@@ -183,7 +183,7 @@ def _choices(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield from (("fault", spec) for spec in fed.faults)
     yield "device profiles", fed.device_profiles
     yield "deadline", fed.deadline
-    yield "server", fed.server
+    yield "server", fed.server_mode
     yield "server optimizer", fed.server_optimizer
     yield "schedule", config.local.schedule
     yield "stopping rule", fed.stop

@@ -38,8 +38,8 @@ def check_server(
     staleness.check_method(method, choices.server.staleness)
     if fleet is None:
         raise InputError(
-            f"Server {fed.server!r} needs device profiles, which say how long clients take; give "
-            "device_profiles, or leave out the server."
+            f"Server {fed.server_mode!r} needs device profiles, which say how long clients take; "
+            "give device_profiles, or leave out --server-mode."
         )
     problems = (
         (choices.deadline != Deadline(), "a deadline, which closes rounds that wait; leave it out"),
@@ -63,7 +63,7 @@ def check_server(
         (execution.mode == "remote", "clients that are real machines; leave it out"),
     )
     if found := [words for wrong, words in problems if wrong]:
-        raise InputError(f"Server {fed.server!r} does not go with {found[0]}.")
+        raise InputError(f"Server {fed.server_mode!r} does not go with {found[0]}.")
 
 
 def make_events(config: RunConfig, server: Server | None, federation: Federation) -> Events | None:

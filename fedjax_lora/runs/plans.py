@@ -78,7 +78,7 @@ def make_round_spec(config: RunConfig, assets: Assets, setup: Setup) -> RoundSpe
             for spec, fault in zip(fed.faults, setup.faults, strict=True)
             if isinstance(fault, Attack)
         ),
-        server=fed.server,
+        server=fed.server_mode,
         server_optimizer=fed.server_optimizer,
         measure=config.execution.measure,
     )

@@ -88,8 +88,10 @@ def test_documented_commands_parse(command: str, monkeypatch):
         kind = deploy.ClientOptions if verb == "client" else DEPLOY[args.pop(0)]
         assert tyro.cli(kind, args=args)
     elif verb in OPTIONS:
-        options = tyro.cli(OPTIONS[verb], args=args)
-        assert pathlib.Path("runs/hlora") in vars(options).values()
+        options = vars(tyro.cli(OPTIONS[verb], args=args)).values()
+        assert {pathlib.Path("runs/hlora"), pathlib.Path("runs/tuned")} & {
+            x for x in options if isinstance(x, pathlib.Path)
+        }
     elif "--help" in args:
         with pytest.raises(SystemExit) as exit_info:
             main.main([verb, *args])

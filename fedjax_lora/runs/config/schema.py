@@ -141,7 +141,7 @@ class FederationConfig(_Group):
     deadline: str = "none"
     """When the server closes a round on that clock: none (it waits for all), first(over=1.3) (it
     draws more clients and waits for a cohort), after(seconds=60, over=1.3, late='partial')."""
-    server: str = "synchronous"
+    server_mode: str = "synchronous"
     """Whether a new model waits for the cohort: synchronous; or, on that clock and with a cohort at
     work at any time, fedasync(mixing=0.6), fedbuff(buffer=10), semi_synchronous(buffer=5). Methods
     that decompose products need mix='models'."""

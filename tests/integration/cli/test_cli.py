@@ -97,7 +97,7 @@ BAD_OPTIONS = [
     (["--model=/no/such/folder"], "/no/such/folder"),
     (["--targets=nothing-like-it"], "match no layer"),
     (["--targets=(("], "regular expression"),
-    (["--ranks=fixed(rank=0)"], "at least 1"),
+    (["--ranks=fixed(rank=0)"], "whole numbers from 1"),
     (["--ranks=fixed(rank=500)"], "LoRA rank 500 exceeds"),
     (["--ranks=tiers(ranks=[2,4], shares=[1.0])"], "as many non-negative shares"),
     (["--partition=dirichlet(alpha=0)"], "alpha"),

@@ -70,7 +70,7 @@ def test_a_spec_that_cannot_be_is_refused(values, words):
         ("federation.heads", "local"),
         ("federation.faults", ("dropout(probability=0.1)",)),
         ("federation.client_weights", "tokens"),
-        ("federation.server", "buffered"),
+        ("federation.server_mode", "buffered"),
         ("data.validation_examples", 5),
         ("lora.adapter", "x"),
         ("lora.lora_dropout", 0.1),

@@ -17,7 +17,7 @@ CHANGES = {
     "federation.method": "zero_padding",
     "federation.cohort": 3,
     "federation.device_profiles": "classes(names=['jetson-nano', 'laptop-m1'])",
-    "federation.server": "fedbuff(buffer=2)",
+    "federation.server_mode": "fedbuff(buffer=2)",
     "execution.checkpoint_every": 1,
     "execution.eval_every": 4,
 }
@@ -59,8 +59,8 @@ def test_resumed_run_goes_on_with_the_clients_at_work(shared, tmp_path):
 )
 def test_buffer_of_a_cohort_is_the_synchronous_run(shared, method, mix):
     server = f"semi_synchronous(mix={mix!r})"
-    late = run(changed(method=method, server=server), **shared)
-    plain = run(changed(method=method, server="synchronous"), **shared)
+    late = run(changed(method=method, server_mode=server), **shared)
+    plain = run(changed(method=method, server_mode="synchronous"), **shared)
     for one, other in zip(late.records, plain.records, strict=True):
         assert one["clients"].pop("staleness") == [0, 0, 0]
         for name in ("id", "steps", "up_bytes", "down_bytes"):
@@ -80,7 +80,7 @@ def test_buffer_of_a_cohort_is_the_synchronous_run(shared, method, mix):
 )
 @pytest.mark.parametrize("heads", ["average", "local", "frozen"])
 def test_servers_methods_and_heads_go_together(shared, method, server, heads):
-    result = run(changed(method=method, server=server, heads=heads), **shared)
+    result = run(changed(method=method, server_mode=server, heads=heads), **shared)
     assert np.isfinite([record["train_loss"] for record in result.records]).all()
 
 
@@ -93,8 +93,8 @@ def test_servers_methods_and_heads_go_together(shared, method, server, heads):
         ({"sampling": "round_robin"}, "sampling='round_robin'"),
         ({"method": "hlora"}, "cannot mix late changes, only models"),
         ({"method": "rolora"}, "takes no late clients"),
-        ({"server": "fedbuff"}, "give a cohort of at least 10"),
-        ({"server": "fedbuf"}, "fedbuff"),
+        ({"server_mode": "fedbuff"}, "give a cohort of at least 10"),
+        ({"server_mode": "fedbuf"}, "fedbuff"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_sentence(shared, changes, words):
