@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 NET = Net()
-PARAMS = NET.init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+PARAMS = jax.jit(NET.init)(jax.random.key(0), jnp.zeros((1, 5)))["params"]
 INPUT = jax.random.normal(jax.random.key(1), (6, 5))
 
 
