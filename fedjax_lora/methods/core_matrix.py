@@ -83,7 +83,7 @@ def ravan(
             f"{heads}; choose another one, or a rank that it divides."
         )
     rule = _Core(spec, count, "importance" if selection == "norm" else "random", weights, "random")
-    return rule.method("ravan", "arXiv 2506.05568")
+    return rule.method("ravan", paper="arXiv 2506.05568")
 
 
 @checked_options
@@ -104,7 +104,7 @@ def fed_sb(spec: LoraSpec, *, bases: Bases = "kernel", weights: Weights = "unifo
     Singhal et al., "Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in
     (Private) Federated LoRA Fine-Tuning", arXiv 2502.15436.
     """
-    method = _Core(spec, 1, "prefix", weights, bases).method("fed_sb", "arXiv 2502.15436")
+    method = _Core(spec, 1, "prefix", weights, bases).method("fed_sb", paper="arXiv 2502.15436")
     check = need_equal_ranks("fed_sb", "the heterogeneous method 'ravan'")
     return dataclasses.replace(method, check=check)
 
@@ -124,7 +124,7 @@ class _Core:
         """The rank of a head."""
         return self.spec.rank // self.heads
 
-    def method(self, name: str, paper: str) -> Method:
+    def method(self, name: str, *, paper: str) -> Method:
         """The method of these functions."""
         return Method(
             name=name,
