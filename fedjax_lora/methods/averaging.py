@@ -15,7 +15,7 @@ becomes zero with ``empty="zero"`` (`Empty`).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 from fedjax_lora import lora
 from fedjax_lora.core import trees
 from fedjax_lora.core.cohort_sum import weighted_sum
+from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import checked_options
 from fedjax_lora.core.types import Adapter, LoRA
 from fedjax_lora.lora import LoraSpec
@@ -49,7 +50,13 @@ both of their factors become zero."""
 
 
 def shares(weight: Float[Array, " c"], kind: Weights = "examples") -> Float[Array, " c"]:
-    """Weights of the cohort, zero for absent clients, summing to one over the others: ``[c]``."""
+    """Weights of the cohort, zero for absent clients, summing to one over the others: ``[c]``.
+
+    Raises:
+      InputError: a kind that does not exist.
+    """
+    if kind not in get_args(Weights):
+        raise InputError(f"Weights are examples or uniform, got {kind!r}.")
     if kind == "uniform":
         weight = (weight > 0).astype(weight.dtype)
     return trees.safe_divide(weight, jnp.sum(weight), jnp.zeros(()))

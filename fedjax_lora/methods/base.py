@@ -19,6 +19,7 @@ import numpy as np
 from fedjax_lora import lora
 from fedjax_lora.core import linalg, trees
 from fedjax_lora.core.errors import InputError
+from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import (
     EQUAL_RATES,
     Adapter,
@@ -164,6 +165,10 @@ class Method:
     late: tuple[Mix, ...] = ()
     clients_hold_kernels: bool = True
     check: Callable[[np.ndarray], None] = no_check
+
+    def __post_init__(self) -> None:
+        """Refuse words that are none of the choices."""
+        check_fields(self)
 
 
 def plain_server(adapter: Adapter, kernels: Kernels) -> ServerState:

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
+import textwrap
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +136,29 @@ def test_functions_take_numpy_scalars():
     assert made == lora.make_spec(PARAMS, targets="value", rank=2, alpha=4.0, layers=[0])
     assert type(made.rank) is int and type(made.alpha) is float
     assert Execution(clients_per_step=np.int64(2)) == Execution(clients_per_step=2)
+
+
+@pytest.mark.slow
+def test_words_that_annotations_refuse_in_tests_are_refused_in_users_processes():
+    """Here jaxtyping's hook would be first."""
+    script = """
+        import dataclasses, jax.numpy as jnp
+        import fedjax_lora as fl
+        from fedjax_lora.methods.averaging import shares
+        spec = fl.lora.make_spec({"out": {"kernel": jnp.ones((3, 4))}}, targets="out", rank=2)
+        method = fl.methods.hlora(spec)
+        for make in (
+            lambda: dataclasses.replace(method, keeps="site"),
+            lambda: shares(jnp.ones(2), "token"),
+        ):
+            try:
+                make()
+            except fl.InputError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.endswith("keeps cannot be 'site', it is one of 'server', 'client'.")
+    assert second == "Weights are examples or uniform, got 'token'."
