@@ -129,7 +129,7 @@ def test_selected_layers_of_a_stack_are_marked():
         ({"scale": "alpha/q"}, "Unknown scale rule 'alpha/q'; did you mean 'alpha/"),
         ({"targets": "queries"}, "Targets 'queries' match no layer; presets: attention-qv, "),
         ({"targets": []}, "Targets () match no layer"),
-        ({"targets": "queries"}, "layers of this model: embed, head, layers/output, layers/query, "),
+        ({"targets": "queries"}, "layers of this model: embed, head, layers/output, "),
         ({"targets": "(query"}, "Targets '(query' hold an invalid regular expression: missing )"),
         ({"rank": 0}, "LoRA rank must be at least 1, got 0."),
         ({"rank": -3}, "LoRA rank must be at least 1, got -3."),
