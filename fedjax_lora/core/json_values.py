@@ -1,6 +1,7 @@
 """JSON values, as run folders, records and configs hold them."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 JsonValue: TypeAlias = str | int | float | bool | Sequence[object] | Mapping[str, object] | None
@@ -16,3 +17,8 @@ the method, so the values are not typed. Functions that only hand a record on ta
 
 History: TypeAlias = Sequence[Record]
 """The records of the rounds of a run, in order."""
+
+
+def as_lines(records: Iterable[object]) -> str:
+    """Format records as the lines of a JSON-lines file."""
+    return "".join(json.dumps(record) + "\n" for record in records)

@@ -14,6 +14,7 @@ from fedjax_lora.core.tree_structure import check_same_structure
 from fedjax_lora.core.types import AnyArray, Array, ClientParams, Key, Params, PyTree
 from fedjax_lora.federated.execution import DEFAULT_EXECUTION, Exchange, Execution, execute
 from fedjax_lora.federated.remote import Assignment, trained_from
+from fedjax_lora.federated.round_keys import METHOD, TRAINING, round_key
 from fedjax_lora.federated.shape_checks import check_start
 from fedjax_lora.federated.staleness import begun_in, broadcast_each, recall
 from fedjax_lora.federated.state import ClientStore, FederatedState, Head, Plan
@@ -42,8 +43,7 @@ def cohort_of(spec: LoraSpec, plan: Plan, weight: AnyArray, key: Key) -> Cohort:
     """The cohort of a plan as methods see it, with these weights."""
     id, rank, amount, round = map(jnp.asarray, (plan.id, plan.rank, weight, plan.round))
     scale = jnp.broadcast_to(jnp.asarray(spec.scale(rank), jnp.float32), rank.shape)
-    method_key = jax.random.fold_in(jax.random.fold_in(key, round), 0)
-    return Cohort(id, rank, amount, scale, round, method_key)
+    return Cohort(id, rank, amount, scale, round, round_key(key, round, METHOD))
 
 
 @checked_options
@@ -166,7 +166,7 @@ class ClientParts:
 
 def _training_key(key: Key, round: Array, id: Array) -> Key:
     """The key of a client's training in the round in which it begins."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, round), 1), id)
+    return jax.random.fold_in(round_key(key, round, TRAINING), id)
 
 
 def all_finite(tree: PyTree) -> Array:

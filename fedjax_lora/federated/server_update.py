@@ -19,6 +19,7 @@ from fedjax_lora.federated.client_update import (
     all_finite,
     cohort_of,
 )
+from fedjax_lora.federated.round_keys import SERVER_NOISE, TRANSFORMS, round_key
 from fedjax_lora.federated.shape_checks import check_outcome
 from fedjax_lora.federated.staleness import (
     Arrivals,
@@ -160,7 +161,7 @@ class ServerUpdate:
         )
         averaged = self.heads == "average"
         released = ClientParams(server.adapter, head if averaged else {})
-        own_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 3)
+        own_key = round_key(key, plan.round, SERVER_NOISE)
         new = central_noise.noised(released, deviation, largest, touched, cohort, own_key)
         return server._replace(adapter=new.adapter), new.head if averaged else head
 
@@ -183,7 +184,7 @@ class ServerUpdate:
         start, after, learns = update.clients.params, update.trained, self._sends(update)
         if self.heads != "average":  # then they are not sent
             start, after, learns = (x._replace(head={}) for x in (start, after, learns))
-        own_key = jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(plan.round)), 2)
+        own_key = round_key(key, plan.round, TRANSFORMS)
         got, weight = transforms.apply_transforms(
             self.updates,
             start,

@@ -29,6 +29,7 @@ from fedjax_lora.core import trees
 from fedjax_lora.core.errors import InputError
 from fedjax_lora.core.records import check_fields
 from fedjax_lora.core.types import AnyArray, Array, ClientParams, Key, Params, PyTree
+from fedjax_lora.federated.round_keys import METHOD, round_key
 from fedjax_lora.methods.base import ClientInit, Cohort, Method, Mix, ServerState
 
 
@@ -214,5 +215,5 @@ def begun_in(cohort: Cohort, rounds: Array, key: Key) -> Cohort:
       rounds: ``int32[c]``.
       key: the run's root key.
     """
-    of = lambda round: jax.random.fold_in(jax.random.fold_in(key, round), 0)  # noqa: E731
-    return cohort._replace(round=rounds, key=jax.vmap(of)(rounds))
+    keys = jax.vmap(lambda round: round_key(key, round, METHOD))(rounds)
+    return cohort._replace(round=rounds, key=keys)

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from fedjax_lora.core import atomic_io
 from fedjax_lora.core.errors import InputError
-from fedjax_lora.core.json_values import History, Record
+from fedjax_lora.core.json_values import History, Record, as_lines
 from fedjax_lora.runs import config as configs
 from fedjax_lora.runs.config import RunConfig
 from fedjax_lora.runs.folder_names import (
@@ -165,10 +165,10 @@ class RunFolder:
             atomic_io.reporting_write_errors(self.path),
             (self.path / name).open("a", encoding="utf-8") as file,
         ):
-            file.write(json.dumps(values) + "\n")
+            file.write(as_lines([values]))
 
     def _write_lines(self, name: str, lines: Iterable[Any]) -> None:
-        atomic_io.write(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_io.write(self.path / name, as_lines(lines))
 
 
 def read_lines(file: pathlib.Path) -> History:

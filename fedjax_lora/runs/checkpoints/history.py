@@ -13,7 +13,7 @@ import pathlib
 from typing import NamedTuple
 
 from fedjax_lora.core import atomic_io
-from fedjax_lora.core.json_values import History
+from fedjax_lora.core.json_values import History, as_lines
 from fedjax_lora.runs.folder_names import CHECKPOINTS, METRICS
 
 FILE = "history.jsonl"
@@ -75,11 +75,6 @@ class HistoryFile:
 
     def _part(self) -> HistoryPart:
         return HistoryPart(self._rounds, self._size, self._digest.hexdigest())
-
-
-def as_lines(records: History) -> str:
-    """Format records as the lines of a JSON-lines file."""
-    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def has_history(folder: pathlib.Path, part: HistoryPart) -> bool:

@@ -1,0 +1,20 @@
+"""The random keys of a round: one for each use, all from the run's root key."""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lora.core.types import AnyArray, Key
+
+METHOD, TRAINING, TRANSFORMS, SERVER_NOISE = range(4)
+"""Uses of randomness in a round. Clients and transforms fold their own numbers into these keys."""
+
+
+def round_key(key: Key, round: int | AnyArray, use: int) -> Key:
+    """Return the key of a round for one use.
+
+    Args:
+      key: the run's root key.
+      round: counted from 0.
+      use: one of the uses above.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, jnp.asarray(round)), use)
