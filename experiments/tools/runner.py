@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import tyro
+
 from experiments.tools import alternate, run_store
 from experiments.tools.json_lines import Record
 from experiments.tools.study import Experiment, Size, Stage, Study, distinct
@@ -220,3 +222,25 @@ def main(
     except KeyboardInterrupt:
         print("Finished runs are kept; run the same command again to continue.")
         return 130
+
+
+def command(study: Study, *, together: int) -> int:
+    """Run a study as a command with options of its own; returns the exit status.
+
+    Args:
+      study: the study; its module says what it compares.
+      together: default of the option of this name.
+    """
+
+    def run(data_dir: str, together: int = together, most: int | None = None) -> int:
+        """Tune and run every arm; what has a record is not run again.
+
+        Args:
+          data_dir: folder with the tasks' official files.
+          together: runs that are trained at once, of those that differ in seed and learning rate
+            alone.
+          most: runs of this call, by default all.
+        """
+        return main((study,), "small", data_dir, together=together, most=most)
+
+    return tyro.cli(run)
